@@ -1,0 +1,25 @@
+"""LoRA bytes: reading, checking and packing adapters, and the LoRA operation. Knows no request and no model class.
+
+This module imports no torch, because the front end needs the registry; `device_pool`, `lora` and `reference` do.
+"""
+
+from .checkpoint import Checkpoint, read_checkpoint
+from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
+from .image import AdapterImage, ImageTable, pack
+from .registry import Registry, is_valid_name
+from .targets import TargetModule
+
+__all__ = [
+    "AdapterError",
+    "AdapterImage",
+    "AdapterNotFound",
+    "AdapterRejected",
+    "AdapterTooLarge",
+    "Checkpoint",
+    "ImageTable",
+    "Registry",
+    "TargetModule",
+    "is_valid_name",
+    "pack",
+    "read_checkpoint",
+]

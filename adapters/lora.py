@@ -1,0 +1,35 @@
+"""The LoRA operation's interface: a plan once per step, then one run per projection site.
+
+Semantics of `run`, for every segment and every (adapter, scale) of its list, in order, and every slice of the site:
+    y[t, offset:offset + out] += scale * alpha / r * B (A x[t])
+A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one step that share one ordered list of adapters."""
+
+    start: int  # first token
+    end: int  # one past the last token
+    adapters: tuple[tuple[str, float], ...]  # (digest, request scale), in order of addition
+
+
+class LoRAMetadata:
+    """What `plan` prepared for one step; its content is the backend's own."""
+
+
+class LoRABackend(ABC):
+    @abstractmethod
+    def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
+        """Looks up the weights of the segments' adapters, which stand in `adapter_pages` (digest -> arena pages)."""
+
+    @abstractmethod
+    def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
+        """Adds the adapters' change to y in place. x: [num_tokens, in], y: [num_tokens, out of the whole site]."""

@@ -1,0 +1,244 @@
+"""PeftConfig: what an `adapter_config.json` says, checked. Knows PEFT's rules for patterns and targets, no tensor.
+
+The rules are PEFT's own (tuners_utils.check_target_module_exists, get_pattern_key): patterns are regular expressions
+that have to match a module's whole name or its end after a dot, and the first that matches wins.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_RANK = 1024
+MAX_PATTERN_LENGTH = 512  # characters; patterns come from the file and are evaluated
+
+# Fields that say nothing about how the adapter's change is computed.
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+SERVED = frozenset(
+    {
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "init_lora_weights",
+    }
+)
+TASK_TYPES = (None, "CAUSAL_LM")
+# These initialisations leave the base weights as they are; PiSSA, OLoRA and others subtract from them.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+Value = TypeVar("Value", int, float)
+
+
+class ConfigError(ValueError):
+    """One or more things in the configuration that cannot be served; `problems` names each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    rank: int
+    alpha: float
+    use_rslora: bool
+    target_modules: str | tuple[str, ...]
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: frozenset[int] | None = None
+    layers_pattern: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def rank_of(self, module: str) -> int:
+        return _first_match(self.rank_pattern, module, self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA, arXiv 2312.03732)."""
+        rank = self.rank_of(module)
+        alpha = _first_match(self.alpha_pattern, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would have put LoRA on the module of this name."""
+        if _is_named(self.exclude_modules, module):
+            return False
+        if isinstance(self.target_modules, str):
+            return self.target_modules == "all-linear" or re.fullmatch(self.target_modules, module) is not None
+        if module in self.target_modules:
+            return True
+        return _is_named(self.target_modules, module) and self._transforms_layer_of(module)
+
+    def _transforms_layer_of(self, module: str) -> bool:
+        if self.layers_to_transform is None:
+            return True
+        patterns = self.layers_pattern or (r"[^.]*",)
+        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+        match = next((match for match in matches if match), None)
+        return match is not None and int(match.group(1)) in self.layers_to_transform
+
+
+def _first_match(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(matching, default)
+
+
+def _is_named(names: str | tuple[str, ...], module: str) -> bool:
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def parse_config(content: bytes) -> PeftConfig:
+    """Reads the JSON of an `adapter_config.json`. Raises ConfigError with everything that cannot be served."""
+    fields = _parse_json(content)
+    problems = _unserved_fields(fields)
+    reader = _Fields(fields, problems)
+    config = PeftConfig(
+        rank=reader.rank("r", fields.get("r", 8)),
+        alpha=reader.number("lora_alpha", fields.get("lora_alpha", 8)),
+        use_rslora=reader.boolean("use_rslora"),
+        target_modules=reader.modules("target_modules"),
+        exclude_modules=reader.modules("exclude_modules"),
+        layers_to_transform=reader.layers("layers_to_transform"),
+        layers_pattern=_as_tuple(reader.modules("layers_pattern")),
+        rank_pattern={key: reader.rank(f"rank_pattern[{key}]", r) for key, r in reader.pattern("rank_pattern")},
+        alpha_pattern={key: reader.number(f"alpha_pattern[{key}]", a) for key, a in reader.pattern("alpha_pattern")},
+    )
+    if not config.target_modules:
+        problems.append("target_modules: names no module")
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _parse_json(content: bytes) -> dict[str, Any]:
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError([f"adapter_config.json has {len(content)} bytes, at most {MAX_CONFIG_BYTES} are read"])
+    try:
+        fields = json.loads(content, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"adapter_config.json is not valid JSON: {error}"]) from error
+    if not isinstance(fields, dict):
+        raise ConfigError(["adapter_config.json is not a JSON object"])
+    return fields
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a key stands in an object twice")
+    return fields
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unserved_fields(fields: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if fields.get("peft_type") != "LORA":
+        problems.append(f"peft_type: {fields.get('peft_type')!r} is not 'LORA'")
+    if fields.get("task_type") not in TASK_TYPES:
+        problems.append(f"task_type: {fields.get('task_type')!r} is not 'CAUSAL_LM'")
+    initialisation = fields.get("init_lora_weights", True)
+    if initialisation not in PLAIN_INITIALISATIONS:
+        problems.append(f"init_lora_weights: {initialisation!r} changes the base weights, which are shared")
+    for name, value in fields.items():
+        is_default = value in (None, False, "", [], {}) or (name == "bias" and value == "none")
+        if name not in SERVED and name not in HARMLESS and not is_default:
+            problems.append(f"{name}: {value!r} is not served")
+    return problems
+
+
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return ((names,) if names else ()) if isinstance(names, str) else names
+
+
+class _Fields:
+    """Reads typed values out of the JSON object, noting a problem for each that is of the wrong form."""
+
+    def __init__(self, fields: Mapping[str, Any], problems: list[str]) -> None:
+        self._fields = fields
+        self._problems = problems
+
+    def rank(self, name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_RANK:
+            self._problems.append(f"{name}: {value!r} is not an integer from 1 to {MAX_RANK}")
+            return 1
+        return value
+
+    def number(self, name: str, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= 1e6:
+            self._problems.append(f"{name}: {value!r} is not a finite number of at most 1e6")
+            return 1.0
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        value = self._fields.get(name)
+        if value not in (None, True, False):
+            self._problems.append(f"{name}: {value!r} is not a boolean")
+        return value is True
+
+    def modules(self, name: str) -> str | tuple[str, ...]:
+        value = self._fields.get(name)
+        if value is None:
+            return ()
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
+            self._problems.append(f"{name}: {value!r} is neither a string nor a list of strings")
+            return ()
+        if isinstance(value, str) and value != "all-linear" and not self._is_pattern(name, value):
+            return ()
+        return value if isinstance(value, str) else tuple(names)
+
+    def layers(self, name: str) -> frozenset[int] | None:
+        value = self._fields.get(name)
+        if value is None or value == []:
+            return None
+        layers = [value] if isinstance(value, int) else value
+        if not isinstance(layers, list) or not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+            self._problems.append(f"{name}: {value!r} is neither an index nor a list of indices")
+            return None
+        return frozenset(layers)
+
+    def pattern(self, name: str) -> list[tuple[str, Any]]:
+        value = self._fields.get(name) or {}
+        if not isinstance(value, dict):
+            self._problems.append(f"{name}: {value!r} is not an object")
+            return []
+        return [(key, entry) for key, entry in value.items() if self._is_pattern(name, key)]
+
+    def _is_pattern(self, name: str, pattern: str) -> bool:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            self._problems.append(f"{name}: {pattern!r} is not a regular expression ({error})")
+            return False
+        if len(pattern) > MAX_PATTERN_LENGTH:
+            self._problems.append(f"{name}: a pattern of {len(pattern)} characters, at most {MAX_PATTERN_LENGTH}")
+            return False
+        return True

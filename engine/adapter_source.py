@@ -1,0 +1,25 @@
+"""Where an adapter comes from: a folder, or a hub id that is downloaded into the hub's own cache. No torch."""
+
+from pathlib import Path
+
+from blora.adapters import AdapterRejected
+
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def resolve_adapter(path: str) -> Path:
+    """A folder as it is; what looks like a hub id is downloaded. Raises AdapterRejected when it is neither."""
+    folder = Path(path)
+    if folder.exists() or not _is_hub_id(path):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AdapterRejected(path, [f"is neither a folder nor to be had from the hub: {error}"]) from error
+
+
+def _is_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))

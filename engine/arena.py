@@ -1,0 +1,57 @@
+"""The arena: one zeroed allocation cut into equal pages, which hold KV blocks or adapter chunks.
+
+Owns the bytes. Who gets a page is decided in `scheduler/`; this file only moves and views bytes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The shape of one KV block: K and V of all layers for `block_size` tokens."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int  # tokens
+    dtype: torch.dtype
+
+    @property
+    def layer_bytes(self) -> int:
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        return self.num_layers * self.layer_bytes
+
+
+def page_bytes_for(layout: KVLayout, widest_row: int) -> int:
+    """Bytes of a page: a KV block, or one row of the widest adapter matrix where that is more (tiny models)."""
+    return -(-max(layout.block_bytes, widest_row) // ALIGNMENT) * ALIGNMENT
+
+
+class Arena:
+    def __init__(self, layout: KVLayout, num_pages: int, page_bytes: int) -> None:
+        if page_bytes < layout.block_bytes or page_bytes % ALIGNMENT:
+            raise ValueError(f"a page of {page_bytes} bytes cannot hold a KV block of {layout.block_bytes} bytes")
+        self.layout = layout
+        self.num_pages = num_pages
+        self.page_bytes = page_bytes
+        # Zeroed, so that no stale bits can be read as NaN; the system commits the memory as pages are first written.
+        self.pages = torch.zeros(num_pages, page_bytes, dtype=torch.uint8)  # [num_pages, page_bytes]
+
+    def kv_layer(self, layer: int) -> Tensor:
+        """The K and V of one layer in every page, a view: [num_pages, 2, num_kv_heads, block_size, head_dim]."""
+        layout = self.layout
+        slab = self.pages[:, layer * layout.layer_bytes : (layer + 1) * layout.layer_bytes]
+        shape = (self.num_pages, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
+        return slab.view(layout.dtype).view(shape)
+
+    def write(self, page_ids: list[int], content: Tensor) -> None:
+        """Copies page images into pages. content: [len(page_ids), page_bytes] uint8."""
+        self.pages[torch.tensor(page_ids)] = content

@@ -1,0 +1,488 @@
+"""AsyncLLM: the engine in a child process, for asyncio. Outlives its engine: restarts it and loads the adapters again.
+
+Owns the child processes and the sealed images of loaded adapters. Computes nothing and imports no torch.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
+from blora.scheduler import FinishReason, SamplingParams
+
+from .adapter_source import resolve_adapter
+from .channel import ChannelClosed, Child, start_child
+from .config import EngineConfig
+from .errors import EngineStartError, EngineUnavailable, InvalidRequest
+from .frames import (
+    AdapterRead,
+    AddRequest,
+    FinishRequests,
+    FromEngine,
+    FromLoader,
+    GetState,
+    LoadAdapter,
+    PinAdapter,
+    PinReply,
+    ReadAdapter,
+    Ready,
+    Start,
+    StartFailed,
+    StateReply,
+    UnloadAdapter,
+    Updates,
+)
+from .front_end import Adapter, FrontEnd, Prompt
+from .generation_config import load_generation_defaults
+from .model.config import load_model_config
+from .model.hub import resolve_model
+from .model.targets import lora_targets
+from .output_processor import UserRequest
+from .outputs import AdapterInfo, AdapterState, EngineInfo, LoRARequest, RequestOutput
+from .replaced_options import drop_replaced_options
+from .tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+ENGINE_GRACE = 5.0  # seconds for a child to end by itself
+READ_TIMEOUT = 120.0  # seconds to read and pack one adapter
+RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """One user's request being read: what to wake when it grew."""
+
+    user: UserRequest
+    grown: asyncio.Event
+
+
+class AsyncLLM:
+    """vLLM's AsyncLLM in shape. Use as `async with AsyncLLM(model) as llm`, or call start() and shutdown().
+
+    adapters: name -> PEFT folder or hub id, loaded at start. adapter_roots: folders that adapters loaded later must lie
+    in; None allows any. Other options are those of EngineConfig.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        adapter_roots: Sequence[str | Path] | None = None,
+        **options: Any,
+    ) -> None:
+        self._config = EngineConfig(model=str(model), **drop_replaced_options(options))
+        self._start_adapters = dict(adapters or {})
+        self._adapter_roots = None if adapter_roots is None else [str(Path(root).resolve()) for root in adapter_roots]
+        self._engine: Child[FromEngine] | None = None
+        self._loader = _Loader()
+        self._is_started = False
+        self._supervisor: asyncio.Task[None] | None = None
+        self._is_draining = False
+        self._on_serving_change: list[Callable[[bool], None]] = []
+        self._readers: dict[UserRequest, _Reader] = {}
+        self._images: dict[str, int] = {}  # digest -> descriptor of the sealed image
+        self._pinned: set[str] = set()  # digests
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._num_calls = 0
+        self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> "AsyncLLM":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    # Life.
+
+    async def start(self) -> None:
+        """Loads the model and the start-up adapters. Raises EngineStartError, AdapterRejected, ValueError."""
+        self._model = resolve_model(self._config.model, self._config.revision)
+        tokenizer = load_tokenizer(self._model)
+        self._targets = list(lora_targets(load_model_config(self._model)))
+        try:
+            ready = await self._start_engine()
+            config = self._config
+            defaults = load_generation_defaults(self._model, tokenizer.eos_token_id, config.generation_config)
+            self._front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
+            self._ready = ready
+            self._supervisor = asyncio.create_task(self._supervise())
+            for name, path in self._start_adapters.items():
+                await self._load(name, str(path), str(resolve_adapter(str(path))), roots=None)
+            self._is_started = True
+            self._tell_serving()
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    async def _start_engine(self) -> Ready:
+        engine = await start_child("blora.engine.process", FromEngine)
+        try:
+            engine.send(Start(self._config, str(self._model)))
+            answer = await engine.receive()
+        except ChannelClosed:
+            answer = StartFailed("the engine process ended while it started")
+        except BaseException:
+            await engine.stop(0)
+            raise
+        if not isinstance(answer, Ready):
+            await engine.stop(0)
+            raise EngineStartError(answer.reason if isinstance(answer, StartFailed) else "the engine did not answer")
+        self._engine = engine
+        return answer
+
+    async def _supervise(self) -> None:
+        """Reads the engine's messages; when it dies, fails what ran and starts another."""
+        while True:
+            self._tell_serving()
+            await self._read_engine()
+            logger.error("the engine process ended unexpectedly; restarting it")
+            await self._bury_engine()
+            await self._revive_engine()
+
+    async def _read_engine(self) -> None:
+        engine = self._require_engine()
+        while True:
+            try:
+                message = await engine.receive()
+            except ChannelClosed:
+                return
+            match message:
+                case Updates(rows, unloaded):
+                    self._take_updates(rows, unloaded)
+                case PinReply(call_id) | StateReply(call_id):
+                    call = self._calls.pop(call_id, None)
+                    if call is not None and not call.done():
+                        call.set_result(message)
+                case _:
+                    logger.error("unexpected message from the engine: %s", type(message).__name__)
+
+    async def _bury_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        self._tell_serving()
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(EngineUnavailable("the engine ended unexpectedly"))
+        self._calls.clear()
+        for reader in list(self._readers.values()):
+            self._front_end.outputs.remove(reader.user)
+            reader.grown.set()
+        self._take_updates([], [digest for digest in self._images if not self._front_end.is_published(digest)])
+        if engine is not None:
+            await engine.stop(0)
+
+    async def _revive_engine(self) -> None:
+        for attempt in range(1 << 30):
+            await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
+            try:
+                await self._start_engine()
+                break
+            except EngineStartError as error:
+                logger.error("the engine cannot be restarted: %s", error)
+        engine = self._require_engine()
+        for digest, descriptor in self._images.items():
+            engine.send(LoadAdapter(self._front_end.table_of(digest)), descriptor)
+        for digest in self._pinned & self._images.keys():
+            self._num_calls += 1
+            engine.send(PinAdapter(self._num_calls, digest, True))
+
+    async def drain(self) -> None:
+        """Refuses new requests with EngineUnavailable and waits until those that run are finished."""
+        self._is_draining = True
+        self._tell_serving()
+        await self._idle.wait()
+
+    async def shutdown(self) -> None:
+        """Ends the child processes; requests that still run are aborted. Idempotent."""
+        self._is_draining = True
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+        for reader in list(self._readers.values()):
+            self._front_end.outputs.fail(reader.user, FinishReason.ABORT)
+            reader.grown.set()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop(ENGINE_GRACE)
+        await self._loader.stop()
+        for descriptor in self._images.values():
+            os.close(descriptor)
+        self._images.clear()
+
+    @property
+    def is_serving(self) -> bool:
+        return self._is_started and self._engine is not None and not self._is_draining
+
+    def on_serving_change(self, callback: Callable[[bool], None]) -> None:
+        """Calls back, in the event loop, when is_serving may have changed."""
+        self._on_serving_change.append(callback)
+
+    def _tell_serving(self) -> None:
+        for callback in self._on_serving_change:
+            callback(self.is_serving)
+
+    def _require_engine(self) -> Child[FromEngine]:
+        if self._engine is None:
+            raise EngineUnavailable("the engine is being restarted")
+        return self._engine
+
+    def _send(self, message: Any, descriptor: int | None = None) -> None:
+        try:
+            self._require_engine().send(message, descriptor)
+        except ChannelClosed:
+            raise EngineUnavailable("the engine ended unexpectedly") from None
+
+    # Requests.
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: Adapter = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
+
+        Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound, QueueFull,
+        EngineUnavailable. Raises EngineUnavailable later when the engine dies.
+        """
+        await self._load_if_new(lora_request)
+        reader = self._begin(prompt, sampling_params, request_id, lora_request, priority)
+        user = reader.user
+        try:
+            while not user.is_finished or user.has_news:
+                await reader.grown.wait()
+                reader.grown.clear()
+                output = self._front_end.outputs.take(user)
+                if output is not None:
+                    yield output
+                elif not user.is_finished and not self._front_end.outputs.is_known(user):
+                    raise EngineUnavailable("the engine ended unexpectedly while it computed this request")
+        finally:
+            self._end(reader)
+
+    def _begin(
+        self, prompt: Prompt, sampling: SamplingParams | None, label: str | None, adapter: Adapter, priority: int
+    ) -> _Reader:
+        if self._is_draining:
+            raise EngineUnavailable("the engine is shutting down")
+        self._require_engine()
+        if label is not None and any(user.request_id == label for user in self._readers):
+            raise InvalidRequest("request_id", f"{label!r:.140} is the id of an unfinished request")
+        prepared = self._front_end.prepare(prompt, sampling, adapter, priority, label)
+        self._front_end.accept([prepared])
+        reader = _Reader(prepared.user, asyncio.Event())
+        self._readers[prepared.user] = reader
+        self._idle.clear()
+        for request in prepared.requests:
+            self._send(AddRequest.of(request))
+        return reader
+
+    def _end(self, reader: _Reader) -> None:
+        self._finish(self._front_end.outputs.remove(reader.user))
+        self._readers.pop(reader.user, None)
+        if not self._readers:
+            self._idle.set()
+
+    def _finish(self, sample_ids: Sequence[int]) -> None:
+        """Ends samples in the engine; one that is dead has forgotten them already."""
+        if sample_ids and self._engine is not None:
+            try:
+                self._engine.send(FinishRequests(list(sample_ids)))
+            except ChannelClosed:
+                logger.debug("the engine is gone, and its requests with it")
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        """Ends requests by their ids; unknown and finished ones are fine."""
+        labels = {request_id} if isinstance(request_id, str) else set(request_id)
+        for reader in [reader for user, reader in self._readers.items() if user.request_id in labels]:
+            self._finish(self._front_end.outputs.fail(reader.user, FinishReason.ABORT))
+            reader.grown.set()
+
+    def _take_updates(self, rows: Sequence[Any], unloaded: Sequence[str]) -> None:
+        grown, to_finish = self._front_end.outputs.process(rows)
+        self._finish(to_finish)
+        for user in grown:
+            self._readers[user].grown.set()
+        for digest in unloaded:
+            self._forget(digest)
+
+    # Adapters.
+
+    async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
+        """Loads a PEFT folder under a name while requests run. What the name meant before serves its running requests
+        to their end and is then freed.
+
+        Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
+        """
+        if self._adapter_roots is not None and not self._adapter_roots:
+            raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
+        folder = str(path) if self._adapter_roots is not None else str(resolve_adapter(str(path)))
+        await self._load(name, str(path), folder, self._adapter_roots)
+        return await (self.pin_adapter(name) if pinned else self.get_adapter(name))
+
+    async def _load(self, name: str, path: str, folder: str, roots: Sequence[str] | None) -> None:
+        self._front_end.check_adapter_name(name)
+        self._require_engine()
+        order = ReadAdapter(
+            path=folder,
+            roots=None if roots is None else list(roots),
+            targets=self._targets,
+            dtype=self._ready.dtype,
+            page_bytes=self._ready.page_bytes,
+        )
+        table, descriptor = await self._loader.read(path, order)
+        try:
+            self._front_end.check_adapter_size(path, table)
+            self._send(LoadAdapter(table), descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._keep_image(table, descriptor)
+        orphan = self._front_end.publish(name, path, table)
+        if orphan is not None:
+            self._send(UnloadAdapter(orphan))
+        unload = self._unloads.pop(table.digest, None)
+        if unload is not None:
+            unload.set_result(None)  # it was on its way out and is wanted again
+
+    def _keep_image(self, table: ImageTable, descriptor: int) -> None:
+        known = self._images.pop(table.digest, None)
+        if known is not None:
+            os.close(known)
+        self._images[table.digest] = descriptor
+
+    async def unload_adapter(self, name: str) -> AdapterInfo:
+        """Refuses new requests for the name at once; returns when the running ones are finished and it is freed."""
+        info = await self.get_adapter(name)
+        digest, is_orphan = self._front_end.withdraw(name)
+        if is_orphan:
+            unload = self._unloads.setdefault(digest, asyncio.get_running_loop().create_future())
+            self._pinned.discard(digest)
+            self._send(UnloadAdapter(digest))
+            await asyncio.shield(unload)
+        return info
+
+    def _forget(self, digest: str) -> None:
+        """The engine has freed an adapter."""
+        unload = self._unloads.pop(digest, None)
+        if unload is not None and not unload.done():
+            unload.set_result(None)
+        if not self._front_end.is_published(digest):
+            self._front_end.forget(digest)
+            self._pinned.discard(digest)
+            descriptor = self._images.pop(digest, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
+        """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
+        digest = self._front_end.digest_of(name)
+        reply = await self._call(lambda call_id: PinAdapter(call_id, digest, pinned))
+        if not reply.is_done:
+            raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        return await self.get_adapter(name)
+
+    async def get_adapter(self, name: str) -> AdapterInfo:
+        """Raises AdapterNotFound."""
+        digest = self._front_end.digest_of(name)
+        states = await self._states([digest])
+        return self._front_end.describe(name, digest, states[0])
+
+    async def list_adapters(self) -> list[AdapterInfo]:
+        names = [(name, self._front_end.digest_of(name)) for name in self._front_end.adapter_names()]
+        states = await self._states([digest for _, digest in names])
+        described = zip(names, states, strict=True)
+        return [self._front_end.describe(name, digest, state) for (name, digest), state in described]
+
+    async def _states(self, digests: list[str]) -> list[AdapterState]:
+        reply: StateReply = await self._call(lambda call_id: GetState(call_id, digests))
+        return reply.adapters
+
+    async def _load_if_new(self, adapter: Adapter) -> None:
+        """vLLM's way: a LoRARequest with a path loads what is not loaded yet."""
+        if isinstance(adapter, LoRARequest) and adapter.lora_path and not self._front_end.is_loaded_from(adapter):
+            await self.load_adapter(adapter.lora_name, adapter.lora_path)
+
+    def _call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
+        """Sends a message that the engine answers."""
+        self._num_calls += 1
+        self._send(message(self._num_calls))
+        call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[self._num_calls] = call
+        return call
+
+    # Facts.
+
+    async def get_info(self) -> EngineInfo:
+        state: StateReply = await self._call(lambda call_id: GetState(call_id, []))
+        facts = self._ready.facts
+        return EngineInfo(
+            model=self._config.model,
+            dtype=self._ready.dtype,
+            vocab_size=facts.vocab_size,
+            max_model_len=facts.max_model_len,
+            block_size=facts.block_size,
+            num_pages=facts.num_pages,
+            page_bytes=self._ready.page_bytes,
+            num_free_pages=state.num_free_pages,
+            num_running=state.num_running,
+            num_waiting=state.num_waiting,
+            version=version("blora"),
+        )
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._front_end.tokenizer
+
+    def default_sampling_params(self) -> SamplingParams:
+        return self._front_end.defaults.sampling
+
+
+class _Loader:
+    """The adapter loader child: one order at a time. One that dies or hangs over a file is replaced."""
+
+    def __init__(self) -> None:
+        self._child: Child[FromLoader] | None = None
+        self._turn = asyncio.Lock()
+
+    async def read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
+        """The packed adapter's table and the descriptor of its sealed image, which the caller closes."""
+        async with self._turn:
+            try:
+                return await asyncio.wait_for(self._read(path, order), READ_TIMEOUT)
+            except TimeoutError:
+                problem = f"reading it took more than {READ_TIMEOUT:g} s"
+            except ChannelClosed:
+                problem = "the loader ended while reading it"
+            except asyncio.CancelledError:
+                await self.stop()  # its answer would be taken for that of the next order
+                raise
+            await self.stop()
+            raise AdapterRejected(path, [problem])
+
+    async def _read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
+        if self._child is None:
+            self._child = await start_child("blora.engine.adapter_loader", FromLoader)
+        self._child.send(order)
+        answer = await self._child.receive()
+        if isinstance(answer, AdapterRead):
+            return answer.table, self._child.receive_descriptor()
+        raise AdapterRejected(path, answer.problems)
+
+    async def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop(0)

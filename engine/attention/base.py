@@ -1,0 +1,39 @@
+"""The attention interface: a plan once per step, then one run per layer.
+
+A backend owns the order of K and V inside a layer's slab of an arena page. It knows pages and lengths, no request.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """The rows of one step, as host integers. Row i owns the next query_lens[i] tokens of the batch, in order."""
+
+    query_lens: Sequence[int]  # [num_rows] tokens computed in this step, at least 1
+    seq_lens: Sequence[int]  # [num_rows] length of the sequence when the step is done, at least query_lens[i]
+    block_tables: Sequence[Sequence[int]]  # [num_rows][at least ceil(seq_len / block_size)] arena pages
+
+
+class AttentionMetadata:
+    """What `plan` prepared for one step; its content is the backend's own."""
+
+
+class AttentionBackend(ABC):
+    @abstractmethod
+    def plan(self, rows: PagedRows) -> AttentionMetadata: ...
+
+    @abstractmethod
+    def run(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, window: int | None
+    ) -> Tensor:
+        """Writes k and v of the step's tokens into their pages, then attends causally over each row's sequence.
+
+        q: [num_tokens, num_heads, head_dim], k and v: [num_tokens, num_kv_heads, head_dim], rotated already.
+        window: a token sees itself and the window - 1 tokens before it; None is unlimited.
+        Returns [num_tokens, num_heads * head_dim] in q's dtype. Nothing beyond a row's written length is ever read.
+        """

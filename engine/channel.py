@@ -1,0 +1,148 @@
+"""Channel: frames between this process and a child. A frame is a length and one msgpack message of a fixed schema.
+
+Never pickle: a frame can only be one of the listed messages. Beside the frames a second socket carries file
+descriptors, in the order of the frames that announce them.
+"""
+
+import asyncio
+import selectors
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+Incoming = TypeVar("Incoming")
+LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 1 << 30
+
+
+class ChannelClosed(Exception):
+    """The other side is gone."""
+
+
+def _frame(message: Any) -> bytes:
+    content = msgspec.msgpack.encode(message)
+    return LENGTH.pack(len(content)) + content
+
+
+class Channel(Generic[Incoming]):
+    """The child's side: blocking, for one thread."""
+
+    def __init__(self, frames: socket.socket, descriptors: socket.socket, incoming: Any) -> None:
+        self._frames = frames
+        self._descriptors = descriptors
+        self._decoder = msgspec.msgpack.Decoder(incoming)
+        self._buffer = bytearray()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(frames, selectors.EVENT_READ)
+
+    def send(self, message: Any, descriptor: int | None = None) -> None:
+        try:
+            if descriptor is not None:
+                socket.send_fds(self._descriptors, [b"\0"], [descriptor])
+            self._frames.sendall(_frame(message))
+        except OSError as error:
+            raise ChannelClosed from error
+
+    def receive(self, wait: bool) -> list[Incoming]:
+        """Every message that is here; waits for the first one if asked. Raises ChannelClosed."""
+        messages = self._decode()
+        while self._selector.select(None if wait and not messages else 0):
+            try:
+                content = self._frames.recv(1 << 20)
+            except OSError as error:
+                raise ChannelClosed from error
+            if not content:
+                raise ChannelClosed
+            self._buffer += content
+            messages += self._decode()
+        return messages
+
+    def _decode(self) -> list[Incoming]:
+        messages = []
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
+            if len(self._buffer) < LENGTH.size + length:
+                break
+            messages.append(self._decoder.decode(self._buffer[LENGTH.size : LENGTH.size + length]))
+            del self._buffer[: LENGTH.size + length]
+        return messages
+
+    def receive_descriptor(self) -> int:
+        """The file descriptor that the last frame announced; the caller closes it."""
+        return receive_descriptor(self._descriptors)
+
+
+def receive_descriptor(descriptors: socket.socket) -> int:
+    _, received, _, _ = socket.recv_fds(descriptors, 1, 1)
+    if not received:
+        raise ChannelClosed
+    return received[0]
+
+
+@dataclass
+class Child(Generic[Incoming]):
+    """The parent's side of a child process, for asyncio."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    descriptors: socket.socket
+    decoder: "msgspec.msgpack.Decoder[Incoming]"
+
+    def send(self, message: Any, descriptor: int | None = None) -> None:
+        """Raises ChannelClosed when the child is known to be gone."""
+        if self.writer.is_closing():
+            raise ChannelClosed
+        try:
+            if descriptor is not None:
+                socket.send_fds(self.descriptors, [b"\0"], [descriptor])
+        except OSError as error:
+            raise ChannelClosed from error
+        self.writer.write(_frame(message))
+
+    async def receive(self) -> Incoming:
+        """The next message. Raises ChannelClosed."""
+        try:
+            (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))
+            if length > MAX_FRAME_BYTES:
+                raise ChannelClosed
+            return self.decoder.decode(await self.reader.readexactly(length))
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise ChannelClosed from error
+
+    def receive_descriptor(self) -> int:
+        """The file descriptor that the last frame announced; the caller closes it."""
+        return receive_descriptor(self.descriptors)
+
+    async def stop(self, grace: float) -> None:
+        """Closes the channel, which asks the child to end; kills it if it does not within `grace` seconds."""
+        self.writer.close()
+        self.descriptors.close()
+        try:
+            await asyncio.wait_for(self.process.wait(), grace)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+async def start_child(module: str, incoming: Any) -> Child[Any]:
+    """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that it sends."""
+    import sys
+
+    frames, child_frames = socket.socketpair()
+    descriptors, child_descriptors = socket.socketpair()
+    with child_frames, child_descriptors:
+        numbers = (child_frames.fileno(), child_descriptors.fileno())
+        command = [sys.executable, "-m", module, *map(str, numbers)]
+        process = await asyncio.create_subprocess_exec(*command, pass_fds=numbers, stdin=asyncio.subprocess.DEVNULL)
+    reader, writer = await asyncio.open_unix_connection(sock=frames)
+    return Child(process, reader, writer, descriptors, msgspec.msgpack.Decoder(incoming))
+
+
+def open_channel(arguments: list[str], incoming: Any) -> Channel[Any]:
+    """In the child: the channel whose descriptors stand on the command line."""
+    frames, descriptors = (socket.socket(fileno=int(argument)) for argument in arguments)
+    return Channel(frames, descriptors, incoming)

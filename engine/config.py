@@ -1,0 +1,40 @@
+"""EngineConfig: what a user decides about an engine. What is discovered at start-up is an argument, not config."""
+
+from dataclasses import dataclass
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
+    1) of the memory this process may use. threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much
+    of adapters may be copied into the arena between two steps.
+    """
+
+    model: str  # Hugging Face folder, hub id or .gguf file
+    revision: str | None = None  # of a hub id
+    dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
+    memory: int | float | str = 0.5
+    block_size: int = 16  # tokens
+    max_model_len: int | None = None  # tokens of prompt and output; None is the model's
+    max_num_seqs: int = 128  # requests that run at once
+    max_num_batched_tokens: int = 2048  # tokens in one step
+    max_num_queued_reqs: int = 4096  # unfinished requests; more are refused
+    scheduling_policy: str = "fcfs"  # or "priority"
+    enable_prefix_caching: bool = True
+    threads: int | None = None
+    seed: int | None = None  # of requests that bring none; None draws afresh
+    generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones
+    adapter_copy_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is neither 'fcfs' nor 'priority'")
+        if self.generation_config not in ("auto", "vllm"):
+            raise ValueError(f"generation_config: {self.generation_config!r} is neither 'auto' nor 'vllm'")
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not at least 1")

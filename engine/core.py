@@ -1,0 +1,128 @@
+"""EngineCore: the step. Owns scheduler, runner, arena and adapter pool, and lets them do plan -> execute -> commit.
+
+Synchronous and single-threaded; knows no text, no name of an adapter, no process and no wire.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.image import ImageTable
+from blora.scheduler import (
+    AdapterResidency,
+    FinishReason,
+    Request,
+    RowResult,
+    RowUpdate,
+    ScheduledRow,
+    Scheduler,
+    Step,
+)
+
+from .arena import Arena
+from .outputs import AdapterState
+from .runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+STEP_FAILED = "the engine could not compute this request"
+
+
+class EngineCore:
+    def __init__(
+        self, arena: Arena, scheduler: Scheduler, residency: AdapterResidency, pool: DevicePool, runner: ModelRunner
+    ) -> None:
+        self.arena = arena
+        self.scheduler = scheduler
+        self._residency = residency
+        self._pool = pool
+        self._runner = runner
+        self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
+
+    # Requests.
+
+    def add_request(self, request: Request) -> None:
+        """Accepts a validated request whose adapters are loaded."""
+        self.scheduler.add(request)
+
+    def finish(self, request_id: int) -> None:
+        """Ends a request at any phase; an unknown or finished one is fine."""
+        self.scheduler.finish(request_id, FinishReason.ABORT)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def step(self) -> list[RowUpdate]:
+        """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
+        step = self.scheduler.schedule()
+        self._runner.copy(step)
+        return self.scheduler.update(step, self._execute(step))
+
+    def _execute(self, step: Step) -> dict[int, RowResult]:
+        """Nothing is committed yet, so the rows of a step that fails are run again in halves until the guilty one is
+        alone."""
+        if not step.rows:
+            return {}
+        try:
+            return self._runner.execute(step)
+        except Exception:
+            if len(step.rows) == 1:
+                logger.exception("request %d cannot be computed", step.rows[0].request_id)
+                return {step.rows[0].request_id: RowResult(error=STEP_FAILED)}
+        middle = len(step.rows) // 2
+        return self._execute_part(step, step.rows[:middle]) | self._execute_part(step, step.rows[middle:])
+
+    def _execute_part(self, step: Step, rows: Sequence[ScheduledRow]) -> dict[int, RowResult]:
+        return self._execute(replace(step, copies=(), rows=rows))
+
+    # Adapters.
+
+    def load_adapter(self, table: ImageTable, image: Tensor) -> None:
+        """Makes an adapter usable. image: [num_pages, page_bytes] uint8, kept and never written to."""
+        self._pool.add(table, image)
+        self._residency.register(table.digest, table.num_pages)
+        self._leaving.discard(table.digest)
+
+    def unload_adapter(self, digest: str) -> None:
+        """Refuses nothing and waits for nothing: the adapter goes with the last unfinished request that uses it."""
+        self._residency.unregister(digest)
+        self._leaving.add(digest)
+
+    def take_unloaded(self) -> list[str]:
+        """The adapters that are gone since the last call; their images may be freed."""
+        gone = [digest for digest in self._leaving if not self._residency.is_known(digest)]
+        for digest in gone:
+            self._leaving.remove(digest)
+            self._pool.remove(digest)
+        return gone
+
+    def pin_adapter(self, digest: str) -> bool:
+        """Makes an adapter resident for good; False when there is no room for it now."""
+        return self._residency.pin(digest)
+
+    def unpin_adapter(self, digest: str) -> None:
+        self._residency.unpin(digest)
+
+    def adapter_state(self, digest: str) -> AdapterState:
+        residency = self._residency
+        return AdapterState(residency.is_resident(digest), residency.is_pinned(digest), residency.num_requests(digest))
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that hold nothing in use: empty ones, cached KV and idle adapters."""
+        return self.scheduler.num_free_pages
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one."""
+        self.scheduler.check_integrity()
+
+    def check_idle(self) -> None:
+        """Raises RuntimeError unless nothing but pinned adapters holds a page."""
+        num_held = self.arena.num_pages - self.num_free_pages
+        if self.has_work or num_held != self._residency.num_pinned_pages:
+            raise RuntimeError(
+                f"idle, but {num_held} pages are held, {self._residency.num_pinned_pages} of them pinned"
+            )

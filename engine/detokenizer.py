@@ -1,0 +1,68 @@
+"""Detokenizer: the text of one sample as its tokens come, and where a stop string ends it.
+
+A stop string never leaks in part: as much text as could be the beginning of one is held back until it is not.
+"""
+
+from collections.abc import Sequence
+
+from blora.scheduler import SamplingParams
+
+from .tokenizer import Tokenizer
+
+
+class Detokenizer:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        self._stream = tokenizer.decode_stream(prompt_token_ids, sampling.skip_special_tokens)
+        self._stops = sampling.stop_strings
+        self._min_tokens = sampling.min_tokens
+        self._keeps_stop = sampling.include_stop_str_in_output
+        self._num_tokens = 0
+        self._text = ""  # decoded, the part held back included
+        self._num_checked = 0  # characters in which no stop string begins
+        self.stop_string: str | None = None  # the one that ended the text
+
+    @property
+    def text(self) -> str:
+        """What may be shown: everything that cannot be the beginning of a stop string any more."""
+        return self._text if not self._stops or self.stop_string is not None else self._text[: self._num_checked]
+
+    def push(self, token_ids: Sequence[int], is_last_shown: bool = True) -> int:
+        """Adds tokens; returns how many of them were used, fewer than all when a stop string ended the text.
+
+        is_last_shown: False for a stop token at the end, which is no part of the text.
+        """
+        for index, token_id in enumerate(token_ids):
+            self._num_tokens += 1
+            if is_last_shown or index < len(token_ids) - 1:
+                self._text += self._stream.push(token_id)
+            if self._find_stop():
+                return index + 1
+        return len(token_ids)
+
+    def finish(self) -> None:
+        """Lets go of what is held back, because no token follows."""
+        if self.stop_string is None:
+            self._text += self._stream.flush()
+            if not self._find_stop():
+                self._num_checked = len(self._text)
+
+    def _find_stop(self) -> bool:
+        if not self._stops:
+            return False
+        if self._num_tokens > self._min_tokens:
+            found = [(at, stop) for stop in self._stops if (at := self._text.find(stop, self._num_checked)) >= 0]
+            if found:
+                at, self.stop_string = min(found)
+                self._text = self._text[: at + (len(self.stop_string) if self._keeps_stop else 0)]
+                return True
+        self._num_checked = max(self._num_checked, len(self._text) - self._longest_beginning())
+        return False
+
+    def _longest_beginning(self) -> int:
+        """Length of the longest end of the text that is the beginning of a stop string."""
+        longest = 0
+        for stop in self._stops:
+            tail = self._text[len(self._text) - len(stop) + 1 :] if len(self._text) >= len(stop) else self._text
+            fitting = (len(tail) - start for start in range(len(tail)) if stop.startswith(tail[start:]))
+            longest = max(longest, next(fitting, 0))
+        return longest

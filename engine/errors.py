@@ -1,0 +1,36 @@
+"""Every typed error a caller can meet. The table from here to gRPC status codes is in `server/status.py`."""
+
+from blora.adapters.errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
+
+
+class InvalidRequest(ValueError):
+    """A request that can never be served as it is; `field` names what to change."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class QueueFull(RuntimeError):
+    """The engine holds as many unfinished requests as it was told to accept."""
+
+
+class EngineUnavailable(RuntimeError):
+    """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
+
+
+class EngineStartError(RuntimeError):
+    """The engine could not start: a model that does not load, or memory that does not suffice."""
+
+
+__all__ = [
+    "AdapterError",
+    "AdapterNotFound",
+    "AdapterRejected",
+    "AdapterTooLarge",
+    "EngineStartError",
+    "EngineUnavailable",
+    "InvalidRequest",
+    "QueueFull",
+]

@@ -1,0 +1,136 @@
+"""The messages between the front end, the engine process and the adapter loader. Fixed schemas, no code."""
+
+from typing import Any
+
+import msgspec
+
+from blora.adapters import ImageTable, TargetModule
+from blora.scheduler import AdapterUse, Request, RowUpdate, SamplingParams
+
+from .config import EngineConfig
+from .outputs import AdapterState
+from .validator import Facts
+
+
+class Frame(msgspec.Struct, frozen=True, tag=True):
+    """Every message names its type."""
+
+
+# Front end -> engine.
+
+
+class Start(Frame, frozen=True):
+    """The first message."""
+
+    config: EngineConfig
+    model: str  # folder or .gguf file
+
+
+class AddRequest(Frame, frozen=True):
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int
+    seed: int
+    sample_index: int
+    eos_token_ids: frozenset[int]
+    adapters: tuple[AdapterUse, ...]
+    priority: int
+    cache_salt: bytes
+    leader: int | None
+
+    @staticmethod
+    def of(request: Request) -> "AddRequest":
+        return AddRequest(**{name: getattr(request, name) for name in AddRequest.__struct_fields__})
+
+    def to_request(self) -> Request:
+        return Request(**msgspec.structs.asdict(self))
+
+
+class FinishRequests(Frame, frozen=True):
+    request_ids: list[int]
+
+
+class LoadAdapter(Frame, frozen=True):
+    """A descriptor of the sealed image goes with it."""
+
+    table: ImageTable
+
+
+class UnloadAdapter(Frame, frozen=True):
+    digest: str
+
+
+class PinAdapter(Frame, frozen=True):
+    call_id: int
+    digest: str
+    is_pinned: bool
+
+
+class GetState(Frame, frozen=True):
+    call_id: int
+    digests: list[str]
+
+
+ToEngine = Start | AddRequest | FinishRequests | LoadAdapter | UnloadAdapter | PinAdapter | GetState
+
+
+# Engine -> front end.
+
+
+class Ready(Frame, frozen=True):
+    facts: Facts
+    dtype: str
+    page_bytes: int
+
+
+class StartFailed(Frame, frozen=True):
+    reason: str
+
+
+class Updates(Frame, frozen=True):
+    """What one step brought; one message a step."""
+
+    rows: list[RowUpdate]
+    unloaded: list[str]  # digests of adapters that are gone
+
+
+class PinReply(Frame, frozen=True):
+    call_id: int
+    is_done: bool
+
+
+class StateReply(Frame, frozen=True):
+    call_id: int
+    num_free_pages: int
+    num_running: int
+    num_waiting: int
+    adapters: list[AdapterState]  # in the order asked
+
+
+FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
+
+
+# Front end -> adapter loader and back.
+
+
+class ReadAdapter(Frame, frozen=True):
+    path: str
+    roots: list[str] | None  # folders that it must lie in; None allows any place
+    targets: list[TargetModule]
+    dtype: str
+    page_bytes: int
+
+
+class AdapterRead(Frame, frozen=True):
+    """A descriptor of the sealed image goes with it."""
+
+    table: ImageTable
+
+
+class AdapterUnreadable(Frame, frozen=True):
+    problems: list[str]
+
+
+FromLoader = AdapterRead | AdapterUnreadable
+Call = dict[str, Any]

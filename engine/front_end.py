@@ -1,0 +1,205 @@
+"""FrontEnd: everything between a user's call and the engine's requests that is the same in process and over a wire.
+
+Owns the tokenizer, the names of adapters and the texts of unfinished requests. Runs no step and imports no torch.
+"""
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
+from blora.scheduler import AdapterUse, Request, SamplingParams
+
+from .errors import AdapterNotFound, InvalidRequest, QueueFull
+from .generation_config import GenerationDefaults
+from .output_processor import OutputProcessor, UserRequest
+from .outputs import AdapterInfo, AdapterState, LoRARequest
+from .tokenizer import Tokenizer
+from .validator import Facts, check_salt, check_sampling, check_text, resolve_max_tokens
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Adapter = LoRARequest | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    path: str
+    table: ImageTable
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked request: the user's side of it and the engine's."""
+
+    user: UserRequest
+    requests: list[Request]  # one per sample
+
+
+class FrontEnd:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        defaults: GenerationDefaults,
+        facts: Facts,
+        max_num_queued_reqs: int,
+        seed: int | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self.facts = facts
+        self.outputs = OutputProcessor(tokenizer)
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self._seeds = random.Random(seed)  # None seeds from the system
+        self._next_id = 0
+        self._registry = Registry()
+        self._loaded: dict[str, LoadedAdapter] = {}  # by digest
+
+    # Requests.
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None,
+        adapter: Adapter,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> Prepared:
+        """Checks and tokenises a request. Raises InvalidRequest, AdapterNotFound; changes nothing but the id count."""
+        sampling = self.defaults.sampling if sampling is None else sampling
+        if not isinstance(sampling, SamplingParams):
+            raise InvalidRequest("sampling_params", f"{type(sampling).__name__} is not SamplingParams")
+        if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
+            raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
+        check_sampling(sampling, self.facts)
+        lora_request, uses = self.resolve(adapter)
+        text, token_ids, salt = self._read_prompt(prompt)
+        num_adapter_pages = sum(self._loaded[digest].table.num_pages for digest, _ in uses)
+        max_tokens = resolve_max_tokens(token_ids, sampling, num_adapter_pages, self.facts)
+        ids = list(range(self._next_id, self._next_id + sampling.n))
+        self._next_id += sampling.n
+        seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
+        requests = [
+            Request(
+                request_id=sample_id,
+                prompt_token_ids=token_ids,
+                sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
+                max_tokens=max_tokens,
+                seed=seed,
+                sample_index=index,
+                eos_token_ids=self.defaults.eos_token_ids,
+                adapters=uses,
+                priority=priority,
+                cache_salt=salt,
+                leader=None if index == 0 else ids[0],
+            )
+            for index, sample_id in enumerate(ids)
+        ]
+        label = str(ids[0]) if request_id is None else request_id
+        return Prepared(
+            UserRequest(label, text, token_ids, sampling, lora_request, sampling.output_kind, ids), requests
+        )
+
+    def accept(self, prepared: Sequence[Prepared]) -> None:
+        """Takes checked requests in, all or none. Raises QueueFull."""
+        num_new = sum(len(entry.requests) for entry in prepared)
+        if self.outputs.num_unfinished + num_new > self._max_num_queued_reqs:
+            raise QueueFull(
+                f"{self.outputs.num_unfinished} requests are unfinished, at most {self._max_num_queued_reqs}"
+            )
+        for entry in prepared:
+            self.outputs.add(entry.user)
+
+    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int], bytes]:
+        """Text (None for tokens), token ids, cache salt."""
+        if not isinstance(prompt, Mapping):
+            return *self._read_text_or_tokens(prompt), b""
+        is_one_of_two = ("prompt" in prompt) != ("prompt_token_ids" in prompt)
+        if not is_one_of_two or set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}:
+            raise InvalidRequest("prompt", "give either 'prompt' or 'prompt_token_ids', and 'cache_salt' if wanted")
+        salt = check_salt(prompt.get("cache_salt"))
+        return *self._read_text_or_tokens(prompt.get("prompt", prompt.get("prompt_token_ids"))), salt
+
+    def _read_text_or_tokens(self, prompt: Any) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(check_text(prompt, self.facts))
+        if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+            return None, list(prompt[: self.facts.max_model_len + 1])  # one too many is enough to refuse it
+        raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
+
+    # Adapters.
+
+    def resolve(self, adapter: Adapter) -> tuple[LoRARequest | None, tuple[AdapterUse, ...]]:
+        """The adapters of a request by content. Raises AdapterNotFound; only None is the base model."""
+        if adapter is None:
+            return None, ()
+        request = LoRARequest(adapter) if isinstance(adapter, str) else adapter
+        if not isinstance(request, LoRARequest):
+            raise InvalidRequest("lora_request", f"{type(adapter).__name__} is neither a name nor a LoRARequest")
+        return request, ((self._registry.resolve(request.lora_name), 1.0),)
+
+    def check_adapter_name(self, name: str) -> None:
+        if not isinstance(name, str) or not is_valid_name(name):
+            raise InvalidRequest("name", f"{name!r:.140} is not 1 to 128 letters, digits, '.', '-' or '_'")
+
+    def check_adapter_size(self, path: str, table: ImageTable) -> None:
+        """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
+        if table.num_pages + 1 > self.facts.num_pages:
+            raise AdapterTooLarge(f"adapter {path!r} needs {table.num_pages} of {self.facts.num_pages} pages of memory")
+
+    def publish(self, name: str, path: str, table: ImageTable) -> str | None:
+        """Gives loaded weights a name, replacing what it meant. Returns a digest that is now to be unloaded."""
+        for warning in table.warnings:
+            logger.warning("adapter %s: %s", name, warning)
+        self._loaded[table.digest] = LoadedAdapter(path, table)
+        return self._registry.publish(name, table.digest)
+
+    def withdraw(self, name: str) -> tuple[str, bool]:
+        """Takes a name away; returns its digest and whether it is now to be unloaded. Raises AdapterNotFound."""
+        return self._registry.withdraw(name)
+
+    def forget(self, digest: str) -> None:
+        """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
+        if not self.is_published(digest):
+            self._loaded.pop(digest, None)
+
+    def is_published(self, digest: str) -> bool:
+        return any(published == digest for _, published in self._registry)
+
+    def table_of(self, digest: str) -> ImageTable:
+        return self._loaded[digest].table
+
+    def is_loaded_from(self, request: LoRARequest) -> bool:
+        """Whether a LoRARequest means an adapter that is loaded, and from the path it names if it names one."""
+        try:
+            loaded = self._loaded[self._registry.resolve(request.lora_name)]
+        except AdapterNotFound:
+            return False
+        return not request.lora_path or request.lora_path == loaded.path
+
+    def adapter_names(self) -> list[str]:
+        return sorted(name for name, _ in self._registry)
+
+    def digest_of(self, name: str) -> str:
+        return self._registry.resolve(name)
+
+    def describe(self, name: str, digest: str, state: AdapterState) -> AdapterInfo:
+        """What is known of an adapter here, and what the engine says of it."""
+        loaded = self._loaded[digest]
+        table = loaded.table
+        return AdapterInfo(
+            name=name,
+            digest=digest,
+            path=loaded.path,
+            ranks=tuple(sorted({module.rank for module in table.modules})),
+            modules=tuple(sorted({module.name.rpartition(".")[2] for module in table.modules})),
+            num_bytes=table.num_bytes,
+            num_pages=table.num_pages,
+            pinned=state.is_pinned,
+            resident=state.is_resident,
+            num_requests=state.num_requests,
+            warnings=table.warnings,
+        )

@@ -1,0 +1,49 @@
+"""What a model's own files say about generation: default sampling parameters and the tokens that end a text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blora.scheduler import SamplingParams
+
+# generation_config.json's name -> ours
+SAMPLING_FIELDS = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    sampling: SamplingParams
+    eos_token_ids: frozenset[int]
+
+
+def load_generation_defaults(model: Path, eos_token_id: int | None, source: str = "auto") -> GenerationDefaults:
+    """model: a folder or a .gguf file. eos_token_id: the tokenizer's. source: "vllm" ignores the sampling fields."""
+    folder = model if model.is_dir() else model.parent
+    generation = _read(folder / "generation_config.json") if model.is_dir() else {}
+    config = _read(folder / "config.json") if model.is_dir() else {}
+    eos = _token_ids(generation.get("eos_token_id")) | _token_ids(config.get("eos_token_id"))
+    sampling = SamplingParams()
+    if source == "auto":
+        named = {
+            ours: generation[theirs] for theirs, ours in SAMPLING_FIELDS.items() if generation.get(theirs) is not None
+        }
+        sampling = replace(sampling, **named)
+    return GenerationDefaults(sampling, eos | _token_ids(eos_token_id))
+
+
+def _token_ids(value: Any) -> frozenset[int]:
+    values = value if isinstance(value, list) else [value]
+    return frozenset(entry for entry in values if isinstance(entry, int))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}

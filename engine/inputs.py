@@ -1,0 +1,70 @@
+"""ForwardBatch: the tensors of one step, the one explicit argument of the model's forward pass; and how it is built."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from blora.adapters.lora import LoRABackend, LoRAMetadata, Segment
+from blora.scheduler import ScheduledRow
+
+from .attention.base import AttentionBackend, AttentionMetadata, PagedRows
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    token_ids: Tensor  # [num_tokens] int64
+    positions: Tensor  # [num_tokens] int64
+    logits_at: Tensor  # [num_sampled] int64: the rows of the hidden states whose logits are sampled
+    attention: AttentionMetadata
+    lora: LoRAMetadata | None  # None when no token of the step has an adapter
+
+
+def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
+    """Rows with the same adapters stand together, so that each list of adapters is one segment; base rows first."""
+    return sorted(rows, key=lambda row: row.adapters)
+
+
+def build_batch(
+    rows: Sequence[ScheduledRow],
+    adapter_pages: Mapping[str, Sequence[int]],
+    attention: AttentionBackend,
+    lora: LoRABackend,
+) -> ForwardBatch:
+    """rows: in batch order. adapter_pages: digest -> arena pages of every adapter the rows use."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    logits_at: list[int] = []
+    for row in rows:
+        token_ids += row.token_ids[row.start : row.end]
+        positions += range(row.start, row.end)
+        if row.is_sampled:
+            logits_at.append(len(token_ids) - 1)
+    segments = _segments(rows)
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        logits_at=torch.tensor(logits_at, dtype=torch.int64),
+        attention=attention.plan(_paged_rows(rows)),
+        lora=lora.plan(segments, adapter_pages) if segments else None,
+    )
+
+
+def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
+    return PagedRows(
+        query_lens=[row.num_new_tokens for row in rows],
+        seq_lens=[row.end for row in rows],
+        block_tables=[row.block_table for row in rows],
+    )
+
+
+def _segments(rows: Sequence[ScheduledRow]) -> list[Segment]:
+    segments, start = [], 0
+    for adapters, group in groupby(rows, key=lambda row: row.adapters):
+        end = start + sum(row.num_new_tokens for row in group)
+        if adapters:
+            segments.append(Segment(start, end, adapters))
+        start = end
+    return segments

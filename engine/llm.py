@@ -1,0 +1,253 @@
+"""LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from tqdm import tqdm
+
+from blora.adapters import AdapterTooLarge, pack, read_checkpoint
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+from .adapter_source import resolve_adapter
+from .config import EngineConfig
+from .errors import InvalidRequest
+from .front_end import Adapter, FrontEnd, Prepared, Prompt
+from .generation_config import load_generation_defaults
+from .model.hub import resolve_model
+from .model.targets import lora_targets
+from .outputs import AdapterInfo, LoRARequest, RequestOutput
+from .replaced_options import drop_replaced_options
+from .startup import start_engine
+from .tokenizer import Message, Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+Entry = TypeVar("Entry")
+Conversation = Sequence[Message]
+
+
+class LLM:
+    """Generates text for batches of (prompt, adapter) pairs.
+
+    model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at once.
+    Other options are those of EngineConfig. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
+    """
+
+    def __init__(self, model: str, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
+        # As in vLLM, a script gives the same output each time it runs.
+        options = {"seed": 0} | drop_replaced_options(options)
+        self._config = EngineConfig(model=str(model), **options)
+        folder = resolve_model(self._config.model, self._config.revision)
+        tokenizer = load_tokenizer(folder)
+        defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
+        self._engine = start_engine(self._config, folder)
+        self._core = self._engine.core
+        config = self._config
+        self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, config.max_num_queued_reqs, config.seed)
+        for name, path in (adapters or {}).items():
+            self.load_adapter(name, path)
+
+    # Generation.
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Generates for every prompt and returns the outputs in their order.
+
+        Lists pair one to one with prompts; a single value goes with each. lora_request: a LoRARequest, or the name of a
+        loaded adapter; None is the base model. Raises InvalidRequest, AdapterNotFound or QueueFull before anything
+        runs; a request that fails later comes back with finish_reason "error".
+        """
+        prepared = self._prepare(prompts, sampling_params, lora_request, priority)
+        final: dict[str, RequestOutput] = {}
+        progress = tqdm(total=len(prepared), desc="requests", disable=not use_tqdm)
+        with progress:
+            for outputs in self._run(prepared):
+                for output in outputs:
+                    if output.finished:
+                        final[output.request_id] = output
+                        progress.update()
+        return [final[entry.user.request_id] for entry in prepared]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        *,
+        priority: Sequence[int] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """`generate` for conversations, put into the model's chat template. One conversation or a list of them."""
+        is_single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations = cast(Sequence[Conversation], [messages] if is_single else messages)
+        tokenizer = self._front_end.tokenizer
+        prompts: list[Prompt] = []
+        for conversation in conversations:
+            text = tokenizer.apply_chat_template(conversation, add_generation_prompt)
+            prompts.append({"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority)
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        priority: Sequence[int] | None = None,
+    ) -> Iterator[list[RequestOutput]]:
+        """Yields after each step what is new of every row that grew; request_id is the row's index in prompts.
+
+        Raises as `generate` does, at the call. Closing the iterator aborts what is unfinished.
+        """
+        prepared = self._prepare(prompts, sampling_params, lora_request, priority, RequestOutputKind.DELTA)
+        for index, entry in enumerate(prepared):
+            entry.user.request_id = str(index)
+        return self._run(prepared)
+
+    def _prepare(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        lora_request: Adapter | Sequence[Adapter],
+        priority: Sequence[int] | None,
+        kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
+    ) -> list[Prepared]:
+        batch = _as_batch(prompts)
+        adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str | None)
+        samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams | None)
+        priorities = _pair("priority", priority if priority is not None else 0, len(batch), int)
+        for adapter in adapters:
+            self._load_if_new(adapter)
+        prepared = []
+        for prompt, sampling, adapter, urgency in zip(batch, samplings, adapters, priorities, strict=True):
+            entry = self._front_end.prepare(prompt, sampling, adapter, urgency)
+            entry.user.output_kind = kind
+            prepared.append(entry)
+        return prepared
+
+    def _run(self, prepared: Sequence[Prepared]) -> Iterator[list[RequestOutput]]:
+        self._front_end.accept(prepared)
+        for entry in prepared:
+            for request in entry.requests:
+                self._core.add_request(request)
+        unfinished = [entry.user for entry in prepared]
+        try:
+            while unfinished:
+                news = [self._front_end.outputs.take(user) for user in unfinished if user.has_news]
+                unfinished = [user for user in unfinished if not user.is_finished]
+                outputs = [output for output in news if output is not None]
+                if outputs:
+                    yield outputs
+                elif unfinished:
+                    self._step()
+        finally:
+            for user in unfinished:
+                for sample_id in self._front_end.outputs.remove(user):
+                    self._core.finish(sample_id)
+            self._forget_unloaded()
+
+    def _step(self) -> None:
+        """One step for everybody: several streams may be open at once, and each takes what is its own."""
+        _, to_finish = self._front_end.outputs.process(self._core.step())
+        for sample_id in to_finish:
+            self._core.finish(sample_id)
+
+    # Adapters.
+
+    def load_adapter(self, name: str, path: str | Path) -> AdapterInfo:
+        """Loads a PEFT folder or hub id under a name; what the name meant before goes when its requests are finished.
+
+        Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
+        """
+        self._front_end.check_adapter_name(name)
+        targets = lora_targets(self._engine.model_config)
+        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets)
+        image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
+        self._front_end.check_adapter_size(str(path), image.table)
+        self._core.load_adapter(image.table, torch.from_numpy(image.pages))
+        orphan = self._front_end.publish(name, str(path), image.table)
+        if orphan is not None:
+            self._core.unload_adapter(orphan)
+        self._forget_unloaded()
+        return self.get_adapter(name)
+
+    def unload_adapter(self, name: str) -> AdapterInfo:
+        """New requests for the name are refused from now on; running ones finish, then the weights are freed."""
+        info = self.get_adapter(name)
+        digest, is_orphan = self._front_end.withdraw(name)
+        if is_orphan:
+            self._core.unload_adapter(digest)
+        self._forget_unloaded()
+        return info
+
+    def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
+        """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
+        digest = self._front_end.digest_of(name)
+        if not pinned:
+            self._core.unpin_adapter(digest)
+        elif not self._core.pin_adapter(digest):
+            raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+        return self.get_adapter(name)
+
+    def get_adapter(self, name: str) -> AdapterInfo:
+        """Raises AdapterNotFound."""
+        digest = self._front_end.digest_of(name)
+        state = self._core.adapter_state(digest)
+        return self._front_end.describe(name, digest, state)
+
+    def list_adapters(self) -> list[AdapterInfo]:
+        return [self.get_adapter(name) for name in self._front_end.adapter_names()]
+
+    def _load_if_new(self, adapter: Adapter) -> None:
+        """vLLM's way: a LoRARequest with a path loads what is not loaded yet."""
+        if isinstance(adapter, LoRARequest) and adapter.lora_path and not self._front_end.is_loaded_from(adapter):
+            self.load_adapter(adapter.lora_name, adapter.lora_path)
+
+    def _forget_unloaded(self) -> None:
+        for digest in self._core.take_unloaded():
+            self._front_end.forget(digest)
+
+    # Facts.
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self._front_end.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        return self._front_end.defaults.sampling
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one."""
+        self._core.check_integrity()
+
+    def check_idle(self) -> None:
+        """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""
+        self.check_integrity()
+        self._core.check_idle()
+        if self._front_end.outputs.num_unfinished:
+            raise RuntimeError(f"{self._front_end.outputs.num_unfinished} samples are waited for and not computed")
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or a list of prompts: a list of ints is one prompt."""
+    if isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
+    """One value for each prompt. A list has to pair one to one."""
+    if isinstance(value, kind) or not isinstance(value, Sequence):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise InvalidRequest(name, f"{len(value)} values for {num_prompts} prompts")
+    return list(value)

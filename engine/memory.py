@@ -1,0 +1,72 @@
+"""How many bytes the arena may have: reads the limits of this process and the user's wish, allocates nothing."""
+
+import re
+from pathlib import Path
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def parse_memory(memory: int | float | str, usable: int) -> int:
+    """Bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. Raises ValueError."""
+    if isinstance(memory, str):
+        return _parse_text(memory, usable)
+    if isinstance(memory, float) and 0 < memory <= 1:
+        return int(memory * usable)
+    if isinstance(memory, bool) or not memory >= 1:
+        raise ValueError(f"memory: {memory!r} is neither a number of bytes nor a fraction up to 1")
+    return int(memory)
+
+
+def _parse_text(text: str, usable: int) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    if match is None:
+        raise ValueError(f"memory: {text!r} is not a size such as 2GiB, 512M or a fraction such as 0.5")
+    number, unit = match.groups()
+    if not unit and "." in number:
+        if not 0 < float(number) <= 1:
+            raise ValueError(f"memory: {text!r} is neither a size with a unit nor a fraction up to 1")
+        return int(float(number) * usable)
+    return parse_memory(int(float(number) * UNITS[unit or ""]), usable)
+
+
+def usable_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: what the system has left, within the limits of every control group."""
+    return min([_available(root), *_cgroup_rooms(root)])
+
+
+def _available(root: Path) -> int:
+    fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _cgroup_rooms(root: Path) -> list[int]:
+    """What is left below each limit from this process's group upwards, in control groups of version 2 and 1."""
+    rooms = []
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            rooms += _rooms(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            rooms += _rooms(root / "sys/fs/cgroup/memory", path, *names)
+    return rooms
+
+
+def _rooms(base: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[int]:
+    group = base / path.lstrip("/")
+    rooms = []
+    for folder in [group, *group.parents]:
+        if not folder.is_relative_to(base):
+            break
+        limit, usage = _lines(folder / limit_name), _lines(folder / usage_name)
+        if limit and usage and limit[0].isdigit():
+            cache = dict(line.split() for line in _lines(folder / "memory.stat")).get(cache_name, "0")
+            rooms.append(max(int(limit[0]) - int(usage[0]) + int(cache), 0))  # page cache is given back on demand
+    return rooms
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []  # not every system shows every group

@@ -1,0 +1,89 @@
+"""The decoder of Llama and its kin: one forward pass over a batch of rows. Knows no request, no cache policy, no file.
+
+What differs between the architectures (biases, norms on q and k, windows) is in the config, not in subclasses.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blora.adapters.lora import LoRABackend
+
+from ..attention.base import AttentionBackend
+from ..inputs import ForwardBatch
+from .config import ModelConfig
+from .layers import GatedMLP, Linear, RMSNorm
+from .rope import rope_cache, rotate
+from .targets import DOWN, GATE_UP, OUT, QKV, site_of
+from .weights import ModelWeights, layer_sites
+
+
+class Attention:
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, layer: int, attention: AttentionBackend, lora: LoRABackend
+    ) -> None:
+        qkv, o, _, _ = layer_sites(weights, layer)
+        qk_norm = weights.layers[layer].qk_norm
+        self._qkv = Linear(qkv.weight, qkv.bias, site_of(layer, QKV), lora)
+        self._o = Linear(o.weight, o.bias, site_of(layer, OUT), lora)
+        self._qk_norm = None if qk_norm is None else RMSNorm(qk_norm, config.rms_norm_eps)
+        self._num_heads = config.num_heads
+        self._num_qk_heads = config.num_heads + config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._layer = layer
+        self._window = config.sliding_windows[layer]
+        self._attention = attention
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch) -> Tensor:
+        """x: [num_tokens, hidden], cos and sin: [num_tokens, 1, head_dim // 2]. Returns [num_tokens, hidden]."""
+        # The heads of q, of k and of v, one after another: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
+        heads = self._qkv.forward(x, batch.lora).view(len(x), -1, self._head_dim)
+        qk, v = heads[:, : self._num_qk_heads], heads[:, self._num_qk_heads :]
+        if self._qk_norm is not None:
+            qk = self._qk_norm.forward(qk)
+        qk = rotate(qk, cos, sin)
+        q, k = qk[:, : self._num_heads], qk[:, self._num_heads :]
+        y = self._attention.run(self._layer, q, k, v, batch.attention, self._window)
+        return self._o.forward(y, batch.lora)
+
+
+class DecoderLayer:
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, layer: int, attention: AttentionBackend, lora: LoRABackend
+    ) -> None:
+        norms = weights.layers[layer]
+        _, _, gate_up, down = layer_sites(weights, layer)
+        self._input_norm = RMSNorm(norms.input_norm, config.rms_norm_eps)
+        self._attention = Attention(config, weights, layer, attention, lora)
+        self._post_attention_norm = RMSNorm(norms.post_attention_norm, config.rms_norm_eps)
+        self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch) -> Tensor:
+        """x: [num_tokens, hidden]. Returns the same shape."""
+        x = x + self._attention.forward(self._input_norm.forward(x), cos, sin, batch)
+        return x + self._mlp.forward(self._post_attention_norm.forward(x), batch.lora)
+
+
+class CausalLM:
+    def __init__(
+        self, config: ModelConfig, weights: ModelWeights, attention: AttentionBackend, lora: LoRABackend
+    ) -> None:
+        self._embedding = weights.embedding
+        self._layers = [DecoderLayer(config, weights, i, attention, lora) for i in range(config.num_layers)]
+        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
+        self._lm_head = weights.lm_head
+        self._cos, self._sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
+        cos, sin = self._cos[batch.positions, None], self._sin[batch.positions, None]
+        x = F.embedding(batch.token_ids, self._embedding)  # [num_tokens, hidden]
+        for layer in self._layers:
+            x = layer.forward(x, cos, sin, batch)
+        return self._norm.forward(x)
+
+    @torch.inference_mode()
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [n, hidden], rows of what `forward` returned. Returns [n, vocab] float32."""
+        return F.linear(hidden, self._lm_head).float()

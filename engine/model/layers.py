@@ -1,0 +1,55 @@
+"""The layers a decoder is made of: plain objects that hold tensors. They know no checkpoint and no cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blora.adapters.lora import LoRABackend, LoRAMetadata
+
+from .weights import Projection
+
+
+class Linear:
+    """y = x W^T + b, and on top of it what the step's adapters add at this site."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, site: int | None, lora: LoRABackend) -> None:
+        """weight: [out, in], bias: [out]. site: None where no adapter can land."""
+        self._weight = weight
+        self._bias = bias
+        self._site = site
+        self._lora = lora
+
+    def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
+        """x: [num_tokens, in]. metadata: None when no token of the step has an adapter. Returns [num_tokens, out]."""
+        y = F.linear(x, self._weight, self._bias)
+        if metadata is not None and self._site is not None:
+            self._lora.run(self._site, x, y, metadata)
+        return y
+
+
+class RMSNorm:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension: normalised in float32, weighted in x's dtype."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        """weight: [width], or any shape that spreads over x."""
+        self._weight = weight
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self._eps)
+        return self._weight * normed.to(x.dtype)
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)), gate and up computed together."""
+
+    def __init__(self, gate_up: Projection, down: Projection, sites: tuple[int, int], lora: LoRABackend) -> None:
+        """sites: of gate_up and of down."""
+        self._gate_up = Linear(gate_up.weight, gate_up.bias, sites[0], lora)
+        self._down = Linear(down.weight, down.bias, sites[1], lora)
+
+    def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
+        """x: [num_tokens, hidden]. Returns the same shape."""
+        gate, up = self._gate_up.forward(x, metadata).chunk(2, dim=-1)  # [num_tokens, intermediate] each
+        return self._down.forward(F.silu(gate) * up, metadata)

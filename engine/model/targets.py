@@ -1,0 +1,34 @@
+"""Where LoRA can land in a model: names, shapes and places of the linear modules. Imports no torch."""
+
+from collections.abc import Iterator
+
+from blora.adapters.targets import TargetModule
+
+from .config import ModelConfig
+
+SITES_PER_LAYER = 4
+QKV, OUT, GATE_UP, DOWN = range(SITES_PER_LAYER)
+
+
+def site_of(layer: int, projection: int) -> int:
+    """projection: QKV, OUT, GATE_UP or DOWN."""
+    return layer * SITES_PER_LAYER + projection
+
+
+def lora_targets(config: ModelConfig) -> tuple[TargetModule, ...]:
+    """The linear modules of all layers, by layer and in the order of the fused outputs."""
+    return tuple(target for layer in range(config.num_layers) for target in _layer_targets(config, layer))
+
+
+def _layer_targets(config: ModelConfig, layer: int) -> Iterator[TargetModule]:
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
+    qkv, gate_up = site_of(layer, QKV), site_of(layer, GATE_UP)
+    yield TargetModule(f"{attention}.q_proj", hidden, q, qkv, 0)
+    yield TargetModule(f"{attention}.k_proj", hidden, kv, qkv, q)
+    yield TargetModule(f"{attention}.v_proj", hidden, kv, qkv, q + kv)
+    yield TargetModule(f"{attention}.o_proj", q, hidden, site_of(layer, OUT), 0)
+    yield TargetModule(f"{mlp}.gate_proj", hidden, intermediate, gate_up, 0)
+    yield TargetModule(f"{mlp}.up_proj", hidden, intermediate, gate_up, intermediate)
+    yield TargetModule(f"{mlp}.down_proj", intermediate, hidden, site_of(layer, DOWN), 0)

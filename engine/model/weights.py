@@ -1,0 +1,108 @@
+"""The parameters of a model as tensors: projections fused, and each Hugging Face tensor a view of its place in them.
+
+Owns shapes and places; how values get there is the loader's business, what is computed with them the decoder's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets, site_of
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    input_norm: Tensor  # [hidden]
+    qk_norm: Tensor | None  # [num_heads + num_kv_heads, head_dim]: the q norm for each head, then the k norm
+    post_attention_norm: Tensor  # [hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    embedding: Tensor  # [vocab, hidden]
+    layers: tuple[LayerWeights, ...]  # [num_layers]
+    sites: tuple[Projection, ...]  # [num_layers * SITES_PER_LAYER]
+    norm: Tensor  # [hidden]
+    lm_head: Tensor  # [vocab, hidden]; the embedding itself when tied
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor of a checkpoint goes. `view` may be wider than `shape`: the value is repeated over it."""
+
+    view: Tensor
+    shape: tuple[int, ...]
+
+
+def allocate(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
+    """Uninitialised memory, which the system commits as it is written."""
+    embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+    return ModelWeights(
+        embedding=embedding,
+        layers=tuple(_allocate_layer(config, dtype) for _ in range(config.num_layers)),
+        sites=tuple(_allocate_sites(config, dtype)),
+        norm=torch.empty(config.hidden_size, dtype=dtype),
+        lm_head=embedding if config.tie_word_embeddings else torch.empty_like(embedding),
+    )
+
+
+def _allocate_layer(config: ModelConfig, dtype: torch.dtype) -> LayerWeights:
+    qk_heads = config.num_heads + config.num_kv_heads
+    return LayerWeights(
+        input_norm=torch.empty(config.hidden_size, dtype=dtype),
+        qk_norm=torch.empty(qk_heads, config.head_dim, dtype=dtype) if config.qk_norm else None,
+        post_attention_norm=torch.empty(config.hidden_size, dtype=dtype),
+    )
+
+
+def _allocate_sites(config: ModelConfig, dtype: torch.dtype) -> list[Projection]:
+    has_bias = {QKV: config.qkv_bias, OUT: config.o_bias, GATE_UP: config.mlp_bias, DOWN: config.mlp_bias}
+    shapes: dict[int, tuple[int, int]] = {}
+    for target in lora_targets(config):  # a site is as wide as where its last module ends
+        shapes[target.site] = (target.offset + target.out_features, target.in_features)
+    return [
+        Projection(
+            weight=torch.empty(shape, dtype=dtype),
+            bias=torch.empty(shape[0], dtype=dtype) if has_bias[site % SITES_PER_LAYER] else None,
+        )
+        for site, shape in sorted(shapes.items())
+    ]
+
+
+def places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:
+    """The place of every tensor the model needs, by its Hugging Face name."""
+    views = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
+    if not config.tie_word_embeddings:
+        views["lm_head.weight"] = weights.lm_head
+    for layer, norms in enumerate(weights.layers):
+        views[f"model.layers.{layer}.input_layernorm.weight"] = norms.input_norm
+        views[f"model.layers.{layer}.post_attention_layernorm.weight"] = norms.post_attention_norm
+    for target in lora_targets(config):
+        site, rows = weights.sites[target.site], slice(target.offset, target.offset + target.out_features)
+        views[f"{target.name}.weight"] = site.weight[rows]
+        if site.bias is not None:
+            views[f"{target.name}.bias"] = site.bias[rows]
+    return {name: Place(view, tuple(view.shape)) for name, view in views.items()} | _qk_norm_places(weights, config)
+
+
+def _qk_norm_places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:
+    result: dict[str, Place] = {}
+    for layer, norms in enumerate(weights.layers):
+        if norms.qk_norm is not None:
+            attention, shape = f"model.layers.{layer}.self_attn", (config.head_dim,)
+            result[f"{attention}.q_norm.weight"] = Place(norms.qk_norm[: config.num_heads], shape)
+            result[f"{attention}.k_norm.weight"] = Place(norms.qk_norm[config.num_heads :], shape)
+    return result
+
+
+def layer_sites(weights: ModelWeights, layer: int) -> tuple[Projection, ...]:
+    """The projections QKV, OUT, GATE_UP and DOWN of a layer."""
+    return weights.sites[site_of(layer, QKV) : site_of(layer + 1, QKV)]

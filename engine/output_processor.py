@@ -1,0 +1,210 @@
+"""OutputProcessor: from the engine's updates to what users see. Owns the text side of every unfinished request.
+
+A user's request is n samples; each sample is one request of the engine, under an id of its own. Users' ids are labels.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
+
+from .detokenizer import Detokenizer
+from .outputs import (
+    CompletionOutput,
+    Logprob,
+    LoRARequest,
+    PromptLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    SampleLogprobs,
+)
+from .tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Sample:
+    """One sample: everything so far, and how much of it the user has seen."""
+
+    index: int
+    detokenizer: Detokenizer | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: SampleLogprobs = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    num_shown_tokens: int = 0
+    num_shown_characters: int = 0
+    is_shown_finished: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class UserRequest:
+    """One user's request: its samples and how they are to be shown."""
+
+    request_id: str  # the user's label
+    prompt: str | None
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    lora_request: LoRARequest | None
+    output_kind: RequestOutputKind
+    sample_ids: list[int]  # the engine's ids, one per sample
+    samples: list[_Sample] = field(default_factory=list)
+    prompt_logprobs: PromptLogprobs | None = None
+    num_shown_prompt_logprobs: int = 0
+    has_news: bool = False  # something came since the last output was taken
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sample.finish_reason is not None for sample in self.samples)
+
+
+class OutputProcessor:
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
+
+    def add(self, request: UserRequest) -> None:
+        sampling = request.sampling
+        for index, sample_id in enumerate(request.sample_ids):
+            detokenizer = (
+                Detokenizer(self._tokenizer, request.prompt_token_ids, sampling) if sampling.detokenize else None
+            )
+            sample = _Sample(index, detokenizer)
+            request.samples.append(sample)
+            self._samples[sample_id] = (request, sample)
+        if sampling.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]  # nothing precedes the first token
+
+    def remove(self, request: UserRequest) -> list[int]:
+        """Forgets a request; returns the engine's ids of the samples that are unfinished there."""
+        return [sample_id for sample_id in request.sample_ids if self._samples.pop(sample_id, None) is not None]
+
+    def is_known(self, request: UserRequest) -> bool:
+        """Whether any sample of the request is still waited for."""
+        return any(sample_id in self._samples for sample_id in request.sample_ids)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples."""
+        return len(self._samples)
+
+    def process(self, updates: Iterable[RowUpdate]) -> tuple[list[UserRequest], list[int]]:
+        """Takes a step's updates in. Returns the requests that grew, and the samples to finish in the engine because
+        their text met a stop string."""
+        grown: dict[UserRequest, None] = {}
+        to_finish: list[int] = []
+        for update in updates:
+            entry = self._samples.get(update.request_id)
+            if entry is None:
+                continue  # aborted, or ended by a stop string, while the step ran
+            request, sample = entry
+            if self._add(request, sample, update) and update.finish_reason is None:
+                to_finish.append(update.request_id)
+            if sample.finish_reason is not None:
+                del self._samples[update.request_id]
+            request.has_news = True
+            grown[request] = None
+        return list(grown), to_finish
+
+    def take(self, request: UserRequest) -> RequestOutput | None:
+        """What the user is to be shown now, if anything. A slow reader gets fewer, larger outputs, never a backlog."""
+        if not request.has_news or (request.output_kind is RequestOutputKind.FINAL_ONLY and not request.is_finished):
+            return None
+        request.has_news = False
+        if request.is_finished:
+            request.metrics.finished_time = time.monotonic()
+        return self._output(request)
+
+    def fail(self, request: UserRequest, reason: FinishReason, error: str | None = None) -> list[int]:
+        """Ends every unfinished sample of a request; returns their ids, to be finished in the engine."""
+        for sample in request.samples:
+            if sample.finish_reason is None:
+                sample.finish_reason, sample.error = reason, error
+                if sample.detokenizer is not None:
+                    sample.detokenizer.finish()
+        request.has_news = True
+        return self.remove(request)
+
+    def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:
+        """Adds an update to its sample. True when a stop string ended the text."""
+        self._add_logprobs(request, sample, update)
+        request.num_cached_tokens = max(request.num_cached_tokens, update.num_cached_tokens)
+        if update.token_ids:
+            request.metrics.last_token_time = time.monotonic()
+            request.metrics.first_token_time = request.metrics.first_token_time or request.metrics.last_token_time
+        sample.token_ids += update.token_ids
+        sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_token_id
+        sample.error = update.error
+        detokenizer = sample.detokenizer
+        if detokenizer is None:
+            return False
+        is_stop_token = update.finish_reason is FinishReason.STOP
+        detokenizer.push(update.token_ids, not is_stop_token or request.sampling.include_stop_str_in_output)
+        if update.finish_reason is not None:
+            detokenizer.finish()
+        if detokenizer.stop_string is None:
+            return False
+        sample.finish_reason, sample.stop_reason = FinishReason.STOP, detokenizer.stop_string
+        return True
+
+    def _add_logprobs(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> None:
+        for entry in update.logprobs:
+            sample.logprobs.append(self._named(entry))
+            sample.cumulative_logprob += entry.logprobs[0]
+        if request.prompt_logprobs is not None:
+            request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
+
+    def _named(self, entry: TokenLogprob) -> dict[int, Logprob]:
+        return {
+            token_id: Logprob(logprob, rank, self._tokenizer.decode_token(token_id))
+            for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True)
+        }
+
+    def _output(self, request: UserRequest) -> RequestOutput:
+        is_delta = request.output_kind is RequestOutputKind.DELTA
+        samples = [self._completion(request, sample) for sample in request.samples if not is_delta or _has_news(sample)]
+        prompt_logprobs = request.prompt_logprobs
+        if is_delta and prompt_logprobs is not None:
+            prompt_logprobs = prompt_logprobs[request.num_shown_prompt_logprobs :]
+            request.num_shown_prompt_logprobs += len(prompt_logprobs)
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=request.prompt_token_ids,
+            outputs=samples,
+            finished=request.is_finished,
+            prompt_logprobs=prompt_logprobs,
+            lora_request=request.lora_request,
+            num_cached_tokens=request.num_cached_tokens,
+            metrics=request.metrics,
+        )
+
+    def _completion(self, request: UserRequest, sample: _Sample) -> CompletionOutput:
+        is_delta = request.output_kind is RequestOutputKind.DELTA
+        text = "" if sample.detokenizer is None else sample.detokenizer.text
+        first_token = sample.num_shown_tokens if is_delta else 0
+        first_character = sample.num_shown_characters if is_delta else 0
+        sample.num_shown_tokens, sample.num_shown_characters = len(sample.token_ids), len(text)
+        sample.is_shown_finished = sample.finish_reason is not None
+        has_logprobs = request.sampling.logprobs is not None
+        return CompletionOutput(
+            index=sample.index,
+            text=text[first_character:],
+            token_ids=sample.token_ids[first_token:],
+            cumulative_logprob=sample.cumulative_logprob if has_logprobs else None,
+            logprobs=sample.logprobs[first_token:] if has_logprobs else None,
+            finish_reason=None if sample.finish_reason is None else sample.finish_reason.value,
+            stop_reason=sample.stop_reason,
+            error=sample.error,
+        )
+
+
+def _has_news(sample: _Sample) -> bool:
+    """Whether a delta of this sample would say anything: a finished one is shown finished once."""
+    if sample.num_shown_tokens < len(sample.token_ids):
+        return True
+    return sample.finish_reason is not None and not sample.is_shown_finished

@@ -1,0 +1,111 @@
+"""What users get and name: requests for adapters, outputs of requests, facts about adapters and the engine.
+
+The shapes and names are vLLM's where vLLM has them. Pure data: no torch, no wire.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LoRARequest:
+    """An adapter to use. An adapter that is not loaded yet is loaded from `lora_path` under `lora_name`."""
+
+    lora_name: str
+    lora_int_id: int = 1  # accepted for vLLM's sake; blora knows adapters by name and content
+    lora_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    logprob: float  # natural logarithm, of the raw logits
+    rank: int  # 1 is the most likely token
+    decoded_token: str | None = None
+
+
+# One entry per position: token id -> its Logprob; the first prompt position has none.
+PromptLogprobs = list[dict[int, Logprob] | None]
+SampleLogprobs = list[dict[int, Logprob]]
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One sample of a request. With RequestOutputKind.DELTA text, token_ids and logprobs are what is new."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: SampleLogprobs | None = None
+    finish_reason: str | None = None  # "stop", "length", "abort" or "error"
+    stop_reason: int | str | None = None  # the stop string or stop token id; None for EOS
+    error: str | None = None  # what went wrong, with finish_reason "error"
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times in seconds of time.monotonic()."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+    finished_time: float | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: PromptLogprobs | None = None
+    lora_request: LoRARequest | None = None
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """What is known of a loaded adapter."""
+
+    name: str
+    digest: str  # sha256 over configuration and weights
+    path: str
+    ranks: tuple[int, ...]  # the distinct ranks, ascending
+    modules: tuple[str, ...]  # the distinct kinds of module, such as "q_proj"
+    num_bytes: int  # of its pages, in host memory and, when resident, in the arena
+    num_pages: int
+    pinned: bool = False
+    resident: bool = False
+    num_requests: int = 0  # unfinished requests that use it
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """Where an adapter is in the engine, and who uses it."""
+
+    is_resident: bool = False
+    is_pinned: bool = False
+    num_requests: int = 0  # unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts of a running engine."""
+
+    model: str
+    dtype: str
+    vocab_size: int  # width of the logits: token ids are below it
+    max_model_len: int  # tokens
+    block_size: int  # tokens
+    num_pages: int
+    page_bytes: int
+    num_free_pages: int
+    num_running: int
+    num_waiting: int
+    version: str

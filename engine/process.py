@@ -1,0 +1,119 @@
+"""The engine process: a loop that owns an engine core. All compute runs from its one thread.
+
+Between steps it takes what the front end sent; after a step it sends one message. It ends when the channel closes, so
+a front end that dies takes its engine with it.
+"""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from .channel import Channel, ChannelClosed, open_channel
+from .core import EngineCore
+from .frames import (
+    AddRequest,
+    FinishRequests,
+    GetState,
+    LoadAdapter,
+    PinAdapter,
+    PinReply,
+    Ready,
+    Start,
+    StartFailed,
+    StateReply,
+    ToEngine,
+    UnloadAdapter,
+    Updates,
+)
+from .sealed_memory import map_sealed
+from .startup import StartedEngine, start_engine
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    def __init__(self, channel: Channel[ToEngine], core: EngineCore) -> None:
+        self._channel = channel
+        self._core = core
+
+    def run(self) -> None:
+        """Runs until the channel closes."""
+        while True:
+            for message in self._channel.receive(wait=not self._core.has_work):
+                self._handle(message)
+            rows = self._core.step() if self._core.has_work else []
+            unloaded = self._core.take_unloaded()
+            if rows or unloaded:
+                self._channel.send(Updates(rows, unloaded))
+
+    def _handle(self, message: ToEngine) -> None:
+        core = self._core
+        match message:
+            case AddRequest():
+                core.add_request(message.to_request())
+            case FinishRequests(request_ids):
+                for request_id in request_ids:
+                    core.finish(request_id)
+            case LoadAdapter(table):
+                image = map_sealed(self._channel.receive_descriptor(), table.num_bytes)
+                core.load_adapter(table, torch.from_numpy(image).view(table.num_pages, table.page_bytes))
+            case UnloadAdapter(digest):
+                core.unload_adapter(digest)
+            case PinAdapter(call_id, digest, is_pinned):
+                self._channel.send(PinReply(call_id, self._pin(digest, is_pinned)))
+            case GetState(call_id, digests):
+                self._channel.send(self._state(call_id, digests))
+            case Start():
+                raise RuntimeError("the engine is started already")
+
+    def _pin(self, digest: str, is_pinned: bool) -> bool:
+        if is_pinned:
+            return self._core.pin_adapter(digest)
+        self._core.unpin_adapter(digest)
+        return True
+
+    def _state(self, call_id: int, digests: list[str]) -> StateReply:
+        core = self._core
+        return StateReply(
+            call_id,
+            num_free_pages=core.num_free_pages,
+            num_running=core.scheduler.num_running,
+            num_waiting=core.scheduler.num_waiting,
+            adapters=[core.adapter_state(digest) for digest in digests],
+        )
+
+
+def start(channel: Channel[ToEngine]) -> StartedEngine | None:
+    """Starts the engine that the first message asks for and says so; None when it cannot start."""
+    first, *rest = channel.receive(wait=True)
+    if not isinstance(first, Start) or rest:
+        raise RuntimeError("the first message is not Start")
+    try:
+        engine = start_engine(first.config, Path(first.model))
+    except Exception as error:
+        logger.debug("the engine cannot start", exc_info=True)
+        channel.send(StartFailed(f"{type(error).__name__}: {error}"))
+        return None
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes))
+    return engine
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
+    # The front end drains and then closes the channel; a signal to the whole group must not cut the running requests.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    channel: Channel[ToEngine] = open_channel(sys.argv[1:], ToEngine)
+    try:
+        engine = start(channel)
+        if engine is not None:
+            EngineLoop(channel, engine.core).run()
+    except ChannelClosed:
+        pass
+
+
+if __name__ == "__main__":
+    main()

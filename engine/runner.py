@@ -1,0 +1,64 @@
+"""ModelRunner: executes a step: copies, one forward pass over the mixed batch, sampling. Holds no request state."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.lora import LoRABackend
+from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
+
+from .attention.base import AttentionBackend
+from .inputs import build_batch, in_batch_order
+from .model.decoder import CausalLM
+from .sampler import sample, token_logprobs
+
+MAX_LOGITS_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
+
+
+class ModelRunner:
+    def __init__(self, model: CausalLM, attention: AttentionBackend, lora: LoRABackend, pool: DevicePool) -> None:
+        self._model = model
+        self._attention = attention
+        self._lora = lora
+        self._pool = pool
+
+    @torch.inference_mode()
+    def copy(self, step: Step) -> None:
+        """Runs the step's adapter copies; they come before anything is computed with these pages."""
+        for copy in step.copies:
+            self._pool.copy(copy.digest, copy.first, copy.page_ids)
+
+    @torch.inference_mode()
+    def execute(self, step: Step) -> dict[int, RowResult]:
+        """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV."""
+        rows = in_batch_order(step.rows)
+        batch = build_batch(rows, step.adapter_pages, self._attention, self._lora)
+        hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
+        sampled = [row for row in rows if row.is_sampled]
+        results = {row.request_id: RowResult() for row in rows}
+        if sampled:
+            logits = self._model.compute_logits(hidden[batch.logits_at])
+            results |= zip((row.request_id for row in sampled), sample(logits, sampled), strict=True)
+        for row, prompt_logprobs in self._prompt_logprobs(rows, hidden):
+            results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
+        return results
+
+    def _prompt_logprobs(
+        self, rows: Sequence[ScheduledRow], hidden: Tensor
+    ) -> Iterator[tuple[ScheduledRow, tuple[TokenLogprob, ...]]]:
+        """Of the prompt tokens that follow the tokens computed in this step, for the rows that asked."""
+        first = 0
+        for row in rows:
+            targets = row.token_ids[row.start + 1 : min(row.end + 1, row.num_prompt_tokens)]
+            if row.sampling.prompt_logprobs is not None and targets:
+                yield row, tuple(self._score(hidden[first : first + len(targets)], targets, row))
+            first += row.num_new_tokens
+
+    def _score(self, hidden: Tensor, targets: Sequence[int], row: ScheduledRow) -> Iterator[TokenLogprob]:
+        num_best = row.sampling.prompt_logprobs or 0
+        for start in range(0, len(targets), MAX_LOGITS_ROWS):
+            part = slice(start, start + MAX_LOGITS_ROWS)
+            yield from token_logprobs(self._model.compute_logits(hidden[part]), targets[part], num_best)

@@ -1,0 +1,136 @@
+"""Sampler: from logits to tokens, row by row. A row's draw depends on its own logits, parameters and seed only.
+
+Random draws are Gumbel-max (Gumbel 1954): the argmax of log-probability plus -log(-log(u)), where u comes from a
+counter-based generator keyed by (seed, sample index, position, token). No state is carried from step to step, so the
+batch, the order of rows and preemption cannot change a seeded result.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blora.scheduler import RowResult, SamplingParams, ScheduledRow, TokenLogprob
+
+MASK64 = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
+MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the multipliers of its finaliser
+NOT_FINITE = "the model's logits are not finite for this request"
+
+
+def sample(logits: Tensor, rows: Sequence[ScheduledRow]) -> list[RowResult]:
+    """One result per row. logits: [num_rows, vocab_size] float32, raw; changed in place."""
+    is_finite = torch.isfinite(logits).all(dim=1).tolist()
+    results = []
+    for index, row in enumerate(rows):
+        if is_finite[index]:
+            results.append(_sample_row(logits[index], row))
+        else:
+            results.append(RowResult(error=NOT_FINITE))
+    return results
+
+
+def _sample_row(logits: Tensor, row: ScheduledRow) -> RowResult:
+    """logits: [vocab_size]."""
+    params = row.sampling
+    raw = logits.clone() if params.logprobs is not None else None  # logprobs are those of the raw logits
+    _apply_constraints(logits, row)
+    token_id = int(logits.argmax()) if params.temperature == 0 else _draw(logits, row)
+    if raw is None or params.logprobs is None:
+        return RowResult(token_id)
+    return RowResult(token_id, token_logprobs(raw[None], [token_id], params.logprobs)[0])
+
+
+def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
+    """Penalties, then biases, then the tokens that cannot be drawn yet. The order is vLLM's, biases before minimum."""
+    params = row.sampling
+    _apply_penalties(logits, row)
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias))
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype)
+    if row.num_output_tokens < params.min_tokens and row.stop_token_ids:
+        logits[torch.tensor(list(row.stop_token_ids))] = -torch.inf
+
+
+def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
+    params = row.sampling
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(row.token_ids)))
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    output = row.token_ids[row.num_prompt_tokens :]
+    if output and (params.frequency_penalty or params.presence_penalty):
+        counts = Counter(output)
+        penalty = params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
+        logits[torch.tensor(list(counts))] -= penalty
+
+
+def _draw(logits: Tensor, row: ScheduledRow) -> int:
+    scores = logits.double() / row.sampling.temperature
+    candidates = _candidates(scores, row.sampling)
+    noise = gumbel_noise(row.seed, row.sample_index, len(row.token_ids), candidates)
+    return int(candidates[(scores[candidates] + noise).argmax()])
+
+
+def _candidates(scores: Tensor, params: SamplingParams) -> Tensor:
+    """The tokens that min-p, top-k and top-p leave. scores: [vocab_size] log-probabilities up to a constant."""
+    vocab_size = len(scores)
+    top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
+    if top_k == vocab_size and params.top_p == 1 and params.min_p == 0:
+        return torch.arange(vocab_size)[scores > -torch.inf]
+    # Stable, so that equal scores are taken in order of token id whatever the sort does.
+    ordered, ids = scores.sort(descending=True, stable=True)
+    ordered, ids = ordered[:top_k], ids[:top_k]
+    probabilities = ordered.softmax(dim=0)
+    is_kept = probabilities >= params.min_p * probabilities[0]  # min-p, arXiv 2407.01082
+    # top-p (nucleus, arXiv 1904.09751): the shortest head of the order whose mass reaches top_p.
+    is_kept &= probabilities.cumsum(dim=0) - probabilities < params.top_p
+    is_kept &= ordered > -torch.inf
+    is_kept[0] = True
+    return ids[is_kept]
+
+
+def gumbel_noise(seed: int, sample_index: int, position: int, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise of each token. token_ids: [n] int64; returns [n] float64."""
+    key = 0
+    for part in (seed, sample_index, position):
+        key = _mix(key ^ _mix(part & MASK64))
+    bits = token_ids * _signed(GOLDEN) + _signed(key)
+    bits = (bits ^ _shift_right(bits, 30)) * _signed(MIX1)
+    bits = (bits ^ _shift_right(bits, 27)) * _signed(MIX2)
+    bits = bits ^ _shift_right(bits, 31)
+    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), both ends excluded
+    return -torch.log(-torch.log(uniform))
+
+
+def _mix(value: int) -> int:
+    """splitmix64 (Steele, Lea, Flood 2014): one step of the generator from the state `value`."""
+    value = (value + GOLDEN) & MASK64
+    value = ((value ^ (value >> 30)) * MIX1) & MASK64
+    value = ((value ^ (value >> 27)) * MIX2) & MASK64
+    return value ^ (value >> 31)
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as torch's int64 holds them; its arithmetic wraps."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift: torch's keeps the sign."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_best: int) -> list[TokenLogprob]:
+    """Per row, the log-probability and rank of its token, then those of the best. logits: [num_rows, vocab_size]."""
+    logprobs = logits.float().log_softmax(dim=1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids)[:, None])  # [num_rows, 1]
+    ranks = (logprobs > chosen).sum(dim=1) + 1
+    best, best_ids = logprobs.topk(num_best, dim=1)
+    return [
+        TokenLogprob((token_id, *ids), (own, *values), (rank, *range(1, num_best + 1)))
+        for token_id, own, rank, ids, values in zip(
+            token_ids, chosen[:, 0].tolist(), ranks.tolist(), best_ids.tolist(), best.tolist(), strict=True
+        )
+    ]

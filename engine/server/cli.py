@@ -1,0 +1,191 @@
+"""The command line: `blora serve` and `blora client`. Owns flags and exit statuses.
+
+Imports the engine, and what only a server needs, when `serve` is asked for: `blora client` works without torch.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Flags of `serve` that are the server's own; all others are options of the engine.
+SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "serve":
+        return _serve(args, parser)
+    return _client(args, parser)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="blora", description="One base model, thousands of LoRA adapters.")
+    parser.add_argument("--version", action="version", version=f"blora {version('blora')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{serve,client}")
+    _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
+    _add_client(commands.add_parser("client", help="ask a server"))
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder, hub id or .gguf file")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=50051, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--adapter",
+        type=_named_path,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="load an adapter at start-up, from a folder or the hub; may be repeated",
+    )
+    parser.add_argument(
+        "--adapter-root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="let clients load adapters from folders below DIR; may be repeated (default: they may load none)",
+    )
+    _add_engine_options(parser.add_argument_group("engine", "What is not given is the engine's default."))
+
+
+def _add_engine_options(group: Any) -> None:
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and KV")
+    group.add_argument(
+        "--memory",
+        type=_memory,
+        metavar="SIZE",
+        help="for KV and adapters: bytes, a size such as 2GiB or 512M, or a fraction, such as 0.5, of what is free",
+    )
+    group.add_argument("--block-size", type=_count, metavar="TOKENS", help="in a block of the KV cache")
+    group.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="of prompt and output together")
+    group.add_argument("--max-num-seqs", type=_count, metavar="N", help="requests that run at once")
+    group.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="in one step")
+    group.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="unfinished requests; more are refused")
+    group.add_argument("--scheduling-policy", choices=("fcfs", "priority"))
+    group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of prefixes")
+    group.add_argument("--seed", type=int, help="for requests that bring none")
+    group.add_argument("--threads", type=_count, metavar="N", help="of compute")
+    group.add_argument("--revision", help="of a model from the hub")
+    group.add_argument(
+        "--generation-config",
+        choices=("auto", "vllm"),
+        help="sampling defaults from the model's generation_config.json, or vLLM's neutral ones",
+    )
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue")
+    parser.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
+    parser.add_argument("--adapter", metavar="NAME", help="(default: the base model)")
+    parser.add_argument("--chat", action="store_true", help="PROMPT is what a user says in a conversation")
+    parser.add_argument("--max-tokens", type=_count, default=256, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
+    parser.add_argument("--seed", type=int)
+    actions = parser.add_argument_group("instead of a PROMPT").add_mutually_exclusive_group()
+    actions.add_argument("--list-adapters", action="store_true")
+    actions.add_argument("--load-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as the server sees it")
+    actions.add_argument("--unload-adapter", metavar="NAME")
+    actions.add_argument("--info", action="store_true", help="show the engine's facts and load")
+
+
+def _named_path(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _memory(text: str) -> str | float:
+    """A size as text, or a fraction; which bytes it means is known when the engine starts."""
+    from ..memory import parse_memory
+
+    try:
+        parse_memory(text, usable=1 << 40)  # a mistake is told now, and not when the model is loaded
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    is_fraction = "." in text and text.replace(".", "").isdigit()
+    return float(text) if is_fraction else text
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of AsyncLLM: what was given, and the roots."""
+    given = {name: value for name, value in vars(args).items() if name not in SERVER_FLAGS and value is not None}
+    return {**given, "adapter_roots": args.adapter_root}
+
+
+def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Name -> path. Raises ValueError for a name that is given twice: one of the two would be lost."""
+    adapters = dict(pairs)
+    if len(adapters) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"--adapter: given twice: {', '.join(twice)}")
+    return adapters
+
+
+def _serve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        adapters = adapters_by_name(args.adapter)
+    except ValueError as error:
+        parser.error(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        return _run(args, adapters)
+    except ModuleNotFoundError as error:
+        return _fail(f"the module {error.name} is missing; a server needs: pip install 'blora[engine]'")
+
+
+def _run(args: argparse.Namespace, adapters: dict[str, str]) -> int:
+    from ..async_llm import AsyncLLM
+    from ..errors import AdapterError, EngineStartError
+    from .server import serve
+
+    def announce(address: str) -> None:
+        print(f"blora is serving {args.model} on {address}", flush=True)
+
+    async def run() -> int:
+        llm = AsyncLLM(args.model, adapters=adapters, **engine_options(args))
+        return await serve(llm, args.host, args.port, announce)
+
+    try:
+        return asyncio.run(run())
+    except (EngineStartError, AdapterError, OSError, ValueError) as error:
+        return _fail(str(error))
+
+
+def _fail(reason: str) -> int:
+    print(f"blora: {reason}", file=sys.stderr)
+    return 1
+
+
+def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from . import terminal
+
+    is_action = args.list_adapters or args.info or args.load_adapter is not None or args.unload_adapter is not None
+    if is_action == (args.prompt is not None):
+        parser.error("client: give either a PROMPT or one of the actions")
+    return terminal.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

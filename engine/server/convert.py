@@ -1,0 +1,249 @@
+"""Protobuf messages <-> the engine's own types. The only file of the server that touches message fields.
+
+It checks what only the wire can get wrong: bytes that are no message, a missing oneof, lists too long to copy. Whether
+values make sense is asked by the engine's validator, which in-process callers meet too.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+from ..errors import InvalidRequest
+from ..outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
+
+M = TypeVar("M", bound=Message)
+
+# Longer than any model's context. Packed ids are small on the wire and fat as Python objects, so that a list is
+# measured before it is copied.
+MAX_ITEMS = 1 << 20
+MAX_LABEL_BYTES = 128
+
+FINISH_REASONS = {
+    None: generation_pb2.FINISH_REASON_UNSPECIFIED,
+    "stop": generation_pb2.FINISH_REASON_STOP,
+    "length": generation_pb2.FINISH_REASON_LENGTH,
+    "abort": generation_pb2.FINISH_REASON_ABORT,
+    "error": generation_pb2.FINISH_REASON_ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCall:
+    """The arguments of one call of the engine's `generate`."""
+
+    prompt: dict[str, Any]
+    sampling_params: SamplingParams
+    label: str  # the client's, not unique
+    adapter: str | None
+    priority: int
+
+
+def parse(message_type: type[M], data: bytes) -> M:
+    try:
+        return message_type.FromString(data)
+    except DecodeError:
+        raise InvalidRequest("message", f"is not a valid {message_type.DESCRIPTOR.full_name}") from None
+
+
+def generate_call(
+    request: generation_pb2.GenerateRequest,
+    defaults: SamplingParams,
+    output_kind: RequestOutputKind,
+    encode_chat: Callable[[list[dict[str, str]]], list[int]],
+) -> GenerateCall:
+    return GenerateCall(
+        prompt=_prompt(request, encode_chat),
+        sampling_params=replace(defaults, **_given(request.sampling), output_kind=output_kind),
+        label=_label(request.request_id),
+        adapter=request.adapter or None,
+        priority=request.priority,
+    )
+
+
+def _prompt(
+    request: generation_pb2.GenerateRequest, encode_chat: Callable[[list[dict[str, str]]], list[int]]
+) -> dict[str, Any]:
+    salt = {"cache_salt": request.cache_salt} if request.cache_salt else {}
+    match request.WhichOneof("prompt"):
+        case "text":
+            return {"prompt": request.text, **salt}
+        case "token_ids":
+            return {"prompt_token_ids": list(_bounded("token_ids", request.token_ids.ids)), **salt}
+        case "chat":
+            return {"prompt_token_ids": encode_chat(_messages(request.chat)), **salt}
+    raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
+
+
+def _messages(chat: generation_pb2.ChatMessages) -> list[dict[str, str]]:
+    messages = [{"role": m.role, "content": m.content} for m in _bounded("chat", chat.messages)]
+    if not messages:
+        raise InvalidRequest("chat", "has no messages")
+    if not all(message["role"] for message in messages):
+        raise InvalidRequest("chat", "has a message without a role")
+    return messages
+
+
+def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:
+    """What the client has set, by the names of SamplingParams, which are those of the message."""
+    return {field.name: _plain(field.name, value) for field, value in message.ListFields()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, str | int | float):
+        return value
+    values = _bounded(name, value)
+    return dict(values) if isinstance(values, Mapping) else tuple(values)
+
+
+def _bounded(name: str, values: Any) -> Any:
+    if len(values) > MAX_ITEMS:
+        raise InvalidRequest(name, f"has {len(values)} entries; at most {MAX_ITEMS} are read")
+    return values
+
+
+def _label(request_id: str) -> str:
+    if len(request_id.encode()) > MAX_LABEL_BYTES or not request_id.isprintable():
+        raise InvalidRequest("request_id", f"must be at most {MAX_LABEL_BYTES} bytes of printable text")
+    return request_id
+
+
+def load_arguments(request: adapters_pb2.LoadAdapterRequest) -> tuple[str, str, bool]:
+    """Name, path, pinned."""
+    return _required("name", request.name), _required("path", request.path), request.pinned
+
+
+def pin_arguments(request: adapters_pb2.PinAdapterRequest) -> tuple[str, bool]:
+    """Name, pinned."""
+    return _required("name", request.name), request.pinned if request.HasField("pinned") else True
+
+
+def adapter_name(request: adapters_pb2.UnloadAdapterRequest | adapters_pb2.GetAdapterRequest) -> str:
+    return _required("name", request.name)
+
+
+def _required(name: str, value: str) -> str:
+    if not value:
+        raise InvalidRequest(name, "is missing")
+    return value
+
+
+def request_ids(request: engine_pb2.AbortRequest) -> list[str]:
+    return list(_bounded("request_ids", request.request_ids))
+
+
+def generate_response(output: RequestOutput) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        prompt=_prompt_info(output),
+        samples=map(_sample, output.outputs),
+        prompt_logprobs=_positions(output.prompt_token_ids, output.prompt_logprobs),
+    )
+
+
+class StreamConverter:
+    """The answers of one stream: says of the prompt only what it has not said before."""
+
+    def __init__(self) -> None:
+        self._is_first = True
+        self._num_positions = 0  # of the prompt, whose logprobs are out
+
+    def response(self, output: RequestOutput) -> generation_pb2.GenerateStreamResponse:
+        prompt = _prompt_info(output) if self._is_first else None
+        self._is_first = False
+        first, self._num_positions = self._num_positions, self._num_positions + len(output.prompt_logprobs or ())
+        token_ids = output.prompt_token_ids[first : self._num_positions]
+        return generation_pb2.GenerateStreamResponse(
+            prompt=prompt,
+            samples=map(_sample, output.outputs),
+            prompt_logprobs=_positions(token_ids, output.prompt_logprobs),
+        )
+
+
+def _prompt_info(output: RequestOutput) -> generation_pb2.PromptInfo:
+    return generation_pb2.PromptInfo(
+        request_id=output.request_id,
+        num_prompt_tokens=len(output.prompt_token_ids),
+        num_cached_tokens=output.num_cached_tokens,
+    )
+
+
+def _sample(output: CompletionOutput) -> generation_pb2.Sample:
+    return generation_pb2.Sample(
+        index=output.index,
+        text=output.text,
+        token_ids=output.token_ids,
+        logprobs=_positions(output.token_ids, output.logprobs),
+        cumulative_logprob=output.cumulative_logprob,
+        finish_reason=FINISH_REASONS[output.finish_reason],
+        error=output.error,
+        **_stop_reason(output.stop_reason),
+    )
+
+
+def _stop_reason(reason: int | str | None) -> dict[str, Any]:
+    if reason is None:
+        return {}
+    return {"stop_string": reason} if isinstance(reason, str) else {"stop_token_id": reason}
+
+
+def _positions(
+    token_ids: Sequence[int], candidates: Sequence[dict[int, Logprob] | None] | None
+) -> list[generation_pb2.PositionLogprobs]:
+    if candidates is None:
+        return []
+    return [_position(token_id, found or {}) for token_id, found in zip(token_ids, candidates, strict=True)]
+
+
+def _position(token_id: int, candidates: Mapping[int, Logprob]) -> generation_pb2.PositionLogprobs:
+    others = sorted((logprob.rank, other) for other, logprob in candidates.items() if other != token_id)
+    return generation_pb2.PositionLogprobs(
+        token=_token(token_id, candidates.get(token_id)),
+        alternatives=(_token(other, candidates[other]) for _, other in others),
+    )
+
+
+def _token(token_id: int, logprob: Logprob | None) -> generation_pb2.TokenLogprob:
+    if logprob is None:
+        return generation_pb2.TokenLogprob(token_id=token_id)
+    return generation_pb2.TokenLogprob(
+        token_id=token_id, logprob=logprob.logprob, rank=logprob.rank, text=logprob.decoded_token
+    )
+
+
+def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
+    """The fields of the message have the names of AdapterInfo; a test compares them."""
+    return adapters_pb2.Adapter(**asdict(info))
+
+
+def loaded(info: AdapterInfo) -> adapters_pb2.LoadAdapterResponse:
+    return adapters_pb2.LoadAdapterResponse(adapter=adapter(info))
+
+
+def unloaded(info: AdapterInfo) -> adapters_pb2.UnloadAdapterResponse:
+    return adapters_pb2.UnloadAdapterResponse(adapter=adapter(info))
+
+
+def pinned(info: AdapterInfo) -> adapters_pb2.PinAdapterResponse:
+    return adapters_pb2.PinAdapterResponse(adapter=adapter(info))
+
+
+def found(info: AdapterInfo) -> adapters_pb2.GetAdapterResponse:
+    return adapters_pb2.GetAdapterResponse(adapter=adapter(info))
+
+
+def listed(infos: Iterable[AdapterInfo]) -> adapters_pb2.ListAdaptersResponse:
+    ordered = sorted(infos, key=lambda info: info.name)
+    return adapters_pb2.ListAdaptersResponse(adapters=map(adapter, ordered))
+
+
+def engine_info(info: EngineInfo) -> engine_pb2.GetInfoResponse:
+    """The fields of the message have the names of EngineInfo; a test compares them."""
+    return engine_pb2.GetInfoResponse(**asdict(info))
+
+
+def aborted() -> engine_pb2.AbortResponse:
+    return engine_pb2.AbortResponse()

@@ -1,0 +1,153 @@
+"""The three services. Each method converts, asks the engine and converts back; policy lives in the engine.
+
+A service is registered through `handler()`. What is wrong with a request is raised and becomes a status code in `rpc`.
+A servicer asks for the backend at every call, because the server listens before the engine has started.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from uuid import uuid4
+
+import grpc
+
+from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
+from blora.scheduler import RequestOutputKind
+
+from ..outputs import RequestOutput
+from . import convert
+from .backend import Backend
+from .rpc import streaming, unary
+from .status import RequestFailed
+
+GetBackend = Callable[[], Backend]  # raises EngineUnavailable while there is none
+
+
+class GenerationServicer:
+    NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+
+    def __init__(self, get_backend: GetBackend) -> None:
+        self._get_backend = get_backend
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {
+            "Generate": unary(generation_pb2.GenerateRequest, self.generate),
+            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream),
+        }
+        return grpc.method_handlers_generic_handler(self.NAME, methods)
+
+    async def generate(self, request: generation_pb2.GenerateRequest) -> generation_pb2.GenerateResponse:
+        outcome, answer = Outcome(), None
+        async with aclosing(self._start(request, RequestOutputKind.FINAL_ONLY)) as outputs:
+            async for output in outputs:
+                outcome.note(output)
+                answer = output
+        outcome.check()
+        if answer is None:
+            raise RequestFailed("the request ended without an answer")
+        return convert.generate_response(answer)
+
+    async def generate_stream(
+        self, request: generation_pb2.GenerateRequest
+    ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
+        outcome, converter = Outcome(), convert.StreamConverter()
+        async with aclosing(self._start(request, RequestOutputKind.DELTA)) as outputs:
+            async for output in outputs:
+                outcome.note(output)
+                yield converter.response(output)
+        outcome.check()
+
+    def _start(
+        self, request: generation_pb2.GenerateRequest, kind: RequestOutputKind
+    ) -> AsyncGenerator[RequestOutput, None]:
+        backend = self._get_backend()
+        call = convert.generate_call(request, backend.default_sampling_params(), kind, self._encode_chat)
+        return backend.generate(
+            call.prompt,
+            call.sampling_params,
+            unique_request_id(call.label),
+            lora_request=call.adapter,
+            priority=call.priority,
+        )
+
+    def _encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        tokenizer = self._get_backend().get_tokenizer()
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return tokenizer.encode(text, add_special_tokens=False)  # templates write them; a second BOS harms the answer
+
+
+def unique_request_id(label: str) -> str:
+    """An id that nobody can guess: a client that chose its own could abort, or collide with, another's request."""
+    return f"{label}-{uuid4().hex}" if label else uuid4().hex
+
+
+class Outcome:
+    """How the samples of one request ended."""
+
+    def __init__(self) -> None:
+        self._errors: dict[int, str | None] = {}  # of finished samples, by index; None for a good end
+
+    def note(self, output: RequestOutput) -> None:
+        for sample in output.outputs:
+            if sample.finished:
+                failed = sample.finish_reason == "error"
+                self._errors[sample.index] = (sample.error or "no reason given") if failed else None
+
+    def check(self) -> None:
+        """Raises RequestFailed if there were samples and all of them failed."""
+        if self._errors and None not in self._errors.values():
+            raise RequestFailed(f"every sample failed: {next(iter(self._errors.values()))}")
+
+
+class AdapterServicer:
+    NAME = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
+
+    def __init__(self, get_backend: GetBackend) -> None:
+        self._get_backend = get_backend
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {
+            "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload),
+            "List": unary(adapters_pb2.ListAdaptersRequest, self.list),
+            "Get": unary(adapters_pb2.GetAdapterRequest, self.get),
+            "Pin": unary(adapters_pb2.PinAdapterRequest, self.pin),
+        }
+        return grpc.method_handlers_generic_handler(self.NAME, methods)
+
+    async def load(self, request: adapters_pb2.LoadAdapterRequest) -> adapters_pb2.LoadAdapterResponse:
+        name, path, pinned = convert.load_arguments(request)
+        return convert.loaded(await self._get_backend().load_adapter(name, path, pinned=pinned))
+
+    async def unload(self, request: adapters_pb2.UnloadAdapterRequest) -> adapters_pb2.UnloadAdapterResponse:
+        return convert.unloaded(await self._get_backend().unload_adapter(convert.adapter_name(request)))
+
+    async def list(self, _: adapters_pb2.ListAdaptersRequest) -> adapters_pb2.ListAdaptersResponse:
+        return convert.listed(await self._get_backend().list_adapters())
+
+    async def get(self, request: adapters_pb2.GetAdapterRequest) -> adapters_pb2.GetAdapterResponse:
+        return convert.found(await self._get_backend().get_adapter(convert.adapter_name(request)))
+
+    async def pin(self, request: adapters_pb2.PinAdapterRequest) -> adapters_pb2.PinAdapterResponse:
+        name, pinned = convert.pin_arguments(request)
+        return convert.pinned(await self._get_backend().pin_adapter(name, pinned))
+
+
+class EngineServicer:
+    NAME = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
+
+    def __init__(self, get_backend: GetBackend) -> None:
+        self._get_backend = get_backend
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        methods = {
+            "GetInfo": unary(engine_pb2.GetInfoRequest, self.get_info),
+            "Abort": unary(engine_pb2.AbortRequest, self.abort),
+        }
+        return grpc.method_handlers_generic_handler(self.NAME, methods)
+
+    async def get_info(self, _: engine_pb2.GetInfoRequest) -> engine_pb2.GetInfoResponse:
+        return convert.engine_info(await self._get_backend().get_info())
+
+    async def abort(self, request: engine_pb2.AbortRequest) -> engine_pb2.AbortResponse:
+        await self._get_backend().abort(convert.request_ids(request))
+        return convert.aborted()

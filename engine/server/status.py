@@ -1,0 +1,51 @@
+"""The one table from typed errors to gRPC status codes, and what a client is told of each. Knows no message."""
+
+import logging
+
+import grpc
+
+from ..errors import (
+    AdapterNotFound,
+    AdapterRejected,
+    AdapterTooLarge,
+    EngineUnavailable,
+    InvalidRequest,
+    QueueFull,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class RequestFailed(RuntimeError):
+    """No sample of a request came to a good end; the message says why, and may be shown to a client."""
+
+
+STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    AdapterNotFound: grpc.StatusCode.NOT_FOUND,
+    AdapterRejected: grpc.StatusCode.FAILED_PRECONDITION,
+    AdapterTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
+    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    RequestFailed: grpc.StatusCode.INTERNAL,
+}
+
+# The text of an unexpected error can hold paths, addresses and prompts: it goes to the log and not to the client.
+UNEXPECTED = "internal error; the server's log says more"
+
+# The text travels in the trailers, percent-encoded (up to three bytes for one). Clients accept 8 KiB of trailers and
+# would otherwise report that limit in place of the error.
+MAX_DETAILS_BYTES = 2000
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Code and text for a client. An error that is not in the table is logged with its traceback."""
+    for kind in type(error).__mro__:
+        if kind in STATUS_CODES:
+            return STATUS_CODES[kind], _shortened(str(error))
+    logger.error("unexpected error in an RPC", exc_info=error)
+    return grpc.StatusCode.INTERNAL, UNEXPECTED
+
+
+def _shortened(text: str) -> str:
+    return text.encode(errors="replace")[:MAX_DETAILS_BYTES].decode(errors="ignore")

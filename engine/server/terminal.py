@@ -1,0 +1,58 @@
+"""`blora client`: a server's answers on a terminal. Speaks blora.proto only, and needs no engine."""
+
+import argparse
+import sys
+
+import grpc
+
+from blora.proto.client import Client, Prompt
+from blora.proto.v1 import adapters_pb2
+
+INTERRUPTED = 130  # what shells report for a program that SIGINT ended
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status. `args` are those of cli.py's `client`."""
+    try:
+        with Client(args.target) as client:
+            _act(client, args)
+        return 0
+    except grpc.RpcError as error:
+        # What an RPC raises is also its call, which knows the status.
+        print(f"blora: {error.code().name}: {error.details()}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _act(client: Client, args: argparse.Namespace) -> None:
+    if args.list_adapters:
+        for adapter in client.list_adapters():
+            print(_described(adapter))
+    elif args.load_adapter is not None:
+        name, path = args.load_adapter
+        print(_described(client.load_adapter(name, path)))
+    elif args.unload_adapter is not None:
+        print(_described(client.unload_adapter(args.unload_adapter)))
+    elif args.info:
+        print(client.info(), end="")
+    else:
+        _generate(client, args)
+
+
+def _described(adapter: adapters_pb2.Adapter) -> str:
+    ranks = ",".join(map(str, adapter.ranks))
+    state = "".join([", pinned" if adapter.pinned else "", ", resident" if adapter.resident else ""])
+    facts = f"rank {ranks}, {adapter.num_bytes} bytes, {adapter.num_requests} requests{state}"
+    warnings = [f"warning: {warning}" for warning in adapter.warnings]
+    return "\n  ".join([f"{adapter.name}  {adapter.digest[:12]}  {facts}", *warnings])
+
+
+def _generate(client: Client, args: argparse.Namespace) -> None:
+    prompt: Prompt = [{"role": "user", "content": args.prompt}] if args.chat else args.prompt
+    with client.generate_stream(
+        prompt, args.adapter, max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed
+    ) as stream:
+        for sample in stream:
+            print(sample.text, end="", flush=True)
+    print()

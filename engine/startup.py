@@ -1,0 +1,100 @@
+"""Builds an engine core from a configuration: sizes the arena, loads the model, joins the parts."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.reference import ReferenceLoRA
+from blora.scheduler import AdapterResidency, BlockPool, KVManager, Limits, Scheduler
+
+from .arena import Arena, KVLayout, page_bytes_for
+from .attention.reference import ReferenceAttention
+from .config import EngineConfig
+from .core import EngineCore
+from .errors import EngineStartError
+from .memory import parse_memory, usable_memory
+from .model.checkpoint import open_checkpoint
+from .model.config import ModelConfig, load_model_config
+from .model.loader import load_model
+from .model.targets import lora_targets
+from .runner import ModelRunner
+from .validator import Facts
+
+logger = logging.getLogger(__name__)
+SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEngine:
+    core: EngineCore
+    model_config: ModelConfig
+    facts: Facts
+    dtype: str
+    page_bytes: int
+
+
+def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
+    """model: a folder or a .gguf file. Raises EngineStartError for too little memory, and what loading raises."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    model_config = load_model_config(model)
+    dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
+    dtype = getattr(torch, dtype_name)
+    layout = KVLayout(
+        model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype
+    )
+    page_bytes = page_bytes_for(layout, _widest_row(model_config) * dtype.itemsize)
+    max_model_len = _max_model_len(config, model_config)
+    num_weight_bytes = model_config.num_parameters * dtype.itemsize
+    num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
+    arena = Arena(layout, num_pages, page_bytes)
+    adapters = DevicePool(arena.pages, dtype)
+    attention = ReferenceAttention(arena, model_config.num_heads, model_config.head_dim**-0.5)
+    lora = ReferenceLoRA(adapters)
+    started = time.monotonic()
+    source = open_checkpoint(model)
+    runner = ModelRunner(
+        load_model(model_config, source, dtype, attention, lora, progress=True), attention, lora, adapters
+    )
+    logger.info("loaded %s in %.1f s", model, time.monotonic() - started)
+    logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
+    pool = BlockPool(num_pages)
+    residency = AdapterResidency(pool, config.adapter_copy_bytes // page_bytes)
+    kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
+    limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
+    scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy)
+    facts = Facts(model_config.vocab_size, max_model_len, config.block_size, num_pages)
+    return StartedEngine(
+        EngineCore(arena, scheduler, residency, adapters, runner), model_config, facts, dtype_name, page_bytes
+    )
+
+
+def _widest_row(config: ModelConfig) -> int:
+    """Elements of the longest row of an A matrix: LoRA matrices are stored by whole rows."""
+    return max(target.in_features for target in lora_targets(config))
+
+
+def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    limit = model_config.max_position_embeddings
+    wanted = limit if config.max_model_len is None else config.max_model_len
+    if not 2 <= wanted <= limit:
+        raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's {limit}")
+    return wanted
+
+
+def _num_pages(config: EngineConfig, page_bytes: int, max_model_len: int, num_weight_bytes: int) -> int:
+    """Pages that the budget pays for. A fraction is of what is left beside the weights, and no more than is of use."""
+    usable = max(usable_memory() - num_weight_bytes, 0)
+    budget = parse_memory(config.memory, usable)
+    if isinstance(config.memory, float):
+        num_useful = config.max_num_seqs * -(-max_model_len // config.block_size) * SPARE_SHARE
+        budget = min(budget, num_useful * page_bytes)
+    if not 2 * page_bytes <= budget <= usable:
+        raise EngineStartError(
+            f"memory: {budget} bytes is not between two pages ({2 * page_bytes}) and what is left ({usable})"
+        )
+    return budget // page_bytes

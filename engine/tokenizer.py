@@ -1,0 +1,154 @@
+"""Tokenizer: text to tokens and back, and chat templates.
+
+Imports no torch, and transformers only where there is no tokenizer.json.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers.decoders import DecodeStream
+
+from .errors import InvalidRequest
+
+Message = Mapping[str, str]  # "role" and "content"
+NUM_CONTEXT_TOKENS = 8  # of the prompt, shown to a decode stream: enough for spaces and split characters
+
+
+class Tokenizer:
+    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], chat_template: str | None) -> None:
+        self._backend = backend
+        self._config = config
+        self._chat_template = chat_template
+        backend.no_truncation()
+        backend.no_padding()
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        # encode_batch gives the GIL back while it works, encode does not: a long prompt would stop every stream.
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        token = self._special_tokens.get("eos_token")
+        return None if token is None else self._backend.token_to_id(token)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def decode_token(self, token_id: int) -> str:
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> "TokenStream":
+        return TokenStream(self._backend, prompt_token_ids[-NUM_CONTEXT_TOKENS:], skip_special_tokens)
+
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt of a conversation. Raises InvalidRequest when the template refuses it or there is none."""
+        if self._chat_template is None:
+            raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
+        try:
+            return str(
+                self._template.render(
+                    messages=[dict(message) for message in messages],
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special_tokens,
+                )
+            )
+        except Exception as error:  # a template is a program of the model's, and may fail in any way
+            raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
+
+    @cached_property
+    def _template(self) -> Any:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        return environment.from_string(self._chat_template or "")
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        names = [name for name in self._config if name.endswith("_token")]
+        return {name: _content(self._config[name]) for name in names if self._config[name]}
+
+
+def _raise_exception(message: str) -> None:
+    raise ValueError(message)
+
+
+def _content(token: Any) -> str:
+    """tokenizer_config.json writes a token as text or as an object."""
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+class TokenStream:
+    """Decodes tokens as they come, holding incomplete characters back."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
+        self._backend = backend
+        self._skip_special_tokens = skip_special_tokens
+        self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
+        self._pending: list[int] = []  # tokens whose text is not out yet
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is incomplete."""
+        self._pending.append(token_id)
+        try:
+            text = self._stream.step(self._backend, token_id)
+        except Exception as error:
+            if "Invalid prefix" not in str(error):
+                raise
+            # What was decoded before changed with the new token (bytes that form no character); start afresh.
+            self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
+            text = self._stream.step(self._backend, token_id)
+        if text is None:
+            return ""
+        self._pending.clear()
+        return str(text)
+
+    def flush(self) -> str:
+        """The text of what is still held back, with replacement characters where it forms none."""
+        text = self._backend.decode(self._pending, skip_special_tokens=self._skip_special_tokens)
+        self._pending.clear()
+        return str(text)
+
+
+def load_tokenizer(model: Path) -> Tokenizer:
+    """model: a Hugging Face folder or a .gguf file."""
+    if model.is_dir() and (model / "tokenizer.json").exists():
+        config = _read_json(model / "tokenizer_config.json")
+        template_file = model / "chat_template.jinja"
+        template = template_file.read_text() if template_file.exists() else _template_of(config)
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(model / "tokenizer.json")), config, template)
+    return _convert(model)
+
+
+def _convert(model: Path) -> Tokenizer:
+    """Lets transformers build a fast tokenizer from whatever the model has."""
+    from transformers import AutoTokenizer
+
+    if model.is_dir():
+        slow = AutoTokenizer.from_pretrained(model)
+    else:
+        slow = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
+    config = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
+    return Tokenizer(slow.backend_tokenizer, config, _template_of({"chat_template": slow.chat_template}))
+
+
+def _template_of(config: Mapping[str, Any]) -> str | None:
+    """Some models name several templates; "default" is the one for plain conversations."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,150 @@
+"""The one validator of requests: every entry point goes through it, before anything is allocated.
+
+Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<` and `>`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from blora.scheduler import SamplingParams
+
+from .errors import InvalidRequest
+
+MAX_N = 16
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 8
+MAX_STOP_STRING_LENGTH = 256  # characters
+MAX_STOP_TOKEN_IDS = 64
+MAX_LOGIT_BIASES = 512
+MAX_SALT_BYTES = 128
+MAX_BYTES_PER_TOKEN = 16  # of prompt text; a longer text cannot fit, and tokenising it would take long
+
+FLOAT_RANGES = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (0.0, 10.0),
+}
+ABOVE_ZERO = ("top_p", "repetition_penalty")
+INT_RANGES: dict[str, tuple[int, int | None]] = {
+    "n": (1, MAX_N),
+    "top_k": (-1, None),
+    "min_tokens": (0, None),
+    "max_tokens": (1, None),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "seed": (-(1 << 63), (1 << 64) - 1),
+}
+OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a request is checked against."""
+
+    vocab_size: int  # width of the logits
+    max_model_len: int  # tokens of prompt and output
+    block_size: int  # tokens
+    num_pages: int  # of the arena
+
+    def num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+
+def check_sampling(params: SamplingParams, facts: Facts) -> None:
+    """Raises InvalidRequest naming the first field whose value is malformed, not finite or out of range."""
+    for name, (low, high) in FLOAT_RANGES.items():
+        _check_float(name, getattr(params, name), low, high)
+    for name, (least, most) in INT_RANGES.items():
+        value = getattr(params, name)
+        if value is not None or name not in OPTIONAL:
+            _check_int(name, value, least, most)
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
+    _check_stops(params)
+    check_token_ids("stop_token_ids", params.stop_token_ids or (), facts, MAX_STOP_TOKEN_IDS)
+    _check_logit_bias(params.logit_bias, facts)
+
+
+def _check_float(name: str, value: object, low: float, high: float) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (low <= value <= high) or (name in ABOVE_ZERO and value == 0):  # type: ignore[operator]
+        bound = "above" if name in ABOVE_ZERO else "from"
+        raise InvalidRequest(name, f"{value!r} is not a number {bound} {low:g} to {high:g}")
+
+
+def _check_int(name: str, value: object, low: int, high: int | None) -> None:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or value < low or (high is not None and value > high):  # type: ignore[operator]
+        bound = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidRequest(name, f"{value!r} is not an integer {bound}")
+
+
+def _check_stops(params: SamplingParams) -> None:
+    stops = params.stop_strings
+    if len(stops) > MAX_STOP_STRINGS:
+        raise InvalidRequest("stop", f"{len(stops)} strings, at most {MAX_STOP_STRINGS} are taken")
+    for stop in stops:
+        if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
+            raise InvalidRequest("stop", f"{stop!r:.80} is not a string of 1 to {MAX_STOP_STRING_LENGTH} characters")
+    if stops and not params.detokenize:
+        raise InvalidRequest("stop", "stop strings need detokenize")
+
+
+def _check_logit_bias(biases: Mapping[int, float] | None, facts: Facts) -> None:
+    if not biases:
+        return
+    check_token_ids("logit_bias", biases, facts, MAX_LOGIT_BIASES)
+    for bias in biases.values():
+        _check_float("logit_bias", bias, -100.0, 100.0)
+
+
+def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_number: int) -> None:
+    """Against the width of the logits, not the tokenizer's length: an index beyond it would hit another's memory."""
+    if len(token_ids) > max_number:
+        raise InvalidRequest(name, f"{len(token_ids)} tokens, at most {max_number} are taken")
+    for token_id in token_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < facts.vocab_size:
+            raise InvalidRequest(name, f"{token_id!r} is not a token id from 0 to {facts.vocab_size - 1}")
+
+
+def check_text(text: object, facts: Facts) -> str:
+    """The prompt as text, before it is tokenised."""
+    if not isinstance(text, str) or not text:
+        raise InvalidRequest("prompt", "is not a text of at least one character")
+    if len(text) > facts.max_model_len * MAX_BYTES_PER_TOKEN:
+        raise InvalidRequest("prompt", f"{len(text)} characters cannot fit into {facts.max_model_len} tokens")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate") from None
+    return text
+
+
+def check_salt(salt: object) -> bytes:
+    if salt is None:
+        return b""
+    encoded = salt.encode(errors="surrogatepass") if isinstance(salt, str) else b""
+    if not isinstance(salt, str) or len(encoded) > MAX_SALT_BYTES:
+        raise InvalidRequest("cache_salt", f"is not a text of at most {MAX_SALT_BYTES} bytes")
+    return encoded
+
+
+def resolve_max_tokens(prompt: Sequence[int], params: SamplingParams, num_adapter_pages: int, facts: Facts) -> int:
+    """Checks that the prompt and its output fit the model and the memory; returns the number of tokens to generate."""
+    check_token_ids("prompt", prompt, facts, facts.max_model_len)
+    if not prompt:
+        raise InvalidRequest("prompt", "has no token")
+    room = facts.max_model_len - len(prompt)
+    max_tokens = room if params.max_tokens is None else params.max_tokens
+    if max_tokens > room or room < 1:
+        limit = f"prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) exceed {facts.max_model_len}"
+        raise InvalidRequest("max_tokens" if room > 0 else "prompt", f"{limit}, the model's length here")
+    if params.min_tokens > max_tokens:
+        raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than the {max_tokens} tokens that fit")
+    num_pages = facts.num_blocks(len(prompt) + max_tokens) + num_adapter_pages
+    if num_pages > facts.num_pages:
+        raise InvalidRequest("max_tokens", f"the request needs {num_pages} pages, the memory has {facts.num_pages}")
+    return max_tokens

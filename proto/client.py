@@ -1,0 +1,195 @@
+"""A small synchronous client for back-end services: `Client(target)`.
+
+Needs grpcio and protobuf only, and knows nothing of the engine. Answers are the protobuf messages themselves; failures
+are grpc.RpcError, whose `code()` and `details()` are explained in the .proto files. For asyncio use the stubs in
+`blora.proto.v1` with a grpc.aio channel.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import grpc
+
+from .v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    engine_pb2,
+    engine_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+)
+
+# Text, token ids, or a conversation of {"role": ..., "content": ...}.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+CHANNEL_OPTIONS = (
+    # Logprobs of a long prompt outgrow the 4 MiB that a client accepts by default: RESOURCE_EXHAUSTED after the work.
+    ("grpc.max_receive_message_length", 256 << 20),
+    # A server that vanished without a word (lost host, silent NAT) would leave a stream waiting for ever.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+class GenerationStream:
+    """The answer to `Client.generate_stream`: an iterator over samples that hold what is new.
+
+    Leaving it early needs `cancel()`, or a `with` block around it; then the server drops the request.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.prompt: generation_pb2.PromptInfo | None = None  # known from the first delta on
+
+    def __iter__(self) -> Iterator[generation_pb2.Sample]:
+        for response in self._call:
+            if response.HasField("prompt"):
+                self.prompt = response.prompt
+            yield from response.samples
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class Client:
+    """Calls one server, "host:port". Close it, or use it in a `with` block; it may be shared by threads.
+
+    credentials: None is a plain connection. timeout: seconds that any call may last; None is no limit.
+    """
+
+    def __init__(
+        self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout: float | None = None
+    ) -> None:
+        self.target = target
+        self._timeout = timeout
+        self._channel = _open(target, credentials)
+        self._generation: Any = _stub(generation_pb2_grpc.GenerationServiceStub, self._channel)
+        self._adapters: Any = _stub(adapters_pb2_grpc.AdapterServiceStub, self._channel)
+        self._engine: Any = _stub(engine_pb2_grpc.EngineServiceStub, self._channel)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        adapter: str | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+        **sampling: Any,
+    ) -> generation_pb2.GenerateResponse:
+        """All samples at once. `sampling` are the fields of the message SamplingParams; what is not given, or None, is
+        the model's default."""
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
+        response: generation_pb2.GenerateResponse = self._generation.Generate(request, timeout=self._timeout)
+        return response
+
+    def generate_stream(
+        self,
+        prompt: Prompt,
+        adapter: str | None = None,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        cache_salt: str = "",
+        **sampling: Any,
+    ) -> GenerationStream:
+        """Samples as their tokens come. The arguments are those of `generate`."""
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
+        return GenerationStream(self._generation.GenerateStream(request, timeout=self._timeout))
+
+    def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
+        """Loads or replaces an adapter from a folder of the server."""
+        request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
+        return _adapter(self._adapters.Load(request, timeout=self._timeout))
+
+    def unload_adapter(self, name: str) -> adapters_pb2.Adapter:
+        """Returns when the requests that use it are finished."""
+        return _adapter(self._adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=self._timeout))
+
+    def pin_adapter(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
+        request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)
+        return _adapter(self._adapters.Pin(request, timeout=self._timeout))
+
+    def get_adapter(self, name: str) -> adapters_pb2.Adapter:
+        return _adapter(self._adapters.Get(adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout))
+
+    def list_adapters(self) -> list[adapters_pb2.Adapter]:
+        return list(self._adapters.List(adapters_pb2.ListAdaptersRequest(), timeout=self._timeout).adapters)
+
+    def info(self) -> engine_pb2.GetInfoResponse:
+        response: engine_pb2.GetInfoResponse = self._engine.GetInfo(engine_pb2.GetInfoRequest(), timeout=self._timeout)
+        return response
+
+    def abort(self, *request_ids: str) -> None:
+        """Ends requests by `PromptInfo.request_id`; ids that are unknown or finished are fine."""
+        self._engine.Abort(engine_pb2.AbortRequest(request_ids=request_ids), timeout=self._timeout)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    if credentials is None:
+        return grpc.insecure_channel(target, CHANNEL_OPTIONS)
+    return grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
+
+
+def _stub(stub: Any, channel: grpc.Channel) -> Any:
+    """The generated classes are untyped; this is the one place that says so."""
+    return stub(channel)
+
+
+def _adapter(response: Any) -> adapters_pb2.Adapter:
+    adapter: adapters_pb2.Adapter = response.adapter
+    return adapter
+
+
+def _generate_request(
+    prompt: Prompt,
+    adapter: str | None,
+    request_id: str,
+    priority: int,
+    cache_salt: str,
+    sampling: Mapping[str, Any],
+) -> generation_pb2.GenerateRequest:
+    return generation_pb2.GenerateRequest(
+        **_prompt_fields(prompt),
+        adapter=adapter or "",
+        sampling=_sampling(sampling),
+        request_id=request_id,
+        priority=priority,
+        cache_salt=cache_salt,
+    )
+
+
+def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
+    """An empty sequence is an empty list of token ids, which the server refuses."""
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    if prompt and isinstance(prompt[0], Mapping):
+        messages = [_chat_message(message) for message in prompt]
+        return {"chat": generation_pb2.ChatMessages(messages=messages)}
+    return {"token_ids": generation_pb2.TokenIds(ids=prompt)}  # type: ignore[arg-type]  # told from messages above
+
+
+def _chat_message(message: Any) -> generation_pb2.ChatMessage:
+    return generation_pb2.ChatMessage(role=message["role"], content=message["content"])
+
+
+def _sampling(sampling: Mapping[str, Any]) -> generation_pb2.SamplingParams:
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if isinstance(given.get("stop"), str):  # or it would be taken apart into its letters
+        given["stop"] = [given["stop"]]
+    return generation_pb2.SamplingParams(**given)

@@ -1,0 +1,69 @@
+"""Request: one sample of one user's request, as the scheduler sees it. Holds tokens and counters, no tensor.
+
+There is no prefill phase and no decode phase: `num_computed_tokens` catches up with `num_tokens`.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .sampling_params import SamplingParams
+
+AdapterUse = tuple[str, float]  # (digest, request scale)
+
+
+class Status(Enum):
+    WAITING = "waiting"  # accepted: holds nothing
+    RUNNING = "running"  # admitted: holds its KV blocks and its adapters' pages
+    FINISHED = "finished"  # holds nothing, for good
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    max_tokens: int  # resolved: at least 1, prompt and output fit the model's length
+    seed: int  # 64 bits, drawn by the front end where the user gave none
+    sample_index: int = 0  # which of the n samples
+    eos_token_ids: frozenset[int] = frozenset()
+    adapters: tuple[AdapterUse, ...] = ()  # ordered; empty is the base model
+    priority: int = 0  # lower is served earlier
+    cache_salt: bytes = b""  # separates prefix caches
+    leader: int | None = None  # the sample whose prompt blocks this one waits to share
+    arrival: int = 0  # order of acceptance, set by the scheduler
+    status: Status = Status.WAITING
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    num_preemptions: int = 0
+    token_ids: list[int] = field(default_factory=list)  # prompt and output
+    block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
+    stop_token_ids: frozenset[int] = field(init=False)  # tokens that end it, EOS included unless it is ignored
+
+    def __post_init__(self) -> None:
+        self.token_ids = self.token_ids or list(self.prompt_token_ids)
+        named = frozenset(self.sampling.stop_token_ids or ())
+        self.stop_token_ids = named if self.sampling.ignore_eos else named | self.eos_token_ids
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Tokens that are known but whose KV is not computed; at least 1 while the request is unfinished."""
+        return len(self.token_ids) - self.num_computed_tokens

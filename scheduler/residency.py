@@ -1,0 +1,213 @@
+"""AdapterResidency: which adapters have pages in the arena, and who uses them. Moves no byte: it plans page copies.
+
+An adapter is *registered* (its page images are in host memory), then *held* (its pages are taken because a request or a
+pin uses it; ready once every page is copied), then *parked* (idle and whole, evictable, see BlockPool) or gone.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from .block_pool import BlockPool
+from .request import AdapterUse
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """Copy the adapter's page images first, first + 1, ... into the arena's page_ids."""
+
+    digest: str
+    first: int
+    page_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Adapter:
+    num_pages: int
+    num_requests: int = 0  # uses by unfinished requests
+    num_users: int = 0  # of these, by admitted ones
+    is_pinned: bool = False
+    is_leaving: bool = False  # unloaded: forgotten with its last request
+    page_ids: list[int] = field(default_factory=list)  # in order of the images; empty unless held
+    num_copied: int = 0
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.num_users > 0 or self.is_pinned
+
+    @property
+    def is_ready(self) -> bool:
+        return self.num_copied == self.num_pages
+
+
+class AdapterResidency:
+    def __init__(self, pool: BlockPool, max_copied_pages_per_step: int) -> None:
+        self._pool = pool
+        self._max_copied_pages = max(max_copied_pages_per_step, 1)
+        self._adapters: dict[str, _Adapter] = {}
+        self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
+        self.num_copied_pages = 0
+
+    def register(self, digest: str, num_pages: int) -> None:
+        adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
+        adapter.is_leaving = False
+
+    def is_registered(self, digest: str) -> bool:
+        adapter = self._adapters.get(digest)
+        return adapter is not None and not adapter.is_leaving
+
+    def is_known(self, digest: str) -> bool:
+        """Whether the adapter is registered, or unloaded but still used by unfinished requests."""
+        return digest in self._adapters
+
+    def num_pages(self, adapters: Iterable[AdapterUse]) -> int:
+        """Pages of all the distinct adapters of a list."""
+        return sum(self._adapters[digest].num_pages for digest in {digest for digest, _ in adapters})
+
+    def num_needed(self, adapters: Iterable[AdapterUse]) -> int:
+        """Pages that acquiring the list takes from the free list."""
+        distinct = {digest: self._adapters[digest] for digest, _ in adapters}
+        return sum(adapter.num_pages for adapter in distinct.values() if not adapter.page_ids)
+
+    def unregister(self, digest: str) -> None:
+        """Forgets the adapter now, or with the last request that uses it; a pin does not keep it."""
+        adapter = self._adapters.get(digest)
+        if adapter is not None:
+            adapter.is_pinned, adapter.is_leaving = False, True
+            self._let_go(digest)
+            self._forget_if_left(digest)
+
+    def _forget_if_left(self, digest: str) -> None:
+        adapter = self._adapters[digest]
+        if adapter.is_leaving and not adapter.num_requests:
+            self._pool.discard(digest)
+            del self._adapters[digest]
+
+    def expect(self, adapters: Iterable[AdapterUse]) -> None:
+        """Counts the uses of an accepted request: until `forget`, the adapters stay registered."""
+        for digest, _ in adapters:
+            self._adapters[digest].num_requests += 1
+
+    def forget(self, adapters: Iterable[AdapterUse]) -> None:
+        for digest, _ in adapters:
+            self._adapters[digest].num_requests -= 1
+            self._forget_if_left(digest)
+
+    def pin(self, digest: str) -> bool:
+        """Makes the adapter resident and keeps it so; False when there is no room now."""
+        if not self._hold(digest):
+            return False
+        self._adapters[digest].is_pinned = True
+        return True
+
+    def unpin(self, digest: str) -> None:
+        self._adapters[digest].is_pinned = False
+        self._let_go(digest)
+
+    def acquire(self, adapters: Sequence[AdapterUse]) -> bool:
+        """Counts one more user of each adapter and takes the pages of those that have none; all of them or nothing."""
+        acquired: list[AdapterUse] = []
+        for use in adapters:
+            if not self._hold(use[0]):
+                self.release(acquired)
+                return False
+            self._adapters[use[0]].num_users += 1
+            acquired.append(use)
+        return True
+
+    def release(self, adapters: Iterable[AdapterUse]) -> None:
+        for digest, _ in adapters:
+            self._adapters[digest].num_users -= 1
+            self._let_go(digest)
+
+    def _hold(self, digest: str) -> bool:
+        adapter = self._adapters[digest]
+        if adapter.page_ids:
+            return True
+        parked = self._pool.unpark(digest)
+        page_ids = self._pool.allocate(adapter.num_pages) if parked is None else parked
+        if page_ids is None:
+            return False
+        adapter.page_ids = page_ids
+        adapter.num_copied = 0 if parked is None else adapter.num_pages
+        if parked is None:
+            self._copying[digest] = adapter
+        return True
+
+    def _let_go(self, digest: str) -> None:
+        """Parks or frees the pages of an adapter that nobody wants any more."""
+        adapter = self._adapters[digest]
+        if adapter.is_wanted:
+            return
+        page_ids, adapter.page_ids = adapter.page_ids, []
+        self._copying.pop(digest, None)
+        if not adapter.is_ready:
+            self._pool.release(page_ids)
+        elif page_ids:
+            self._pool.park(digest, page_ids)
+        adapter.num_copied = 0
+
+    def plan_copies(self) -> list[PageCopy]:
+        """The next copies, oldest first, within the page budget. They count as done: the step runs them first."""
+        copies: list[PageCopy] = []
+        budget = self._max_copied_pages
+        while self._copying and budget:
+            digest, adapter = next(iter(self._copying.items()))
+            last = min(adapter.num_copied + budget, adapter.num_pages)
+            copies.append(PageCopy(digest, adapter.num_copied, tuple(adapter.page_ids[adapter.num_copied : last])))
+            budget -= last - adapter.num_copied
+            self.num_copied_pages += last - adapter.num_copied
+            adapter.num_copied = last
+            if adapter.is_ready:
+                del self._copying[digest]
+        return copies
+
+    def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
+        """Whether every adapter of a held list is copied whole."""
+        return all(self._adapters[digest].is_ready for digest, _ in adapters)
+
+    def page_table(self, digest: str) -> Sequence[int]:
+        return self._adapters[digest].page_ids
+
+    def is_resident(self, digest: str) -> bool:
+        adapter = self._adapters.get(digest)
+        return self._pool.is_parked(digest) or (adapter is not None and bool(adapter.page_ids) and adapter.is_ready)
+
+    def is_pinned(self, digest: str) -> bool:
+        adapter = self._adapters.get(digest)
+        return adapter is not None and adapter.is_pinned
+
+    def num_requests(self, digest: str) -> int:
+        adapter = self._adapters.get(digest)
+        return 0 if adapter is None else adapter.num_requests
+
+    @property
+    def num_pinned_pages(self) -> int:
+        return sum(adapter.num_pages for adapter in self._adapters.values() if adapter.is_pinned)
+
+    @property
+    def is_copying(self) -> bool:
+        return bool(self._copying)
+
+    def owned_pages(self) -> Iterator[int]:
+        for adapter in self._adapters.values():
+            yield from adapter.page_ids
+
+    def check_integrity(self, accepted: Iterable[AdapterUse], admitted: Iterable[AdapterUse]) -> None:
+        """Raises RuntimeError unless the uses counted are those of the accepted and the admitted requests."""
+        requests, users = Counter(digest for digest, _ in accepted), Counter(digest for digest, _ in admitted)
+        if requests.keys() - self._adapters.keys():
+            raise RuntimeError(
+                f"requests use adapters that are not registered: {requests.keys() - self._adapters.keys()}"
+            )
+        for digest, adapter in self._adapters.items():
+            if (adapter.num_requests, adapter.num_users) != (requests[digest], users[digest]):
+                raise RuntimeError(
+                    f"adapter {digest}: counted {adapter}, used {requests[digest]}, {users[digest]} times"
+                )
+            if len(adapter.page_ids) != (adapter.num_pages if adapter.is_wanted else 0):
+                raise RuntimeError(f"adapter {digest} holds {len(adapter.page_ids)} of {adapter.num_pages} pages")
+            if (digest in self._copying) != (bool(adapter.page_ids) and not adapter.is_ready):
+                raise RuntimeError(
+                    f"adapter {digest}: {adapter.num_copied} pages are copied, which is lost or repeated"
+                )

@@ -1,0 +1,54 @@
+"""SamplingParams: what a user asks of one request. Pure data with vLLM's names and defaults; checked elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class RequestOutputKind(Enum):
+    CUMULATIVE = "cumulative"  # every output holds all text and tokens so far
+    DELTA = "delta"  # every output holds what is new since the last one
+    FINAL_ONLY = "final_only"  # one output, when the request is finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen, and when it ends.
+
+    n: number of samples of the prompt.
+    temperature: 0 is greedy. top_k: 0 or -1 keeps every token. top_p, min_p: probabilities in (0, 1] and [0, 1].
+    seed: any 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None draws one.
+    presence_penalty, frequency_penalty: subtracted once, or once per occurrence, for tokens generated so far.
+    repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
+    max_tokens: None means up to the model's length. min_tokens: EOS and stop tokens cannot be drawn before.
+    stop: strings that end the text; they are cut off unless include_stop_str_in_output.
+    logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

@@ -1,0 +1,256 @@
+"""Scheduler: what to run next, and what came of it. The only place where a Request changes.
+
+A step is plan -> execute -> commit. `schedule` plans: it may admit, allocate, evict and preempt, and these stand
+whether or not the step runs. `update` commits: it alone advances requests, so a step that failed can be run again
+without its guilty row.
+"""
+
+import bisect
+from collections.abc import Mapping, Sequence
+
+from .block_pool import BlockPool
+from .kv_manager import KVManager
+from .request import FinishReason, Request, Status
+from .residency import AdapterResidency
+from .step import Limits, RowResult, RowUpdate, ScheduledRow, Step
+from .waiting_queue import WaitingQueue
+
+
+class Scheduler:
+    def __init__(
+        self, limits: Limits, pool: BlockPool, kv: KVManager, residency: AdapterResidency, policy: str = "fcfs"
+    ) -> None:
+        self.limits = limits
+        self.num_preemptions = 0
+        self._pool = pool
+        self._kv = kv
+        self._residency = residency
+        self._requests: dict[int, Request] = {}  # every unfinished one
+        self._waiting = WaitingQueue(policy)
+        self._running: list[Request] = []  # in service order
+        self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
+        self._rejected: list[RowUpdate] = []
+        self._num_accepted = 0
+
+    # Requests come and go.
+
+    def add(self, request: Request) -> None:
+        """Accepts a validated request. Its adapters must be registered."""
+        request.arrival = self._num_accepted
+        self._num_accepted += 1
+        self._requests[request.request_id] = request
+        self._residency.expect(request.adapters)
+        leader = self._requests.get(request.leader) if request.leader is not None else None
+        if leader is not None and leader.num_computed_tokens < leader.num_prompt_tokens:
+            self._followers.setdefault(leader.request_id, []).append(request)
+        else:
+            self._waiting.push(request)
+
+    def finish(self, request_id: int, reason: FinishReason = FinishReason.ABORT) -> Request | None:
+        """Ends a request at any phase and gives back all it holds. Idempotent; None if there is no such request."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return None
+        if reason is FinishReason.ERROR:
+            self._kv.retract(request)
+        self._waiting.remove(request)
+        self._leave(request)
+        self._residency.forget(request.adapters)
+        request.status = Status.FINISHED
+        self._release_followers(request_id)
+        return request
+
+    def _release_followers(self, leader_id: int) -> None:
+        for follower in self._followers.pop(leader_id, ()):
+            if follower.status is Status.WAITING and follower.request_id in self._requests:
+                self._waiting.push(follower)
+
+    def _leave(self, request: Request) -> None:
+        """The one place where a running request gives back its blocks and its adapters."""
+        if request.status is Status.RUNNING:
+            self._running.remove(request)
+            self._kv.release(request)
+            self._residency.release(request.adapters)
+
+    # Plan.
+
+    def schedule(self) -> Step:
+        """Continues running requests, those that need one token first, then admits waiting ones, within the budget."""
+        plan = _Plan(self.limits.max_num_batched_tokens)
+        # A long prompt must not hold up the requests that only need their next token.
+        for request in sorted(self._running, key=lambda request: request.num_missing_tokens > 1):
+            self._schedule_row(request, plan)
+        while plan.budget and self._admit_head(plan):
+            pass
+        copies = self._residency.plan_copies()
+        for request in list(self._running):  # the admitted ones, and those whose last adapter page is copied now
+            if request.request_id not in plan.rows:
+                self._schedule_row(request, plan)
+        rows = list(plan.rows.values())
+        digests = {digest for row in rows for digest, _ in row.adapters}
+        return Step(copies, rows, {digest: self._residency.page_table(digest) for digest in digests})
+
+    def _schedule_row(self, request: Request, plan: "_Plan") -> None:
+        """Adds the request's next tokens to the plan, unless it has to wait or is preempted."""
+        num_new = min(request.num_missing_tokens, plan.budget)
+        if not num_new or request.status is not Status.RUNNING or not self._residency.is_ready(request.adapters):
+            return
+        if self._make_room(request, request.num_computed_tokens + num_new, plan):
+            plan.add(request, num_new, self._kv.block_table(request))
+
+    def _make_room(self, request: Request, num_tokens: int, plan: "_Plan") -> bool:
+        """Extends the request's blocks, preempting the last in service order until it fits or is the last itself."""
+        while not self._kv.extend(request, num_tokens):
+            victim = self._running[-1]
+            self._preempt(victim, plan)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request, plan: "_Plan") -> None:
+        """Takes back all a request holds; it waits again and recomputes, finding what is still cached."""
+        plan.drop(request)
+        self._leave(request)
+        request.status = Status.WAITING
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.push(request)
+
+    def _admit_head(self, plan: "_Plan") -> bool:
+        """Admits the first waiting request, or makes way for it; False to stop trying in this step."""
+        head = self._waiting.head()
+        if head is None or len(self._running) >= self.limits.max_num_seqs:
+            return False
+        if self._take_holdings(head):
+            self._waiting.pop()
+            head.status = Status.RUNNING
+            bisect.insort(self._running, head, key=self._waiting.order)
+        elif not self._running:
+            self._reject(head)
+        elif self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
+            self._preempt(self._running[-1], plan)
+        else:
+            return False
+        return True
+
+    def _take_holdings(self, request: Request) -> bool:
+        """Blocks for all known tokens and the adapters' pages, together or not at all."""
+        # Room for one more block each keeps those that run from preempting what was admitted a moment ago. Counting
+        # first keeps a request that does not fit from evicting others' pages at every step.
+        num_needed = self._kv.num_needed(request) + self._residency.num_needed(request.adapters)
+        if num_needed + len(self._running) > self._pool.num_free or not self._residency.acquire(request.adapters):
+            return False
+        num_found = self._kv.admit(request)
+        if num_found is None:
+            self._residency.release(request.adapters)
+            return False
+        request.num_computed_tokens = num_found
+        if not request.num_preemptions:
+            request.num_cached_tokens = num_found
+        return True
+
+    def _reject(self, request: Request) -> None:
+        """Nothing runs and it still does not fit: it never will, and must not block those behind it."""
+        self.finish(request.request_id, FinishReason.ERROR)
+        error = "the request does not fit into the memory that pinned adapters leave"
+        self._rejected.append(RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=error))
+
+    # Commit.
+
+    def update(self, step: Step, results: Mapping[int, RowResult]) -> list[RowUpdate]:
+        """Advances the step's requests by their results. Rows without a result, and requests gone since, are left."""
+        updates, self._rejected = self._rejected, []
+        for row in step.rows:
+            request = self._requests.get(row.request_id)
+            result = results.get(row.request_id)
+            if request is not None and result is not None and request.status is Status.RUNNING:
+                updates.append(self._advance(request, row, result))
+        return updates
+
+    def _advance(self, request: Request, row: ScheduledRow, result: RowResult) -> RowUpdate:
+        if result.error is not None:
+            self.finish(request.request_id, FinishReason.ERROR)
+            return RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=result.error)
+        request.num_computed_tokens = row.end
+        self._kv.publish(request)
+        if request.num_computed_tokens >= request.num_prompt_tokens:
+            self._release_followers(request.request_id)
+        reason = None if result.token_id is None else self._append(request, result.token_id)
+        if reason is not None:
+            self.finish(request.request_id, reason)
+        is_named_stop = reason is FinishReason.STOP and result.token_id in (request.sampling.stop_token_ids or ())
+        return RowUpdate(
+            request_id=request.request_id,
+            token_ids=() if result.token_id is None else (result.token_id,),
+            logprobs=() if result.logprob is None else (result.logprob,),
+            prompt_logprobs=result.prompt_logprobs,
+            finish_reason=reason,
+            stop_token_id=result.token_id if is_named_stop else None,
+            num_cached_tokens=request.num_cached_tokens,
+        )
+
+    def _append(self, request: Request, token_id: int) -> FinishReason | None:
+        """Appends a sampled token; returns why the request is finished, None if it goes on."""
+        request.token_ids.append(token_id)
+        if token_id in request.stop_token_ids:  # cannot be drawn before min_tokens
+            return FinishReason.STOP
+        return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
+
+    # Facts.
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._requests) - len(self._running)
+
+    @property
+    def num_free_pages(self) -> int:
+        return self._pool.num_free
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests) or self._residency.is_copying or bool(self._rejected)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError unless every page, table and adapter reference has exactly one owner."""
+        self._pool.check_integrity([*self._kv.owned_pages(), *self._residency.owned_pages()])
+        accepted = (use for request in self._requests.values() for use in request.adapters)
+        self._residency.check_integrity(accepted, (use for request in self._running for use in request.adapters))
+        if self._kv.num_tables != len(self._running):
+            raise RuntimeError(f"{self._kv.num_tables} block tables for {len(self._running)} running requests")
+        for request in self._requests.values():
+            if (request.status is Status.RUNNING) != any(request is running for running in self._running):
+                raise RuntimeError(f"request {request.request_id} is {request.status} but not where that belongs")
+
+
+class _Plan:
+    """The rows of a step while it is being planned."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget  # tokens left
+        self.rows: dict[int, ScheduledRow] = {}
+
+    def add(self, request: Request, num_new_tokens: int, block_table: Sequence[int]) -> None:
+        self.budget -= num_new_tokens
+        self.rows[request.request_id] = ScheduledRow(
+            request_id=request.request_id,
+            start=request.num_computed_tokens,
+            num_new_tokens=num_new_tokens,
+            token_ids=request.token_ids,
+            num_prompt_tokens=request.num_prompt_tokens,
+            block_table=block_table,
+            adapters=request.adapters,
+            sampling=request.sampling,
+            seed=request.seed,
+            sample_index=request.sample_index,
+            stop_token_ids=request.stop_token_ids,
+        )
+
+    def drop(self, request: Request) -> None:
+        row = self.rows.pop(request.request_id, None)
+        if row is not None:
+            self.budget += row.num_new_tokens

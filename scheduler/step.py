@@ -1,0 +1,94 @@
+"""Step: one scheduling decision, and what came of it. Plain ints, made by the scheduler, read by the runner."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .request import AdapterUse, FinishReason
+from .residency import PageCopy
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """The next tokens of one request. Sequences are views of live state, valid until the step is committed."""
+
+    request_id: int
+    start: int  # tokens computed before this step
+    num_new_tokens: int
+    token_ids: Sequence[int]  # all known tokens; this step computes [start, start + num_new_tokens)
+    num_prompt_tokens: int
+    block_table: Sequence[int]  # [at least ceil((start + num_new_tokens) / block_size)]
+    adapters: tuple[AdapterUse, ...]
+    sampling: SamplingParams
+    seed: int
+    sample_index: int
+    stop_token_ids: frozenset[int]  # cannot be drawn before sampling.min_tokens
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_new_tokens
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether this step computes the last known token, whose logits give the next one."""
+        return self.end == len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    copies: Sequence[PageCopy]  # adapter pages to copy before anything is computed
+    rows: Sequence[ScheduledRow]
+    adapter_pages: Mapping[str, Sequence[int]]  # digest -> its pages, for every adapter the rows use
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_new_tokens for row in self.rows)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rows and not self.copies
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Of one position: the token that stands there first, then the best alternatives."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]  # 1 is the most likely token
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What a step gave for one row: a token if it was sampled, or the error that ends the request."""
+
+    token_id: int | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the prompt tokens that follow those computed in this step
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowUpdate:
+    """What the front end is told about one request after one step."""
+
+    request_id: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the stop token that ended it; None for EOS
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one step may hold."""
+
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 128

@@ -1,0 +1,71 @@
+"""What tests share: tiny models made once, the real one, and engines that are checked for leaks when a test ends."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_adapter, make_model
+
+from blora.engine import LLM
+
+REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
+
+# Ranks 1 to 64 and unequal modules, patterns included.
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "r1": {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]},
+    "r2": {"r": 2, "lora_alpha": 1, "target_modules": ["down_proj"]},
+    "r4": {"r": 4, "lora_alpha": 8},
+    "r8": {"r": 8, "lora_alpha": 16, "target_modules": ["o_proj", "gate_proj"], "use_rslora": True},
+    "r16": {"r": 16, "lora_alpha": 16, "target_modules": ["k_proj", "up_proj"]},
+    "r24": {"r": 24, "lora_alpha": 12, "target_modules": "all-linear"},
+    "pattern": {
+        "r": 8,
+        "lora_alpha": 8,
+        "rank_pattern": {"q_proj": 3, r"layers.1.mlp.down_proj": 5},
+        "alpha_pattern": {"v_proj": 20},
+    },
+    "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors are computed faster by one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: make_adapter(tiny_model, folder / name, seed, **fields)
+        for seed, (name, fields) in enumerate(ADAPTERS.items())
+    }
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    assert (REAL_MODEL / "config.json").exists(), "run `make model` first"
+    return REAL_MODEL
+
+
+@pytest.fixture
+def make_llm(tiny_model: Path) -> Iterator[Callable[..., LLM]]:
+    """Builds engines; when the test ends, each has to have everything back."""
+    made: list[LLM] = []
+
+    def make(model: Path = tiny_model, **options: Any) -> LLM:
+        llm = LLM(str(model), **{"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64} | options)
+        made.append(llm)
+        return llm
+
+    yield make
+    for llm in made:
+        llm.check_idle()

@@ -1,0 +1,233 @@
+"""FakeLLM: an engine without a model. It echoes: sample i of a prompt says the prompt's own tokens, one at a time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
+from blora.engine.outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
+from blora.engine.server.backend import Backend
+from blora.engine.server.server import Server
+from blora.proto.client import Client
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+T = TypeVar("T")
+
+INFO = EngineInfo(
+    model="fake", dtype="float32", vocab_size=1 << 17, max_model_len=64, block_size=16, num_pages=8, page_bytes=4096,
+    num_free_pages=5, num_running=1, num_waiting=2, version="0",
+)  # fmt: skip
+
+
+def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
+    return AdapterInfo(
+        name=name, digest="ab" * 32, path=path, ranks=(4, 8), modules=("q_proj",), num_bytes=1 << 40, num_pages=3,
+        warnings=("all weights are zero",),
+    )  # fmt: skip
+
+
+class FakeTokenizer:
+    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        if messages[0]["role"] == "refused":
+            raise InvalidRequest("messages", "the chat template refuses them")
+        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        return text + "<assistant>" * add_generation_prompt
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [0] * add_special_tokens + [ord(character) for character in text]
+
+
+class FakeLLM:
+    def __init__(self) -> None:
+        self.is_serving = True
+        self.error: Exception | None = None  # raised by whatever is called next
+        self.failed_samples: set[int] = set()
+        self.finish_reason = "length"
+        self.stop_reason: int | str | None = None
+        self.requests: list[dict[str, Any]] = []  # the arguments of every `generate`
+        self.closed: list[str] = []  # ids of requests whose generator was closed before its end
+        self.aborted: list[str] = []
+        self.adapters = {"alice": adapter_info("alice")}
+        self.is_draining = False
+        self.has_shut_down = False
+        self.num_tokens_before_pause: int | None = None  # a request that got so far waits for `resume`
+        self.resume = asyncio.Event()
+        self._callbacks: list[Callable[[bool], None]] = []
+        self._num_running = 0
+
+    # Life.
+
+    async def start(self) -> None:
+        self._raise()
+        self.is_serving = True
+
+    async def drain(self) -> None:
+        self.is_draining = True
+        while self._num_running:
+            await asyncio.sleep(0.01)
+
+    async def shutdown(self) -> None:
+        self.has_shut_down = True
+
+    def on_serving_change(self, callback: Callable[[bool], None]) -> None:
+        self._callbacks.append(callback)
+
+    def set_serving(self, is_serving: bool) -> None:
+        self.is_serving = is_serving
+        for callback in self._callbacks:
+            callback(is_serving)
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.is_draining:
+            raise EngineUnavailable("the engine is draining")
+
+    # Generation.
+
+    def default_sampling_params(self) -> SamplingParams:
+        return SamplingParams(temperature=0.6, top_k=20)
+
+    def get_tokenizer(self) -> FakeTokenizer:
+        return FakeTokenizer()
+
+    async def generate(
+        self,
+        prompt: Any,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: Any = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        assert sampling_params is not None and request_id is not None
+        request = {"prompt": prompt, "sampling": sampling_params, "id": request_id}
+        self.requests.append(request | {"adapter": lora_request, "priority": priority})
+        self._raise()
+        if lora_request is not None and lora_request not in self.adapters:
+            raise AdapterNotFound(lora_request)
+        self._num_running += 1
+        is_done = False
+        try:
+            async for output in self._echo(_token_ids(prompt), sampling_params, request_id):
+                yield output
+            is_done = True
+        finally:
+            self._num_running -= 1
+            if not is_done:
+                self.closed.append(request_id)
+
+    async def _echo(
+        self, prompt: list[int], sampling: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        said = prompt[: sampling.max_tokens]
+        if sampling.output_kind is RequestOutputKind.FINAL_ONLY:
+            steps, prompt_pieces = [(0, len(said))], [len(prompt)]
+        else:  # the logprobs of the prompt come in two pieces
+            steps, prompt_pieces = [(i, i + 1) for i in range(len(said))], [1, len(prompt) - 1]
+        shown = 0
+        for first, last in steps:
+            if first == self.num_tokens_before_pause:
+                await self.resume.wait()
+            piece = prompt_pieces.pop(0) if prompt_pieces else 0
+            yield RequestOutput(
+                request_id=request_id,
+                prompt=None,
+                prompt_token_ids=prompt,
+                outputs=[self._sample(i, said, first, last, sampling) for i in range(sampling.n)],
+                finished=last == len(said),
+                prompt_logprobs=_prompt_logprobs(prompt, shown, shown + piece, sampling),
+                num_cached_tokens=2,
+            )
+            shown += piece
+
+    def _sample(self, index: int, said: list[int], first: int, last: int, sampling: SamplingParams) -> CompletionOutput:
+        token_ids = said[first:last]
+        output = CompletionOutput(index, "".join(map(chr, token_ids)), token_ids)
+        if sampling.logprobs is not None:
+            output.logprobs = [
+                {7: Logprob(-0.5, 1, "seven"), t: Logprob(-1.5, 3), 9: Logprob(-1.0, 2)} for t in token_ids
+            ]
+            output.cumulative_logprob = -1.5 * last
+        if last == len(said):
+            output.finish_reason, output.stop_reason = self.finish_reason, self.stop_reason
+            if index in self.failed_samples:
+                output.finish_reason, output.error = "error", "the logits of this row are not finite"
+        return output
+
+    async def abort(self, request_id: str | Iterable[str]) -> None:
+        self._raise()
+        self.aborted += [request_id] if isinstance(request_id, str) else list(request_id)
+
+    # Adapters and facts.
+
+    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+        self._raise()
+        self.adapters[name] = replace(adapter_info(name, path), pinned=pinned)
+        return self.adapters[name]
+
+    async def unload_adapter(self, name: str) -> AdapterInfo:
+        info = await self.get_adapter(name)
+        del self.adapters[name]
+        return info
+
+    async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
+        self.adapters[name] = replace(await self.get_adapter(name), pinned=pinned)
+        return self.adapters[name]
+
+    async def list_adapters(self) -> list[AdapterInfo]:
+        self._raise()
+        return list(self.adapters.values())
+
+    async def get_adapter(self, name: str) -> AdapterInfo:
+        self._raise()
+        if name not in self.adapters:
+            raise AdapterNotFound(name)
+        return self.adapters[name]
+
+    async def get_info(self) -> EngineInfo:
+        self._raise()
+        return INFO
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    return list(prompt["prompt_token_ids"]) if "prompt_token_ids" in prompt else [ord(c) for c in prompt["prompt"]]
+
+
+def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: SamplingParams) -> Any:
+    if sampling.prompt_logprobs is None:
+        return None
+    return [{prompt[i]: Logprob(-0.25 * i, 1)} if i else None for i in range(first, last)]
+
+
+@asynccontextmanager
+async def running(llm: Backend) -> AsyncIterator[Server]:
+    """A real server on a free port, ready to serve."""
+    server = Server(llm, "127.0.0.1", 0)
+    await server.start()
+    await server.follow_backend()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+def ask(question: Callable[[Client], T], llm: FakeLLM | None = None) -> T:
+    """What a synchronous client gets from a real server around the fake."""
+
+    async def conversation() -> T:
+        async with running(llm or FakeLLM()) as server:
+            return await asyncio.to_thread(_with_client, question, server.address)
+
+    return asyncio.run(conversation())
+
+
+def _with_client(question: Callable[[Client], T], target: str) -> T:
+    with Client(target, timeout=20) as client:
+        return question(client)
+
+
+def run(body: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(body, 30))

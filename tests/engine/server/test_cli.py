@@ -1,0 +1,158 @@
+"""The command line: flags, what they become, and what a terminal shows."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from fake_llm import FakeLLM, ask
+
+from blora.engine.errors import AdapterNotFound, EngineStartError
+from blora.engine.server import cli
+
+
+def parse(*argv):
+    return cli.build_parser().parse_args(argv)
+
+
+def test_what_is_not_given_is_not_passed_on():
+    args = parse("serve", "some/model")
+    assert (args.model, args.host, args.port, args.adapter) == ("some/model", "127.0.0.1", 50051, [])
+    assert cli.engine_options(args) == {"adapter_roots": []}
+
+
+def test_every_flag_becomes_an_option_of_the_engine():
+    line = """
+        serve m --dtype bfloat16 --memory 2GiB --block-size 32 --max-model-len 100 --max-num-seqs 4
+        --max-num-batched-tokens 64 --scheduling-policy priority --no-enable-prefix-caching --seed -1
+        --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
+        --adapter-root /a --adapter-root /b --port 0 --host ::1
+    """
+    args = parse(*line.split())
+    assert cli.engine_options(args) == {
+        "dtype": "bfloat16",
+        "memory": "2GiB",
+        "block_size": 32,
+        "max_model_len": 100,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 64,
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": False,
+        "seed": -1,
+        "threads": 2,
+        "revision": "main",
+        "max_num_queued_reqs": 9,
+        "generation_config": "vllm",
+        "adapter_roots": [Path("/a"), Path("/b")],
+    }
+
+
+@pytest.mark.parametrize(("text", "memory"), [("0.5", 0.5), ("1.5GiB", "1.5GiB"), ("512M", "512M"), ("4096", "4096")])
+def test_memory(text, memory):
+    assert parse("serve", "m", "--memory", text).memory == memory
+
+
+def test_adapters_by_name():
+    args = parse("serve", "m", "--adapter", "a=/x", "--adapter", "b=hub/id=1")
+    assert cli.adapters_by_name(args.adapter) == {"a": "/x", "b": "hub/id=1"}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["serve", "m", "--adapter", "no-equals-sign"],
+        ["serve", "m", "--adapter", "=path"],
+        ["serve", "m", "--adapter", "name="],
+        ["serve", "m", "--adapter", "a=x", "--adapter", "a=y"],
+        ["serve", "m", "--port", "65536"],
+        ["serve", "m", "--port", "-1"],
+        ["serve", "m", "--memory", "lots"],
+        ["serve", "m", "--block-size", "0"],
+        ["serve", "m", "--dtype", "int4"],
+        ["serve"],
+        ["client"],
+        ["client", "prompt", "--info"],
+        ["client", "--info", "--list-adapters"],
+        ["client", "--load-adapter", "name"],
+        [],
+    ],
+)
+def test_bad_command_lines(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("blora ")
+
+
+@pytest.mark.parametrize(
+    "error", [EngineStartError("no such model"), AdapterNotFound("x"), ValueError("memory: odd"), OSError("no port")]
+)
+def test_a_start_that_fails_is_one_line(monkeypatch, capsys, error):
+    class Failing(FakeLLM):
+        def __init__(self, *_, **__):
+            super().__init__()
+            self.error = error
+
+    _replace_engine(monkeypatch, Failing)
+    assert cli.main(["serve", "m", "--port", "0"]) == 1
+    assert capsys.readouterr().err == f"blora: {error}\n"
+
+
+def test_an_engine_that_is_not_installed_is_one_line(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise ModuleNotFoundError("No module named 'msgspec'", name="msgspec")
+
+    _replace_engine(monkeypatch, refuse)
+    assert cli.main(["serve", "m"]) == 1
+    assert "the module msgspec is missing" in capsys.readouterr().err
+
+
+def _replace_engine(monkeypatch, engine):
+    module = ModuleType("blora.engine.async_llm")
+    module.AsyncLLM = engine
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def client(*argv, llm=None):
+    """Runs `blora client` against a server; its exit status."""
+    return ask(lambda connected: cli.main(["client", "--target", connected.target, *argv]), llm)
+
+
+def test_a_prompt_is_streamed_to_the_terminal(capsys):
+    llm = FakeLLM()
+    assert client("hello", "--adapter", "alice", "--temperature", "0", "--seed", "3", llm=llm) == 0
+    assert capsys.readouterr().out == "hello\n"
+    (request,) = llm.requests
+    assert (request["adapter"], request["sampling"].max_tokens, request["sampling"].seed) == ("alice", 256, 3)
+
+
+def test_a_conversation(capsys):
+    assert client("Hi", "--chat", "--max-tokens", "8") == 0
+    assert capsys.readouterr().out == "<user>Hi\n"
+
+
+def test_actions(capsys):
+    assert client("--list-adapters") == 0
+    assert "alice  abababababab  rank 4,8" in capsys.readouterr().out
+    assert client("--load-adapter", "bob=/adapters/bob") == 0
+    assert "warning: all weights are zero" in capsys.readouterr().out
+    assert client("--unload-adapter", "alice") == 0
+    assert client("--info") == 0
+    assert "vocab_size: 131072" in capsys.readouterr().out
+
+
+def test_what_a_server_refuses_is_one_line(capsys):
+    assert client("hello", "--adapter", "nobody") == 1
+    assert capsys.readouterr().err.startswith("blora: NOT_FOUND: no adapter is loaded")
+
+
+def test_a_sample_that_failed_is_told(capsys):
+    llm = FakeLLM()
+    llm.failed_samples = {0}
+    assert client("hello", llm=llm) == 1
+    assert "not finite" in capsys.readouterr().err

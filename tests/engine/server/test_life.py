@@ -1,0 +1,179 @@
+"""Start, drain and stop, and what an import costs. Signals go to a process of their own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from fake_llm import FakeLLM, run, running
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from blora.engine.errors import EngineStartError
+from blora.engine.server.server import Server, serve
+from blora.proto.client import Client
+from blora.proto.v1 import generation_pb2, generation_pb2_grpc
+
+SCRIPT = """
+import asyncio, sys
+from fake_llm import FakeLLM
+from blora.engine.server.server import serve
+
+llm = FakeLLM()
+llm.num_tokens_before_pause = 1
+
+async def main():
+    asyncio.get_running_loop().call_later({resume_after}, llm.resume.set)
+    return await serve(llm, "127.0.0.1", 0, lambda address: print(address, flush=True))
+
+status = asyncio.run(main())
+print("shut down" if llm.has_shut_down else "left running", flush=True)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def start_server():
+    """Starts a server process whose streams pause after one token; gives the process and its address."""
+    processes = []
+
+    def start(resume_after):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        script = SCRIPT.format(resume_after=resume_after)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+        processes.append(process)
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(start_server, number):
+    process, address = start_server(resume_after=2)
+    with Client(address, timeout=30) as client:
+        stream = iter(client.generate_stream("abc"))
+        text = next(stream).text
+        process.send_signal(number)
+        text += "".join(sample.text for sample in stream)
+    out, _ = process.communicate(timeout=20)
+    assert (text, out, process.returncode) == ("abc", "shut down\n", 0)
+
+
+def test_the_second_signal_stops_at_once(start_server):
+    process, address = start_server(resume_after=600)
+    with Client(address, timeout=30) as client:
+        stream = iter(client.generate_stream("abc"))
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            _generate_until_refused(client)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("shut down\n", 1)
+
+
+def _generate_until_refused(client):
+    """A signal takes a moment to arrive."""
+    while True:
+        client.generate("a", max_tokens=1)
+
+
+def test_a_drain_refuses_new_requests_and_finishes_those_that_run():
+    llm = FakeLLM()
+    llm.num_tokens_before_pause = 1
+
+    async def body():
+        async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            request = generation_pb2.GenerateRequest(text="abc")
+            runs = aiter(stub.GenerateStream(request))
+            await anext(runs)
+            drain = asyncio.create_task(server.drain())
+            await asyncio.sleep(0.05)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Generate(request)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert not drain.done()
+            llm.resume.set()
+            rest = [message.samples[0].text async for message in runs]
+            await drain
+            return rest
+
+    assert run(body()) == ["b", "c"]
+    assert not llm.closed
+
+
+def test_before_the_engine_has_started_the_server_listens_and_says_so():
+    llm = FakeLLM()
+
+    async def body():
+        server = Server(llm, "127.0.0.1", 0)
+        await server.start()
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+                await stub.Generate(generation_pb2.GenerateRequest(text="a"))
+        await server.stop()
+        return health.status, caught.value.code()
+
+    assert run(body()) == (health_pb2.HealthCheckResponse.NOT_SERVING, grpc.StatusCode.UNAVAILABLE)
+    assert not llm.requests
+
+
+def test_an_engine_that_does_not_start_is_reported_and_shut_down():
+    llm = FakeLLM()
+    llm.error = EngineStartError("no such model")
+    with pytest.raises(EngineStartError):
+        run(serve(llm, "127.0.0.1", 0, print))
+    assert llm.has_shut_down
+
+
+def test_a_signal_while_the_engine_starts_ends_the_start():
+    llm = FakeLLM()
+
+    async def start():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+
+    llm.start = start
+    assert run(serve(llm, "127.0.0.1", 0, print)) == 0
+    assert llm.has_shut_down
+
+
+def test_two_servers_do_not_share_a_port():
+    async def body():
+        async with running(FakeLLM()) as server:
+            port = int(server.address.rpartition(":")[2])
+            with pytest.raises(OSError, match="cannot listen"):
+                await Server(FakeLLM(), "127.0.0.1", port).start()
+
+    run(body())
+
+
+def test_an_address_of_ipv6_is_bracketed():
+    async def body():
+        return Server(FakeLLM(), "::1", 50051).address
+
+    assert run(body()) == "[::1]:50051"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("blora.engine.server.cli", ["torch", "transformers", "numpy", "msgspec", "grpc", "google"]),
+        ("blora.engine.server.terminal", ["torch", "transformers", "numpy", "msgspec", "grpc_health"]),
+        ("blora.engine.server.server", ["torch", "transformers", "msgspec"]),
+    ],
+)
+def test_imports_do_without(module, absent):
+    script = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {module}"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,149 @@
+"""AdapterService, EngineService, health and reflection, over a real connection; the shapes of messages."""
+
+import asyncio
+from dataclasses import asdict, fields
+
+import grpc
+import pytest
+from fake_llm import INFO, FakeLLM, adapter_info, ask, run, running
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from blora.engine.outputs import AdapterInfo, EngineInfo
+from blora.engine.server import convert
+from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
+from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
+from blora.scheduler import SamplingParams
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+NAMES = {servicer.NAME for servicer in (GenerationServicer, AdapterServicer, EngineServicer)}
+
+
+def test_an_adapters_life():
+    def question(client):
+        loaded = client.load_adapter("bob", "/adapters/bob", pinned=True)
+        assert (loaded.name, loaded.path, loaded.pinned) == ("bob", "/adapters/bob", True)
+        assert [adapter.name for adapter in client.list_adapters()] == ["alice", "bob"]
+        assert not client.pin_adapter("bob", pinned=False).pinned
+        assert client.pin_adapter("bob").pinned
+        assert client.get_adapter("bob").name == "bob"
+        assert client.unload_adapter("bob").name == "bob"
+        assert [adapter.name for adapter in client.list_adapters()] == ["alice"]
+
+    ask(question)
+
+
+def test_adapters_are_listed_by_name():
+    llm = FakeLLM()
+    llm.adapters = {name: adapter_info(name) for name in "cab"}
+    assert ask(lambda client: [adapter.name for adapter in client.list_adapters()], llm) == ["a", "b", "c"]
+
+
+def test_what_is_known_of_an_adapter():
+    adapter = ask(lambda client: client.get_adapter("alice"))
+    assert list(adapter.ranks) == [4, 8] and list(adapter.modules) == ["q_proj"]
+    assert adapter.num_bytes == 1 << 40 and list(adapter.warnings) == ["all weights are zero"]
+
+
+def test_pin_pins_when_it_is_not_told_what_to_do():
+    assert convert.pin_arguments(adapters_pb2.PinAdapterRequest(name="a")) == ("a", True)
+
+
+@pytest.mark.parametrize("call", ["get_adapter", "unload_adapter", "pin_adapter"])
+@pytest.mark.parametrize(
+    ("name", "code"), [("nobody", grpc.StatusCode.NOT_FOUND), ("", grpc.StatusCode.INVALID_ARGUMENT)]
+)
+def test_names_that_mean_nothing(call, name, code):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(client, call)(name)
+        return caught.value.code()
+
+    assert ask(question) is code
+
+
+@pytest.mark.parametrize(("name", "path"), [("", "/a"), ("a", "")])
+def test_loading_needs_a_name_and_a_path(name, path):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            client.load_adapter(name, path)
+        return caught.value.code()
+
+    assert ask(question) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_info():
+    info = ask(lambda client: client.info())
+    assert {field.name: getattr(info, field.name) for field in fields(EngineInfo)} == asdict(INFO)
+
+
+def test_abort_passes_the_ids_on():
+    llm = FakeLLM()
+    ask(lambda client: client.abort("a", "unknown"), llm)
+    assert llm.aborted == ["a", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("message", "ours", "ours_alone"),
+    [
+        (adapters_pb2.Adapter, AdapterInfo, set()),
+        (engine_pb2.GetInfoResponse, EngineInfo, set()),
+        (generation_pb2.SamplingParams, SamplingParams, {"output_kind"}),
+    ],
+)
+def test_messages_have_the_fields_of_our_types(message, ours, ours_alone):
+    assert set(message.DESCRIPTOR.fields_by_name) == {field.name for field in fields(ours)} - ours_alone
+
+
+def test_health_follows_the_engine():
+    llm = FakeLLM()
+
+    async def body():
+        async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for is_serving, status in [(True, SERVING), (False, NOT_SERVING), (True, SERVING)]:
+                llm.set_serving(is_serving)
+                await asyncio.sleep(0)
+                assert await _statuses(health) == {status}
+
+    run(body())
+
+
+def test_health_watch_tells_of_a_drain_for_good():
+    llm = FakeLLM()
+
+    async def body():
+        async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            await server._health.drain()
+            assert (await watch.read()).status == NOT_SERVING
+            llm.set_serving(True)
+            await asyncio.sleep(0.05)
+            assert await _statuses(health_pb2_grpc.HealthStub(channel)) == {NOT_SERVING}
+            watch.cancel()
+
+    run(body())
+
+
+async def _statuses(health):
+    requests = [health_pb2.HealthCheckRequest(service=name) for name in ("", *NAMES)]
+    return {(await health.Check(request)).status for request in requests}
+
+
+def test_reflection_lists_the_services():
+    answer = run(_reflect(reflection_pb2.ServerReflectionRequest(list_services="")))
+    assert {service.name for service in answer.list_services_response.service} >= NAMES | {"grpc.health.v1.Health"}
+
+
+def test_reflection_describes_a_service():
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=GenerationServicer.NAME)
+    answer = run(_reflect(request))
+    assert b"GenerateStream" in answer.file_descriptor_response.file_descriptor_proto[0]
+
+
+async def _reflect(request):
+    async with running(FakeLLM()) as server, grpc.aio.insecure_channel(server.address) as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        return await call.read()

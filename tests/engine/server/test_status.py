@@ -1,0 +1,108 @@
+"""Which error becomes which status code, seen by a client."""
+
+import logging
+
+import grpc
+import pytest
+from fake_llm import FakeLLM, ask, run, running
+
+from blora.engine import errors
+from blora.engine.server import status
+from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
+
+CASES = [
+    (errors.InvalidRequest("n", "is too large"), grpc.StatusCode.INVALID_ARGUMENT, "n: is too large"),
+    (errors.AdapterNotFound("bob"), grpc.StatusCode.NOT_FOUND, "'bob'"),
+    (errors.AdapterRejected("bob", ["rank"]), grpc.StatusCode.FAILED_PRECONDITION, "rank"),
+    (errors.AdapterTooLarge("too large"), grpc.StatusCode.FAILED_PRECONDITION, "too large"),
+    (errors.QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
+    (errors.EngineUnavailable("restarting"), grpc.StatusCode.UNAVAILABLE, "restarting"),
+    (ValueError("/secret/path of 0xdeadbeef"), grpc.StatusCode.INTERNAL, status.UNEXPECTED),
+]
+CALLS = {
+    "stream": lambda client: list(client.generate_stream("a")),
+    "unary": lambda client: client.generate("a"),
+    "load": lambda client: client.load_adapter("bob", "/adapters/bob"),
+    "info": lambda client: client.info(),
+}
+
+
+def refusal(call, llm):
+    """Code and text that a client gets."""
+
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(client)
+        return caught.value.code(), caught.value.details()
+
+    return ask(question, llm)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(("error", "code", "text"), CASES, ids=[type(case[0]).__name__ for case in CASES])
+def test_codes(error, code, text, call):
+    llm = FakeLLM()
+    llm.error = error
+    seen_code, details = refusal(call, llm)
+    assert seen_code is code and text in details
+    assert "secret" not in details
+
+
+def test_the_unexpected_is_logged(caplog):
+    llm = FakeLLM()
+    llm.error = ZeroDivisionError("of the server")
+    with caplog.at_level(logging.ERROR):
+        refusal(CALLS["unary"], llm)
+    assert "ZeroDivisionError: of the server" in caplog.text and "Traceback" in caplog.text
+
+
+def test_every_typed_error_has_a_code():
+    """AdapterError is only a base class, and who starts an engine is no client."""
+    typed = {getattr(errors, name) for name in errors.__all__} - {errors.AdapterError, errors.EngineStartError}
+    assert set(status.STATUS_CODES) == typed | {status.RequestFailed}
+
+
+def test_an_unknown_adapter_does_not_fall_back():
+    code, _ = refusal(lambda client: client.generate("a", "nobody"), FakeLLM())
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+def test_long_reasons_fit_into_the_trailers():
+    llm = FakeLLM()
+    llm.error = errors.AdapterRejected("bob", ["é" * 2000] * 20)
+    code, details = refusal(CALLS["load"], llm)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION and details.startswith("adapter 'bob'")
+
+
+METHODS = [
+    f"/{service.full_name}/{method.name}"
+    for module in (adapters_pb2, engine_pb2, generation_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\xffshort"])
+def test_bytes_that_are_no_message_are_the_clients_mistake(data):
+    codes = run(_codes(METHODS, data))
+    assert len(codes) == 9 and set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
+def test_text_that_is_no_text_is_the_clients_mistake():
+    generate = [method for method in METHODS if "Generate" in method]
+    assert set(run(_codes(generate, b"\x12\x02\xff\xfe")).values()) == {grpc.StatusCode.INVALID_ARGUMENT}
+
+
+async def _codes(methods, data):
+    codes = {}
+    async with running(FakeLLM()) as server, grpc.aio.insecure_channel(server.address) as channel:
+        for method in methods:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary(method)(data)
+            codes[method] = caught.value.code()
+    return codes
+
+
+def test_an_oversized_message_is_refused():
+    code, _ = refusal(lambda client: client.generate("x" * (5 << 20)), FakeLLM())
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

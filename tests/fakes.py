@@ -1,0 +1,100 @@
+"""Stand-ins that need no model: a runner whose KV cells say what was written into them."""
+
+import hashlib
+from collections.abc import Mapping
+
+from blora.scheduler import (
+    AdapterResidency,
+    BlockPool,
+    KVManager,
+    Limits,
+    Request,
+    RowResult,
+    SamplingParams,
+    ScheduledRow,
+    Scheduler,
+    Step,
+)
+
+VOCAB = 50
+
+
+class CheckingRunner:
+    """Keeps (token, position, adapters) in every KV cell and (adapter, page index) in every adapter page, and checks
+    each one it reads. The next token is a hash of all that it read, so that a wrong cell changes the output too."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.cells: dict[tuple[int, int], object] = {}  # (page, offset) -> what a KV cell holds
+        self.adapter_cells: dict[int, object] = {}  # page -> (digest, index)
+        self.guilty: set[int] = set()  # requests that make a step fail
+        self.num_steps = 0
+
+    def copy(self, step: Step) -> None:
+        for copy in step.copies:
+            for index, page in enumerate(copy.page_ids, copy.first):
+                self._clear(page)
+                self.adapter_cells[page] = (copy.digest, index)
+
+    def _clear(self, page: int) -> None:
+        self.adapter_cells.pop(page, None)
+        for offset in range(self.block_size):
+            self.cells.pop((page, offset), None)
+
+    def execute(self, step: Step) -> dict[int, RowResult]:
+        self.num_steps += 1
+        if any(row.request_id in self.guilty for row in step.rows):
+            raise RuntimeError("a guilty row")
+        for row in step.rows:  # all write before any reads, as the layers of a real step do
+            self._write(row)
+        return {row.request_id: self._read(row, step.adapter_pages) for row in step.rows}
+
+    def _write(self, row: ScheduledRow) -> None:
+        for position in range(row.start, row.end):
+            cell = self._cell(row, position)
+            self.adapter_cells.pop(cell[0], None)
+            self.cells[cell] = (row.token_ids[position], position, row.adapters)
+
+    def _read(self, row: ScheduledRow, adapter_pages: Mapping[str, object]) -> RowResult:
+        for digest, _ in row.adapters:
+            found = [self.adapter_cells.get(page) for page in adapter_pages[digest]]  # type: ignore[attr-defined]
+            assert found == [(digest, index) for index in range(len(found))], (digest, found)
+        for position in range(row.end):
+            expected = (row.token_ids[position], position, row.adapters)
+            assert self.cells.get(self._cell(row, position)) == expected, (row.request_id, position)
+        return RowResult(next_token(row)) if row.is_sampled else RowResult()
+
+    def _cell(self, row: ScheduledRow, position: int) -> tuple[int, int]:
+        return row.block_table[position // self.block_size], position % self.block_size
+
+
+def next_token(row: ScheduledRow) -> int:
+    text = repr((list(row.token_ids), row.adapters))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % VOCAB
+
+
+def make_scheduler(
+    num_pages: int = 16,
+    block_size: int = 4,
+    max_num_batched_tokens: int = 16,
+    max_num_seqs: int = 8,
+    policy: str = "fcfs",
+    copied_pages_per_step: int = 2,
+    enable_prefix_caching: bool = True,
+) -> tuple[Scheduler, AdapterResidency, BlockPool]:
+    pool = BlockPool(num_pages)
+    residency = AdapterResidency(pool, copied_pages_per_step)
+    kv = KVManager(pool, block_size, enable_prefix_caching)
+    return Scheduler(Limits(max_num_batched_tokens, max_num_seqs), pool, kv, residency, policy), residency, pool
+
+
+def make_request(request_id: int, prompt: list[int], max_tokens: int = 4, **fields: object) -> Request:
+    sampling = fields.pop("sampling", SamplingParams(temperature=0, max_tokens=max_tokens))
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling=sampling,  # type: ignore[arg-type]
+        max_tokens=max_tokens,
+        seed=0,
+        **fields,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,46 @@
+"""The client, as far as it needs no server: what it makes of arguments, and what it imports.
+
+tests/engine/server uses the rest of it.
+"""
+
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+from blora.proto import client
+from blora.proto.v1 import generation_pb2
+
+HEAVY = ["torch", "transformers", "numpy", "blora.engine", "blora.scheduler", "blora.adapters"]
+
+
+def test_a_client_imports_nothing_of_the_engine():
+    script = f"import sys, blora.proto.client; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [("text", "text"), ([1, 2], "token_ids"), ((), "token_ids"), ([{"role": "user", "content": "hi"}], "chat")],
+)
+def test_prompts(prompt, kind):
+    request = generation_pb2.GenerateRequest(**client._prompt_fields(prompt))
+    assert request.WhichOneof("prompt") == kind
+
+
+def test_none_is_not_given():
+    sampling = client._sampling({"seed": None, "n": 1})
+    assert [field.name for field, _ in sampling.ListFields()] == ["n"]
+
+
+def test_an_unknown_sampling_parameter_is_refused():
+    with pytest.raises(ValueError, match="tmeperature"):
+        client._sampling({"tmeperature": 1.0})
+
+
+def test_a_server_that_is_not_there():
+    with client.Client("127.0.0.1:1", timeout=5) as unanswered, pytest.raises(grpc.RpcError) as caught:
+        unanswered.info()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

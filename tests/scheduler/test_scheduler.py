@@ -1,0 +1,206 @@
+"""What the scheduler promises, one promise a test."""
+
+import pytest
+from fakes import CheckingRunner, make_request, make_scheduler
+
+from blora.scheduler import FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
+
+
+def run_step(scheduler: Scheduler, runner: CheckingRunner) -> tuple[Step, list[RowUpdate]]:
+    step = scheduler.schedule()
+    runner.copy(step)
+    updates = scheduler.update(step, runner.execute(step))
+    scheduler.check_integrity()
+    return step, updates
+
+
+def run_all(scheduler: Scheduler, runner: CheckingRunner) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {}
+    for _ in range(1000):
+        if not scheduler.has_work:
+            return tokens
+        for update in run_step(scheduler, runner)[1]:
+            tokens.setdefault(update.request_id, []).extend(update.token_ids)
+    raise AssertionError("the requests never ended")
+
+
+def scheduled(step: Step) -> dict[int, int]:
+    return {row.request_id: row.num_new_tokens for row in step.rows}
+
+
+def solo(prompt: list[int], max_tokens: int) -> list[int]:
+    scheduler, *_ = make_scheduler(num_pages=64)
+    scheduler.add(make_request(0, prompt, max_tokens))
+    return run_all(scheduler, CheckingRunner(4))[0]
+
+
+def test_a_long_prompt_is_computed_in_chunks_while_others_decode() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64, max_num_batched_tokens=8)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2, 3], 9))
+    run_step(scheduler, runner)
+    scheduler.add(make_request(1, list(range(20)), 2))
+    steps = [scheduled(run_step(scheduler, runner)[0]) for _ in range(4)]
+    assert steps == [{0: 1, 1: 7}, {0: 1, 1: 7}, {0: 1, 1: 6}, {0: 1, 1: 1}]
+
+
+def test_full_blocks_of_a_prompt_are_shared_and_the_last_token_is_computed() -> None:
+    scheduler, _, pool = make_scheduler(num_pages=16)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 8, 2))
+    run_all(scheduler, runner)
+    scheduler.add(make_request(1, [7] * 8, 1))
+    step, updates = run_step(scheduler, runner)
+    assert scheduled(step) == {1: 4}
+    assert updates[0].num_cached_tokens == 4
+    assert pool.num_free == 16
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"cache_salt": b"mine"}, {"adapters": (("digest", 1.0),)}, {"adapters": (("digest", 0.5),)}],
+)
+def test_nothing_is_shared_across_salts_adapters_and_scales(other: dict[str, object]) -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=32)
+    residency.register("digest", 1)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 9, 1, adapters=(("digest", 2.0),)))
+    scheduler.add(make_request(1, [7] * 9, 1))
+    run_all(scheduler, runner)
+    scheduler.add(make_request(2, [7] * 9, 1, **other))
+    _, updates = run_step(scheduler, runner)
+    assert [update.num_cached_tokens for update in updates] == [0]
+
+
+def test_prompt_logprobs_skip_hits() -> None:
+    scheduler, *_ = make_scheduler()
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 9, 1))
+    run_all(scheduler, runner)
+    sampling = SamplingParams(prompt_logprobs=0, max_tokens=1)
+    scheduler.add(make_request(1, [7] * 9, 1, sampling=sampling))
+    assert scheduled(run_step(scheduler, runner)[0]) == {1: 9}
+
+
+def test_the_newest_is_preempted_and_recomputes_the_same_tokens() -> None:
+    scheduler, *_ = make_scheduler(num_pages=6, max_num_batched_tokens=64)
+    runner = CheckingRunner(4)
+    prompts = {0: [1, 2, 3, 4, 5], 1: [5, 6, 7, 8, 9], 2: [3, 3, 3]}
+    for request_id, prompt in prompts.items():
+        scheduler.add(make_request(request_id, prompt, 9))
+    tokens = run_all(scheduler, runner)
+    assert scheduler.num_preemptions > 0
+    assert tokens == {request_id: solo(prompt, 9) for request_id, prompt in prompts.items()}
+
+
+def test_samples_of_one_prompt_wait_for_its_blocks_and_share_them() -> None:
+    scheduler, _, pool = make_scheduler(num_pages=16)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 10, 5))
+    for index in (1, 2):
+        scheduler.add(make_request(index, [7] * 10, 5, sample_index=index, leader=0))
+    first, _ = run_step(scheduler, runner)
+    second, _ = run_step(scheduler, runner)
+    assert scheduled(first) == {0: 10}
+    assert scheduled(second) == {0: 1, 1: 2, 2: 2}
+    assert pool.num_free == 16 - 2 - 3
+
+
+@pytest.mark.parametrize("end", [FinishReason.ABORT, FinishReason.ERROR])
+def test_samples_go_on_when_their_leader_ends_early(end: FinishReason) -> None:
+    scheduler, *_ = make_scheduler()
+    scheduler.add(make_request(0, [7] * 10, 5))
+    scheduler.add(make_request(1, [7] * 10, 2, leader=0))
+    scheduler.finish(0, end)
+    assert run_all(scheduler, CheckingRunner(4)) == {1: solo([7] * 10, 2)}
+
+
+def test_more_urgent_requests_go_first_and_push_others_out() -> None:
+    scheduler, *_ = make_scheduler(num_pages=4, policy="priority", max_num_batched_tokens=64)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 11, 4, priority=1))
+    run_step(scheduler, runner)
+    scheduler.add(make_request(1, [2] * 3, 3, priority=1))
+    scheduler.add(make_request(2, [3] * 9, 3, priority=0))
+    step, _ = run_step(scheduler, runner)
+    assert scheduled(step) == {2: 9}
+    tokens = run_all(scheduler, runner)
+    assert sorted(tokens) == [0, 1, 2]
+
+
+def test_a_request_waits_for_its_adapter_while_others_go_on() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=16, copied_pages_per_step=2)
+    residency.register("slow", 5)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2], 6, adapters=(("slow", 1.0),)))
+    scheduler.add(make_request(1, [1, 2], 6))
+    steps = [scheduled(run_step(scheduler, runner)[0]) for _ in range(3)]
+    assert steps == [{1: 2}, {1: 1}, {1: 1, 0: 2}]
+
+
+def test_an_idle_adapter_is_evicted_whole_and_comes_back() -> None:
+    scheduler, residency, pool = make_scheduler(num_pages=8, copied_pages_per_step=8)
+    runner = CheckingRunner(4)
+    for digest in ("one", "two"):
+        residency.register(digest, 4)
+    for request_id, digest in enumerate(("one", "two", "one")):
+        scheduler.add(make_request(request_id, [1] * 6, 2, adapters=((digest, 1.0),)))
+    run_all(scheduler, runner)
+    assert pool.num_evicted_adapters >= 1
+    assert residency.is_resident("one")
+
+
+def test_unloading_waits_for_the_requests_that_use_the_adapter() -> None:
+    scheduler, residency, pool = make_scheduler(num_pages=16)
+    residency.register("leaving", 2)
+    scheduler.add(make_request(0, [1, 2], 3, adapters=(("leaving", 1.0),)))
+    residency.unregister("leaving")
+    assert residency.is_known("leaving") and not residency.is_registered("leaving")
+    run_all(scheduler, CheckingRunner(4))
+    assert not residency.is_known("leaving")
+    assert pool.num_free == 16
+
+
+def test_what_pins_leave_no_room_for_is_rejected_and_does_not_block() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8)
+    residency.register("pinned", 6)
+    assert residency.pin("pinned")
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 12, 2))
+    scheduler.add(make_request(1, [1] * 2, 2))
+    updates = [update for _ in range(4) for update in run_step(scheduler, runner)[1]]
+    assert [update.request_id for update in updates if update.error] == [0]
+    assert updates[-1].request_id == 1 and updates[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_a_pin_without_room_changes_nothing() -> None:
+    scheduler, residency, pool = make_scheduler(num_pages=4)
+    residency.register("large", 5)
+    assert not residency.pin("large")
+    scheduler.check_integrity()
+    assert pool.num_free == 4
+
+
+def test_a_failed_request_leaves_nothing_in_the_prefix_cache() -> None:
+    scheduler, *_ = make_scheduler()
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 9, 5))
+    run_step(scheduler, runner)
+    scheduler.finish(0, FinishReason.ERROR)
+    scheduler.add(make_request(1, [7] * 9, 1))
+    assert scheduled(run_step(scheduler, runner)[0]) == {1: 9}
+
+
+@pytest.mark.parametrize("num_steps", range(4))
+def test_aborting_at_any_phase_gives_everything_back(num_steps: int) -> None:
+    scheduler, residency, pool = make_scheduler(max_num_batched_tokens=4)
+    residency.register("one", 3)
+    runner = CheckingRunner(4)
+    request: Request = make_request(0, [7] * 9, 5, adapters=(("one", 1.0),))
+    scheduler.add(request)
+    for _ in range(num_steps):
+        run_step(scheduler, runner)
+    scheduler.finish(0)
+    scheduler.finish(0)
+    scheduler.check_integrity()
+    assert pool.num_free == pool.num_pages and not scheduler.has_work

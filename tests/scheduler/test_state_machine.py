@@ -1,0 +1,141 @@
+"""Random operations on scheduler, block pool and adapter residency; integrity and every KV cell checked after each."""
+
+from fakes import CheckingRunner, make_request, make_scheduler
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from blora.scheduler import FinishReason, Request, SamplingParams
+
+DIGESTS = ["one", "two", "three"]
+BLOCK = 4
+# Few tokens, so that prompts often share prefixes.
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    requests = Bundle("requests")
+
+    @initialize(
+        num_pages=st.integers(8, 20),
+        budget=st.integers(1, 16),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        caching=st.booleans(),
+    )
+    def start(self, num_pages: int, budget: int, policy: str, caching: bool) -> None:
+        self.scheduler, self.residency, self.pool = make_scheduler(
+            num_pages, BLOCK, budget, max_num_seqs=4, policy=policy, enable_prefix_caching=caching
+        )
+        self.runner = CheckingRunner(BLOCK)
+        self.num_pages = num_pages
+        self.num_requests = 0
+        self.alive: dict[int, Request] = {}
+
+    def _finished(self, request_id: int) -> None:
+        self.alive.pop(request_id, None)
+
+    @rule(
+        target=requests, prompt=PROMPTS, max_tokens=st.integers(1, 6), pick=st.integers(0, 5), urgency=st.integers(0, 2)
+    )
+    def add(self, prompt: list[int], max_tokens: int, pick: int, urgency: int) -> int:
+        digest = DIGESTS[pick] if pick < len(DIGESTS) else None
+        adapters = ((digest, 1.0),) if digest is not None and self.residency.is_registered(digest) else ()
+        return self._add(make_request(self.num_requests, prompt, max_tokens, adapters=adapters, priority=urgency))
+
+    @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
+    def add_stopping(self, prompt: list[int], stop: int) -> int:
+        sampling = SamplingParams(temperature=0, max_tokens=6, stop_token_ids=list(range(stop)))
+        return self._add(make_request(self.num_requests, prompt, 6, sampling=sampling))
+
+    @rule(target=requests, leader=requests, index=st.integers(1, 3))
+    def fork(self, leader: int, index: int) -> int:
+        parent = self.alive.get(leader)
+        if parent is None:
+            return leader
+        fork = make_request(
+            self.num_requests, parent.prompt_token_ids, 3, adapters=parent.adapters, sample_index=index, leader=leader
+        )
+        if parent.adapters and not self.residency.is_registered(parent.adapters[0][0]):
+            return leader
+        return self._add(fork)
+
+    def _add(self, request: Request) -> int:
+        needed = -(-(request.num_prompt_tokens + request.max_tokens) // BLOCK)
+        if needed + self.residency.num_pages(request.adapters) <= self.num_pages:
+            self.num_requests += 1
+            self.alive[request.request_id] = request
+            self.scheduler.add(request)
+        return request.request_id
+
+    @rule(request_id=consumes(requests))
+    def abort(self, request_id: int) -> None:
+        self.scheduler.finish(request_id)
+        self._finished(request_id)
+
+    @rule()
+    def step(self) -> None:
+        step = self.scheduler.schedule()
+        assert step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
+        self.runner.copy(step)
+        for update in self.scheduler.update(step, self.runner.execute(step)):
+            if update.finish_reason is not None:
+                self._finished(update.request_id)
+
+    @rule()
+    def step_that_fails(self) -> None:
+        """The plan stands, nothing is committed."""
+        step = self.scheduler.schedule()
+        self.runner.copy(step)
+        for update in self.scheduler.update(step, {}):
+            self._finished(update.request_id)
+
+    @rule(request_id=requests)
+    def fail(self, request_id: int) -> None:
+        self.scheduler.finish(request_id, FinishReason.ERROR)
+        self._finished(request_id)
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def register(self, digest: str) -> None:
+        self.residency.register(digest, 1 + DIGESTS.index(digest))
+
+    @rule(digest=st.sampled_from(DIGESTS))
+    def unregister(self, digest: str) -> None:
+        self.residency.unregister(digest)
+
+    @precondition(lambda self: any(self.residency.is_registered(digest) for digest in DIGESTS))
+    @rule(data=st.data())
+    def pin_or_unpin(self, data: st.DataObject) -> None:
+        registered = [digest for digest in DIGESTS if self.residency.is_registered(digest)]
+        digest = data.draw(st.sampled_from(registered))
+        if self.residency.is_pinned(digest):
+            self.residency.unpin(digest)
+        else:
+            self.residency.pin(digest)
+
+    @rule()
+    def drop_cache(self) -> None:
+        self.pool.drop_cached_blocks()
+
+    @invariant()
+    def has_integrity(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        """Whatever happened: everything accepted ends, and then nothing is held."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(2000):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.alive, f"{len(self.alive)} requests never ended"
+        for digest in DIGESTS:
+            self.residency.unregister(digest)
+        self.scheduler.check_integrity()
+        assert self.pool.num_free == self.num_pages
+        assert not any(self.residency.is_known(digest) for digest in DIGESTS)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
