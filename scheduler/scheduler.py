@@ -166,7 +166,7 @@ class Scheduler:
             result = results.get(row.request_id)
             if request is not None and result is not None and request.status is Status.RUNNING:
                 updates.append(self._advance(request, row, result))
-        return updates
+        return [update for update in updates if update.is_news]
 
     def _advance(self, request: Request, row: ScheduledRow, result: RowResult) -> RowUpdate:
         if result.error is not None:

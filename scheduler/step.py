@@ -85,6 +85,11 @@ class RowUpdate:
     num_cached_tokens: int = 0
     error: str | None = None
 
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to tell; a chunk of a prompt brings nothing yet."""
+        return bool(self.token_ids or self.prompt_logprobs) or self.finish_reason is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

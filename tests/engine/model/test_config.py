@@ -55,7 +55,8 @@ def test_both_styles_of_rope_and_dtype(tmp_path: Path) -> None:
 
 def test_yarn_extends_the_length_that_the_card_leaves_alone(tmp_path: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    config = load(tmp_path, of("Qwen2", max_position_embeddings=32768, rope_scaling=scaling))
+    fields = of("Qwen2", num_key_value_heads=2, max_position_embeddings=32768, rope_scaling=scaling)
+    config = load(tmp_path, fields)
     assert config.max_position_embeddings == 131072
 
 

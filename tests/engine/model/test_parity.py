@@ -11,7 +11,7 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 24,
+    "original_max_position_embeddings": 40,
     "rope_theta": 500.0,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 10000.0}
@@ -47,12 +47,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_those_of_transformers(case: str, tiny: Any, record_property: Any) -> None:
+def test_logits_equal_those_of_transformers(case: str, tiny: Any) -> None:
     architecture, fields = CASES[case]
     model = tiny.save(architecture, **fields)
     for name, chunks in {"whole": [64], "chunked": [7, 3, 11, 5], "decoded": [1]}.items():
         worst = tiny.worst(model, chunks)
-        record_property(name, worst)
         assert worst <= TOLERANCE, f"{name}: {worst}"
 
 

@@ -1,0 +1,54 @@
+"""Adapter rows against PEFT, one adapter active there, all of them and base rows in one batch here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from compare import assert_same_tokens, first_difference
+from peft import PeftModel
+from transformers import LlamaForCausalLM
+
+from blora.engine import LLM, SamplingParams
+
+PROMPTS = ["a first prompt", "another, which is a little longer than the first", "x"]
+NUM_TOKENS = 24
+
+
+def peft_tokens(model: Path, adapter: Path | None, prompt: list[int]) -> list[int]:
+    base = LlamaForCausalLM.from_pretrained(model)
+    adapted = base if adapter is None else PeftModel.from_pretrained(base, adapter)
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        output = adapted.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return output[0, len(prompt) :].tolist()
+
+
+def test_adapters_of_all_ranks_and_modules_equal_peft_in_one_mixed_batch(
+    make_llm: Callable[..., LLM], tiny_model: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    llm = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()}, max_num_batched_tokens=50)
+    names = [None, *tiny_adapters]
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=2)
+    batch = [(prompt, name) for prompt in PROMPTS for name in names]
+    outputs = llm.generate(
+        [prompt for prompt, _ in batch], sampling, lora_request=[name for _, name in batch], use_tqdm=False
+    )
+    different = set()
+    for (prompt, name), output in zip(batch, outputs, strict=True):
+        reference = peft_tokens(tiny_model, tiny_adapters.get(name or ""), output.prompt_token_ids)
+        ours = output.outputs[0]
+        at = first_difference(ours.token_ids, reference)
+        if at is not None:  # only a near tie may differ
+            import dataclasses
+
+            assert_same_tokens(ours, dataclasses.replace(ours, token_ids=reference), (prompt, name, at))
+        different.add(tuple(ours.token_ids))
+    assert len(different) == len(batch), "every adapter changes every answer"
