@@ -22,6 +22,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
 MAX_WEIGHTS_BYTES = 4 << 30
+MAX_VALUE = 65504.0  # of a weight: the largest float16, so that no model's type turns one into infinity
 PREFIX = "base_model.model."
 
 Array = np.ndarray  # of any dtype
@@ -81,20 +82,23 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
         real = path.resolve(strict=True)
         if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
             raise _Unreadable(f"{path.name} lies outside the allowed folders")
-        # Non-blocking, so that a FIFO cannot hang us; no link any more, because the path is resolved.
-        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(real, "rb", opener=_open_resolved) as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise _Unreadable(f"{path.name} is not a regular file")
+            if state.st_size > max_bytes:
+                raise _Unreadable(f"{path.name} has {state.st_size} bytes, at most {max_bytes} are read")
+            content = file.read(state.st_size + 1)  # allocates as much as it is asked for
     except (OSError, RuntimeError, ValueError) as error:
         raise _Unreadable(_missing(path, error)) from error
-    with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise _Unreadable(f"{path.name} is not a regular file")
-        if state.st_size > max_bytes:
-            raise _Unreadable(f"{path.name} has {state.st_size} bytes, at most {max_bytes} are read")
-        content = file.read(max_bytes + 1)
     if len(content) != state.st_size:
         raise _Unreadable(f"{path.name} changed while it was read")
     return content
+
+
+def _open_resolved(path: str, flags: int) -> int:
+    """Non-blocking, so that a FIFO cannot hang us; no link any more, because the path is resolved."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _missing(path: Path, error: Exception) -> str:
@@ -161,8 +165,8 @@ def _misfits(module: LoRAModule, rank: int) -> Iterator[str]:
     for part, tensor, shape in zip("AB", (module.a, module.b), wanted, strict=True):
         if tensor.shape != shape:
             yield f"{target.name}.lora_{part} has shape {list(tensor.shape)}; model and rank ask for {list(shape)}"
-        elif not np.isfinite(tensor).all():
-            yield f"{target.name}.lora_{part} holds values that are not finite"
+        elif not (np.abs(tensor) <= MAX_VALUE).all():
+            yield f"{target.name}.lora_{part} holds values that are not finite or beyond {MAX_VALUE:g}"
 
 
 def _unserved_targets(config: PeftConfig) -> Iterator[str]:

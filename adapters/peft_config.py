@@ -49,6 +49,11 @@ TASK_TYPES = (None, "CAUSAL_LM")
 # These initialisations leave the base weights as they are; PiSSA, OLoRA and others subtract from them.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
+# How PEFT puts a pattern into a larger one.
+WHOLE = "{}"
+AT_THE_END = r"(.*\.)?({})$"
+BEFORE_A_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+
 Value = TypeVar("Value", int, float)
 
 
@@ -95,13 +100,14 @@ class PeftConfig:
         if self.layers_to_transform is None:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
-        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module) for pattern in patterns)
+        matches = (re.match(BEFORE_A_LAYER.format(pattern), module) for pattern in patterns)
         match = next((match for match in matches if match), None)
-        return match is not None and int(match.group(1)) in self.layers_to_transform
+        # A pattern with a bar may match without coming to the index.
+        return match is not None and match["idx"] is not None and int(match["idx"]) in self.layers_to_transform
 
 
 def _first_match(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    matching = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    matching = (value for key, value in patterns.items() if re.match(AT_THE_END.format(key), module))
     return next(matching, default)
 
 
@@ -123,7 +129,7 @@ def parse_config(content: bytes) -> PeftConfig:
         target_modules=reader.modules("target_modules"),
         exclude_modules=reader.modules("exclude_modules"),
         layers_to_transform=reader.layers("layers_to_transform"),
-        layers_pattern=_as_tuple(reader.modules("layers_pattern")),
+        layers_pattern=reader.layers_pattern("layers_pattern"),
         rank_pattern={key: reader.rank(f"rank_pattern[{key}]", r) for key, r in reader.pattern("rank_pattern")},
         alpha_pattern={key: reader.number(f"alpha_pattern[{key}]", a) for key, a in reader.pattern("alpha_pattern")},
     )
@@ -199,7 +205,7 @@ class _Fields:
 
     def boolean(self, name: str) -> bool:
         value = self._fields.get(name)
-        if value not in (None, True, False):
+        if value is not None and not isinstance(value, bool):
             self._problems.append(f"{name}: {value!r} is not a boolean")
         return value is True
 
@@ -211,7 +217,7 @@ class _Fields:
         if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
             self._problems.append(f"{name}: {value!r} is neither a string nor a list of strings")
             return ()
-        if isinstance(value, str) and value != "all-linear" and not self._is_pattern(name, value):
+        if isinstance(value, str) and value != "all-linear" and not self._is_pattern(name, value, WHOLE):
             return ()
         return value if isinstance(value, str) else tuple(names)
 
@@ -220,21 +226,26 @@ class _Fields:
         if value is None or value == []:
             return None
         layers = [value] if isinstance(value, int) else value
-        if not isinstance(layers, list) or not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+        if not isinstance(layers, list) or not all(type(layer) is int and layer >= 0 for layer in layers):
             self._problems.append(f"{name}: {value!r} is neither an index nor a list of indices")
             return None
         return frozenset(layers)
+
+    def layers_pattern(self, name: str) -> tuple[str, ...]:
+        patterns = _as_tuple(self.modules(name))
+        return tuple(pattern for pattern in patterns if self._is_pattern(name, pattern, BEFORE_A_LAYER))
 
     def pattern(self, name: str) -> list[tuple[str, Any]]:
         value = self._fields.get(name) or {}
         if not isinstance(value, dict):
             self._problems.append(f"{name}: {value!r} is not an object")
             return []
-        return [(key, entry) for key, entry in value.items() if self._is_pattern(name, key)]
+        return [(key, entry) for key, entry in value.items() if self._is_pattern(name, key, AT_THE_END)]
 
-    def _is_pattern(self, name: str, pattern: str) -> bool:
+    def _is_pattern(self, name: str, pattern: str, form: str) -> bool:
         try:
             re.compile(pattern)
+            re.compile(form.format(pattern))  # which refuses flags and names of groups that the pattern alone may have
         except (re.error, RecursionError, OverflowError) as error:
             self._problems.append(f"{name}: {pattern!r} is not a regular expression ({error})")
             return False

@@ -121,12 +121,12 @@ class OutputProcessor:
 
     def fail(self, request: UserRequest, reason: FinishReason, error: str | None = None) -> list[int]:
         """Ends every unfinished sample of a request; returns their ids, to be finished in the engine."""
+        request.has_news |= not request.is_finished
         for sample in request.samples:
             if sample.finish_reason is None:
                 sample.finish_reason, sample.error = reason, error
                 if sample.detokenizer is not None:
                     sample.detokenizer.finish()
-        request.has_news = True
         return self.remove(request)
 
     def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:

@@ -184,9 +184,7 @@ def test_a_prefix_is_found_again_and_salts_keep_it_apart(make_llm: Callable[...,
 # Adapters.
 
 
-def test_adapters_come_and_go_at_run_time(
-    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], tiny_model: Path
-) -> None:
+def test_adapters_come_and_go_at_run_time(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
     llm = make_llm()
     base = text_of(llm, "hello")
     info = llm.load_adapter("mine", tiny_adapters["r4"])

@@ -1,0 +1,161 @@
+"""pack: every byte of an adapter stands where its table says, in chunks that a page can hold."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blora.adapters import AdapterImage, Checkpoint, TargetModule, pack
+from blora.adapters.checkpoint import Array, LoRAModule
+from blora.adapters.image import ALIGNMENT, DTYPES, Chunk
+
+Shape = tuple[int, int, int]  # rank, in_features, out_features
+SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
+
+
+def random_floats(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """Finite values of every exponent up to float16's largest, subnormals and ties between two bfloat16 included."""
+    bits = generator.integers(0, 1 << 32, shape, dtype=np.uint32)
+    bits[generator.random(shape) < 0.3] &= np.uint32(0xFFFF0000)
+    bits[generator.random(shape) < 0.3] ^= np.uint32(0x00008000)
+    values = bits.view(np.float32)
+    return np.where(np.abs(values) <= 65504, values, np.float32(1.00390625))
+
+
+def make_checkpoint(shapes: Sequence[Shape], seed: int = 0) -> Checkpoint:
+    generator = np.random.default_rng(seed)
+    modules = []
+    for site, (rank, num_in, num_out) in enumerate(shapes):
+        target = TargetModule(f"m{site}", num_in, num_out, site, 3 * site)
+        a, b = random_floats(generator, (rank, num_in)), random_floats(generator, (num_out, rank))
+        modules.append(LoRAModule(target, 0.5 + site, a, b))
+    return Checkpoint("path", "digest", tuple(modules), ("a warning",))
+
+
+def widest_row(shapes: Sequence[Shape], dtype: str) -> int:
+    return max(max(rank, num_in) for rank, num_in, _ in shapes) * getattr(torch, dtype).itemsize
+
+
+def as_torch_stores(matrix: Array, dtype: str) -> bytes:
+    return torch.from_numpy(matrix).to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
+
+
+def packed_matrices(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
+    for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
+        yield module.a, packed.a
+        yield module.b, packed.b
+
+
+def check_image(image: AdapterImage, checkpoint: Checkpoint, dtype: str) -> None:
+    taken: list[tuple[int, int, int]] = []
+    for matrix, chunks in packed_matrices(image, checkpoint):
+        row_bytes = matrix.shape[1] * getattr(torch, dtype).itemsize
+        check_rows(chunks, len(matrix))
+        content = b""
+        for chunk in chunks:
+            end = chunk.offset + chunk.num_rows * row_bytes
+            taken.append((chunk.page, chunk.offset, end))
+            content += image.pages[chunk.page, chunk.offset : end].tobytes()
+        assert content == as_torch_stores(matrix, dtype)
+    check_places(taken, image)
+
+
+def check_rows(chunks: Sequence[Chunk], num_rows: int) -> None:
+    """They cover the rows of a matrix once, in order."""
+    ends = [chunk.first_row + chunk.num_rows for chunk in chunks]
+    assert [chunk.first_row for chunk in chunks] == [0, *ends[:-1]]
+    assert ends[-1] == num_rows
+    assert min(chunk.num_rows for chunk in chunks) > 0
+
+
+def check_places(taken: list[tuple[int, int, int]], image: AdapterImage) -> None:
+    assert image.pages.shape == (image.table.num_pages, image.table.page_bytes)
+    assert image.pages.dtype == np.uint8
+    assert {page for page, _, _ in taken} == set(range(image.table.num_pages))
+    assert all(offset % ALIGNMENT == 0 for _, offset, _ in taken)
+    assert all(end <= image.table.page_bytes for _, _, end in taken)
+    for (page, _, end), (next_page, offset, _) in pairwise(sorted(taken)):
+        assert page < next_page or end <= offset
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_bytes", [256, 320, 4096, 1 << 20])
+def test_every_matrix_reads_back_as_torch_converts_it(dtype: str, page_bytes: int) -> None:
+    checkpoint = make_checkpoint(SHAPES)
+    check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=5),
+    dtype=st.sampled_from(DTYPES),
+    slack=st.integers(0, 20),
+    seed=st.integers(0, 1 << 32),
+)
+def test_any_shapes_fit_any_page_that_holds_a_row(shapes: list[Shape], dtype: str, slack: int, seed: int) -> None:
+    checkpoint = make_checkpoint(shapes, seed)
+    page_bytes = (-(-widest_row(shapes, dtype) // ALIGNMENT) + slack) * ALIGNMENT
+    check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
+
+
+def test_ties_go_to_the_even_bfloat16() -> None:
+    bits = np.array([[0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0xBF808000, 0xBF818000]], np.uint32)
+    expected = [0x3F80, 0x3F82, 0x3F81, 0x3F81, 0xBF80, 0xBF82]
+    target = TargetModule("m", 6, 1, 0, 0)
+    module = LoRAModule(target, 1.0, bits.view(np.float32), np.ones((1, 1), np.float32))
+    image = pack(Checkpoint("", "", (module,), ()), "bfloat16", 64)
+    assert image.pages[0, :12].view(np.uint16).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_weight_that_is_read_stays_finite(dtype: str) -> None:
+    module = LoRAModule(
+        TargetModule("m", 1, 1, 0, 0), 1.0, np.full((1, 1), 65504.0, "f4"), np.full((1, 1), -65504.0, "f4")
+    )
+    image = pack(Checkpoint("", "", (module,), ()), dtype, 64)
+    content = torch.from_numpy(image.pages).view(getattr(torch, dtype))
+    assert torch.isfinite(content).all()
+    assert content.abs().max() >= 65504
+
+
+def test_the_table_says_what_the_checkpoint_says() -> None:
+    checkpoint = make_checkpoint(SHAPES)
+    table = pack(checkpoint, "float32", 4096).table
+    assert (table.digest, table.dtype, table.page_bytes, table.warnings) == ("digest", "float32", 4096, ("a warning",))
+    assert table.num_bytes == table.num_pages * 4096
+    for module, packed in zip(checkpoint.modules, table.modules, strict=True):
+        target = module.target
+        assert (packed.name, packed.site, packed.column) == (target.name, target.site, target.offset)
+        assert (packed.rank, packed.in_features, packed.out_features) == (
+            module.rank,
+            target.in_features,
+            target.out_features,
+        )
+        assert packed.scaling == module.scaling
+
+
+def test_small_pages_split_matrices() -> None:
+    image = pack(make_checkpoint([(8, 16, 16)]), "float32", 128)
+    assert [chunk.num_rows for chunk in image.table.modules[0].a] == [2, 2, 2, 2]
+
+
+def test_true_ranks_cost_their_bytes_and_no_more() -> None:
+    shapes = [(rank, 64, 64) for rank in (1, 3, 7)]
+    image = pack(make_checkpoint(shapes), "float32", 1 << 14)
+    assert image.table.num_pages == 1
+    used = np.flatnonzero(image.pages[0])[-1] + 1
+    assert used <= sum(2 * rank * 64 * 4 for rank, _, _ in shapes) + 2 * len(shapes) * ALIGNMENT
+
+
+def test_a_row_larger_than_a_page_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a row of 160 bytes does not fit into a page of 128"):
+        pack(make_checkpoint([(4, 40, 8)]), "float32", 128)
+
+
+def test_an_unknown_type_is_an_error() -> None:
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        pack(make_checkpoint([(4, 4, 4)]), "int8", 128)

@@ -1,0 +1,88 @@
+"""Registry: a name means one digest at a time, and a digest without a name is reported once."""
+
+import pytest
+
+from blora.adapters import AdapterNotFound, Registry, is_valid_name
+
+
+def test_a_name_means_what_was_published_last() -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    registry.publish("chat", "d2")
+    registry.publish("sql", "d3")
+    assert (registry.resolve("sql"), registry.resolve("chat")) == ("d3", "d2")
+
+
+@pytest.mark.parametrize("name", ["", "SQL", "sql ", "sq", "d1"])
+def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: str) -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    with pytest.raises(AdapterNotFound) as caught:
+        registry.resolve(name)
+    assert caught.value.name == name
+    assert name not in registry
+
+
+def test_replacing_the_only_name_orphans_the_old_digest() -> None:
+    registry = Registry()
+    assert registry.publish("sql", "d1") is None
+    assert registry.publish("sql", "d2") == "d1"
+
+
+def test_publishing_the_same_again_orphans_nothing() -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    assert registry.publish("sql", "d1") is None
+    assert registry.resolve("sql") == "d1"
+
+
+def test_a_digest_with_another_name_is_no_orphan() -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    registry.publish("alias", "d1")
+    assert registry.publish("sql", "d2") is None
+    assert registry.publish("alias", "d2") == "d1"
+
+
+def test_withdrawing_tells_whether_a_name_is_left() -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    registry.publish("alias", "d1")
+    assert registry.withdraw("sql") == ("d1", False)
+    assert "sql" not in registry
+    assert registry.withdraw("alias") == ("d1", True)
+    assert list(registry) == []
+
+
+def test_a_name_is_withdrawn_once() -> None:
+    registry = Registry()
+    registry.publish("sql", "d1")
+    registry.withdraw("sql")
+    with pytest.raises(AdapterNotFound):
+        registry.withdraw("sql")
+
+
+def test_the_registry_may_change_while_it_is_listed() -> None:
+    registry = Registry()
+    registry.publish("a", "d1")
+    registry.publish("b", "d2")
+    for name, _ in registry:
+        registry.withdraw(name)
+        registry.publish(f"{name}2", "d3")
+    assert sorted(registry) == [("a2", "d3"), ("b2", "d3")]
+
+
+@pytest.mark.parametrize("name", ["a", "7", "sql-v2", "A.b_c-D", "a" * 128, "v1.0.0", "a..b", "a--"])
+def test_good_names(name: str) -> None:
+    assert is_valid_name(name)
+
+
+BAD_NAMES = (
+    *("", " ", "a b", "a/b", "../a", "..", ".", ".hidden", "-rf", "_a", "a\\b", "a:b", "a@b", "a%2f", "~", "*"),
+    *("a\n", "\na", "a\r\n", "a\0", "\x1b[31m", "a" * 129, "a" * 100_000, "é", "aé", "а", "a\u202eb", "١", "\ud800"),
+)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name)[:12])
+def test_bad_names(name: str) -> None:
+    assert not is_valid_name(name)

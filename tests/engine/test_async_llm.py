@@ -1,0 +1,343 @@
+"""AsyncLLM with a real engine process and a real loader: aborts, failures and restarts leave nothing behind."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from blora.engine import (
+    LLM,
+    AdapterNotFound,
+    AdapterRejected,
+    AsyncLLM,
+    EngineStartError,
+    EngineUnavailable,
+    InvalidRequest,
+    LoRARequest,
+    QueueFull,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+)
+
+Result = TypeVar("Result")
+Run = Callable[[Coroutine[Any, Any, Result]], Result]
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def shared(runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path]) -> Iterator[AsyncLLM]:
+    """One engine for the tests of this file: it has to survive them all."""
+    llm = AsyncLLM(str(tiny_model), adapters={name: str(path) for name, path in tiny_adapters.items()}, **OPTIONS)
+    runner.run(llm.start())
+    yield llm
+    runner.run(llm.shutdown())
+
+
+@pytest.fixture
+def llm(runner: asyncio.Runner, shared: AsyncLLM) -> Iterator[AsyncLLM]:
+    yield shared
+    runner.run(settle(shared))
+
+
+async def settle(llm: AsyncLLM) -> None:
+    """Everything is back soon after a test."""
+    for _ in range(200):
+        info = await llm.get_info()
+        if (info.num_running, info.num_waiting) == (0, 0):
+            break
+        await asyncio.sleep(0.02)
+    assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
+    assert all(adapter.num_requests == 0 for adapter in await llm.list_adapters())
+    assert not llm._readers and not llm._front_end.outputs.num_unfinished
+
+
+async def last(llm: AsyncLLM, prompt: Any, sampling: SamplingParams = GREEDY, **options: Any) -> RequestOutput:
+    output = [output async for output in llm.generate(prompt, sampling, **options)][-1]
+    assert output.finished
+    return output
+
+
+async def tokens(llm: AsyncLLM, prompt: str, adapter: Any = None, sampling: SamplingParams = GREEDY) -> list[int]:
+    return (await last(llm, prompt, sampling, lora_request=adapter)).outputs[0].token_ids
+
+
+def test_mixed_requests_equal_the_engine_in_process(
+    runner: asyncio.Runner, llm: AsyncLLM, make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
+) -> None:
+    batch = [(f"prompt {index}", name) for index in range(3) for name in [None, *tiny_adapters]]
+    direct = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()})
+    expected = direct.generate([p for p, _ in batch], GREEDY, lora_request=[a for _, a in batch], use_tqdm=False)
+
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(tokens(llm, prompt, name) for prompt, name in batch))
+
+    assert runner.run(together()) == [output.outputs[0].token_ids for output in expected]
+
+
+def test_deltas_add_up_and_cumulative_outputs_grow(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def texts(kind: RequestOutputKind) -> list[str]:
+        sampling = replace(GREEDY, output_kind=kind)
+        return [output.outputs[0].text async for output in llm.generate("grow", sampling)]
+
+    deltas = runner.run(texts(RequestOutputKind.DELTA))
+    cumulative = runner.run(texts(RequestOutputKind.CUMULATIVE))
+    final = runner.run(texts(RequestOutputKind.FINAL_ONLY))
+    assert "".join(deltas) == cumulative[-1] == final[0] and len(final) == 1
+    assert all(later.startswith(earlier) for earlier, later in zip(cumulative, cumulative[1:], strict=False))
+
+
+def test_bad_requests_are_refused_at_the_first_iteration(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    bad = replace(GREEDY, top_p=float("nan"))
+    with pytest.raises(InvalidRequest, match="top_p"):
+        runner.run(last(llm, "x", bad))
+    with pytest.raises(InvalidRequest, match="prompt"):
+        runner.run(last(llm, ""))
+    with pytest.raises(InvalidRequest, match="prompt"):
+        runner.run(last(llm, [260]))
+    with pytest.raises(AdapterNotFound):
+        runner.run(last(llm, "x", lora_request="nobody"))
+
+
+@pytest.mark.parametrize("num_outputs", [0, 1, 5])
+def test_aborting_ends_a_request_at_any_phase(runner: asyncio.Runner, llm: AsyncLLM, num_outputs: int) -> None:
+    async def abort_after() -> RequestOutput:
+        outputs = []
+        async for output in llm.generate("abort me", LONG, "mine", lora_request="r4"):
+            outputs.append(output)
+            if len(outputs) >= num_outputs:
+                await llm.abort(["mine", "unknown"])
+        return outputs[-1]
+
+    output = runner.run(abort_after())
+    assert output.outputs[0].finish_reason == "abort"
+    assert len(output.outputs[0].token_ids) < 200
+
+
+def test_a_generator_that_is_closed_aborts(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def leave() -> None:
+        stream = llm.generate("leave", replace(LONG, n=3), lora_request="r8")
+        await anext(stream)
+        await stream.aclose()
+
+    runner.run(leave())
+
+
+def test_a_cancelled_task_aborts(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def cancel() -> None:
+        tasks = [asyncio.create_task(tokens(llm, f"cancel {index}", "r16", LONG)) for index in range(20)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*tasks, return_exceptions=True))
+
+    runner.run(cancel())
+
+
+def test_the_id_of_an_unfinished_request_is_not_given_twice(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def twice() -> None:
+        stream = llm.generate("one", LONG, "same")
+        await anext(stream)
+        with pytest.raises(InvalidRequest, match="request_id"):
+            await last(llm, "two", request_id="same")
+        await stream.aclose()
+        await last(llm, "three", request_id="same")
+
+    runner.run(twice())
+
+
+def test_unloading_waits_for_running_requests_and_refuses_new_ones(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def unload() -> None:
+        await llm.load_adapter("mine", tiny_adapters["r4"])
+        expected = await tokens(llm, "in use", "r4", LONG)
+        running = asyncio.create_task(tokens(llm, "in use", "mine", LONG))
+        await asyncio.sleep(0.05)
+        unloading = asyncio.create_task(llm.unload_adapter("mine"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        with pytest.raises(AdapterNotFound):
+            await tokens(llm, "too late", "mine")
+        await unloading
+        assert await running == expected
+
+    runner.run(unload())
+
+
+def test_unloading_the_only_name_of_weights_returns_when_they_are_free(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def unload() -> None:
+        digest = (await llm.get_adapter("r2")).digest
+        running = asyncio.create_task(tokens(llm, "in use", "r2", LONG))
+        await asyncio.sleep(0.1)
+        await llm.unload_adapter("r2")
+        assert running.done() or len(await running) == 200
+        assert digest not in llm._images
+        await llm.load_adapter("r2", tiny_adapters["r2"])
+
+    runner.run(unload())
+
+
+def test_replacing_under_traffic_never_mixes_versions(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    names = ["r1", "r4", "r8"]
+    prompt = "a prompt long enough to leave blocks in the prefix cache"
+
+    async def replace_all() -> None:
+        expected = {name: await tokens(llm, prompt, name) for name in names}
+        for index in range(30):
+            name = names[index % 3]
+            await llm.load_adapter("changing", tiny_adapters[name])
+            running = asyncio.create_task(tokens(llm, prompt, "changing"))
+            await asyncio.sleep(0)
+            await llm.load_adapter("changing", tiny_adapters[names[(index + 1) % 3]])
+            assert await running == expected[name]
+        await llm.unload_adapter("changing")
+
+    runner.run(replace_all())
+
+
+def test_loading_and_unloading_the_same_weights_at_once_settles(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def churn() -> None:
+        await llm.unload_adapter("r16")
+        for _ in range(10):
+            await llm.load_adapter("r16", tiny_adapters["r16"])
+            running = asyncio.create_task(tokens(llm, "churn", "r16"))
+            await asyncio.sleep(0)
+            unloading = asyncio.create_task(llm.unload_adapter("r16"))
+            await asyncio.sleep(0.01)
+            await llm.load_adapter("r16", tiny_adapters["r16"])
+            await asyncio.gather(running, unloading)
+            await llm.unload_adapter("r16")
+        await llm.load_adapter("r16", tiny_adapters["r16"])
+
+    runner.run(churn())
+
+
+def test_bad_adapters_are_refused_while_requests_run_on(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_bytes((tiny_adapters["r4"] / "adapter_config.json").read_bytes())
+    (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 100)
+    fifo = tmp_path / "fifo"
+    fifo.mkdir()
+    os.mkfifo(fifo / "adapter_config.json")
+
+    async def load_bad_ones() -> None:
+        expected = await tokens(llm, "undisturbed", "r4", LONG)
+        running = asyncio.create_task(tokens(llm, "undisturbed", "r4", LONG))
+        for folder in (broken, fifo, tmp_path / "missing"):
+            with pytest.raises(AdapterRejected):
+                await llm.load_adapter("bad", folder)
+        with pytest.raises(AdapterNotFound):
+            await tokens(llm, "x", "bad")
+        assert await running == expected
+
+    runner.run(load_bad_ones())
+
+
+def test_a_lora_request_with_a_path_loads_it(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def ask() -> None:
+        request = LoRARequest("by-path", 1, str(tiny_adapters["r8"]))
+        assert await tokens(llm, "hello", request) == await tokens(llm, "hello", "r8")
+        await llm.unload_adapter("by-path")
+
+    runner.run(ask())
+
+
+def test_a_loader_that_dies_costs_only_its_load(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def kill_loader() -> None:
+        assert llm._loader._child is not None
+        loading = asyncio.create_task(llm.load_adapter("again", tiny_adapters["r64"]))
+        await asyncio.sleep(0)
+        llm._loader._child.process.send_signal(signal.SIGKILL)
+        with pytest.raises(AdapterRejected, match="loader ended"):
+            await loading
+        await llm.load_adapter("again", tiny_adapters["r64"])
+        await llm.unload_adapter("again")
+
+    runner.run(kill_loader())
+
+
+def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    states: list[bool] = []
+    llm.on_serving_change(states.append)
+
+    async def kill_engine() -> None:
+        expected = await tokens(llm, "before and after", "r8")
+        await llm.pin_adapter("r1")
+        running = [asyncio.create_task(tokens(llm, f"lost {index}", "r4", LONG)) for index in range(4)]
+        await asyncio.sleep(0.1)
+        assert llm._engine is not None
+        llm._engine.process.send_signal(signal.SIGKILL)
+        for result in await asyncio.gather(*running, return_exceptions=True):
+            assert isinstance(result, EngineUnavailable)
+        with pytest.raises(EngineUnavailable):
+            await tokens(llm, "too early")
+        for _ in range(600):
+            if llm.is_serving:
+                break
+            await asyncio.sleep(0.05)
+        assert await tokens(llm, "before and after", "r8") == expected
+        assert (await llm.get_adapter("r1")).pinned
+        await llm.pin_adapter("r1", False)
+
+    runner.run(kill_engine())
+    assert states[-2:] == [False, True]
+
+
+def test_draining_finishes_what_runs_and_refuses_the_rest(
+    runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    async def drain() -> None:
+        async with AsyncLLM(
+            str(tiny_model), adapters={"mine": tiny_adapters["r4"]}, adapter_roots=[], max_num_queued_reqs=3, **OPTIONS
+        ) as llm:
+            with pytest.raises(AdapterRejected, match="adapter-root"):
+                await llm.load_adapter("other", tiny_adapters["r8"])
+            with pytest.raises(QueueFull):
+                await last(llm, "too many", replace(GREEDY, n=4))
+            running = asyncio.create_task(tokens(llm, "running", "mine", LONG))
+            await asyncio.sleep(0.05)
+            draining = asyncio.create_task(llm.drain())
+            await asyncio.sleep(0)
+            assert not llm.is_serving
+            with pytest.raises(EngineUnavailable):
+                await tokens(llm, "late")
+            await draining
+            assert len(await running) == 200
+            engine = llm._engine
+        assert engine is not None and engine.process.returncode == 0
+
+    runner.run(drain())
+
+
+def test_a_model_that_cannot_be_served_says_why(runner: asyncio.Runner, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="missing"):
+        runner.run(AsyncLLM(str(tmp_path / "missing")).start())
+    with pytest.raises(EngineStartError, match="memory"):
+        runner.run(AsyncLLM(str(tiny_model), memory=10).start())

@@ -1,0 +1,396 @@
+"""The sampler: a row's token depends on its own logits, parameters and seed, and follows vLLM's definitions."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from blora.engine.sampler import GOLDEN, MASK64, MIX1, MIX2, gumbel_noise, sample, token_logprobs
+from blora.scheduler import RowResult, SamplingParams, ScheduledRow
+
+VOCAB = 40
+
+
+def make_row(
+    prompt: Sequence[int] = (1, 2, 3),
+    output: Sequence[int] = (),
+    seed: int = 0,
+    sample_index: int = 0,
+    stop_token_ids: Sequence[int] = (),
+    **sampling: Any,
+) -> ScheduledRow:
+    token_ids = [*prompt, *output]
+    return ScheduledRow(
+        request_id=0,
+        start=len(token_ids) - 1,
+        num_new_tokens=1,
+        token_ids=token_ids,
+        num_prompt_tokens=len(prompt),
+        block_table=[0],
+        adapters=(),
+        sampling=SamplingParams(**sampling),
+        seed=seed,
+        sample_index=sample_index,
+        stop_token_ids=frozenset(stop_token_ids),
+    )
+
+
+def make_logits(num_rows: int = 1, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(logits: Tensor, row: ScheduledRow) -> int:
+    """logits: [VOCAB], left as they are."""
+    (result,) = sample(logits[None].clone(), [row])
+    assert result.error is None
+    assert result.token_id is not None
+    return result.token_id
+
+
+def draws(logits: Tensor, num: int, **sampling: Any) -> Counter[int]:
+    """Of rows that differ in their seed alone."""
+    rows = [make_row(seed=seed, **sampling) for seed in range(num)]
+    results = sample(logits.repeat(num, 1), rows)
+    return Counter(result.token_id for result in results if result.token_id is not None)
+
+
+# Greedy and temperature.
+
+
+def test_greedy_takes_the_best_whatever_the_seed() -> None:
+    logits = make_logits(8)
+    rows = [make_row(temperature=0, seed=seed) for seed in range(8)]
+    assert [result.token_id for result in sample(logits.clone(), rows)] == logits.argmax(dim=1).tolist()
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    logits = torch.zeros(VOCAB)
+    logits[[7, 9, 30]] = 2
+    assert draw(logits, make_row(temperature=0)) == 7
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    """Chi-square over tokens that are expected at least 5 times, the others together."""
+    num, logits = 4000, make_logits()[0]
+    expected = num * (logits.double() / temperature).softmax(dim=0)
+    found = draws(logits, num, temperature=temperature)
+    frequent = [token for token in range(VOCAB) if expected[token] >= 5]
+    pairs = [(found[token], float(expected[token])) for token in frequent]
+    rest = num - sum(count for _, count in pairs)
+    pairs.append((num - sum(count for count, _ in pairs), max(rest, 1.0)))
+    chi_square = sum((count - mean) ** 2 / mean for count, mean in pairs)
+    degrees = len(pairs) - 1
+    assert chi_square < degrees + 4 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-45, 1e-300, 1e-308, 5e-324])
+@pytest.mark.parametrize("shift", [0.0, 50.0, -50.0])
+def test_a_tiny_temperature_is_greedy(temperature: float, shift: float) -> None:
+    logits = make_logits()[0] + shift
+    assert set(draws(logits, 20, temperature=temperature)) == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize("limits", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_a_tiny_temperature_is_greedy_with_limits_too(limits: dict[str, Any]) -> None:
+    logits = make_logits()[0] - 50
+    assert set(draws(logits, 20, temperature=5e-324, **limits)) == {int(logits.argmax())}
+
+
+# Which tokens are kept.
+
+
+def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
+    """By hand: sort, then count, then add up."""
+    order = sorted(range(VOCAB), key=lambda token: (-float(logits[token]), token))
+    order = order[: top_k if top_k > 0 else VOCAB]
+    weights = [math.exp((float(logits[token]) - float(logits[order[0]])) / temperature) for token in order]
+    before, tokens = 0.0, set()
+    for token, weight in zip(order, weights, strict=True):
+        if before / sum(weights) < top_p and weight >= min_p:
+            tokens.add(token)
+        before += weight
+    return tokens
+
+
+LIMITS: list[dict[str, float]] = [
+    *({"top_k": top_k} for top_k in (1, 2, 5, VOCAB - 1)),
+    *({"top_p": top_p} for top_p in (1e-300, 0.1, 0.5, 0.9)),
+    *({"min_p": min_p} for min_p in (0.01, 0.2, 1.0)),
+    {"top_k": 6, "top_p": 0.8},
+    {"top_k": 10, "min_p": 0.05},
+    {"top_p": 0.7, "min_p": 0.1},
+    {"top_k": 8, "top_p": 0.9, "min_p": 0.02},
+    {"top_k": 4, "temperature": 3.0},
+    {"top_p": 0.6, "temperature": 3.0},
+    {"min_p": 0.3, "temperature": 0.5},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_exactly_the_right_tokens_are_kept(limits: dict[str, Any]) -> None:
+    """Close logits, so that every token that is kept is drawn; 3000 draws miss one of 2.5 % by a chance of 1e-33."""
+    logits = torch.linspace(0, 2, VOCAB)[torch.randperm(VOCAB, generator=torch.Generator().manual_seed(4))]
+    expected = kept(logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | limits)
+    assert set(draws(logits, 3000, **limits)) == expected
+
+
+@pytest.mark.parametrize("top_k", [0, -1, VOCAB, VOCAB + 1, 2**40])
+def test_a_top_k_that_keeps_everything_changes_nothing(top_k: int) -> None:
+    logits = make_logits()[0]
+    assert draws(logits, 50, top_k=top_k) == draws(logits, 50)
+
+
+def test_equal_logits_are_kept_in_the_order_of_their_ids() -> None:
+    assert set(draws(torch.zeros(VOCAB), 400, top_k=4)) == {0, 1, 2, 3}
+
+
+def test_limits_that_keep_a_token_do_not_change_its_draw() -> None:
+    logits = make_logits()[0]
+    for seed in range(50):
+        free = draw(logits, make_row(seed=seed))
+        rank = int((logits > logits[free]).sum()) + 1
+        assert draw(logits, make_row(seed=seed, top_k=rank)) == free
+
+
+# Seeds.
+
+
+def test_a_draw_does_not_depend_on_the_batch_or_the_order_of_rows() -> None:
+    logits = make_logits(12)
+    rows = [make_row(prompt=range(1, 2 + index), seed=index // 2, top_k=index % 3) for index in range(12)]
+    together = sample(logits.clone(), rows)
+    alone = [sample(logits[index : index + 1].clone(), [row])[0] for index, row in enumerate(rows)]
+    backwards = sample(logits.flip(0), rows[::-1])[::-1]
+    assert together == alone == backwards
+
+
+def test_a_draw_depends_on_position_not_on_what_the_tokens_are() -> None:
+    logits = make_logits()[0]
+    assert draw(logits, make_row([1, 2, 3], [4], seed=5)) == draw(logits, make_row([9, 9], [9, 9], seed=5))
+
+
+@pytest.mark.parametrize("name", ["seed", "sample_index", "position"])
+def test_seed_sample_and_position_each_change_the_draws(name: str) -> None:
+    logits = torch.zeros(VOCAB)
+    drawn = []
+    for value in range(100):
+        fields: dict[str, Any] = {"prompt": [1] * (value + 1)} if name == "position" else {name: value}
+        drawn.append(draw(logits, make_row(**fields)))
+    assert len(set(drawn)) > VOCAB // 2
+
+
+def test_seed_sample_and_position_are_not_interchangeable() -> None:
+    ids = torch.arange(VOCAB)
+    noises = [gumbel_noise(*key, ids) for key in ((1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (6, 0, 0), (0, 0, 6))]
+    for index, noise in enumerate(noises):
+        assert all(not torch.equal(noise, other) for other in noises[:index])
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63, 2**64 - 1, 0])
+def test_every_64_bit_seed_draws(seed: int) -> None:
+    logits = make_logits()[0]
+    assert draw(logits, make_row(seed=seed)) == draw(logits, make_row(seed=seed))
+    assert torch.isfinite(gumbel_noise(seed, 0, 1, torch.arange(1000))).all()
+
+
+def test_a_negative_seed_is_its_64_bits() -> None:
+    ids = torch.arange(100)
+    assert torch.equal(gumbel_noise(-1, 0, 1, ids), gumbel_noise(2**64 - 1, 0, 1, ids))
+    assert not torch.equal(gumbel_noise(-1, 0, 1, ids), gumbel_noise(1, 0, 1, ids))
+
+
+# The noise.
+
+
+def test_the_noise_is_gumbel() -> None:
+    """Kolmogorov-Smirnov: the distance to the distribution function exp(-exp(-x)) is below 1.63 / sqrt(n) (1 %)."""
+    for key in ((0, 0, 0), (12345, 1, 7), (2**64 - 1, 3, 100)):
+        noise = gumbel_noise(*key, torch.arange(50_000)).sort().values
+        distance = ((-(-noise).exp()).exp() - (torch.arange(50_000) + 0.5) / 50_000).abs().max()
+        assert distance < 1.63 / math.sqrt(50_000)
+
+
+def test_neighbouring_positions_are_not_correlated() -> None:
+    ids = torch.arange(20_000)
+    noises = torch.stack([gumbel_noise(seed, 0, position, ids) for seed in range(2) for position in range(3)])
+    correlation = torch.corrcoef(noises) - torch.eye(6)
+    assert correlation.abs().max() < 5 / math.sqrt(20_000)
+
+
+def unmixed(value: int) -> int:
+    """What splitmix64's finaliser turns into `value`."""
+    value = undo_shift(value, 31) * pow(MIX2, -1, 1 << 64) & MASK64
+    value = undo_shift(value, 27) * pow(MIX1, -1, 1 << 64) & MASK64
+    return undo_shift(value, 30)
+
+
+def undo_shift(value: int, count: int) -> int:
+    result = value
+    for _ in range(64 // count + 1):
+        result = value ^ (result >> count)
+    return result
+
+
+def key_of(seed: int) -> int:
+    """The generator's key, by plain Python's integers."""
+
+    def mix(value: int) -> int:
+        value = (value + GOLDEN) & MASK64
+        value = (value ^ (value >> 30)) * MIX1 & MASK64
+        value = (value ^ (value >> 27)) * MIX2 & MASK64
+        return value ^ (value >> 31)
+
+    key = 0
+    for part in (seed, 0, 0):
+        key = mix(key ^ mix(part))
+    return key
+
+
+@pytest.mark.parametrize("bits", [MASK64, 0])
+def test_the_extreme_random_bits_give_finite_noise(bits: int) -> None:
+    token = (unmixed(bits) - key_of(5)) * pow(GOLDEN, -1, 1 << 64) & MASK64
+    signed = token - (1 << 64) if token >> 63 else token
+    noise = gumbel_noise(5, 0, 0, torch.tensor([signed]))
+    assert torch.isfinite(noise).all()
+    assert abs(float(noise)) > 3.5
+
+
+# Penalties, biases and minimum.
+
+
+def penalised(logits: Tensor, row: ScheduledRow) -> Tensor:
+    """vLLM's order: biases, then repetition, then frequency and presence."""
+    params, result = row.sampling, logits.clone()
+    for token, bias in (params.logit_bias or {}).items():
+        result[token] += bias
+    for token in set(row.token_ids):
+        factor = params.repetition_penalty
+        result[token] = result[token] / factor if result[token] > 0 else result[token] * factor
+    for token, count in Counter(row.token_ids[row.num_prompt_tokens :]).items():
+        result[token] -= params.frequency_penalty * count + params.presence_penalty
+    return result
+
+
+PENALTIES: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.8},
+    {"repetition_penalty": 0.4},
+    {"frequency_penalty": 1.5},
+    {"frequency_penalty": -1.5},
+    {"presence_penalty": 2.0},
+    {"presence_penalty": -2.0},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "presence_penalty": 0.7},
+    {"logit_bias": {0: 4.0, 39: -100.0, 7: 100.0}},
+    {"logit_bias": {3: 4.0, 5: -6.0}, "repetition_penalty": 2.0},
+    {"logit_bias": {3: 4.0, 5: 6.0}, "repetition_penalty": 3.0, "frequency_penalty": 1.0, "presence_penalty": -1.0},
+]
+
+
+@pytest.mark.parametrize("fields", PENALTIES, ids=str)
+def test_penalties_and_biases_follow_their_formulas(fields: dict[str, Any]) -> None:
+    """The sampler changes the logits in place, so that they can be looked at."""
+    for seed in range(5):
+        logits = make_logits(seed=seed)
+        row = make_row(prompt=[1, 2, 3, 3], output=[5, 5, 5, 2, 7], temperature=0, **fields)
+        expected = penalised(logits[0], row)
+        (result,) = sample(logits, [row])
+        torch.testing.assert_close(logits[0], expected)
+        assert result.token_id == int(expected.argmax())
+
+
+def test_frequency_and_presence_count_the_output_alone() -> None:
+    logits = make_logits()
+    before = logits.clone()
+    sample(logits, [make_row(prompt=[1, 2, 3], temperature=0, frequency_penalty=2.0, presence_penalty=2.0)])
+    assert torch.equal(logits, before)
+
+
+def test_penalties_of_one_row_leave_the_others() -> None:
+    logits = make_logits(3)
+    before = logits.clone()
+    penalised_row = make_row(output=[5], temperature=0, repetition_penalty=2.0, logit_bias={1: 5.0})
+    sample(logits, [make_row(temperature=0), penalised_row, make_row(temperature=0)])
+    assert torch.equal(logits[[0, 2]], before[[0, 2]])
+    assert not torch.equal(logits[1], before[1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 10.0])
+def test_an_extreme_repetition_penalty_still_draws(penalty: float, temperature: float) -> None:
+    logits = make_logits()[0].abs() + 1
+    drawn = draw(logits, make_row(prompt=[4, 5], temperature=temperature, repetition_penalty=penalty))
+    assert (drawn in (4, 5)) == (penalty < 1)
+
+
+def test_stop_tokens_cannot_be_drawn_before_the_minimum() -> None:
+    logits = torch.zeros(VOCAB)
+    logits[[6, 7]] = 50
+    fields: dict[str, Any] = {"stop_token_ids": [6, 7], "min_tokens": 2, "temperature": 0, "logit_bias": {6: 100.0}}
+    logits[8] = 40
+    assert [draw(logits, make_row(output=[0] * num, **fields)) for num in range(4)] == [8, 8, 6, 6]
+
+
+def test_the_minimum_masks_random_draws_too() -> None:
+    found = draws(torch.zeros(VOCAB), 400, stop_token_ids=range(30), min_tokens=1)
+    assert set(found) == set(range(30, VOCAB))
+
+
+# Log-probabilities.
+
+
+def test_logprobs_are_those_of_the_raw_logits() -> None:
+    logits = make_logits()
+    expected = logits[0].log_softmax(dim=0)
+    order = expected.argsort(descending=True).tolist()
+    row = make_row(output=[order[0]], seed=3, temperature=2.0, logprobs=4, presence_penalty=2.0, logit_bias={5: 100.0})
+    (result,) = sample(logits, [row])
+    assert result.token_id == 5
+    assert result.logprob is not None
+    assert result.logprob.token_ids == (5, *order[:4])
+    assert result.logprob.ranks == (order.index(5) + 1, 1, 2, 3, 4)
+    torch.testing.assert_close(torch.tensor(result.logprob.logprobs), expected[[5, *order[:4]]])
+
+
+def test_no_alternatives_still_give_the_token_itself() -> None:
+    (result,) = sample(make_logits(), [make_row(temperature=0, logprobs=0)])
+    assert result.logprob is not None
+    assert (result.logprob.token_ids, result.logprob.ranks) == ((result.token_id,), (1,))
+
+
+def test_logprobs_are_given_only_where_asked() -> None:
+    results = sample(make_logits(2), [make_row(temperature=0), make_row(temperature=0, logprobs=2)])
+    assert [result.logprob is None for result in results] == [True, False]
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), token_id=st.integers(0, VOCAB - 1), num_best=st.integers(0, 20))
+def test_ranks_count_the_better_tokens(seed: int, token_id: int, num_best: int) -> None:
+    logits = make_logits(seed=seed)
+    (entry,) = token_logprobs(logits, [token_id], num_best)
+    assert entry.ranks[0] == 1 + sum(float(value) > float(logits[0, token_id]) for value in logits[0])
+    assert len(entry.token_ids) == len(entry.logprobs) == len(entry.ranks) == num_best + 1
+    assert list(entry.logprobs[1:]) == sorted(entry.logprobs[1:], reverse=True)
+
+
+# Faults.
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_fails_alone(value: float) -> None:
+    logits = make_logits(3)
+    rows = [make_row(seed=seed) for seed in range(3)]
+    good = sample(logits.clone(), rows)
+    logits[1, 17] = value
+    results = sample(logits, rows)
+    assert results[1] == RowResult(error="the model's logits are not finite for this request")
+    assert (results[0], results[2]) == (good[0], good[2])
+
+
+def test_no_rows_give_no_results() -> None:
+    assert sample(torch.empty(0, VOCAB), []) == []
