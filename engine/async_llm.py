@@ -45,7 +45,7 @@ from .model.targets import lora_targets
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, AdapterState, EngineInfo, LoRARequest, RequestOutput
 from .replaced_options import drop_replaced_options
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import Message, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -443,6 +443,10 @@ class AsyncLLM:
             num_waiting=state.num_waiting,
             version=version("blora"),
         )
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
+        return self._front_end.encode_chat(messages, add_generation_prompt)
 
     def get_tokenizer(self) -> Tokenizer:
         return self._front_end.tokenizer

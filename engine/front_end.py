@@ -16,7 +16,7 @@ from .errors import AdapterNotFound, InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, AdapterState, LoRARequest
-from .tokenizer import Tokenizer
+from .tokenizer import Message, Tokenizer
 from .validator import Facts, check_salt, check_sampling, check_text, resolve_max_tokens
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,17 @@ class FrontEnd:
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             return None, list(prompt[: self.facts.max_model_len + 1])  # one too many is enough to refuse it
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
+        for message in messages:
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(k), str) for k in ("role", "content")
+            ):
+                raise InvalidRequest("messages", "each message needs a 'role' and a 'content', both texts")
+        text = check_text(self.tokenizer.apply_chat_template(messages, add_generation_prompt), self.facts)
+        # Templates write the special tokens themselves; a second BOS harms the answer.
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     # Adapters.
 

@@ -90,11 +90,10 @@ class LLM:
         """`generate` for conversations, put into the model's chat template. One conversation or a list of them."""
         is_single = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Conversation], [messages] if is_single else messages)
-        tokenizer = self._front_end.tokenizer
-        prompts: list[Prompt] = []
-        for conversation in conversations:
-            text = tokenizer.apply_chat_template(conversation, add_generation_prompt)
-            prompts.append({"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)})
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._front_end.encode_chat(conversation, add_generation_prompt)}
+            for conversation in conversations
+        ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority)
 
     def stream(

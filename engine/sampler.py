@@ -43,12 +43,12 @@ def _sample_row(logits: Tensor, row: ScheduledRow) -> RowResult:
 
 
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
-    """Penalties, then biases, then the tokens that cannot be drawn yet. The order is vLLM's, biases before minimum."""
+    """Biases, then penalties, as in vLLM; last the tokens that cannot be drawn yet, which nothing brings back."""
     params = row.sampling
-    _apply_penalties(logits, row)
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias))
         logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype)
+    _apply_penalties(logits, row)
     if row.num_output_tokens < params.min_tokens and row.stop_token_ids:
         logits[torch.tensor(list(row.stop_token_ids))] = -torch.inf
 
@@ -58,7 +58,8 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
     if params.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(row.token_ids)))
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        logits[seen] = values.clamp(max=torch.finfo(logits.dtype).max)  # a tiny penalty must not make infinity
     output = row.token_ids[row.num_prompt_tokens :]
     if output and (params.frequency_penalty or params.presence_penalty):
         counts = Counter(output)
@@ -67,7 +68,8 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
 
 
 def _draw(logits: Tensor, row: ScheduledRow) -> int:
-    scores = logits.double() / row.sampling.temperature
+    scores = logits.double()
+    scores = (scores - scores.max()) / row.sampling.temperature  # the best is 0, however small the temperature
     candidates = _candidates(scores, row.sampling)
     noise = gumbel_noise(row.seed, row.sample_index, len(row.token_ids), candidates)
     return int(candidates[(scores[candidates] + noise).argmax()])
@@ -100,7 +102,8 @@ def gumbel_noise(seed: int, sample_index: int, position: int, token_ids: Tensor)
     bits = (bits ^ _shift_right(bits, 30)) * _signed(MIX1)
     bits = (bits ^ _shift_right(bits, 27)) * _signed(MIX2)
     bits = bits ^ _shift_right(bits, 31)
-    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), both ends excluded
+    # In (0, 1), both ends excluded: with one bit more the last half would round up to 1, whose noise is infinite.
+    uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
 
 

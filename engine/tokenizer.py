@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
@@ -55,6 +58,8 @@ class Tokenizer:
             return str(
                 self._template.render(
                     messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
                     add_generation_prompt=add_generation_prompt,
                     **self._special_tokens,
                 )
@@ -64,16 +69,29 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> Any:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        # Jinja's own escapes HTML.
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
         return environment.from_string(self._chat_template or "")
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:
         names = [name for name in self._config if name.endswith("_token")]
         return {name: _content(self._config[name]) for name in names if self._config[name]}
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words for training; what is inside stands as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _raise_exception(message: str) -> None:
@@ -91,6 +109,8 @@ class TokenStream:
     def __init__(self, backend: tokenizers.Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
+        if backend.decode(list(context), skip_special_tokens=skip_special_tokens).endswith("\ufffd"):
+            context = ()  # half a character: the stream would wait for the rest, and then show the prompt too
         self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
         self._pending: list[int] = []  # tokens whose text is not out yet
 

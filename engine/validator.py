@@ -6,7 +6,7 @@ Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<`
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from blora.scheduler import SamplingParams
+from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .errors import InvalidRequest
 
@@ -37,6 +37,7 @@ INT_RANGES: dict[str, tuple[int, int | None]] = {
     "prompt_logprobs": (0, MAX_LOGPROBS),
     "seed": (-(1 << 63), (1 << 64) - 1),
 }
+FLAGS = ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 
 
@@ -61,11 +62,22 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
         value = getattr(params, name)
         if value is not None or name not in OPTIONAL:
             _check_int(name, value, least, most)
+    for name in FLAGS:
+        _check_type(name, getattr(params, name), bool, "a boolean")
+    _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
     _check_stops(params)
-    check_token_ids("stop_token_ids", params.stop_token_ids or (), facts, MAX_STOP_TOKEN_IDS)
-    _check_logit_bias(params.logit_bias, facts)
+    if params.stop_token_ids is not None:
+        _check_type("stop_token_ids", params.stop_token_ids, Sequence, "a list of token ids")
+        check_token_ids("stop_token_ids", params.stop_token_ids, facts, MAX_STOP_TOKEN_IDS)
+    if params.logit_bias is not None:
+        _check_logit_bias(params.logit_bias, facts)
+
+
+def _check_type(name: str, value: object, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRequest(name, f"{value!r:.80} is not {what}")
 
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:
@@ -83,19 +95,22 @@ def _check_int(name: str, value: object, low: int, high: int | None) -> None:
 
 
 def _check_stops(params: SamplingParams) -> None:
+    if params.stop is not None:
+        _check_type("stop", params.stop, Sequence, "a string or a list of strings")
     stops = params.stop_strings
     if len(stops) > MAX_STOP_STRINGS:
         raise InvalidRequest("stop", f"{len(stops)} strings, at most {MAX_STOP_STRINGS} are taken")
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
             raise InvalidRequest("stop", f"{stop!r:.80} is not a string of 1 to {MAX_STOP_STRING_LENGTH} characters")
+        if _has_surrogate(stop):
+            raise InvalidRequest("stop", "is not valid Unicode: it holds a lone surrogate")
     if stops and not params.detokenize:
         raise InvalidRequest("stop", "stop strings need detokenize")
 
 
-def _check_logit_bias(biases: Mapping[int, float] | None, facts: Facts) -> None:
-    if not biases:
-        return
+def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
+    _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
     check_token_ids("logit_bias", biases, facts, MAX_LOGIT_BIASES)
     for bias in biases.values():
         _check_float("logit_bias", bias, -100.0, 100.0)
@@ -116,11 +131,18 @@ def check_text(text: object, facts: Facts) -> str:
         raise InvalidRequest("prompt", "is not a text of at least one character")
     if len(text) > facts.max_model_len * MAX_BYTES_PER_TOKEN:
         raise InvalidRequest("prompt", f"{len(text)} characters cannot fit into {facts.max_model_len} tokens")
+    if _has_surrogate(text):
+        raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate")
+    return text
+
+
+def _has_surrogate(text: str) -> bool:
+    """Half of a pair that UTF-16 writes one character with: no text can be encoded that holds one."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate") from None
-    return text
+        return True
+    return False
 
 
 def check_salt(salt: object) -> bytes:

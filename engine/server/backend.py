@@ -4,19 +4,12 @@ Every method but `drain` and `shutdown` may raise EngineUnavailable; `generate` 
 the first step of its iteration. Knows no wire.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blora.scheduler import SamplingParams
 
 from ..outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
-
-
-class ChatTokenizer(Protocol):
-    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Raises InvalidRequest when the model has no template, or its template refuses the messages."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
 
 class Backend(Protocol):
@@ -45,7 +38,8 @@ class Backend(Protocol):
 
     def default_sampling_params(self) -> SamplingParams: ...
 
-    def get_tokenizer(self) -> ChatTokenizer: ...
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Raises InvalidRequest when the model has no chat template, or its template refuses the messages."""
 
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo: ...
 

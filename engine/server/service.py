@@ -60,7 +60,7 @@ class GenerationServicer:
         self, request: generation_pb2.GenerateRequest, kind: RequestOutputKind
     ) -> AsyncGenerator[RequestOutput, None]:
         backend = self._get_backend()
-        call = convert.generate_call(request, backend.default_sampling_params(), kind, self._encode_chat)
+        call = convert.generate_call(request, backend.default_sampling_params(), kind, backend.encode_chat)
         return backend.generate(
             call.prompt,
             call.sampling_params,
@@ -68,11 +68,6 @@ class GenerationServicer:
             lora_request=call.adapter,
             priority=call.priority,
         )
-
-    def _encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        tokenizer = self._get_backend().get_tokenizer()
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return tokenizer.encode(text, add_special_tokens=False)  # templates write them; a second BOS harms the answer
 
 
 def unique_request_id(label: str) -> str:

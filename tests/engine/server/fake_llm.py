@@ -1,7 +1,7 @@
 """FakeLLM: an engine without a model. It echoes: sample i of a prompt says the prompt's own tokens, one at a time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,17 +26,6 @@ def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
         name=name, digest="ab" * 32, path=path, ranks=(4, 8), modules=("q_proj",), num_bytes=1 << 40, num_pages=3,
         warnings=("all weights are zero",),
     )  # fmt: skip
-
-
-class FakeTokenizer:
-    def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        if messages[0]["role"] == "refused":
-            raise InvalidRequest("messages", "the chat template refuses them")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
-        return text + "<assistant>" * add_generation_prompt
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [0] * add_special_tokens + [ord(character) for character in text]
 
 
 class FakeLLM:
@@ -90,8 +79,11 @@ class FakeLLM:
     def default_sampling_params(self) -> SamplingParams:
         return SamplingParams(temperature=0.6, top_k=20)
 
-    def get_tokenizer(self) -> FakeTokenizer:
-        return FakeTokenizer()
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if messages[0]["role"] == "refused":
+            raise InvalidRequest("messages", "the chat template refuses them")
+        text = "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+        return [ord(character) for character in text]
 
     async def generate(
         self,

@@ -1,0 +1,239 @@
+"""The validator: every bound of every field, from both sides; a refusal names the field."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from blora.engine.errors import InvalidRequest
+from blora.engine.validator import Facts, check_salt, check_sampling, check_text, resolve_max_tokens
+from blora.scheduler import SamplingParams
+
+VOCAB = 1000
+FACTS = Facts(vocab_size=VOCAB, max_model_len=64, block_size=4, num_pages=12)
+
+TINY = 5e-324
+NOT_NUMBERS: list[Any] = [True, False, "1", [], 1j, b"1"]
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+
+
+def above(value: float) -> float:
+    return math.nextafter(value, math.inf)
+
+
+def below(value: float) -> float:
+    return math.nextafter(value, -math.inf)
+
+
+GOOD: dict[str, list[Any]] = {
+    "n": [1, 2, 16],
+    "temperature": [0, 0.0, -0.0, TINY, 1e-45, 1, 5, 5.0],
+    "top_k": [-1, 0, 1, VOCAB, VOCAB + 1, 2**31, 2**63],
+    "top_p": [TINY, 0.5, 1, 1.0],
+    "min_p": [0, 0.0, -0.0, TINY, 1.0],
+    "seed": [None, 0, -1, -(2**63), 2**63, 2**64 - 1],
+    "presence_penalty": [-2, -2.0, 0, 2.0],
+    "frequency_penalty": [-2, -2.0, 0, 2.0],
+    "repetition_penalty": [TINY, 0.5, 1, 10, 10.0],
+    "logit_bias": [None, {}, {0: -100}, {VOCAB - 1: 100.0}, dict.fromkeys(range(512), 0.5)],
+    "max_tokens": [None, 1, 64, 2**31],
+    "min_tokens": [0, 1, 16],
+    "stop": [None, [], "x", ["x"], ("x", "y"), ["x"] * 8, "x" * 256, "\0", "é漢👍"],
+    "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(64))],
+    "logprobs": [None, 0, 1, 20],
+    "prompt_logprobs": [None, 0, 1, 20],
+    **{
+        name: [True, False]
+        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+    },
+}
+
+BAD: dict[str, list[Any]] = {
+    "n": [None, 0, -1, 17, 10**6, 2**31 - 1, 2**32 - 1, 2**64 - 1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "temperature": [None, -TINY, above(5.0), -1, 10**400, 1e308, *NOT_FINITE, *NOT_NUMBERS],
+    "top_k": [None, -2, -(2**31), 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "top_p": [None, 0, 0.0, -0.0, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
+    "min_p": [None, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
+    "seed": [-(2**63) - 1, 2**64, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "presence_penalty": [None, below(-2.0), above(2.0), *NOT_FINITE, *NOT_NUMBERS],
+    "frequency_penalty": [None, below(-2.0), above(2.0), *NOT_FINITE, *NOT_NUMBERS],
+    "repetition_penalty": [None, 0, 0.0, -0.0, -TINY, above(10.0), *NOT_FINITE, *NOT_NUMBERS],
+    "logit_bias": [
+        *({token: 1.0} for token in (-1, -VOCAB, VOCAB, 2**31 - 1, 2**31, "1", 1.0, True, None)),
+        *({1: bias} for bias in (None, above(100.0), below(-100.0), *NOT_FINITE, *NOT_NUMBERS)),
+        *(dict.fromkeys(range(513), 0.5), [1], [(1, 2.0)], "1", 1, 1.5),
+    ],
+    "max_tokens": [0, -1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "min_tokens": [None, -1, 17, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "stop": [
+        "",
+        [""],
+        ["x", ""],
+        "x" * 257,
+        ["x"] * 9,
+        [None],
+        [1],
+        1,
+        1.5,
+        True,
+        b"x",
+        {"x": 1},
+        "\ud800",
+        ["a\udfffb"],
+    ],
+    "stop_token_ids": [
+        *(
+            [-1],
+            [VOCAB],
+            [2**31],
+            ["1"],
+            [1.0],
+            [True],
+            [None],
+            [math.nan],
+            list(range(65)),
+            0,
+            1,
+            1.5,
+            "1",
+            True,
+            {1: 2},
+        ),
+    ],
+    "logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "prompt_logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    **{
+        name: [None, 0, 1, "yes", ""]
+        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+    },
+    "output_kind": [None, "delta", 1],
+}
+
+
+def cases(table: dict[str, list[Any]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={ascii(value):.30}") for name in table for value in table[name]]
+
+
+def refused(check: Callable[[], object], field: str) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        check()
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: ")
+    assert len(str(caught.value)) < 1000
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(("name", "value"), cases(GOOD))
+def test_values_up_to_the_bound_are_taken(name: str, value: Any) -> None:
+    check_sampling(SamplingParams(**{name: value}), FACTS)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
+def test_values_beyond_the_bound_are_refused(name: str, value: Any) -> None:
+    refused(lambda: check_sampling(SamplingParams(**{name: value}), FACTS), name)
+
+
+def test_every_field_has_bounds() -> None:
+    assert BAD.keys() == {field.name for field in fields(SamplingParams)}
+
+
+def test_a_minimum_above_the_maximum_is_refused() -> None:
+    check_sampling(SamplingParams(min_tokens=5, max_tokens=5), FACTS)
+    refused(lambda: check_sampling(SamplingParams(min_tokens=6, max_tokens=5), FACTS), "min_tokens")
+
+
+def test_stop_strings_need_text() -> None:
+    check_sampling(SamplingParams(detokenize=False), FACTS)
+    refused(lambda: check_sampling(SamplingParams(stop="x", detokenize=False), FACTS), "stop")
+
+
+# Prompts.
+
+
+def resolve(prompt: Any, num_adapter_pages: int = 0, facts: Facts = FACTS, **sampling: Any) -> int:
+    return resolve_max_tokens(prompt, SamplingParams(**sampling), num_adapter_pages, facts)
+
+
+@pytest.mark.parametrize("token_id", [-1, -VOCAB, VOCAB, VOCAB + 1, 2**31 - 1, 2**31, 2**63, 1.0, "1", True, None])
+def test_token_ids_beyond_the_logits_are_refused(token_id: Any) -> None:
+    for prompt in ([token_id], [1, 2, token_id], [token_id, 1]):
+        refused(lambda prompt=prompt: resolve(prompt), "prompt")
+
+
+def test_the_last_token_id_is_taken() -> None:
+    assert resolve([0, VOCAB - 1], max_tokens=3) == 3
+
+
+@pytest.mark.parametrize("prompt", [[], ()])
+def test_an_empty_prompt_is_refused(prompt: Any) -> None:
+    assert resolve([1], max_tokens=1) == 1
+    refused(lambda: resolve(prompt), "prompt")
+
+
+LARGE = Facts(vocab_size=VOCAB, max_model_len=64, block_size=4, num_pages=16)
+
+
+def test_prompt_and_output_have_to_fit_the_model() -> None:
+    assert resolve([1] * 60, facts=LARGE, max_tokens=4) == 4
+    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=5), "max_tokens")
+    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=2**63), "max_tokens")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused() -> None:
+    assert resolve([1] * 63, facts=LARGE, max_tokens=1) == 1
+    refused(lambda: resolve([1] * 64, facts=LARGE, max_tokens=1), "prompt")
+    refused(lambda: resolve([1] * 64, facts=LARGE, max_tokens=None), "prompt")
+    refused(lambda: resolve([1] * 65, facts=LARGE, max_tokens=None), "prompt")
+
+
+def test_no_maximum_means_up_to_the_models_length() -> None:
+    assert resolve([1] * 10, facts=LARGE, max_tokens=None) == 54
+
+
+def test_a_minimum_beyond_the_room_is_refused() -> None:
+    assert resolve([1] * 60, facts=LARGE, max_tokens=None, min_tokens=4) == 4
+    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=None, min_tokens=5), "min_tokens")
+
+
+def test_a_request_larger_than_the_memory_is_refused() -> None:
+    assert resolve([1] * 40, max_tokens=8) == 8  # 12 pages of 4 tokens
+    assert "13 pages, the memory has 12" in refused(lambda: resolve([1] * 40, max_tokens=9), "max_tokens")
+
+
+def test_adapter_pages_count() -> None:
+    assert resolve([1] * 40, num_adapter_pages=1, max_tokens=4) == 4
+    refused(lambda: resolve([1] * 40, num_adapter_pages=1, max_tokens=5), "max_tokens")
+    refused(lambda: resolve([1], num_adapter_pages=12, max_tokens=1), "max_tokens")
+
+
+# Texts and salts.
+
+
+@pytest.mark.parametrize("text", ["x", "\0", "é👍", "\ufffd", "x" * 64 * 16, " "])
+def test_texts_that_can_fit_are_taken(text: str) -> None:
+    assert check_text(text, FACTS) == text
+
+
+@pytest.mark.parametrize("text", ["", None, 1, b"x", ["x"], "x" * (64 * 16 + 1), "\ud800", "a\udc00b", "\udfff\ud800"])
+def test_texts_that_cannot_be_served_are_refused(text: Any) -> None:
+    refused(lambda: check_text(text, FACTS), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("salt", "key"),
+    [(None, b""), ("", b""), ("x", b"x"), ("\0\n", b"\0\n"), ("x" * 128, b"x" * 128), ("é" * 64, b"\xc3\xa9" * 64)],
+)
+def test_salts_are_opaque_bytes(salt: str | None, key: bytes) -> None:
+    assert check_salt(salt) == key
+
+
+def test_a_lone_surrogate_is_a_salt_of_its_own() -> None:
+    salts = [check_salt(salt) for salt in ("\ud800", "\udfff", "?", "\ufffd")]
+    assert len(set(salts)) == len(salts)
+
+
+@pytest.mark.parametrize("salt", ["x" * 129, "é" * 65, "x" * (10 << 20), b"x", 1, True, ["x"], math.nan])
+def test_salts_that_are_too_long_or_no_text_are_refused(salt: Any) -> None:
+    refused(lambda: check_salt(salt), "cache_salt")
