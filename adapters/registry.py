@@ -11,6 +11,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 class Registry:
     def __init__(self) -> None:
         self._digests: dict[str, str] = {}
+        self._pinned: set[str] = set()  # names: a pin ends with what the name means
 
     def resolve(self, name: str) -> str:
         """The digest behind a name. Raises AdapterNotFound; nothing ever falls back to the base model."""
@@ -20,19 +21,29 @@ class Registry:
             raise AdapterNotFound(name) from None
 
     def publish(self, name: str, digest: str) -> str | None:
-        """Points the name at a digest; returns a digest that no name means any more."""
+        """Points the name at a digest; returns the one it meant before, None for a new name."""
+        self._pinned.discard(name)
         old = self._digests.get(name)
         self._digests[name] = digest
-        return self._orphan(old)
+        return old
 
-    def withdraw(self, name: str) -> tuple[str, bool]:
-        """Forgets a name; returns its digest and whether no name means it any more. Raises AdapterNotFound."""
+    def withdraw(self, name: str) -> str:
+        """Forgets a name; returns what it meant. Raises AdapterNotFound."""
         digest = self.resolve(name)
+        self._pinned.discard(name)
         del self._digests[name]
-        return digest, self._orphan(digest) is not None
+        return digest
 
-    def _orphan(self, digest: str | None) -> str | None:
-        return digest if digest is not None and digest not in self._digests.values() else None
+    def is_published(self, digest: str) -> bool:
+        """Whether any name means it."""
+        return digest in self._digests.values()
+
+    def set_pinned(self, name: str, is_pinned: bool) -> None:
+        (self._pinned.add if is_pinned else self._pinned.discard)(name)
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether any pinned name means it."""
+        return any(self._digests[name] == digest for name in self._pinned)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(list(self._digests.items()))

@@ -88,7 +88,6 @@ class AsyncLLM:
         self._on_serving_change: list[Callable[[bool], None]] = []
         self._readers: dict[UserRequest, _Reader] = {}
         self._images: dict[str, int] = {}  # digest -> descriptor of the sealed image
-        self._pinned: set[str] = set()  # digests
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._num_calls = 0
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
@@ -191,9 +190,8 @@ class AsyncLLM:
         engine = self._require_engine()
         for digest, descriptor in self._images.items():
             engine.send(LoadAdapter(self._front_end.table_of(digest)), descriptor)
-        for digest in self._pinned & self._images.keys():
-            self._num_calls += 1
-            engine.send(PinAdapter(self._num_calls, digest, True))
+        for digest in filter(self._front_end.is_pinned, self._images):
+            engine.send(PinAdapter(self._next_call(), digest, True))
 
     async def drain(self) -> None:
         """Refuses new requests with EngineUnavailable and waits until those that run are finished."""
@@ -351,9 +349,9 @@ class AsyncLLM:
             os.close(descriptor)
             raise
         self._keep_image(table, descriptor)
-        orphan = self._front_end.publish(name, path, table)
-        if orphan is not None:
-            self._send(UnloadAdapter(orphan))
+        old = self._front_end.publish(name, path, table)
+        if old is not None:
+            self._let_go(old)
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
@@ -367,13 +365,18 @@ class AsyncLLM:
     async def unload_adapter(self, name: str) -> AdapterInfo:
         """Refuses new requests for the name at once; returns when the running ones are finished and it is freed."""
         info = await self.get_adapter(name)
-        digest, is_orphan = self._front_end.withdraw(name)
-        if is_orphan:
-            unload = self._unloads.setdefault(digest, asyncio.get_running_loop().create_future())
-            self._pinned.discard(digest)
-            self._send(UnloadAdapter(digest))
-            await asyncio.shield(unload)
+        digest = self._front_end.withdraw(name)
+        self._let_go(digest)
+        if not self._front_end.is_published(digest):
+            await asyncio.shield(self._unloads.setdefault(digest, asyncio.get_running_loop().create_future()))
         return info
+
+    def _let_go(self, digest: str) -> None:
+        """An adapter has lost a name: with the last one it goes, with the last pinned one it may be evicted."""
+        if not self._front_end.is_published(digest):
+            self._send(UnloadAdapter(digest))
+        elif not self._front_end.is_pinned(digest):
+            self._send(PinAdapter(self._next_call(), digest, False))
 
     def _forget(self, digest: str) -> None:
         """The engine has freed an adapter."""
@@ -382,7 +385,6 @@ class AsyncLLM:
             unload.set_result(None)
         if not self._front_end.is_published(digest):
             self._front_end.forget(digest)
-            self._pinned.discard(digest)
             descriptor = self._images.pop(digest, None)
             if descriptor is not None:
                 os.close(descriptor)
@@ -390,10 +392,12 @@ class AsyncLLM:
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         digest = self._front_end.digest_of(name)
-        reply = await self._call(lambda call_id: PinAdapter(call_id, digest, pinned))
-        if not reply.is_done:
+        if pinned and not (await self._call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        (self._pinned.add if pinned else self._pinned.discard)(digest)
+        if self._front_end.digest_of(name) == digest:  # the name may have come to mean other weights meanwhile
+            self._front_end.set_pinned(name, pinned)
+        if not self._front_end.is_pinned(digest) and self._front_end.is_published(digest):
+            self._send(PinAdapter(self._next_call(), digest, False))
         return await self.get_adapter(name)
 
     async def get_adapter(self, name: str) -> AdapterInfo:
@@ -419,11 +423,15 @@ class AsyncLLM:
 
     def _call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
         """Sends a message that the engine answers."""
-        self._num_calls += 1
-        self._send(message(self._num_calls))
+        call_id = self._next_call()
+        self._send(message(call_id))
         call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[self._num_calls] = call
+        self._calls[call_id] = call
         return call
+
+    def _next_call(self) -> int:
+        self._num_calls += 1
+        return self._num_calls
 
     # Facts.
 

@@ -76,7 +76,10 @@ class Channel(Generic[Incoming]):
 
 
 def receive_descriptor(descriptors: socket.socket) -> int:
-    _, received, _, _ = socket.recv_fds(descriptors, 1, 1)
+    try:
+        _, received, _, _ = socket.recv_fds(descriptors, 1, 1)
+    except OSError as error:
+        raise ChannelClosed from error
     if not received:
         raise ChannelClosed
     return received[0]

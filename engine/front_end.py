@@ -162,14 +162,14 @@ class FrontEnd:
             raise AdapterTooLarge(f"adapter {path!r} needs {table.num_pages} of {self.facts.num_pages} pages of memory")
 
     def publish(self, name: str, path: str, table: ImageTable) -> str | None:
-        """Gives loaded weights a name, replacing what it meant. Returns a digest that is now to be unloaded."""
+        """Gives loaded weights a name. Returns the digest of what it meant before, None for a new name."""
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
         self._loaded[table.digest] = LoadedAdapter(path, table)
         return self._registry.publish(name, table.digest)
 
-    def withdraw(self, name: str) -> tuple[str, bool]:
-        """Takes a name away; returns its digest and whether it is now to be unloaded. Raises AdapterNotFound."""
+    def withdraw(self, name: str) -> str:
+        """Takes a name away; returns what it meant. Raises AdapterNotFound."""
         return self._registry.withdraw(name)
 
     def forget(self, digest: str) -> None:
@@ -178,7 +178,15 @@ class FrontEnd:
             self._loaded.pop(digest, None)
 
     def is_published(self, digest: str) -> bool:
-        return any(published == digest for _, published in self._registry)
+        """Whether any name means it; what no name means is to be unloaded."""
+        return self._registry.is_published(digest)
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether any pinned name means it."""
+        return self._registry.is_pinned(digest)
+
+    def set_pinned(self, name: str, is_pinned: bool) -> None:
+        self._registry.set_pinned(name, is_pinned)
 
     def table_of(self, digest: str) -> ImageTable:
         return self._loaded[digest].table

@@ -46,4 +46,5 @@ def _token_ids(value: Any) -> frozenset[int]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return content if isinstance(content, dict) else {}

@@ -174,28 +174,33 @@ class LLM:
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
         self._front_end.check_adapter_size(str(path), image.table)
         self._core.load_adapter(image.table, torch.from_numpy(image.pages))
-        orphan = self._front_end.publish(name, str(path), image.table)
-        if orphan is not None:
-            self._core.unload_adapter(orphan)
-        self._forget_unloaded()
+        old = self._front_end.publish(name, str(path), image.table)
+        if old is not None:
+            self._let_go(old)
         return self.get_adapter(name)
 
     def unload_adapter(self, name: str) -> AdapterInfo:
         """New requests for the name are refused from now on; running ones finish, then the weights are freed."""
         info = self.get_adapter(name)
-        digest, is_orphan = self._front_end.withdraw(name)
-        if is_orphan:
-            self._core.unload_adapter(digest)
-        self._forget_unloaded()
+        self._let_go(self._front_end.withdraw(name))
         return info
+
+    def _let_go(self, digest: str) -> None:
+        """An adapter has lost a name: with the last one it goes, with the last pinned one it may be evicted."""
+        if not self._front_end.is_published(digest):
+            self._core.unload_adapter(digest)
+        elif not self._front_end.is_pinned(digest):
+            self._core.unpin_adapter(digest)
+        self._forget_unloaded()
 
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         digest = self._front_end.digest_of(name)
-        if not pinned:
-            self._core.unpin_adapter(digest)
-        elif not self._core.pin_adapter(digest):
+        if pinned and not self._core.pin_adapter(digest):
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+        self._front_end.set_pinned(name, pinned)
+        if not self._front_end.is_pinned(digest):
+            self._core.unpin_adapter(digest)
         return self.get_adapter(name)
 
     def get_adapter(self, name: str) -> AdapterInfo:

@@ -1,5 +1,6 @@
 """How many bytes the arena may have: reads the limits of this process and the user's wish, allocates nothing."""
 
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ def parse_memory(memory: int | float | str, usable: int) -> int:
         return _parse_text(memory, usable)
     if isinstance(memory, float) and 0 < memory <= 1:
         return int(memory * usable)
-    if isinstance(memory, bool) or not memory >= 1:
+    if isinstance(memory, bool) or not 1 <= memory < math.inf:
         raise ValueError(f"memory: {memory!r} is neither a number of bytes nor a fraction up to 1")
     return int(memory)
 
@@ -26,7 +27,8 @@ def _parse_text(text: str, usable: int) -> int:
         if not 0 < float(number) <= 1:
             raise ValueError(f"memory: {text!r} is neither a size with a unit nor a fraction up to 1")
         return int(float(number) * usable)
-    return parse_memory(int(float(number) * UNITS[unit or ""]), usable)
+    size = float(number) * UNITS[unit or ""]
+    return parse_memory(int(size) if size < math.inf else size, usable)
 
 
 def usable_memory(root: Path = Path("/")) -> int:

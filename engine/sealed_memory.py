@@ -25,10 +25,17 @@ def seal(content: Bytes) -> int:
 def map_sealed(descriptor: int, num_bytes: int) -> Bytes:
     """Maps sealed memory, [num_bytes] uint8, and closes the descriptor. Raises ValueError when it is not sealed so."""
     try:
-        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS or os.fstat(descriptor).st_size != num_bytes:
+        if _seals(descriptor) & SEALS != SEALS or os.fstat(descriptor).st_size != num_bytes:
             raise ValueError(f"not {num_bytes} bytes of sealed memory")
         # Private and writable, because torch warns of read-only memory; nobody writes, so no page is ever copied.
         mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(descriptor)
     return np.frombuffer(mapping, dtype=np.uint8)
+
+
+def _seals(descriptor: int) -> int:
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return 0  # a file or a pipe, which takes none

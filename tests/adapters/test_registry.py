@@ -23,35 +23,36 @@ def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: str) -> No
     assert name not in registry
 
 
-def test_replacing_the_only_name_orphans_the_old_digest() -> None:
+def test_publishing_gives_back_what_the_name_meant() -> None:
     registry = Registry()
     assert registry.publish("sql", "d1") is None
+    assert registry.publish("sql", "d1") == "d1"
     assert registry.publish("sql", "d2") == "d1"
+    assert not registry.is_published("d1") and registry.is_published("d2")
 
 
-def test_publishing_the_same_again_orphans_nothing() -> None:
-    registry = Registry()
-    registry.publish("sql", "d1")
-    assert registry.publish("sql", "d1") is None
-    assert registry.resolve("sql") == "d1"
-
-
-def test_a_digest_with_another_name_is_no_orphan() -> None:
+def test_a_digest_stays_published_while_any_name_means_it() -> None:
     registry = Registry()
     registry.publish("sql", "d1")
     registry.publish("alias", "d1")
-    assert registry.publish("sql", "d2") is None
-    assert registry.publish("alias", "d2") == "d1"
+    assert registry.withdraw("sql") == "d1"
+    assert registry.is_published("d1")
+    assert registry.withdraw("alias") == "d1"
+    assert not registry.is_published("d1")
 
 
-def test_withdrawing_tells_whether_a_name_is_left() -> None:
+def test_a_pin_ends_with_what_its_name_means() -> None:
     registry = Registry()
     registry.publish("sql", "d1")
     registry.publish("alias", "d1")
-    assert registry.withdraw("sql") == ("d1", False)
-    assert "sql" not in registry
-    assert registry.withdraw("alias") == ("d1", True)
-    assert list(registry) == []
+    registry.set_pinned("sql", True)
+    assert registry.is_pinned("d1")
+    registry.publish("sql", "d2")
+    assert not registry.is_pinned("d1") and not registry.is_pinned("d2")
+    registry.set_pinned("alias", True)
+    registry.withdraw("alias")
+    registry.publish("alias", "d1")
+    assert not registry.is_pinned("d1")
 
 
 def test_a_name_is_withdrawn_once() -> None:

@@ -259,6 +259,18 @@ def test_pinned_adapters_stay(make_llm: Callable[..., LLM], tiny_adapters: dict[
     assert not llm.pin_adapter("r1", False).pinned
 
 
+def test_a_pin_ends_with_what_its_name_means(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
+    llm = make_llm(adapters={"r4": str(tiny_adapters["r4"]), "alias": str(tiny_adapters["r4"])})
+    llm.pin_adapter("alias")
+    llm.load_adapter("alias", tiny_adapters["r8"])
+    assert not llm.get_adapter("alias").pinned and not llm.get_adapter("r4").pinned
+    llm.pin_adapter("alias")
+    llm.unload_adapter("alias")
+    llm._step()
+    llm.check_idle()
+    assert llm._core.num_free_pages == llm._core.arena.num_pages
+
+
 def test_what_cannot_be_served_is_refused_and_changes_nothing(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -294,9 +306,11 @@ def test_a_row_that_is_not_finite_fails_alone(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    folder = make_adapter(tiny_model, tmp_path / "huge")
+    # Finite weights of an allowed size, whose products overflow. (Attention alone would not: its norm gives zero.)
+    modules = ["gate_proj", "up_proj", "down_proj"]
+    folder = make_adapter(tiny_model, tmp_path / "huge", lora_alpha=1_000_000, target_modules=modules)
     file = folder / "adapter_model.safetensors"
-    save_file({name: tensor * 1e30 for name, tensor in load_file(file).items()}, file)
+    save_file({name: tensor.clamp(-1, 1) * 6e4 for name, tensor in load_file(file).items()}, file)
     llm = make_llm(adapters={"huge": str(folder), "mine": str(tiny_adapters["r4"])})
     adapters = [None, "mine"] * 3
     prompts = [f"victim {index}" for index in range(6)]

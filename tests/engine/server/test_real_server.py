@@ -1,0 +1,249 @@
+"""`blora serve` as a process, with a real engine, seen from clients."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from blora.engine import LLM, SamplingParams
+from blora.proto.client import Client
+
+OPTIONS = ["--port", "0", "--memory", "2MB", "--block-size", "4", "--threads", "1", "--max-num-batched-tokens", "64"]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
+LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
+
+
+class Served:
+    """A running server and a client of it."""
+
+    def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
+        self.process = process
+        self.address = address
+        self.client = Client(address, timeout=60)
+
+    def settle(self) -> None:
+        """Soon after the last request everything is back."""
+        deadline = time.monotonic() + 20
+        while True:
+            info = self.client.info()
+            if info.num_running + info.num_waiting == 0 and info.num_free_pages == info.num_pages:
+                return
+            assert time.monotonic() < deadline, f"left behind: {info}"
+            time.sleep(0.02)
+
+    def wait_serving(self, is_serving: bool) -> None:
+        wanted = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        service = "blora.v1.GenerationService"
+        with grpc.insecure_channel(self.address) as channel:
+            for answer in health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(service=service), timeout=60
+            ):
+                if answer.status == wanted:
+                    return
+
+    def engine_pid(self) -> int:
+        children = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "blora.engine.process"], capture_output=True, text=True
+        )
+        return int(children.stdout.split()[0])
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), *OPTIONS, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r"is serving .* on (\S+)", process.stdout.readline())
+            assert match is not None, "the server did not start"
+            served = Served(process, match[1])
+            yield served
+            served.client.close()
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def root(tiny_adapters: dict[str, Path]) -> Path:
+    return tiny_adapters["r4"].parent
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_model: Path, tiny_adapters: dict[str, Path], root: Path) -> Iterator[Served]:
+    adapters = [f"--adapter={name}={path}" for name, path in tiny_adapters.items()]
+    with serving(tiny_model, *adapters, "--adapter-root", str(root)) as served:
+        yield served
+
+
+@pytest.fixture
+def server(shared: Served) -> Iterator[Served]:
+    yield shared
+    shared.settle()
+
+
+def tokens(server: Served, prompt: str, adapter: str | None = None, **sampling: Any) -> list[int]:
+    return list(server.client.generate(prompt, adapter, **GREEDY | sampling).samples[0].token_ids)
+
+
+def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value.code(), raised.value.details()
+
+
+def test_mixed_rows_over_the_wire_equal_the_engine_in_process(
+    server: Served, make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
+) -> None:
+    batch = [(f"row {index}", name) for index in range(3) for name in [None, *tiny_adapters]]
+    direct = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()})
+    sampling = SamplingParams(**GREEDY)
+    expected = direct.generate([p for p, _ in batch], sampling, lora_request=[a for _, a in batch], use_tqdm=False)
+    with ThreadPoolExecutor(len(batch)) as pool:
+        actual = list(pool.map(lambda pair: tokens(server, *pair), batch))
+    assert actual == [output.outputs[0].token_ids for output in expected]
+
+
+@pytest.mark.parametrize(
+    ("field", "request_fields"),
+    [
+        ("temperature", {"temperature": float("nan")}),
+        ("temperature", {"temperature": -1}),
+        ("top_p", {"top_p": 0}),
+        ("top_k", {"top_k": -2}),
+        ("min_p", {"min_p": float("inf")}),
+        ("presence_penalty", {"presence_penalty": 3}),
+        ("frequency_penalty", {"frequency_penalty": float("-inf")}),
+        ("repetition_penalty", {"repetition_penalty": 0}),
+        ("n", {"n": 0}),
+        ("n", {"n": 2**31 - 1}),
+        ("max_tokens", {"max_tokens": 0}),
+        ("max_tokens", {"max_tokens": 256}),
+        ("min_tokens", {"min_tokens": 9}),
+        ("logprobs", {"logprobs": 21}),
+        ("prompt_logprobs", {"prompt_logprobs": -1}),
+        ("stop", {"stop": [""]}),
+        ("stop_token_ids", {"stop_token_ids": [260]}),
+        ("logit_bias", {"logit_bias": {2**32 - 1: 1.0}}),
+        ("logit_bias", {"logit_bias": {1: float("nan")}}),
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": []}),
+        ("prompt", {"prompt": [260]}),
+        ("prompt", {"prompt": [2**32 - 1]}),
+        ("prompt", {"prompt": [1] * 300}),
+        ("prompt", {"prompt": "x" * 5000}),
+        ("cache_salt", {"cache_salt": "x" * 129}),
+        ("priority", {"priority": 0, "n": 17}),
+    ],
+)
+def test_bad_input_is_refused_with_the_name_of_the_field(
+    server: Served, field: str, request_fields: dict[str, Any]
+) -> None:
+    arguments = {"prompt": "fine"} | GREEDY | request_fields
+    code, details = refusal(lambda: server.client.generate(**arguments))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("n:" if field == "priority" else field), details
+
+
+def test_a_request_larger_than_the_memory_is_refused(tiny_model: Path) -> None:
+    with serving(tiny_model, "--memory", "20KB") as server:
+        code, details = refusal(lambda: server.client.generate("x", **LONG))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT and "pages" in details
+        assert len(tokens(server, "x")) == 8
+
+
+def test_an_unknown_adapter_is_not_found(server: Served) -> None:
+    assert refusal(lambda: tokens(server, "x", "nobody"))[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_adapters_are_loaded_only_from_below_a_root(server: Served, root: Path, tmp_path: Path) -> None:
+    (root / "link").symlink_to(tmp_path)
+    for path in (tmp_path, root / "link", root / "missing", root / ".." / "elsewhere", Path("/dev")):
+        code, details = refusal(lambda path=path: server.client.load_adapter("bad", str(path)))  # type: ignore[misc]
+        assert code is grpc.StatusCode.FAILED_PRECONDITION, details
+    assert refusal(lambda: server.client.load_adapter("../bad", str(root / "r4")))[0] is (
+        grpc.StatusCode.INVALID_ARGUMENT
+    )
+
+
+def test_replacing_and_unloading_under_traffic(server: Served, root: Path) -> None:
+    expected = {name: tokens(server, "in use", name, **LONG) for name in ("r4", "r8")}
+    server.client.load_adapter("mine", str(root / "r4"), pinned=True)
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(tokens, server, "in use", "mine", **LONG) for _ in range(3)]
+        time.sleep(0.05)
+        server.client.load_adapter("mine", str(root / "r8"))
+        assert tokens(server, "in use", "mine", **LONG) == expected["r8"]
+        assert all(future.result() in (expected["r4"], expected["r8"]) for future in running)
+        assert server.client.get_adapter("mine").pinned is False
+    assert server.client.unload_adapter("mine").name == "mine"
+    assert refusal(lambda: tokens(server, "x", "mine"))[0] is grpc.StatusCode.NOT_FOUND
+
+
+CLIENT = """
+import sys
+from blora.proto.client import Client
+for _ in Client(sys.argv[1]).generate_stream("dying", "r16", n=4, temperature=0, max_tokens=200, ignore_eos=True):
+    print("streaming", flush=True)
+"""
+
+
+def test_a_client_that_is_killed_leaves_nothing_behind(server: Served) -> None:
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", CLIENT, server.address], stdout=subprocess.PIPE, text=True
+        ) as client:
+            assert client.stdout is not None and client.stdout.readline() == "streaming\n"
+            client.kill()
+        server.settle()
+
+
+def test_a_cancelled_stream_leaves_nothing_behind(server: Served) -> None:
+    for _ in range(20):
+        with server.client.generate_stream("leaving", "r8", n=2, **LONG) as stream:
+            next(iter(stream))
+
+
+def test_abort_ends_a_stream(server: Served) -> None:
+    stream = server.client.generate_stream("abort", None, **LONG)
+    reasons = []
+    for sample in stream:
+        assert stream.prompt is not None
+        server.client.abort(stream.prompt.request_id, "unknown")
+        reasons.append(sample.finish_reason)
+    assert len(reasons) < 200 and reasons[-1] == 3  # FINISH_REASON_ABORT
+
+
+def test_an_engine_that_is_killed_comes_back_with_its_adapters(server: Served) -> None:
+    expected = tokens(server, "before and after", "r8")
+    with ThreadPoolExecutor(2) as pool:
+        lost = pool.submit(refusal, lambda: server.client.generate("lost", "r4", n=4, **LONG))
+        time.sleep(0.1)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        assert lost.result()[0] is grpc.StatusCode.UNAVAILABLE
+    server.wait_serving(True)
+    assert tokens(server, "before and after", "r8") == expected
+
+
+def test_sigterm_finishes_what_was_accepted(tiny_model: Path) -> None:
+    with serving(tiny_model) as server, ThreadPoolExecutor(8) as pool:
+        streams = [server.client.generate_stream(f"accepted {index}", **LONG) for index in range(8)]
+        for stream in streams:
+            next(iter(stream))
+        running = [pool.submit(lambda stream=stream: sum(len(s.token_ids) for s in stream)) for stream in streams]  # type: ignore[misc]
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_serving(False)
+        assert refusal(lambda: tokens(server, "late"))[0] is grpc.StatusCode.UNAVAILABLE
+        assert all(future.result() >= 190 for future in running)
+        assert server.process.wait(timeout=30) == 0
