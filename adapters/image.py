@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .checkpoint import Array, Checkpoint
+from .errors import AdapterTooLarge
 
 ALIGNMENT = 64  # bytes
 DTYPES = ("float32", "float16", "bfloat16")
@@ -62,7 +63,7 @@ class AdapterImage:
 
 
 def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
-    """Packs a checkpoint. dtype: the model's; page_bytes must hold one row of the widest matrix (ValueError)."""
+    """Packs a checkpoint. dtype: the model's. Raises AdapterTooLarge when a page cannot hold one row of a matrix."""
     writer = _PageWriter(page_bytes)
     modules = []
     for module in checkpoint.modules:
@@ -112,7 +113,7 @@ class _PageWriter:
         """Stores a matrix given as [rows, row bytes] uint8."""
         num_rows, row_bytes = rows.shape
         if row_bytes > self._page_bytes:
-            raise ValueError(f"a row of {row_bytes} bytes does not fit into a page of {self._page_bytes}")
+            raise AdapterTooLarge(f"a matrix row of {row_bytes} bytes does not fit into a page of {self._page_bytes}")
         chunks, first = [], 0
         while first < num_rows:
             chunk = self._next_chunk(first, num_rows - first, row_bytes)

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from blora.adapters import AdapterRejected, pack, read_checkpoint
+from blora.adapters import AdapterRejected, AdapterTooLarge, pack, read_checkpoint
 
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import AdapterRead, AdapterUnreadable, ReadAdapter
@@ -27,10 +27,13 @@ def _answer(channel: Channel[ReadAdapter], order: ReadAdapter) -> None:
     roots = None if order.roots is None else [Path(root) for root in order.roots]
     try:
         checkpoint = read_checkpoint(Path(order.path), order.targets, roots)
+        image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
         return
-    image = pack(checkpoint, order.dtype, order.page_bytes)
+    except AdapterTooLarge as error:
+        channel.send(AdapterUnreadable([str(error)]))
+        return
     descriptor = seal(image.pages)
     channel.send(AdapterRead(image.table), descriptor)
     os.close(descriptor)

@@ -3,6 +3,7 @@
 Owns the bytes. Who gets a page is decided in `scheduler/`; this file only moves and views bytes.
 """
 
+import mmap
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,10 @@ class Arena:
         self.layout = layout
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        # Zeroed, so that no stale bits can be read as NaN; the system commits the memory as pages are first written.
-        self.pages = torch.zeros(num_pages, page_bytes, dtype=torch.uint8)  # [num_pages, page_bytes]
+        # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system
+        # as pages are first written. torch.zeros would write all of it now.
+        memory = mmap.mmap(-1, num_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.pages = torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, page_bytes)
 
     def kv_layer(self, layer: int) -> Tensor:
         """The K and V of one layer in every page, a view: [num_pages, 2, num_kv_heads, block_size, head_dim]."""

@@ -5,6 +5,7 @@ descriptors, in the order of the frames that announce them.
 """
 
 import asyncio
+import contextlib
 import selectors
 import socket
 import struct
@@ -127,7 +128,8 @@ class Child(Generic[Incoming]):
         try:
             await asyncio.wait_for(self.process.wait(), grace)
         except TimeoutError:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                self.process.kill()
             await self.process.wait()
 
 

@@ -55,9 +55,8 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = True,
         lora_request: Adapter | Sequence[Adapter] = None,
+        use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Generates for every prompt and returns the outputs in their order.
@@ -81,9 +80,8 @@ class LLM:
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
         lora_request: Adapter | Sequence[Adapter] = None,
-        *,
+        use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
@@ -100,7 +98,6 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
     ) -> Iterator[list[RequestOutput]]:

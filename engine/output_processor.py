@@ -130,33 +130,36 @@ class OutputProcessor:
         return self.remove(request)
 
     def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:
-        """Adds an update to its sample. True when a stop string ended the text."""
-        self._add_logprobs(request, sample, update)
+        """Adds an update to its sample. True when a stop string ended the text; tokens after it are dropped."""
         request.num_cached_tokens = max(request.num_cached_tokens, update.num_cached_tokens)
+        if request.prompt_logprobs is not None:
+            request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
         if update.token_ids:
             request.metrics.last_token_time = time.monotonic()
             request.metrics.first_token_time = request.metrics.first_token_time or request.metrics.last_token_time
-        sample.token_ids += update.token_ids
-        sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_token_id
-        sample.error = update.error
-        detokenizer = sample.detokenizer
-        if detokenizer is None:
-            return False
-        is_stop_token = update.finish_reason is FinishReason.STOP
-        detokenizer.push(update.token_ids, not is_stop_token or request.sampling.include_stop_str_in_output)
-        if update.finish_reason is not None:
-            detokenizer.finish()
-        if detokenizer.stop_string is None:
-            return False
-        sample.finish_reason, sample.stop_reason = FinishReason.STOP, detokenizer.stop_string
-        return True
-
-    def _add_logprobs(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> None:
-        for entry in update.logprobs:
+        num_used = self._add_text(request, sample, update)
+        sample.token_ids += update.token_ids[:num_used]
+        for entry in update.logprobs[:num_used]:
             sample.logprobs.append(self._named(entry))
             sample.cumulative_logprob += entry.logprobs[0]
-        if request.prompt_logprobs is not None:
-            request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
+        stop_string = None if sample.detokenizer is None else sample.detokenizer.stop_string
+        sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_token_id
+        sample.error = update.error
+        if stop_string is not None:
+            sample.finish_reason, sample.stop_reason = FinishReason.STOP, stop_string
+        return stop_string is not None
+
+    def _add_text(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> int:
+        """Returns how many of the tokens belong to the text."""
+        detokenizer = sample.detokenizer
+        if detokenizer is None:
+            return len(update.token_ids)
+        # A stop token ends the text and is no part of it.
+        is_last_shown = update.finish_reason is not FinishReason.STOP or request.sampling.include_stop_str_in_output
+        num_used = detokenizer.push(update.token_ids, is_last_shown)
+        if update.finish_reason is not None:
+            detokenizer.finish()
+        return num_used
 
     def _named(self, entry: TokenLogprob) -> dict[int, Logprob]:
         return {

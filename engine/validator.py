@@ -160,7 +160,10 @@ def resolve_max_tokens(prompt: Sequence[int], params: SamplingParams, num_adapte
     if not prompt:
         raise InvalidRequest("prompt", "has no token")
     room = facts.max_model_len - len(prompt)
-    max_tokens = room if params.max_tokens is None else params.max_tokens
+    max_tokens = params.max_tokens
+    if max_tokens is None:  # as much as fits
+        room_in_memory = (facts.num_pages - num_adapter_pages) * facts.block_size - len(prompt)
+        max_tokens = max(min(room, room_in_memory), 1)
     if max_tokens > room or room < 1:
         limit = f"prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) exceed {facts.max_model_len}"
         raise InvalidRequest("max_tokens" if room > 0 else "prompt", f"{limit}, the model's length here")

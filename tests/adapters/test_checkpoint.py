@@ -156,6 +156,11 @@ def zipped(path: Path) -> None:
         archive.writestr("archive/data.pkl", b"x" * 100)
 
 
+def config_as_fifo(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    os.mkfifo(folder / CONFIG)
+
+
 def all_removed(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -351,7 +356,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     ),
     "weights a dangling link": (replaced_by(lambda path: path.symlink_to("gone")), f"{WEIGHTS} cannot be read"),
     "config a FIFO": (
-        lambda folder: ((folder / CONFIG).unlink(), os.mkfifo(folder / CONFIG)),
+        config_as_fifo,
         f"{CONFIG} is not a regular file",
     ),
 }
@@ -471,7 +476,8 @@ def check_like_peft(checkpoint: Checkpoint, layers: dict[str, Any]) -> None:
     assert modules.keys() == layers.keys()
     for name, layer in layers.items():
         module = modules[name]
-        assert (module.rank, module.scaling) == (layer.r["default"], pytest.approx(layer.scaling["default"], rel=1e-15))
+        assert module.rank == layer.r["default"]
+        assert module.scaling == pytest.approx(layer.scaling["default"], rel=1e-15)
         np.testing.assert_array_equal(module.a, layer.lora_A["default"].weight.detach().numpy())
         np.testing.assert_array_equal(module.b, layer.lora_B["default"].weight.detach().numpy())
 

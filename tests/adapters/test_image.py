@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blora.adapters import AdapterImage, Checkpoint, TargetModule, pack
+from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.checkpoint import Array, LoRAModule
 from blora.adapters.image import ALIGNMENT, DTYPES, Chunk
 
@@ -37,7 +37,8 @@ def make_checkpoint(shapes: Sequence[Shape], seed: int = 0) -> Checkpoint:
 
 
 def widest_row(shapes: Sequence[Shape], dtype: str) -> int:
-    return max(max(rank, num_in) for rank, num_in, _ in shapes) * getattr(torch, dtype).itemsize
+    item_bytes: int = getattr(torch, dtype).itemsize
+    return item_bytes * max(max(rank, num_in) for rank, num_in, _ in shapes)
 
 
 def as_torch_stores(matrix: Array, dtype: str) -> bytes:
@@ -152,7 +153,7 @@ def test_true_ranks_cost_their_bytes_and_no_more() -> None:
 
 
 def test_a_row_larger_than_a_page_is_an_error() -> None:
-    with pytest.raises(ValueError, match="a row of 160 bytes does not fit into a page of 128"):
+    with pytest.raises(AdapterTooLarge, match="a matrix row of 160 bytes does not fit into a page of 128"):
         pack(make_checkpoint([(4, 40, 8)]), "float32", 128)
 
 

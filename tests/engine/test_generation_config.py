@@ -18,7 +18,7 @@ def make(folder: Path, generation: Any = None, config: Any = None) -> Path:
 
 
 def test_sampling_fields_become_defaults(tmp_path: Path) -> None:
-    fields = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1}
+    fields: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1}
     model = make(tmp_path, fields | {"max_new_tokens": 99, "do_sample": True, "transformers_version": "5"})
     assert load_generation_defaults(model, None).sampling == SamplingParams(**fields, max_tokens=99)
 
@@ -62,7 +62,7 @@ def test_files_beside_a_gguf_file_are_not_read(tmp_path: Path) -> None:
     make(tmp_path, {"temperature": 0.1, "eos_token_id": 9})
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     defaults = load_generation_defaults(tmp_path / "model.gguf", 4)
-    assert (defaults.sampling, defaults.eos_token_ids) == (SamplingParams(), {4})
+    assert (defaults.sampling, defaults.eos_token_ids) == (SamplingParams(), frozenset({4}))
 
 
 @pytest.mark.parametrize("content", [[], 1, "x", None])

@@ -120,7 +120,7 @@ def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: fl
     return tokens
 
 
-LIMITS: list[dict[str, float]] = [
+LIMITS: list[dict[str, Any]] = [
     *({"top_k": top_k} for top_k in (1, 2, 5, FEW - 1)),
     *({"top_p": top_p} for top_p in (1e-300, 0.1, 0.5, 0.9)),
     *({"min_p": min_p} for min_p in (0.01, 0.2, 1.0)),
