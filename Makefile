@@ -17,7 +17,8 @@ test: $(READY) model
 check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p blora
+	$(BIN)/mypy -p blora.scheduler -p blora.adapters -p blora.proto -p blora.engine
+	$(BIN)/mypy bench
 	$(BIN)/python -m pytest tests/test_layering.py
 
 format: $(READY)

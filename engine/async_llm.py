@@ -15,16 +15,15 @@ from typing import Any
 from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, SamplingParams
 
+from .adapter_reader import AdapterReader
 from .adapter_source import resolve_adapter
 from .channel import ChannelClosed, Child, start_child
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .frames import (
-    AdapterRead,
     AddRequest,
     FinishRequests,
     FromEngine,
-    FromLoader,
     GetState,
     LoadAdapter,
     PinAdapter,
@@ -50,7 +49,6 @@ from .tokenizer import Message, Tokenizer, load_tokenizer
 logger = logging.getLogger(__name__)
 
 ENGINE_GRACE = 5.0  # seconds for a child to end by itself
-READ_TIMEOUT = 120.0  # seconds to read and pack one adapter
 RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
 
 
@@ -81,7 +79,7 @@ class AsyncLLM:
         self._start_adapters = dict(adapters or {})
         self._adapter_roots = None if adapter_roots is None else [str(Path(root).resolve()) for root in adapter_roots]
         self._engine: Child[FromEngine] | None = None
-        self._loader = _Loader()
+        self._loader = AdapterReader()
         self._is_started = False
         self._supervisor: asyncio.Task[None] | None = None
         self._is_draining = False
@@ -461,40 +459,3 @@ class AsyncLLM:
 
     def default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
-
-
-class _Loader:
-    """The adapter loader child: one order at a time. One that dies or hangs over a file is replaced."""
-
-    def __init__(self) -> None:
-        self._child: Child[FromLoader] | None = None
-        self._turn = asyncio.Lock()
-
-    async def read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
-        """The packed adapter's table and the descriptor of its sealed image, which the caller closes."""
-        async with self._turn:
-            try:
-                return await asyncio.wait_for(self._read(path, order), READ_TIMEOUT)
-            except TimeoutError:
-                problem = f"reading it took more than {READ_TIMEOUT:g} s"
-            except ChannelClosed:
-                problem = "the loader ended while reading it"
-            except asyncio.CancelledError:
-                await self.stop()  # its answer would be taken for that of the next order
-                raise
-            await self.stop()
-            raise AdapterRejected(path, [problem])
-
-    async def _read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
-        if self._child is None:
-            self._child = await start_child("blora.engine.adapter_loader", FromLoader)
-        self._child.send(order)
-        answer = await self._child.receive()
-        if isinstance(answer, AdapterRead):
-            return answer.table, self._child.receive_descriptor()
-        raise AdapterRejected(path, answer.problems)
-
-    async def stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            await child.stop(0)

@@ -1,7 +1,7 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -100,7 +100,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
-    ) -> Iterator[list[RequestOutput]]:
+    ) -> Generator[list[RequestOutput], None, None]:
         """Yields after each step what is new of every row that grew; request_id is the row's index in prompts.
 
         Raises as `generate` does, at the call. Closing the iterator aborts what is unfinished.
@@ -131,7 +131,7 @@ class LLM:
             prepared.append(entry)
         return prepared
 
-    def _run(self, prepared: Sequence[Prepared]) -> Iterator[list[RequestOutput]]:
+    def _run(self, prepared: Sequence[Prepared]) -> Generator[list[RequestOutput], None, None]:
         self._front_end.accept(prepared)
         for entry in prepared:
             for request in entry.requests:
