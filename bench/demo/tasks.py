@@ -1,0 +1,73 @@
+"""The four demo tasks: how their data is made and split, and how an output is checked. Needs no torch."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from bench.demo.appointments import is_same_json, make_appointment
+from bench.demo.commits import make_commit
+from bench.demo.example import Example, is_same_line
+from bench.demo.questions import is_same_query, make_question
+from bench.demo.tickets import make_ticket
+
+HELD_OUT_SEED = 2024
+# One subject in eight is never trained on, in any wording.
+HELD_OUT_SHARE = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """`instruction` opens the user's message; `max_tokens` covers the longest answer and its end token."""
+
+    name: str
+    instruction: str
+    make_example: Callable[[Random], Example]
+    check: Callable[[Example, str], bool]
+    max_tokens: int
+
+    def prompt(self, example: Example) -> str:
+        """The whole prompt, in the chat format of SmolLM2 and with no system message."""
+        return f"<|im_start|>user\n{self.instruction} {example.text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("ticket-routing", "Route this support ticket:", make_ticket, is_same_line, max_tokens=10),
+        Task("appointment-json", "Appointment as JSON:", make_appointment, is_same_json, max_tokens=40),
+        Task("shop-sql", "SQL for this question:", make_question, is_same_query, max_tokens=40),
+        Task("commit-style", "Commit message for this note:", make_commit, is_same_line, max_tokens=20),
+    )
+}
+
+
+def train_examples(task: Task, count: int, seed: int) -> list[Example]:
+    """`count` examples with distinct texts, none about a held-out subject."""
+    return distinct_examples(task, count, seed, is_held_out=False)
+
+
+def held_out_examples(task: Task, count: int = 50) -> list[Example]:
+    """`count` examples with distinct texts, all about held-out subjects; the same ones in every run."""
+    return distinct_examples(task, count, HELD_OUT_SEED, is_held_out=True)
+
+
+def is_held_out_subject(subject: str) -> bool:
+    # Python's own hash of a string changes from run to run.
+    return zlib.crc32(subject.encode()) % HELD_OUT_SHARE == 0
+
+
+def distinct_examples(task: Task, count: int, seed: int, is_held_out: bool) -> list[Example]:
+    found: dict[str, Example] = {}
+    for example in endless_examples(task, seed):
+        if is_held_out_subject(example.subject) == is_held_out:
+            found.setdefault(example.text, example)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def endless_examples(task: Task, seed: int) -> Iterator[Example]:
+    rng = Random(seed)
+    while True:
+        yield task.make_example(rng)

@@ -1,0 +1,80 @@
+"""The demo adapters keep what they were trained for: through gRPC, all tasks and the base model in one batch."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bench.demo.tasks import TASKS, Example, Task, held_out_examples, train_examples
+from blora.proto.client import Client
+
+ROOT = Path(__file__).parent.parent.parent
+ADAPTERS = ROOT / "bench/demo/adapters"
+NUM_HELD_OUT = 50
+NUM_BASE_ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def client(real_model: Path) -> Iterator[Client]:
+    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(real_model), "--port", "0"]
+    adapters = [f"--adapter={name}={ADAPTERS / name}" for name in TASKS]
+    with subprocess.Popen([*command, "--memory", "1GiB", *adapters], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        match = re.search(r" on (\S+)$", server.stdout.readline())
+        assert match is not None, "the server did not start"
+        with Client(match[1], timeout=500) as client:
+            yield client
+        server.terminate()
+        assert server.wait(timeout=30) == 0
+
+
+def answer(client: Client, task: Task, example: Example, adapter: str | None) -> str:
+    response = client.generate(task.prompt(example), adapter, temperature=0, max_tokens=task.max_tokens)
+    return str(response.samples[0].text)
+
+
+@pytest.mark.timeout(600)
+def test_every_adapter_is_right_and_the_base_model_is_not(client: Client) -> None:
+    rows = [
+        (task, example, adapter)
+        for index in range(NUM_HELD_OUT)
+        for task in TASKS.values()
+        for example in [held_out_examples(task, NUM_HELD_OUT)[index]]
+        for adapter in ([task.name, None] if index < NUM_BASE_ROWS else [task.name])
+    ]
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda row: answer(client, *row), rows))
+    for name in TASKS:
+        right = {True: 0, False: 0}  # with the adapter, without
+        for (task, example, adapter), text in zip(rows, answers, strict=True):
+            if task.name == name:
+                right[adapter is not None] += task.check(example, text)
+        assert right[True] >= 0.9 * NUM_HELD_OUT, (name, right)
+        assert right[False] < 0.2 * NUM_BASE_ROWS, (name, right)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_committed_adapters_are_small_and_in_16_bit(name: str) -> None:
+    files = sorted((ADAPTERS / name).iterdir())
+    assert [file.name for file in files] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sum(file.stat().st_size for file in files) <= 2_500_000
+    with files[1].open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert {entry["dtype"] for key, entry in header.items() if key != "__metadata__"} <= {"BF16", "F16"}
+
+
+def test_ranks_and_modules_differ() -> None:
+    configs = [json.loads((ADAPTERS / name / "adapter_config.json").read_text()) for name in TASKS]
+    assert len({config["r"] for config in configs}) == len(TASKS)
+    assert len({tuple(sorted(config["target_modules"])) for config in configs}) == len(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_held_out_inputs_are_never_trained_on(task: Task) -> None:
+    trained = {example.text for example in train_examples(task, 500, seed=1)}
+    assert trained.isdisjoint(example.text for example in held_out_examples(task, NUM_HELD_OUT))
