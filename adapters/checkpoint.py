@@ -148,6 +148,8 @@ def _match(
         if a is not None and b is not None:
             module = LoRAModule(target, config.scaling_of(target.name), a, b)
             problems += _misfits(module, config.rank_of(target.name))
+            if not config.targets(target.name):  # PEFT would not have built it, and would leave its tensors out
+                problems.append(f"{target.name} has tensors, but the configuration does not target it")
             modules.append(module)
         elif a is not None or b is not None or config.targets(target.name):
             missing = [name for name, tensor in zip(names, (a, b), strict=True) if tensor is None]

@@ -100,8 +100,8 @@ class EngineCore:
         return gone
 
     def pin_adapter(self, digest: str) -> bool:
-        """Makes an adapter resident for good; False when there is no room for it now."""
-        return self._residency.pin(digest)
+        """Makes an adapter resident for good; False when there is no room for it beside what was accepted."""
+        return self.scheduler.pin(digest)
 
     def unpin_adapter(self, digest: str) -> None:
         self._residency.unpin(digest)

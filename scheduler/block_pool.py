@@ -151,14 +151,6 @@ class BlockPool:
     def is_parked(self, digest: str) -> bool:
         return digest in self._parked
 
-    def drop_cached_blocks(self) -> None:
-        """Empties the prefix cache; blocks in use stay in use, unfindable."""
-        for page in list(self._cached.values()):
-            self._forget(page)
-            if not page.ref_count:
-                page.unlink()
-                page.link_before(self._anchor.next)
-
     def check_integrity(self, owned: Sequence[int]) -> None:
         """Raises RuntimeError unless each page is in one state and `owned`, one entry per reference, are those used."""
         listed = self._listed_pages()

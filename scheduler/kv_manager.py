@@ -13,7 +13,7 @@ class KVManager:
         self.num_prefix_queries = 0  # tokens looked up
         self.num_prefix_hits = 0  # tokens found
         self._pool = pool
-        self._is_caching = enable_prefix_caching
+        self.is_caching = enable_prefix_caching
         self._tables: dict[int, list[int]] = {}
         self._num_published: dict[int, int] = {}
 
@@ -26,7 +26,7 @@ class KVManager:
     def find_prefix(self, request: Request) -> list[int]:
         """The longest run of cached blocks from the start. The last token is always left to compute: it gives the
         logits; and a request for prompt logprobs needs every prompt token's logits."""
-        if not self._is_caching or request.sampling.prompt_logprobs is not None:
+        if not self.is_caching or request.sampling.prompt_logprobs is not None:
             return []
         extend_block_keys(request, self.block_size)
         hits: list[int] = []
@@ -67,7 +67,7 @@ class KVManager:
 
     def publish(self, request: Request) -> None:
         """Makes the blocks findable that are full of computed tokens."""
-        if not self._is_caching:
+        if not self.is_caching:
             return
         extend_block_keys(request, self.block_size)
         table = self._tables[request.request_id]

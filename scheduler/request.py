@@ -42,6 +42,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     num_preemptions: int = 0
+    num_told_prompt_logprobs: int = 0  # prompt positions whose logprobs are out; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end it, EOS included unless it is ignored

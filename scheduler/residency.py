@@ -29,7 +29,8 @@ class _Adapter:
     is_pinned: bool = False
     is_leaving: bool = False  # unloaded: forgotten with its last request
     page_ids: list[int] = field(default_factory=list)  # in order of the images; empty unless held
-    num_copied: int = 0
+    num_copied: int = 0  # pages whose copy is done
+    num_planned: int = 0  # pages whose copy is done or part of the step that is being planned
 
     @property
     def is_wanted(self) -> bool:
@@ -46,15 +47,10 @@ class AdapterResidency:
         self._max_copied_pages = max(max_copied_pages_per_step, 1)
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
-        self.num_copied_pages = 0
 
     def register(self, digest: str, num_pages: int) -> None:
         adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
         adapter.is_leaving = False
-
-    def is_registered(self, digest: str) -> bool:
-        adapter = self._adapters.get(digest)
-        return adapter is not None and not adapter.is_leaving
 
     def is_known(self, digest: str) -> bool:
         """Whether the adapter is registered, or unloaded but still used by unfinished requests."""
@@ -129,7 +125,7 @@ class AdapterResidency:
         if page_ids is None:
             return False
         adapter.page_ids = page_ids
-        adapter.num_copied = 0 if parked is None else adapter.num_pages
+        adapter.num_copied = adapter.num_planned = 0 if parked is None else adapter.num_pages
         if parked is None:
             self._copying[digest] = adapter
         return True
@@ -145,26 +141,35 @@ class AdapterResidency:
             self._pool.release(page_ids)
         elif page_ids:
             self._pool.park(digest, page_ids)
-        adapter.num_copied = 0
+        adapter.num_copied = adapter.num_planned = 0
 
     def plan_copies(self) -> list[PageCopy]:
-        """The next copies, oldest first, within the page budget. They count as done: the step runs them first."""
+        """The next copies, oldest first, within the page budget. The step runs them before anything else; a step that
+        never came to commit them has them planned again."""
         copies: list[PageCopy] = []
         budget = self._max_copied_pages
-        while self._copying and budget:
-            digest, adapter = next(iter(self._copying.items()))
+        for digest, adapter in self._copying.items():
             last = min(adapter.num_copied + budget, adapter.num_pages)
-            copies.append(PageCopy(digest, adapter.num_copied, tuple(adapter.page_ids[adapter.num_copied : last])))
-            budget -= last - adapter.num_copied
-            self.num_copied_pages += last - adapter.num_copied
-            adapter.num_copied = last
-            if adapter.is_ready:
-                del self._copying[digest]
+            adapter.num_planned = last
+            if last > adapter.num_copied:
+                copies.append(PageCopy(digest, adapter.num_copied, tuple(adapter.page_ids[adapter.num_copied : last])))
+                budget -= last - adapter.num_copied
         return copies
 
+    def commit_copies(self, copies: Iterable[PageCopy]) -> None:
+        """Counts copies as done, unless their pages were given back meanwhile."""
+        for copy in copies:
+            adapter = self._copying.get(copy.digest)
+            last = copy.first + len(copy.page_ids)
+            if adapter is None or tuple(adapter.page_ids[copy.first : last]) != copy.page_ids:
+                continue
+            adapter.num_copied = last
+            if adapter.is_ready:
+                del self._copying[copy.digest]
+
     def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
-        """Whether every adapter of a held list is copied whole."""
-        return all(self._adapters[digest].is_ready for digest, _ in adapters)
+        """Whether every adapter of a held list is whole once the copies planned so far have run."""
+        return all(self._adapters[digest].num_planned == self._adapters[digest].num_pages for digest, _ in adapters)
 
     def page_table(self, digest: str) -> Sequence[int]:
         return self._adapters[digest].page_ids

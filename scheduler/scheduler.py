@@ -38,10 +38,11 @@ class Scheduler:
         """Accepts a validated request. Its adapters must be registered."""
         request.arrival = self._num_accepted
         self._num_accepted += 1
-        self._requests[request.request_id] = request
         self._residency.expect(request.adapters)
+        self._requests[request.request_id] = request
         leader = self._requests.get(request.leader) if request.leader is not None else None
-        if leader is not None and leader.num_computed_tokens < leader.num_prompt_tokens:
+        is_shareable = self._kv.is_caching and leader is not None
+        if leader is not None and is_shareable and leader.num_computed_tokens < leader.num_prompt_tokens:
             self._followers.setdefault(leader.request_id, []).append(request)
         else:
             self._waiting.push(request)
@@ -72,6 +73,24 @@ class Scheduler:
             self._kv.release(request)
             self._residency.release(request.adapters)
 
+    def pin(self, digest: str) -> bool:
+        """Keeps an adapter resident. False when there is no room now, or when an accepted request would not fit any
+        more: what was accepted is not failed for a pin."""
+        return self._fits_with_pin(digest) and self._residency.pin(digest)
+
+    def _fits_with_pin(self, digest: str) -> bool:
+        num_pinned = self._residency.num_pinned_pages
+        if not self._residency.is_pinned(digest):
+            num_pinned += self._residency.num_pages([(digest, 1.0)])
+        needs = [self._num_pages_at_most(request, digest) for request in self._requests.values()]
+        return num_pinned + max(needs, default=1) <= self._pool.num_pages
+
+    def _num_pages_at_most(self, request: Request, pinned: str) -> int:
+        """Pages that a request can come to need beside the pinned adapters."""
+        others = [use for use in request.adapters if use[0] != pinned and not self._residency.is_pinned(use[0])]
+        num_tokens = request.num_prompt_tokens + request.max_tokens
+        return self._kv.blocks_for(num_tokens) + self._residency.num_pages(others)
+
     # Plan.
 
     def schedule(self) -> Step:
@@ -83,7 +102,7 @@ class Scheduler:
         while plan.budget and self._admit_head(plan):
             pass
         copies = self._residency.plan_copies()
-        for request in list(self._running):  # the admitted ones, and those whose last adapter page is copied now
+        for request in list(self._running):  # those whose last adapter page is copied now
             if request.request_id not in plan.rows:
                 self._schedule_row(request, plan)
         rows = list(plan.rows.values())
@@ -126,6 +145,7 @@ class Scheduler:
             self._waiting.pop()
             head.status = Status.RUNNING
             bisect.insort(self._running, head, key=self._waiting.order)
+            self._schedule_row(head, plan)
         elif not self._running:
             self._reject(head)
         elif self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
@@ -161,6 +181,7 @@ class Scheduler:
     def update(self, step: Step, results: Mapping[int, RowResult]) -> list[RowUpdate]:
         """Advances the step's requests by their results. Rows without a result, and requests gone since, are left."""
         updates, self._rejected = self._rejected, []
+        self._residency.commit_copies(step.copies)
         for row in step.rows:
             request = self._requests.get(row.request_id)
             result = results.get(row.request_id)
@@ -179,12 +200,15 @@ class Scheduler:
         reason = None if result.token_id is None else self._append(request, result.token_id)
         if reason is not None:
             self.finish(request.request_id, reason)
+        # Results speak of the positions after row.start; those told before a preemption are left out.
+        prompt_logprobs = result.prompt_logprobs[max(request.num_told_prompt_logprobs - row.start, 0) :]
+        request.num_told_prompt_logprobs += len(prompt_logprobs)
         is_named_stop = reason is FinishReason.STOP and result.token_id in (request.sampling.stop_token_ids or ())
         return RowUpdate(
             request_id=request.request_id,
             token_ids=() if result.token_id is None else (result.token_id,),
             logprobs=() if result.logprob is None else (result.logprob,),
-            prompt_logprobs=result.prompt_logprobs,
+            prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
             stop_token_id=result.token_id if is_named_stop else None,
             num_cached_tokens=request.num_cached_tokens,

@@ -1,7 +1,6 @@
 """WaitingQueue: accepted requests in order of service. Owns the order, nothing else."""
 
 import heapq
-from collections.abc import Iterator
 
 from .request import Request
 
@@ -43,9 +42,6 @@ class WaitingQueue:
     def remove(self, request: Request) -> None:
         """Forgets a request wherever it stands. One that does not wait is fine."""
         self._ids.discard(request.request_id)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __iter__(self) -> Iterator[Request]:
-        return (request for _, request in self._heap if request.request_id in self._ids)
+        if len(self._heap) > 2 * len(self._ids) + 16:  # behind a head that waits, removed ones would pile up
+            self._heap = [entry for entry in self._heap if entry[1].request_id in self._ids]
+            heapq.heapify(self._heap)

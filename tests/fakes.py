@@ -62,7 +62,10 @@ class CheckingRunner:
         for position in range(row.end):
             expected = (row.token_ids[position], position, row.adapters)
             assert self.cells.get(self._cell(row, position)) == expected, (row.request_id, position)
-        return RowResult(next_token(row)) if row.is_sampled else RowResult()
+        # Stands for prompt logprobs: the positions themselves.
+        told = range(row.start + 1, min(row.end + 1, row.num_prompt_tokens))
+        prompt_logprobs = () if row.sampling.prompt_logprobs is None else tuple(told)
+        return RowResult(next_token(row) if row.is_sampled else None, prompt_logprobs=prompt_logprobs)  # type: ignore[arg-type]
 
     def _cell(self, row: ScheduledRow, position: int) -> tuple[int, int]:
         return row.block_table[position // self.block_size], position % self.block_size

@@ -4,6 +4,7 @@ import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
 
 from blora.scheduler import FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
+from blora.scheduler.scheduler import _Plan
 
 
 def run_step(scheduler: Scheduler, runner: CheckingRunner) -> tuple[Step, list[RowUpdate]]:
@@ -155,7 +156,7 @@ def test_unloading_waits_for_the_requests_that_use_the_adapter() -> None:
     residency.register("leaving", 2)
     scheduler.add(make_request(0, [1, 2], 3, adapters=(("leaving", 1.0),)))
     residency.unregister("leaving")
-    assert residency.is_known("leaving") and not residency.is_registered("leaving")
+    assert residency.is_known("leaving")
     run_all(scheduler, CheckingRunner(4))
     assert not residency.is_known("leaving")
     assert pool.num_free == 16
@@ -204,3 +205,57 @@ def test_aborting_at_any_phase_gives_everything_back(num_steps: int) -> None:
     scheduler.finish(0)
     scheduler.check_integrity()
     assert pool.num_free == pool.num_pages and not scheduler.has_work
+
+
+def test_recomputing_a_prompt_does_not_repeat_its_logprobs() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64, max_num_batched_tokens=4)
+    runner = CheckingRunner(4)
+    sampling = SamplingParams(prompt_logprobs=0, max_tokens=3)
+    scheduler.add(make_request(0, list(range(10)), 3, sampling=sampling))
+    told: list[object] = []
+    for index in range(12):
+        if index == 2:
+            scheduler._preempt(scheduler._running[0], _Plan(0))
+        for update in run_step(scheduler, runner)[1]:
+            told += update.prompt_logprobs
+    assert told == list(range(1, 10))
+
+
+def test_a_pin_is_refused_when_accepted_requests_would_not_fit_beside_it() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8)
+    for digest in ("three", "six"):
+        residency.register(digest, {"three": 3, "six": 6}[digest])
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 8, 12))  # up to 5 pages
+    run_step(scheduler, runner)
+    assert not scheduler.pin("six")
+    assert scheduler.pin("three")
+    assert not any(update.error for _ in range(15) for update in run_step(scheduler, runner)[1])
+
+
+def test_a_step_that_was_interrupted_before_its_copies_runs_them_again() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=16, copied_pages_per_step=8)
+    residency.register("one", 3)
+    scheduler.add(make_request(0, [1, 2], 2, adapters=(("one", 1.0),)))
+    scheduler.schedule()
+    assert not residency.is_resident("one")
+    run_all(scheduler, CheckingRunner(4))
+    assert residency.is_resident("one")
+
+
+def test_one_step_admits_no_more_than_its_tokens_let_begin() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64, max_num_batched_tokens=8, max_num_seqs=8)
+    for request_id in range(6):
+        scheduler.add(make_request(request_id, [request_id] * 6, 2))
+    run_step(scheduler, CheckingRunner(4))
+    assert scheduler.num_running == 2
+
+
+def test_requests_that_are_cancelled_while_they_wait_leave_nothing() -> None:
+    scheduler, *_ = make_scheduler(max_num_seqs=1)
+    scheduler.add(make_request(0, [1], 4))
+    run_step(scheduler, CheckingRunner(4))
+    for request_id in range(1, 500):
+        scheduler.add(make_request(request_id, [1], 4))
+        scheduler.finish(request_id)
+    assert len(scheduler._waiting._heap) < 40

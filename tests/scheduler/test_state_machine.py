@@ -30,6 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_pages = num_pages
         self.num_requests = 0
         self.alive: dict[int, Request] = {}
+        self.registered: set[str] = set()
 
     def _finished(self, request_id: int) -> None:
         self.alive.pop(request_id, None)
@@ -39,7 +40,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, prompt: list[int], max_tokens: int, pick: int, urgency: int) -> int:
         digest = DIGESTS[pick] if pick < len(DIGESTS) else None
-        adapters = ((digest, 1.0),) if digest is not None and self.residency.is_registered(digest) else ()
+        adapters = ((digest, 1.0),) if digest in self.registered else ()
         return self._add(make_request(self.num_requests, prompt, max_tokens, adapters=adapters, priority=urgency))
 
     @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
@@ -55,7 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         fork = make_request(
             self.num_requests, parent.prompt_token_ids, 3, adapters=parent.adapters, sample_index=index, leader=leader
         )
-        if parent.adapters and not self.residency.is_registered(parent.adapters[0][0]):
+        if parent.adapters and parent.adapters[0][0] not in self.registered:
             return leader
         return self._add(fork)
 
@@ -97,24 +98,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(DIGESTS))
     def register(self, digest: str) -> None:
         self.residency.register(digest, 1 + DIGESTS.index(digest))
+        self.registered.add(digest)
 
     @rule(digest=st.sampled_from(DIGESTS))
     def unregister(self, digest: str) -> None:
         self.residency.unregister(digest)
+        self.registered.discard(digest)
 
-    @precondition(lambda self: any(self.residency.is_registered(digest) for digest in DIGESTS))
+    @precondition(lambda self: self.registered)
     @rule(data=st.data())
     def pin_or_unpin(self, data: st.DataObject) -> None:
-        registered = [digest for digest in DIGESTS if self.residency.is_registered(digest)]
-        digest = data.draw(st.sampled_from(registered))
+        digest = data.draw(st.sampled_from(sorted(self.registered)))
         if self.residency.is_pinned(digest):
             self.residency.unpin(digest)
         else:
-            self.residency.pin(digest)
+            self.scheduler.pin(digest)
 
     @rule()
-    def drop_cache(self) -> None:
-        self.pool.drop_cached_blocks()
+    def step_that_is_interrupted(self) -> None:
+        """Neither its copies nor its rows were run, and nobody commits it."""
+        self.scheduler.schedule()
 
     @invariant()
     def has_integrity(self) -> None:
