@@ -21,7 +21,6 @@ from .targets import TargetModule
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
-MAX_WEIGHTS_BYTES = 4 << 30
 MAX_VALUE = 65504.0  # of a weight: the largest float16, so that no model's type turns one into infinity
 PREFIX = "base_model.model."
 
@@ -59,7 +58,7 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
         config = parse_config(config_bytes)
-        weights = _read_file(folder / WEIGHTS_FILE, MAX_WEIGHTS_BYTES, roots)
+        weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
     except ConfigError as error:
         raise AdapterRejected(source, error.problems) from error
@@ -70,6 +69,13 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
         raise AdapterRejected(source, problems)
     digest = hashlib.sha256(hashlib.sha256(config_bytes).digest() + hashlib.sha256(weights).digest()).hexdigest()
     return Checkpoint(source, digest, modules, _warnings(config, modules, targets))
+
+
+def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
+    """The size of a file that holds what the configuration targets, in float32: a larger one is not even read."""
+    modules = (target for target in targets if config.targets(target.name))
+    elements = sum(config.rank_of(module.name) * (module.in_features + module.out_features) for module in modules)
+    return elements * 4 + MAX_HEADER_BYTES
 
 
 class _Unreadable(Exception):

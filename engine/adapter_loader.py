@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blora.adapters import AdapterRejected, AdapterTooLarge, pack, read_checkpoint
 
+from .adapter_source import resolve_adapter
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import AdapterRead, AdapterUnreadable, ReadAdapter
 from .sealed_memory import seal
@@ -26,7 +27,9 @@ def serve(channel: Channel[ReadAdapter]) -> None:
 def _answer(channel: Channel[ReadAdapter], order: ReadAdapter) -> None:
     roots = None if order.roots is None else [Path(root) for root in order.roots]
     try:
-        checkpoint = read_checkpoint(Path(order.path), order.targets, roots)
+        # A hub id is only looked for where any place is allowed.
+        folder = resolve_adapter(order.path) if roots is None else Path(order.path)
+        checkpoint = read_checkpoint(folder, order.targets, roots)
         image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))

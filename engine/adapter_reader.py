@@ -5,6 +5,7 @@ import asyncio
 from blora.adapters import AdapterRejected, ImageTable
 
 from .channel import ChannelClosed, Child, start_child
+from .errors import EngineUnavailable
 from .frames import AdapterRead, FromLoader, ReadAdapter
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
@@ -16,10 +17,13 @@ class AdapterReader:
     def __init__(self) -> None:
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
+        self._is_closed = False
 
     async def read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
         """The packed adapter's table and the descriptor of its sealed image, which the caller closes."""
         async with self._turn:
+            if self._is_closed:
+                raise EngineUnavailable("the engine was shut down")
             try:
                 return await asyncio.wait_for(self._read(path, order), READ_TIMEOUT)
             except TimeoutError:
@@ -30,6 +34,8 @@ class AdapterReader:
                 await self.stop()  # its answer would be taken for that of the next order
                 raise
             await self.stop()
+            if self._is_closed:
+                raise EngineUnavailable("the engine was shut down")
             raise AdapterRejected(path, [problem])
 
     async def _read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
@@ -40,6 +46,11 @@ class AdapterReader:
         if isinstance(answer, AdapterRead):
             return answer.table, self._child.receive_descriptor()
         raise AdapterRejected(path, answer.problems)
+
+    async def close(self) -> None:
+        """Stops for good: loads that are under way or queued end with EngineUnavailable."""
+        self._is_closed = True
+        await self.stop()
 
     async def stop(self) -> None:
         child, self._child = self._child, None

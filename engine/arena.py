@@ -54,7 +54,3 @@ class Arena:
         slab = self.pages[:, layer * layout.layer_bytes : (layer + 1) * layout.layer_bytes]
         shape = (self.num_pages, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
         return slab.view(layout.dtype).view(shape)
-
-    def write(self, page_ids: list[int], content: Tensor) -> None:
-        """Copies page images into pages. content: [len(page_ids), page_bytes] uint8."""
-        self.pages[torch.tensor(page_ids)] = content

@@ -7,8 +7,10 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, SamplingParams
 
 from .adapter_reader import AdapterReader
-from .adapter_source import resolve_adapter
 from .channel import ChannelClosed, Child, start_child
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
@@ -44,6 +45,7 @@ from .model.targets import lora_targets
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, AdapterState, EngineInfo, LoRARequest, RequestOutput
 from .replaced_options import drop_replaced_options
+from .sealed_memory import raise_descriptor_limit
 from .tokenizer import Message, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ class AsyncLLM:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._num_calls = 0
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
+        self._loading = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -107,24 +110,26 @@ class AsyncLLM:
         tokenizer = load_tokenizer(self._model)
         self._targets = list(lora_targets(load_model_config(self._model)))
         try:
-            ready = await self._start_engine()
+            raise_descriptor_limit()
             config = self._config
+            self._engine, ready = await self._start_engine(config)
             defaults = load_generation_defaults(self._model, tokenizer.eos_token_id, config.generation_config)
             self._front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
             self._ready = ready
             self._supervisor = asyncio.create_task(self._supervise())
+            self._supervisor.add_done_callback(_log_failure)
             for name, path in self._start_adapters.items():
-                await self._load(name, str(path), str(resolve_adapter(str(path))), roots=None)
+                await self._load(name, str(path), roots=None)
             self._is_started = True
             self._tell_serving()
         except BaseException:
             await self.shutdown()
             raise
 
-    async def _start_engine(self) -> Ready:
-        engine = await start_child("blora.engine.process", FromEngine)
+    async def _start_engine(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
+        engine: Child[FromEngine] = await start_child("blora.engine.process", FromEngine)
         try:
-            engine.send(Start(self._config, str(self._model)))
+            engine.send(Start(config, str(self._model)))
             answer = await engine.receive()
         except ChannelClosed:
             answer = StartFailed("the engine process ended while it started")
@@ -134,8 +139,7 @@ class AsyncLLM:
         if not isinstance(answer, Ready):
             await engine.stop(0)
             raise EngineStartError(answer.reason if isinstance(answer, StartFailed) else "the engine did not answer")
-        self._engine = engine
-        return answer
+        return engine, answer
 
     async def _supervise(self) -> None:
         """Reads the engine's messages; when it dies, fails what ran and starts another."""
@@ -144,7 +148,13 @@ class AsyncLLM:
             await self._read_engine()
             logger.error("the engine process ended unexpectedly; restarting it")
             await self._bury_engine()
-            await self._revive_engine()
+            for attempt in count():
+                await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
+                try:
+                    self._engine = await self._revive_engine()
+                    break
+                except (EngineStartError, ChannelClosed, OSError) as error:
+                    logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
 
     async def _read_engine(self) -> None:
         engine = self._require_engine()
@@ -166,30 +176,39 @@ class AsyncLLM:
     async def _bury_engine(self) -> None:
         engine, self._engine = self._engine, None
         self._tell_serving()
-        for call in self._calls.values():
-            if not call.done():
-                call.set_exception(EngineUnavailable("the engine ended unexpectedly"))
-        self._calls.clear()
+        self._fail_calls("the engine ended unexpectedly")
         for reader in list(self._readers.values()):
             self._front_end.outputs.remove(reader.user)
             reader.grown.set()
-        self._take_updates([], [digest for digest in self._images if not self._front_end.is_published(digest)])
+        self._forget_unpublished()
         if engine is not None:
             await engine.stop(0)
 
-    async def _revive_engine(self) -> None:
-        for attempt in range(1 << 30):
-            await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
-            try:
-                await self._start_engine()
-                break
-            except EngineStartError as error:
-                logger.error("the engine cannot be restarted: %s", error)
-        engine = self._require_engine()
-        for digest, descriptor in self._images.items():
-            engine.send(LoadAdapter(self._front_end.table_of(digest)), descriptor)
-        for digest in filter(self._front_end.is_pinned, self._images):
-            engine.send(PinAdapter(self._next_call(), digest, True))
+    def _fail_calls(self, reason: str) -> None:
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(EngineUnavailable(reason))
+        self._calls.clear()
+
+    def _forget_unpublished(self) -> None:
+        """An engine that is gone has freed everything; what no name means is not loaded again."""
+        for digest in [digest for digest in self._images if not self._front_end.is_published(digest)]:
+            self._forget(digest)
+
+    async def _revive_engine(self) -> Child[FromEngine]:
+        """Another engine of the same size, because requests are checked against it, with all adapters."""
+        num_bytes = self._ready.facts.num_pages * self._ready.page_bytes
+        engine, _ = await self._start_engine(replace(self._config, memory=num_bytes))
+        try:
+            self._forget_unpublished()
+            for digest, descriptor in list(self._images.items()):
+                await engine.send_with(LoadAdapter(self._front_end.table_of(digest)), descriptor)
+            for digest in filter(self._front_end.is_pinned, self._images):
+                engine.send(PinAdapter(self._next_call(), digest, True))
+        except BaseException:
+            await engine.stop(0)
+            raise
+        return engine
 
     async def drain(self) -> None:
         """Refuses new requests with EngineUnavailable and waits until those that run are finished."""
@@ -210,7 +229,11 @@ class AsyncLLM:
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.stop(ENGINE_GRACE)
-        await self._loader.stop()
+        self._fail_calls("the engine was shut down")
+        for unload in self._unloads.values():
+            if not unload.done():
+                unload.set_result(None)  # what was to be freed is
+        await self._loader.close()
         for descriptor in self._images.values():
             os.close(descriptor)
         self._images.clear()
@@ -232,9 +255,9 @@ class AsyncLLM:
             raise EngineUnavailable("the engine is being restarted")
         return self._engine
 
-    def _send(self, message: Any, descriptor: int | None = None) -> None:
+    def _send(self, message: Any) -> None:
         try:
-            self._require_engine().send(message, descriptor)
+            self._require_engine().send(message)
         except ChannelClosed:
             raise EngineUnavailable("the engine ended unexpectedly") from None
 
@@ -264,7 +287,7 @@ class AsyncLLM:
                 output = self._front_end.outputs.take(user)
                 if output is not None:
                     yield output
-                elif not user.is_finished and not self._front_end.outputs.is_known(user):
+                if not user.is_finished and not self._front_end.outputs.is_known(user):
                     raise EngineUnavailable("the engine ended unexpectedly while it computed this request")
         finally:
             self._end(reader)
@@ -282,8 +305,12 @@ class AsyncLLM:
         reader = _Reader(prepared.user, asyncio.Event())
         self._readers[prepared.user] = reader
         self._idle.clear()
-        for request in prepared.requests:
-            self._send(AddRequest.of(request))
+        try:
+            for request in prepared.requests:
+                self._send(AddRequest.of(request))
+        except BaseException:
+            self._end(reader)
+            raise
         return reader
 
     def _end(self, reader: _Reader) -> None:
@@ -325,15 +352,14 @@ class AsyncLLM:
         """
         if self._adapter_roots is not None and not self._adapter_roots:
             raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
-        folder = str(path) if self._adapter_roots is not None else str(resolve_adapter(str(path)))
-        await self._load(name, str(path), folder, self._adapter_roots)
+        await self._load(name, str(path), self._adapter_roots)
         return await (self.pin_adapter(name) if pinned else self.get_adapter(name))
 
-    async def _load(self, name: str, path: str, folder: str, roots: Sequence[str] | None) -> None:
+    async def _load(self, name: str, path: str, roots: Sequence[str] | None) -> None:
         self._front_end.check_adapter_name(name)
         self._require_engine()
         order = ReadAdapter(
-            path=folder,
+            path=path,
             roots=None if roots is None else list(roots),
             targets=self._targets,
             dtype=self._ready.dtype,
@@ -342,7 +368,10 @@ class AsyncLLM:
         table, descriptor = await self._loader.read(path, order)
         try:
             self._front_end.check_adapter_size(path, table)
-            self._send(LoadAdapter(table), descriptor)
+            await self._require_engine().send_with(LoadAdapter(table), descriptor)
+        except ChannelClosed:
+            os.close(descriptor)
+            raise EngineUnavailable("the engine ended unexpectedly") from None
         except BaseException:
             os.close(descriptor)
             raise
@@ -364,14 +393,19 @@ class AsyncLLM:
         """Refuses new requests for the name at once; returns when the running ones are finished and it is freed."""
         info = await self.get_adapter(name)
         digest = self._front_end.withdraw(name)
-        self._let_go(digest)
         if not self._front_end.is_published(digest):
-            await asyncio.shield(self._unloads.setdefault(digest, asyncio.get_running_loop().create_future()))
+            unload = self._unloads.setdefault(digest, asyncio.get_running_loop().create_future())
+            self._let_go(digest)
+            await asyncio.shield(unload)
+        else:
+            self._let_go(digest)
         return info
 
     def _let_go(self, digest: str) -> None:
         """An adapter has lost a name: with the last one it goes, with the last pinned one it may be evicted."""
-        if not self._front_end.is_published(digest):
+        if self._engine is None:
+            self._forget(digest)  # an engine that is gone has freed it; the next one is not given it
+        elif not self._front_end.is_published(digest):
             self._send(UnloadAdapter(digest))
         elif not self._front_end.is_pinned(digest):
             self._send(PinAdapter(self._next_call(), digest, False))
@@ -400,15 +434,14 @@ class AsyncLLM:
 
     async def get_adapter(self, name: str) -> AdapterInfo:
         """Raises AdapterNotFound."""
-        digest = self._front_end.digest_of(name)
-        states = await self._states([digest])
-        return self._front_end.describe(name, digest, states[0])
+        adapter = self._front_end.named(name)
+        (state,) = await self._states([adapter.table.digest])
+        return self._front_end.describe(adapter, state)
 
     async def list_adapters(self) -> list[AdapterInfo]:
-        names = [(name, self._front_end.digest_of(name)) for name in self._front_end.adapter_names()]
-        states = await self._states([digest for _, digest in names])
-        described = zip(names, states, strict=True)
-        return [self._front_end.describe(name, digest, state) for (name, digest), state in described]
+        adapters = [self._front_end.named(name) for name in self._front_end.adapter_names()]
+        states = await self._states([adapter.table.digest for adapter in adapters])
+        return [self._front_end.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
 
     async def _states(self, digests: list[str]) -> list[AdapterState]:
         reply: StateReply = await self._call(lambda call_id: GetState(call_id, digests))
@@ -416,8 +449,10 @@ class AsyncLLM:
 
     async def _load_if_new(self, adapter: Adapter) -> None:
         """vLLM's way: a LoRARequest with a path loads what is not loaded yet."""
-        if isinstance(adapter, LoRARequest) and adapter.lora_path and not self._front_end.is_loaded_from(adapter):
-            await self.load_adapter(adapter.lora_name, adapter.lora_path)
+        if isinstance(adapter, LoRARequest) and adapter.lora_path:
+            async with self._loading:  # those who ask together load it once
+                if not self._front_end.is_loaded_from(adapter):
+                    await self.load_adapter(adapter.lora_name, adapter.lora_path)
 
     def _call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
         """Sends a message that the engine answers."""
@@ -450,6 +485,22 @@ class AsyncLLM:
             version=version("blora"),
         )
 
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        lora_request: Adapter = None,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """`generate` for a conversation, put into the model's chat template."""
+        prompt: Prompt = {"prompt_token_ids": self.encode_chat(messages)}
+        outputs = self.generate(prompt, sampling_params, request_id, lora_request=lora_request, priority=priority)
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
         return self._front_end.encode_chat(messages, add_generation_prompt)
@@ -457,5 +508,10 @@ class AsyncLLM:
     def get_tokenizer(self) -> Tokenizer:
         return self._front_end.tokenizer
 
-    def default_sampling_params(self) -> SamplingParams:
+    def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("nobody watches over the engine any more", exc_info=task.exception())

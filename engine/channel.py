@@ -9,6 +9,7 @@ import contextlib
 import selectors
 import socket
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,7 @@ import msgspec
 Incoming = TypeVar("Incoming")
 LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 1 << 30
+DESCRIPTOR_PAUSE = 0.005  # seconds
 
 
 class ChannelClosed(Exception):
@@ -96,16 +98,23 @@ class Child(Generic[Incoming]):
     descriptors: socket.socket
     decoder: "msgspec.msgpack.Decoder[Incoming]"
 
-    def send(self, message: Any, descriptor: int | None = None) -> None:
+    def send(self, message: Any) -> None:
         """Raises ChannelClosed when the child is known to be gone."""
         if self.writer.is_closing():
             raise ChannelClosed
-        try:
-            if descriptor is not None:
-                socket.send_fds(self.descriptors, [b"\0"], [descriptor])
-        except OSError as error:
-            raise ChannelClosed from error
         self.writer.write(_frame(message))
+
+    async def send_with(self, message: Any, descriptor: int) -> None:
+        """Sends a message that announces a descriptor. Waits while the child has many of them still to fetch."""
+        while True:
+            try:
+                socket.send_fds(self.descriptors, [b"\0"], [descriptor])
+                break
+            except BlockingIOError:
+                await asyncio.sleep(DESCRIPTOR_PAUSE)
+            except OSError as error:
+                raise ChannelClosed from error
+        self.send(message)  # at once, so that frames and descriptors keep the same order
 
     async def receive(self) -> Incoming:
         """The next message. Raises ChannelClosed."""
@@ -135,14 +144,13 @@ class Child(Generic[Incoming]):
 
 async def start_child(module: str, incoming: Any) -> Child[Any]:
     """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that it sends."""
-    import sys
-
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     with child_frames, child_descriptors:
         numbers = (child_frames.fileno(), child_descriptors.fileno())
         command = [sys.executable, "-m", module, *map(str, numbers)]
         process = await asyncio.create_subprocess_exec(*command, pass_fds=numbers, stdin=asyncio.subprocess.DEVNULL)
+    descriptors.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=frames)
     return Child(process, reader, writer, descriptors, msgspec.msgpack.Decoder(incoming))
 

@@ -40,6 +40,7 @@ class EngineCore:
         self._pool = pool
         self._runner = runner
         self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
+        self._unloaded: list[str] = []  # adapters that are gone, not yet told
 
     # Requests.
 
@@ -50,6 +51,7 @@ class EngineCore:
     def finish(self, request_id: int) -> None:
         """Ends a request at any phase; an unknown or finished one is fine."""
         self.scheduler.finish(request_id, FinishReason.ABORT)
+        self._drop_unused()
 
     @property
     def has_work(self) -> bool:
@@ -59,7 +61,9 @@ class EngineCore:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
         step = self.scheduler.schedule()
         self._runner.copy(step)
-        return self.scheduler.update(step, self._execute(step))
+        updates = self.scheduler.update(step, self._execute(step))
+        self._drop_unused()
+        return updates
 
     def _execute(self, step: Step) -> dict[int, RowResult]:
         """Nothing is committed yet, so the rows of a step that fails are run again in halves until the guilty one is
@@ -90,13 +94,18 @@ class EngineCore:
         """Refuses nothing and waits for nothing: the adapter goes with the last unfinished request that uses it."""
         self._residency.unregister(digest)
         self._leaving.add(digest)
+        self._drop_unused()
 
-    def take_unloaded(self) -> list[str]:
-        """The adapters that are gone since the last call; their images may be freed."""
-        gone = [digest for digest in self._leaving if not self._residency.is_known(digest)]
-        for digest in gone:
+    def _drop_unused(self) -> None:
+        """Frees the images of unloaded adapters whose last request has ended."""
+        for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
             self._leaving.remove(digest)
             self._pool.remove(digest)
+            self._unloaded.append(digest)
+
+    def take_unloaded(self) -> list[str]:
+        """The adapters that are gone since the last call."""
+        gone, self._unloaded = self._unloaded, []
         return gone
 
     def pin_adapter(self, digest: str) -> bool:

@@ -1,7 +1,5 @@
 """The messages between the front end, the engine process and the adapter loader. Fixed schemas, no code."""
 
-from typing import Any
-
 import msgspec
 
 from blora.adapters import ImageTable, TargetModule
@@ -133,4 +131,3 @@ class AdapterUnreadable(Frame, frozen=True):
 
 
 FromLoader = AdapterRead | AdapterUnreadable
-Call = dict[str, Any]

@@ -12,12 +12,12 @@ from typing import Any
 from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
-from .errors import AdapterNotFound, InvalidRequest, QueueFull
+from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, AdapterState, LoRARequest
 from .tokenizer import Message, Tokenizer
-from .validator import Facts, check_salt, check_sampling, check_text, resolve_max_tokens
+from .validator import Facts, check_messages, check_salt, check_sampling, check_text, resolve_max_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,10 @@ Adapter = LoRARequest | str | None
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedAdapter:
+class NamedAdapter:
+    """What a name means: weights, and where they came from."""
+
+    name: str
     path: str
     table: ImageTable
 
@@ -49,14 +52,15 @@ class FrontEnd:
         seed: int | None,
     ) -> None:
         self.tokenizer = tokenizer
-        self.defaults = defaults
+        self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
         self.outputs = OutputProcessor(tokenizer)
         self._max_num_queued_reqs = max_num_queued_reqs
         self._seeds = random.Random(seed)  # None seeds from the system
         self._next_id = 0
         self._registry = Registry()
-        self._loaded: dict[str, LoadedAdapter] = {}  # by digest
+        self._tables: dict[str, ImageTable] = {}  # by digest
+        self._paths: dict[str, str] = {}  # by name
 
     # Requests.
 
@@ -77,7 +81,9 @@ class FrontEnd:
         check_sampling(sampling, self.facts)
         lora_request, uses = self.resolve(adapter)
         text, token_ids, salt = self._read_prompt(prompt)
-        num_adapter_pages = sum(self._loaded[digest].table.num_pages for digest, _ in uses)
+        # What is pinned by others is as good as not there.
+        digests = {digest for digest, _ in uses} | self._registry.pinned_digests()
+        num_adapter_pages = sum(self._tables[digest].num_pages for digest in digests)
         max_tokens = resolve_max_tokens(token_ids, sampling, num_adapter_pages, self.facts)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
@@ -132,11 +138,7 @@ class FrontEnd:
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
-        for message in messages:
-            if not isinstance(message, Mapping) or not all(
-                isinstance(message.get(k), str) for k in ("role", "content")
-            ):
-                raise InvalidRequest("messages", "each message needs a 'role' and a 'content', both texts")
+        check_messages(messages, self.facts)
         text = check_text(self.tokenizer.apply_chat_template(messages, add_generation_prompt), self.facts)
         # Templates write the special tokens themselves; a second BOS harms the answer.
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -165,17 +167,20 @@ class FrontEnd:
         """Gives loaded weights a name. Returns the digest of what it meant before, None for a new name."""
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
-        self._loaded[table.digest] = LoadedAdapter(path, table)
+        self._tables[table.digest] = table
+        self._paths[name] = path
         return self._registry.publish(name, table.digest)
 
     def withdraw(self, name: str) -> str:
         """Takes a name away; returns what it meant. Raises AdapterNotFound."""
-        return self._registry.withdraw(name)
+        digest = self._registry.withdraw(name)
+        del self._paths[name]
+        return digest
 
     def forget(self, digest: str) -> None:
         """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
         if not self.is_published(digest):
-            self._loaded.pop(digest, None)
+            self._tables.pop(digest, None)
 
     def is_published(self, digest: str) -> bool:
         """Whether any name means it; what no name means is to be unloaded."""
@@ -183,36 +188,37 @@ class FrontEnd:
 
     def is_pinned(self, digest: str) -> bool:
         """Whether any pinned name means it."""
-        return self._registry.is_pinned(digest)
+        return digest in self._registry.pinned_digests()
 
     def set_pinned(self, name: str, is_pinned: bool) -> None:
         self._registry.set_pinned(name, is_pinned)
 
     def table_of(self, digest: str) -> ImageTable:
-        return self._loaded[digest].table
+        return self._tables[digest]
 
     def is_loaded_from(self, request: LoRARequest) -> bool:
         """Whether a LoRARequest means an adapter that is loaded, and from the path it names if it names one."""
-        try:
-            loaded = self._loaded[self._registry.resolve(request.lora_name)]
-        except AdapterNotFound:
-            return False
-        return not request.lora_path or request.lora_path == loaded.path
+        path = self._paths.get(request.lora_name)
+        return path is not None and request.lora_path in ("", path)
 
     def adapter_names(self) -> list[str]:
-        return sorted(name for name, _ in self._registry)
+        return sorted(self._paths)
 
     def digest_of(self, name: str) -> str:
         return self._registry.resolve(name)
 
-    def describe(self, name: str, digest: str, state: AdapterState) -> AdapterInfo:
+    def named(self, name: str) -> NamedAdapter:
+        """Raises AdapterNotFound."""
+        table = self._tables[self._registry.resolve(name)]
+        return NamedAdapter(name, self._paths[name], table)
+
+    def describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
         """What is known of an adapter here, and what the engine says of it."""
-        loaded = self._loaded[digest]
-        table = loaded.table
+        table = adapter.table
         return AdapterInfo(
-            name=name,
-            digest=digest,
-            path=loaded.path,
+            name=adapter.name,
+            digest=table.digest,
+            path=adapter.path,
             ranks=tuple(sorted({module.rank for module in table.modules})),
             modules=tuple(sorted({module.name.rpartition(".")[2] for module in table.modules})),
             num_bytes=table.num_bytes,

@@ -24,6 +24,14 @@ class GenerationDefaults:
     sampling: SamplingParams
     eos_token_ids: frozenset[int]
 
+    def within(self, vocab_size: int, max_model_len: int) -> "GenerationDefaults":
+        """These defaults without what an engine of this size cannot do: a default must not make requests fail."""
+        max_tokens = self.sampling.max_tokens
+        if max_tokens is not None and max_tokens >= max_model_len:
+            max_tokens = None  # as much as fits
+        eos = frozenset(token_id for token_id in self.eos_token_ids if 0 <= token_id < vocab_size)
+        return GenerationDefaults(replace(self.sampling, max_tokens=max_tokens), eos)
+
 
 def load_generation_defaults(model: Path, eos_token_id: int | None, source: str = "auto") -> GenerationDefaults:
     """model: a folder or a .gguf file. eos_token_id: the tokenizer's. source: "vllm" ignores the sampling fields."""

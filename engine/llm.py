@@ -1,7 +1,7 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,11 +13,13 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .adapter_source import resolve_adapter
 from .config import EngineConfig
+from .core import EngineCore
 from .errors import InvalidRequest
 from .front_end import Adapter, FrontEnd, Prepared, Prompt
 from .generation_config import load_generation_defaults
 from .model.hub import resolve_model
 from .model.targets import lora_targets
+from .output_processor import UserRequest
 from .outputs import AdapterInfo, LoRARequest, RequestOutput
 from .replaced_options import drop_replaced_options
 from .startup import start_engine
@@ -26,6 +28,54 @@ from .tokenizer import Message, Tokenizer, load_tokenizer
 logger = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 Conversation = Sequence[Message]
+
+
+class RowStream:
+    """Rows that grow together: an iterator over the outputs of each step, from requests accepted when it is made.
+
+    Several may be open at once: whoever steps, steps for everybody, and each takes what is its own.
+    """
+
+    def __init__(self, core: EngineCore, front_end: FrontEnd, prepared: Sequence[Prepared]) -> None:
+        self._core = core
+        self._front_end = front_end
+        self._unfinished: list[UserRequest] = []
+        front_end.accept(prepared)
+        self._unfinished = [entry.user for entry in prepared]
+        for entry in prepared:
+            for request in entry.requests:
+                core.add_request(request)
+
+    def __iter__(self) -> "RowStream":
+        return self
+
+    def __next__(self) -> list[RequestOutput]:
+        while self._unfinished:
+            news = [self._front_end.outputs.take(user) for user in self._unfinished if user.has_news]
+            self._unfinished = [user for user in self._unfinished if not user.is_finished]
+            outputs = [output for output in news if output is not None]
+            if outputs:
+                return outputs
+            _, to_finish = self._front_end.outputs.process(self._core.step())
+            for sample_id in to_finish:
+                self._core.finish(sample_id)
+        raise StopIteration
+
+    def close(self) -> None:
+        """Aborts what is unfinished. Idempotent."""
+        for user in self._unfinished:
+            for sample_id in self._front_end.outputs.remove(user):
+                self._core.finish(sample_id)
+        self._unfinished = []
+
+    def __enter__(self) -> "RowStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class LLM:
@@ -68,8 +118,8 @@ class LLM:
         prepared = self._prepare(prompts, sampling_params, lora_request, priority)
         final: dict[str, RequestOutput] = {}
         progress = tqdm(total=len(prepared), desc="requests", disable=not use_tqdm)
-        with progress:
-            for outputs in self._run(prepared):
+        with progress, RowStream(self._core, self._front_end, prepared) as stream:
+            for outputs in stream:
                 for output in outputs:
                     if output.finished:
                         final[output.request_id] = output
@@ -100,15 +150,16 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
-    ) -> Generator[list[RequestOutput], None, None]:
+    ) -> "RowStream":
         """Yields after each step what is new of every row that grew; request_id is the row's index in prompts.
 
-        Raises as `generate` does, at the call. Closing the iterator aborts what is unfinished.
+        The requests are accepted at the call, which raises as `generate` does. Closing the stream, or leaving a `with`
+        block around it, aborts what is unfinished.
         """
         prepared = self._prepare(prompts, sampling_params, lora_request, priority, RequestOutputKind.DELTA)
         for index, entry in enumerate(prepared):
             entry.user.request_id = str(index)
-        return self._run(prepared)
+        return RowStream(self._core, self._front_end, prepared)
 
     def _prepare(
         self,
@@ -130,33 +181,6 @@ class LLM:
             entry.user.output_kind = kind
             prepared.append(entry)
         return prepared
-
-    def _run(self, prepared: Sequence[Prepared]) -> Generator[list[RequestOutput], None, None]:
-        self._front_end.accept(prepared)
-        for entry in prepared:
-            for request in entry.requests:
-                self._core.add_request(request)
-        unfinished = [entry.user for entry in prepared]
-        try:
-            while unfinished:
-                news = [self._front_end.outputs.take(user) for user in unfinished if user.has_news]
-                unfinished = [user for user in unfinished if not user.is_finished]
-                outputs = [output for output in news if output is not None]
-                if outputs:
-                    yield outputs
-                elif unfinished:
-                    self._step()
-        finally:
-            for user in unfinished:
-                for sample_id in self._front_end.outputs.remove(user):
-                    self._core.finish(sample_id)
-            self._forget_unloaded()
-
-    def _step(self) -> None:
-        """One step for everybody: several streams may be open at once, and each takes what is its own."""
-        _, to_finish = self._front_end.outputs.process(self._core.step())
-        for sample_id in to_finish:
-            self._core.finish(sample_id)
 
     # Adapters.
 
@@ -202,9 +226,8 @@ class LLM:
 
     def get_adapter(self, name: str) -> AdapterInfo:
         """Raises AdapterNotFound."""
-        digest = self._front_end.digest_of(name)
-        state = self._core.adapter_state(digest)
-        return self._front_end.describe(name, digest, state)
+        adapter = self._front_end.named(name)
+        return self._front_end.describe(adapter, self._core.adapter_state(adapter.table.digest))
 
     def list_adapters(self) -> list[AdapterInfo]:
         return [self.get_adapter(name) for name in self._front_end.adapter_names()]

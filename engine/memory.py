@@ -7,6 +7,13 @@ from pathlib import Path
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
+def is_fraction(memory: int | float | str) -> bool:
+    """Whether it is a share of what is usable, 0.5 or "0.5", and not a number of bytes."""
+    if isinstance(memory, str):
+        return re.fullmatch(r"\s*\d*\.\d+\s*", memory) is not None
+    return isinstance(memory, float) and memory <= 1
+
+
 def parse_memory(memory: int | float | str, usable: int) -> int:
     """Bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. Raises ValueError."""
     if isinstance(memory, str):

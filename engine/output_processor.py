@@ -131,7 +131,8 @@ class OutputProcessor:
 
     def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:
         """Adds an update to its sample. True when a stop string ended the text; tokens after it are dropped."""
-        request.num_cached_tokens = max(request.num_cached_tokens, update.num_cached_tokens)
+        if sample.index == 0:  # the others find what the first has just computed
+            request.num_cached_tokens = update.num_cached_tokens
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
         if update.token_ids:

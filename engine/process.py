@@ -7,6 +7,7 @@ a front end that dies takes its engine with it.
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -32,22 +33,38 @@ from .sealed_memory import map_sealed
 from .startup import StartedEngine, start_engine
 
 logger = logging.getLogger(__name__)
+IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
 
 
 class EngineLoop:
     def __init__(self, channel: Channel[ToEngine], core: EngineCore) -> None:
         self._channel = channel
         self._core = core
+        self._last_check = 0.0  # time.monotonic()
 
     def run(self) -> None:
         """Runs until the channel closes."""
         while True:
             for message in self._channel.receive(wait=not self._core.has_work):
                 self._handle(message)
-            rows = self._core.step() if self._core.has_work else []
+            is_busy = self._core.has_work
+            rows = self._core.step() if is_busy else []
             unloaded = self._core.take_unloaded()
             if rows or unloaded:
                 self._channel.send(Updates(rows, unloaded))
+            if is_busy and not self._core.has_work:
+                self._check_idle()
+
+    def _check_idle(self) -> None:
+        """A leak is a bug of ours: it is told, loudly, and costs the memory that leaked, not the service."""
+        now = time.monotonic()
+        if now - self._last_check < IDLE_CHECK_INTERVAL:
+            return
+        self._last_check = now
+        try:
+            self._core.check_idle()
+        except RuntimeError:
+            logger.critical("the engine leaks", exc_info=True)
 
     def _handle(self, message: ToEngine) -> None:
         core = self._core

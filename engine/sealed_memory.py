@@ -3,6 +3,7 @@
 import fcntl
 import mmap
 import os
+import resource
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+def raise_descriptor_limit() -> None:
+    """Every loaded adapter is a descriptor of the process that keeps it, and the usual limit is about a thousand."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def seal(content: Bytes) -> int:

@@ -16,7 +16,7 @@ from .attention.reference import ReferenceAttention
 from .config import EngineConfig
 from .core import EngineCore
 from .errors import EngineStartError
-from .memory import parse_memory, usable_memory
+from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
 from .model.config import ModelConfig, load_model_config
 from .model.loader import load_model
@@ -90,7 +90,7 @@ def _num_pages(config: EngineConfig, page_bytes: int, max_model_len: int, num_we
     """Pages that the budget pays for. A fraction is of what is left beside the weights, and no more than is of use."""
     usable = max(usable_memory() - num_weight_bytes, 0)
     budget = parse_memory(config.memory, usable)
-    if isinstance(config.memory, float):
+    if is_fraction(config.memory):
         num_useful = config.max_num_seqs * -(-max_model_len // config.block_size) * SPARE_SHARE
         budget = min(budget, num_useful * page_bytes)
     if not 2 * page_bytes <= budget <= usable:

@@ -20,6 +20,7 @@ from tokenizers.decoders import DecodeStream
 from .errors import InvalidRequest
 
 Message = Mapping[str, str]  # "role" and "content"
+MAX_PENDING = 16  # tokens of one character
 NUM_CONTEXT_TOKENS = 8  # of the prompt, shown to a decode stream: enough for spaces and split characters
 
 
@@ -30,9 +31,11 @@ class Tokenizer:
         self._chat_template = chat_template
         backend.no_truncation()
         backend.no_padding()
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        # encode_batch gives the GIL back while it works, encode does not: a long prompt would stop every stream.
+        # encode_batch gives the GIL back while it works, encode does not, so that other threads of a user's go on.
         (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
@@ -48,7 +51,8 @@ class Tokenizer:
         return self.decode([token_id], skip_special_tokens=False)
 
     def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> "TokenStream":
-        return TokenStream(self._backend, prompt_token_ids[-NUM_CONTEXT_TOKENS:], skip_special_tokens)
+        context = prompt_token_ids[-NUM_CONTEXT_TOKENS:]
+        return TokenStream(self._backend, context, skip_special_tokens, self._special_ids)
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation. Raises InvalidRequest when the template refuses it or there is none."""
@@ -106,17 +110,30 @@ def _content(token: Any) -> str:
 class TokenStream:
     """Decodes tokens as they come, holding incomplete characters back."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, context: Sequence[int], skip_special_tokens: bool) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        context: Sequence[int],
+        skip_special_tokens: bool,
+        special_ids: frozenset[int],
+    ) -> None:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
         if backend.decode(list(context), skip_special_tokens=skip_special_tokens).endswith("\ufffd"):
             context = ()  # half a character: the stream would wait for the rest, and then show the prompt too
         self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
+        self._hidden = special_ids if skip_special_tokens else frozenset()
         self._pending: list[int] = []  # tokens whose text is not out yet
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is incomplete."""
+        if token_id in self._hidden:
+            return ""
         self._pending.append(token_id)
+        if len(self._pending) > MAX_PENDING:
+            # No character is that long. The stream decodes all that is pending at every token, which would become slow.
+            self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
+            return self.flush()
         try:
             text = self._stream.step(self._backend, token_id)
         except Exception as error:

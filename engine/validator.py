@@ -30,7 +30,7 @@ FLOAT_RANGES = {
 ABOVE_ZERO = ("top_p", "repetition_penalty")
 INT_RANGES: dict[str, tuple[int, int | None]] = {
     "n": (1, MAX_N),
-    "top_k": (-1, None),
+    "top_k": (-1, (1 << 31) - 1),
     "min_tokens": (0, None),
     "max_tokens": (1, None),
     "logprobs": (0, MAX_LOGPROBS),
@@ -143,6 +143,20 @@ def _has_surrogate(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def check_messages(messages: object, facts: Facts) -> None:
+    """A conversation, before its template is rendered: what cannot fit is not worth rendering."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequest("messages", "is not a list of at least one message")
+    num_characters = 0
+    for message in messages:
+        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest("messages", "each message needs a 'role' and a 'content', both texts")
+        num_characters += sum(map(len, texts))  # type: ignore[arg-type]
+    if len(messages) > facts.max_model_len or num_characters > facts.max_model_len * MAX_BYTES_PER_TOKEN:
+        raise InvalidRequest("messages", f"{len(messages)} messages cannot fit into {facts.max_model_len} tokens")
 
 
 def check_salt(salt: object) -> bytes:

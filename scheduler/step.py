@@ -48,10 +48,6 @@ class Step:
     def num_tokens(self) -> int:
         return sum(row.num_new_tokens for row in self.rows)
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.rows and not self.copies
-
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tiny import make_adapter, make_model
 
 from blora.engine import LLM
+
+# A busy machine is no reason to fail.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
 

@@ -57,7 +57,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine_options(group: Any) -> None:
-    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="of weights and KV")
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of weights and KV")
     group.add_argument(
         "--memory",
         type=_memory,
@@ -115,16 +115,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _memory(text: str) -> str | float:
-    """A size as text, or a fraction; which bytes it means is known when the engine starts."""
+def _memory(text: str) -> str:
+    """Which bytes it means is known when the engine starts; a mistake is told now."""
     from ..memory import parse_memory
 
     try:
-        parse_memory(text, usable=1 << 40)  # a mistake is told now, and not when the model is loaded
+        parse_memory(text, usable=1 << 40)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    is_fraction = "." in text and text.replace(".", "").isdigit()
-    return float(text) if is_fraction else text
+    return text
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -140,7 +140,10 @@ def generate_response(output: RequestOutput) -> generation_pb2.GenerateResponse:
     return generation_pb2.GenerateResponse(
         prompt=_prompt_info(output),
         samples=map(_sample, output.outputs),
-        prompt_logprobs=_positions(output.prompt_token_ids, output.prompt_logprobs),
+        # An aborted request has them for a part of its prompt.
+        prompt_logprobs=_positions(
+            output.prompt_token_ids[: len(output.prompt_logprobs or ())], output.prompt_logprobs
+        ),
     )
 
 

@@ -20,7 +20,6 @@ def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: str) -> No
     with pytest.raises(AdapterNotFound) as caught:
         registry.resolve(name)
     assert caught.value.name == name
-    assert name not in registry
 
 
 def test_publishing_gives_back_what_the_name_meant() -> None:
@@ -46,13 +45,13 @@ def test_a_pin_ends_with_what_its_name_means() -> None:
     registry.publish("sql", "d1")
     registry.publish("alias", "d1")
     registry.set_pinned("sql", True)
-    assert registry.is_pinned("d1")
+    assert registry.pinned_digests() == {"d1"}
     registry.publish("sql", "d2")
-    assert not registry.is_pinned("d1") and not registry.is_pinned("d2")
+    assert not registry.pinned_digests()
     registry.set_pinned("alias", True)
     registry.withdraw("alias")
     registry.publish("alias", "d1")
-    assert not registry.is_pinned("d1")
+    assert not registry.pinned_digests()
 
 
 def test_a_name_is_withdrawn_once() -> None:
@@ -61,16 +60,6 @@ def test_a_name_is_withdrawn_once() -> None:
     registry.withdraw("sql")
     with pytest.raises(AdapterNotFound):
         registry.withdraw("sql")
-
-
-def test_the_registry_may_change_while_it_is_listed() -> None:
-    registry = Registry()
-    registry.publish("a", "d1")
-    registry.publish("b", "d2")
-    for name, _ in registry:
-        registry.withdraw(name)
-        registry.publish(f"{name}2", "d3")
-    assert sorted(registry) == [("a2", "d3"), ("b2", "d3")]
 
 
 @pytest.mark.parametrize("name", ["a", "7", "sql-v2", "A.b_c-D", "a" * 128, "v1.0.0", "a..b", "a--"])

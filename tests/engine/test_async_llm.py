@@ -1,7 +1,9 @@
 """AsyncLLM with a real engine process and a real loader: aborts, failures and restarts leave nothing behind."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
@@ -24,6 +26,7 @@ from blora.engine import (
     RequestOutputKind,
     SamplingParams,
 )
+from blora.engine.channel import ChannelClosed
 
 Result = TypeVar("Result")
 Run = Callable[[Coroutine[Any, Any, Result]], Result]
@@ -308,6 +311,173 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
 
     runner.run(kill_engine())
     assert states[-2:] == [False, True]
+
+
+async def until_serving(llm: AsyncLLM) -> None:
+    for _ in range(1200):
+        if llm.is_serving:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the engine did not come back")
+
+
+def kill_engine(llm: AsyncLLM) -> None:
+    assert llm._engine is not None
+    llm._engine.process.send_signal(signal.SIGKILL)
+
+
+def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def read_slowly() -> None:
+        with pytest.raises(EngineUnavailable):
+            async for _ in llm.generate("slow", replace(LONG, output_kind=RequestOutputKind.DELTA)):
+                if llm.is_serving:
+                    kill_engine(llm)
+                    while llm.is_serving:
+                        await asyncio.sleep(0.01)
+        await until_serving(llm)
+
+    runner.run(asyncio.wait_for(read_slowly(), 60))
+
+
+def test_a_request_that_cannot_be_sent_leaves_nothing(
+    runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llm._engine
+    assert engine is not None
+    send, calls = engine.send, []
+
+    def fail_second(message: Any) -> None:
+        calls.append(message)
+        if len(calls) == 2:
+            raise ChannelClosed
+        send(message)
+
+    monkeypatch.setattr(engine, "send", fail_second)
+    with pytest.raises(EngineUnavailable):
+        runner.run(last(llm, "three samples", replace(GREEDY, n=3)))
+    assert not llm._readers and llm._idle.is_set()
+
+
+def test_a_restart_that_fails_is_tried_again_and_keeps_the_size(
+    runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, failures = llm._start_engine, [OSError("no more processes"), EngineStartError("no memory")]
+
+    async def start_at_last(config: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await start(config)
+
+    async def restart() -> None:
+        size = (await llm.get_info()).num_pages
+        monkeypatch.setattr(llm, "_start_engine", start_at_last)
+        kill_engine(llm)
+        while llm.is_serving:
+            await asyncio.sleep(0.01)
+        await until_serving(llm)
+        assert not failures and (await llm.get_info()).num_pages == size
+
+    runner.run(restart())
+
+
+def test_listing_while_adapters_are_replaced(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def replace_often() -> None:
+        for index in range(20):
+            await llm.load_adapter("moving", tiny_adapters[("r1", "r8")[index % 2]])
+        await llm.unload_adapter("moving")
+
+    async def both() -> None:
+        for name in ("r1", "r8"):  # so that each replacement frees something
+            await llm.unload_adapter(name)
+        work = asyncio.create_task(replace_often())
+        while not work.done():
+            listed = await llm.list_adapters()
+            assert len(listed) in (len(tiny_adapters) - 2, len(tiny_adapters) - 1)
+        await work
+        for name in ("r1", "r8"):
+            await llm.load_adapter(name, tiny_adapters[name])
+
+    runner.run(both())
+
+
+def test_those_who_ask_for_one_path_together_load_it_once(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    load = llm.load_adapter
+
+    async def counted(name: str, path: str, **options: Any) -> Any:
+        loads.append(name)
+        return await load(name, path, **options)
+
+    async def together() -> None:
+        monkeypatch.setattr(llm, "load_adapter", counted)
+        request = LoRARequest("together", 1, str(tiny_adapters["r8"]))
+        results = await asyncio.gather(*(tokens(llm, "hello", request) for _ in range(5)))
+        assert len({tuple(result) for result in results}) == 1
+        await llm.unload_adapter("together")
+
+    runner.run(together())
+    assert loads == ["together"]
+
+
+def test_a_conversation_is_the_prompt_of_its_template(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def chat() -> str:
+        outputs = [output async for output in llm.chat([{"role": "user", "content": "hello"}], GREEDY)]
+        return outputs[-1].outputs[0].text
+
+    assert runner.run(chat()) == runner.run(last(llm, "user: hello\n")).outputs[0].text
+
+
+def test_shutting_down_ends_whatever_waits(
+    runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    async def shut_down() -> None:
+        llm = AsyncLLM(str(tiny_model), adapters={"mine": str(tiny_adapters["r4"])}, **OPTIONS)
+        await llm.start()
+        running = asyncio.create_task(tokens(llm, "running", "mine", LONG))
+        await asyncio.sleep(0.05)
+        waiting = [
+            asyncio.create_task(work)
+            for work in (
+                llm.unload_adapter("mine"),
+                llm.load_adapter("one", tiny_adapters["r8"]),
+                llm.load_adapter("two", tiny_adapters["r1"]),
+            )
+        ]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(llm.shutdown(), 30)
+        results = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 30)
+        assert all(isinstance(result, EngineUnavailable) for result in results[2:]), results
+        assert llm._loader._child is None
+
+    runner.run(shut_down())
+
+
+def test_hundreds_of_adapters_survive_a_restart(
+    runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """More than the descriptors that may wait in a socket."""
+    num_adapters = 350
+    names = [f"adapter-{index}" for index in range(num_adapters)]
+    for index, name in enumerate(names):
+        folder = shutil.copytree(tiny_adapters["r1"], tmp_path / name)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": index + 1}))
+
+    async def restart() -> None:
+        async with AsyncLLM(str(tiny_model), adapters={name: tmp_path / name for name in names}, **OPTIONS) as llm:
+            expected = await tokens(llm, "hello", names[-1])
+            kill_engine(llm)
+            while llm.is_serving:
+                await asyncio.sleep(0.01)
+            await until_serving(llm)
+            assert await tokens(llm, "hello", names[-1]) == expected
+            assert len(await llm.list_adapters()) == num_adapters
+
+    runner.run(asyncio.wait_for(restart(), 110))
 
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(

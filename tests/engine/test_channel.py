@@ -305,7 +305,8 @@ def test_the_parent_and_the_child_understand_each_other() -> None:
     async def talk(child: Child[Any], frames_end: socket.socket, descriptors_end: socket.socket) -> None:
         channel = Channel[Any](frames_end, descriptors_end, frames.ToEngine)
         number = os.memfd_create("test")
-        child.send(frames.LoadAdapter(TABLE), number)
+        child.descriptors.setblocking(False)
+        await child.send_with(frames.LoadAdapter(TABLE), number)
         await child.writer.drain()
         assert channel.receive(wait=True) == [frames.LoadAdapter(TABLE)]
         received = channel.receive_descriptor()
@@ -337,7 +338,7 @@ def test_the_parent_cannot_send_once_it_has_closed() -> None:
     async def talk(child: Child[Any], frames_end: socket.socket, descriptors_end: socket.socket) -> None:
         descriptors_end.close()
         with pytest.raises(ChannelClosed):
-            child.send(frames.LoadAdapter(TABLE), frames_end.fileno())
+            await child.send_with(frames.LoadAdapter(TABLE), frames_end.fileno())
         child.writer.close()
         with pytest.raises(ChannelClosed):
             child.send(frames.UnloadAdapter("a"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blora.engine.generation_config import load_generation_defaults
+from blora.engine.generation_config import GenerationDefaults, load_generation_defaults
 from blora.scheduler import SamplingParams
 
 
@@ -69,3 +69,10 @@ def test_files_beside_a_gguf_file_are_not_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_object_says_nothing(content: Any, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     assert load_generation_defaults(tmp_path, 3).sampling == SamplingParams()
+
+
+def test_defaults_never_make_requests_fail() -> None:
+    defaults = GenerationDefaults(SamplingParams(max_tokens=4096, temperature=0.5), frozenset({2, 300}))
+    fitting = defaults.within(vocab_size=300, max_model_len=4096)
+    assert fitting == GenerationDefaults(SamplingParams(max_tokens=None, temperature=0.5), frozenset({2}))
+    assert defaults.within(vocab_size=301, max_model_len=4097) == defaults

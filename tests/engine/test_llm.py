@@ -266,7 +266,6 @@ def test_a_pin_ends_with_what_its_name_means(make_llm: Callable[..., LLM], tiny_
     assert not llm.get_adapter("alias").pinned and not llm.get_adapter("r4").pinned
     llm.pin_adapter("alias")
     llm.unload_adapter("alias")
-    llm._step()
     llm.check_idle()
     assert llm._core.num_free_pages == llm._core.arena.num_pages
 
@@ -349,3 +348,74 @@ def test_a_stream_that_is_closed_gives_everything_back(make_llm: Callable[..., L
     next(stream)
     stream.close()
     llm.check_idle()
+
+
+def test_a_stream_is_accepted_at_the_call(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
+    llm = make_llm(adapters={"mine": str(tiny_adapters["r4"])}, max_num_queued_reqs=2)
+    expected = tokens_of(llm, "hello", "mine")
+    stream = llm.stream("hello", GREEDY, lora_request="mine")
+    llm.unload_adapter("mine")
+    with pytest.raises(QueueFull):
+        llm.stream(["too", "many"], GREEDY)
+    assert [token for news in stream for token in news[0].outputs[0].token_ids] == expected
+
+
+def test_a_stream_that_is_dropped_unread_leaves_nothing(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    llm.stream(["never", "read"], GREEDY)
+    llm.check_idle()
+
+
+def test_two_streams_may_be_read_in_turn(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    expected = [tokens_of(llm, "one"), tokens_of(llm, "other")]
+    streams = [llm.stream("one", GREEDY), llm.stream("other", GREEDY)]
+    tokens: list[list[int]] = [[], []]
+    for _ in range(GREEDY.max_tokens or 0):
+        for index, stream in enumerate(streams):
+            for output in next(stream, []):
+                tokens[index] += output.outputs[0].token_ids
+    assert tokens == expected
+
+
+def test_cached_tokens_are_those_found_before_the_first_sample(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    sampling = SamplingParams(temperature=1, n=3, max_tokens=4, ignore_eos=True)
+    first, again = (llm.generate("a prompt of some blocks", sampling, use_tqdm=False)[0] for _ in range(2))
+    assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 20)
+
+
+def test_prompt_logprobs_come_once_through_preemptions(make_llm: Callable[..., LLM]) -> None:
+    sampling = SamplingParams(temperature=0, max_tokens=30, prompt_logprobs=1, ignore_eos=True)
+    prompts = [f"row {index} of a batch that does not fit" for index in range(6)]
+    llm = make_llm(memory="60KB", max_num_batched_tokens=9)
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    assert llm._core.scheduler.num_preemptions > 0
+    for output, expected in zip(outputs, make_llm().generate(prompts, sampling, use_tqdm=False), strict=True):
+        assert output.prompt_logprobs is not None and expected.prompt_logprobs is not None
+        assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+        assert [list(entry or ()) for entry in output.prompt_logprobs] == [
+            list(entry or ()) for entry in expected.prompt_logprobs
+        ]
+
+
+def test_two_names_of_one_content_keep_their_paths(
+    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(tiny_adapters["r4"], tmp_path / "copy")
+    llm = make_llm(adapters={"original": str(tiny_adapters["r4"]), "copy": str(copy)})
+    original, copied = llm.get_adapter("original"), llm.get_adapter("copy")
+    assert original.digest == copied.digest
+    assert (original.path, copied.path) == (str(tiny_adapters["r4"]), str(copy))
+    llm.unload_adapter("original")
+    assert llm.get_adapter("copy").path == str(copy)
+
+
+def test_no_limit_means_as_much_as_fits(make_llm: Callable[..., LLM]) -> None:
+    sampling = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    whole = make_llm().generate("x" * 10, sampling, use_tqdm=False)[0]
+    assert len(whole.outputs[0].token_ids) == 256 - 10
+    small = make_llm(memory="20KB").generate("x" * 10, sampling, use_tqdm=False)[0]
+    assert len(small.outputs[0].token_ids) == 19 * 4 - 10

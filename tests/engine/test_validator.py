@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from blora.engine.errors import InvalidRequest
-from blora.engine.validator import Facts, check_salt, check_sampling, check_text, resolve_max_tokens
+from blora.engine.validator import (
+    MAX_BYTES_PER_TOKEN,
+    Facts,
+    check_messages,
+    check_salt,
+    check_sampling,
+    check_text,
+    resolve_max_tokens,
+)
 from blora.scheduler import SamplingParams
 
 VOCAB = 1000
@@ -30,7 +38,7 @@ def below(value: float) -> float:
 GOOD: dict[str, list[Any]] = {
     "n": [1, 2, 16],
     "temperature": [0, 0.0, -0.0, TINY, 1e-45, 1, 5, 5.0],
-    "top_k": [-1, 0, 1, VOCAB, VOCAB + 1, 2**31, 2**63],
+    "top_k": [-1, 0, 1, VOCAB, VOCAB + 1, 2**31 - 1],
     "top_p": [TINY, 0.5, 1, 1.0],
     "min_p": [0, 0.0, -0.0, TINY, 1.0],
     "seed": [None, 0, -1, -(2**63), 2**63, 2**64 - 1],
@@ -53,7 +61,7 @@ GOOD: dict[str, list[Any]] = {
 BAD: dict[str, list[Any]] = {
     "n": [None, 0, -1, 17, 10**6, 2**31 - 1, 2**32 - 1, 2**64 - 1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "temperature": [None, -TINY, above(5.0), -1, 10**400, 1e308, *NOT_FINITE, *NOT_NUMBERS],
-    "top_k": [None, -2, -(2**31), 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "top_k": [None, -2, -(2**31), 2**31, 2**70, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "top_p": [None, 0, 0.0, -0.0, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
     "min_p": [None, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
     "seed": [-(2**63) - 1, 2**64, 1.0, *NOT_FINITE, *NOT_NUMBERS],
@@ -238,3 +246,26 @@ def test_a_lone_surrogate_is_a_salt_of_its_own() -> None:
 @pytest.mark.parametrize("salt", ["x" * 129, "é" * 65, "x" * (10 << 20), b"x", 1, True, ["x"], math.nan])
 def test_salts_that_are_too_long_or_no_text_are_refused(salt: Any) -> None:
     refused(lambda: check_salt(salt), "cache_salt")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        "hello",
+        [],
+        ["hello"],
+        [{"role": "user"}],
+        [{"role": "user", "content": 1}],
+        [{"role": "user", "content": "x" * (FACTS.max_model_len * MAX_BYTES_PER_TOKEN)}],
+        [{"role": "user", "content": ""}] * (FACTS.max_model_len + 1),
+    ],
+)
+def test_a_conversation_is_checked_before_it_is_rendered(messages: Any) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        check_messages(messages, FACTS)
+    assert raised.value.field == "messages"
+
+
+def test_a_good_conversation_passes() -> None:
+    check_messages([{"role": "user", "content": "hello"}, {"role": "assistant", "content": ""}], FACTS)

@@ -76,7 +76,7 @@ class FakeLLM:
 
     # Generation.
 
-    def default_sampling_params(self) -> SamplingParams:
+    def get_default_sampling_params(self) -> SamplingParams:
         return SamplingParams(temperature=0.6, top_k=20)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:

@@ -47,7 +47,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
     }
 
 
-@pytest.mark.parametrize(("text", "memory"), [("0.5", 0.5), ("1.5GiB", "1.5GiB"), ("512M", "512M"), ("4096", "4096")])
+@pytest.mark.parametrize(("text", "memory"), [("0.5", "0.5"), ("1.5GiB", "1.5GiB"), ("512M", "512M"), ("4096", "4096")])
 def test_memory(text, memory):
     assert parse("serve", "m", "--memory", text).memory == memory
 
