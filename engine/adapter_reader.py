@@ -39,6 +39,8 @@ class AdapterReader:
             raise AdapterRejected(path, [problem])
 
     async def _read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
+        if self._child is not None and self._child.process.returncode is not None:
+            await self.stop()  # it ended while it was idle: no fault of this adapter's
         if self._child is None:
             self._child = await start_child("blora.engine.adapter_loader", FromLoader)
         self._child.send(order)

@@ -10,7 +10,7 @@ FILES = ["adapter_config.json", "adapter_model.safetensors"]
 def resolve_adapter(path: str) -> Path:
     """A folder as it is; what looks like a hub id is downloaded. Raises AdapterRejected when it is neither."""
     folder = Path(path)
-    if folder.exists() or not _is_hub_id(path):
+    if not _is_hub_id(path) or folder.exists():
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

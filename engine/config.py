@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+OPTIONAL_COUNTS = ("max_model_len", "threads")
+COUNTS = (
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_num_queued_reqs",
+    "adapter_copy_bytes",
+    *OPTIONAL_COUNTS,
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -35,6 +44,10 @@ class EngineConfig:
             raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is neither 'fcfs' nor 'priority'")
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: {self.generation_config!r} is neither 'auto' nor 'vllm'")
-        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not at least 1")
+        for name in COUNTS:
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not is_count and not (value is None and name in OPTIONAL_COUNTS):
+                raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise ValueError(f"seed: {self.seed!r} is not an integer")

@@ -286,6 +286,24 @@ def test_a_loader_that_dies_costs_only_its_load(
     runner.run(kill_loader())
 
 
+def test_a_loader_that_died_while_idle_costs_nothing(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
+) -> None:
+    async def kill_idle_loader() -> None:
+        await llm.load_adapter("again", tiny_adapters["r64"])
+        child = llm._loader._child
+        assert child is not None
+        child.process.kill()
+        await child.process.wait()
+        await llm.load_adapter("again", tiny_adapters["r64"])
+        with pytest.raises(AdapterRejected):
+            await llm.load_adapter("again", "/" + "a" * 5000)
+        await llm.load_adapter("again", tiny_adapters["r64"])
+        await llm.unload_adapter("again")
+
+    runner.run(kill_idle_loader())
+
+
 def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runner, llm: AsyncLLM) -> None:
     states: list[bool] = []
     llm.on_serving_change(states.append)

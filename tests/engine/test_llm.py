@@ -82,7 +82,18 @@ def test_options_of_vllm_are_taken_with_a_notice(
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "int8"}, {"memory": "lots"}, {"scheduling_policy": "lifo"}, {"max_model_len": 100000}]
+    "options",
+    [
+        {"dtype": "int8"},
+        {"memory": "lots"},
+        {"scheduling_policy": "lifo"},
+        {"max_model_len": 100000},
+        {"block_size": 1.5},
+        {"max_num_seqs": "4"},
+        {"threads": 0},
+        {"seed": "x"},
+        {"adapter_copy_bytes": -5},
+    ],
 )
 def test_a_bad_option_is_refused_by_name(make_llm: Callable[..., LLM], options: dict[str, object]) -> None:
     with pytest.raises((ValueError, RuntimeError), match=next(iter(options))):
