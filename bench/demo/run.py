@@ -143,7 +143,8 @@ class Screen:
 
 def line_of(row: Row, width: int) -> str:
     mark = {None: " ", True: "+", False: "-"}[row.is_right if row.is_done else None]
-    question = shorten(row.shown, 44).ljust(44)
+    question_width = min(44, width // 4)  # a narrow terminal is for the answers
+    question = shorten(row.shown, question_width).ljust(question_width)
     answer = row.error or row.text.replace("\n", " ")
     return f"{mark} {(row.adapter or BASE):16} {question} > {answer}"[: width - 1]
 
