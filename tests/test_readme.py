@@ -1,5 +1,6 @@
 """The README is true: its tree names every file, and its examples run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -29,13 +30,25 @@ def test_the_tree_names_no_file_that_is_gone() -> None:
 
 @pytest.mark.usefixtures("real_model")
 def test_the_example_in_process_runs() -> None:
-    result = subprocess.run([sys.executable, "-c", EXAMPLES[0]], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # see tests/bench/test_demo.py
+    command = [sys.executable, "-c", EXAMPLES[0]]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
     assert result.returncode == 0, result.stderr
     assert all(f"[{row}]" in result.stdout for row in range(5))
 
 
 def test_the_grpc_example_runs(real_model: Path) -> None:
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(real_model), "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "blora.engine.server.cli",
+        "serve",
+        str(real_model),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
     adapters = ["--adapter", "shop-sql=bench/demo/adapters/shop-sql", "--adapter-root", "bench/demo"]
     with subprocess.Popen([*command, *adapters], cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
