@@ -10,8 +10,11 @@ FILES = ["adapter_config.json", "adapter_model.safetensors"]
 def resolve_adapter(path: str) -> Path:
     """A folder as it is; what looks like a hub id is downloaded. Raises AdapterRejected when it is neither."""
     folder = Path(path)
-    if not _is_hub_id(path) or folder.exists():
-        return folder
+    try:
+        if not _is_hub_id(path) or folder.exists():
+            return folder
+    except (OSError, ValueError) as error:
+        raise AdapterRejected(path[:80], ["is not a usable path"]) from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

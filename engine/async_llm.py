@@ -113,6 +113,8 @@ class AsyncLLM:
             raise_descriptor_limit()
             config = self._config
             self._engine, ready = await self._start_engine(config)
+            if self._is_draining:
+                raise EngineUnavailable("the engine was shut down while it started")
             defaults = load_generation_defaults(self._model, tokenizer.eos_token_id, config.generation_config)
             self._front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
             self._ready = ready
@@ -424,10 +426,10 @@ class AsyncLLM:
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         digest = self._front_end.digest_of(name)
+        self._front_end.set_pinned(name, pinned)  # at once: requests are checked against it from now on
         if pinned and not (await self._call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
+            self._front_end.set_pinned(name, False)
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        if self._front_end.digest_of(name) == digest:  # the name may have come to mean other weights meanwhile
-            self._front_end.set_pinned(name, pinned)
         if not self._front_end.is_pinned(digest) and self._front_end.is_published(digest):
             self._send(PinAdapter(self._next_call(), digest, False))
         return await self.get_adapter(name)

@@ -17,7 +17,7 @@ from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, AdapterState, LoRARequest
 from .tokenizer import Message, Tokenizer
-from .validator import Facts, check_messages, check_salt, check_sampling, check_text, resolve_max_tokens
+from .validator import Facts, as_plain, check_messages, check_salt, check_sampling, check_text, resolve_max_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class FrontEnd:
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         check_sampling(sampling, self.facts)
+        sampling = as_plain(sampling)
         lora_request, uses = self.resolve(adapter)
         text, token_ids, salt = self._read_prompt(prompt)
         # What is pinned by others is as good as not there.
@@ -199,7 +200,7 @@ class FrontEnd:
     def is_loaded_from(self, request: LoRARequest) -> bool:
         """Whether a LoRARequest means an adapter that is loaded, and from the path it names if it names one."""
         path = self._paths.get(request.lora_name)
-        return path is not None and request.lora_path in ("", path)
+        return path is not None and str(request.lora_path) in ("", path)
 
     def adapter_names(self) -> list[str]:
         return sorted(self._paths)

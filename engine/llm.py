@@ -173,6 +173,7 @@ class LLM:
         adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str | None)
         samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams | None)
         priorities = _pair("priority", priority if priority is not None else 0, len(batch), int)
+        _check_paths(adapters)
         for adapter in adapters:
             self._load_if_new(adapter)
         prepared = []
@@ -259,6 +260,16 @@ class LLM:
         self._core.check_idle()
         if self._front_end.outputs.num_unfinished:
             raise RuntimeError(f"{self._front_end.outputs.num_unfinished} samples are waited for and not computed")
+
+
+def _check_paths(adapters: Sequence[Adapter]) -> None:
+    """A name means one thing in a batch: with two paths, the later would answer for the earlier."""
+    paths: dict[str, str] = {}
+    for adapter in adapters:
+        if isinstance(adapter, LoRARequest) and adapter.lora_path:
+            path = str(adapter.lora_path)
+            if paths.setdefault(adapter.lora_name, path) != path:
+                raise InvalidRequest("lora_request", f"{adapter.lora_name!r:.140} is given two paths in one batch")
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

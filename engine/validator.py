@@ -4,7 +4,7 @@ Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<`
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -78,6 +78,19 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
 def _check_type(name: str, value: object, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         raise InvalidRequest(name, f"{value!r:.80} is not {what}")
+
+
+def as_plain(params: SamplingParams) -> SamplingParams:
+    """Checked parameters in the plain types that can be sent: a numpy float is a float, a range is a tuple."""
+    values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
+    for name in INT_RANGES:
+        value = getattr(params, name)
+        values[name] = None if value is None else int(value)
+    biases = params.logit_bias
+    values["stop"] = tuple(str(stop) for stop in params.stop_strings)
+    values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
+    values["logit_bias"] = {int(token_id): float(bias) for token_id, bias in biases.items()} if biases else None
+    return replace(params, **values)  # type: ignore[arg-type]
 
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:

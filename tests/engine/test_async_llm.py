@@ -8,8 +8,10 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
 from blora.engine import (
@@ -113,6 +115,17 @@ def test_bad_requests_are_refused_at_the_first_iteration(runner: asyncio.Runner,
         runner.run(last(llm, [260]))
     with pytest.raises(AdapterNotFound):
         runner.run(last(llm, "x", lora_request="nobody"))
+
+
+def test_odd_but_valid_types_are_taken_and_harm_nobody(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    """What the engine process cannot decode would end it, and everybody's requests."""
+    odd = replace(
+        GREEDY, top_p=np.float64(0.5), stop_token_ids=b"\x01", logit_bias=MappingProxyType({np.int64(1).item(): 0.5})
+    )
+    engine = llm._engine
+    assert len(runner.run(tokens(llm, "odd", sampling=odd))) >= 1
+    assert len(runner.run(tokens(llm, "odd", sampling=replace(GREEDY, stop_token_ids=range(2))))) >= 1
+    assert llm._engine is engine
 
 
 @pytest.mark.parametrize("num_outputs", [0, 1, 5])

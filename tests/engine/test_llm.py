@@ -430,3 +430,13 @@ def test_no_limit_means_as_much_as_fits(make_llm: Callable[..., LLM]) -> None:
     assert len(whole.outputs[0].token_ids) == 256 - 10
     small = make_llm(memory="20KB").generate("x" * 10, sampling, use_tqdm=False)[0]
     assert len(small.outputs[0].token_ids) == 19 * 4 - 10
+
+
+def test_a_name_with_two_paths_in_one_batch_is_refused(
+    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
+) -> None:
+    llm = make_llm()
+    requests = [LoRARequest("x", 1, str(tiny_adapters[name])) for name in ("r4", "r8")]
+    with pytest.raises(InvalidRequest, match="two paths"):
+        llm.generate(["a", "a"], GREEDY, lora_request=requests, use_tqdm=False)
+    assert llm.list_adapters() == []
