@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
-from blora.scheduler import FinishReason, SamplingParams
+from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_reader import AdapterReader
+from .batch import Adapter, Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
@@ -37,14 +38,14 @@ from .frames import (
     UnloadAdapter,
     Updates,
 )
-from .front_end import Adapter, FrontEnd, Prompt
+from .front_end import Checked, FrontEnd
 from .generation_config import load_generation_defaults
 from .model.config import load_model_config
 from .model.hub import resolve_model
 from .model.targets import lora_targets
+from .options import engine_config
 from .output_processor import UserRequest
-from .outputs import AdapterInfo, AdapterState, EngineInfo, LoRARequest, RequestOutput
-from .replaced_options import drop_replaced_options
+from .outputs import AdapterInfo, AdapterState, EngineInfo, RequestOutput
 from .sealed_memory import raise_descriptor_limit
 from .tokenizer import Message, Tokenizer, load_tokenizer
 
@@ -56,7 +57,7 @@ RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One user's request being read: what to wake when it grew."""
+    """One user's request being read: what to wake when it grew, which the rows of a stream share."""
 
     user: UserRequest
     grown: asyncio.Event
@@ -77,12 +78,14 @@ class AsyncLLM:
         adapter_roots: Sequence[str | Path] | None = None,
         **options: Any,
     ) -> None:
-        self._config = EngineConfig(model=str(model), **drop_replaced_options(options))
+        self._config = engine_config(model, options)
         self._start_adapters = dict(adapters or {})
         self._adapter_roots = None if adapter_roots is None else [str(Path(root).resolve()) for root in adapter_roots]
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
+        self._front_end_or_none: FrontEnd | None = None  # until start() has met the engine
         self._is_started = False
+        self._is_shut_down = False
         self._supervisor: asyncio.Task[None] | None = None
         self._is_draining = False
         self._on_serving_change: list[Callable[[bool], None]] = []
@@ -105,7 +108,9 @@ class AsyncLLM:
     # Life.
 
     async def start(self) -> None:
-        """Loads the model and the start-up adapters. Raises EngineStartError, AdapterRejected, ValueError."""
+        """Loads the model and the start-up adapters, once. Raises EngineStartError, AdapterRejected, ValueError."""
+        if self._is_shut_down or self._engine is not None:
+            raise EngineStartError("an AsyncLLM is started once; make another")
         self._model = resolve_model(self._config.model, self._config.revision)
         tokenizer = load_tokenizer(self._model)
         self._targets = list(lora_targets(load_model_config(self._model)))
@@ -116,12 +121,13 @@ class AsyncLLM:
             if self._is_draining:
                 raise EngineUnavailable("the engine was shut down while it started")
             defaults = load_generation_defaults(self._model, tokenizer.eos_token_id, config.generation_config)
-            self._front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
+            front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
+            self._front_end_or_none = front_end
             self._ready = ready
             self._supervisor = asyncio.create_task(self._supervise())
             self._supervisor.add_done_callback(_log_failure)
             for name, path in self._start_adapters.items():
-                await self._load(name, str(path), roots=None)
+                await self._load(name, path, roots=None)
             self._is_started = True
             self._tell_serving()
         except BaseException:
@@ -220,7 +226,7 @@ class AsyncLLM:
 
     async def shutdown(self) -> None:
         """Ends the child processes; requests that still run are aborted. Idempotent."""
-        self._is_draining = True
+        self._is_draining = self._is_shut_down = True
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
@@ -254,8 +260,19 @@ class AsyncLLM:
 
     def _require_engine(self) -> Child[FromEngine]:
         if self._engine is None:
-            raise EngineUnavailable("the engine is being restarted")
+            raise EngineUnavailable(self._why_gone())
         return self._engine
+
+    def _why_gone(self) -> str:
+        if self._is_shut_down:
+            return "the engine was shut down"
+        return "the engine is being restarted" if self._is_started else "the engine is not started: await start() first"
+
+    @property
+    def _front_end(self) -> FrontEnd:
+        if self._front_end_or_none is None:
+            raise EngineUnavailable(self._why_gone())
+        return self._front_end_or_none
 
     def _send(self, message: Any) -> None:
         try:
@@ -276,44 +293,87 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
 
-        Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound, QueueFull,
-        EngineUnavailable. Raises EngineUnavailable later when the engine dies.
+        A LoRARequest loads what is not loaded once nothing else is wrong. Raises at the first iteration, before
+        anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Raises
+        EngineUnavailable later when the engine dies.
         """
-        await self._load_if_new(lora_request)
-        reader = self._begin(prompt, sampling_params, request_id, lora_request, priority)
-        user = reader.user
-        try:
-            while not user.is_finished or user.has_news:
-                await reader.grown.wait()
-                reader.grown.clear()
-                output = self._front_end.outputs.take(user)
-                if output is not None:
+        call = Call(prompt, sampling_params, lora_request, priority)
+        async with aclosing(self._run([call], request_id)) as news:
+            async for outputs in news:
+                for output in outputs:
                     yield output
-                if not user.is_finished and not self._front_end.outputs.is_known(user):
+
+    async def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        priority: Sequence[int] | None = None,
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        """Yields what is new of every row that grew; request_id is the row's index in prompts. Lists pair one to one
+        with prompts. All are accepted or none; raises as `generate` does. Closing the generator aborts.
+        """
+        calls = pair_up(prompts, sampling_params, lora_request, priority)
+        async with aclosing(self._run(calls, None, RequestOutputKind.DELTA)) as news:
+            async for outputs in news:
+                yield outputs
+
+    async def _run(
+        self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None = None
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        """Rows that grow together. With a kind they are shown so, under their index."""
+        readers = await self._begin(calls, label, kind)
+        texts = self._front_end.outputs
+        unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
+        try:
+            while unfinished:
+                await readers[0].grown.wait()
+                readers[0].grown.clear()
+                news = {index: texts.take(user) for index, user in unfinished.items()}
+                unfinished = {index: user for index, user in unfinished.items() if not user.is_finished}
+                is_lost = not all(texts.is_known(user) for user in unfinished.values())
+                outputs = [
+                    output if kind is None else replace(output, request_id=index)
+                    for index, output in news.items()
+                    if output is not None
+                ]
+                if outputs:
+                    yield outputs
+                if is_lost:
                     raise EngineUnavailable("the engine ended unexpectedly while it computed this request")
         finally:
-            self._end(reader)
+            for reader in readers:
+                self._end(reader)
 
-    def _begin(
-        self, prompt: Prompt, sampling: SamplingParams | None, label: str | None, adapter: Adapter, priority: int
-    ) -> _Reader:
+    async def _begin(self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None) -> list[_Reader]:
+        self._check_can_begin(label)
+        checked = [self._front_end.check(call) for call in calls]
+        self._front_end.check_room(checked)
+        await self._load_missing(checked)
+        self._check_can_begin(label)  # much may have happened meanwhile
+        prepared = [self._front_end.prepare(call, label) for call in checked]
+        self._front_end.accept(prepared)
+        grown = asyncio.Event()
+        readers = [_Reader(entry.user, grown) for entry in prepared]
+        self._readers |= {reader.user: reader for reader in readers}
+        try:
+            for entry in prepared:
+                self._idle.clear()
+                entry.user.output_kind = kind or entry.user.output_kind
+                for request in entry.requests:
+                    self._send(AddRequest.of(request))
+        except BaseException:
+            for reader in readers:
+                self._end(reader)
+            raise
+        return readers
+
+    def _check_can_begin(self, label: str | None) -> None:
+        self._require_engine()
         if self._is_draining:
             raise EngineUnavailable("the engine is shutting down")
-        self._require_engine()
         if label is not None and any(user.request_id == label for user in self._readers):
             raise InvalidRequest("request_id", f"{label!r:.140} is the id of an unfinished request")
-        prepared = self._front_end.prepare(prompt, sampling, adapter, priority, label)
-        self._front_end.accept([prepared])
-        reader = _Reader(prepared.user, asyncio.Event())
-        self._readers[prepared.user] = reader
-        self._idle.clear()
-        try:
-            for request in prepared.requests:
-                self._send(AddRequest.of(request))
-        except BaseException:
-            self._end(reader)
-            raise
-        return reader
 
     def _end(self, reader: _Reader) -> None:
         self._finish(self._front_end.outputs.remove(reader.user))
@@ -331,6 +391,8 @@ class AsyncLLM:
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests by their ids; unknown and finished ones are fine."""
+        if not isinstance(request_id, Iterable):
+            raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
         for reader in [reader for user, reader in self._readers.items() if user.request_id in labels]:
             self._finish(self._front_end.outputs.fail(reader.user, FinishReason.ABORT))
@@ -354,11 +416,13 @@ class AsyncLLM:
         """
         if self._adapter_roots is not None and not self._adapter_roots:
             raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
-        await self._load(name, str(path), self._adapter_roots)
+        await self._load(name, path, self._adapter_roots)
         return await (self.pin_adapter(name) if pinned else self.get_adapter(name))
 
-    async def _load(self, name: str, path: str, roots: Sequence[str] | None) -> None:
+    async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> None:
         self._front_end.check_adapter_name(name)
+        self._front_end.check_adapter_path(location)
+        path = str(location)
         self._require_engine()
         order = ReadAdapter(
             path=path,
@@ -449,12 +513,12 @@ class AsyncLLM:
         reply: StateReply = await self._call(lambda call_id: GetState(call_id, digests))
         return reply.adapters
 
-    async def _load_if_new(self, adapter: Adapter) -> None:
-        """vLLM's way: a LoRARequest with a path loads what is not loaded yet."""
-        if isinstance(adapter, LoRARequest) and adapter.lora_path:
-            async with self._loading:  # those who ask together load it once
-                if not self._front_end.is_loaded_from(adapter):
-                    await self.load_adapter(adapter.lora_name, adapter.lora_path)
+    async def _load_missing(self, calls: Sequence[Checked]) -> None:
+        """vLLM's way: a path comes with the request. Those who ask together load it once."""
+        if self._front_end.adapters_to_load(calls):
+            async with self._loading:
+                for request in self._front_end.adapters_to_load(calls):
+                    await self.load_adapter(request.lora_name, request.lora_path)
 
     def _call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
         """Sends a message that the engine answers."""

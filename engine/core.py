@@ -4,6 +4,7 @@ Synchronous and single-threaded; knows no text, no name of an adapter, no proces
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,7 +60,7 @@ class EngineCore:
 
     def step(self) -> list[RowUpdate]:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(time.monotonic())
         self._runner.copy(step)
         updates = self.scheduler.update(step, self._execute(step))
         self._drop_unused()

@@ -7,22 +7,30 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
+from .batch import Adapter, Call, Prompt
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, AdapterState, LoRARequest
 from .tokenizer import Message, Tokenizer
-from .validator import Facts, as_plain, check_messages, check_salt, check_sampling, check_text, resolve_max_tokens
+from .validator import (
+    Facts,
+    as_plain,
+    check_messages,
+    check_salt,
+    check_sampling,
+    check_text,
+    is_encodable,
+    resolve_max_tokens,
+)
 
 logger = logging.getLogger(__name__)
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-Adapter = LoRARequest | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +43,20 @@ class NamedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """A call in which nothing is wrong; its adapter may be still to load."""
+
+    text: str | None  # None for tokens
+    token_ids: list[int]
+    salt: bytes
+    sampling: SamplingParams
+    lora_request: LoRARequest | None
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked request: the user's side of it and the engine's."""
+    """A checked request with its adapter loaded: the user's side of it and the engine's."""
 
     user: UserRequest
     requests: list[Request]  # one per sample
@@ -64,59 +84,99 @@ class FrontEnd:
 
     # Requests.
 
-    def prepare(
-        self,
-        prompt: Prompt,
-        sampling: SamplingParams | None,
-        adapter: Adapter,
-        priority: int = 0,
-        request_id: str | None = None,
-    ) -> Prepared:
-        """Checks and tokenises a request. Raises InvalidRequest, AdapterNotFound; changes nothing but the id count."""
-        sampling = self.defaults.sampling if sampling is None else sampling
+    def check(self, call: Call) -> Checked:
+        """Checks and tokenises a call, changing nothing. Raises InvalidRequest, AdapterNotFound."""
+        sampling = self.defaults.sampling if call.sampling is None else call.sampling
         if not isinstance(sampling, SamplingParams):
             raise InvalidRequest("sampling_params", f"{type(sampling).__name__} is not SamplingParams")
+        priority = call.priority
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         check_sampling(sampling, self.facts)
         sampling = as_plain(sampling)
-        lora_request, uses = self.resolve(adapter)
-        text, token_ids, salt = self._read_prompt(prompt)
+        lora_request = self._check_adapter(call.adapter)
+        text, token_ids, salt = self._read_prompt(call.prompt)
+        checked = Checked(text, token_ids, salt, sampling, lora_request, priority)
+        self._resolve_max_tokens(checked, set())  # what it cannot be with whatever adapter
+        return checked
+
+    def _check_adapter(self, adapter: Adapter) -> LoRARequest | None:
+        """Only None is the base model. What has no path to load from has to be loaded."""
+        if adapter is None:
+            return None
+        request = LoRARequest(adapter) if isinstance(adapter, str) else adapter
+        if not isinstance(request, LoRARequest):
+            raise InvalidRequest("lora_request", f"{type(adapter).__name__} is neither a name nor a LoRARequest")
+        if not self.is_to_load(request):
+            self._registry.resolve(request.lora_name)
+        else:
+            self.check_adapter_name(request.lora_name)
+            self.check_adapter_path(request.lora_path)
+        return request
+
+    def is_to_load(self, request: LoRARequest) -> bool:
+        """Whether a LoRARequest asks for a load. Raises InvalidRequest for a loaded name with another path."""
+        if not request.lora_path:
+            return False
+        path = self._paths.get(request.lora_name)
+        if path is None or request.load_inplace:
+            return True
+        if not _is_same_path(path, str(request.lora_path)):
+            reason = f"{request.lora_name!r:.140} is loaded from another path; load_inplace=True replaces it"
+            raise InvalidRequest("lora_request", reason)
+        return False
+
+    def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
+        """What has to be loaded before these calls can be prepared, each name once."""
+        requests = [call.lora_request for call in calls if call.lora_request is not None]
+        return list({request.lora_name: request for request in requests if self.is_to_load(request)}.values())
+
+    def check_room(self, calls: Sequence[Checked]) -> None:
+        """Raises QueueFull when these calls would be too many beside what is unfinished."""
+        self._check_room(sum(call.sampling.n for call in calls))
+
+    def _check_room(self, num_new: int) -> None:
+        num_unfinished = self.outputs.num_unfinished
+        if num_unfinished + num_new > self._max_num_queued_reqs:
+            raise QueueFull(f"{num_unfinished} requests are unfinished, at most {self._max_num_queued_reqs}")
+
+    def _resolve_max_tokens(self, call: Checked, digests: set[str]) -> int:
         # What is pinned by others is as good as not there.
-        digests = {digest for digest, _ in uses} | self._registry.pinned_digests()
+        digests = digests | self._registry.pinned_digests()
         num_adapter_pages = sum(self._tables[digest].num_pages for digest in digests)
-        max_tokens = resolve_max_tokens(token_ids, sampling, num_adapter_pages, self.facts)
+        return resolve_max_tokens(call.token_ids, call.sampling, num_adapter_pages, self.facts)
+
+    def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
+        """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
+        adapter; changes nothing but the id count."""
+        sampling, uses = call.sampling, self._resolve(call.lora_request)
+        max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
         requests = [
             Request(
                 request_id=sample_id,
-                prompt_token_ids=token_ids,
+                prompt_token_ids=call.token_ids,
                 sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
                 max_tokens=max_tokens,
                 seed=seed,
                 sample_index=index,
                 eos_token_ids=self.defaults.eos_token_ids,
                 adapters=uses,
-                priority=priority,
-                cache_salt=salt,
+                priority=call.priority,
+                cache_salt=call.salt,
                 leader=None if index == 0 else ids[0],
             )
             for index, sample_id in enumerate(ids)
         ]
         label = str(ids[0]) if request_id is None else request_id
-        return Prepared(
-            UserRequest(label, text, token_ids, sampling, lora_request, sampling.output_kind, ids), requests
-        )
+        user = UserRequest(label, call.text, call.token_ids, sampling, call.lora_request, sampling.output_kind, ids)
+        return Prepared(user, requests)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
         """Takes checked requests in, all or none. Raises QueueFull."""
-        num_new = sum(len(entry.requests) for entry in prepared)
-        if self.outputs.num_unfinished + num_new > self._max_num_queued_reqs:
-            raise QueueFull(
-                f"{self.outputs.num_unfinished} requests are unfinished, at most {self._max_num_queued_reqs}"
-            )
+        self._check_room(sum(len(entry.requests) for entry in prepared))
         for entry in prepared:
             self.outputs.add(entry.user)
 
@@ -134,7 +194,9 @@ class FrontEnd:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(check_text(prompt, self.facts))
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            return None, list(prompt[: self.facts.max_model_len + 1])  # one too many is enough to refuse it
+            if len(prompt) > self.facts.max_model_len:  # before it is copied
+                raise InvalidRequest("prompt", f"{len(prompt)} tokens, at most {self.facts.max_model_len} are taken")
+            return None, list(prompt)
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
@@ -146,18 +208,18 @@ class FrontEnd:
 
     # Adapters.
 
-    def resolve(self, adapter: Adapter) -> tuple[LoRARequest | None, tuple[AdapterUse, ...]]:
-        """The adapters of a request by content. Raises AdapterNotFound; only None is the base model."""
-        if adapter is None:
-            return None, ()
-        request = LoRARequest(adapter) if isinstance(adapter, str) else adapter
-        if not isinstance(request, LoRARequest):
-            raise InvalidRequest("lora_request", f"{type(adapter).__name__} is neither a name nor a LoRARequest")
-        return request, ((self._registry.resolve(request.lora_name), 1.0),)
+    def _resolve(self, request: LoRARequest | None) -> tuple[AdapterUse, ...]:
+        """The adapters of a request by content. Raises AdapterNotFound."""
+        return () if request is None else ((self._registry.resolve(request.lora_name), 1.0),)
 
     def check_adapter_name(self, name: str) -> None:
         if not isinstance(name, str) or not is_valid_name(name):
             raise InvalidRequest("name", f"{name!r:.140} is not 1 to 128 letters, digits, '.', '-' or '_'")
+
+    def check_adapter_path(self, path: str | Path) -> None:
+        """Only what can name a file at all: whether it does is found when it is read."""
+        if not isinstance(path, str | Path) or not str(path) or not is_encodable(str(path)) or "\0" in str(path):
+            raise InvalidRequest("path", f"{path!r:.140} is not a path")
 
     def check_adapter_size(self, path: str, table: ImageTable) -> None:
         """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
@@ -197,11 +259,6 @@ class FrontEnd:
     def table_of(self, digest: str) -> ImageTable:
         return self._tables[digest]
 
-    def is_loaded_from(self, request: LoRARequest) -> bool:
-        """Whether a LoRARequest means an adapter that is loaded, and from the path it names if it names one."""
-        path = self._paths.get(request.lora_name)
-        return path is not None and str(request.lora_path) in ("", path)
-
     def adapter_names(self) -> list[str]:
         return sorted(self._paths)
 
@@ -229,3 +286,7 @@ class FrontEnd:
             num_requests=state.num_requests,
             warnings=table.warnings,
         )
+
+
+def _is_same_path(one: str, other: str) -> bool:
+    return one == other or Path(one).absolute() == Path(other).absolute()

@@ -1,9 +1,8 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -12,22 +11,17 @@ from blora.adapters import AdapterTooLarge, pack, read_checkpoint
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .adapter_source import resolve_adapter
-from .config import EngineConfig
+from .batch import Adapter, Conversation, Prompt, conversations, pair_up
 from .core import EngineCore
-from .errors import InvalidRequest
-from .front_end import Adapter, FrontEnd, Prepared, Prompt
+from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .model.hub import resolve_model
 from .model.targets import lora_targets
+from .options import engine_config
 from .output_processor import UserRequest
-from .outputs import AdapterInfo, LoRARequest, RequestOutput
-from .replaced_options import drop_replaced_options
+from .outputs import AdapterInfo, RequestOutput
 from .startup import start_engine
-from .tokenizer import Message, Tokenizer, load_tokenizer
-
-logger = logging.getLogger(__name__)
-Entry = TypeVar("Entry")
-Conversation = Sequence[Message]
+from .tokenizer import Tokenizer, load_tokenizer
 
 
 class RowStream:
@@ -87,8 +81,7 @@ class LLM:
 
     def __init__(self, model: str, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
         # As in vLLM, a script gives the same output each time it runs.
-        options = {"seed": 0} | drop_replaced_options(options)
-        self._config = EngineConfig(model=str(model), **options)
+        self._config = engine_config(model, {"seed": 0} | options)
         folder = resolve_model(self._config.model, self._config.revision)
         tokenizer = load_tokenizer(folder)
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
@@ -111,9 +104,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generates for every prompt and returns the outputs in their order.
 
-        Lists pair one to one with prompts; a single value goes with each. lora_request: a LoRARequest, or the name of a
-        loaded adapter; None is the base model. Raises InvalidRequest, AdapterNotFound or QueueFull before anything
-        runs; a request that fails later comes back with finish_reason "error".
+        Lists pair one to one with prompts; a single value goes with each. lora_request: the name of a loaded adapter,
+        or a LoRARequest, which loads what is not loaded once nothing else is wrong; None is the base model. Raises
+        InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before anything runs; a request that fails later
+        comes back with finish_reason "error".
         """
         prepared = self._prepare(prompts, sampling_params, lora_request, priority)
         final: dict[str, RequestOutput] = {}
@@ -130,17 +124,15 @@ class LLM:
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        lora_request: Adapter | Sequence[Adapter] = None,
         use_tqdm: bool = True,
+        lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
         """`generate` for conversations, put into the model's chat template. One conversation or a list of them."""
-        is_single = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = cast(Sequence[Conversation], [messages] if is_single else messages)
         prompts: list[Prompt] = [
             {"prompt_token_ids": self._front_end.encode_chat(conversation, add_generation_prompt)}
-            for conversation in conversations
+            for conversation in conversations(messages)
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority)
 
@@ -169,18 +161,13 @@ class LLM:
         priority: Sequence[int] | None,
         kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
     ) -> list[Prepared]:
-        batch = _as_batch(prompts)
-        adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str | None)
-        samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams | None)
-        priorities = _pair("priority", priority if priority is not None else 0, len(batch), int)
-        _check_paths(adapters)
-        for adapter in adapters:
-            self._load_if_new(adapter)
-        prepared = []
-        for prompt, sampling, adapter, urgency in zip(batch, samplings, adapters, priorities, strict=True):
-            entry = self._front_end.prepare(prompt, sampling, adapter, urgency)
+        calls = [self._front_end.check(call) for call in pair_up(prompts, sampling_params, lora_request, priority)]
+        self._front_end.check_room(calls)
+        for request in self._front_end.adapters_to_load(calls):  # vLLM's way: a path comes with the request
+            self.load_adapter(request.lora_name, request.lora_path)
+        prepared = [self._front_end.prepare(call) for call in calls]
+        for entry in prepared:
             entry.user.output_kind = kind
-            prepared.append(entry)
         return prepared
 
     # Adapters.
@@ -191,6 +178,7 @@ class LLM:
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
         """
         self._front_end.check_adapter_name(name)
+        self._front_end.check_adapter_path(path)
         targets = lora_targets(self._engine.model_config)
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
@@ -233,11 +221,6 @@ class LLM:
     def list_adapters(self) -> list[AdapterInfo]:
         return [self.get_adapter(name) for name in self._front_end.adapter_names()]
 
-    def _load_if_new(self, adapter: Adapter) -> None:
-        """vLLM's way: a LoRARequest with a path loads what is not loaded yet."""
-        if isinstance(adapter, LoRARequest) and adapter.lora_path and not self._front_end.is_loaded_from(adapter):
-            self.load_adapter(adapter.lora_name, adapter.lora_path)
-
     def _forget_unloaded(self) -> None:
         for digest in self._core.take_unloaded():
             self._front_end.forget(digest)
@@ -260,29 +243,3 @@ class LLM:
         self._core.check_idle()
         if self._front_end.outputs.num_unfinished:
             raise RuntimeError(f"{self._front_end.outputs.num_unfinished} samples are waited for and not computed")
-
-
-def _check_paths(adapters: Sequence[Adapter]) -> None:
-    """A name means one thing in a batch: with two paths, the later would answer for the earlier."""
-    paths: dict[str, str] = {}
-    for adapter in adapters:
-        if isinstance(adapter, LoRARequest) and adapter.lora_path:
-            path = str(adapter.lora_path)
-            if paths.setdefault(adapter.lora_name, path) != path:
-                raise InvalidRequest("lora_request", f"{adapter.lora_name!r:.140} is given two paths in one batch")
-
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or a list of prompts: a list of ints is one prompt."""
-    if isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))
-
-
-def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
-    """One value for each prompt. A list has to pair one to one."""
-    if isinstance(value, kind) or not isinstance(value, Sequence):
-        return [value] * num_prompts
-    if len(value) != num_prompts:
-        raise InvalidRequest(name, f"{len(value)} values for {num_prompts} prompts")
-    return list(value)

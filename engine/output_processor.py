@@ -34,6 +34,7 @@ class _Sample:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    num_preemptions: int = 0
     num_shown_tokens: int = 0
     num_shown_characters: int = 0
     is_shown_finished: bool = False
@@ -55,7 +56,7 @@ class UserRequest:
     num_shown_prompt_logprobs: int = 0
     has_news: bool = False  # something came since the last output was taken
     num_cached_tokens: int = 0
-    metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.monotonic()))
+    metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.time()))
 
     @property
     def is_finished(self) -> bool:
@@ -68,6 +69,7 @@ class OutputProcessor:
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
     def add(self, request: UserRequest) -> None:
+        request.metrics.queued_ts = time.monotonic()
         sampling = request.sampling
         for index, sample_id in enumerate(request.sample_ids):
             detokenizer = (
@@ -115,8 +117,6 @@ class OutputProcessor:
         if not request.has_news or (request.output_kind is RequestOutputKind.FINAL_ONLY and not request.is_finished):
             return None
         request.has_news = False
-        if request.is_finished:
-            request.metrics.finished_time = time.monotonic()
         return self._output(request)
 
     def fail(self, request: UserRequest, reason: FinishReason, error: str | None = None) -> list[int]:
@@ -135,10 +135,8 @@ class OutputProcessor:
             request.num_cached_tokens = update.num_cached_tokens
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
-        if update.token_ids:
-            request.metrics.last_token_time = time.monotonic()
-            request.metrics.first_token_time = request.metrics.first_token_time or request.metrics.last_token_time
         num_used = self._add_text(request, sample, update)
+        _measure(request.metrics, sample, update, num_used)
         sample.token_ids += update.token_ids[:num_used]
         for entry in update.logprobs[:num_used]:
             sample.logprobs.append(self._named(entry))
@@ -203,8 +201,20 @@ class OutputProcessor:
             logprobs=sample.logprobs[first_token:] if has_logprobs else None,
             finish_reason=None if sample.finish_reason is None else sample.finish_reason.value,
             stop_reason=sample.stop_reason,
+            lora_request=request.lora_request,
             error=sample.error,
         )
+
+
+def _measure(metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int) -> None:
+    metrics.scheduled_ts = metrics.scheduled_ts or update.scheduled_ts
+    num_preemptions = max(update.num_preemptions, sample.num_preemptions)  # an update of an error counts none
+    metrics.num_preemptions += num_preemptions - sample.num_preemptions
+    sample.num_preemptions = num_preemptions
+    metrics.num_generation_tokens += num_tokens
+    if update.token_ids:
+        metrics.last_token_ts = time.monotonic()
+        metrics.first_token_ts = metrics.first_token_ts or metrics.last_token_ts
 
 
 def _has_news(sample: _Sample) -> bool:

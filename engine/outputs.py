@@ -6,13 +6,23 @@ The shapes and names are vLLM's where vLLM has them. Pure data: no torch, no wir
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoRARequest:
-    """An adapter to use. An adapter that is not loaded yet is loaded from `lora_path` under `lora_name`."""
+    """An adapter to use; two are equal if their names are. What is not loaded yet is loaded from `lora_path` under
+    `lora_name`. A loaded name with another path is refused, unless `load_inplace`, which always loads anew.
+    """
 
     lora_name: str
     lora_int_id: int = 1  # accepted for vLLM's sake; blora knows adapters by name and content
     lora_path: str = ""
+    base_model_name: str | None = None  # accepted for vLLM's sake
+    load_inplace: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LoRARequest) and self.lora_name == other.lora_name
+
+    def __hash__(self) -> int:
+        return hash(self.lora_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +48,31 @@ class CompletionOutput:
     logprobs: SampleLogprobs | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop string or stop token id; None for EOS
+    lora_request: LoRARequest | None = None
     error: str | None = None  # what went wrong, with finish_reason "error"
 
-    @property
     def finished(self) -> bool:
         return self.finish_reason is not None
 
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times in seconds of time.monotonic()."""
+    """Times of one request in seconds: `arrival_time` is time.time(), those that end in `_ts` are time.monotonic(); 0
+    is not yet. Counts are sums over its samples.
+    """
 
-    arrival_time: float
-    first_token_time: float | None = None
-    last_token_time: float | None = None
-    finished_time: float | None = None
+    arrival_time: float = 0.0
+    queued_ts: float = 0.0  # handed to the engine
+    scheduled_ts: float = 0.0  # first given blocks
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    num_generation_tokens: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def first_token_latency(self) -> float:
+        """From queued to the first token; 0 before it."""
+        return self.first_token_ts - self.queued_ts if self.first_token_ts else 0.0
 
 
 @dataclass(slots=True)

@@ -35,9 +35,16 @@ INT_RANGES: dict[str, tuple[int, int | None]] = {
     "max_tokens": (1, None),
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
-    "seed": (-(1 << 63), (1 << 64) - 1),
+    "seed": (-(1 << 63), (1 << 63) - 1),
 }
-FLAGS = ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+FLAGS = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+UNSERVED = ("allowed_token_ids", "bad_words", "structured_outputs", "stream_interval", "extra_args")
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 
 
@@ -64,6 +71,9 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
             _check_int(name, value, least, most)
     for name in FLAGS:
         _check_type(name, getattr(params, name), bool, "a boolean")
+    for name in UNSERVED:
+        if getattr(params, name):
+            raise InvalidRequest(name, "is not served")
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
@@ -87,6 +97,7 @@ def as_plain(params: SamplingParams) -> SamplingParams:
         value = getattr(params, name)
         values[name] = None if value is None else int(value)
     biases = params.logit_bias
+    values |= dict.fromkeys(UNSERVED)
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
     values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
     values["logit_bias"] = {int(token_id): float(bias) for token_id, bias in biases.items()} if biases else None
@@ -116,7 +127,7 @@ def _check_stops(params: SamplingParams) -> None:
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
             raise InvalidRequest("stop", f"{stop!r:.80} is not a string of 1 to {MAX_STOP_STRING_LENGTH} characters")
-        if _has_surrogate(stop):
+        if not is_encodable(stop):
             raise InvalidRequest("stop", "is not valid Unicode: it holds a lone surrogate")
     if stops and not params.detokenize:
         raise InvalidRequest("stop", "stop strings need detokenize")
@@ -144,18 +155,18 @@ def check_text(text: object, facts: Facts) -> str:
         raise InvalidRequest("prompt", "is not a text of at least one character")
     if len(text) > facts.max_model_len * MAX_BYTES_PER_TOKEN:
         raise InvalidRequest("prompt", f"{len(text)} characters cannot fit into {facts.max_model_len} tokens")
-    if _has_surrogate(text):
+    if not is_encodable(text):
         raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate")
     return text
 
 
-def _has_surrogate(text: str) -> bool:
-    """Half of a pair that UTF-16 writes one character with: no text can be encoded that holds one."""
+def is_encodable(text: str) -> bool:
+    """False for a lone surrogate, half of a pair that UTF-16 writes one character with."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 def check_messages(messages: object, facts: Facts) -> None:

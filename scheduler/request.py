@@ -42,6 +42,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     num_preemptions: int = 0
+    scheduled_ts: float = 0.0  # seconds, when it was first admitted; 0 is not yet
     num_told_prompt_logprobs: int = 0  # prompt positions whose logprobs are out; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids

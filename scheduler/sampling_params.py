@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class RequestOutputKind(Enum):
@@ -17,12 +18,14 @@ class SamplingParams:
 
     n: number of samples of the prompt.
     temperature: 0 is greedy. top_k: 0 or -1 keeps every token. top_p, min_p: probabilities in (0, 1] and [0, 1].
-    seed: any 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None draws one.
+    seed: any signed 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None draws one.
     presence_penalty, frequency_penalty: subtracted once, or once per occurrence, for tokens generated so far.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
     max_tokens: None means up to the model's length. min_tokens: EOS and stop tokens cannot be drawn before.
     stop: strings that end the text; they are cut off unless include_stop_str_in_output.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
+    spaces_between_special_tokens: accepted for vLLM's sake; texts are what the tokenizer's decoder writes.
+    allowed_token_ids and what follows it are vLLM's and not served: a request that sets one is refused.
     """
 
     n: int = 1
@@ -45,7 +48,13 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    structured_outputs: Any = None
+    stream_interval: int | None = None
+    extra_args: Mapping[str, Any] | None = None
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

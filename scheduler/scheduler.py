@@ -93,9 +93,12 @@ class Scheduler:
 
     # Plan.
 
-    def schedule(self) -> Step:
-        """Continues running requests, those that need one token first, then admits waiting ones, within the budget."""
-        plan = _Plan(self.limits.max_num_batched_tokens)
+    def schedule(self, now: float = 0.0) -> Step:
+        """Continues running requests, those that need one token first, then admits waiting ones, within the budget.
+
+        now: seconds by the caller's clock; the scheduler has none.
+        """
+        plan = _Plan(self.limits.max_num_batched_tokens, now)
         # A long prompt must not hold up the requests that only need their next token.
         for request in sorted(self._running, key=lambda request: request.num_missing_tokens > 1):
             self._schedule_row(request, plan)
@@ -144,6 +147,7 @@ class Scheduler:
         if self._take_holdings(head):
             self._waiting.pop()
             head.status = Status.RUNNING
+            head.scheduled_ts = head.scheduled_ts or plan.now
             bisect.insort(self._running, head, key=self._waiting.order)
             self._schedule_row(head, plan)
         elif not self._running:
@@ -212,6 +216,8 @@ class Scheduler:
             finish_reason=reason,
             stop_token_id=result.token_id if is_named_stop else None,
             num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=request.num_preemptions,
+            scheduled_ts=request.scheduled_ts,
         )
 
     def _append(self, request: Request, token_id: int) -> FinishReason | None:
@@ -254,8 +260,9 @@ class Scheduler:
 class _Plan:
     """The rows of a step while it is being planned."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, now: float) -> None:
         self.budget = budget  # tokens left
+        self.now = now  # seconds
         self.rows: dict[int, ScheduledRow] = {}
 
     def add(self, request: Request, num_new_tokens: int, block_table: Sequence[int]) -> None:

@@ -79,6 +79,8 @@ class RowUpdate:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the stop token that ended it; None for EOS
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    scheduled_ts: float = 0.0  # seconds, by the caller's clock; 0 is not yet
     error: str | None = None
 
     @property

@@ -83,7 +83,7 @@ class Outcome:
 
     def note(self, output: RequestOutput) -> None:
         for sample in output.outputs:
-            if sample.finished:
+            if sample.finished():
                 failed = sample.finish_reason == "error"
                 self._errors[sample.index] = (sample.error or "no reason given") if failed else None
 

@@ -278,6 +278,10 @@ def test_a_lora_request_with_a_path_loads_it(
     async def ask() -> None:
         request = LoRARequest("by-path", 1, str(tiny_adapters["r8"]))
         assert await tokens(llm, "hello", request) == await tokens(llm, "hello", "r8")
+        other = LoRARequest("by-path", 1, str(tiny_adapters["r4"]))
+        with pytest.raises(InvalidRequest, match="load_inplace"):
+            await tokens(llm, "hello", other)
+        assert await tokens(llm, "hello", replace(other, load_inplace=True)) == await tokens(llm, "hello", "r4")
         await llm.unload_adapter("by-path")
 
     runner.run(ask())
@@ -542,3 +546,81 @@ def test_a_model_that_cannot_be_served_says_why(runner: asyncio.Runner, tiny_mod
         runner.run(AsyncLLM(str(tmp_path / "missing")).start())
     with pytest.raises(EngineStartError, match="memory"):
         runner.run(AsyncLLM(str(tiny_model), memory=10).start())
+
+
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(temperature=-1), SamplingParams(max_tokens=10_000), SamplingParams(bad_words=["x"])]
+)
+def test_a_refused_call_loads_nothing(
+    runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path], sampling: SamplingParams
+) -> None:
+    async def ask() -> None:
+        request = LoRARequest("unwanted", 1, str(tiny_adapters["r8"]))
+        with pytest.raises(InvalidRequest):
+            await tokens(llm, "hello", request, sampling)
+        assert "unwanted" not in [adapter.name for adapter in await llm.list_adapters()]
+
+    runner.run(ask())
+
+
+def test_rows_of_a_stream_grow_together(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def ask() -> None:
+        adapters = [None, "r8", "r4", None]
+        expected = [await tokens(llm, f"prompt {row}", adapter) for row, adapter in enumerate(adapters)]
+        rows: dict[str, list[int]] = {str(row): [] for row in range(len(adapters))}
+        num_together = 0
+        async for outputs in llm.stream([f"prompt {row}" for row in range(len(adapters))], GREEDY, adapters):
+            num_together = max(num_together, len(outputs))
+            for output in outputs:
+                rows[output.request_id] += output.outputs[0].token_ids
+        assert list(rows.values()) == expected and num_together == len(adapters)
+
+    runner.run(ask())
+
+
+def test_a_stream_is_accepted_whole_or_not_at_all(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def ask() -> None:
+        for prompts, adapters in ((["fine", ""], None), (["fine", "fine"], [None, "nobody"]), (None, None)):
+            with pytest.raises((InvalidRequest, AdapterNotFound)):
+                await anext(llm.stream(prompts, GREEDY, adapters))  # type: ignore[arg-type]
+        assert [outputs async for outputs in llm.stream([], GREEDY)] == []
+
+    runner.run(ask())
+
+
+def test_a_closed_stream_ends_all_its_rows(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def leave() -> None:
+        stream = llm.stream(["one", "two"], LONG, [None, "r8"])
+        await anext(stream)
+        await stream.aclose()  # the fixture checks that nothing is left
+
+    runner.run(leave())
+
+
+def test_what_is_asked_of_an_engine_that_is_not_there_says_why(runner: asyncio.Runner, tiny_model: Path) -> None:
+    async def ask() -> None:
+        llm = AsyncLLM(str(tiny_model), **OPTIONS)
+        asked: list[Callable[[], Any]] = [
+            lambda: tokens(llm, "x"),
+            lambda: llm.load_adapter("x", "/x"),
+            lambda: llm.list_adapters(),
+            lambda: llm.get_info(),
+            lambda: asyncio.to_thread(llm.get_tokenizer),
+        ]
+        for ask in asked:
+            with pytest.raises(EngineUnavailable, match="not started"):
+                await ask()
+        await llm.start()
+        with pytest.raises(EngineStartError, match="once"):
+            await llm.start()
+        await llm.shutdown()
+        for ask in asked[:-1]:
+            with pytest.raises(EngineUnavailable, match="was shut down"):
+                await ask()
+
+    runner.run(ask())
+
+
+def test_ids_to_abort_are_checked(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    with pytest.raises(InvalidRequest, match="request_id"):
+        runner.run(llm.abort(5))  # type: ignore[arg-type]

@@ -1,9 +1,14 @@
 """The in-process engine as a user meets it."""
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_adapter
@@ -101,8 +106,14 @@ def test_a_bad_option_is_refused_by_name(make_llm: Callable[..., LLM], options: 
 
 
 def test_an_unknown_option_is_refused(make_llm: Callable[..., LLM]) -> None:
-    with pytest.raises(TypeError, match="max_lorras"):
+    with pytest.raises(ValueError, match="no option 'max_lorras'.*max_num_seqs"):
         make_llm(max_lorras=3)
+
+
+def test_options_that_change_nothing_here_are_taken(make_llm: Callable[..., LLM]) -> None:
+    make_llm(enforce_eager=True, tensor_parallel_size=1, trust_remote_code=True, quantization=None)
+    with pytest.raises(ValueError, match="tensor_parallel_size: 2 is not served"):
+        make_llm(tensor_parallel_size=2)
 
 
 # What is generated.
@@ -216,7 +227,95 @@ def test_a_lora_request_with_a_path_loads_it(make_llm: Callable[..., LLM], tiny_
     llm = make_llm(adapters={"named": str(tiny_adapters["r8"])})
     one, other = (LoRARequest("auto", 1, str(tiny_adapters[name])) for name in ("r8", "r4"))
     assert tokens_of(llm, "hello", one) == tokens_of(llm, "hello", "named")
-    assert tokens_of(llm, "hello", other) != tokens_of(llm, "hello", "named"), "another path is another adapter"
+    with pytest.raises(InvalidRequest, match="load_inplace"):
+        tokens_of(llm, "hello", other)
+    assert tokens_of(llm, "hello", LoRARequest("auto")) == tokens_of(llm, "hello", "named"), "nothing was replaced"
+    replacing = replace(other, load_inplace=True)
+    assert tokens_of(llm, "hello", replacing) != tokens_of(llm, "hello", "named"), "another path is another adapter"
+
+
+def test_lora_requests_are_equal_by_name() -> None:
+    assert LoRARequest("a", 1, "x") == LoRARequest("a", 2, "y", base_model_name="m") != LoRARequest("b", 1, "x")
+    assert len({LoRARequest("a", 1, "x"), LoRARequest("a"), LoRARequest("b")}) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling_params": SamplingParams(temperature=-1)},
+        {"sampling_params": SamplingParams(max_tokens=10_000)},
+        {"prompts": ""},
+        {"prompts": [1, -1]},
+        {"priority": ["high"]},
+        {"sampling_params": SamplingParams(n=3)},  # more than the queue takes
+    ],
+    ids=["sampling", "length", "prompt", "token", "priority", "queue"],
+)
+def test_a_refused_call_loads_nothing(
+    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], wrong: dict[str, Any]
+) -> None:
+    llm = make_llm(max_num_queued_reqs=2)
+    call = {
+        "prompts": "hello",
+        "sampling_params": GREEDY,
+        "lora_request": LoRARequest("new", 1, str(tiny_adapters["r4"])),
+    }
+    with pytest.raises((InvalidRequest, QueueFull)):
+        llm.generate(**(call | wrong), use_tqdm=False)
+    assert llm.list_adapters() == []
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"text", {"a"}, np.array([1, 2]), iter("ab")])
+def test_what_is_no_prompt_is_refused_by_name(make_llm: Callable[..., LLM], prompts: Any) -> None:
+    llm = make_llm()
+    with pytest.raises(InvalidRequest, match="^prompts: "):
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    with pytest.raises(InvalidRequest, match="^messages: "):
+        llm.chat(prompts, GREEDY, use_tqdm=False)
+
+
+def test_any_sequence_of_prompts_will_do(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    expected = [tokens_of(llm, prompt) for prompt in ("one", "two")]
+    assert [output.outputs[0].token_ids for output in llm.generate(deque(["one", "two"]), GREEDY)] == expected
+    assert tokens_of(llm, deque([1, 2, 3])) == tokens_of(llm, [1, 2, 3])
+    with pytest.raises(InvalidRequest, match="^messages: "):
+        llm.chat({"role": "user", "content": "hello"}, GREEDY)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["\ud800", "a\0b", "", None, 5])
+def test_what_is_no_path_is_refused_by_name(make_llm: Callable[..., LLM], path: Any) -> None:
+    with pytest.raises(InvalidRequest, match="^path: "):
+        make_llm().load_adapter("x", path)
+
+
+def test_a_too_long_prompt_is_told_its_length(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(InvalidRequest, match="5000 tokens"):
+        make_llm().generate([1] * 5000, GREEDY, use_tqdm=False)
+
+
+def test_metrics_say_when(make_llm: Callable[..., LLM]) -> None:
+    before = time.time(), time.monotonic()
+    (output,) = make_llm().generate("hello", replace(GREEDY, n=2, max_tokens=5), use_tqdm=False)
+    metrics = output.metrics
+    assert metrics is not None and metrics.arrival_time >= before[0]
+    times = [metrics.queued_ts, metrics.scheduled_ts, metrics.first_token_ts, metrics.last_token_ts, time.monotonic()]
+    assert before[1] <= times[0] and times == sorted(times)
+    assert metrics.first_token_latency == metrics.first_token_ts - metrics.queued_ts > 0
+    assert (metrics.num_generation_tokens, metrics.num_preemptions) == (10, 0)
+
+
+def test_metrics_count_preemptions(make_llm: Callable[..., LLM]) -> None:
+    outputs = make_llm(memory="20KB").generate(["a" * 20, "b" * 20], replace(GREEDY, max_tokens=30), use_tqdm=False)
+    assert sum(output.metrics.num_preemptions for output in outputs if output.metrics) > 0
+
+
+def test_an_output_knows_its_adapter_and_its_end(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
+    llm = make_llm(adapters={"mine": tiny_adapters["r4"]})
+    with llm.stream("hello", replace(GREEDY, max_tokens=3), "mine") as stream:
+        samples = [sample for outputs in stream for output in outputs for sample in output.outputs]
+    assert [sample.finished() for sample in samples] == [False, False, True]
+    assert {sample.lora_request for sample in samples} == {LoRARequest("mine")}
 
 
 def test_replacing_weights_under_a_name_hits_no_stale_kv(

@@ -41,7 +41,7 @@ GOOD: dict[str, list[Any]] = {
     "top_k": [-1, 0, 1, VOCAB, VOCAB + 1, 2**31 - 1],
     "top_p": [TINY, 0.5, 1, 1.0],
     "min_p": [0, 0.0, -0.0, TINY, 1.0],
-    "seed": [None, 0, -1, -(2**63), 2**63, 2**64 - 1],
+    "seed": [None, 0, -1, -(2**63), 2**63 - 1],
     "presence_penalty": [-2, -2.0, 0, 2.0],
     "frequency_penalty": [-2, -2.0, 0, 2.0],
     "repetition_penalty": [TINY, 0.5, 1, 10, 10.0],
@@ -54,7 +54,13 @@ GOOD: dict[str, list[Any]] = {
     "prompt_logprobs": [None, 0, 1, 20],
     **{
         name: [True, False]
-        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "detokenize",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+        )
     },
 }
 
@@ -64,7 +70,7 @@ BAD: dict[str, list[Any]] = {
     "top_k": [None, -2, -(2**31), 2**31, 2**70, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "top_p": [None, 0, 0.0, -0.0, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
     "min_p": [None, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
-    "seed": [-(2**63) - 1, 2**64, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "seed": [-(2**63) - 1, 2**63, 2**64 - 1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "presence_penalty": [None, below(-2.0), above(2.0), *NOT_FINITE, *NOT_NUMBERS],
     "frequency_penalty": [None, below(-2.0), above(2.0), *NOT_FINITE, *NOT_NUMBERS],
     "repetition_penalty": [None, 0, 0.0, -0.0, -TINY, above(10.0), *NOT_FINITE, *NOT_NUMBERS],
@@ -114,9 +120,20 @@ BAD: dict[str, list[Any]] = {
     "prompt_logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     **{
         name: [None, 0, 1, "yes", ""]
-        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "detokenize",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+        )
     },
     "output_kind": [None, "delta", 1],
+    "allowed_token_ids": [[1]],
+    "bad_words": [["word"]],
+    "structured_outputs": [{"json": {}}, object()],
+    "stream_interval": [1],
+    "extra_args": [{"kv_transfer_params": 1}],
 }
 
 

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from blora.engine.outputs import AdapterInfo, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
+from blora.engine.validator import UNSERVED
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams
 
@@ -89,7 +90,7 @@ def test_abort_passes_the_ids_on():
     [
         (adapters_pb2.Adapter, AdapterInfo, set()),
         (engine_pb2.GetInfoResponse, EngineInfo, set()),
-        (generation_pb2.SamplingParams, SamplingParams, {"output_kind"}),
+        (generation_pb2.SamplingParams, SamplingParams, {"output_kind", "spaces_between_special_tokens", *UNSERVED}),
     ],
 )
 def test_messages_have_the_fields_of_our_types(message, ours, ours_alone):

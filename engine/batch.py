@@ -1,0 +1,83 @@
+"""Batch: one call for many prompts, taken apart into one Call for each. Checks shapes only; imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from blora.scheduler import SamplingParams
+
+from .errors import InvalidRequest
+from .outputs import LoRARequest
+from .tokenizer import Message
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Adapter = LoRARequest | str | None
+Conversation = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a user asks for one prompt."""
+
+    prompt: Prompt
+    sampling: SamplingParams | None = None
+    adapter: Adapter = None
+    priority: int = 0
+
+
+def pair_up(
+    prompts: Prompt | Sequence[Prompt],
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    lora_request: Adapter | Sequence[Adapter],
+    priority: Sequence[int] | None,
+) -> list[Call]:
+    """Lists pair one to one with prompts; a single value goes with each. Raises InvalidRequest naming the argument."""
+    batch = _as_batch(prompts)
+    samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams)
+    adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str)
+    priorities = _pair("priority", 0 if priority is None else priority, len(batch), int)
+    _check_paths(adapters)
+    return list(map(Call, batch, samplings, adapters, priorities))
+
+
+def conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    """One conversation, or a list of them: a list of messages is one conversation."""
+    if not _is_list(messages):
+        raise InvalidRequest("messages", f"{type(messages).__name__} is neither a conversation nor a list of them")
+    if len(messages) > 0 and isinstance(messages[0], Mapping):
+        return [cast(Conversation, messages)]
+    return list(cast(Sequence[Conversation], messages))
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or a list of prompts: a list of ints is one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if not _is_list(prompts):
+        raise InvalidRequest("prompts", f"{type(prompts).__name__} is neither a prompt nor a list of prompts")
+    if len(prompts) > 0 and isinstance(prompts[0], int):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
+    """One value for each prompt. A list has to pair one to one."""
+    if isinstance(value, kind) or not _is_list(value):
+        return [value] * num_prompts
+    if len(value) != num_prompts:
+        raise InvalidRequest(name, f"{len(value)} values for {num_prompts} prompts")
+    return list(value)
+
+
+def _check_paths(adapters: Sequence[Adapter]) -> None:
+    """A name means one thing in a batch: with two paths, the later would answer for the earlier."""
+    paths: dict[str, str] = {}
+    for adapter in adapters:
+        if isinstance(adapter, LoRARequest) and adapter.lora_path:
+            path = str(adapter.lora_path)
+            if paths.setdefault(adapter.lora_name, path) != path:
+                raise InvalidRequest("lora_request", f"{adapter.lora_name!r:.140} is given two paths in one batch")

@@ -1,0 +1,56 @@
+"""Options: from the keyword arguments of LLM and AsyncLLM to an EngineConfig.
+
+Options of vLLM that have no counterpart here are accepted, with a notice of what takes their place.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from .config import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+REPLACED = {
+    "enable_lora": "adapters can always be loaded, and cost nothing until they are used",
+    "max_loras": "there are no slots: KV blocks and adapters share one arena, see memory=",
+    "max_lora_rank": "every rank is stored at its true size, see memory=",
+    "max_cpu_loras": "every loaded adapter is kept in host memory",
+    "lora_dtype": "adapters have the model's dtype",
+    "gpu_memory_utilization": "use memory=, in bytes or as a fraction",
+    "kv_cache_memory_bytes": "use memory=, which is for KV blocks and adapters together",
+    "swap_space": "a preempted request is computed again",
+    "cpu_offload_gb": "weights are where they are computed with",
+    "enforce_eager": "nothing is captured or compiled",
+    "enable_chunked_prefill": "prompts are always computed in chunks that fit max_num_batched_tokens",
+    "trust_remote_code": "no code that comes with a model is ever run",
+    "disable_log_stats": "no statistics are logged",
+}
+
+# Options that are served with one value only.
+SINGLE = {
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "tokenizer": None,
+    "tokenizer_mode": "auto",
+    "skip_tokenizer_init": False,
+    "quantization": None,
+    "kv_cache_dtype": "auto",
+    "load_format": "auto",
+}
+
+
+def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+    """Raises ValueError naming the option that is unknown or whose value is not served."""
+    known = [field.name for field in fields(EngineConfig)]
+    for name, value in options.items():
+        if name in REPLACED:
+            logger.warning("%s is ignored: %s", name, REPLACED[name])
+        elif name in SINGLE:
+            if value != SINGLE[name]:
+                raise ValueError(f"{name}: {value!r} is not served, only {SINGLE[name]!r}")
+        elif name not in known:
+            raise ValueError(f"there is no option {name!r}; the options are {', '.join(sorted(known))}")
+    return EngineConfig(model=str(model), **{name: value for name, value in options.items() if name in known})
