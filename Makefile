@@ -35,7 +35,7 @@ train: $(READY) model
 	$(BIN)/python bench/demo/train_adapters.py --model $(MODEL)
 
 # torch comes first and at its pinned version: an open range would pull gigabytes of CUDA.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

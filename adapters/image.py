@@ -1,9 +1,13 @@
 """AdapterImage: an adapter packed for the arena, page by page. numpy only, no torch.
 
-Matrices are cut into chunks: contiguous runs of rows of A or B, 64-byte aligned, never larger than a page. An adapter's
-pages need not be adjacent in the arena, because every chunk is found by (page of the image, offset in it).
+A stands row after row. B stands in groups of up to 16 ranks, and in a group by panels of 16 outputs, each
+[ranks of the group, 16], so that a kernel reads neighbouring outputs together and a rank costs its own bytes only; the
+last panel is filled up with zeros. Rows of A and panels of B are cut into chunks: contiguous, 64-byte aligned, never
+larger than a page. An adapter's pages need not be adjacent in the arena, because every chunk is found by (page of the
+image, offset in it).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +16,15 @@ from .checkpoint import Array, Checkpoint
 from .errors import AdapterTooLarge
 
 ALIGNMENT = 64  # bytes
+PANEL = 16  # outputs
+RANK_GROUP = 16  # ranks
+WIDEST_PANEL = PANEL * RANK_GROUP  # elements; a page has to hold one
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows of a matrix, stored row after row."""
+    """Some rows of A, or panels of one group of B, one after another."""
 
     page: int  # index in the image
     offset: int  # bytes into the page
@@ -37,7 +44,7 @@ class PackedModule:
     rank: int
     scaling: float
     a: tuple[Chunk, ...]
-    b: tuple[Chunk, ...]
+    b: tuple[tuple[Chunk, ...], ...]  # of each group of ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class AdapterImage:
 
 
 def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
-    """Packs a checkpoint. dtype: the model's. Raises AdapterTooLarge when a page cannot hold one row of a matrix."""
+    """Packs a checkpoint in the model's dtype. Raises AdapterTooLarge where a page holds no row or panel."""
     writer = _PageWriter(page_bytes)
     modules = []
     for module in checkpoint.modules:
@@ -78,12 +85,28 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
                 rank=module.rank,
                 scaling=module.scaling,
                 a=writer.write(_to_bytes(module.a, dtype)),
-                b=writer.write(_to_bytes(module.b, dtype)),
+                b=tuple(writer.write(_to_bytes(group, dtype)) for group in _panels(module.b)),
             )
         )
     pages = writer.pages()
     table = ImageTable(checkpoint.digest, dtype, len(pages), page_bytes, tuple(modules), checkpoint.warnings)
     return AdapterImage(table, pages)
+
+
+def group_ranks(rank: int) -> list[int]:
+    """The ranks of each group."""
+    return [min(RANK_GROUP, rank - first) for first in range(0, rank, RANK_GROUP)]
+
+
+def _panels(b: Array) -> Iterator[Array]:
+    """b: [out_features, rank]. Yields each group of ranks as [number of panels, ranks of the group * 16]."""
+    out_features, rank = b.shape
+    num_panels = -(-out_features // PANEL)
+    padded = np.zeros((num_panels * PANEL, rank), b.dtype)
+    padded[:out_features] = b
+    for first in range(0, rank, RANK_GROUP):
+        group = padded[:, first : first + RANK_GROUP].reshape(num_panels, PANEL, -1)
+        yield group.transpose(0, 2, 1).reshape(num_panels, -1)
 
 
 def _to_bytes(matrix: Array, dtype: str) -> Array:
@@ -110,10 +133,10 @@ class _PageWriter:
         self._offset = page_bytes  # in the last page
 
     def write(self, rows: Array) -> tuple[Chunk, ...]:
-        """Stores a matrix given as [rows, row bytes] uint8."""
+        """Stores pieces that are not to be divided, given as [pieces, bytes of each] uint8."""
         num_rows, row_bytes = rows.shape
         if row_bytes > self._page_bytes:
-            raise AdapterTooLarge(f"a matrix row of {row_bytes} bytes does not fit into a page of {self._page_bytes}")
+            raise AdapterTooLarge(f"a piece of {row_bytes} bytes does not fit into a page of {self._page_bytes}")
         chunks, first = [], 0
         while first < num_rows:
             chunk = self._next_chunk(first, num_rows - first, row_bytes)

@@ -25,11 +25,15 @@ class LoRAMetadata:
     """What `plan` prepared for one step; its content is the backend's own."""
 
 
-class LoRABackend(ABC):
+class LoRAPlanner(ABC):
+    """What a step needs of any backend; one that computes the change inside the base product has no `run`."""
+
     @abstractmethod
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
         """Looks up the weights of the segments' adapters, which stand in `adapter_pages` (digest -> arena pages)."""
 
+
+class LoRABackend(LoRAPlanner):
     @abstractmethod
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         """Adds the adapters' change to y in place. x: [num_tokens, in], y: [num_tokens, out of the whole site]."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
+SLACK = 64  # bytes behind the last page: a vector load may begin in a page and end behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,8 @@ class Arena:
         self.page_bytes = page_bytes
         # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system
         # as pages are first written. torch.zeros would write all of it now.
-        memory = mmap.mmap(-1, num_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.pages = torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, page_bytes)
+        memory = mmap.mmap(-1, num_pages * page_bytes + SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.pages = torch.frombuffer(memory, dtype=torch.uint8)[:-SLACK].view(num_pages, page_bytes)
 
     def kv_layer(self, layer: int) -> Tensor:
         """The K and V of one layer in every page, a view: [num_pages, 2, num_kv_heads, block_size, head_dim]."""

@@ -11,6 +11,7 @@ COUNTS = (
     "adapter_copy_bytes",
     *OPTIONAL_COUNTS,
 )
+BACKENDS = ("auto", "cpu", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -24,6 +25,7 @@ class EngineConfig:
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
+    backend: str = "auto"  # "cpu": native kernels; "reference": plain torch; "auto": native where they can be used
     memory: int | float | str = 0.5
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens of prompt and output; None is the model's
@@ -40,6 +42,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is neither 'fcfs' nor 'priority'")
         if self.generation_config not in ("auto", "vllm"):

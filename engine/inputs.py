@@ -7,10 +7,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from blora.adapters.lora import LoRABackend, LoRAMetadata, Segment
+from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment
 from blora.scheduler import ScheduledRow
 
-from .attention.base import AttentionBackend, AttentionMetadata, PagedRows
+from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
 def build_batch(
     rows: Sequence[ScheduledRow],
     adapter_pages: Mapping[str, Sequence[int]],
-    attention: AttentionBackend,
-    lora: LoRABackend,
+    attention: AttentionPlanner,
+    lora: LoRAPlanner,
 ) -> ForwardBatch:
     """rows: in batch order. adapter_pages: digest -> arena pages of every adapter the rows use."""
     token_ids: list[int] = []

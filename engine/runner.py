@@ -7,22 +7,20 @@ import torch
 from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.lora import LoRABackend
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
-from .attention.base import AttentionBackend
+from .backend import Backend
 from .inputs import build_batch, in_batch_order
-from .model.decoder import CausalLM
 from .sampler import sample, token_logprobs
 
 MAX_LOGITS_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
 
 
 class ModelRunner:
-    def __init__(self, model: CausalLM, attention: AttentionBackend, lora: LoRABackend, pool: DevicePool) -> None:
-        self._model = model
-        self._attention = attention
-        self._lora = lora
+    def __init__(self, backend: Backend, pool: DevicePool) -> None:
+        self._model = backend.model
+        self._attention = backend.attention
+        self._lora = backend.lora
         self._pool = pool
 
     @torch.inference_mode()

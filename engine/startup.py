@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.reference import ReferenceLoRA
+from blora.adapters.image import WIDEST_PANEL
 from blora.scheduler import AdapterResidency, BlockPool, KVManager, Limits, Scheduler
 
 from .arena import Arena, KVLayout, page_bytes_for
-from .attention.reference import ReferenceAttention
+from .backend import choose_backend
 from .config import EngineConfig
 from .core import EngineCore
 from .errors import EngineStartError
 from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
 from .model.config import ModelConfig, load_model_config
-from .model.loader import load_model
+from .model.loader import load_weights
 from .model.targets import lora_targets
 from .runner import ModelRunner
 from .validator import Facts
@@ -51,15 +51,12 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     max_model_len = _max_model_len(config, model_config)
     num_weight_bytes = model_config.num_parameters * dtype.itemsize
     num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
+    build_backend = choose_backend(config.backend, model_config, dtype, config.block_size)
     arena = Arena(layout, num_pages, page_bytes)
     adapters = DevicePool(arena.pages, dtype)
-    attention = ReferenceAttention(arena, model_config.num_heads, model_config.head_dim**-0.5)
-    lora = ReferenceLoRA(adapters)
     started = time.monotonic()
-    source = open_checkpoint(model)
-    runner = ModelRunner(
-        load_model(model_config, source, dtype, attention, lora, progress=True), attention, lora, adapters
-    )
+    weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True)
+    runner = ModelRunner(build_backend(model_config, weights, arena, adapters), adapters)
     logger.info("loaded %s in %.1f s", model, time.monotonic() - started)
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
     pool = BlockPool(num_pages)
@@ -74,8 +71,8 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
 
 
 def _widest_row(config: ModelConfig) -> int:
-    """Elements of the longest row of an A matrix: LoRA matrices are stored by whole rows."""
-    return max(target.in_features for target in lora_targets(config))
+    """Elements of the longest row of an A or panel of a B: LoRA matrices are stored by whole ones."""
+    return max(WIDEST_PANEL, *(target.in_features for target in lora_targets(config)))
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -61,13 +61,20 @@ def real_model() -> Path:
     return REAL_MODEL
 
 
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Never "auto": kernels that were not built must fail the tests, not hide behind the reference."""
+    return str(request.param)
+
+
 @pytest.fixture
-def make_llm(tiny_model: Path) -> Iterator[Callable[..., LLM]]:
-    """Builds engines; when the test ends, each has to have everything back."""
+def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
+    """Builds engines on either backend; when the test ends, each has to have everything back."""
     made: list[LLM] = []
 
     def make(model: Path = tiny_model, **options: Any) -> LLM:
-        llm = LLM(str(model), **{"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64} | options)
+        defaults = {"backend": backend, "memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64}
+        llm = LLM(str(model), **defaults | options)
         made.append(llm)
         return llm
 

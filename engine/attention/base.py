@@ -23,10 +23,14 @@ class AttentionMetadata:
     """What `plan` prepared for one step; its content is the backend's own."""
 
 
-class AttentionBackend(ABC):
+class AttentionPlanner(ABC):
+    """What a step needs of any backend; one that rotates q and k itself is called by its own model."""
+
     @abstractmethod
     def plan(self, rows: PagedRows) -> AttentionMetadata: ...
 
+
+class AttentionBackend(AttentionPlanner):
     @abstractmethod
     def run(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata, window: int | None

@@ -6,26 +6,15 @@ One tensor at a time, straight into its place, so that there is never a second c
 import torch
 from tqdm import tqdm
 
-from blora.adapters.lora import LoRABackend
-
-from ..attention.base import AttentionBackend
 from .checkpoint import CheckpointError, WeightSource
 from .config import ModelConfig
-from .decoder import CausalLM
-from .weights import Place, allocate, places
+from .weights import ModelWeights, Place, allocate, places
 
 HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints carry it
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_model(
-    config: ModelConfig,
-    source: WeightSource,
-    dtype: torch.dtype,
-    attention: AttentionBackend,
-    lora: LoRABackend,
-    progress: bool,
-) -> CausalLM:
+def load_weights(config: ModelConfig, source: WeightSource, dtype: torch.dtype, progress: bool) -> ModelWeights:
     """progress: shows a bar on stderr. Raises CheckpointError with all that is missing, unused or of another shape."""
     weights = allocate(config, dtype)
     wanted = places(weights, config)
@@ -34,7 +23,7 @@ def load_model(
         raise CheckpointError(problems)
     for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=not progress):
         place.view.copy_(source.get(name))
-    return CausalLM(config, weights, attention, lora)
+    return weights
 
 
 def _problems(config: ModelConfig, wanted: dict[str, Place], source: WeightSource) -> list[str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from .config import ModelConfig
 from .targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets, site_of
 
+PANEL = 16  # rows
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -44,14 +46,19 @@ class Place:
 
 def allocate(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
     """Uninitialised memory, which the system commits as it is written."""
-    embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+    embedding = _matrix(config.vocab_size, config.hidden_size, dtype)
     return ModelWeights(
         embedding=embedding,
         layers=tuple(_allocate_layer(config, dtype) for _ in range(config.num_layers)),
         sites=tuple(_allocate_sites(config, dtype)),
         norm=torch.empty(config.hidden_size, dtype=dtype),
-        lm_head=embedding if config.tie_word_embeddings else torch.empty_like(embedding),
+        lm_head=embedding if config.tie_word_embeddings else _matrix(config.vocab_size, config.hidden_size, dtype),
     )
+
+
+def _matrix(num_rows: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+    """With memory for whole panels of rows, so that a backend can pack it in place."""
+    return torch.empty(-(-num_rows // PANEL) * PANEL, num_columns, dtype=dtype)[:num_rows]
 
 
 def _allocate_layer(config: ModelConfig, dtype: torch.dtype) -> LayerWeights:
@@ -70,7 +77,7 @@ def _allocate_sites(config: ModelConfig, dtype: torch.dtype) -> list[Projection]
         shapes[target.site] = (target.offset + target.out_features, target.in_features)
     return [
         Projection(
-            weight=torch.empty(shape, dtype=dtype),
+            weight=_matrix(*shape, dtype),
             bias=torch.empty(shape[0], dtype=dtype) if has_bias[site % SITES_PER_LAYER] else None,
         )
         for site, shape in sorted(shapes.items())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.checkpoint import Array, LoRAModule
-from blora.adapters.image import ALIGNMENT, DTYPES, Chunk
+from blora.adapters.image import ALIGNMENT, DTYPES, PANEL, RANK_GROUP, Chunk
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
 SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
@@ -38,7 +38,7 @@ def make_checkpoint(shapes: Sequence[Shape], seed: int = 0) -> Checkpoint:
 
 def widest_row(shapes: Sequence[Shape], dtype: str) -> int:
     item_bytes: int = getattr(torch, dtype).itemsize
-    return item_bytes * max(max(rank, num_in) for rank, num_in, _ in shapes)
+    return item_bytes * max(max(min(rank, RANK_GROUP) * PANEL, num_in) for rank, num_in, _ in shapes)
 
 
 def as_torch_stores(matrix: Array, dtype: str) -> bytes:
@@ -48,7 +48,18 @@ def as_torch_stores(matrix: Array, dtype: str) -> bytes:
 def packed_matrices(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
     for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
         yield module.a, packed.a
-        yield module.b, packed.b
+        for index, group in enumerate(packed.b):
+            yield panels_of(module.b[:, index * RANK_GROUP : (index + 1) * RANK_GROUP]), group
+
+
+def panels_of(b: Array) -> Array:
+    """[panels, ranks * 16], an element at a time."""
+    num_out, ranks = b.shape
+    panels = np.zeros((-(-num_out // PANEL), ranks * PANEL), np.float32)
+    for out in range(num_out):
+        for rank in range(ranks):
+            panels[out // PANEL, rank * PANEL + out % PANEL] = b[out, rank]
+    return panels
 
 
 def check_image(image: AdapterImage, checkpoint: Checkpoint, dtype: str) -> None:
@@ -84,7 +95,7 @@ def check_places(taken: list[tuple[int, int, int]], image: AdapterImage) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page_bytes", [256, 320, 4096, 1 << 20])
+@pytest.mark.parametrize("page_bytes", [1024, 1088, 4096, 1 << 20])
 def test_every_matrix_reads_back_as_torch_converts_it(dtype: str, page_bytes: int) -> None:
     checkpoint = make_checkpoint(SHAPES)
     check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
@@ -108,7 +119,7 @@ def test_ties_go_to_the_even_bfloat16() -> None:
     expected = [0x3F80, 0x3F82, 0x3F81, 0x3F81, 0xBF80, 0xBF82]
     target = TargetModule("m", 6, 1, 0, 0)
     module = LoRAModule(target, 1.0, bits.view(np.float32), np.ones((1, 1), np.float32))
-    image = pack(Checkpoint("", "", (module,), ()), "bfloat16", 64)
+    image = pack(Checkpoint("", "", (module,), ()), "bfloat16", 128)
     assert image.pages[0, :12].view(np.uint16).tolist() == expected
 
 
@@ -117,7 +128,7 @@ def test_the_largest_weight_that_is_read_stays_finite(dtype: str) -> None:
     module = LoRAModule(
         TargetModule("m", 1, 1, 0, 0), 1.0, np.full((1, 1), 65504.0, "f4"), np.full((1, 1), -65504.0, "f4")
     )
-    image = pack(Checkpoint("", "", (module,), ()), dtype, 64)
+    image = pack(Checkpoint("", "", (module,), ()), dtype, 128)
     content = torch.from_numpy(image.pages).view(getattr(torch, dtype))
     assert torch.isfinite(content).all()
     assert content.abs().max() >= 65504
@@ -140,8 +151,9 @@ def test_the_table_says_what_the_checkpoint_says() -> None:
 
 
 def test_small_pages_split_matrices() -> None:
-    image = pack(make_checkpoint([(8, 16, 16)]), "float32", 128)
+    image = pack(make_checkpoint([(8, 128, 48)]), "float32", 1024)
     assert [chunk.num_rows for chunk in image.table.modules[0].a] == [2, 2, 2, 2]
+    assert [[chunk.num_rows for chunk in group] for group in image.table.modules[0].b] == [[2, 1]]
 
 
 def test_true_ranks_cost_their_bytes_and_no_more() -> None:
@@ -153,7 +165,7 @@ def test_true_ranks_cost_their_bytes_and_no_more() -> None:
 
 
 def test_a_row_larger_than_a_page_is_an_error() -> None:
-    with pytest.raises(AdapterTooLarge, match="a matrix row of 160 bytes does not fit into a page of 128"):
+    with pytest.raises(AdapterTooLarge, match="a piece of 160 bytes does not fit into a page of 128"):
         pack(make_checkpoint([(4, 40, 8)]), "float32", 128)
 
 

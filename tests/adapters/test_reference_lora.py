@@ -15,7 +15,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, Segment
 from blora.adapters.reference import ReferenceLoRA
 
-PAGE_BYTES = 256
+PAGE_BYTES = 1024  # no more than a panel of a B, so that matrices lie in many pages
 NUM_PAGES = 1500
 NUM_IN = 24
 # site -> (first column, width) of its slices; site 3 has none

@@ -328,9 +328,10 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
     async def kill_engine() -> None:
         expected = await tokens(llm, "before and after", "r8")
         await llm.pin_adapter("r1")
+        assert llm._engine is not None
+        llm._engine.process.send_signal(signal.SIGSTOP)  # or it might finish before it is killed
         running = [asyncio.create_task(tokens(llm, f"lost {index}", "r4", LONG)) for index in range(4)]
         await asyncio.sleep(0.1)
-        assert llm._engine is not None
         llm._engine.process.send_signal(signal.SIGKILL)
         for result in await asyncio.gather(*running, return_exceptions=True):
             assert isinstance(result, EngineUnavailable)

@@ -31,7 +31,9 @@ SAMPLING = SamplingParams(
     output_kind=RequestOutputKind.DELTA,
 )
 LOGPROB = TokenLogprob((5, 6), (-0.125, -1e30), (1, 2))
-PACKED = PackedModule("m.q_proj", 3, 8, 16, 32, 4, 0.1, (Chunk(0, 64, 0, 4),), (Chunk(1, 0, 0, 7), Chunk(2, 0, 7, 25)))
+PACKED = PackedModule(
+    "m", 3, 8, 16, 32, 17, 0.1, (Chunk(0, 64, 0, 17),), ((Chunk(1, 0, 0, 1), Chunk(2, 0, 1, 1)), (Chunk(2, 64, 0, 2),))
+)
 TABLE = ImageTable("digest", "bfloat16", 3, 4096, (PACKED,), ("a warning",))
 REQUEST = Request(
     request_id=2**62,
@@ -47,7 +49,7 @@ REQUEST = Request(
     leader=4,
 )
 UPDATES = [
-    RowUpdate(1, (5,), (LOGPROB,), (LOGPROB, LOGPROB), FinishReason.STOP, 5, 12, None),
+    RowUpdate(1, (5,), (LOGPROB,), (LOGPROB, LOGPROB), FinishReason.STOP, 5, 12, 1, 2.5, None),
     RowUpdate(2),
     RowUpdate(3, finish_reason=FinishReason.ERROR, error="why"),
 ]

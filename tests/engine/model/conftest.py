@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 from blora.engine.arena import Arena, KVLayout, page_bytes_for
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.reference import ReferenceAttention
+from blora.engine.backend import choose_backend
 from blora.engine.inputs import ForwardBatch
 from blora.engine.model.checkpoint import open_checkpoint
 from blora.engine.model.config import load_model_config
-from blora.engine.model.loader import load_model
+from blora.engine.model.decoder import CausalLM
+from blora.engine.model.loader import load_weights
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 96
@@ -54,17 +57,28 @@ class NoLoRA(LoRABackend):
 class Driver:
     """A loaded model, an arena full of NaN, and one scattered block table per row."""
 
-    def __init__(self, path: Path, num_rows: int, dtype: torch.dtype = torch.float32, lora: LoRABackend | None = None):
+    def __init__(
+        self,
+        path: Path,
+        num_rows: int,
+        dtype: torch.dtype = torch.float32,
+        lora: LoRABackend | None = None,
+        backend: str = "reference",
+    ):
         self.config = load_model_config(path)
         config = self.config
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
         arena = Arena(layout, NUM_PAGES, page_bytes_for(layout, 0))
         for layer in range(config.num_layers):
             arena.kv_layer(layer).fill_(torch.nan)
-        self.attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
-        source = open_checkpoint(path)
-        self.lora = lora or NoLoRA()
-        self.model = load_model(config, source, dtype, self.attention, self.lora, progress=False)
+        weights = load_weights(config, open_checkpoint(path), dtype, progress=False)
+        if backend == "reference":
+            self.attention: Any = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
+            self.model: Any = CausalLM(config, weights, self.attention, lora or NoLoRA())
+        else:
+            pool = DevicePool(arena.pages, dtype)
+            built = choose_backend(backend, config, dtype, BLOCK_SIZE)(config, weights, arena, pool)
+            self.attention, self.model = built.attention, built.model
         pages = torch.randperm(NUM_PAGES, generator=torch.Generator().manual_seed(5)).tolist()
         self.tables = [pages[row::num_rows] for row in range(num_rows)]
         self.num_computed = [0] * num_rows
@@ -141,10 +155,10 @@ class Tiny:
             logits: Tensor = model(torch.tensor([sequence])).logits[0]
         return logits
 
-    def worst(self, model: Any, chunks: Sequence[int], path: Path | None = None) -> float:
+    def worst(self, model: Any, chunks: Sequence[int], path: Path | None = None, backend: str = "reference") -> float:
         """The largest difference of logits between ours, in mixed batches cut by `chunks`, and transformers'."""
         sequences = self.sequences(37, 5, 22, 1)
-        ours = Driver(path or self.folder, len(sequences)).run(sequences, chunks)
+        ours = Driver(path or self.folder, len(sequences), backend=backend).run(sequences, chunks)
         pairs = zip(ours, sequences, strict=True)
         return max((logits - self.expected(model, sequence)).abs().max().item() for logits, sequence in pairs)
 

@@ -82,12 +82,11 @@ def test_missing_files(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_progress_goes_to_stderr(tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    from blora.engine.model.loader import load_model
+    from blora.engine.model.loader import load_weights
 
     tiny.save("LlamaForCausalLM")
-    driver = tiny.driver()
     config, source = load_model_config(tiny.folder), open_checkpoint(tiny.folder)
     capfd.readouterr()
-    load_model(config, source, torch.float32, driver.attention, driver.lora, progress=True)
+    load_weights(config, source, torch.float32, progress=True)
     output = capfd.readouterr()
     assert output.out == "" and "loading weights" in output.err

@@ -47,39 +47,53 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_those_of_transformers(case: str, tiny: Any) -> None:
+def test_logits_equal_those_of_transformers(case: str, tiny: Any, backend: str) -> None:
     architecture, fields = CASES[case]
     model = tiny.save(architecture, **fields)
     for name, chunks in {"whole": [64], "chunked": [7, 3, 11, 5], "decoded": [1]}.items():
-        worst = tiny.worst(model, chunks)
+        worst = tiny.worst(model, chunks, backend=backend)
         assert worst <= TOLERANCE, f"{name}: {worst}"
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_a_row_does_not_change_with_its_neighbours(num_layers: int, tiny: Any) -> None:
+def test_a_row_does_not_change_with_its_neighbours(num_layers: int, tiny: Any, backend: str) -> None:
     tiny.save("Qwen3ForCausalLM", num_hidden_layers=num_layers, **WINDOWED)
     sequences = tiny.sequences(19, 4, 30)
-    together = tiny.driver(3).run(sequences, [6, 1])
+    together = tiny.driver(3, backend=backend).run(sequences, [6, 1])
     for row, sequence in enumerate(sequences):
-        alone = tiny.driver(1).run([sequence], [6, 1])[0]
+        alone = tiny.driver(1, backend=backend).run([sequence], [6, 1])[0]
         torch.testing.assert_close(together[row], alone, rtol=0, atol=1e-5)
 
 
-def test_prefill_and_decode_in_one_step(tiny: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_native_logits_are_the_same_bits_however_they_come_about(case: str, dtype: torch.dtype, tiny: Any) -> None:
+    architecture, fields = CASES[case]
+    tiny.save(architecture, **fields)
+    sequences = tiny.sequences(33, 6, 50)
+    together = tiny.driver(3, dtype=dtype, backend="cpu").run(sequences, [17, 1, 4])
+    for row, sequence in enumerate(sequences):
+        for chunks in ([64], [1]):
+            assert torch.equal(together[row], tiny.driver(1, dtype=dtype, backend="cpu").run([sequence], chunks)[0])
+
+
+def test_prefill_and_decode_in_one_step(tiny: Any, backend: str) -> None:
     model = tiny.save("LlamaForCausalLM")
     sequences = tiny.sequences(20, 13)
-    driver = tiny.driver(2)
+    driver = tiny.driver(2, backend=backend)
     driver.step({0: sequences[0][:19]})
     logits = driver.step({1: sequences[1], 0: sequences[0][19:]})
     torch.testing.assert_close(logits[0], tiny.expected(model, sequences[0])[19:], rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(logits[1], tiny.expected(model, sequences[1]), rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near_float32(dtype: torch.dtype, tiny: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.bfloat16, "reference"), (torch.float16, "reference"), (torch.bfloat16, "cpu")]
+)
+def test_half_precision_stays_near_float32(dtype: torch.dtype, backend: str, tiny: Any) -> None:
     model = tiny.save("Qwen3ForCausalLM")
     (sequence,) = tiny.sequences(25)
-    logits = tiny.driver(1, dtype=dtype).run([sequence], [10, 1])[0]
+    logits = tiny.driver(1, dtype=dtype, backend=backend).run([sequence], [10, 1])[0]
     expected = tiny.expected(model, sequence)
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().mean() < 0.05 * expected.std()

@@ -1,0 +1,78 @@
+"""CpuAttention: paged attention by the native kernel, which also norms and rotates q and k and writes the KV.
+
+Holds what the kernel needs to know of each layer. How K and V stand in a block is the kernel's own
+(`engine/kernels/attention.cpp`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import numpy as np
+from torch import Tensor
+
+from ..arena import Arena
+from ..kernels.library import DTYPES, MAX_GROUP, MAX_HEAD_DIM, PANEL, AttentionLayer, AttentionPlan, Kernels
+from ..model.config import ModelConfig
+from .base import AttentionMetadata, AttentionPlanner, PagedRows
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAttentionMetadata(AttentionMetadata):
+    plan: AttentionPlan
+    arrays: Sequence[object]  # what the plan points at, kept alive
+
+
+class CpuAttention(AttentionPlanner):
+    def __init__(
+        self, kernels: Kernels, arena: Arena, config: ModelConfig, cos: Tensor, sin: Tensor, qk_norms: Sequence[Tensor]
+    ) -> None:
+        """cos, sin: [max_positions, head_dim // 2] float32. qk_norms: of each layer, or none."""
+        check_shape(config, arena.layout.block_size)
+        self._kernels = kernels
+        self._kept = (arena, cos, sin, qk_norms)
+        self._layers = [
+            AttentionLayer(
+                pages=arena.pages.data_ptr(),
+                page_bytes=arena.page_bytes,
+                offset=layer * arena.layout.layer_bytes,
+                cos=cos.data_ptr(),
+                sin=sin.data_ptr(),
+                qk_norm=qk_norms[layer].data_ptr() if qk_norms else None,
+                eps=config.rms_norm_eps,
+                scale=config.head_dim**-0.5,
+                softcap=0.0,
+                window=config.sliding_windows[layer] or 0,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                block_size=arena.layout.block_size,
+                dtype=DTYPES[arena.layout.dtype],
+            )
+            for layer in range(config.num_layers)
+        ]
+
+    def plan(self, rows: PagedRows) -> CpuAttentionMetadata:
+        starts = np.array([0, *accumulate(rows.query_lens)], dtype=np.int32)
+        seq_lens = np.array(rows.seq_lens, dtype=np.int32)
+        tables = np.fromiter(chain.from_iterable(rows.block_tables), dtype=np.int32)
+        table_at = np.array([0, *accumulate(map(len, rows.block_tables))], dtype=np.int32)
+        arrays = (starts, seq_lens, tables, table_at)
+        plan = AttentionPlan(len(seq_lens), int(starts[-1]), *(array.ctypes.data for array in arrays))
+        return CpuAttentionMetadata(plan, arrays)
+
+    def run(self, layer: int, qkv: Tensor, y: Tensor, metadata: AttentionMetadata) -> None:
+        """Attends with q, k and v as the projection left them. Shapes: see Kernels.attention."""
+        if not isinstance(metadata, CpuAttentionMetadata):
+            raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
+        self._kernels.attention(self._layers[layer], metadata.plan, qkv, y)
+
+
+def check_shape(config: ModelConfig, block_size: int) -> None:
+    """Raises ValueError for what the kernel cannot do."""
+    if block_size > PANEL and block_size % PANEL:
+        raise ValueError(f"block_size: {block_size} is more than {PANEL} and not a multiple of it")
+    if config.num_heads // config.num_kv_heads > MAX_GROUP:
+        raise ValueError(f"more than {MAX_GROUP} query heads share a KV head")
+    if config.head_dim > MAX_HEAD_DIM or config.head_dim % 2:
+        raise ValueError(f"heads of {config.head_dim} are odd or larger than {MAX_HEAD_DIM}")

@@ -1,0 +1,92 @@
+"""Which kernels a model runs on: builds the model with its attention and LoRA, for one choice of backend."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from blora.adapters.cpu import CpuLoRA
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.lora import LoRAPlanner
+from blora.adapters.reference import ReferenceLoRA
+
+from .arena import Arena
+from .attention.base import AttentionPlanner
+from .attention.cpu import CpuAttention, check_shape
+from .attention.reference import ReferenceAttention
+from .errors import EngineStartError
+from .inputs import ForwardBatch
+from .kernels.decoder import CpuCausalLM
+from .kernels.library import DTYPES, Kernels, load_kernels
+from .model.config import ModelConfig
+from .model.decoder import CausalLM
+from .model.rope import rope_cache
+from .model.targets import SITES_PER_LAYER
+from .model.weights import ModelWeights
+
+logger = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    def forward(self, batch: ForwardBatch) -> Tensor: ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A model and what plans its steps."""
+
+    model: Model
+    attention: AttentionPlanner
+    lora: LoRAPlanner
+
+
+BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool], Backend]
+
+
+def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BuildBackend:
+    """name: "cpu", "reference", or "auto" for native kernels where they can be used. Raises EngineStartError."""
+    if name == "reference":
+        return _build_reference
+    kernels = load_kernels()
+    obstacle = _obstacle(kernels, config, dtype, block_size)
+    if kernels is not None and obstacle is None:
+        logger.info("native kernels: %s", kernels.instruction_set)
+        return lambda *parts: _build_cpu(kernels, *parts)
+    if name == "cpu":
+        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
+    logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
+    return _build_reference
+
+
+def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int) -> str | None:
+    if kernels is None:
+        return "they were not built; install a C++ compiler and install blora again"
+    if dtype not in DTYPES:
+        return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    try:
+        check_shape(config, block_size)
+    except ValueError as error:
+        return str(error)
+    widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+    return None if all(width % 2 == 0 for width in widths) else "a layer has an odd number of inputs"
+
+
+def _build_reference(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
+    attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
+    lora = ReferenceLoRA(adapters)
+    return Backend(CausalLM(config, weights, attention, lora), attention, lora)
+
+
+def _build_cpu(
+    kernels: Kernels, config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool
+) -> Backend:
+    cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
+    qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
+    attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
+    lora = CpuLoRA(adapters, config.num_layers * SITES_PER_LAYER)
+    return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora)

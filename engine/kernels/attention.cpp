@@ -1,0 +1,397 @@
+// Paged causal attention of a mixed batch: norm and rotation of q and k, the KV write, and the attention, in one call.
+//
+// In a layer's slab of a page K stands as [kv head][panel of 16 tokens][head_dim / 2][tokens][2] (bfloat16; [head_dim]
+// [tokens] in float), which is what the multiplication takes for a weight; V as [kv head][token][head_dim].
+//
+// A query sees its sequence in tiles at fixed positions, in order, with a running softmax; tiles are gathered in splits
+// at fixed positions, whose results are folded in order. So its bits depend on its own sequence only: not on the batch,
+// on how the prompt was cut, nor on who computed the splits. What lies beyond a query's position is masked, never
+// multiplied; V beyond the written length is never read.
+
+#include <omp.h>
+
+#include <limits>
+#include <vector>
+
+#include "multiply.h"
+#include "norm.h"
+#include "scratch.h"
+#include "types.h"
+
+namespace blora {
+namespace {
+
+constexpr int TILE_PANELS = 4;
+constexpr int TILE = TILE_PANELS * PANEL;  // scores of a query in one tile
+constexpr int QUERIES = 24;                // query heads computed together, if a group is not more
+constexpr int MAX_QUERIES = 128;           // the largest group
+constexpr int SPLIT_TILES = 16;            // tiles whose result is folded as one: 1,024 tokens
+constexpr int MAX_HEAD_DIM = 512;
+constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+
+struct Shape {
+    const AttentionLayer& layer;
+    const AttentionPlan& plan;
+    int group;        // query heads that share a KV head
+    int width;        // tokens of a panel
+    int tile_tokens;
+    int split_tokens;
+
+    Shape(const AttentionLayer& layer, const AttentionPlan& plan)
+        : layer(layer), plan(plan), group(layer.num_heads / layer.num_kv_heads),
+          width(std::min(layer.block_size, PANEL)), tile_tokens(TILE_PANELS * width),
+          split_tokens(SPLIT_TILES * tile_tokens) {}
+
+    template <class T>
+    T* block(int row, int position) const {
+        const int64_t page = plan.tables[plan.table_at[row] + position / layer.block_size];
+        return (T*)((char*)layer.pages + page * layer.page_bytes + layer.offset);
+    }
+    // The panel of K that holds a token.
+    template <class T>
+    T* keys(int row, int position, int head) const {
+        const int64_t slab = (int64_t)head * layer.block_size * layer.head_dim;
+        return block<T>(row, position) + slab + position % layer.block_size / width * width * layer.head_dim;
+    }
+    template <class T>
+    T* values(int row, int position, int head) const {
+        const int64_t slab = (int64_t)(layer.num_kv_heads + head) * layer.block_size * layer.head_dim;
+        return block<T>(row, position) + slab + (int64_t)(position % layer.block_size) * layer.head_dim;
+    }
+    int query_len(int row) const { return plan.starts[row + 1] - plan.starts[row]; }
+    int first_position(int row) const { return plan.seq_lens[row] - query_len(row); }
+};
+
+// Norm, if there is one, and rotation of (x[i], x[i + head_dim / 2]) by the angle of the position.
+template <class T>
+void rotate_head(const Shape& shape, const T* x, int head, int position, T* y) {
+    const AttentionLayer& layer = shape.layer;
+    const int half = layer.head_dim / 2;
+    T normed[MAX_HEAD_DIM];
+    if (layer.qk_norm) {
+        rms_norm(x, (const T*)layer.qk_norm + (int64_t)head * layer.head_dim, layer.head_dim, layer.eps, normed);
+        x = normed;
+    }
+    const float* cos = layer.cos + (int64_t)position * half;
+    const float* sin = layer.sin + (int64_t)position * half;
+    for (int i = 0; i < half; i += LANES) {
+        const int count = std::min(LANES, half - i);
+        const VecF a = load_part(x + i, count), b = load_part(x + half + i, count);
+        const VecF c = load_part(cos + i, count), s = load_part(sin + i, count);
+        store_part(y + i, a * c - b * s, count);
+        store_part(y + half + i, b * c + a * s, count);
+    }
+}
+
+// Places of queries: [kv head][token][query head of the group][head_dim], so that those that share keys are neighbours.
+template <class T>
+void prepare_token(const Shape& shape, int row, int token, const T* qkv, Input<T>* queries) {
+    const AttentionLayer& layer = shape.layer;
+    const int dim = layer.head_dim, position = shape.first_position(row) + token - shape.plan.starts[row];
+    const T* heads = qkv + (int64_t)token * (layer.num_heads + 2 * layer.num_kv_heads) * dim;
+    T rotated[MAX_HEAD_DIM];
+    for (int head = 0; head < layer.num_heads; ++head, heads += dim) {
+        rotate_head(shape, heads, head, position, rotated);
+        const int64_t at = (int64_t)head / shape.group * shape.plan.num_tokens + token;
+        Input<T>* query = queries + (at * shape.group + head % shape.group) * dim;
+        for (int i = 0; i < dim; ++i) {
+            if constexpr (sizeof(Input<T>) == sizeof(T)) query[i] = rotated[i];
+            else query[i] = to_float(rotated[i]);
+        }
+    }
+    const int lane = position % layer.block_size % shape.width;
+    for (int head = 0; head < layer.num_kv_heads; ++head, heads += dim) {
+        rotate_head(shape, heads, layer.num_heads + head, position, rotated);
+        T* keys = shape.keys<T>(row, position, head);
+        for (int i = 0; i < dim; ++i) keys[place<T>(i, lane, shape.width)] = rotated[i];
+    }
+    for (int head = 0; head < layer.num_kv_heads; ++head, heads += dim)
+        std::memcpy((void*)shape.values<T>(row, position, head), heads, dim * sizeof(T));
+}
+
+// Neighbouring queries of one row with one KV head, over splits [first_split, last_split).
+struct Item {
+    int row, first, count;  // queries, counted in the row
+    int head;
+    int first_split, last_split;
+    int64_t partial;        // where its result waits to be folded; -1 where it is the whole
+};
+
+// Running softmax of some query heads: the largest score, the sum of exponentials, the weighted sum of values.
+struct Sums {
+    float max[MAX_QUERIES];
+    float total[MAX_QUERIES];
+    float* values;  // [query][head_dim]
+
+    void clear(int queries, int dim) {
+        std::fill(max, max + queries, NOTHING);
+        std::fill(total, total + queries, 0.0f);
+        std::fill(values, values + (int64_t)queries * dim, 0.0f);
+    }
+};
+
+inline float exp_one(float x) { return exp(splat(x))[0]; }
+
+// Folds the result of the next split into what came before.
+inline void fold(
+    float& max, float& total, float* values, float next_max, float next_total, const float* next, int dim) {
+    if (next_max == NOTHING) return;
+    if (max == NOTHING) {
+        max = next_max, total = next_total;
+        std::copy(next, next + dim, values);
+        return;
+    }
+    const float both = max > next_max ? max : next_max;
+    const float old_scale = exp_one(max - both), new_scale = exp_one(next_max - both);
+    total = total * old_scale + next_total * new_scale;
+    for (int i = 0; i < dim; ++i) values[i] = values[i] * old_scale + next[i] * new_scale;
+    max = both;
+}
+
+// values[query][..] += sum over tokens of p[query][at[token]] * rows[token][..], tokens in order.
+template <class T, int COUNT, int VECTORS>
+void add_values(
+    const float* p, const T* const* rows, const int* at, int tokens, int column, int dim, float* values) {
+    const int last = std::min(LANES, dim - column - (VECTORS - 1) * LANES);
+    VecF acc[COUNT][VECTORS];
+    for (int q = 0; q < COUNT; ++q)
+        for (int v = 0; v < VECTORS; ++v)
+            acc[q][v] = load_part(values + q * dim + column + v * LANES, v + 1 < VECTORS ? LANES : last);
+    for (int t = 0; t < tokens; ++t) {
+        VecF row[VECTORS];
+        for (int v = 0; v < VECTORS; ++v)
+            row[v] = load_part(rows[t] + column + v * LANES, v + 1 < VECTORS ? LANES : last);
+        for (int q = 0; q < COUNT; ++q) {
+            const VecF weight = splat(p[q * TILE + at[t]]);
+            for (int v = 0; v < VECTORS; ++v) acc[q][v] = fma(weight, row[v], acc[q][v]);
+        }
+    }
+    for (int q = 0; q < COUNT; ++q)
+        for (int v = 0; v < VECTORS; ++v)
+            store_part(values + q * dim + column + v * LANES, acc[q][v], v + 1 < VECTORS ? LANES : last);
+}
+
+template <class T, int COUNT>
+void add_values_of(const float* p, const T* const* rows, const int* at, int tokens, int dim, float* values) {
+    int column = 0;
+    for (; column + 4 * LANES <= dim; column += 4 * LANES)
+        add_values<T, COUNT, 4>(p, rows, at, tokens, column, dim, values);
+    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, rows, at, tokens, column, dim, values);
+}
+
+// One query's scores become weights; returns false when it sees nothing of the tile.
+inline bool weigh(const Shape& shape, float* scores, int panels, int start, int from, int to, float& max, float& total,
+                  float* values) {
+    const AttentionLayer& layer = shape.layer;
+    VecF masked[TILE / LANES], top = splat(NOTHING);
+    VecI seen[TILE / LANES];
+    for (int v = 0; v < panels * VECS; ++v) {
+        const VecI lane = lane_ids() + splat_int(v % VECS * LANES);
+        const VecI position = lane + splat_int(start + v / VECS * shape.width);
+        seen[v] = (lane < splat_int(shape.width)) & (position >= splat_int(from)) & (position < splat_int(to));
+        VecF score = load(scores + v * LANES) * splat(layer.scale);
+        if (layer.softcap != 0.0f) {  // cap * tanh(score / cap)
+            const VecF e = exp(score * splat(2.0f / layer.softcap));
+            score = splat(layer.softcap) * (splat(1.0f) - splat(2.0f) / (e + splat(1.0f)));
+        }
+        masked[v] = select(seen[v], score, splat(NOTHING));
+        top = blora::max(top, masked[v]);
+    }
+    const float tile_max = largest(top);
+    const float new_max = max > tile_max ? max : tile_max;
+    if (new_max == NOTHING) return false;
+    VecF added = {};
+    for (int v = 0; v < panels * VECS; ++v) {
+        const VecF weight = select(seen[v], exp(masked[v] - splat(new_max)), VecF{});
+        store(scores + v * LANES, weight);
+        added += weight;
+    }
+    if (new_max != max) {
+        const float scale = exp_one(max - new_max);
+        total *= scale;
+        for (int i = 0; i < layer.head_dim; ++i) values[i] *= scale;
+        max = new_max;
+    }
+    total += sum(added);
+    return true;
+}
+
+template <class T>
+void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, int start, int end, Sums& sums) {
+    const int dim = shape.layer.head_dim, group = shape.group, num_queries = item.count * group;
+    const int window = shape.layer.window;
+    const T* panels[TILE_PANELS];
+    int count = 0;
+    for (int position = start; position < end; position += shape.width)
+        panels[count++] = shape.keys<T>(item.row, position, item.head);
+    alignas(64) float scores[MAX_QUERIES * TILE];
+    multiply<T>(num_queries, queries, dim, panels, count, shape.width, dim, scores, TILE);
+    const int first_position = shape.first_position(item.row) + item.first;
+    for (int q = 0; q < num_queries; ++q) {
+        const int to = first_position + q / group + 1, from = window ? std::max(to - window, 0) : 0;
+        float* weights = scores + q * TILE;
+        if (!weigh(shape, weights, count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
+            std::fill(weights, weights + TILE, 0.0f);
+    }
+    const T* rows[TILE];
+    int at[TILE];
+    const int tokens = end - start;
+    for (int t = 0; t < tokens; ++t) {
+        rows[t] = shape.values<T>(item.row, start + t, item.head);
+        at[t] = t / shape.width * PANEL + t % shape.width;
+    }
+    constexpr int TOGETHER = 3;
+    int q = 0;
+    for (; q + TOGETHER <= num_queries; q += TOGETHER)
+        add_values_of<T, TOGETHER>(scores + q * TILE, rows, at, tokens, dim, sums.values + q * dim);
+    for (; q < num_queries; ++q)
+        add_values_of<T, 1>(scores + q * TILE, rows, at, tokens, dim, sums.values + q * dim);
+}
+
+template <class T>
+void attend_split(const Shape& shape, const Item& item, int split, const Input<T>* queries, Sums& sums) {
+    sums.clear(item.count * shape.group, shape.layer.head_dim);
+    const int first_position = shape.first_position(item.row) + item.first;
+    const int seen = first_position + item.count;  // one past what the last query sees
+    const int begin = split * shape.split_tokens, end = std::min(begin + shape.split_tokens, seen);
+    const int nearest = shape.layer.window ? std::max(first_position + 1 - shape.layer.window, 0) : 0;
+    for (int start = begin; start < end; start += shape.tile_tokens)
+        if (start + shape.tile_tokens > nearest)
+            attend_tile<T>(shape, item, queries, start, std::min(start + shape.tile_tokens, end), sums);
+}
+
+template <class T>
+void write_output(const Shape& shape, const Item& item, const Sums& sums, T* y) {
+    const int dim = shape.layer.head_dim;
+    for (int q = 0; q < item.count * shape.group; ++q) {
+        const int64_t token = shape.plan.starts[item.row] + item.first + q / shape.group;
+        T* out = y + (token * shape.layer.num_heads + item.head * shape.group + q % shape.group) * dim;
+        const VecF total = splat(sums.total[q]);
+        for (int i = 0; i < dim; i += LANES) {
+            const int count = std::min(LANES, dim - i);
+            store_part(out + i, load_part(sums.values + q * dim + i, count) / total, count);
+        }
+    }
+}
+
+// The result of a split that is folded later: [query][max, total, values].
+void keep_partial(const Shape& shape, const Item& item, const Sums& sums, float* partials) {
+    const int dim = shape.layer.head_dim;
+    for (int q = 0; q < item.count * shape.group; ++q) {
+        float* target = partials + item.partial + (int64_t)q * (dim + 2);
+        target[0] = sums.max[q], target[1] = sums.total[q];
+        std::copy(sums.values + q * dim, sums.values + (q + 1) * dim, target + 2);
+    }
+}
+
+template <class T>
+void run_item(const Shape& shape, const Item& item, const Input<T>* all_queries, float* partials, T* y) {
+    const int dim = shape.layer.head_dim;
+    static thread_local Scratch memory;
+    float* values = memory.get<float>((size_t)2 * MAX_QUERIES * dim);
+    Sums next = {{}, {}, values}, sums = {{}, {}, values + (size_t)MAX_QUERIES * dim};
+    const int64_t token = shape.plan.starts[item.row] + item.first;
+    const Input<T>* queries =
+        all_queries + ((int64_t)item.head * shape.plan.num_tokens + token) * shape.group * dim;
+    const int num_queries = item.count * shape.group;
+    sums.clear(num_queries, dim);
+    for (int split = item.first_split; split < item.last_split; ++split) {
+        attend_split<T>(shape, item, split, queries, next);
+        for (int q = 0; q < num_queries; ++q)
+            fold(sums.max[q], sums.total[q], sums.values + q * dim, next.max[q], next.total[q], next.values + q * dim,
+                 dim);
+    }
+    if (item.partial >= 0) keep_partial(shape, item, sums, partials);
+    else write_output<T>(shape, item, sums, y);
+}
+
+template <class T>
+void fold_partials(const Shape& shape, const Item* items, int count, const float* partials, T* y) {
+    const int dim = shape.layer.head_dim;
+    static thread_local Scratch memory;
+    Sums sums = {{}, {}, memory.get<float>((size_t)MAX_QUERIES * dim)};
+    sums.clear(items->count * shape.group, dim);
+    for (int i = 0; i < count; ++i)
+        for (int q = 0; q < items->count * shape.group; ++q) {
+            const float* next = partials + items[i].partial + (int64_t)q * (dim + 2);
+            fold(sums.max[q], sums.total[q], sums.values + q * dim, next[0], next[1], next + 2, dim);
+        }
+    write_output<T>(shape, *items, sums, y);
+}
+
+// One item for each tile of queries and KV head; where that leaves threads idle, one for each split.
+struct Work {
+    std::vector<Item> items;
+    std::vector<std::pair<int, int>> folds;  // first item and their number
+    int64_t num_partials = 0;                // floats
+
+    void build(const Shape& shape, int num_threads) {
+        items.clear(), folds.clear(), num_partials = 0;
+        const int tile = std::max(QUERIES / shape.group, 1);
+        int64_t num_whole = 0;
+        for (int row = 0; row < shape.plan.num_rows; ++row)
+            num_whole += (int64_t)(shape.query_len(row) + tile - 1) / tile * shape.layer.num_kv_heads;
+        const bool is_split = num_whole < 8 * num_threads;
+        for (int row = 0; row < shape.plan.num_rows; ++row)
+            for (int first = 0; first < shape.query_len(row); first += tile)
+                for (int head = 0; head < shape.layer.num_kv_heads; ++head)
+                    add(shape, row, first, std::min(tile, shape.query_len(row) - first), head, is_split);
+    }
+
+    void add(const Shape& shape, int row, int first, int count, int head, bool is_split) {
+        const int seen = shape.first_position(row) + first + count;
+        const int splits = (seen + shape.split_tokens - 1) / shape.split_tokens;
+        if (!is_split || splits == 1) {
+            items.push_back({row, first, count, head, 0, splits, -1});
+            return;
+        }
+        folds.push_back({(int)items.size(), splits});
+        for (int split = 0; split < splits; ++split) {
+            items.push_back({row, first, count, head, split, split + 1, num_partials});
+            num_partials += (int64_t)count * shape.group * (shape.layer.head_dim + 2);
+        }
+    }
+};
+
+template <class T>
+void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T* y) {
+    static Work work;  // one thread calls
+    static Scratch query_memory, partial_memory;
+    const Shape shape(layer, plan);
+    work.build(shape, omp_get_max_threads());
+    Input<T>* queries = query_memory.get<Input<T>>((size_t)plan.num_tokens * layer.num_heads * layer.head_dim);
+    float* partials = partial_memory.get<float>(work.num_partials + 1);
+    const int num_items = (int)work.items.size(), num_folds = (int)work.folds.size();
+    int64_t num_scores = 0;
+    for (int row = 0; row < plan.num_rows; ++row) num_scores += (int64_t)shape.query_len(row) * plan.seq_lens[row];
+    const bool is_large = num_scores * layer.num_heads * layer.head_dim >= 1 << 17;
+#pragma omp parallel if (is_large)
+    {
+#pragma omp for schedule(static)
+        for (int token = 0; token < plan.num_tokens; ++token) {
+            const int row = (int)(std::upper_bound(plan.starts, plan.starts + plan.num_rows + 1, token) - plan.starts) - 1;
+            prepare_token<T>(shape, row, token, qkv, queries);
+        }
+        // Late tiles see more: they go first, so that none is left when the others have nothing to do.
+#pragma omp for schedule(dynamic, 1)
+        for (int i = num_items - 1; i >= 0; --i) run_item<T>(shape, work.items[i], queries, partials, y);
+        if (num_folds) {
+#pragma omp for schedule(dynamic, 1)
+            for (int i = 0; i < num_folds; ++i)
+                fold_partials<T>(shape, &work.items[work.folds[i].first], work.folds[i].second, partials, y);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace blora
+
+extern "C" {
+
+// qkv: [tokens, (num_heads + 2 * num_kv_heads) * head_dim]. y: [tokens, num_heads * head_dim].
+// The arena has 64 readable bytes behind its last page, for panels of fewer than 16 tokens.
+BLORA_API void blora_attention(const AttentionLayer* layer, const AttentionPlan* plan, const void* qkv, void* y) {
+    if (layer->dtype == FLOAT32) blora::run<float>(*layer, *plan, (const float*)qkv, (float*)y);
+    else blora::run<blora::bf16>(*layer, *plan, (const blora::bf16*)qkv, (blora::bf16*)y);
+}
+}

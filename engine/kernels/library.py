@@ -1,0 +1,212 @@
+"""Kernels: the native library, one build of the same sources for each instruction set, and the checks before a call.
+
+Calls go through ctypes.PyDLL: they keep the GIL, which would have to be won back after every one. One thread calls;
+OpenMP is torch's, so `torch.set_num_threads` governs it.
+"""
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# From the best to the one that runs everywhere, with the flags of /proc/cpuinfo that each needs.
+INSTRUCTION_SETS = {
+    "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma"},
+    "base": set[str](),
+}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
+MAX_GROUP = 128  # query heads that share a KV head
+MAX_HEAD_DIM = 512
+
+
+class Epilogue(IntEnum):
+    STORE = 0
+    ADD = 1
+    SILU_MUL = 2
+    STORE_FLOAT = 3
+
+
+class LinearLayer(Structure):
+    _fields_ = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("out", c_int32),
+        ("in_", c_int32),
+        ("site", c_int32),
+        ("dtype", c_int32),
+    ]
+
+
+class AttentionLayer(Structure):
+    _fields_ = [
+        ("pages", c_void_p),
+        ("page_bytes", c_int64),
+        ("offset", c_int64),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("qk_norm", c_void_p),
+        ("eps", c_float),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int32),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_size", c_int32),
+        ("dtype", c_int32),
+        ("unused", c_int32),
+    ]
+
+
+class AttentionPlan(Structure):
+    _fields_ = [
+        ("num_rows", c_int32),
+        ("num_tokens", c_int32),
+        ("starts", c_void_p),
+        ("seq_lens", c_void_p),
+        ("tables", c_void_p),
+        ("table_at", c_void_p),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A packed weight and what stands for it in a call."""
+
+    weight: Tensor  # [out, in] in shape only: the memory is in panels
+    bias: Tensor | None  # [out]
+    layer: LinearLayer
+
+
+class Kernels:
+    """Shapes are checked at every call, and everything has to be contiguous: what is wrong raises ValueError."""
+
+    def __init__(self, instruction_set: str, path: Path) -> None:
+        self.instruction_set = instruction_set
+        library = ctypes.PyDLL(str(path))
+        self._linear = library.blora_linear
+        self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_void_p]
+        self._pack = library.blora_pack
+        self._pack.argtypes = [c_void_p, c_int32, c_int32, c_int32]
+        self._unpack_rows = library.blora_unpack_rows
+        self._unpack_rows.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p]
+        self._rms_norm = library.blora_rms_norm
+        self._rms_norm.argtypes = [c_void_p, c_void_p, c_int32, c_int32, c_float, c_int32, c_void_p]
+        self._silu_mul = library.blora_silu_mul
+        self._silu_mul.argtypes = [c_void_p, c_int32, c_int32, c_int32, c_void_p]
+        self._attention = library.blora_attention
+        self._attention.argtypes = [POINTER(AttentionLayer), POINTER(AttentionPlan), c_void_p, c_void_p]
+        for function in (self._linear, self._pack, self._unpack_rows, self._rms_norm, self._silu_mul, self._attention):
+            function.restype = None
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None, site: int | None = None) -> PackedLinear:
+        """Packs a weight in place: it must not be read as a matrix any more. weight: [out, in], in memory for `out`
+        rounded up to 16 rows; in is even for bfloat16."""
+        check_shape("weight", weight, weight.dtype, (None, None))
+        out, in_ = weight.shape
+        room = weight.untyped_storage().nbytes() // weight.itemsize - weight.storage_offset()
+        if weight.dtype not in DTYPES or not out or not in_ or (weight.dtype == torch.bfloat16 and in_ % 2):
+            raise ValueError(f"weight: {list(weight.shape)} of {weight.dtype} cannot be packed")
+        if room < -(-out // PANEL) * PANEL * in_:
+            raise ValueError(f"weight: its memory does not hold {out} rows rounded up to {PANEL}")
+        if bias is not None:
+            check_shape("bias", bias, weight.dtype, (out,))
+        self._pack(weight.data_ptr(), out, in_, DTYPES[weight.dtype])
+        address = None if bias is None else bias.data_ptr()
+        layer = LinearLayer(weight.data_ptr(), address, out, in_, -1 if site is None else site, DTYPES[weight.dtype])
+        return PackedLinear(weight, bias, layer)
+
+    def linear(
+        self, linear: PackedLinear, x: Tensor, y: Tensor, epilogue: Epilogue, lora_plan: int | None = None
+    ) -> None:
+        """y = epilogue(x W^T + what the step's adapters add + bias), rounded once.
+
+        x: [num_tokens, in]. STORE and ADD: y [num_tokens, out]; SILU_MUL: [num_tokens, out / 2], where out is a
+        multiple of 32; STORE_FLOAT: [num_tokens, out] float32. lora_plan: address of CpuLoRA's plan.
+        """
+        layer = linear.layer
+        num_tokens, dtype = x.shape[0], linear.weight.dtype
+        width = layer.out // 2 if epilogue is Epilogue.SILU_MUL else layer.out
+        if epilogue is Epilogue.SILU_MUL and layer.out % (2 * PANEL):
+            raise ValueError(f"gate and up of {layer.out} outputs are not whole panels")
+        check_shape("x", x, dtype, (None, layer.in_))
+        check_shape("y", y, torch.float32 if epilogue is Epilogue.STORE_FLOAT else dtype, (num_tokens, width))
+        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, epilogue, lora_plan)
+
+    def unpack_rows(self, linear: PackedLinear, ids: Tensor, y: Tensor) -> None:
+        """y[i] = the weight's row ids[i]. ids: [n] int64, y: [n, in]."""
+        layer = linear.layer
+        check_shape("ids", ids, torch.int64, (None,))
+        check_shape("y", y, linear.weight.dtype, (len(ids), layer.in_))
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < layer.out:
+            raise ValueError(f"ids: not all are rows of {layer.out}")
+        self._unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
+        """x, y: [n, width], weight: [width]. y may be x."""
+        check_shape("x", x, weight.dtype, (None, len(weight)))
+        check_shape("y", y, weight.dtype, tuple(x.shape))
+        check_shape("weight", weight, x.dtype, (x.shape[1],))
+        self._rms_norm(x.data_ptr(), weight.data_ptr(), *x.shape, eps, DTYPES[x.dtype], y.data_ptr())
+
+    def silu_mul(self, x: Tensor, y: Tensor) -> None:
+        """y = silu(first half of x) * second half. x: [n, 2 * width], y: [n, width]."""
+        check_shape("y", y, y.dtype, (None, None))
+        check_shape("x", x, y.dtype, (len(y), 2 * y.shape[1]))
+        self._silu_mul(x.data_ptr(), *y.shape, DTYPES[y.dtype], y.data_ptr())
+
+    def attention(self, layer: AttentionLayer, plan: AttentionPlan, qkv: Tensor, y: Tensor) -> None:
+        """Norms and rotates q and k, writes k and v into their pages, attends. `CpuAttention` makes layer and plan.
+
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], y: [num_tokens, num_heads * head_dim].
+        """
+        dtype = torch.float32 if layer.dtype == 0 else torch.bfloat16
+        width = layer.num_heads * layer.head_dim
+        check_shape("qkv", qkv, dtype, (plan.num_tokens, width + 2 * layer.num_kv_heads * layer.head_dim))
+        check_shape("y", y, dtype, (plan.num_tokens, width))
+        self._attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
+
+
+def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:
+    """Raises ValueError unless it is a contiguous CPU tensor of the dtype and shape. None is any size."""
+    is_fitting = tensor.dim() == len(shape) and all(
+        wanted is None or size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if not is_fitting or tensor.dtype is not dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name}: {list(tensor.shape)} of {tensor.dtype} is not {list(shape)} of {dtype}, contiguous on the CPU"
+        )
+
+
+def instruction_sets() -> list[str]:
+    """Those that this machine runs, the best first."""
+    flags = _cpu_flags()
+    return [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
+
+
+def _cpu_flags() -> set[str]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+@cache
+def load_kernels(instruction_set: str | None = None) -> Kernels | None:
+    """The build for an instruction set, or the best that was built and runs here; None when there is none."""
+    for name in instruction_sets() if instruction_set is None else [instruction_set]:
+        for path in Path(__file__).parent.glob(f"_{name}.*so"):
+            return Kernels(name, path)
+    return None

@@ -1,0 +1,216 @@
+// Linear layers with what adapters add, and what follows them: y = epilogue(x W^T + sum of s B A x + bias).
+//
+// Base, change and bias are summed in float and rounded once, at the same place for rows with and without adapters.
+// One parallel region: the shrink, a barrier, then each thread computes its own columns for all rows.
+
+#include <omp.h>
+
+#include "lora.h"
+#include "scratch.h"
+
+namespace blora {
+namespace {
+
+constexpr int TILE_PANELS = 4;
+constexpr int TILE_STRIDE = TILE_PANELS * PANEL;
+constexpr int MAX_BLOCK_ROWS = 96;
+constexpr int64_t INPUT_BYTES = 256 << 10;          // of converted rows, half of a common second-level cache
+constexpr int64_t PARALLEL_WORK = 1 << 17;          // multiplications below which one thread is as fast
+
+struct Call {
+    const Linear* layer;
+    const void* x;
+    void* y;
+    int tokens;
+    int epilogue;
+    const std::vector<Change>* changes;
+    float* h;
+};
+
+// The columns of one tile, by panels of the site.
+struct Columns {
+    int panels[TILE_PANELS];
+    int count;
+};
+
+template <class T>
+VecF bias_at(const Linear& layer, int column, int count) {
+    return layer.bias ? load_part((const T*)layer.bias + column, count) : VecF{};
+}
+
+template <class T, class Y>
+void store_rows(const Call& call, int token, int rows, int column, const float* tile, bool is_added) {
+    const int out = call.layer->out;
+    for (int v = 0; v < VECS; ++v) {
+        const int at = column + v * LANES, count = std::min(LANES, out - at);
+        if (count <= 0) return;
+        const VecF bias = bias_at<T>(*call.layer, at, count);
+        for (int row = 0; row < rows; ++row) {
+            Y* y = (Y*)call.y + (int64_t)(token + row) * out + at;
+            VecF value = load(tile + row * TILE_STRIDE + v * LANES) + bias;
+            if (is_added) value = load_part(y, count) + value;
+            store_part(y, value, count);
+        }
+    }
+}
+
+// gate and up: the same panel of both halves of the site.
+template <class T>
+void store_gated(const Call& call, int token, int rows, int column, const float* gate, const float* up) {
+    const int out = call.layer->out / 2;
+    for (int v = 0; v < VECS; ++v) {
+        const int at = column + v * LANES, count = std::min(LANES, out - at);
+        const VecF gate_bias = bias_at<T>(*call.layer, at, count), up_bias = bias_at<T>(*call.layer, out + at, count);
+        for (int row = 0; row < rows; ++row) {
+            const int64_t i = (int64_t)row * TILE_STRIDE + v * LANES;
+            VecF value = silu(load(gate + i) + gate_bias) * (load(up + i) + up_bias);
+            store_part((T*)call.y + (int64_t)(token + row) * out + at, value, count);
+        }
+    }
+}
+
+template <class T>
+void compute_tile(const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, float* tile) {
+    const Linear& layer = *call.layer;
+    const T* panels[TILE_PANELS];
+    for (int p = 0; p < columns.count; ++p)
+        panels[p] = (const T*)layer.weight + (int64_t)columns.panels[p] * PANEL * layer.in;
+    multiply<T>(rows, x, layer.in, panels, columns.count, PANEL, layer.in, tile, TILE_STRIDE);
+    if (call.changes)
+        for (int p = 0; p < columns.count;) {  // neighbouring panels together
+            int next = p + 1;
+            while (next < columns.count && columns.panels[next] == columns.panels[next - 1] + 1) ++next;
+            expand<T>(
+                *call.changes, call.h, token, rows, columns.panels[p] * PANEL, next - p, tile + p * PANEL, TILE_STRIDE);
+            p = next;
+        }
+    if (call.epilogue == SILU_MUL) {
+        for (int p = 0; p < columns.count / 2; ++p)
+            store_gated<T>(
+                call, token, rows, columns.panels[p] * PANEL, tile + p * PANEL,
+                tile + (p + columns.count / 2) * PANEL);
+        return;
+    }
+    for (int p = 0; p < columns.count; ++p) {
+        const int column = columns.panels[p] * PANEL;
+        if (call.epilogue == STORE_FLOAT) store_rows<T, float>(call, token, rows, column, tile + p * PANEL, false);
+        else store_rows<T, T>(call, token, rows, column, tile + p * PANEL, call.epilogue == ADD);
+    }
+}
+
+// Rows of x as the multiplication takes them.
+inline const float* as_input(const float* x, int64_t, Scratch&) { return x; }
+inline const Input<bf16>* as_input(const bf16* x, [[maybe_unused]] int64_t count, [[maybe_unused]] Scratch& scratch) {
+#if defined(BLORA_PAIRWISE)
+    return x;
+#else
+    float* converted = scratch.get<float>(count);
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store(converted + i, load(x + i));
+    for (; i < count; ++i) converted[i] = to_float(x[i]);
+    return converted;
+#endif
+}
+
+template <class T>
+int block_rows(int in) {
+    if (sizeof(Input<T>) == sizeof(T)) return MAX_BLOCK_ROWS;
+    const int64_t fitting = INPUT_BYTES / ((int64_t)in * sizeof(float)) / MAX_ROWS * MAX_ROWS;
+    return (int)std::min<int64_t>(std::max<int64_t>(fitting, MAX_ROWS), MAX_BLOCK_ROWS);
+}
+
+template <class T>
+void compute_columns(const Call& call, int thread, int num_threads) {
+    static thread_local Scratch converted;
+    alignas(64) float tile[MAX_BLOCK_ROWS * TILE_STRIDE];
+    const Linear& layer = *call.layer;
+    const bool is_gated = call.epilogue == SILU_MUL;
+    const int panels = num_panels(is_gated ? layer.out / 2 : layer.out);
+    const int from = (int64_t)panels * thread / num_threads, to = (int64_t)panels * (thread + 1) / num_threads;
+    const int width = is_gated ? TILE_PANELS / 2 : TILE_PANELS;
+    const int height = block_rows<T>(layer.in);
+    for (int token = 0; token < call.tokens; token += height) {
+        const int rows = std::min(height, call.tokens - token);
+        const Input<T>* x = as_input((const T*)call.x + (int64_t)token * layer.in, (int64_t)rows * layer.in, converted);
+        for (int first = from; first < to; first += width) {
+            Columns columns = {{}, 0};
+            const int count = std::min(width, to - first);
+            for (int half = 0; half <= (int)is_gated; ++half)
+                for (int p = 0; p < count; ++p) columns.panels[columns.count++] = half * panels + first + p;
+            compute_tile<T>(call, token, rows, x, columns, tile);
+        }
+    }
+}
+
+template <class T>
+void run(Call call, const LoraPlan* plan) {
+    static std::vector<Change> changes;  // one thread calls
+    static Scratch h;
+    changes.clear();
+    if (plan && call.layer->site >= 0) {
+        const int64_t size = collect_changes(plan, call.layer->site, changes);
+        call.h = h.get<float>(size);
+    }
+    call.changes = changes.empty() ? nullptr : &changes;
+    const bool is_large = (int64_t)call.tokens * call.layer->in * call.layer->out >= PARALLEL_WORK;
+#pragma omp parallel if (is_large)
+    {
+        const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+        if (call.changes) {
+            shrink<T>(*call.changes, (const T*)call.x, call.layer->in, call.h, thread, num_threads);
+#pragma omp barrier
+        }
+        compute_columns<T>(call, thread, num_threads);
+    }
+}
+
+template <class T>
+void pack_panels(T* weight, int out, int in) {
+    Scratch scratch;
+    T* panel = scratch.get<T>((size_t)PANEL * in);
+    for (int p = 0; p < num_panels(out); ++p) {
+        T* rows = weight + (int64_t)p * PANEL * in;
+        std::memset((void*)panel, 0, sizeof(T) * PANEL * in);
+        for (int i = 0; i < std::min(PANEL, out - p * PANEL); ++i)
+            for (int k = 0; k < in; ++k) panel[place<T>(k, i, PANEL)] = rows[(int64_t)i * in + k];
+        std::memcpy((void*)rows, panel, sizeof(T) * PANEL * in);
+    }
+}
+
+template <class T>
+void unpack_rows(const T* packed, int in, const int64_t* ids, int count, T* y) {
+#pragma omp parallel for if ((int64_t)count * in >= PARALLEL_WORK)
+    for (int i = 0; i < count; ++i) {
+        const T* panel = packed + ids[i] / PANEL * PANEL * in;
+        for (int k = 0; k < in; k += PACK<T>)
+            std::memcpy(
+                (void*)(y + (int64_t)i * in + k), panel + place<T>(k, (int)(ids[i] % PANEL), PANEL),
+                PACK<T> * sizeof(T));
+    }
+}
+
+}  // namespace
+}  // namespace blora
+
+extern "C" {
+
+// x: [tokens, in] of the layer's dtype. y: see Epilogue. plan: null where no token has an adapter.
+BLORA_API void blora_linear(
+    const Linear* layer, const void* x, void* y, int32_t tokens, int32_t epilogue, const LoraPlan* plan) {
+    blora::Call call = {layer, x, y, tokens, epilogue, nullptr, nullptr};
+    if (layer->dtype == FLOAT32) blora::run<float>(call, plan);
+    else blora::run<blora::bf16>(call, plan);
+}
+
+// weight: [out, in], with memory for out rounded up to 16; packed in place. in is even for bfloat16.
+BLORA_API void blora_pack(void* weight, int32_t out, int32_t in, int32_t dtype) {
+    if (dtype == FLOAT32) blora::pack_panels((float*)weight, out, in);
+    else blora::pack_panels((blora::bf16*)weight, out, in);
+}
+
+// y[i] = row ids[i] of a packed matrix.
+BLORA_API void blora_unpack_rows(const void* packed, int32_t in, int32_t dtype, const int64_t* ids, int32_t count, void* y) {
+    if (dtype == FLOAT32) blora::unpack_rows((const float*)packed, in, ids, count, (float*)y);
+    else blora::unpack_rows((const blora::bf16*)packed, in, ids, count, (blora::bf16*)y);
+}
+}

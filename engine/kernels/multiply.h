@@ -1,0 +1,142 @@
+// The one multiplication of weights and of keys: rows of x times panels, in registers.
+//
+// Every output is summed over the inputs in their order, in an accumulator of its own, whatever the tile it is computed
+// in: its bits depend on its row and its column only, not on the number of rows, of columns or of threads.
+#pragma once
+
+#include "pack.h"
+
+namespace blora {
+
+// How x is given: as it is stored where the instruction set multiplies pairs of bfloat16, otherwise converted once.
+template <class T>
+struct InputOf {
+    typedef float type;
+};
+#if defined(BLORA_PAIRWISE)
+template <>
+struct InputOf<bf16> {
+    typedef bf16 type;
+};
+#endif
+template <class T>
+using Input = typename InputOf<T>::type;
+
+// acc[row][v] += x[row][input..] * the same inputs of the panels, one step of the sum.
+template <int ROWS, int VECTORS>
+inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, const float* const (&w)[VECTORS]) {
+    VecF weights[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) weights[v] = load(w[v]);
+    for (int row = 0; row < ROWS; ++row) {
+        VecF value = splat(x[row * x_stride]);
+        for (int v = 0; v < VECTORS; ++v) acc[row][v] = fma(weights[v], value, acc[row][v]);
+    }
+}
+
+#if defined(BLORA_PAIRWISE)
+template <int ROWS, int VECTORS>
+inline void step(VecF (&acc)[ROWS][VECTORS], const bf16* x, int64_t x_stride, const bf16* const (&w)[VECTORS]) {
+    VecU weights[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) weights[v] = load_as<VecU>(w[v]);
+    for (int row = 0; row < ROWS; ++row) {
+        VecU pair = splat_bits(load_as<uint32_t>(x + row * x_stride));
+        for (int v = 0; v < VECTORS; ++v) acc[row][v] = pairwise(acc[row][v], weights[v], pair);
+    }
+}
+#else
+template <int ROWS, int VECTORS>
+inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, const bf16* const (&w)[VECTORS]) {
+    VecU pairs[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) pairs[v] = load_as<VecU>(w[v]);
+    for (int half = 0; half < 2; ++half) {
+        VecF weights[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) weights[v] = (VecF)(half ? pairs[v] & 0xffff0000u : pairs[v] << 16);
+        for (int row = 0; row < ROWS; ++row) {
+            VecF value = splat(x[row * x_stride + half]);
+            for (int v = 0; v < VECTORS; ++v) acc[row][v] = fma(weights[v], value, acc[row][v]);
+        }
+    }
+}
+#endif
+
+// tile[row][panel * 16 + i] = sum over inputs of x[row][input] * panels[panel][input][i].
+// width: outputs of a panel; the lanes beyond it are read and mean nothing.
+template <class T, int ROWS, int PANELS>
+void multiply_tile(
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, float* tile, int tile_stride) {
+    constexpr int VECTORS = PANELS * VECS;
+    VecF acc[ROWS][VECTORS] = {};
+    const T* w[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) w[v] = panels[v / VECS] + v % VECS * LANES * PACK<T>;
+    const int64_t advance = (int64_t)width * PACK<T>;
+    for (int input = 0; input < in; input += PACK<T>) {
+        step<ROWS, VECTORS>(acc, x + input, x_stride, w);
+        for (int v = 0; v < VECTORS; ++v) {
+            if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + 1024);
+            w[v] += advance;
+        }
+    }
+    for (int row = 0; row < ROWS; ++row)
+        for (int v = 0; v < VECTORS; ++v) store(tile + (int64_t)row * tile_stride + v * LANES, acc[row][v]);
+}
+
+// Few rows take wide tiles, so that enough sums are under way; many rows take tall ones, so that a weight is loaded once
+// for many of them. All accumulators of a tile fit into the registers.
+#if defined(__AVX512F__) || defined(BLORA_EMULATE)
+constexpr int MAX_ROWS = 12;
+constexpr int panels_for(int rows) { return rows < 4 ? 4 : 2; }
+#elif defined(__AVX2__)
+constexpr int MAX_ROWS = 6;
+constexpr int panels_for(int rows) { return rows == 1 ? 4 : rows < 4 ? 2 : 1; }
+#else
+constexpr int MAX_ROWS = 3;
+constexpr int panels_for(int rows) { return rows == 1 ? 2 : 1; }
+#endif
+
+template <class T>
+using TileFunction = void (*)(const Input<T>*, int64_t, const T* const*, int, int, float*, int);
+
+template <class T, int ROWS>
+void multiply_rows(
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, float* tile,
+    int tile_stride) {
+    constexpr int WIDE = panels_for(ROWS);
+    int panel = 0;
+    for (; panel + WIDE <= count; panel += WIDE)
+        multiply_tile<T, ROWS, WIDE>(x, x_stride, panels + panel, width, in, tile + panel * PANEL, tile_stride);
+    for (; panel < count; ++panel)
+        multiply_tile<T, ROWS, 1>(x, x_stride, panels + panel, width, in, tile + panel * PANEL, tile_stride);
+}
+
+template <class T, int ROWS>
+struct Dispatch {
+    static void run(
+        int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
+        float* tile, int tile_stride) {
+        if (rows == ROWS)
+            multiply_rows<T, ROWS>(x, x_stride, panels, count, width, in, tile, tile_stride);
+        else
+            Dispatch<T, ROWS - 1>::run(rows, x, x_stride, panels, count, width, in, tile, tile_stride);
+    }
+};
+template <class T>
+struct Dispatch<T, 0> {
+    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, float*, int) {}
+};
+
+// The same for any number of rows, cut into tiles of nearly equal height.
+template <class T>
+void multiply(
+    int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, float* tile,
+    int tile_stride) {
+    int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int done = 0; tiles; --tiles) {
+        int height = (rows - done + tiles - 1) / tiles;
+        Dispatch<T, MAX_ROWS>::run(
+            height, x + done * x_stride, x_stride, panels, count, width, in, tile + (int64_t)done * tile_stride,
+            tile_stride);
+        done += height;
+    }
+}
+
+}  // namespace blora

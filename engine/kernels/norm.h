@@ -1,0 +1,27 @@
+// x / sqrt(mean(x^2) + eps) * weight: normalised in float, rounded, weighted, rounded, as Hugging Face's RMSNorm is.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+
+namespace blora {
+
+// y may be x.
+template <class T>
+void rms_norm(const T* x, const T* weight, int width, float eps, T* y) {
+    VecF squares = {};
+    for (int i = 0; i < width; i += LANES) {
+        VecF v = load_part(x + i, std::min(LANES, width - i));
+        squares = fma(v, v, squares);
+    }
+    const VecF scale = splat(1.0f / std::sqrt(sum(squares) / (float)width + eps));
+    for (int i = 0; i < width; i += LANES) {
+        const int count = std::min(LANES, width - i);
+        VecF normed = rounded<T>(load_part(x + i, count) * scale);
+        store_part(y + i, load_part(weight + i, count) * normed, count);
+    }
+}
+
+}  // namespace blora
