@@ -85,7 +85,8 @@ class _Unreadable(Exception):
 def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> bytes:
     """The whole file, copied into private memory: nothing done to it later can change what was checked."""
     try:
-        real = path.resolve(strict=True)
+        real = path.resolve()
+        # Before it is looked at: whether a file outside exists is nobody's business.
         if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
             raise _Unreadable(f"{path.name} lies outside the allowed folders")
         with open(real, "rb", opener=_open_resolved) as file:

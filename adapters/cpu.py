@@ -1,4 +1,4 @@
-"""CpuLoRA: a step's adapters as the native kernels read them: addresses of every row of A and panel of B.
+"""CpuLoRA: a step's adapters as the native kernels read them: addresses of every chunk of A and B.
 
 The change itself is computed inside the base product (`engine/kernels/linear.cpp`), so that both are summed in float
 and rounded once. The layouts below are those of `engine/kernels/types.h`.
@@ -12,9 +12,10 @@ import numpy as np
 
 from .checkpoint import Array
 from .device_pool import DevicePool
-from .image import PANEL, Chunk, ImageTable, PackedModule, group_ranks
+from .image import Chunk, ImageTable
 from .lora import LoRAMetadata, LoRAPlanner, Segment
 
+CHUNK = np.dtype([("at", "u8"), ("first", "i4"), ("count", "i4")], align=True)
 SLICE = np.dtype(
     [("a", "u8"), ("b", "u8"), ("column", "i4"), ("out", "i4"), ("rank", "i4"), ("scaling", "f4")], align=True
 )
@@ -30,7 +31,7 @@ class NativeAdapter:
 
     slices: Array  # [num_modules] SLICE, by site
     sites: Array  # [num_sites + 1] int32: first slice of each site
-    rows: Array  # addresses of the rows of all A and the panels of all B
+    chunks: Array  # [num_chunks] CHUNK: of all A and B
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +69,22 @@ class CpuLoRA(LoRAPlanner):
 
     def _locate(self, table: ImageTable, page_ids: Sequence[int]) -> NativeAdapter:
         modules = sorted(table.modules, key=lambda module: module.site)
-        rows = self._addresses(modules, page_ids)
-        slices = np.zeros(len(modules), SLICE)
-        at = rows.ctypes.data
-        for index, module in enumerate(modules):
-            num_panels = -(-module.out_features // PANEL)
-            b = at + module.rank * rows.itemsize
-            slices[index] = (at, b, module.column, module.out_features, module.rank, module.scaling)
-            at = b + len(module.b) * num_panels * rows.itemsize
+        groups = [list(chain.from_iterable(matrix)) for module in modules for matrix in (module.a, module.b)]
+        chunks = self._place(list(chain.from_iterable(groups)), page_ids)
+        starts = chunks.ctypes.data + np.cumsum([0, *map(len, groups)]) * chunks.itemsize
+        facts = [(module.column, module.out_features, module.rank, module.scaling) for module in modules]
+        slices = np.array([(*starts[2 * i : 2 * i + 2], *fact) for i, fact in enumerate(facts)], dtype=SLICE)
         counts = np.bincount([module.site for module in modules], minlength=self._num_sites)
         sites = np.concatenate(([0], counts.cumsum())).astype(np.int32)
-        return NativeAdapter(slices, sites, rows)
+        return NativeAdapter(slices, sites, chunks)
 
-    def _addresses(self, modules: Sequence[PackedModule], page_ids: Sequence[int]) -> Array:
-        """The address of each row of A, then of each panel of B, of one module after another."""
-        chunks = np.array(list(chain.from_iterable(map(self._chunks_of, modules))), dtype=np.int64)
-        page, offset, num_rows, row_bytes = chunks.T
+    def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
+        """[num_chunks] CHUNK."""
+        page, offset, first, count = np.array(
+            [(chunk.page, chunk.offset, chunk.first, chunk.num_pieces) for chunk in chunks], dtype=np.int64
+        ).T
         pages = self._pool.pages
-        starts = pages.data_ptr() + np.asarray(page_ids)[page] * pages.shape[1] + offset
-        first = np.repeat(num_rows.cumsum() - num_rows, num_rows)
-        index = np.arange(num_rows.sum()) - first  # of each row in its chunk
-        addresses = np.repeat(starts, num_rows) + index * np.repeat(row_bytes, num_rows)
-        return np.asarray(addresses, dtype=np.uint64)
-
-    def _chunks_of(self, module: PackedModule) -> list[tuple[int, int, int, int]]:
-        """(page, offset, number of rows, bytes of a row) of the chunks of A, then of B."""
-        item_bytes = self._pool.dtype.itemsize
-
-        def located(chunk: Chunk, width: int) -> tuple[int, int, int, int]:
-            return chunk.page, chunk.offset, chunk.num_rows, width * item_bytes
-
-        return [located(chunk, module.in_features) for chunk in module.a] + [
-            located(chunk, ranks * PANEL)
-            for ranks, group in zip(group_ranks(module.rank), module.b, strict=True)
-            for chunk in group
-        ]
+        placed = np.zeros(len(chunks), CHUNK)
+        placed["at"] = pages.data_ptr() + np.asarray(page_ids)[page] * pages.shape[1] + offset
+        placed["first"], placed["count"] = first, count
+        return placed

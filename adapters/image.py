@@ -1,10 +1,16 @@
 """AdapterImage: an adapter packed for the arena, page by page. numpy only, no torch.
 
-A stands row after row. B stands in groups of up to 16 ranks, and in a group by panels of 16 outputs, each
-[ranks of the group, 16], so that a kernel reads neighbouring outputs together and a rank costs its own bytes only; the
-last panel is filled up with zeros. Rows of A and panels of B are cut into chunks: contiguous, 64-byte aligned, never
-larger than a page. An adapter's pages need not be adjacent in the arena, because every chunk is found by (page of the
-image, offset in it).
+Ranks are taken in groups of 16, 8 and 4 (the last one filled up with zeros), and everything stands in lines of 64
+bytes, as wide as a vector. A unit is 4 bytes of inputs: two bfloat16, one float.
+
+- A line of A in a group of 16 ranks holds one unit of inputs of each rank; in a group of 8 two, in one of 4 four, those
+  of a rank side by side. So a kernel multiplies a line by units of x and has sums for each rank in its lanes.
+- A group of B stands in panels of 16 outputs, each [units of ranks, 16 outputs, ranks of a unit], as the native kernels
+  take any weight.
+
+Both are cut into pieces that are not divided: 8 lines of A, a panel of B. Pieces stand in chunks: contiguous, 64-byte
+aligned, never larger than a page. An adapter's pages need not be adjacent in the arena, because every chunk is found by
+(page of the image, offset in it).
 """
 
 from collections.abc import Iterator
@@ -16,20 +22,23 @@ from .checkpoint import Array, Checkpoint
 from .errors import AdapterTooLarge
 
 ALIGNMENT = 64  # bytes
+LINE_BYTES = 64
+UNIT_BYTES = 4
 PANEL = 16  # outputs
-RANK_GROUP = 16  # ranks
-WIDEST_PANEL = PANEL * RANK_GROUP  # elements; a page has to hold one
+GROUPS = (16, 8, 4)  # ranks
+LINES = 8  # of a piece of A
+LARGEST_PIECE = 1024  # bytes, a panel of 16 ranks in float; a page has to hold one
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some rows of A, or panels of one group of B, one after another."""
+    """Some pieces of one group of A or of B, one after another."""
 
     page: int  # index in the image
     offset: int  # bytes into the page
-    first_row: int
-    num_rows: int
+    first: int  # piece
+    num_pieces: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +52,8 @@ class PackedModule:
     out_features: int
     rank: int
     scaling: float
-    a: tuple[Chunk, ...]
-    b: tuple[tuple[Chunk, ...], ...]  # of each group of ranks
+    a: tuple[tuple[Chunk, ...], ...]  # of each group of ranks
+    b: tuple[tuple[Chunk, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ class AdapterImage:
 
 
 def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
-    """Packs a checkpoint in the model's dtype. Raises AdapterTooLarge where a page holds no row or panel."""
+    """Packs a checkpoint in the model's dtype. Raises AdapterTooLarge where a page holds no piece."""
     writer = _PageWriter(page_bytes)
     modules = []
     for module in checkpoint.modules:
@@ -84,8 +93,8 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
                 out_features=target.out_features,
                 rank=module.rank,
                 scaling=module.scaling,
-                a=writer.write(_to_bytes(module.a, dtype)),
-                b=tuple(writer.write(_to_bytes(group, dtype)) for group in _panels(module.b)),
+                a=tuple(writer.write(piece) for piece in _pieces_of_a(_convert(module.a, dtype))),
+                b=tuple(writer.write(piece) for piece in _pieces_of_b(_convert(module.b, dtype))),
             )
         )
     pages = writer.pages()
@@ -93,35 +102,73 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
     return AdapterImage(table, pages)
 
 
-def group_ranks(rank: int) -> list[int]:
-    """The ranks of each group."""
-    return [min(RANK_GROUP, rank - first) for first in range(0, rank, RANK_GROUP)]
+def rank_groups(rank: int) -> list[int]:
+    """The widths of a matrix's groups of ranks: together as many as it has, or up to three more."""
+    widths = [GROUPS[0]] * (rank // GROUPS[0])
+    rest = rank % GROUPS[0]
+    if rest > GROUPS[1] + GROUPS[2]:
+        return [*widths, GROUPS[0]]
+    if rest > GROUPS[2]:
+        widths.append(GROUPS[1])
+        rest -= GROUPS[1]
+    return [*widths, GROUPS[2]] if rest > 0 else widths
 
 
-def _panels(b: Array) -> Iterator[Array]:
-    """b: [out_features, rank]. Yields each group of ranks as [number of panels, ranks of the group * 16]."""
-    out_features, rank = b.shape
-    num_panels = -(-out_features // PANEL)
-    padded = np.zeros((num_panels * PANEL, rank), b.dtype)
-    padded[:out_features] = b
-    for first in range(0, rank, RANK_GROUP):
-        group = padded[:, first : first + RANK_GROUP].reshape(num_panels, PANEL, -1)
-        yield group.transpose(0, 2, 1).reshape(num_panels, -1)
+def units_per_line(width: int) -> int:
+    """Units of inputs of each rank in a line of A, for a group of `width` ranks."""
+    return GROUPS[0] // width
 
 
-def _to_bytes(matrix: Array, dtype: str) -> Array:
-    """[rows, row bytes] uint8, rounded to nearest even."""
+def _split(matrix: Array) -> Iterator[tuple[int, Array]]:
+    """matrix: [rank, n]. Yields the width of each group and its ranks: [width, n], filled up with zeros."""
+    first = 0
+    for width in rank_groups(len(matrix)):
+        group = np.zeros((width, matrix.shape[1]), matrix.dtype)
+        part = matrix[first : first + width]
+        group[: len(part)] = part
+        yield width, group
+        first += width
+
+
+def _pieces_of_a(a: Array) -> Iterator[Array]:
+    """a: [rank, in_features]. Yields each group as [pieces, bytes of a piece] uint8."""
+    per_unit = UNIT_BYTES // a.itemsize
+    for width, group in _split(a):
+        per_line = units_per_line(width) * per_unit  # inputs of each rank
+        num_lines = -(-a.shape[1] // (per_line * LINES)) * LINES
+        padded = np.zeros((width, num_lines * per_line), a.dtype)
+        padded[:, : a.shape[1]] = group
+        lines = padded.reshape(width, num_lines, per_line).transpose(1, 0, 2)
+        yield _as_bytes(lines.reshape(num_lines // LINES, -1))
+
+
+def _pieces_of_b(b: Array) -> Iterator[Array]:
+    """b: [out_features, rank]. Yields each group as [panels, bytes of a panel] uint8."""
+    per_unit = UNIT_BYTES // b.itemsize
+    num_panels = -(-len(b) // PANEL)
+    padded = np.zeros((num_panels * PANEL, b.shape[1]), b.dtype)
+    padded[: len(b)] = b
+    for width, group in _split(padded.T):
+        panels = group.reshape(width // per_unit, per_unit, num_panels, PANEL).transpose(2, 0, 3, 1)
+        yield _as_bytes(panels.reshape(num_panels, -1))
+
+
+def _as_bytes(pieces: Array) -> Array:
+    return np.ascontiguousarray(pieces).view(np.uint8)
+
+
+def _convert(matrix: Array, dtype: str) -> Array:
+    """The matrix in elements of dtype, rounded to nearest even; bfloat16 as its bits."""
     match dtype:
         case "float32":
-            converted = matrix.astype("<f4")
+            return matrix.astype("<f4")
         case "float16":
-            converted = matrix.astype("<f2")
+            return matrix.astype("<f2")
         case "bfloat16":
             bits = np.ascontiguousarray(matrix, dtype=np.float32).view(np.uint32)
-            converted = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+            return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
         case _:
             raise ValueError(f"dtype {dtype!r} is not one of {DTYPES}")
-    return np.ascontiguousarray(converted).view(np.uint8).reshape(matrix.shape[0], -1)
 
 
 class _PageWriter:
@@ -132,27 +179,27 @@ class _PageWriter:
         self._pages: list[Array] = []
         self._offset = page_bytes  # in the last page
 
-    def write(self, rows: Array) -> tuple[Chunk, ...]:
-        """Stores pieces that are not to be divided, given as [pieces, bytes of each] uint8."""
-        num_rows, row_bytes = rows.shape
-        if row_bytes > self._page_bytes:
-            raise AdapterTooLarge(f"a piece of {row_bytes} bytes does not fit into a page of {self._page_bytes}")
+    def write(self, pieces: Array) -> tuple[Chunk, ...]:
+        """pieces: [number, bytes of each] uint8."""
+        num_pieces, piece_bytes = pieces.shape
+        if piece_bytes > self._page_bytes:
+            raise AdapterTooLarge(f"a piece of {piece_bytes} bytes does not fit into a page of {self._page_bytes}")
         chunks, first = [], 0
-        while first < num_rows:
-            chunk = self._next_chunk(first, num_rows - first, row_bytes)
-            content = rows[first : first + chunk.num_rows].reshape(-1)
+        while first < num_pieces:
+            chunk = self._next_chunk(first, num_pieces - first, piece_bytes)
+            content = pieces[first : first + chunk.num_pieces].reshape(-1)
             self._pages[chunk.page][chunk.offset : chunk.offset + content.size] = content
             self._offset = chunk.offset + -(-content.size // ALIGNMENT) * ALIGNMENT
             chunks.append(chunk)
-            first += chunk.num_rows
+            first += chunk.num_pieces
         return tuple(chunks)
 
-    def _next_chunk(self, first: int, num_rows: int, row_bytes: int) -> Chunk:
-        if self._page_bytes - self._offset < row_bytes:
+    def _next_chunk(self, first: int, num_pieces: int, piece_bytes: int) -> Chunk:
+        if self._page_bytes - self._offset < piece_bytes:
             self._pages.append(np.zeros(self._page_bytes, dtype=np.uint8))
             self._offset = 0
-        num_fitting = (self._page_bytes - self._offset) // row_bytes
-        return Chunk(len(self._pages) - 1, self._offset, first, min(num_rows, num_fitting))
+        num_fitting = (self._page_bytes - self._offset) // piece_bytes
+        return Chunk(len(self._pages) - 1, self._offset, first, min(num_pieces, num_fitting))
 
     def pages(self) -> Array:
         return np.stack(self._pages)

@@ -10,19 +10,38 @@ import torch
 from torch import Tensor
 
 from .device_pool import DevicePool
-from .image import PANEL, Chunk, ImageTable, group_ranks
+from .image import LINE_BYTES, LINES, PANEL, UNIT_BYTES, Chunk, ImageTable, rank_groups, units_per_line
 from .lora import LoRABackend, LoRAMetadata, Segment
 
 
 @dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """A group of ranks of one module, as it stands in the arena: views of pieces (see image.py)."""
+
+    width: int  # ranks
+    a: tuple[Tensor, ...]  # each [some pieces, elements of a piece]
+    b: tuple[Tensor, ...]
+
+    def matrices(self, in_features: int, out_features: int) -> tuple[Tensor, Tensor]:
+        """[width, in_features] and [out_features, width] in float32."""
+        a, b = torch.cat(self.a), torch.cat(self.b)
+        per_unit = UNIT_BYTES // a.itemsize
+        lines = a.view(-1, self.width, units_per_line(self.width) * per_unit)
+        panels = b.view(len(b), self.width // per_unit, PANEL, per_unit)
+        whole_a = lines.transpose(0, 1).flatten(1)[:, :in_features]
+        whole_b = panels.transpose(1, 2).reshape(-1, self.width)[:out_features]
+        return whole_a.float(), whole_b.float()
+
+
+@dataclass(frozen=True, slots=True)
 class SliceWeights:
-    """One module's matrices as they stand in the arena."""
+    """One module of one adapter."""
 
     column: int  # first output column in the site
+    in_features: int
     out_features: int
     scaling: float
-    a: tuple[Tensor, ...]  # each [some of the rank rows, in_features]; together [rank, in_features]
-    b: tuple[tuple[Tensor, ...], ...]  # of each group of ranks, each [some panels, ranks of the group, 16]
+    groups: tuple[GroupWeights, ...]
 
 
 SiteWeights = Mapping[int, Sequence[SliceWeights]]  # site -> slices that the adapter changes
@@ -56,35 +75,35 @@ class ReferenceLoRA(LoRABackend):
                 _add_changes(x[segment.start : segment.end], y[segment.start : segment.end], changes)
 
     def _view_sites(self, table: ImageTable, page_ids: Sequence[int]) -> SiteWeights:
+        item_bytes = self._pool.dtype.itemsize
         sites: dict[int, list[SliceWeights]] = {}
         for module in table.modules:
-            a = tuple(self._view(chunk, page_ids, module.in_features) for chunk in module.a)
-            b = tuple(
-                tuple(self._view(chunk, page_ids, ranks * PANEL).view(-1, ranks, PANEL) for chunk in group)
-                for ranks, group in zip(group_ranks(module.rank), module.b, strict=True)
+            groups = tuple(
+                GroupWeights(
+                    width,
+                    a=tuple(self._view(chunk, page_ids, LINES * LINE_BYTES // item_bytes) for chunk in a),
+                    b=tuple(self._view(chunk, page_ids, PANEL * width) for chunk in b),
+                )
+                for width, a, b in zip(rank_groups(module.rank), module.a, module.b, strict=True)
             )
-            weights = SliceWeights(module.column, module.out_features, module.scaling, a, b)
+            weights = SliceWeights(module.column, module.in_features, module.out_features, module.scaling, groups)
             sites.setdefault(module.site, []).append(weights)
         return sites
 
-    def _view(self, chunk: Chunk, page_ids: Sequence[int], width: int) -> Tensor:
+    def _view(self, chunk: Chunk, page_ids: Sequence[int], piece: int) -> Tensor:
+        """[pieces, elements of a piece]"""
         dtype = self._pool.dtype
-        num_bytes = chunk.num_rows * width * dtype.itemsize
+        num_bytes = chunk.num_pieces * piece * dtype.itemsize
         content = self._pool.pages[page_ids[chunk.page], chunk.offset : chunk.offset + num_bytes]
-        return content.view(dtype).view(chunk.num_rows, width)
+        return content.view(dtype).view(chunk.num_pieces, piece)
 
 
 def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, float]]) -> None:
     """x: [num_tokens, in], y: [num_tokens, out of the site], changed in place."""
     x32, total = x.float(), y.float()
     for weights, scale in changes:
-        low = torch.cat([x32 @ a.float().T for a in weights.a], dim=1)  # [num_tokens, rank]
-        low *= scale * weights.scaling
-        first_rank = 0
-        for group in weights.b:
-            b = torch.cat(list(group)).float()  # [panels, ranks, 16]
-            columns = b.transpose(0, 1).flatten(1)[:, : weights.out_features]  # [ranks, out_features]
-            change = low[:, first_rank : first_rank + len(columns)] @ columns
-            total[:, weights.column : weights.column + weights.out_features] += change
-            first_rank += len(columns)
-    y.copy_(total)  # no copy where y is float32 already: then total is y
+        columns = slice(weights.column, weights.column + weights.out_features)
+        for group in weights.groups:
+            a, b = group.matrices(weights.in_features, weights.out_features)
+            total[:, columns] += (x32 @ a.T * (scale * weights.scaling)) @ b.T
+    y.copy_(total)

@@ -18,7 +18,7 @@ class Registry:
         """The digest behind a name. Raises AdapterNotFound; nothing ever falls back to the base model."""
         try:
             return self._digests[name]
-        except KeyError:
+        except (KeyError, TypeError):  # what has no hash is no name either
             raise AdapterNotFound(name) from None
 
     def publish(self, name: str, digest: str) -> str | None:

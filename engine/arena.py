@@ -32,9 +32,9 @@ class KVLayout:
         return self.num_layers * self.layer_bytes
 
 
-def page_bytes_for(layout: KVLayout, widest_row: int) -> int:
-    """Bytes of a page: a KV block, or one row of the widest adapter matrix where that is more (tiny models)."""
-    return -(-max(layout.block_bytes, widest_row) // ALIGNMENT) * ALIGNMENT
+def page_bytes_for(layout: KVLayout, largest_piece: int) -> int:
+    """Bytes of a page: a KV block, or the largest piece of an adapter (bytes) where that is more (tiny models)."""
+    return -(-max(layout.block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
 
 
 class Arena:
@@ -47,6 +47,8 @@ class Arena:
         # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system
         # as pages are first written. torch.zeros would write all of it now.
         memory = mmap.mmap(-1, num_pages * page_bytes + SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # Adapters are read from many places at a time: with small pages a kernel waits for addresses, not for bytes.
+        memory.madvise(mmap.MADV_HUGEPAGE)
         self.pages = torch.frombuffer(memory, dtype=torch.uint8)[:-SLACK].view(num_pages, page_bytes)
 
     def kv_layer(self, layer: int) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.image import WIDEST_PANEL
+from blora.adapters.image import LARGEST_PIECE
 from blora.scheduler import AdapterResidency, BlockPool, KVManager, Limits, Scheduler
 
 from .arena import Arena, KVLayout, page_bytes_for
@@ -20,7 +20,6 @@ from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
 from .model.config import ModelConfig, load_model_config
 from .model.loader import load_weights
-from .model.targets import lora_targets
 from .runner import ModelRunner
 from .validator import Facts
 
@@ -47,7 +46,7 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     layout = KVLayout(
         model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype
     )
-    page_bytes = page_bytes_for(layout, _widest_row(model_config) * dtype.itemsize)
+    page_bytes = page_bytes_for(layout, LARGEST_PIECE)
     max_model_len = _max_model_len(config, model_config)
     num_weight_bytes = model_config.num_parameters * dtype.itemsize
     num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
@@ -68,11 +67,6 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     return StartedEngine(
         EngineCore(arena, scheduler, residency, adapters, runner), model_config, facts, dtype_name, page_bytes
     )
-
-
-def _widest_row(config: ModelConfig) -> int:
-    """Elements of the longest row of an A or panel of a B: LoRA matrices are stored by whole ones."""
-    return max(WIDEST_PANEL, *(target.in_features for target in lora_targets(config)))
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

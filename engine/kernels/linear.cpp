@@ -11,8 +11,8 @@
 namespace blora {
 namespace {
 
-constexpr int TILE_PANELS = 4;
-constexpr int TILE_STRIDE = TILE_PANELS * PANEL;
+constexpr int TILE_STRIDE = (TILE_PANELS + 1) * PANEL;  // no power of two: rows must not fall on the same cache lines
+constexpr int MULTIPLIED = 4;                           // panels at once, few enough to stay in a near cache
 constexpr int MAX_BLOCK_ROWS = 96;
 constexpr int64_t INPUT_BYTES = 256 << 10;          // of converted rows, half of a common second-level cache
 constexpr int64_t PARALLEL_WORK = 1 << 17;          // multiplications below which one thread is as fast
@@ -24,7 +24,7 @@ struct Call {
     int tokens;
     int epilogue;
     const std::vector<Change>* changes;
-    float* h;
+    void* h;  // Input of the dtype
 };
 
 // The columns of one tile, by panels of the site.
@@ -75,13 +75,18 @@ void compute_tile(const Call& call, int token, int rows, const Input<T>* x, cons
     const T* panels[TILE_PANELS];
     for (int p = 0; p < columns.count; ++p)
         panels[p] = (const T*)layer.weight + (int64_t)columns.panels[p] * PANEL * layer.in;
-    multiply<T>(rows, x, layer.in, panels, columns.count, PANEL, layer.in, tile, TILE_STRIDE);
+    const int64_t ahead = (int64_t)MULTIPLIED * PANEL * layer.in * (int64_t)sizeof(T);
+    for (int p = 0; p < columns.count; p += MULTIPLIED)
+        multiply<T>(
+            rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), PANEL, layer.in, ahead,
+            tile + p * PANEL, TILE_STRIDE);
     if (call.changes)
         for (int p = 0; p < columns.count;) {  // neighbouring panels together
             int next = p + 1;
             while (next < columns.count && columns.panels[next] == columns.panels[next - 1] + 1) ++next;
             expand<T>(
-                *call.changes, call.h, token, rows, columns.panels[p] * PANEL, next - p, tile + p * PANEL, TILE_STRIDE);
+                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, next - p,
+                tile + p * PANEL, TILE_STRIDE);
             p = next;
         }
     if (call.epilogue == SILU_MUL) {
@@ -122,7 +127,8 @@ int block_rows(int in) {
 template <class T>
 void compute_columns(const Call& call, int thread, int num_threads) {
     static thread_local Scratch converted;
-    alignas(64) float tile[MAX_BLOCK_ROWS * TILE_STRIDE];
+    static thread_local Scratch tile_memory;
+    float* tile = tile_memory.get<float>(MAX_BLOCK_ROWS * TILE_STRIDE);
     const Linear& layer = *call.layer;
     const bool is_gated = call.epilogue == SILU_MUL;
     const int panels = num_panels(is_gated ? layer.out / 2 : layer.out);
@@ -133,8 +139,8 @@ void compute_columns(const Call& call, int thread, int num_threads) {
         const int rows = std::min(height, call.tokens - token);
         const Input<T>* x = as_input((const T*)call.x + (int64_t)token * layer.in, (int64_t)rows * layer.in, converted);
         for (int first = from; first < to; first += width) {
-            Columns columns = {{}, 0};
             const int count = std::min(width, to - first);
+            Columns columns = {{}, 0};
             for (int half = 0; half <= (int)is_gated; ++half)
                 for (int p = 0; p < count; ++p) columns.panels[columns.count++] = half * panels + first + p;
             compute_tile<T>(call, token, rows, x, columns, tile);
@@ -148,8 +154,8 @@ void run(Call call, const LoraPlan* plan) {
     static Scratch h;
     changes.clear();
     if (plan && call.layer->site >= 0) {
-        const int64_t size = collect_changes(plan, call.layer->site, changes);
-        call.h = h.get<float>(size);
+        const int64_t size = collect_changes<T>(*plan, call.layer->site, call.layer->in, changes);
+        call.h = h.get<Input<T>>(size);
     }
     call.changes = changes.empty() ? nullptr : &changes;
     const bool is_large = (int64_t)call.tokens * call.layer->in * call.layer->out >= PARALLEL_WORK;
@@ -157,7 +163,7 @@ void run(Call call, const LoraPlan* plan) {
     {
         const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
         if (call.changes) {
-            shrink<T>(*call.changes, (const T*)call.x, call.layer->in, call.h, thread, num_threads);
+            shrink<T>(*call.changes, (const T*)call.x, call.layer->in, (Input<T>*)call.h, thread, num_threads);
 #pragma omp barrier
         }
         compute_columns<T>(call, thread, num_threads);

@@ -1,7 +1,13 @@
-// What adapters add at one site: h = s A x for every (use, slice), then y += B h inside the multiplication's tiles.
+// What adapters add at one site: h = s A x for every (use, slice, group of ranks), then y += B h on the tiles of the base
+// product.
 //
-// h and all sums are float. An element of h is summed over the inputs, and one of B h over the ranks, in one order that
-// depends on its own row only. Ranks are taken as they are; B stands in groups of 16 ranks, by panels of 16 outputs.
+// Ranks are taken in groups of 16, 8 and 4, the last one filled up with zeros. A unit is 4 bytes of inputs: two bfloat16,
+// one float. A line is 64 bytes: one unit of each of 16 ranks, two of each of 8 or four of each of 4, those of a rank side
+// by side, so that a lane sums for one rank. A group of A stands in pieces of 8 lines; a group of B in panels as those of
+// any weight (adapters/image.py packs both).
+//
+// All sums are float. An element of h is summed over the inputs in one order and, as an input of B, rounded like any other
+// input. Everything depends on its own row only.
 #pragma once
 
 #include <algorithm>
@@ -12,199 +18,254 @@
 
 namespace blora {
 
-constexpr int RANK_GROUP = 16;
+constexpr int LINES = 8;                   // of a piece
+constexpr int LINE_BYTES = 64;
+constexpr int TILE_PANELS = 32;            // of a tile: wide, so that a B is read in long runs
 
-// One slice of one use at the site of a call.
+// The width of the group that the next ranks are taken in.
+inline int group_width(int ranks_left) { return ranks_left > 12 ? 16 : ranks_left > 4 ? 8 : 4; }
+
+// One group of ranks of one slice of one use.
 struct Change {
-    const LoraSlice* slice;
-    int start, end;  // tokens
+    const LoraChunk* a;
+    const LoraChunk* b;
+    int num_pieces;        // of A
+    int width;             // ranks
+    int start, end;        // tokens
+    int column, out;       // of the slice in the site
     float scale;
-    int64_t h;       // where its [end - start, rank] floats begin
+    int64_t h;             // where its [end - start, width] inputs of B begin
 };
 
-inline int64_t collect_changes(const LoraPlan* plan, int site, std::vector<Change>& changes) {
+// Where a piece stands. chunk: one that it is not before; moves on to its own.
+inline const char* piece_at(const LoraChunk*& chunk, int piece, int piece_bytes) {
+    while (piece >= chunk->first + chunk->count) ++chunk;
+    return chunk->at + (int64_t)(piece - chunk->first) * piece_bytes;
+}
+
+// The chunks of the next group.
+inline const LoraChunk* behind(const LoraChunk* chunk, int num_pieces) {
+    while (chunk->first + chunk->count < num_pieces) ++chunk;
+    return chunk + 1;
+}
+
+template <class T>
+int num_pieces(int in, int width) {
+    const int per_piece = PANEL / width * PACK<T> * LINES;  // inputs
+    return (in + per_piece - 1) / per_piece;
+}
+
+// Returns the number of elements of h.
+template <class T>
+int64_t collect_changes(const LoraPlan& plan, int site, int in, std::vector<Change>& changes) {
     changes.clear();
     int64_t size = 0;
-    for (int i = 0; i < plan->num_uses; ++i) {
-        const LoraUse& use = plan->uses[i];
-        for (int s = use.sites[site]; s < use.sites[site + 1]; ++s) {
-            const LoraSlice* slice = use.slices + s;
-            changes.push_back({slice, use.start, use.end, use.scale * slice->scaling, size});
-            size += (int64_t)(use.end - use.start) * slice->rank;
+    for (int i = 0; i < plan.num_uses; ++i) {
+        const LoraUse& use = plan.uses[i];
+        for (const LoraSlice* slice = use.slices + use.sites[site]; slice < use.slices + use.sites[site + 1]; ++slice) {
+            const LoraChunk* a = slice->a;
+            const LoraChunk* b = slice->b;
+            for (int rank = 0; rank < slice->rank;) {
+                const int width = group_width(slice->rank - rank), pieces = num_pieces<T>(in, width);
+                changes.push_back({a, b, pieces, width, use.start, use.end, slice->column, slice->out,
+                                   use.scale * slice->scaling, size});
+                size += (int64_t)(use.end - use.start) * width;
+                rank += width;
+                if (rank < slice->rank) a = behind(a, pieces), b = behind(b, num_panels(slice->out));
+            }
         }
     }
     return size;
 }
 
-// acc += the products of one vector's worth of inputs.
-inline VecF dot_step(VecF acc, const float* a, const float* x) { return fma(load(a), load(x), acc); }
-inline VecF dot_step(VecF acc, const bf16* a, const bf16* x) {
+// acc += line * x, unit by unit.
+inline VecF dot(VecF acc, VecU line, VecU x, float) { return fma((VecF)line, (VecF)x, acc); }
+inline VecF dot(VecF acc, VecU line, VecU x, bf16) {
 #if defined(BLORA_PAIRWISE)
-    return pairwise(acc, load_as<VecU>(a), load_as<VecU>(x));
+    return pairwise(acc, line, x);
 #else
-    VecU pa = load_as<VecU>(a), px = load_as<VecU>(x);
-    acc = fma((VecF)(pa << 16), (VecF)(px << 16), acc);
-    return fma((VecF)(pa & 0xffff0000u), (VecF)(px & 0xffff0000u), acc);
+    acc = fma((VecF)(line << 16), (VecF)(x << 16), acc);
+    return fma((VecF)(line & 0xffff0000u), (VecF)(x & 0xffff0000u), acc);
 #endif
 }
 
-// h[row][rank] = scale * sum over inputs of a[rank][input] * x[row][input].
-template <class T, int RANKS, int ROWS>
-void shrink_tile(const void* const* a_rows, const T* x, int in, float scale, float* h, int64_t h_stride) {
-    constexpr int WIDTH = LANES * PACK<T>;
-    VecF acc[RANKS][ROWS] = {};
-    int k = 0;
-    for (; k + WIDTH <= in; k += WIDTH)
-        for (int rank = 0; rank < RANKS; ++rank)
-            for (int row = 0; row < ROWS; ++row)
-                acc[rank][row] = dot_step(acc[rank][row], (const T*)a_rows[rank] + k, x + (int64_t)row * in + k);
-    if (k < in)
-        for (int rank = 0; rank < RANKS; ++rank)
-            for (int row = 0; row < ROWS; ++row) {
-                T a[WIDTH] = {}, values[WIDTH] = {};
-                std::memcpy(a, (const T*)a_rows[rank] + k, (in - k) * sizeof(T));
-                std::memcpy(values, x + (int64_t)row * in + k, (in - k) * sizeof(T));
-                acc[rank][row] = dot_step(acc[rank][row], a, values);
-            }
-    for (int rank = 0; rank < RANKS; ++rank)
-        for (int row = 0; row < ROWS; ++row) h[row * h_stride + rank] = scale * sum(acc[rank][row]);
+// UNITS units of x again and again, which is what a line is multiplied by.
+template <int UNITS>
+inline VecU repeat(const uint32_t* x) {
+    if constexpr (UNITS == 1) return splat_bits(load_as<uint32_t>(x));
+#if defined(__AVX512F__)
+    if constexpr (UNITS == 2) return (VecU)_mm512_set1_epi64(load_as<int64_t>(x));
+    if constexpr (UNITS == 4) return (VecU)_mm512_maskz_broadcast_i32x4(0xffff, load_as<__m128i>(x));
+#endif
+    uint32_t units[UNITS];
+    std::memcpy(units, x, sizeof units);
+    VecU result;
+    for (int i = 0; i < LANES; ++i) result[i] = units[i % UNITS];
+    return result;
 }
 
-// Ranks [first, last) of one change, for all its tokens.
-template <class T>
-void shrink_ranks(const Change& change, int first, int last, const T* x, int in, float* h) {
-    constexpr int RANKS = 4, ROWS = LANES == 16 ? 4 : 2;
-    const int rank = change.slice->rank;
-    for (int r = first; r < last;) {
-        const void* const* a = change.slice->a + r;
-        int ranks = last - r >= RANKS ? RANKS : 1;
-        for (int t = change.start; t < change.end;) {
-            const T* rows = x + (int64_t)t * in;
-            float* target = h + change.h + (int64_t)(t - change.start) * rank + r;
-            if (change.end - t >= ROWS) {
-                if (ranks == RANKS) shrink_tile<T, RANKS, ROWS>(a, rows, in, change.scale, target, rank);
-                else shrink_tile<T, 1, ROWS>(a, rows, in, change.scale, target, rank);
-                t += ROWS;
-            } else {
-                if (ranks == RANKS) shrink_tile<T, RANKS, 1>(a, rows, in, change.scale, target, rank);
-                else shrink_tile<T, 1, 1>(a, rows, in, change.scale, target, rank);
-                ++t;
+// Sums of ROWS rows with a group of ranks: lines of even and of odd number apart, so that more sums are under way.
+template <class T, int UNITS, int ROWS>
+struct Shrink {
+    VecF acc[2][ROWS][VECS] = {};
+
+    template <int PARITY>
+    inline void add(const char* line, const uint32_t* x, int64_t x_stride) {
+        VecU weights[VECS];
+        for (int v = 0; v < VECS; ++v) weights[v] = load_as<VecU>(line + v * LANES * 4);
+        for (int row = 0; row < ROWS; ++row) {
+            const VecU units = repeat<UNITS>(x + row * x_stride);
+            for (int v = 0; v < VECS; ++v) acc[PARITY][row][v] = dot(acc[PARITY][row][v], weights[v], units, T());
+        }
+    }
+
+    // next: a change whose A is read later and fetched meanwhile; null is none.
+    void run(const Change& change, const Change* next, const uint32_t* x, int64_t x_stride) {
+        const int num_units = (int)x_stride, num_lines = num_units / UNITS;
+        const LoraChunk *own = change.a, *other = next ? next->a : nullptr;
+        for (int piece = 0; piece < change.num_pieces; ++piece) {
+            const char* lines = piece_at(own, piece, LINES * LINE_BYTES);
+            const char* ahead = next && piece < next->num_pieces ? piece_at(other, piece, LINES * LINE_BYTES) : lines;
+            const uint32_t* units = x + piece * LINES * UNITS;
+            const int count = std::min(LINES, num_lines - piece * LINES);
+            if (count < LINES) return add_rest(lines, count, num_units % UNITS, units, x_stride);
+            for (int line = 0; line < LINES; line += 2) {
+                __builtin_prefetch(ahead + line * LINE_BYTES);
+                __builtin_prefetch(ahead + (line + 1) * LINE_BYTES);
+                add<0>(lines + line * LINE_BYTES, units + line * UNITS, x_stride);
+                add<1>(lines + (line + 1) * LINE_BYTES, units + (line + 1) * UNITS, x_stride);
             }
         }
-        r += ranks;
+    }
+
+    // The lines of the last piece, of which `count` are whole and one may be for `rest` units.
+    void add_rest(const char* lines, int count, int rest, const uint32_t* x, int64_t x_stride) {
+        for (int line = 0; line < count + (rest > 0); ++line, lines += LINE_BYTES, x += UNITS) {
+            uint32_t units[ROWS][UNITS] = {};
+            for (int row = 0; row < ROWS; ++row)
+                std::memcpy(units[row], x + row * x_stride, (line < count ? UNITS : rest) * sizeof(uint32_t));
+            if (line & 1) add<1>(lines, units[0], UNITS);
+            else add<0>(lines, units[0], UNITS);
+        }
+    }
+
+    void store_to(const Change& change, int token, Input<T>* h) {
+        for (int row = 0; row < ROWS; ++row) {
+            float sums[PANEL];
+            for (int v = 0; v < VECS; ++v) store(sums + v * LANES, acc[0][row][v] + acc[1][row][v]);
+            Input<T>* target = h + change.h + (int64_t)(token + row - change.start) * change.width;
+            for (int rank = 0; rank < change.width; ++rank) {
+                float total = sums[rank * UNITS];
+                for (int i = 1; i < UNITS; ++i) total += sums[rank * UNITS + i];
+                target[rank] = as_stored<T>(change.scale * total);
+            }
+        }
+    }
+};
+
+template <class T, int UNITS, int ROWS>
+void shrink_rows(const Change& change, const Change* next, int& token, int end, const T* x, int in, Input<T>* h) {
+    for (; token + ROWS <= end; token += ROWS) {
+        Shrink<T, UNITS, ROWS> shrink;
+        shrink.run(change, next, (const uint32_t*)(const void*)(x + (int64_t)token * in), in / PACK<T>);
+        shrink.store_to(change, token, h);
+        next = nullptr;  // once is enough
     }
 }
 
-// This thread's part of the shrink. Work is cut where the threads' shares of its cost meet, between ranks.
+// Tokens [token, end) of one change.
+template <class T, int UNITS>
+void shrink_units(const Change& change, const Change* next, int token, int end, const T* x, int in, Input<T>* h) {
+    if constexpr (LANES == 16) shrink_rows<T, UNITS, 8>(change, next, token, end, x, in, h);
+    if constexpr (LANES == 16) shrink_rows<T, UNITS, 4>(change, next, token, end, x, in, h);
+    if constexpr (LANES >= 8) shrink_rows<T, UNITS, 2>(change, next, token, end, x, in, h);
+    shrink_rows<T, UNITS, 1>(change, next, token, end, x, in, h);
+}
+
+// This thread's part of the shrink. Work is cut where the threads' shares of its cost meet, between tokens.
 template <class T>
-void shrink(const std::vector<Change>& changes, const T* x, int in, float* h, int thread, int num_threads) {
-    constexpr int READ = 2;  // reading a row of A costs about as much as computing with it for two tokens
+void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h, int thread, int num_threads) {
+    constexpr int READ = 6;   // reading a line costs about as much as computing with it for so many tokens
+    constexpr int TOGETHER = 8;
     int64_t total = 0;
-    for (const Change& change : changes) total += (int64_t)change.slice->rank * (change.end - change.start + READ);
+    for (const Change& change : changes) total += (int64_t)change.num_pieces * (change.end - change.start + READ);
     const int64_t from = total * thread / num_threads, to = total * (thread + 1) / num_threads;
     int64_t at = 0;
-    for (const Change& change : changes) {
-        const int64_t cost = change.end - change.start + READ;
-        const int rank = change.slice->rank;
-        auto cut = [&](int64_t share) {  // ranks below the share, in whole tiles of four
-            int64_t ranks = share <= at ? 0 : (share - at) / cost / 4 * 4;
-            return (int)std::min<int64_t>(share >= at + cost * rank ? rank : ranks, rank);
+    for (size_t i = 0; i < changes.size(); ++i) {
+        const Change& change = changes[i];
+        const int num_tokens = change.end - change.start;
+        const int64_t cost = (int64_t)change.num_pieces * (num_tokens + READ);
+        auto cut = [&](int64_t share) {
+            if (share <= at) return change.start;
+            if (share >= at + cost) return change.end;
+            const int64_t tokens = (share - at) * num_tokens / cost;
+            return change.start + (int)((tokens + TOGETHER / 2) / TOGETHER * TOGETHER);
         };
-        int first = cut(from), last = cut(to);
-        if (first < last) shrink_ranks<T>(change, first, last, x, in, h);
-        at += cost * rank;
+        const int first = std::min(cut(from), change.end), last = std::min(cut(to), change.end);
+        const Change* next = i + 1 < changes.size() ? &changes[i + 1] : nullptr;
+        if (first < last) switch (change.width) {
+            case 16: shrink_units<T, 1>(change, next, first, last, x, in, h); break;
+            case 8: shrink_units<T, 2>(change, next, first, last, x, in, h); break;
+            default: shrink_units<T, 4>(change, next, first, last, x, in, h);
+        }
+        at += cost;
     }
 }
 
-// tile[row][panel * 16 + i] += sum over ranks of B[first_panel * 16 + ..][rank] * h[row][rank]
-template <class T, int ROWS, int PANELS>
-void expand_tile(
-    const LoraSlice* slice, int first_panel, const float* h, float* tile, int tile_stride) {
-    constexpr int VECTORS = PANELS * VECS;
-    const int panels = num_panels(slice->out);
-    VecF acc[ROWS][VECTORS] = {};
-    const void* const* b = slice->b + first_panel;
-    for (int first = 0; first < slice->rank; first += RANK_GROUP, b += panels) {
-        const int ranks = std::min(RANK_GROUP, slice->rank - first);
-        for (int r = 0; r < ranks; ++r) {
-            VecF weights[VECTORS];
-            for (int v = 0; v < VECTORS; ++v)
-                weights[v] = load((const T*)b[v / VECS] + r * PANEL + v % VECS * LANES);
-            for (int row = 0; row < ROWS; ++row) {
-                VecF value = splat(h[(int64_t)row * slice->rank + first + r]);
-                for (int v = 0; v < VECTORS; ++v) acc[row][v] = fma(weights[v], value, acc[row][v]);
-            }
-        }
-    }
-    for (int row = 0; row < ROWS; ++row)
-        for (int v = 0; v < VECTORS; ++v) {
-            float* target = tile + (int64_t)row * tile_stride + v * LANES;
-            store(target, load(target) + acc[row][v]);
-        }
-}
+// What is common to a change and a tile: tokens [token, token + rows), outputs [column, column + columns) of the site.
+struct Overlap {
+    int start, end;  // tokens
+    int from, to;    // outputs of the site
 
-// Whole panels of a slice, for `rows` rows.
+    Overlap(const Change& change, int token, int rows, int column, int columns)
+        : start(std::max(change.start, token)), end(std::min(change.end, token + rows)),
+          from(std::max(change.column, column)), to(std::min(change.column + change.out, column + columns)) {}
+    bool is_empty() const { return start >= end || from >= to; }
+};
+
 template <class T>
-void expand_panels(
-    const LoraSlice* slice, int first_panel, int panels, int rows, const float* h, float* tile, int tile_stride) {
-    constexpr int ROWS = 4, FEW = LANES == 16 ? 2 : 1;  // panels of a tall tile
-    int row = 0;
-    for (; row + ROWS <= rows; row += ROWS) {
-        const float* values = h + (int64_t)row * slice->rank;
-        float* target = tile + (int64_t)row * tile_stride;
-        int p = 0;
-        for (; p + FEW <= panels; p += FEW)
-            expand_tile<T, ROWS, FEW>(slice, first_panel + p, values, target + p * PANEL, tile_stride);
-        for (; p < panels; ++p)
-            expand_tile<T, ROWS, 1>(slice, first_panel + p, values, target + p * PANEL, tile_stride);
-    }
-    for (; row < rows; ++row) {
-        const float* values = h + (int64_t)row * slice->rank;
-        float* target = tile + (int64_t)row * tile_stride;
-        int p = 0;
-        for (; p + 4 <= panels; p += 4)
-            expand_tile<T, 1, 4>(slice, first_panel + p, values, target + p * PANEL, tile_stride);
-        for (; p < panels; ++p)
-            expand_tile<T, 1, 1>(slice, first_panel + p, values, target + p * PANEL, tile_stride);
-    }
+int panel_bytes(const Change& change) {
+    return change.width * PANEL * (int)sizeof(T);
 }
 
 // A slice that does not begin or end with a panel of the site: one panel of it after another, by single outputs.
 template <class T>
-void expand_unaligned(
-    const LoraSlice* slice, int column, int columns, int rows, const float* h, float* tile, int tile_stride) {
-    int first = std::max(column - slice->column, 0) / PANEL;
-    int last = std::min(column + columns - slice->column + PANEL - 1, num_panels(slice->out) * PANEL) / PANEL;
-    for (int row = 0; row < rows; ++row)
+void expand_unaligned(const Change& change, const Overlap& both, int column, const Input<T>* h, float* tile, int tile_stride) {
+    const int first = (both.from - change.column) / PANEL, last = (both.to - change.column + PANEL - 1) / PANEL;
+    for (int row = 0; row < both.end - both.start; ++row)
         for (int panel = first; panel < last; ++panel) {
-            float delta[PANEL] = {};
-            expand_tile<T, 1, 1>(slice, panel, h + (int64_t)row * slice->rank, delta, PANEL);
-            for (int i = 0; i < PANEL && panel * PANEL + i < slice->out; ++i) {
-                int at = slice->column + panel * PANEL + i - column;
-                if (at >= 0 && at < columns) tile[(int64_t)row * tile_stride + at] += delta[i];
-            }
+            float delta[PANEL];
+            const LoraChunk* chunk = change.b;
+            const T* panels[1] = {(const T*)piece_at(chunk, panel, panel_bytes<T>(change))};
+            multiply_tile<T, 1, 1, false>(
+                h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, 0, delta, PANEL);
+            const int at = change.column + panel * PANEL;  // output of the site
+            for (int i = std::max(both.from - at, 0); i < std::min(both.to - at, PANEL); ++i)
+                tile[(int64_t)row * tile_stride + at + i - column] += delta[i];
         }
 }
 
 // Adds the changes to a tile: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
 template <class T>
 void expand(
-    const std::vector<Change>& changes, const float* h, int token, int rows, int column, int panels, float* tile,
+    const std::vector<Change>& changes, const Input<T>* h, int token, int rows, int column, int panels, float* tile,
     int tile_stride) {
     for (const Change& change : changes) {
-        const LoraSlice* slice = change.slice;
-        const int start = std::max(change.start, token), end = std::min(change.end, token + rows);
-        const int from = std::max(slice->column, column);
-        const int to = std::min(slice->column + slice->out, column + panels * PANEL);
-        if (start >= end || from >= to) continue;
-        const float* values = h + change.h + (int64_t)(start - change.start) * slice->rank;
-        float* target = tile + (int64_t)(start - token) * tile_stride;
-        if (slice->column % PANEL == 0 && slice->out % PANEL == 0)
-            expand_panels<T>(
-                slice, (from - slice->column) / PANEL, (to - from) / PANEL, end - start, values,
-                target + (from - column), tile_stride);
-        else
-            expand_unaligned<T>(slice, column, panels * PANEL, end - start, values, target, tile_stride);
+        const Overlap both(change, token, rows, column, panels * PANEL);
+        if (both.is_empty()) continue;
+        const Input<T>* inputs = h + change.h + (int64_t)(both.start - change.start) * change.width;
+        float* target = tile + (int64_t)(both.start - token) * tile_stride;
+        if (change.column % PANEL != 0 || change.out % PANEL != 0) {
+            expand_unaligned<T>(change, both, column, inputs, target, tile_stride);
+            continue;
+        }
+        const T* weights[TILE_PANELS];
+        const int first = (both.from - change.column) / PANEL, count = (both.to - both.from) / PANEL;
+        const LoraChunk* chunk = change.b;
+        for (int p = 0; p < count; ++p) weights[p] = (const T*)piece_at(chunk, first + p, panel_bytes<T>(change));
+        multiply<T, true>(
+            both.end - both.start, inputs, change.width, weights, count, PANEL, change.width, 0,
+            target + (both.from - column), tile_stride);
     }
 }
 

@@ -22,6 +22,13 @@ struct InputOf<bf16> {
 template <class T>
 using Input = typename InputOf<T>::type;
 
+// A sum as it is given to a multiplication by weights of type T: rounded to T.
+template <class T>
+inline Input<T> as_stored(float value) {
+    if constexpr (sizeof(Input<T>) == sizeof(T)) return from_float<T>(value);
+    else return to_float(from_float<T>(value));
+}
+
 // acc[row][v] += x[row][input..] * the same inputs of the panels, one step of the sum.
 template <int ROWS, int VECTORS>
 inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, const float* const (&w)[VECTORS]) {
@@ -59,20 +66,26 @@ inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, c
 }
 #endif
 
-// tile[row][panel * 16 + i] = sum over inputs of x[row][input] * panels[panel][input][i].
+// tile[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
 // width: outputs of a panel; the lanes beyond it are read and mean nothing.
-template <class T, int ROWS, int PANELS>
+// ahead: bytes from a panel to one that is multiplied later, which is fetched meanwhile. Memory is so far away that it
+// has to be the next tile's.
+template <class T, int ROWS, int PANELS, bool ADDS>
 void multiply_tile(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, float* tile, int tile_stride) {
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, int64_t ahead, float* tile,
+    int tile_stride) {
     constexpr int VECTORS = PANELS * VECS;
     VecF acc[ROWS][VECTORS] = {};
+    if constexpr (ADDS)
+        for (int row = 0; row < ROWS; ++row)
+            for (int v = 0; v < VECTORS; ++v) acc[row][v] = load(tile + (int64_t)row * tile_stride + v * LANES);
     const T* w[VECTORS];
     for (int v = 0; v < VECTORS; ++v) w[v] = panels[v / VECS] + v % VECS * LANES * PACK<T>;
     const int64_t advance = (int64_t)width * PACK<T>;
     for (int input = 0; input < in; input += PACK<T>) {
         step<ROWS, VECTORS>(acc, x + input, x_stride, w);
         for (int v = 0; v < VECTORS; ++v) {
-            if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + 1024);
+            if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + ahead, 0, 2);
             w[v] += advance;
         }
     }
@@ -93,49 +106,50 @@ constexpr int MAX_ROWS = 3;
 constexpr int panels_for(int rows) { return rows == 1 ? 2 : 1; }
 #endif
 
-template <class T>
-using TileFunction = void (*)(const Input<T>*, int64_t, const T* const*, int, int, float*, int);
-
-template <class T, int ROWS>
+template <class T, int ROWS, bool ADDS>
 void multiply_rows(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, float* tile,
-    int tile_stride) {
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, int64_t ahead,
+    float* tile, int tile_stride) {
     constexpr int WIDE = panels_for(ROWS);
     int panel = 0;
     for (; panel + WIDE <= count; panel += WIDE)
-        multiply_tile<T, ROWS, WIDE>(x, x_stride, panels + panel, width, in, tile + panel * PANEL, tile_stride);
+        multiply_tile<T, ROWS, WIDE, ADDS>(
+            x, x_stride, panels + panel, width, in, ahead, tile + panel * PANEL, tile_stride);
     for (; panel < count; ++panel)
-        multiply_tile<T, ROWS, 1>(x, x_stride, panels + panel, width, in, tile + panel * PANEL, tile_stride);
+        multiply_tile<T, ROWS, 1, ADDS>(
+            x, x_stride, panels + panel, width, in, ahead, tile + panel * PANEL, tile_stride);
 }
 
-template <class T, int ROWS>
+template <class T, int ROWS, bool ADDS>
 struct Dispatch {
     static void run(
         int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-        float* tile, int tile_stride) {
+        int64_t ahead, float* tile, int tile_stride) {
         if (rows == ROWS)
-            multiply_rows<T, ROWS>(x, x_stride, panels, count, width, in, tile, tile_stride);
+            multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, tile, tile_stride);
         else
-            Dispatch<T, ROWS - 1>::run(rows, x, x_stride, panels, count, width, in, tile, tile_stride);
+            Dispatch<T, ROWS - 1, ADDS>::run(
+                rows, x, x_stride, panels, count, width, in, ahead, tile, tile_stride);
     }
 };
-template <class T>
-struct Dispatch<T, 0> {
-    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, float*, int) {}
+template <class T, bool ADDS>
+struct Dispatch<T, 0, ADDS> {
+    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, int64_t, float*, int) {}
 };
 
 // The same for any number of rows, cut into tiles of nearly equal height.
-template <class T>
+template <class T, bool ADDS = false>
 void multiply(
-    int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, float* tile,
-    int tile_stride) {
+    int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
+    int64_t ahead, float* tile, int tile_stride) {
     int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int done = 0; tiles; --tiles) {
         int height = (rows - done + tiles - 1) / tiles;
-        Dispatch<T, MAX_ROWS>::run(
-            height, x + done * x_stride, x_stride, panels, count, width, in, tile + (int64_t)done * tile_stride,
-            tile_stride);
+        Dispatch<T, MAX_ROWS, ADDS>::run(
+            height, x + done * x_stride, x_stride, panels, count, width, in, ahead,
+            tile + (int64_t)done * tile_stride, tile_stride);
         done += height;
+        ahead = 0;  // once is enough
     }
 }
 

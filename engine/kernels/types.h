@@ -9,10 +9,16 @@ extern "C" {
 
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
 
+// Pieces that stand one after another in a page: 8 lines of A or a panel of B each (see lora.h).
+struct LoraChunk {
+    const char* at;
+    int32_t first, count;  // pieces of the group of ranks
+};
+
 // One module of one adapter, as it stands in the arena.
 struct LoraSlice {
-    const void* const* a;  // [rank] rows of A, each [in]
-    const void* const* b;  // [groups of 16 ranks][panels of 16 outputs], each [ranks of the group][16]
+    const LoraChunk* a;    // of each group of ranks, one group after another
+    const LoraChunk* b;
     int32_t column;        // first output in the site
     int32_t out;
     int32_t rank;

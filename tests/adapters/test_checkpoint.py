@@ -412,6 +412,17 @@ def test_a_folder_outside_every_root_is_refused(folder: Path, tmp_path: Path, ta
     assert "outside the allowed folders" in refusal(folder, targets, [])
 
 
+@pytest.mark.parametrize("name", ["folder", "file", "missing"])
+def test_nothing_is_told_of_what_lies_outside_the_roots(name: str, tmp_path: Path, targets: Targets) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/adapter_model.bin").touch()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / name, tmp_path / "root/.." / name):
+        reason = refusal(path, targets, [tmp_path / "root"])
+        assert reason == f"adapter '{path}' is refused: {CONFIG} lies outside the allowed folders"
+
+
 def test_a_sibling_whose_name_begins_like_the_root_is_refused(folder: Path, tmp_path: Path, targets: Targets) -> None:
     assert "outside the allowed folders" in refusal(folder, targets, [tmp_path / "adapt"])
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.checkpoint import Array, LoRAModule
-from blora.adapters.image import ALIGNMENT, DTYPES, PANEL, RANK_GROUP, Chunk
+from blora.adapters.image import ALIGNMENT, DTYPES, LARGEST_PIECE, LINES, PANEL, Chunk, rank_groups
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
 SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
@@ -36,52 +36,65 @@ def make_checkpoint(shapes: Sequence[Shape], seed: int = 0) -> Checkpoint:
     return Checkpoint("path", "digest", tuple(modules), ("a warning",))
 
 
-def widest_row(shapes: Sequence[Shape], dtype: str) -> int:
-    item_bytes: int = getattr(torch, dtype).itemsize
-    return item_bytes * max(max(min(rank, RANK_GROUP) * PANEL, num_in) for rank, num_in, _ in shapes)
-
-
 def as_torch_stores(matrix: Array, dtype: str) -> bytes:
     return torch.from_numpy(matrix).to(getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
 
 
-def packed_matrices(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
+def packed_groups(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
+    """What stands in each group's chunks: [pieces, elements]."""
+    per_unit = 1 if image.table.dtype == "float32" else 2
     for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
-        yield module.a, packed.a
-        for index, group in enumerate(packed.b):
-            yield panels_of(module.b[:, index * RANK_GROUP : (index + 1) * RANK_GROUP]), group
+        first = 0
+        for width, a, b in zip(rank_groups(packed.rank), packed.a, packed.b, strict=True):
+            ranks = slice(first, first + width)
+            yield pieces_of_a(module.a[ranks], width, per_unit), a
+            yield pieces_of_b(module.b[:, ranks], width, per_unit), b
+            first += width
 
 
-def panels_of(b: Array) -> Array:
-    """[panels, ranks * 16], an element at a time."""
+def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
+    """[pieces, 8 lines], an element at a time."""
+    units, num_in = 16 // width, a.shape[1]
+    per_line = units * per_unit
+    lines = np.zeros((-(-num_in // (per_line * LINES)) * LINES, 16 * per_unit), np.float32)
+    for rank in range(len(a)):
+        for at in range(num_in):
+            unit, part = divmod(at % per_line, per_unit)
+            lines[at // per_line, (rank * units + unit) * per_unit + part] = a[rank, at]
+    return lines.reshape(-1, LINES * 16 * per_unit)
+
+
+def pieces_of_b(b: Array, width: int, per_unit: int) -> Array:
+    """[panels, 16 outputs of all ranks], an element at a time."""
     num_out, ranks = b.shape
-    panels = np.zeros((-(-num_out // PANEL), ranks * PANEL), np.float32)
+    panels = np.zeros((-(-num_out // PANEL), width * PANEL), np.float32)
     for out in range(num_out):
         for rank in range(ranks):
-            panels[out // PANEL, rank * PANEL + out % PANEL] = b[out, rank]
+            unit, part = divmod(rank, per_unit)
+            panels[out // PANEL, (unit * PANEL + out % PANEL) * per_unit + part] = b[out, rank]
     return panels
 
 
 def check_image(image: AdapterImage, checkpoint: Checkpoint, dtype: str) -> None:
     taken: list[tuple[int, int, int]] = []
-    for matrix, chunks in packed_matrices(image, checkpoint):
-        row_bytes = matrix.shape[1] * getattr(torch, dtype).itemsize
-        check_rows(chunks, len(matrix))
+    for matrix, chunks in packed_groups(image, checkpoint):
+        piece_bytes = matrix.shape[1] * getattr(torch, dtype).itemsize
+        check_pieces(chunks, len(matrix))
         content = b""
         for chunk in chunks:
-            end = chunk.offset + chunk.num_rows * row_bytes
+            end = chunk.offset + chunk.num_pieces * piece_bytes
             taken.append((chunk.page, chunk.offset, end))
             content += image.pages[chunk.page, chunk.offset : end].tobytes()
         assert content == as_torch_stores(matrix, dtype)
     check_places(taken, image)
 
 
-def check_rows(chunks: Sequence[Chunk], num_rows: int) -> None:
-    """They cover the rows of a matrix once, in order."""
-    ends = [chunk.first_row + chunk.num_rows for chunk in chunks]
-    assert [chunk.first_row for chunk in chunks] == [0, *ends[:-1]]
-    assert ends[-1] == num_rows
-    assert min(chunk.num_rows for chunk in chunks) > 0
+def check_pieces(chunks: Sequence[Chunk], num_pieces: int) -> None:
+    """They cover the pieces of a group once, in order."""
+    ends = [chunk.first + chunk.num_pieces for chunk in chunks]
+    assert [chunk.first for chunk in chunks] == [0, *ends[:-1]]
+    assert ends[-1] == num_pieces
+    assert min(chunk.num_pieces for chunk in chunks) > 0
 
 
 def check_places(taken: list[tuple[int, int, int]], image: AdapterImage) -> None:
@@ -108,9 +121,9 @@ def test_every_matrix_reads_back_as_torch_converts_it(dtype: str, page_bytes: in
     slack=st.integers(0, 20),
     seed=st.integers(0, 1 << 32),
 )
-def test_any_shapes_fit_any_page_that_holds_a_row(shapes: list[Shape], dtype: str, slack: int, seed: int) -> None:
+def test_any_shapes_fit_any_page_that_holds_a_piece(shapes: list[Shape], dtype: str, slack: int, seed: int) -> None:
     checkpoint = make_checkpoint(shapes, seed)
-    page_bytes = (-(-widest_row(shapes, dtype) // ALIGNMENT) + slack) * ALIGNMENT
+    page_bytes = LARGEST_PIECE + slack * ALIGNMENT
     check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
 
 
@@ -119,7 +132,7 @@ def test_ties_go_to_the_even_bfloat16() -> None:
     expected = [0x3F80, 0x3F82, 0x3F81, 0x3F81, 0xBF80, 0xBF82]
     target = TargetModule("m", 6, 1, 0, 0)
     module = LoRAModule(target, 1.0, bits.view(np.float32), np.ones((1, 1), np.float32))
-    image = pack(Checkpoint("", "", (module,), ()), "bfloat16", 128)
+    image = pack(Checkpoint("", "", (module,), ()), "bfloat16", LARGEST_PIECE)
     assert image.pages[0, :12].view(np.uint16).tolist() == expected
 
 
@@ -128,7 +141,7 @@ def test_the_largest_weight_that_is_read_stays_finite(dtype: str) -> None:
     module = LoRAModule(
         TargetModule("m", 1, 1, 0, 0), 1.0, np.full((1, 1), 65504.0, "f4"), np.full((1, 1), -65504.0, "f4")
     )
-    image = pack(Checkpoint("", "", (module,), ()), dtype, 128)
+    image = pack(Checkpoint("", "", (module,), ()), dtype, LARGEST_PIECE)
     content = torch.from_numpy(image.pages).view(getattr(torch, dtype))
     assert torch.isfinite(content).all()
     assert content.abs().max() >= 65504
@@ -151,21 +164,30 @@ def test_the_table_says_what_the_checkpoint_says() -> None:
 
 
 def test_small_pages_split_matrices() -> None:
-    image = pack(make_checkpoint([(8, 128, 48)]), "float32", 1024)
-    assert [chunk.num_rows for chunk in image.table.modules[0].a] == [2, 2, 2, 2]
-    assert [[chunk.num_rows for chunk in group] for group in image.table.modules[0].b] == [[2, 1]]
+    module = pack(make_checkpoint([(8, 128, 48)]), "float32", 1024).table.modules[0]
+    assert [[chunk.num_pieces for chunk in group] for group in module.a] == [[2, 2, 2, 2]]
+    assert [[chunk.num_pieces for chunk in group] for group in module.b] == [[2, 1]]
 
 
-def test_true_ranks_cost_their_bytes_and_no_more() -> None:
-    shapes = [(rank, 64, 64) for rank in (1, 3, 7)]
-    image = pack(make_checkpoint(shapes), "float32", 1 << 14)
-    assert image.table.num_pages == 1
+@pytest.mark.parametrize("rank", range(1, 70))
+def test_groups_hold_all_ranks_and_fewer_than_four_more(rank: int) -> None:
+    widths = rank_groups(rank)
+    assert rank <= sum(widths) < rank + 4
+    assert sorted(widths, reverse=True) == widths and set(widths) <= {16, 8, 4}
+    assert widths.count(8) <= 1 and widths.count(4) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks_cost_their_bytes_and_no_more(dtype: str) -> None:
+    shapes = [(rank, 128, 64) for rank in (1, 3, 8, 12, 20, 64)]
+    image = pack(make_checkpoint(shapes), dtype, 1 << 20)
     used = np.flatnonzero(image.pages[0])[-1] + 1
-    assert used <= sum(2 * rank * 64 * 4 for rank, _, _ in shapes) + 2 * len(shapes) * ALIGNMENT
+    item_bytes: int = getattr(torch, dtype).itemsize
+    assert used <= sum(-(-rank // 4) * 4 * (num_in + num_out) for rank, num_in, num_out in shapes) * item_bytes
 
 
-def test_a_row_larger_than_a_page_is_an_error() -> None:
-    with pytest.raises(AdapterTooLarge, match="a piece of 160 bytes does not fit into a page of 128"):
+def test_a_piece_larger_than_a_page_is_an_error() -> None:
+    with pytest.raises(AdapterTooLarge, match="a piece of 512 bytes does not fit into a page of 128"):
         pack(make_checkpoint([(4, 40, 8)]), "float32", 128)
 
 

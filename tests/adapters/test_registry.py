@@ -1,5 +1,7 @@
 """Registry: a name means one digest at a time, and a digest without a name is reported once."""
 
+from typing import Any
+
 import pytest
 
 from blora.adapters import AdapterNotFound, Registry, is_valid_name
@@ -13,8 +15,8 @@ def test_a_name_means_what_was_published_last() -> None:
     assert (registry.resolve("sql"), registry.resolve("chat")) == ("d3", "d2")
 
 
-@pytest.mark.parametrize("name", ["", "SQL", "sql ", "sq", "d1"])
-def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "SQL", "sql ", "sq", "d1", None, ["sql"]])
+def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: Any) -> None:
     registry = Registry()
     registry.publish("sql", "d1")
     with pytest.raises(AdapterNotFound) as caught:

@@ -32,7 +32,15 @@ SAMPLING = SamplingParams(
 )
 LOGPROB = TokenLogprob((5, 6), (-0.125, -1e30), (1, 2))
 PACKED = PackedModule(
-    "m", 3, 8, 16, 32, 17, 0.1, (Chunk(0, 64, 0, 17),), ((Chunk(1, 0, 0, 1), Chunk(2, 0, 1, 1)), (Chunk(2, 64, 0, 2),))
+    "m",
+    3,
+    8,
+    16,
+    32,
+    17,
+    0.1,
+    ((Chunk(0, 64, 0, 2),), (Chunk(0, 1088, 0, 1),)),
+    ((Chunk(1, 0, 0, 1), Chunk(2, 0, 1, 1)), (Chunk(2, 64, 0, 2),)),
 )
 TABLE = ImageTable("digest", "bfloat16", 3, 4096, (PACKED,), ("a warning",))
 REQUEST = Request(

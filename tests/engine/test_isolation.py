@@ -10,7 +10,7 @@ from compare import assert_same_tokens
 
 from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
 
-NUM_BATCHES = 36
+NUM_BATCHES = 40
 SHARED_PREFIXES = ["the same beginning of several prompts, ", "another one; "]
 
 
