@@ -34,7 +34,7 @@ $(MODEL)/config.json: | $(READY)
 train: $(READY) model
 	$(BIN)/python bench/demo/train_adapters.py --model $(MODEL)
 
-# torch comes first and at its pinned version: an open range would pull gigabytes of CUDA.
+# torch comes first and at its tested version, so that nothing else brings another one with its gigabytes of CUDA.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

@@ -43,7 +43,7 @@ from .generation_config import load_generation_defaults
 from .model.config import load_model_config
 from .model.hub import resolve_model
 from .model.targets import lora_targets
-from .options import engine_config
+from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, AdapterState, EngineInfo, RequestOutput
 from .sealed_memory import raise_descriptor_limit
@@ -72,14 +72,14 @@ class AsyncLLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         *,
         adapters: Mapping[str, str | Path] | None = None,
         adapter_roots: Sequence[str | Path] | None = None,
         **options: Any,
     ) -> None:
         self._config = engine_config(model, options)
-        self._start_adapters = dict(adapters or {})
+        self._start_adapters = adapter_paths(adapters)
         self._adapter_roots = None if adapter_roots is None else [str(Path(root).resolve()) for root in adapter_roots]
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
@@ -112,8 +112,8 @@ class AsyncLLM:
         if self._is_shut_down or self._engine is not None:
             raise EngineStartError("an AsyncLLM is started once; make another")
         self._model = resolve_model(self._config.model, self._config.revision)
-        tokenizer = load_tokenizer(self._model)
         self._targets = list(lora_targets(load_model_config(self._model)))
+        tokenizer = load_tokenizer(self._model)
         try:
             raise_descriptor_limit()
             config = self._config
@@ -372,6 +372,8 @@ class AsyncLLM:
         self._require_engine()
         if self._is_draining:
             raise EngineUnavailable("the engine is shutting down")
+        if label is not None and not isinstance(label, str):
+            raise InvalidRequest("request_id", f"{label!r:.140} is not a text")
         if label is not None and any(user.request_id == label for user in self._readers):
             raise InvalidRequest("request_id", f"{label!r:.140} is the id of an unfinished request")
 

@@ -187,6 +187,8 @@ class FrontEnd:
         is_one_of_two = ("prompt" in prompt) != ("prompt_token_ids" in prompt)
         if not is_one_of_two or set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}:
             raise InvalidRequest("prompt", "give either 'prompt' or 'prompt_token_ids', and 'cache_salt' if wanted")
+        if isinstance(prompt.get("prompt_token_ids"), str):
+            raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
         salt = check_salt(prompt.get("cache_salt"))
         return *self._read_text_or_tokens(prompt.get("prompt", prompt.get("prompt_token_ids"))), salt
 

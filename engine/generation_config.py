@@ -1,12 +1,13 @@
 """What a model's own files say about generation: default sampling parameters and the tokens that end a text."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from blora.scheduler import SamplingParams
+
+from .model.config import read_json
 
 # generation_config.json's name -> ours
 SAMPLING_FIELDS = {
@@ -54,5 +55,5 @@ def _token_ids(value: Any) -> frozenset[int]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}

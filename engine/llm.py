@@ -17,7 +17,7 @@ from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .model.hub import resolve_model
 from .model.targets import lora_targets
-from .options import engine_config
+from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, RequestOutput
 from .startup import start_engine
@@ -79,9 +79,10 @@ class LLM:
     Other options are those of EngineConfig. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
     """
 
-    def __init__(self, model: str, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
+    def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
         # As in vLLM, a script gives the same output each time it runs.
         self._config = engine_config(model, {"seed": 0} | options)
+        start_adapters = adapter_paths(adapters)
         folder = resolve_model(self._config.model, self._config.revision)
         tokenizer = load_tokenizer(folder)
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
@@ -89,7 +90,7 @@ class LLM:
         self._core = self._engine.core
         config = self._config
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, config.max_num_queued_reqs, config.seed)
-        for name, path in (adapters or {}).items():
+        for name, path in start_adapters.items():
             self.load_adapter(name, path)
 
     # Generation.

@@ -20,7 +20,7 @@ def parse_memory(memory: int | float | str, usable: int) -> int:
         return _parse_text(memory, usable)
     if isinstance(memory, float) and 0 < memory <= 1:
         return int(memory * usable)
-    if isinstance(memory, bool) or not 1 <= memory < math.inf:
+    if isinstance(memory, bool) or not isinstance(memory, int | float) or not 1 <= memory < math.inf:
         raise ValueError(f"memory: {memory!r} is neither a number of bytes nor a fraction up to 1")
     return int(memory)
 

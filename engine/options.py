@@ -6,6 +6,7 @@ Options of vLLM that have no counterpart here are accepted, with a notice of wha
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from .config import EngineConfig
@@ -42,8 +43,13 @@ SINGLE = {
 }
 
 
-def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
+DTYPE_NAMES = {"half": "float16", "float": "float32"}
+
+
+def engine_config(model: str | Path, options: Mapping[str, Any]) -> EngineConfig:
     """Raises ValueError naming the option that is unknown or whose value is not served."""
+    if not isinstance(model, str | Path):
+        raise ValueError(f"model: {model!r:.80} is neither a path nor a hub id")
     known = [field.name for field in fields(EngineConfig)]
     for name, value in options.items():
         if name in REPLACED:
@@ -53,4 +59,20 @@ def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
                 raise ValueError(f"{name}: {value!r} is not served, only {SINGLE[name]!r}")
         elif name not in known:
             raise ValueError(f"there is no option {name!r}; the options are {', '.join(sorted(known))}")
-    return EngineConfig(model=str(model), **{name: value for name, value in options.items() if name in known})
+    given = {name: value for name, value in options.items() if name in known}
+    if "dtype" in given:
+        given["dtype"] = _dtype_name(given["dtype"])
+    return EngineConfig(model=str(model), **given)
+
+
+def _dtype_name(dtype: object) -> str:
+    """torch.float16, "float16" and "half" are one."""
+    name = str(dtype).removeprefix("torch.")
+    return DTYPE_NAMES.get(name, name)
+
+
+def adapter_paths(adapters: Mapping[str, str | Path] | None) -> dict[str, str | Path]:
+    """The adapters to start with, by name. Raises ValueError for what is no mapping."""
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise ValueError(f"adapters: {type(adapters).__name__} is not a mapping from names to paths")
+    return dict(adapters or {})

@@ -14,6 +14,7 @@ import torch
 
 from .channel import Channel, ChannelClosed, open_channel
 from .core import EngineCore
+from .errors import EngineStartError
 from .frames import (
     AddRequest,
     FinishRequests,
@@ -112,7 +113,8 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         engine = start_engine(first.config, Path(first.model))
     except Exception as error:
         logger.debug("the engine cannot start", exc_info=True)
-        channel.send(StartFailed(f"{type(error).__name__}: {error}"))
+        is_ours = isinstance(error, EngineStartError)  # and says all there is to say
+        channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes))
     return engine

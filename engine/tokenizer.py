@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
 from .errors import InvalidRequest
+from .model.config import UnsupportedModel, read_json
 
 Message = Mapping[str, str]  # "role" and "content"
 MAX_PENDING = 16  # tokens of one character
@@ -155,23 +156,31 @@ class TokenStream:
 
 
 def load_tokenizer(model: Path) -> Tokenizer:
-    """model: a Hugging Face folder or a .gguf file."""
+    """model: a Hugging Face folder or a .gguf file. Raises UnsupportedModel when its files make no tokenizer."""
     if model.is_dir() and (model / "tokenizer.json").exists():
         config = _read_json(model / "tokenizer_config.json")
         template_file = model / "chat_template.jinja"
         template = template_file.read_text() if template_file.exists() else _template_of(config)
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(model / "tokenizer.json")), config, template)
+        return Tokenizer(_fast_tokenizer(model / "tokenizer.json"), config, template)
     return _convert(model)
+
+
+def _fast_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises no type of its own
+        raise UnsupportedModel(f"{file} cannot be read: {error}") from error
 
 
 def _convert(model: Path) -> Tokenizer:
     """Lets transformers build a fast tokenizer from whatever the model has."""
     from transformers import AutoTokenizer
 
-    if model.is_dir():
-        slow = AutoTokenizer.from_pretrained(model)
-    else:
-        slow = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
+    folder, options = (model, {}) if model.is_dir() else (model.parent, {"gguf_file": model.name})
+    try:
+        slow = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # each kind of tokenizer fails in its own way
+        raise UnsupportedModel(f"{model} holds no tokenizer that transformers can convert: {error}") from error
     config = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
     return Tokenizer(slow.backend_tokenizer, config, _template_of({"chat_template": slow.chat_template}))
 
@@ -187,5 +196,5 @@ def _template_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text()) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}

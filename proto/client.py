@@ -84,7 +84,7 @@ class Client:
         **sampling: Any,
     ) -> generation_pb2.GenerateResponse:
         """All samples at once. `sampling` are the fields of the message SamplingParams; what is not given, or None, is
-        the model's default."""
+        the model's default. Raises ValueError naming the field that no message can hold."""
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
         response: generation_pb2.GenerateResponse = self._generation.Generate(request, timeout=self._timeout)
         return response
@@ -164,6 +164,8 @@ def _generate_request(
     cache_salt: str,
     sampling: Mapping[str, Any],
 ) -> generation_pb2.GenerateRequest:
+    if adapter == "":  # it would mean the base model on the wire, and answer for a name that was forgotten
+        raise ValueError("adapter: the name is empty; None is the base model")
     return generation_pb2.GenerateRequest(
         **_prompt_fields(prompt),
         adapter=adapter or "",
@@ -192,4 +194,10 @@ def _sampling(sampling: Mapping[str, Any]) -> generation_pb2.SamplingParams:
     given = {name: value for name, value in sampling.items() if value is not None}
     if isinstance(given.get("stop"), str):  # or it would be taken apart into its letters
         given["stop"] = [given["stop"]]
-    return generation_pb2.SamplingParams(**given)
+    message = generation_pb2.SamplingParams()
+    for name, value in given.items():
+        try:
+            message.MergeFrom(generation_pb2.SamplingParams(**{name: value}))
+        except (TypeError, ValueError) as error:  # they do not say which field
+            raise ValueError(f"{name}: {error}") from error
+    return message

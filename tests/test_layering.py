@@ -94,13 +94,21 @@ def test_a_client_needs_nothing_but_proto() -> None:
 def test_the_package_list_is_the_folders() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(project["tool"]["setuptools"]["packages"])
-    found = {"blora." + ".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES if path.name == "__init__.py"}
-    assert listed == found
+    markers = [path for path in [*SOURCES, *(ROOT / "bench").rglob("*.py")] if path.name == "__init__.py"]
+    assert listed == {"blora." + ".".join(path.parent.relative_to(ROOT).parts) for path in markers}
     assert not (ROOT / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # or it would not be installed
 
 
 def test_public_names_are_the_exported_ones() -> None:
     import blora.engine
 
+    assert dir(blora.engine) == sorted(blora.engine.__all__)
     assert all(hasattr(blora.engine, name) for name in blora.engine.__all__)
     assert set(blora.engine.__all__) == set(blora.engine._HOMES)

@@ -60,7 +60,8 @@ def test_the_grpc_example_runs(real_model: Path) -> None:
                 [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=90
             )
             assert result.returncode == 0, result.stderr
-            assert "SELECT" in result.stdout and "['commits', 'shop-sql']" in result.stdout
+            assert "['commits', 'shop-sql']" in result.stdout
+            assert "SELECT COUNT(*) FROM orders WHERE city = 'Oslo' AND status = 'pending'" in result.stdout
         finally:
             server.terminate()
         assert server.wait(timeout=20) == 0

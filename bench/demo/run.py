@@ -33,6 +33,7 @@ ROWS_PER_TASK = 3
 BASE_ROWS = ("What is the capital of France?", "Write one sentence about the sea.")
 BASE = "(base model)"
 START_TIMEOUT = 120.0  # seconds
+INTERRUPTED = 130  # what shells report for a program that SIGINT ended
 REFRESH = 0.1  # seconds between two pictures of the screen
 
 
@@ -87,17 +88,27 @@ def running_server(model: Path) -> Iterator[str]:
     try:
         yield wait_until_serving(server, log)
     finally:
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(timeout=30)
+        status = stop(server)
     if status != 0:
         raise RuntimeError(f"the server ended with status {status}:\n{''.join(log)}")
+
+
+def stop(server: "subprocess.Popen[str]") -> int:
+    """The exit status of the server. An impatient user's second Ctrl-C leaves none behind either."""
+    try:
+        server.send_signal(signal.SIGTERM)
+        return server.wait(timeout=30)
+    finally:
+        server.kill()
 
 
 def wait_until_serving(server: "subprocess.Popen[str]", log: Sequence[str]) -> str:
     timer = threading.Timer(START_TIMEOUT, server.kill)
     timer.start()
-    line = server.stdout.readline() if server.stdout else ""
-    timer.cancel()
+    try:
+        line = server.stdout.readline() if server.stdout else ""
+    finally:
+        timer.cancel()
     match = re.search(r"is serving .* on (\S+)", line)
     if match is None:
         server.wait()
@@ -176,7 +187,7 @@ def run(model: Path) -> int:
     print(f"starting a server with {len(TASKS)} adapters ...", flush=True)
     with running_server(model) as address, Client(address, timeout=300) as client:
         print(f"{len(rows)} rows at once on {address}\n", flush=True)
-        threads = [threading.Thread(target=follow, args=(client, row)) for row in rows]
+        threads = [threading.Thread(target=follow, args=(client, row), daemon=True) for row in rows]
         for thread in threads:
             thread.start()
         screen = Screen(rows)
@@ -191,7 +202,10 @@ def run(model: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path(".cache/models/SmolLM2-135M-Instruct"))
-    sys.exit(run(parser.parse_args().model))
+    try:
+        sys.exit(run(parser.parse_args().model))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Where weights come from: a source names its tensors as Hugging Face does and reads them one at a time."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import EngineStartError
+from .config import read_json
 
-class CheckpointError(ValueError):
+
+class CheckpointError(EngineStartError, ValueError):
     """Weights that are not those of the model; the message lists everything that is wrong."""
 
     def __init__(self, problems: list[str]) -> None:
@@ -36,7 +38,7 @@ class SafetensorsSource(WeightSource):
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}  # tensor name -> open file
         for file in _safetensors_files(folder):
-            handle: Any = safe_open(file, framework="pt")
+            handle = _open(file)
             self._files |= dict.fromkeys(handle.keys(), handle)
 
     def names(self) -> Collection[str]:
@@ -59,6 +61,13 @@ def open_checkpoint(path: Path) -> WeightSource:
     return SafetensorsSource(path)
 
 
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError([f"{file}: {error}"]) from error
+
+
 def _safetensors_files(folder: Path) -> list[Path]:
     """`model.safetensors`, or the shards its index names; not every *.safetensors, for some folders hold the weights
     a second time in another format."""
@@ -67,8 +76,16 @@ def _safetensors_files(folder: Path) -> list[Path]:
         return [single]
     if not index.is_file():
         raise CheckpointError([f"{folder} holds neither {single.name} nor {index.name}"])
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    shards = _shards(index)
     missing = [f"{folder / shard} is missing" for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(missing)
     return [folder / shard for shard in shards]
+
+
+def _shards(index: Path) -> list[str]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError([f"{index} holds no weight_map from tensors to files"])
+    return sorted(set(weight_map.values()))

@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import EngineStartError
 
-class UnsupportedModel(ValueError):
+
+class UnsupportedModel(EngineStartError, ValueError):
     """A model that cannot be served as its files describe it; the message names what was found."""
 
 
 def unsupported(what: str, found: object, supported: object) -> UnsupportedModel:
     return UnsupportedModel(f"{what}: {found!r} is not supported; supported: {supported}")
+
+
+def read_json(path: Path) -> Any:
+    """The content of one of a model's files. Raises UnsupportedModel naming the file."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedModel(f"{path} cannot be read as JSON: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,9 @@ def load_model_config(path: Path) -> ModelConfig:
     file = path / "config.json"
     if not file.is_file():
         raise UnsupportedModel(f"{path} holds no config.json")
-    fields: dict[str, Any] = json.loads(file.read_text())
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise UnsupportedModel(f"{file} holds no JSON object")
     if fields.get("dtype") is None:
         fields["dtype"] = fields.get("torch_dtype") or stored_dtype(path)
     return hf_model_config(fields)

@@ -1,35 +1,54 @@
-"""The command line: `blora serve` and `blora client`. Owns flags and exit statuses.
+"""The command line: `blora serve`, `blora client` and what others add. Owns flags and exit statuses.
 
-Imports the engine, and what only a server needs, when `serve` is asked for: `blora client` works without torch.
+Imports the engine, and what only a server needs, when `serve` is asked for: `blora client` works without torch. Further
+commands are entry points of the group "blora.commands": modules with HELP, `add_arguments(parser)` and `run(args)`.
 """
 
 import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+OWN_COMMANDS = ("serve", "client")
 # Flags of `serve` that are the server's own; all others are options of the engine.
 SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    # The modules of further commands are imported only where they are asked for, or a help may list them.
+    further = {} if argv and argv[0] in OWN_COMMANDS else further_commands()
+    parser = build_parser(further)
     args = parser.parse_args(argv)
     if args.command == "serve":
         return _serve(args, parser)
-    return _client(args, parser)
+    if args.command == "client":
+        return _client(args, parser)
+    try:
+        return int(further[args.command].run(args))
+    except ModuleNotFoundError as error:
+        return _fail(f"the module {error.name} is missing; {args.command} needs: pip install 'blora[engine]'")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def further_commands() -> dict[str, Any]:
+    """Name -> module of the commands that installed packages add."""
+    return {entry.name: entry.load() for entry in entry_points(group="blora.commands")}
+
+
+def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="blora", description="One base model, thousands of LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"blora {version('blora')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{serve,client}")
+    further = further or {}
+    metavar = ",".join([*OWN_COMMANDS, *further])
+    commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
     _add_client(commands.add_parser("client", help="ask a server"))
+    for name, module in further.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
 
 

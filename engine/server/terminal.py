@@ -1,6 +1,8 @@
 """`blora client`: a server's answers on a terminal. Speaks blora.proto only, and needs no engine."""
 
 import argparse
+import io
+import os
 import sys
 
 import grpc
@@ -8,21 +10,42 @@ import grpc
 from blora.proto.client import Client, Prompt
 from blora.proto.v1 import adapters_pb2
 
-INTERRUPTED = 130  # what shells report for a program that SIGINT ended
+# What shells report for a program that SIGINT, or SIGPIPE, ended.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit status. `args` are those of cli.py's `client`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal shows every letter
     try:
         with Client(args.target) as client:
             _act(client, args)
         return 0
     except grpc.RpcError as error:
         # What an RPC raises is also its call, which knows the status.
-        print(f"blora: {error.code().name}: {error.details()}", file=sys.stderr)
-        return 1
+        return _fail(f"{error.code().name}: {error.details()}")
+    except ValueError as error:  # what no message can hold
+        return _fail(str(error))
+    except BrokenPipeError:
+        _drop_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _fail(reason: str) -> int:
+    print(f"blora: {reason}", file=sys.stderr)
+    return 1
+
+
+def _drop_output() -> None:
+    """What stdout still holds goes nowhere: Python would try again when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _act(client: Client, args: argparse.Namespace) -> None:

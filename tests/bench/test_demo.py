@@ -1,9 +1,12 @@
 """The demo adapters keep what they were trained for: through gRPC, all tasks and the base model in one batch."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,3 +84,35 @@ def test_ranks_and_modules_differ() -> None:
 def test_held_out_inputs_are_never_trained_on(task: Task) -> None:
     trained = {example.text for example in train_examples(task, 500, seed=1)}
     assert trained.isdisjoint(example.text for example in held_out_examples(task, NUM_HELD_OUT))
+
+
+@pytest.mark.parametrize("num_signals", [1, 2])
+@pytest.mark.parametrize("shown", ["starting a server", "rows at once"])
+def test_ctrl_c_ends_the_demo_and_its_server(shown: str, num_signals: int, real_model: Path) -> None:
+    command = [sys.executable, "-u", "bench/demo/run.py", "--model", str(real_model)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as demo:
+        assert demo.stdout is not None
+        while shown not in demo.stdout.readline():
+            assert demo.poll() is None
+        for _ in range(num_signals):
+            time.sleep(0.2)
+            os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        _, errors = demo.communicate(timeout=60)
+    assert demo.returncode != 0
+    if num_signals == 1:  # a second one may meet a Python that is ending already, which then complains
+        assert (demo.returncode, errors) == (130, "")
+    wait_until_gone(demo.pid)
+
+
+def wait_until_gone(group: int) -> None:
+    """Raises when processes of the group are still there after a while."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the demo left processes behind")

@@ -545,8 +545,13 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
 def test_a_model_that_cannot_be_served_says_why(runner: asyncio.Runner, tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="missing"):
         runner.run(AsyncLLM(str(tmp_path / "missing")).start())
-    with pytest.raises(EngineStartError, match="memory"):
+    with pytest.raises(EngineStartError, match="^memory: 10 bytes"):
         runner.run(AsyncLLM(str(tiny_model), memory=10).start())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.gguf").touch()
+    for name, reason in (("empty", r"no config\.json"), ("empty.gguf", "as GGUF")):
+        with pytest.raises(EngineStartError, match=reason):
+            runner.run(AsyncLLM(tmp_path / name).start())
 
 
 @pytest.mark.parametrize(
@@ -620,6 +625,12 @@ def test_what_is_asked_of_an_engine_that_is_not_there_says_why(runner: asyncio.R
                 await ask()
 
     runner.run(ask())
+
+
+def test_the_id_of_a_request_is_a_text(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    for label in (5, b"id", ["id"]):
+        with pytest.raises(InvalidRequest, match="request_id"):
+            runner.run(anext(llm.generate("hello", GREEDY, label)))  # type: ignore[arg-type]
 
 
 def test_ids_to_abort_are_checked(runner: asyncio.Runner, llm: AsyncLLM) -> None:

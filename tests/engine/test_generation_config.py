@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from blora.engine.generation_config import GenerationDefaults, load_generation_defaults
+from blora.engine.model.config import UnsupportedModel
 from blora.scheduler import SamplingParams
 
 
@@ -76,3 +77,9 @@ def test_defaults_never_make_requests_fail() -> None:
     fitting = defaults.within(vocab_size=300, max_model_len=4096)
     assert fitting == GenerationDefaults(SamplingParams(max_tokens=None, temperature=0.5), frozenset({2}))
     assert defaults.within(vocab_size=301, max_model_len=4097) == defaults
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(UnsupportedModel, match=r"generation_config\.json"):
+        load_generation_defaults(tmp_path, None)

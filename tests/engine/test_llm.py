@@ -98,6 +98,9 @@ def test_options_of_vllm_are_taken_with_a_notice(
         {"threads": 0},
         {"seed": "x"},
         {"adapter_copy_bytes": -5},
+        {"memory": None},
+        {"memory": [1]},
+        {"adapters": ["/some/folder"]},
     ],
 )
 def test_a_bad_option_is_refused_by_name(make_llm: Callable[..., LLM], options: dict[str, object]) -> None:
@@ -114,6 +117,19 @@ def test_options_that_change_nothing_here_are_taken(make_llm: Callable[..., LLM]
     make_llm(enforce_eager=True, tensor_parallel_size=1, trust_remote_code=True, quantization=None)
     with pytest.raises(ValueError, match="tensor_parallel_size: 2 is not served"):
         make_llm(tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("model", [None, 5])
+def test_what_is_no_model_is_refused_by_name(model: Any) -> None:
+    with pytest.raises(ValueError, match="^model: "):
+        LLM(model)
+
+
+def test_types_go_by_vllms_names_too(make_llm: Callable[..., LLM]) -> None:
+    for dtype in ("float", torch.float32):
+        make_llm(dtype=dtype)
+    with pytest.raises(ValueError, match="dtype: 'fp8'"):
+        make_llm(dtype="fp8")
 
 
 # What is generated.
@@ -287,6 +303,11 @@ def test_any_sequence_of_prompts_will_do(make_llm: Callable[..., LLM]) -> None:
 def test_what_is_no_path_is_refused_by_name(make_llm: Callable[..., LLM], path: Any) -> None:
     with pytest.raises(InvalidRequest, match="^path: "):
         make_llm().load_adapter("x", path)
+
+
+def test_token_ids_are_no_text(make_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(InvalidRequest, match="^prompt_token_ids: "):
+        make_llm().generate({"prompt_token_ids": "hello"}, GREEDY, use_tqdm=False)
 
 
 def test_a_too_long_prompt_is_told_its_length(make_llm: Callable[..., LLM]) -> None:

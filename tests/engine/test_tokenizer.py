@@ -12,6 +12,7 @@ from tiny import EOS, make_tokenizer
 from transformers import AutoTokenizer
 
 from blora.engine.errors import InvalidRequest
+from blora.engine.model.config import UnsupportedModel
 from blora.engine.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
@@ -232,3 +233,17 @@ def test_a_model_without_a_template_takes_no_messages() -> None:
 def test_messages_are_data_not_templates() -> None:
     messages = [{"role": "user", "content": "{{ 1 + 1 }}"}]
     assert make("{{ messages[0].content }}").apply_chat_template(messages) == "{{ 1 + 1 }}"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(UnsupportedModel, match=name):
+        load_tokenizer(tmp_path)
+
+
+def test_a_model_without_a_tokenizer_is_refused_as_such(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    with pytest.raises(UnsupportedModel, match=f"{tmp_path} holds no tokenizer"):
+        load_tokenizer(tmp_path)

@@ -44,3 +44,17 @@ def test_a_server_that_is_not_there():
     with client.Client("127.0.0.1:1", timeout=5) as unanswered, pytest.raises(grpc.RpcError) as caught:
         unanswered.info()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 1 << 63), ("max_tokens", 1 << 70), ("seed", "7"), ("stop", ["\ud800"]), ("logit_bias", {"x": 1.0})],
+)
+def test_a_value_that_no_message_can_hold_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        client._sampling({"temperature": 0.0, name: value})
+
+
+def test_only_none_is_the_base_model():
+    with client.Client("127.0.0.1:1") as unasked, pytest.raises(ValueError, match="adapter: "):
+        unasked.generate("hello", "")

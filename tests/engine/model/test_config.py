@@ -114,6 +114,13 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
         load_model_config(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"1"])
+def test_a_config_that_is_no_object_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UnsupportedModel, match=r"config\.json"):
+        load_model_config(tmp_path)
+
+
 def test_number_of_parameters(tiny: Any) -> None:
     model = tiny.save("LlamaForCausalLM", tie_word_embeddings=True)
     matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)

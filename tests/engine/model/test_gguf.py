@@ -192,7 +192,7 @@ def test_refusals_name_what_was_found(
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
-    for content in (b"", b"GGU", b"not a GGUF file at all"):
+    for content in (b"", b"GGU", b"GGUF", b"GGUF\x03", b"not a GGUF file at all"):
         (tmp_path / "model.gguf").write_bytes(content)
         with pytest.raises(UnsupportedModel, match="cannot be read as GGUF"):
             load_model_config(tmp_path / "model.gguf")

@@ -18,6 +18,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         calls.append((model, options))
         if model == "nobody/nothing":
             raise LocalEntryNotFoundError("no such model here, and the hub cannot be reached")
+        (tmp_path / "config.json").touch()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -27,6 +28,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 def test_a_folder_and_a_gguf_file_are_used_as_they_are(tmp_path: Path, downloads: list[Any]) -> None:
     file = tmp_path / "model.gguf"
     file.touch()
+    (tmp_path / "config.json").touch()
     assert resolve_model(str(tmp_path), None) == tmp_path
     assert resolve_model(str(file), None) == file
     assert downloads == []
@@ -62,3 +64,20 @@ def test_a_bad_id_and_a_plain_file(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(ModelNotFound, match="not a .gguf file"):
         resolve_model(str(tmp_path / "model.bin"), None)
+
+
+def test_a_folder_that_holds_no_model_is_refused_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFound, match=r"holds no config\.json"):
+        resolve_model(str(tmp_path), None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    with pytest.raises(ModelNotFound, match=r"someone/adapter.* holds no config\.json"):
+        resolve_model("someone/adapter", None)
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(ModelNotFound, match="is an adapter"):
+        resolve_model(str(tmp_path), None)
+
+
+def test_nothing_is_not_the_current_folder(downloads: list[Any]) -> None:
+    with pytest.raises(ModelNotFound, match="is empty"):
+        resolve_model("", None)
+    assert downloads == []

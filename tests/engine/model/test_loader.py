@@ -81,6 +81,19 @@ def test_missing_files(tiny: Any, tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "sharded")
 
 
+def test_files_that_cannot_be_read_are_named(tiny: Any) -> None:
+    tiny.save("LlamaForCausalLM")
+    file = tiny.folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*not fully covered"):
+        open_checkpoint(tiny.folder)
+    file.unlink()
+    for content in ("{", "[]", '{"weight_map": 3}'):
+        (tiny.folder / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json"):
+            open_checkpoint(tiny.folder)
+
+
 def test_progress_goes_to_stderr(tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:
     from blora.engine.model.loader import load_weights
 

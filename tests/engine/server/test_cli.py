@@ -1,5 +1,7 @@
 """The command line: flags, what they become, and what a terminal shows."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -156,3 +158,51 @@ def test_a_sample_that_failed_is_told(capsys):
     llm.failed_samples = {0}
     assert client("hello", llm=llm) == 1
     assert "not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["hello", "--seed", str(1 << 64)], "blora: seed: "),
+        (["hello", "--max-tokens", str(1 << 70)], "blora: max_tokens: "),
+        (["hello", "--adapter", ""], "blora: adapter: "),
+        (["\udcff"], "blora: "),
+        (["--load-adapter", "\udcff=/x"], "blora: "),
+    ],
+)
+def test_what_no_message_can_hold_is_one_line(argv, told, capsys):
+    assert client(*argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(told) and error.count("\n") == 1
+
+
+def run_client(llm, *argv, **options):
+    """Runs `blora client` as a process of its own."""
+    command = [sys.executable, "-m", "blora.engine.server.cli", "client"]
+    return ask(
+        lambda connected: subprocess.run(
+            [*command, "--target", connected.target, *argv], stderr=subprocess.PIPE, timeout=60, **options
+        ),
+        llm,
+    )
+
+
+@pytest.mark.parametrize("argv", [["hello"], ["--list-adapters"], ["--info"]])
+def test_a_reader_that_has_gone_ends_the_client_in_silence(argv):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = run_client(FakeLLM(), *argv, stdout=gone)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_full_disk_is_one_line():
+    with Path("/dev/full").open("wb") as full:
+        done = run_client(FakeLLM(), "hello", stdout=full)
+    assert (done.returncode, done.stderr) == (1, b"blora: [Errno 28] No space left on device\n")
+
+
+def test_a_terminal_that_cannot_show_a_letter_shows_another():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = run_client(FakeLLM(), "h\u00e9llo", stdout=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"h?llo\n")

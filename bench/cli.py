@@ -1,0 +1,159 @@
+"""`blora bench`: the flags of every program. Imports a program, and torch with it, when it is asked for."""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from .workload import POPULARITIES
+
+HELP = "measure throughput, kernels and steps on this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    programs = parser.add_subparsers(
+        dest="program", required=True, metavar="{throughput,kernels,profile_step,sweep,plots}"
+    )
+    _add_throughput(programs.add_parser("throughput", help="tokens per second, with adapters and without, in process"))
+    _add_kernels(programs.add_parser("kernels", help="each kernel against what the machine allows"))
+    _add_profile(programs.add_parser("profile_step", help="where the time of a decode step goes"))
+    _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
+    plots = programs.add_parser("plots", help="draw the plots of a sweep again")
+    plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises what the program raises; a mistake in its options is told without a traceback."""
+    try:
+        return int(import_module(f".{args.program}", __package__).run(args))
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("matplotlib"):
+            raise
+        raise SystemExit(f"blora bench {args.program} draws with matplotlib: pip install matplotlib") from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"blora bench {args.program}: {error}") from None
+
+
+def _add_throughput(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.add_argument("--rows", type=_count, default=16, metavar="N", help="requests at once (default: %(default)s)")
+    parser.add_argument("--adapters", type=_number, default=0, metavar="N", help="0 is the base model only")
+    _add_adapters(parser)
+    parser.add_argument("--popularity", choices=POPULARITIES, default="uniform", help="(default: %(default)s)")
+    parser.add_argument("--base-share", type=_share, default=0.0, metavar="SHARE", help="of rows without an adapter")
+    _add_lengths(parser)
+    _add_rounds(parser, 3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    _add_adapters(parser)
+    _add_lengths(parser)
+    _add_rounds(parser, 3)
+    parser.add_argument(
+        "--rows",
+        type=_counts,
+        default=(1, 2, 4, 8, 16, 32, 64, 128),
+        metavar="LIST",
+        help="of the sweep over rows, with 8 adapters (default: 1,2,4,...,128)",
+    )
+    parser.add_argument(
+        "--adapters",
+        type=_counts,
+        default=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        metavar="LIST",
+        help="of the sweep over adapters (default: 1,2,4,...,256)",
+    )
+    parser.add_argument(
+        "--adapter-rows", type=_count, default=64, metavar="N", help="rows of the sweep over adapters (%(default)s)"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shapes", type=_words, default=("smollm2-135m", "llama-7b"), metavar="LIST", help="(default: both)"
+    )
+    parser.add_argument(
+        "--kernels", type=_words, default=("linear", "attention", "norm", "lora"), metavar="LIST", help="(default: all)"
+    )
+    parser.add_argument("--rows", type=_counts, default=(1, 4, 8, 16, 32, 64, 128), metavar="LIST", help="of linears")
+    parser.add_argument("--ranks", type=_counts, default=(4, 8, 16, 32, 64), metavar="LIST", help="of LoRA")
+    parser.add_argument("--instruction-set", metavar="NAME", help="avx512bf16, avx512, avx2 or base (the best)")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
+    parser.add_argument("--adapters", type=_count, default=8, metavar="N", help="(default: %(default)s)")
+    _add_adapters(parser)
+    _add_lengths(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--backend", choices=("auto", "cpu", "reference"), default="auto")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
+    parser.add_argument("--memory", metavar="SIZE", help="for KV and adapters (default: what the work needs)")
+
+
+def _add_adapters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ranks", type=_counts, default=(16,), metavar="LIST", help="taken in turn (default: 16)")
+    parser.add_argument("--modules", type=_modules, metavar="LIST", help="such as q_proj,v_proj (default: all)")
+    parser.add_argument(
+        "--adapter-folder",
+        type=Path,
+        default=Path(".cache/bench-adapters"),
+        metavar="DIR",
+        help="random adapters are kept here (default: %(default)s)",
+    )
+
+
+def _add_lengths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
+    parser.add_argument("--output-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+    parser.add_argument("--rounds", type=_count, default=rounds, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--warmups", type=_number, default=1, metavar="N", help="passes before (default: %(default)s)")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if _number(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(_count, text.split(",")))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _modules(text: str) -> tuple[str, ...] | None:
+    return None if text == "all" else _words(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return share

@@ -1,0 +1,56 @@
+"""What a figure was measured on: the machine, its kernels and the versions. Every result carries it."""
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blora.engine.kernels.library import load_kernels
+
+PACKAGES = ("blora", "torch", "numpy", "transformers", "tokenizers")
+
+
+def describe() -> dict[str, Any]:
+    """As plain data for JSON: {"date": ..., "machine": {...}, "versions": {...}}."""
+    kernels = load_kernels()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "instruction_set": None if kernels is None else kernels.instruction_set,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def summary(description: Mapping[str, Any]) -> str:
+    """One line of it for the head of a table."""
+    machine, versions = description["machine"], description["versions"]
+    kernels = machine["instruction_set"] or "no native"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {kernels} kernels, "
+        f"torch {versions['torch']}, blora {versions['blora']}"
+    )
+
+
+def _cpu_model() -> str:
+    """Model, family and model number: virtual machines often tell no more than the maker's name."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name", platform.processor() or platform.machine())
+    pairs = (("family", "cpu family"), ("model", "model"))
+    numbers = [f"{label} {fields[field]}" for label, field in pairs if field in fields]
+    return f"{name} ({', '.join(numbers)})" if numbers else name

@@ -1,0 +1,51 @@
+"""Shapes of known models: what a kernel has to compute in one, without its weights."""
+
+from dataclasses import replace
+
+from blora.engine.model.config import ModelConfig, RopeConfig
+
+SMOLLM2_135M = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig("default", 100000.0),
+    max_position_embeddings=8192,
+    qkv_bias=False,
+    o_bias=False,
+    mlp_bias=False,
+    qk_norm=False,
+    sliding_windows=(None,) * 30,
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+)
+LLAMA_7B = replace(
+    SMOLLM2_135M,
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    rope=RopeConfig("default", 10000.0),
+    sliding_windows=(None,) * 32,
+    tie_word_embeddings=False,
+)
+SHAPES = {"smollm2-135m": SMOLLM2_135M, "llama-7b": LLAMA_7B}
+
+
+def shape_of(name: str) -> ModelConfig:
+    if name not in SHAPES:
+        raise ValueError(f"shapes: {name!r} is not one of {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def with_layers(config: ModelConfig, num_layers: int) -> ModelConfig:
+    """The same model with another number of layers, none with a sliding window."""
+    return replace(config, num_layers=num_layers, sliding_windows=(None,) * num_layers)

@@ -1,0 +1,64 @@
+"""Stopwatch: how long functions of a running engine take, each without what it calls, step by step.
+
+It stands in the place of functions and gives these back when it is closed. What is not watched counts for its caller.
+"""
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What happened from one start to the next."""
+
+    start: float  # time.monotonic()
+    # By label, without the inner calls that have labels of their own.
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class Stopwatch:
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self._inner: list[float] = []  # seconds of watched calls in each watched call that is open
+        self._replaced: list[tuple[Any, str, Any, bool]] = []
+
+    def watch(self, owner: Any, name: str, label: str, starts_record: bool = False) -> None:
+        """owner: an object or a module. A name that it does not have is left out."""
+        function = getattr(owner, name, None)
+        if function is None:
+            return
+        self._replaced.append((owner, name, function, name in vars(owner)))
+        setattr(owner, name, self._timed(function, label, starts_record))
+
+    def _timed(self, function: Callable[..., Any], label: str, starts_record: bool) -> Callable[..., Any]:
+        @functools.wraps(function, assigned=())
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = time.monotonic()
+            if starts_record:
+                self.records.append(Record(started))
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                elapsed, inner = time.monotonic() - started, self._inner.pop()
+                if self._inner:
+                    self._inner[-1] += elapsed
+                if self.records:
+                    self.records[-1].seconds[label] += elapsed - inner
+
+        return call
+
+    def __enter__(self) -> "Stopwatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._replaced:
+            owner, name, function, is_own = self._replaced.pop()
+            if is_own:
+                setattr(owner, name, function)
+            else:
+                delattr(owner, name)

@@ -1,0 +1,56 @@
+"""Each watched function counts its own time only, and gets its place back."""
+
+import time
+
+import pytest
+
+from blora.bench.profile_step import OTHER, TOTAL, middle_of
+from blora.bench.stopwatch import Record, Stopwatch
+
+
+class Engine:
+    def step(self) -> int:
+        time.sleep(0.01)
+        return self.forward() + 1
+
+    def forward(self) -> int:
+        time.sleep(0.03)
+        return 1
+
+
+def test_inner_calls_are_left_out() -> None:
+    engine = Engine()
+    with Stopwatch() as stopwatch:
+        stopwatch.watch(engine, "step", "outer", starts_record=True)
+        stopwatch.watch(engine, "forward", "inner")
+        stopwatch.watch(engine, "missing", "never")
+        assert [engine.step(), engine.step()] == [2, 2]
+    assert not vars(engine), "the methods are the class's again"
+    assert len(stopwatch.records) == 2
+    for record in stopwatch.records:
+        assert 0.01 <= record.seconds["outer"] < 0.03 <= record.seconds["inner"]
+
+
+def test_one_in_another_and_a_call_that_fails() -> None:
+    engine = Engine()
+    engine.forward = lambda: 1 // 0  # type: ignore[method-assign]
+    own = engine.forward
+    with Stopwatch() as outer:
+        outer.watch(engine, "forward", "forward", starts_record=True)
+        with Stopwatch() as inner:
+            inner.watch(engine, "forward", "forward", starts_record=True)
+            with pytest.raises(ZeroDivisionError):
+                engine.forward()
+        with pytest.raises(ZeroDivisionError):
+            engine.forward()
+    assert engine.forward is own
+    assert (len(outer.records), len(inner.records)) == (2, 1)
+
+
+def test_the_middle_leaves_out_the_extremes_and_adds_up() -> None:
+    starts = [0.0, 1.0, 3.0, 5.0, 7.0, 16.0]  # steps of 1, 2, 2, 2 and 9 seconds
+    records = [Record(start) for start in starts]
+    for record in records:
+        record.seconds["linear"] = 0.5
+    middle = middle_of([records])
+    assert middle == {"linear": 500.0, OTHER: 1500.0, TOTAL: 2000.0}
