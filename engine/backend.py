@@ -21,11 +21,13 @@ from .errors import EngineStartError
 from .inputs import ForwardBatch
 from .kernels.decoder import CpuCausalLM
 from .kernels.library import DTYPES, Kernels, load_kernels
+from .kernels.picker import CpuPicker
 from .model.config import ModelConfig
 from .model.decoder import CausalLM
 from .model.rope import rope_cache
 from .model.targets import SITES_PER_LAYER
 from .model.weights import ModelWeights
+from .sampler import TORCH_PICKER, Picker
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +40,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A model and what plans its steps."""
+    """A model, what plans its steps, and what picks tokens from its logits."""
 
     model: Model
     attention: AttentionPlanner
     lora: LoRAPlanner
+    picker: Picker
 
 
 BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool], Backend]
@@ -79,7 +82,7 @@ def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, 
 def _build_reference(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = ReferenceLoRA(adapters)
-    return Backend(CausalLM(config, weights, attention, lora), attention, lora)
+    return Backend(CausalLM(config, weights, attention, lora), attention, lora, TORCH_PICKER)
 
 
 def _build_cpu(
@@ -89,4 +92,4 @@ def _build_cpu(
     qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
     attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
     lora = CpuLoRA(adapters, config.num_layers * SITES_PER_LAYER)
-    return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora)
+    return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora, CpuPicker(kernels))

@@ -21,6 +21,7 @@ class ModelRunner:
         self._model = backend.model
         self._attention = backend.attention
         self._lora = backend.lora
+        self._picker = backend.picker
         self._pool = pool
 
     @torch.inference_mode()
@@ -39,7 +40,7 @@ class ModelRunner:
         results = {row.request_id: RowResult() for row in rows}
         if sampled:
             logits = self._model.compute_logits(hidden[batch.logits_at])
-            results |= zip((row.request_id for row in sampled), sample(logits, sampled), strict=True)
+            results |= zip((row.request_id for row in sampled), sample(logits, sampled, self._picker), strict=True)
         for row, prompt_logprobs in self._prompt_logprobs(rows, hidden):
             results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
         return results

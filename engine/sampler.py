@@ -7,6 +7,8 @@ batch, the order of rows and preemption cannot change a seeded result.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,30 +18,74 @@ from blora.scheduler import RowResult, SamplingParams, ScheduledRow, TokenLogpro
 MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
 MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the multipliers of its finaliser
+HEAD = 1024  # tokens that filters are tried on before the whole vocabulary is sorted
 NOT_FINITE = "the model's logits are not finite for this request"
 
 
-def sample(logits: Tensor, rows: Sequence[ScheduledRow]) -> list[RowResult]:
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Of each row of logits."""
+
+    token_ids: Sequence[int]  # the first of the largest
+    is_finite: Sequence[bool]  # all of them
+
+
+class Picker(Protocol):
+    """The two passes over whole rows of logits; a backend may have faster ones."""
+
+    def best(self, logits: Tensor) -> Best:
+        """logits: [num_rows, vocab_size] float32."""
+
+    def draw(self, logits: Tensor, temperature: float, key: int) -> int:
+        """A token from softmax(logits / temperature). logits: [vocab_size] float32. key: `draw_key`'s."""
+
+
+class TorchPicker:
+    def best(self, logits: Tensor) -> Best:
+        return Best(logits.argmax(dim=1).tolist(), torch.isfinite(logits).all(dim=1).tolist())
+
+    def draw(self, logits: Tensor, temperature: float, key: int) -> int:
+        scores = _scores(logits, temperature)
+        candidates = torch.arange(len(scores))[scores > -torch.inf]
+        return _pick(scores, candidates, key)
+
+
+TORCH_PICKER = TorchPicker()
+
+
+def sample(logits: Tensor, rows: Sequence[ScheduledRow], picker: Picker = TORCH_PICKER) -> list[RowResult]:
     """One result per row. logits: [num_rows, vocab_size] float32, raw; changed in place."""
-    is_finite = torch.isfinite(logits).all(dim=1).tolist()
+    best = picker.best(logits)
     results = []
     for index, row in enumerate(rows):
-        if is_finite[index]:
-            results.append(_sample_row(logits[index], row))
-        else:
+        if not best.is_finite[index]:
             results.append(RowResult(error=NOT_FINITE))
+        elif row.sampling.temperature == 0 and not _has_constraints(row) and row.sampling.logprobs is None:
+            results.append(RowResult(best.token_ids[index]))
+        else:
+            results.append(_sample_row(logits[index], row, picker))
     return results
 
 
-def _sample_row(logits: Tensor, row: ScheduledRow) -> RowResult:
+def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
     """logits: [vocab_size]."""
     params = row.sampling
     raw = logits.clone() if params.logprobs is not None else None  # logprobs are those of the raw logits
     _apply_constraints(logits, row)
-    token_id = int(logits.argmax()) if params.temperature == 0 else _draw(logits, row)
+    if params.temperature == 0:
+        token_id = picker.best(logits[None]).token_ids[0]
+    else:
+        token_id = _draw(logits, row, picker)
     if raw is None or params.logprobs is None:
         return RowResult(token_id)
     return RowResult(token_id, token_logprobs(raw[None], [token_id], params.logprobs)[0])
+
+
+def _has_constraints(row: ScheduledRow) -> bool:
+    """Whether `_apply_constraints` can change anything."""
+    params = row.sampling
+    is_penalised = params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
+    return bool(params.logit_bias) or is_penalised or row.num_output_tokens < params.min_tokens
 
 
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
@@ -67,37 +113,67 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
         logits[torch.tensor(list(counts))] -= penalty
 
 
-def _draw(logits: Tensor, row: ScheduledRow) -> int:
+def _draw(logits: Tensor, row: ScheduledRow, picker: Picker) -> int:
+    params = row.sampling
+    key = draw_key(row.seed, row.sample_index, len(row.token_ids))
+    has_filter = 0 < params.top_k < len(logits) or params.top_p < 1 or params.min_p > 0
+    if not has_filter:
+        return picker.draw(logits, params.temperature, key)
+    scores = _scores(logits, params.temperature)
+    return _pick(scores, _candidates(scores, params), key)
+
+
+def _scores(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities up to a constant: [vocab_size] float64. The best is 0, however small the temperature."""
     scores = logits.double()
-    scores = (scores - scores.max()) / row.sampling.temperature  # the best is 0, however small the temperature
-    candidates = _candidates(scores, row.sampling)
-    noise = gumbel_noise(row.seed, row.sample_index, len(row.token_ids), candidates)
-    return int(candidates[(scores[candidates] + noise).argmax()])
+    return (scores - scores.max()) / temperature
+
+
+def _pick(scores: Tensor, candidates: Tensor, key: int) -> int:
+    return int(candidates[(scores[candidates] + gumbel_noise(key, candidates)).argmax()])
 
 
 def _candidates(scores: Tensor, params: SamplingParams) -> Tensor:
-    """The tokens that min-p, top-k and top-p leave. scores: [vocab_size] log-probabilities up to a constant."""
+    """The tokens that top-k, min-p and top-p leave, the best first. scores: [vocab_size]."""
     vocab_size = len(scores)
-    top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
-    if top_k == vocab_size and params.top_p == 1 and params.min_p == 0:
-        return torch.arange(vocab_size)[scores > -torch.inf]
-    # Stable, so that equal scores are taken in order of token id whatever the sort does.
-    ordered, ids = scores.sort(descending=True, stable=True)
-    ordered, ids = ordered[:top_k], ids[:top_k]
-    probabilities = ordered.softmax(dim=0)
+    if 0 < params.top_k < vocab_size:
+        best = _head(scores, params.top_k)[: params.top_k]
+        return _filter(best, scores, scores[best].logsumexp(dim=0), params)
+    total = scores.logsumexp(dim=0)
+    best = _head(scores, min(HEAD, vocab_size))
+    kept = _filter(best, scores, total, params)
+    return kept if len(kept) < len(best) else _filter(_head(scores, vocab_size), scores, total, params)
+
+
+def _head(scores: Tensor, size: int) -> Tensor:
+    """The best `size` tokens and all that equal the last of them, the best first, equals in order of their ids."""
+    ids = torch.arange(len(scores))
+    if size < len(scores):
+        ids = ids[scores >= scores.topk(size).values[-1]]
+    return ids[scores[ids].sort(descending=True, stable=True).indices]
+
+
+def _filter(best: Tensor, scores: Tensor, total: Tensor, params: SamplingParams) -> Tensor:
+    """The first of the best tokens, as many as min-p and top-p leave. total: logsumexp of what top-k left."""
+    probabilities = (scores[best] - total).exp()
     is_kept = probabilities >= params.min_p * probabilities[0]  # min-p, arXiv 2407.01082
     # top-p (nucleus, arXiv 1904.09751): the shortest head of the order whose mass reaches top_p.
     is_kept &= probabilities.cumsum(dim=0) - probabilities < params.top_p
-    is_kept &= ordered > -torch.inf
+    is_kept &= probabilities > 0
     is_kept[0] = True
-    return ids[is_kept]
+    return best[is_kept]
 
 
-def gumbel_noise(seed: int, sample_index: int, position: int, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise of each token. token_ids: [n] int64; returns [n] float64."""
+def draw_key(seed: int, sample_index: int, position: int) -> int:
+    """64 bits for the draws of one position."""
     key = 0
     for part in (seed, sample_index, position):
         key = _mix(key ^ _mix(part & MASK64))
+    return key
+
+
+def gumbel_noise(key: int, token_ids: Tensor) -> Tensor:
+    """Standard Gumbel noise of each token. token_ids: [n] int64; returns [n] float64."""
     bits = token_ids * _signed(GOLDEN) + _signed(key)
     bits = (bits ^ _shift_right(bits, 30)) * _signed(MIX1)
     bits = (bits ^ _shift_right(bits, 27)) * _signed(MIX2)

@@ -6,8 +6,9 @@ OpenMP is torch's, so `torch.set_num_threads` governs it.
 
 import ctypes
 import logging
+import math
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
@@ -108,8 +109,14 @@ class Kernels:
         self._silu_mul.argtypes = [c_void_p, c_int32, c_int32, c_int32, c_void_p]
         self._attention = library.blora_attention
         self._attention.argtypes = [POINTER(AttentionLayer), POINTER(AttentionPlan), c_void_p, c_void_p]
+        self._scan = library.blora_scan
+        self._scan.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
         for function in (self._linear, self._pack, self._unpack_rows, self._rms_norm, self._silu_mul, self._attention):
             function.restype = None
+        self._scan.restype = None
+        self._draw = library.blora_draw
+        self._draw.argtypes = [c_void_p, c_int32, c_double, c_uint64]
+        self._draw.restype = c_int32
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None, site: int | None = None) -> PackedLinear:
         """Packs a weight in place: it must not be read as a matrix any more. weight: [out, in], in memory for `out`
@@ -177,6 +184,24 @@ class Kernels:
         check_shape("qkv", qkv, dtype, (plan.num_tokens, width + 2 * layer.num_kv_heads * layer.head_dim))
         check_shape("y", y, dtype, (plan.num_tokens, width))
         self._attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
+
+    def scan(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; returns
+        [n] int64 and [n] bool."""
+        check_shape("logits", logits, torch.float32, (None, None))
+        ids = torch.empty(len(logits), dtype=torch.int64)
+        is_finite = torch.empty(len(logits), dtype=torch.bool)
+        if not logits.shape[1]:
+            raise ValueError("logits: no vocabulary")
+        self._scan(logits.data_ptr(), *logits.shape, ids.data_ptr(), is_finite.data_ptr())
+        return ids, is_finite
+
+    def draw(self, logits: Tensor, temperature: float, key: int) -> int:
+        """A token from softmax(logits / temperature). logits: [vocab] float32 without NaN; temperature above 0."""
+        check_shape("logits", logits, torch.float32, (None,))
+        if not len(logits) or not 0 < temperature < math.inf:
+            raise ValueError(f"nothing to draw from {len(logits)} logits at temperature {temperature}")
+        return int(self._draw(logits.data_ptr(), len(logits), temperature, key))
 
 
 def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.engine.sampler import GOLDEN, MASK64, MIX1, MIX2, gumbel_noise, sample, token_logprobs
+from blora.engine.sampler import (
+    GOLDEN,
+    HEAD,
+    MASK64,
+    MIX1,
+    MIX2,
+    _candidates,
+    draw_key,
+    gumbel_noise,
+    sample,
+    token_logprobs,
+)
 from blora.scheduler import RowResult, SamplingParams, ScheduledRow
 
 VOCAB = 40
@@ -142,6 +153,16 @@ def test_exactly_the_right_tokens_are_kept(limits: dict[str, Any]) -> None:
     assert set(draws(logits, 800, **limits)) == expected
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 4.0])
+@pytest.mark.parametrize("limits", [*LIMITS, {"top_k": HEAD + 500}, {"top_p": 0.9999, "min_p": 1e-6}], ids=str)
+def test_a_vocabulary_beyond_the_head_keeps_the_same_tokens(limits: dict[str, Any], scale: float) -> None:
+    """Flat scores need the whole order, peaked ones only its head; equal ones are taken by their ids."""
+    logits = scale * torch.randn(3 * HEAD, generator=torch.Generator().manual_seed(6)).round(decimals=1)
+    limits = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | limits
+    candidates = _candidates(logits.double() / limits["temperature"], make_row(**limits).sampling)
+    assert set(candidates.tolist()) == kept(logits, **limits)
+
+
 @pytest.mark.parametrize("top_k", [0, -1, VOCAB, VOCAB + 1, 2**40])
 def test_a_top_k_that_keeps_everything_changes_nothing(top_k: int) -> None:
     logits = make_logits()[0]
@@ -189,7 +210,9 @@ def test_seed_sample_and_position_each_change_the_draws(name: str) -> None:
 
 def test_seed_sample_and_position_are_not_interchangeable() -> None:
     ids = torch.arange(VOCAB)
-    noises = [gumbel_noise(*key, ids) for key in ((1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (6, 0, 0), (0, 0, 6))]
+    noises = [
+        gumbel_noise(draw_key(*key), ids) for key in ((1, 2, 3), (1, 3, 2), (2, 1, 3), (3, 2, 1), (6, 0, 0), (0, 0, 6))
+    ]
     for index, noise in enumerate(noises):
         assert all(not torch.equal(noise, other) for other in noises[:index])
 
@@ -198,13 +221,13 @@ def test_seed_sample_and_position_are_not_interchangeable() -> None:
 def test_every_64_bit_seed_draws(seed: int) -> None:
     logits = make_logits()[0]
     assert draw(logits, make_row(seed=seed)) == draw(logits, make_row(seed=seed))
-    assert torch.isfinite(gumbel_noise(seed, 0, 1, torch.arange(1000))).all()
+    assert torch.isfinite(gumbel_noise(draw_key(seed, 0, 1), torch.arange(1000))).all()
 
 
 def test_a_negative_seed_is_its_64_bits() -> None:
     ids = torch.arange(100)
-    assert torch.equal(gumbel_noise(-1, 0, 1, ids), gumbel_noise(2**64 - 1, 0, 1, ids))
-    assert not torch.equal(gumbel_noise(-1, 0, 1, ids), gumbel_noise(1, 0, 1, ids))
+    assert torch.equal(gumbel_noise(draw_key(-1, 0, 1), ids), gumbel_noise(draw_key(2**64 - 1, 0, 1), ids))
+    assert not torch.equal(gumbel_noise(draw_key(-1, 0, 1), ids), gumbel_noise(draw_key(1, 0, 1), ids))
 
 
 # The noise.
@@ -213,14 +236,14 @@ def test_a_negative_seed_is_its_64_bits() -> None:
 def test_the_noise_is_gumbel() -> None:
     """Kolmogorov-Smirnov: the distance to the distribution function exp(-exp(-x)) is below 1.63 / sqrt(n) (1 %)."""
     for key in ((0, 0, 0), (12345, 1, 7), (2**64 - 1, 3, 100)):
-        noise = gumbel_noise(*key, torch.arange(50_000)).sort().values
+        noise = gumbel_noise(draw_key(*key), torch.arange(50_000)).sort().values
         distance = ((-(-noise).exp()).exp() - (torch.arange(50_000) + 0.5) / 50_000).abs().max()
         assert distance < 1.63 / math.sqrt(50_000)
 
 
 def test_neighbouring_positions_are_not_correlated() -> None:
     ids = torch.arange(20_000)
-    noises = torch.stack([gumbel_noise(seed, 0, position, ids) for seed in range(2) for position in range(3)])
+    noises = torch.stack([gumbel_noise(draw_key(seed, 0, position), ids) for seed in range(2) for position in range(3)])
     correlation = torch.corrcoef(noises) - torch.eye(6)
     assert correlation.abs().max() < 5 / math.sqrt(20_000)
 
@@ -258,7 +281,7 @@ def key_of(seed: int) -> int:
 def test_the_extreme_random_bits_give_finite_noise(bits: int) -> None:
     token = (unmixed(bits) - key_of(5)) * pow(GOLDEN, -1, 1 << 64) & MASK64
     signed = token - (1 << 64) if token >> 63 else token
-    noise = gumbel_noise(5, 0, 0, torch.tensor([signed]))
+    noise = gumbel_noise(draw_key(5, 0, 0), torch.tensor([signed]))
     assert torch.isfinite(noise).all()
     assert abs(float(noise)) > 3.5
 

@@ -1,0 +1,18 @@
+"""CpuPicker: the passes over whole rows of logits on the native kernels."""
+
+from torch import Tensor
+
+from ..sampler import Best
+from .library import Kernels
+
+
+class CpuPicker:
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def best(self, logits: Tensor) -> Best:
+        token_ids, is_finite = self._kernels.scan(logits)
+        return Best(token_ids.tolist(), is_finite.tolist())
+
+    def draw(self, logits: Tensor, temperature: float, key: int) -> int:
+        return self._kernels.draw(logits, temperature, key)

@@ -1,0 +1,106 @@
+// Tokens from logits: the best of each row, and a seeded draw by the Gumbel-max trick (engine/sampler.py has the source).
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "simd.h"
+#include "types.h"
+
+namespace blora {
+namespace {
+
+constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull, MIX1 = 0xBF58476D1CE4E5B9ull, MIX2 = 0x94D049BB133111EBull;
+constexpr float MARGIN = 1.001f;  // more than exp() and the roundings around it are off
+
+// The first of the largest logits, and whether all are finite.
+void scan_row(const float* logits, int vocab, int64_t* id, uint8_t* is_finite) {
+    VecF top = splat(-std::numeric_limits<float>::infinity()), zeros = {};
+    for (int i = 0; i < vocab; i += LANES) {
+        const VecF v = load_part(logits + i, std::min(LANES, vocab - i));
+        zeros += v * splat(0.0f);  // NaN for what is not finite
+        if (i + LANES <= vocab) top = max(v, top);
+    }
+    float best = largest(top);
+    for (int i = vocab / LANES * LANES; i < vocab; ++i) best = std::max(best, logits[i]);
+    *is_finite = sum(zeros) == 0.0f;
+    int at = 0;
+    while (at < vocab - 1 && logits[at] != best) ++at;
+    *id = at;
+}
+
+// A number in (0, 1) from (key, token), and what it is short of 1.
+struct Uniform {
+    double value;
+    float rest;
+
+    Uniform(uint64_t key, uint64_t token) {
+        uint64_t bits = token * GOLDEN + key;
+        bits = (bits ^ (bits >> 30)) * MIX1;
+        bits = (bits ^ (bits >> 27)) * MIX2;
+        bits ^= bits >> 31;
+        value = ((double)(bits >> 12) + 0.5) * 0x1p-52;
+        rest = (float)(1.0 - value);
+    }
+    double gumbel() const { return -std::log(-std::log(value)); }
+};
+
+struct Draw {
+    const float* logits;
+    int vocab;
+    double temperature;
+    uint64_t key;
+    double top = 0;                                          // the largest logit
+    double best = -std::numeric_limits<double>::infinity();  // perturbed score
+    int id = 0;
+
+    double score(int token) const { return ((double)logits[token] - top) / temperature; }
+
+    void consider(int token) {
+        const double perturbed = score(token) + Uniform(key, token).gumbel();
+        if (perturbed > best || (perturbed == best && token < id)) best = perturbed, id = token;
+    }
+
+    // A token beats the best only if its number u > exp(-exp(score - best)), hence 1 - u < exp(score - best): so
+    // logarithms are taken for a few of the vocabulary.
+    int run(int likeliest) {
+        top = logits[likeliest];
+        id = likeliest;
+        consider(likeliest);
+        for (int first = 0; first < vocab; first += LANES) {
+            const int count = std::min(LANES, vocab - first);
+            VecF distance, rest;
+            for (int i = 0; i < LANES; ++i) {
+                distance[i] = i < count ? (float)(score(first + i) - best) : -std::numeric_limits<float>::infinity();
+                rest[i] = Uniform(key, first + i).rest;
+            }
+            const VecI can_win = rest < exp(distance) * splat(MARGIN);
+            for (int i = 0; i < count; ++i)
+                if (can_win[i] && first + i != likeliest && logits[first + i] > -std::numeric_limits<float>::infinity())
+                    consider(first + i);
+        }
+        return id;
+    }
+};
+
+}  // namespace
+}  // namespace blora
+
+extern "C" {
+
+// logits: [rows, vocab]. ids: [rows] the first of the largest. is_finite: [rows].
+BLORA_API void blora_scan(const float* logits, int32_t rows, int32_t vocab, int64_t* ids, uint8_t* is_finite) {
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int row = 0; row < rows; ++row) blora::scan_row(logits + (int64_t)row * vocab, vocab, ids + row, is_finite + row);
+}
+
+// A draw from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample, position).
+BLORA_API int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key) {
+    int64_t likeliest;
+    uint8_t is_finite;
+    blora::scan_row(logits, vocab, &likeliest, &is_finite);
+    return blora::Draw{logits, vocab, temperature, key}.run((int)likeliest);
+}
+}
