@@ -68,7 +68,7 @@ def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_siz
 
 def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int) -> str | None:
     if kernels is None:
-        return "they were not built; install a C++ compiler and install blora again"
+        return "they were not built from these sources; install blora again, with a C++ compiler"
     if dtype not in DTYPES:
         return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
     try:

@@ -148,22 +148,32 @@ inline void fold(
     max = both;
 }
 
-// values[query][..] += sum over tokens of p[query][at[token]] * rows[token][..], tokens in order.
+// Values of a tile: panel by panel, each of neighbouring tokens.
+template <class T>
+struct Values {
+    const T* panels[TILE_PANELS];  // each [counts[i], head_dim]
+    int counts[TILE_PANELS];
+    int count = 0;
+};
+
+// values[query][..] += sum over tokens of p[query][token] * rows[token][..], tokens in order.
 template <class T, int COUNT, int VECTORS>
-void add_values(
-    const float* p, const T* const* rows, const int* at, int tokens, int column, int dim, float* values) {
+void add_values(const float* p, const Values<T>& tile, int column, int dim, float* values) {
     const int last = std::min(LANES, dim - column - (VECTORS - 1) * LANES);
     VecF acc[COUNT][VECTORS];
     for (int q = 0; q < COUNT; ++q)
         for (int v = 0; v < VECTORS; ++v)
             acc[q][v] = load_part(values + q * dim + column + v * LANES, v + 1 < VECTORS ? LANES : last);
-    for (int t = 0; t < tokens; ++t) {
-        VecF row[VECTORS];
-        for (int v = 0; v < VECTORS; ++v)
-            row[v] = load_part(rows[t] + column + v * LANES, v + 1 < VECTORS ? LANES : last);
-        for (int q = 0; q < COUNT; ++q) {
-            const VecF weight = splat(p[q * TILE + at[t]]);
-            for (int v = 0; v < VECTORS; ++v) acc[q][v] = fma(weight, row[v], acc[q][v]);
+    for (int panel = 0; panel < tile.count; ++panel) {
+        const T* source = tile.panels[panel] + column;
+        const float* weights = p + panel * PANEL;
+        for (int t = 0; t < tile.counts[panel]; ++t, source += dim, ++weights) {
+            VecF row[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) row[v] = load_part(source + v * LANES, v + 1 < VECTORS ? LANES : last);
+            for (int q = 0; q < COUNT; ++q) {
+                const VecF weight = splat(weights[q * TILE]);
+                for (int v = 0; v < VECTORS; ++v) acc[q][v] = fma(weight, row[v], acc[q][v]);
+            }
         }
     }
     for (int q = 0; q < COUNT; ++q)
@@ -172,11 +182,10 @@ void add_values(
 }
 
 template <class T, int COUNT>
-void add_values_of(const float* p, const T* const* rows, const int* at, int tokens, int dim, float* values) {
+void add_values_of(const float* p, const Values<T>& tile, int dim, float* values) {
     int column = 0;
-    for (; column + 4 * LANES <= dim; column += 4 * LANES)
-        add_values<T, COUNT, 4>(p, rows, at, tokens, column, dim, values);
-    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, rows, at, tokens, column, dim, values);
+    for (; column + 4 * LANES <= dim; column += 4 * LANES) add_values<T, COUNT, 4>(p, tile, column, dim, values);
+    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, tile, column, dim, values);
 }
 
 // One query's scores become weights; returns false when it sees nothing of the tile.
@@ -216,36 +225,46 @@ inline bool weigh(const Shape& shape, float* scores, int panels, int start, int 
     return true;
 }
 
+// Blocks lie anywhere: the first access to each waits for its address as much as for its bytes. All of a tile wait together
+// here, and V comes while K is multiplied.
+template <class T>
+void fetch(const T* const* keys, const Values<T>& values, int dim) {
+    char touched = 0;
+    for (int panel = 0; panel < values.count; ++panel)
+        touched += *(const char*)keys[panel] + *(const char*)values.panels[panel];
+    asm volatile("" : : "r"(touched));  // or the compiler leaves the loads out
+    for (int panel = 0; panel < values.count; ++panel)
+        for (int64_t byte = 0; byte < (int64_t)values.counts[panel] * dim * (int64_t)sizeof(T); byte += 64)
+            __builtin_prefetch((const char*)values.panels[panel] + byte);
+}
+
 template <class T>
 void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, int start, int end, Sums& sums) {
     const int dim = shape.layer.head_dim, group = shape.group, num_queries = item.count * group;
     const int window = shape.layer.window;
-    const T* panels[TILE_PANELS];
-    int count = 0;
-    for (int position = start; position < end; position += shape.width)
-        panels[count++] = shape.keys<T>(item.row, position, item.head);
+    const T* keys[TILE_PANELS];
+    Values<T> tile;
+    for (int position = start; position < end; position += shape.width) {
+        keys[tile.count] = shape.keys<T>(item.row, position, item.head);
+        tile.panels[tile.count] = shape.values<T>(item.row, position, item.head);
+        tile.counts[tile.count++] = std::min(shape.width, end - position);
+    }
+    fetch(keys, tile, dim);
     alignas(64) float scores[MAX_QUERIES * TILE];
-    multiply<T>(num_queries, queries, dim, panels, count, shape.width, dim, 0, scores, TILE);
+    multiply<T>(num_queries, queries, dim, keys, tile.count, shape.width, dim, 0, scores, TILE);
     const int first_position = shape.first_position(item.row) + item.first;
     for (int q = 0; q < num_queries; ++q) {
         const int to = first_position + q / group + 1, from = window ? std::max(to - window, 0) : 0;
         float* weights = scores + q * TILE;
-        if (!weigh(shape, weights, count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
+        if (!weigh(shape, weights, tile.count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
             std::fill(weights, weights + TILE, 0.0f);
     }
-    const T* rows[TILE];
-    int at[TILE];
-    const int tokens = end - start;
-    for (int t = 0; t < tokens; ++t) {
-        rows[t] = shape.values<T>(item.row, start + t, item.head);
-        at[t] = t / shape.width * PANEL + t % shape.width;
-    }
-    constexpr int TOGETHER = 3;
+    constexpr int TOGETHER = LANES == 16 ? 6 : 3;
     int q = 0;
     for (; q + TOGETHER <= num_queries; q += TOGETHER)
-        add_values_of<T, TOGETHER>(scores + q * TILE, rows, at, tokens, dim, sums.values + q * dim);
-    for (; q < num_queries; ++q)
-        add_values_of<T, 1>(scores + q * TILE, rows, at, tokens, dim, sums.values + q * dim);
+        add_values_of<T, TOGETHER>(scores + q * TILE, tile, dim, sums.values + q * dim);
+    for (; q + 3 <= num_queries; q += 3) add_values_of<T, 3>(scores + q * TILE, tile, dim, sums.values + q * dim);
+    for (; q < num_queries; ++q) add_values_of<T, 1>(scores + q * TILE, tile, dim, sums.values + q * dim);
 }
 
 template <class T>

@@ -26,6 +26,7 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "base": set[str](),
 }
+INTERFACE = 2  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -92,11 +93,14 @@ class PackedLinear:
 
 
 class Kernels:
-    """Shapes are checked at every call, and everything has to be contiguous: what is wrong raises ValueError."""
+    """Shapes are checked at every call, and everything has to be contiguous: what is wrong raises ValueError, a library
+    that was built from other sources too."""
 
     def __init__(self, instruction_set: str, path: Path) -> None:
         self.instruction_set = instruction_set
         library = ctypes.PyDLL(str(path))
+        if not hasattr(library, "blora_interface") or library.blora_interface() != INTERFACE:
+            raise ValueError(f"{path.name} was built from other sources")
         self._linear = library.blora_linear
         self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_void_p]
         self._pack = library.blora_pack
@@ -230,8 +234,12 @@ def _cpu_flags() -> set[str]:
 
 @cache
 def load_kernels(instruction_set: str | None = None) -> Kernels | None:
-    """The build for an instruction set, or the best that was built and runs here; None when there is none."""
+    """The build for an instruction set, or the best that was built and runs here; None when there is none of these
+    sources."""
     for name in instruction_sets() if instruction_set is None else [instruction_set]:
         for path in Path(__file__).parent.glob(f"_{name}.*so"):
-            return Kernels(name, path)
+            try:
+                return Kernels(name, path)
+            except ValueError as error:
+                logger.warning("%s: install blora again", error)
     return None

@@ -33,6 +33,8 @@ void gate_rows(const T* x, int rows, int width, T* y) {
 
 extern "C" {
 
+BLORA_API int32_t blora_interface() { return BLORA_INTERFACE; }
+
 // x, y: [rows, width], weight: [width].
 BLORA_API void blora_rms_norm(
     const void* x, const void* weight, int32_t rows, int32_t width, float eps, int32_t dtype, void* y) {

@@ -136,11 +136,21 @@ inline VecU bf16_bits(VecF v) {
 
 inline VecF load(const float* source) { return load_as<VecF>(source); }
 inline VecF load(const bf16* source) {
+#if defined(__AVX512F__)
+    return (VecF)(VecU)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load_as<VecH>(source)), 16);
+#elif defined(__AVX2__)
+    return (VecF)(VecU)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)load_as<VecH>(source)), 16);
+#else
     return (VecF)(__builtin_convertvector(load_as<VecH>(source), VecU) << 16);
+#endif
 }
 inline void store(float* target, VecF v) { std::memcpy(target, &v, sizeof v); }
 inline void store(bf16* target, VecF v) {
+#if defined(__AVX512F__)
+    VecH halves = (VecH)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bf16_bits(v));
+#else
     VecH halves = __builtin_convertvector(bf16_bits(v), VecH);
+#endif
     std::memcpy(target, &halves, sizeof halves);
 }
 

@@ -5,6 +5,10 @@
 
 #define BLORA_API __attribute__((visibility("default")))
 
+// Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
+// library of another number than library.py's is not loaded.
+#define BLORA_INTERFACE 2
+
 extern "C" {
 
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
