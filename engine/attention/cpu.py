@@ -31,7 +31,7 @@ class CpuAttention(AttentionPlanner):
         check_shape(config, arena.layout.block_size)
         self._kernels = kernels
         self._kept = (arena, cos, sin, qk_norms)
-        self._layers = [
+        self.layers = [
             AttentionLayer(
                 pages=arena.pages.data_ptr(),
                 page_bytes=arena.page_bytes,
@@ -65,7 +65,7 @@ class CpuAttention(AttentionPlanner):
         """Attends with q, k and v as the projection left them. Shapes: see Kernels.attention."""
         if not isinstance(metadata, CpuAttentionMetadata):
             raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
-        self._kernels.attention(self._layers[layer], metadata.plan, qkv, y)
+        self._kernels.attention(self.layers[layer], metadata.plan, qkv, y)
 
 
 def check_shape(config: ModelConfig, block_size: int) -> None:

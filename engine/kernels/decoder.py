@@ -1,9 +1,7 @@
-"""CpuCausalLM: the decoder on the native kernels. Same parts and order as `model/decoder.py`, fewer and larger calls.
+"""CpuCausalLM: the decoder on the native kernels, all layers in one call. Same order as `model/decoder.py`.
 
 Takes the weights over: matrices are packed in place, one copy of each, and cannot be read as matrices afterwards.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,84 +9,55 @@ from torch import Tensor
 
 from blora.adapters.cpu import CpuLoRAMetadata
 
-from ..attention.cpu import CpuAttention
+from ..attention.cpu import CpuAttention, CpuAttentionMetadata
 from ..inputs import ForwardBatch
 from ..model.config import ModelConfig
 from ..model.targets import DOWN, GATE_UP, OUT, QKV, site_of
 from ..model.weights import ModelWeights, Projection, layer_sites
-from .library import PANEL, Epilogue, Kernels, PackedLinear
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """What a step's tokens are on their way, the same memory for every layer."""
-
-    hidden: Tensor  # [num_tokens, hidden_size]: the residual stream
-    normed: Tensor  # [num_tokens, hidden_size]
-    qkv: Tensor  # [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]
-    attended: Tensor  # [num_tokens, num_heads * head_dim]
-    gate_up: Tensor | None  # [num_tokens, 2 * intermediate_size], where gate and up are not whole panels
-    gated: Tensor  # [num_tokens, intermediate_size]
-
-
-class CpuDecoderLayer:
-    def __init__(
-        self, kernels: Kernels, config: ModelConfig, weights: ModelWeights, layer: int, attention: CpuAttention
-    ) -> None:
-        qkv, out, gate_up, down = layer_sites(weights, layer)
-
-        def pack(projection: Projection, site: int) -> PackedLinear:
-            return kernels.pack_linear(projection.weight, projection.bias, site_of(layer, site))
-
-        self._qkv, self._out = pack(qkv, QKV), pack(out, OUT)
-        self._gate_up, self._down = pack(gate_up, GATE_UP), pack(down, DOWN)
-        self._input_norm = weights.layers[layer].input_norm
-        self._post_attention_norm = weights.layers[layer].post_attention_norm
-        self._eps = config.rms_norm_eps
-        self._layer = layer
-        self._attention = attention
-        self._kernels = kernels
-
-    def forward(self, at: Activations, batch: ForwardBatch, lora: int | None) -> None:
-        """Changes at.hidden in place. lora: address of the step's adapters."""
-        kernels = self._kernels
-        kernels.rms_norm(at.hidden, self._input_norm, self._eps, at.normed)
-        kernels.linear(self._qkv, at.normed, at.qkv, Epilogue.STORE, lora)
-        self._attention.run(self._layer, at.qkv, at.attended, batch.attention)
-        kernels.linear(self._out, at.attended, at.hidden, Epilogue.ADD, lora)
-        kernels.rms_norm(at.hidden, self._post_attention_norm, self._eps, at.normed)
-        if at.gate_up is None:
-            kernels.linear(self._gate_up, at.normed, at.gated, Epilogue.SILU_MUL, lora)
-        else:
-            kernels.linear(self._gate_up, at.normed, at.gate_up, Epilogue.STORE, lora)
-            kernels.silu_mul(at.gate_up, at.gated)
-        kernels.linear(self._down, at.gated, at.hidden, Epilogue.ADD, lora)
+from .library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 
 
 class CpuCausalLM:
     def __init__(self, kernels: Kernels, config: ModelConfig, weights: ModelWeights, attention: CpuAttention) -> None:
         self._kernels = kernels
         self._config = config
-        self._layers = [
-            CpuDecoderLayer(kernels, config, weights, layer, attention) for layer in range(config.num_layers)
-        ]
+        self._weights = weights  # kept alive: the layers hold addresses
+        self._attention = attention
+        self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
         self._norm = weights.norm
         self._head = kernels.pack_linear(weights.lm_head)
         # A tied table is the packed head itself.
         self._embedding = None if weights.embedding is weights.lm_head else weights.embedding
 
+    def _layer(self, layer: int) -> DecoderLayer:
+        def pack(projection: Projection, site: int) -> PackedLinear:
+            return self._kernels.pack_linear(projection.weight, projection.bias, site_of(layer, site))
+
+        qkv, out, gate_up, down = layer_sites(self._weights, layer)
+        norms = self._weights.layers[layer]
+        return DecoderLayer(
+            qkv=pack(qkv, QKV).layer,
+            out=pack(out, OUT).layer,
+            gate_up=pack(gate_up, GATE_UP).layer,
+            down=pack(down, DOWN).layer,
+            attention=self._attention.layers[layer],
+            input_norm=norms.input_norm.data_ptr(),
+            post_attention_norm=norms.post_attention_norm.data_ptr(),
+            eps=self._config.rms_norm_eps,
+        )
+
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
-        if batch.lora is not None and not isinstance(batch.lora, CpuLoRAMetadata):
-            raise TypeError(f"metadata of another backend: {type(batch.lora).__name__}")
-        lora = None if batch.lora is None else batch.lora.address
-        at = self._allocate(len(batch.token_ids))
-        self._embed(batch.token_ids, at.hidden)
-        for layer in self._layers:
-            layer.forward(at, batch, lora)
-        self._kernels.rms_norm(at.hidden, self._norm, self._config.rms_norm_eps, at.normed)
-        return at.normed
+        rows, lora = batch.attention, batch.lora
+        if not isinstance(rows, CpuAttentionMetadata) or not isinstance(lora, CpuLoRAMetadata | None):
+            raise TypeError(f"metadata of another backend: {type(rows).__name__}, {type(lora).__name__}")
+        hidden, normed, *others = self._allocate(len(batch.token_ids))
+        self._embed(batch.token_ids, hidden)
+        address = None if lora is None else lora.address
+        self._kernels.decoder(self._layers, (hidden, normed, *others), rows.plan, address)
+        self._kernels.rms_norm(hidden, self._norm, self._config.rms_norm_eps, normed)
+        return normed
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -103,19 +72,20 @@ class CpuCausalLM:
         else:
             y.copy_(F.embedding(token_ids, self._embedding))
 
-    def _allocate(self, num_tokens: int) -> Activations:
+    def _allocate(self, num_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """hidden, normed, qkv, attended, gate_up and gated, the same memory for every layer."""
         config, like = self._config, self._norm
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        is_gated_apart = config.intermediate_size % PANEL != 0
+        is_gated_at_once = config.intermediate_size % PANEL == 0
 
         def empty(width: int) -> Tensor:
             return like.new_empty(num_tokens, width)
 
-        return Activations(
-            hidden=empty(config.hidden_size),
-            normed=empty(config.hidden_size),
-            qkv=empty(q + 2 * kv),
-            attended=empty(q),
-            gate_up=empty(2 * config.intermediate_size) if is_gated_apart else None,
-            gated=empty(config.intermediate_size),
+        return (
+            empty(config.hidden_size),
+            empty(config.hidden_size),
+            empty(q + 2 * kv),
+            empty(q),
+            None if is_gated_at_once else empty(2 * config.intermediate_size),
+            empty(config.intermediate_size),
         )

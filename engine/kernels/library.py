@@ -26,7 +26,7 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "base": set[str](),
 }
-INTERFACE = 2  # types.h has the same number
+INTERFACE = 3  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -83,6 +83,27 @@ class AttentionPlan(Structure):
     ]
 
 
+class DecoderLayer(Structure):
+    _fields_ = [
+        ("qkv", LinearLayer),
+        ("out", LinearLayer),
+        ("gate_up", LinearLayer),
+        ("down", LinearLayer),
+        ("attention", AttentionLayer),
+        ("input_norm", c_void_p),
+        ("post_attention_norm", c_void_p),
+        ("eps", c_float),
+        ("unused", c_int32),
+    ]
+
+
+ACTIVATIONS = ("hidden", "normed", "qkv", "attended", "gate_up", "gated")
+
+
+class Activations(Structure):
+    _fields_ = [*((name, c_void_p) for name in ACTIVATIONS), ("num_tokens", c_int32), ("unused", c_int32)]
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
     """A packed weight and what stands for it in a call."""
@@ -98,6 +119,7 @@ class Kernels:
 
     def __init__(self, instruction_set: str, path: Path) -> None:
         self.instruction_set = instruction_set
+        self.seconds: Tensor | None = None  # [3] float64: `decoder` adds what linear, attention and norm took
         library = ctypes.PyDLL(str(path))
         if not hasattr(library, "blora_interface") or library.blora_interface() != INTERFACE:
             raise ValueError(f"{path.name} was built from other sources")
@@ -118,6 +140,16 @@ class Kernels:
         for function in (self._linear, self._pack, self._unpack_rows, self._rms_norm, self._silu_mul, self._attention):
             function.restype = None
         self._scan.restype = None
+        self._decoder = library.blora_decoder
+        self._decoder.argtypes = [
+            POINTER(DecoderLayer),
+            c_int32,
+            POINTER(Activations),
+            POINTER(AttentionPlan),
+            c_void_p,
+            c_void_p,
+        ]
+        self._decoder.restype = None
         self._draw = library.blora_draw
         self._draw.argtypes = [c_void_p, c_int32, c_double, c_uint64]
         self._draw.restype = c_int32
@@ -188,6 +220,32 @@ class Kernels:
         check_shape("qkv", qkv, dtype, (plan.num_tokens, width + 2 * layer.num_kv_heads * layer.head_dim))
         check_shape("y", y, dtype, (plan.num_tokens, width))
         self._attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
+
+    def decoder(
+        self,
+        layers: ctypes.Array[DecoderLayer],
+        activations: Sequence[Tensor | None],
+        plan: AttentionPlan,
+        lora_plan: int | None,
+    ) -> None:
+        """Runs all layers, which have the same shapes. layers: an array of the structure.
+
+        activations: hidden, normed, qkv, attended, gate_up (None where gate and up are whole panels) and gated, as the
+        structure says. Changes hidden. lora_plan: address of CpuLoRA's plan.
+        """
+        first = layers[0]
+        heads = first.attention.num_heads * first.attention.head_dim
+        widths = (first.qkv.in_, first.qkv.in_, first.qkv.out, heads, first.gate_up.out, first.down.in_)
+        dtype = torch.float32 if first.qkv.dtype == 0 else torch.bfloat16
+        if (activations[4] is None) != (first.down.in_ % PANEL == 0):
+            raise ValueError("gate_up: to be given where gate and up are not whole panels, and only there")
+        for name, tensor, width in zip(ACTIVATIONS, activations, widths, strict=True):
+            if tensor is not None:
+                check_shape(name, tensor, dtype, (plan.num_tokens, width))
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in activations]
+        at = Activations(*addresses, plan.num_tokens, 0)
+        seconds = None if self.seconds is None else self.seconds.data_ptr()
+        self._decoder(layers, len(layers), byref(at), byref(plan), lora_plan, seconds)
 
     def scan(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; returns

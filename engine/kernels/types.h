@@ -7,7 +7,7 @@
 
 // Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
 // library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 2
+#define BLORA_INTERFACE 3
 
 extern "C" {
 
@@ -84,5 +84,26 @@ struct AttentionPlan {
     const int32_t* seq_lens;  // [num_rows]
     const int32_t* tables;    // all block tables, one after another
     const int32_t* table_at;  // [num_rows] first entry of each row's
+};
+
+struct DecoderLayer {
+    Linear qkv, out, gate_up, down;
+    AttentionLayer attention;
+    const void* input_norm;           // [hidden] of the dtype
+    const void* post_attention_norm;  // [hidden]
+    float eps;
+    int32_t unused;
+};
+
+// What a step's tokens are on their way through the layers, all [num_tokens, ...] of the dtype.
+struct Activations {
+    void* hidden;    // the residual stream
+    void* normed;
+    void* qkv;
+    void* attended;
+    void* gate_up;   // null where gate and up are whole panels: then SILU_MUL makes `gated` at once
+    void* gated;
+    int32_t num_tokens;
+    int32_t unused;
 };
 }
