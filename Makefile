@@ -6,13 +6,35 @@ BIN := $(VENV)/bin
 MODEL := .cache/models/SmolLM2-135M-Instruct
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format model train clean
+.PHONY: demo test kernels-grid sanitize peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
 
 test: $(READY) model
 	$(BIN)/python -m pytest
+
+# Random cases of all kernels, minutes: CASES=50000, and SEED= of the first to run a case again.
+CASES := 50000
+kernels-grid: $(READY)
+	cd tests && ../$(BIN)/python -m kernel_cases.grid --cases $(CASES) $(if $(SEED),--seed $(SEED))
+
+# The kernels with AddressSanitizer and UBSan: their tests and a part of the grid. The first thing found ends the process,
+# with the lines of C++ and of Python.
+SANITIZED_CASES := 2000
+sanitize: $(READY)
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(BIN)/python tests/kernel_cases/build.py "$$folder" && \
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" && \
+	export ASAN_OPTIONS=detect_leaks=0,abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1,abort_on_error=1 && \
+	$(BIN)/python -m pytest -s tests/engine/kernels --kernels "$$folder" && \
+	cd tests && ../$(BIN)/python -m kernel_cases.grid --kernels "$$folder" --cases $(SANITIZED_CASES)
+
+# The same work on other engines: makes their environments (some GB), then most of an hour.
+peers: $(READY) model
+	$(BIN)/python bench/peers/environments.py
+	$(BIN)/python bench/peers/run.py
+	$(BIN)/python bench/peers/plot.py
 
 check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import torch
 
 from .checkpoint import Array
 from .device_pool import DevicePool
@@ -32,6 +33,7 @@ class NativeAdapter:
     slices: Array  # [num_modules] SLICE, by site
     sites: Array  # [num_sites + 1] int32: first slice of each site
     chunks: Array  # [num_chunks] CHUNK: of all A and B
+    shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,21 @@ class CpuLoRAMetadata(LoRAMetadata):
     plan: Array  # [1] PLAN
     uses: Array  # [num_uses] USE
     adapters: Sequence[NativeAdapter]  # kept alive
+    num_tokens: int  # one past the last that has an adapter
+    num_sites: int
+    dtype: torch.dtype
 
     @property
     def address(self) -> int:
         return int(self.plan.ctypes.data)
+
+
+def _check_segments(segments: Sequence[Segment]) -> None:
+    last = 0
+    for segment in segments:
+        if not last <= segment.start < segment.end:
+            raise ValueError(f"segments: {segment.start} to {segment.end} comes after {last}")
+        last = segment.end
 
 
 class CpuLoRA(LoRAPlanner):
@@ -51,6 +64,8 @@ class CpuLoRA(LoRAPlanner):
         self._num_sites = num_sites
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> CpuLoRAMetadata:
+        """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
+        _check_segments(segments)
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._locate) for digest in digests}
         addresses = {
@@ -65,9 +80,15 @@ class CpuLoRA(LoRAPlanner):
             dtype=USE,
         )
         plan = np.array([(len(uses), 0, uses.ctypes.data)], dtype=PLAN)
-        return CpuLoRAMetadata(plan, uses, list(adapters.values()))
+        num_tokens = max((segment.end for segment in segments), default=0)
+        return CpuLoRAMetadata(plan, uses, list(adapters.values()), num_tokens, self._num_sites, self._pool.dtype)
 
     def _locate(self, table: ImageTable, page_ids: Sequence[int]) -> NativeAdapter:
+        num_pages = len(self._pool.pages)
+        if len(page_ids) != table.num_pages or not all(page in range(num_pages) for page in page_ids):
+            raise ValueError(f"{table.num_pages} of {num_pages} pages are wanted, not {page_ids}")
+        if getattr(torch, table.dtype) != self._pool.dtype:
+            raise ValueError(f"weights of {table.dtype} among those of {self._pool.dtype}")
         modules = sorted(table.modules, key=lambda module: module.site)
         groups = [list(chain.from_iterable(matrix)) for module in modules for matrix in (module.a, module.b)]
         chunks = self._place(list(chain.from_iterable(groups)), page_ids)
@@ -76,7 +97,11 @@ class CpuLoRA(LoRAPlanner):
         slices = np.array([(*starts[2 * i : 2 * i + 2], *fact) for i, fact in enumerate(facts)], dtype=SLICE)
         counts = np.bincount([module.site for module in modules], minlength=self._num_sites)
         sites = np.concatenate(([0], counts.cumsum())).astype(np.int32)
-        return NativeAdapter(slices, sites, chunks)
+        shapes: dict[int, tuple[int, int]] = {}
+        for module in modules:
+            end = max(module.column + module.out_features, shapes.get(module.site, (0, 0))[1])
+            shapes[module.site] = (module.in_features, end)
+        return NativeAdapter(slices, sites, chunks, shapes)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
         """[num_chunks] CHUNK."""

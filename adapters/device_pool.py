@@ -24,8 +24,11 @@ class DevicePool:
 
     def add(self, table: ImageTable, image: Tensor) -> None:
         """Keeps an adapter's page images. image: [table.num_pages, page_bytes] uint8, never written to again."""
-        if image.shape != (table.num_pages, self.pages.shape[1]):
-            raise ValueError(f"an image of shape {list(image.shape)} for {table.num_pages} pages")
+        is_fitting = image.shape == (table.num_pages, self.pages.shape[1]) and image.dtype == torch.uint8
+        if not is_fitting or image.device != self.pages.device:
+            raise ValueError(f"an image of {list(image.shape)} {image.dtype} for {table.num_pages} pages")
+        if getattr(torch, table.dtype) != self.dtype:
+            raise ValueError(f"an image of {table.dtype} for a pool of {self.dtype}")
         self._images[table.digest] = (table, image)
 
     def remove(self, digest: str) -> None:
@@ -37,7 +40,9 @@ class DevicePool:
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
         """Copies the images first, first + 1, ... into the pages page_ids."""
-        _, image = self._images[digest]
+        table, image = self._images[digest]
+        if not 0 <= first <= first + len(page_ids) <= table.num_pages or min(page_ids, default=0) < 0:
+            raise ValueError(f"pages {page_ids} for those of the image from {first} of {table.num_pages}")
         self.pages[torch.tensor(page_ids)] = image[first : first + len(page_ids)]
 
     def derive(

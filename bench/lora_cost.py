@@ -86,11 +86,11 @@ class LinearStack:
             for site, layer in enumerate(first)
         ]
 
-    def run(self, rows: int, lora_plan: int | None) -> None:
+    def run(self, rows: int, lora: CpuLoRAMetadata | None) -> None:
         inputs, outputs = [x[:rows] for x in self._inputs], [y[:rows] for y in self._outputs]
         for index, linear in enumerate(self._linears):
             site = index % SITES_PER_LAYER
-            self._kernels.linear(linear, inputs[site], outputs[site], EPILOGUES[site], lora_plan)
+            self._kernels.linear(linear, inputs[site], outputs[site], EPILOGUES[site], lora)
 
 
 def _repeated(values: Tensor, count: int) -> Tensor:
@@ -111,12 +111,12 @@ def measure_cost(stack: LinearStack, case: Case, limits: Limits, seconds: float)
     targets = [target for target in stack.targets if target.name.rpartition(".")[2] in case.modules]
     adapters = ResidentAdapters(stack.config, targets, case)
     metadata = adapters.plan(case)
-    stack.run(case.rows, metadata.address)
+    stack.run(case.rows, metadata)
     pairs: list[tuple[float, float]] = []
 
     def pair() -> float:
         base = timed(lambda: stack.run(case.rows, None))
-        pairs.append((base, timed(lambda: stack.run(case.rows, metadata.address)) - base))
+        pairs.append((base, timed(lambda: stack.run(case.rows, metadata)) - base))
         return base
 
     repeat(pair, seconds)

@@ -15,6 +15,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import torch
+
 from blora.engine import AsyncLLM, SamplingParams, runner
 from blora.engine.kernels.library import load_kernels
 
@@ -26,8 +28,12 @@ from .table import Cell, format_table, write_json
 from .throughput import describe_engine, setup_of
 from .workload import Workload
 
-# Native functions by what they are for; one that is not listed stands under its own name.
+# Native functions by what they are for; one that is not listed stands under its own name. The layers are one function,
+# which tells the times of its parts.
+LAYERS = "decoder"
+PARTS = ("linear", "attention", "norms")
 NATIVE = {
+    LAYERS: "layers: rest",
     "linear": "linear",
     "attention": "attention",
     "rms_norm": "norms",
@@ -106,6 +112,9 @@ def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     with Stopwatch() as stopwatch:
         watch(stopwatch, engine)
         num_steps = len(_plain_steps(engine, work))
+    kernels = load_kernels()
+    if kernels is not None:
+        kernels.seconds = None
     return stopwatch.records[-num_steps:]
 
 
@@ -132,11 +141,19 @@ def watch_kernels(stopwatch: Stopwatch) -> None:
     kernels = load_kernels()
     if kernels is None:
         return
+    seconds = kernels.seconds = torch.zeros(len(PARTS), dtype=torch.float64)
+
+    def take_parts() -> dict[str, float]:
+        parts = dict(zip(PARTS, seconds.tolist(), strict=True))
+        seconds.zero_()
+        return parts
+
     native = [name for name, value in vars(kernels).items() if hasattr(value, "argtypes")]
     for name in native:
         plain = name.strip("_")
         stopwatch.watch(kernels, plain, CALLS)
-        stopwatch.watch(kernels, name, NATIVE.get(plain, plain))
+        parts = take_parts if plain == LAYERS else None
+        stopwatch.watch(kernels, name, NATIVE.get(plain, plain), parts=parts)
 
 
 def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:

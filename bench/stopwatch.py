@@ -6,9 +6,11 @@ It stands in the place of functions and gives these back when it is closed. What
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+Parts = Mapping[str, float]  # label -> seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +28,20 @@ class Stopwatch:
         self._inner: list[float] = []  # seconds of watched calls in each watched call that is open
         self._replaced: list[tuple[Any, str, Any, bool]] = []
 
-    def watch(self, owner: Any, name: str, label: str, starts_record: bool = False) -> None:
-        """owner: an object or a module. A name that it does not have is left out."""
+    def watch(
+        self, owner: Any, name: str, label: str, starts_record: bool = False, parts: Callable[[], Parts] | None = None
+    ) -> None:
+        """owner: an object or a module. A name that it does not have is left out. parts: asked after each call for the
+        shares of its time that other labels have."""
         function = getattr(owner, name, None)
         if function is None:
             return
         self._replaced.append((owner, name, function, name in vars(owner)))
-        setattr(owner, name, self._timed(function, label, starts_record))
+        setattr(owner, name, self._timed(function, label, starts_record, parts))
 
-    def _timed(self, function: Callable[..., Any], label: str, starts_record: bool) -> Callable[..., Any]:
+    def _timed(
+        self, function: Callable[..., Any], label: str, starts_record: bool, parts: Callable[[], Parts] | None
+    ) -> Callable[..., Any]:
         @functools.wraps(function, assigned=())
         def call(*args: Any, **kwargs: Any) -> Any:
             started = time.monotonic()
@@ -48,9 +55,15 @@ class Stopwatch:
                 if self._inner:
                     self._inner[-1] += elapsed
                 if self.records:
-                    self.records[-1].seconds[label] += elapsed - inner
+                    self._count({label: elapsed - inner})
+                    shares = parts() if parts is not None else {}
+                    self._count({label: -sum(shares.values()), **shares})
 
         return call
+
+    def _count(self, seconds: Parts) -> None:
+        for label, share in seconds.items():
+            self.records[-1].seconds[label] += share
 
     def __enter__(self) -> "Stopwatch":
         return self

@@ -7,14 +7,28 @@ Holds what the kernel needs to know of each layer. How K and V stand in a block 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ..arena import Arena
-from ..kernels.library import DTYPES, MAX_GROUP, MAX_HEAD_DIM, PANEL, AttentionLayer, AttentionPlan, Kernels
+from ..arena import Arena, KVLayout
+from ..kernels.library import (
+    DTYPES,
+    MAX_GROUP,
+    MAX_HEAD_DIM,
+    PANEL,
+    AttentionLayer,
+    AttentionPlan,
+    Kernels,
+)
+from ..kernels.library import check_shape as check_tensor
 from ..model.config import ModelConfig
 from .base import AttentionMetadata, AttentionPlanner, PagedRows
+
+MAX_WINDOW = 2**31 - 1
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +43,11 @@ class CpuAttention(AttentionPlanner):
     ) -> None:
         """cos, sin: [max_positions, head_dim // 2] float32. qk_norms: of each layer, or none."""
         check_shape(config, arena.layout.block_size)
+        _check_fit(arena.layout, config, cos, sin, qk_norms)
         self._kernels = kernels
-        self._kept = (arena, cos, sin, qk_norms)
+        self._arena = arena
+        self._kept = (cos, sin, qk_norms)
+        self._max_positions = len(cos)
         self.layers = [
             AttentionLayer(
                 pages=arena.pages.data_ptr(),
@@ -53,26 +70,57 @@ class CpuAttention(AttentionPlanner):
         ]
 
     def plan(self, rows: PagedRows) -> CpuAttentionMetadata:
+        """Raises ValueError for rows that reach beyond their tables, the arena or the rope table."""
         starts = np.array([0, *accumulate(rows.query_lens)], dtype=np.int32)
         seq_lens = np.array(rows.seq_lens, dtype=np.int32)
         tables = np.fromiter(chain.from_iterable(rows.block_tables), dtype=np.int32)
         table_at = np.array([0, *accumulate(map(len, rows.block_tables))], dtype=np.int32)
+        self._check(rows, np.diff(starts), seq_lens, tables, np.diff(table_at))
         arrays = (starts, seq_lens, tables, table_at)
         plan = AttentionPlan(len(seq_lens), int(starts[-1]), *(array.ctypes.data for array in arrays))
         return CpuAttentionMetadata(plan, arrays)
+
+    def _check(self, rows: PagedRows, query_lens: Array, seq_lens: Array, tables: Array, table_lens: Array) -> None:
+        if not len(query_lens) == len(seq_lens) == len(table_lens):
+            raise ValueError(f"rows: {len(query_lens)}, {len(seq_lens)} and {len(table_lens)} of them")
+        is_whole = (query_lens >= 1) & (seq_lens >= query_lens) & (seq_lens <= self._max_positions)
+        is_held = seq_lens <= table_lens.astype(np.int64) * self._arena.layout.block_size
+        if not (is_whole & is_held).all():
+            raise ValueError(f"rows: {rows.query_lens} queries of {rows.seq_lens} tokens in {table_lens} blocks")
+        if ((tables < 0) | (tables >= self._arena.num_pages)).any():
+            raise ValueError("block_tables: pages outside the arena")
 
     def run(self, layer: int, qkv: Tensor, y: Tensor, metadata: AttentionMetadata) -> None:
         """Attends with q, k and v as the projection left them. Shapes: see Kernels.attention."""
         if not isinstance(metadata, CpuAttentionMetadata):
             raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
+        if layer < 0:
+            raise IndexError(f"no layer {layer}")
         self._kernels.attention(self.layers[layer], metadata.plan, qkv, y)
 
 
 def check_shape(config: ModelConfig, block_size: int) -> None:
     """Raises ValueError for what the kernel cannot do."""
-    if block_size > PANEL and block_size % PANEL:
-        raise ValueError(f"block_size: {block_size} is more than {PANEL} and not a multiple of it")
+    if block_size < 1 or (block_size > PANEL and block_size % PANEL):
+        raise ValueError(f"block_size: {block_size} is more than {PANEL} and not a multiple of it, or nothing")
+    if config.num_kv_heads < 1 or config.num_heads < 1 or config.num_heads % config.num_kv_heads:
+        raise ValueError(f"{config.num_heads} query heads do not share {config.num_kv_heads} KV heads evenly")
     if config.num_heads // config.num_kv_heads > MAX_GROUP:
         raise ValueError(f"more than {MAX_GROUP} query heads share a KV head")
-    if config.head_dim > MAX_HEAD_DIM or config.head_dim % 2:
+    if not 2 <= config.head_dim <= MAX_HEAD_DIM or config.head_dim % 2:
         raise ValueError(f"heads of {config.head_dim} are odd or larger than {MAX_HEAD_DIM}")
+    if not all(window is None or 0 < window <= MAX_WINDOW for window in config.sliding_windows):
+        raise ValueError(f"sliding_windows: not all are between 1 and {MAX_WINDOW}")
+
+
+def _check_fit(layout: KVLayout, config: ModelConfig, cos: Tensor, sin: Tensor, qk_norms: Sequence[Tensor]) -> None:
+    """Raises ValueError where the arena or the tables are for another model."""
+    heads = (config.num_layers, config.num_kv_heads, config.head_dim)
+    if (layout.num_layers, layout.num_kv_heads, layout.head_dim) != heads:
+        raise ValueError(f"the arena is laid out for other layers or heads than {heads}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(name, table, torch.float32, (len(cos), config.head_dim // 2))
+    if qk_norms and len(qk_norms) != config.num_layers:
+        raise ValueError(f"qk_norms: {len(qk_norms)} for {config.num_layers} layers")
+    for norm in qk_norms:
+        check_tensor("qk_norms", norm, layout.dtype, (config.num_heads + config.num_kv_heads, config.head_dim))

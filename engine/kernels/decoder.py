@@ -54,8 +54,7 @@ class CpuCausalLM:
             raise TypeError(f"metadata of another backend: {type(rows).__name__}, {type(lora).__name__}")
         hidden, normed, *others = self._allocate(len(batch.token_ids))
         self._embed(batch.token_ids, hidden)
-        address = None if lora is None else lora.address
-        self._kernels.decoder(self._layers, (hidden, normed, *others), rows.plan, address)
+        self._kernels.decoder(self._layers, (hidden, normed, *others), rows.plan, lora)
         self._kernels.rms_norm(hidden, self._norm, self._config.rms_norm_eps, normed)
         return normed
 

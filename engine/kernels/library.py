@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blora.adapters.cpu import CpuLoRAMetadata
+
 logger = logging.getLogger(__name__)
 
 # From the best to the one that runs everywhere, with the flags of /proc/cpuinfo that each needs.
@@ -172,13 +174,19 @@ class Kernels:
         return PackedLinear(weight, bias, layer)
 
     def linear(
-        self, linear: PackedLinear, x: Tensor, y: Tensor, epilogue: Epilogue, lora_plan: int | None = None
+        self,
+        linear: PackedLinear,
+        x: Tensor,
+        y: Tensor,
+        epilogue: Epilogue,
+        lora: CpuLoRAMetadata | None = None,
     ) -> None:
         """y = epilogue(x W^T + what the step's adapters add + bias), rounded once.
 
         x: [num_tokens, in]. STORE and ADD: y [num_tokens, out]; SILU_MUL: [num_tokens, out / 2], where out is a
-        multiple of 32; STORE_FLOAT: [num_tokens, out] float32. lora_plan: address of CpuLoRA's plan.
+        multiple of 32; STORE_FLOAT: [num_tokens, out] float32. lora: the step's adapters.
         """
+        epilogue = Epilogue(epilogue)
         layer = linear.layer
         num_tokens, dtype = x.shape[0], linear.weight.dtype
         width = layer.out // 2 if epilogue is Epilogue.SILU_MUL else layer.out
@@ -186,7 +194,8 @@ class Kernels:
             raise ValueError(f"gate and up of {layer.out} outputs are not whole panels")
         check_shape("x", x, dtype, (None, layer.in_))
         check_shape("y", y, torch.float32 if epilogue is Epilogue.STORE_FLOAT else dtype, (num_tokens, width))
-        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, epilogue, lora_plan)
+        address = _lora_address(lora, layer, num_tokens)
+        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, epilogue, address)
 
     def unpack_rows(self, linear: PackedLinear, ids: Tensor, y: Tensor) -> None:
         """y[i] = the weight's row ids[i]. ids: [n] int64, y: [n, in]."""
@@ -226,12 +235,12 @@ class Kernels:
         layers: ctypes.Array[DecoderLayer],
         activations: Sequence[Tensor | None],
         plan: AttentionPlan,
-        lora_plan: int | None,
+        lora: CpuLoRAMetadata | None,
     ) -> None:
         """Runs all layers, which have the same shapes. layers: an array of the structure.
 
         activations: hidden, normed, qkv, attended, gate_up (None where gate and up are whole panels) and gated, as the
-        structure says. Changes hidden. lora_plan: address of CpuLoRA's plan.
+        structure says. Changes hidden. lora: the step's adapters.
         """
         first = layers[0]
         heads = first.attention.num_heads * first.attention.head_dim
@@ -243,9 +252,10 @@ class Kernels:
             if tensor is not None:
                 check_shape(name, tensor, dtype, (plan.num_tokens, width))
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in activations]
+        address = _lora_address(lora, layers[len(layers) - 1].down, plan.num_tokens)
         at = Activations(*addresses, plan.num_tokens, 0)
         seconds = None if self.seconds is None else self.seconds.data_ptr()
-        self._decoder(layers, len(layers), byref(at), byref(plan), lora_plan, seconds)
+        self._decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
 
     def scan(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; returns
@@ -264,6 +274,23 @@ class Kernels:
         if not len(logits) or not 0 < temperature < math.inf:
             raise ValueError(f"nothing to draw from {len(logits)} logits at temperature {temperature}")
         return int(self._draw(logits.data_ptr(), len(logits), temperature, key))
+
+
+def _lora_address(lora: CpuLoRAMetadata | None, layer: LinearLayer, num_tokens: int) -> int | None:
+    """The address of a plan that fits the layer, which has the last site that is asked for."""
+    if lora is None:
+        return None
+    if not isinstance(lora, CpuLoRAMetadata):
+        raise TypeError(f"lora: {type(lora).__name__} is no plan of these kernels")
+    if lora.num_tokens > num_tokens or layer.site >= lora.num_sites or DTYPES.get(lora.dtype) != layer.dtype:
+        raise ValueError(
+            f"lora: {lora.num_tokens} tokens and {lora.num_sites} sites of {lora.dtype} for {num_tokens} tokens"
+        )
+    for adapter in lora.adapters:
+        num_inputs, num_outputs = adapter.shapes.get(layer.site, (layer.in_, 0))
+        if num_inputs != layer.in_ or num_outputs > layer.out:
+            raise ValueError(f"lora: an adapter of {num_inputs} inputs and {num_outputs} outputs at site {layer.site}")
+    return lora.address
 
 
 def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:

@@ -1,34 +1,34 @@
 """Every instruction set that this machine runs is tested, not only the one that would be chosen; the code for the
-widest vectors and pairwise products is tested everywhere, with these emulated."""
+widest vectors and pairwise products is tested everywhere, with these emulated.
 
-import runpy
-import subprocess
+`--kernels FOLDER` takes the libraries from a folder instead (see kernel_cases/build.py): so `make sanitize` runs these
+tests.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
+from kernel_cases.build import EMULATED, build, builds, path_of
 
-from blora.engine.kernels.library import Kernels, instruction_sets, load_kernels
+from blora.engine.kernels.library import Kernels, load_kernels
 
-ROOT = Path(__file__).parents[3]
-EMULATED = "emulated avx512bf16"
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kernels", type=Path, help="folder with a library of each instruction set, to test instead")
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    """Built by the flags of setup.py, without any instruction set."""
-    with patch("setuptools.setup"):
-        recipe = runpy.run_path(str(ROOT / "setup.py"))
-    library = tmp_path_factory.mktemp("kernels") / "emulated.so"
-    flags = ["-DBLORA_EMULATE", "-fPIC", "-shared", *recipe["COMMON"], "-o", str(library)]
-    subprocess.run(["g++", *flags, *recipe["SOURCES"]], cwd=ROOT, check=True)
-    return Kernels(EMULATED, library)
+    return Kernels(EMULATED, build(EMULATED, tmp_path_factory.mktemp("kernels")))
 
 
-@pytest.fixture(params=[*instruction_sets(), EMULATED])
+@pytest.fixture(params=builds())
 def kernels(request: pytest.FixtureRequest) -> Kernels:
+    folder = request.config.getoption("--kernels", default=None)
+    if folder is not None:
+        return Kernels(request.param, path_of(folder, request.param))
     if request.param == EMULATED:
         kernels: Kernels = request.getfixturevalue("emulated")
         return kernels

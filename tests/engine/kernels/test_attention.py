@@ -1,128 +1,13 @@
 """Native paged attention against float64, over scattered pages full of NaN; and its bits, whatever else is computed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from kernel_cases.attention_world import Shape, World
 
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
 from blora.engine.attention.base import AttentionMetadata, PagedRows
-from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Kernels
-from blora.engine.model.config import ModelConfig, RopeConfig
-from blora.engine.model.rope import rope_cache, rotate
-
-MAX_POSITIONS = 5000
-
-
-@dataclass(frozen=True)
-class Shape:
-    heads: int = 4
-    kv_heads: int = 2
-    dim: int = 16
-    block_size: int = 16
-    window: int | None = None
-    has_norm: bool = False
-
-    @property
-    def config(self) -> ModelConfig:
-        return ModelConfig(
-            architecture="test",
-            vocab_size=1,
-            hidden_size=1,
-            intermediate_size=1,
-            num_layers=2,
-            num_heads=self.heads,
-            num_kv_heads=self.kv_heads,
-            head_dim=self.dim,
-            rms_norm_eps=1e-5,
-            rope=RopeConfig("default", 10000.0),
-            max_position_embeddings=MAX_POSITIONS,
-            qkv_bias=False,
-            o_bias=False,
-            mlp_bias=False,
-            qk_norm=self.has_norm,
-            sliding_windows=(None, self.window),
-            tie_word_embeddings=True,
-            dtype="float32",
-        )
-
-
-class World:
-    """An arena full of NaN, and sequences with all their q, k and v."""
-
-    def __init__(
-        self, kernels: Kernels, shape: Shape, dtype: torch.dtype, lengths: Sequence[int], seed: int = 0
-    ) -> None:
-        torch.manual_seed(seed)
-        self.shape, self.dtype = shape, dtype
-        num_pages = sum(-(-length // shape.block_size) for length in lengths) + 3
-        layout = KVLayout(2, shape.kv_heads, shape.dim, shape.block_size, dtype)
-        self.arena = Arena(layout, num_pages, page_bytes_for(layout, 0) + 64)
-        self.arena.pages.fill_(0xFF)
-        self.cos, self.sin = rope_cache(shape.config.rope, shape.dim, MAX_POSITIONS)
-        self.norms = [(torch.rand(shape.heads + shape.kv_heads, shape.dim) + 0.5).to(dtype) for _ in range(2)]
-        norms = self.norms if shape.has_norm else []
-        self.attention = CpuAttention(kernels, self.arena, shape.config, self.cos, self.sin, norms)
-        width = (shape.heads + 2 * shape.kv_heads) * shape.dim
-        self.sequences = [torch.randn(length, width).to(dtype) for length in lengths]
-        pages = torch.randperm(num_pages).tolist()
-        self.tables = []
-        for length in lengths:
-            count = -(-length // shape.block_size)
-            self.tables.append(pages[:count])
-            pages = pages[count:]
-
-    def step(self, ranges: dict[int, tuple[int, int]], layer: int = 1) -> dict[int, Tensor]:
-        """ranges: row -> the tokens [start, end) of its sequence that this step computes."""
-        rows = PagedRows(
-            [end - start for start, end in ranges.values()],
-            [end for _, end in ranges.values()],
-            [self.tables[row] for row in ranges],
-        )
-        qkv = torch.cat([self.sequences[row][start:end] for row, (start, end) in ranges.items()])
-        y = torch.full((len(qkv), self.shape.heads * self.shape.dim), torch.nan, dtype=self.dtype)
-        self.attention.run(layer, qkv, y, self.attention.plan(rows))
-        return dict(zip(ranges, y.split([end - start for start, end in ranges.values()]), strict=True))
-
-    def run(self, chunks: Sequence[int]) -> list[Tensor]:
-        """All sequences together, each cut in chunks; the last size goes on."""
-        done = [0] * len(self.sequences)
-        parts: list[list[Tensor]] = [[] for _ in done]
-        for index in range(sum(len(sequence) for sequence in self.sequences)):
-            size = chunks[min(index, len(chunks) - 1)]
-            ranges = {
-                row: (start, min(start + size, len(self.sequences[row])))
-                for row, start in enumerate(done)
-                if start < len(self.sequences[row])
-            }
-            if not ranges:
-                break
-            for row, part in self.step(ranges).items():
-                parts[row].append(part)
-                done[row] = ranges[row][1]
-        return [torch.cat(part) for part in parts]
-
-    def expected(self, row: int, layer: int = 1) -> Tensor:
-        """By definition, in float64, from q, k and v rounded as the model stores them: [length, heads * dim]."""
-        shape, qkv = self.shape, self.sequences[row]
-        length, num_qk = len(qkv), shape.heads + shape.kv_heads
-        heads = qkv.view(length, -1, shape.dim)
-        qk, v = heads[:, :num_qk], heads[:, num_qk:].double()
-        if shape.has_norm:
-            normed = qk.double() * torch.rsqrt(qk.double().square().mean(-1, keepdim=True) + 1e-5)
-            qk = self.norms[layer] * normed.to(self.dtype)
-        qk = rotate(qk, self.cos[:length, None], self.sin[:length, None]).double()
-        group = shape.heads // shape.kv_heads
-        k, v = (x.repeat_interleave(group, dim=1) for x in (qk[:, shape.heads :], v))
-        scores = torch.einsum("qhd,khd->hqk", qk[:, : shape.heads], k) * shape.dim**-0.5
-        distance = torch.arange(length)[:, None] - torch.arange(length)
-        window = shape.window if layer == 1 and shape.window else length
-        scores.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
-        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
-
 
 SHAPES = {
     "gqa": Shape(),

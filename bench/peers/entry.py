@@ -1,0 +1,81 @@
+"""What takes part: for each peer one worker, or two where it needs another engine for adapters."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .work import MODES, Mode, Work
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """command: the worker without the options that all have. needs: files of its environment."""
+
+    peer: str
+    title: str
+    modes: tuple[Mode, ...]
+    command: tuple[str, ...]
+    model: Path
+    needs: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.peer, *self.modes])
+
+    @property
+    def loads_adapters(self) -> bool:
+        return "adapters" in self.modes
+
+    def absent(self) -> str | None:
+        """Why its worker cannot be started, if so."""
+        for path in self.needs:
+            if not path.exists():
+                return f"its environment is absent: there is no {path}"
+        return None
+
+    def full_command(self, work: Work, threads: int, adapters: Sequence[Path]) -> list[str]:
+        length = work.prompt_len + work.output_len
+        command = [*self.command, "--model", str(self.model), "--threads", str(threads)]
+        command += ["--rows", str(work.max_rows), "--length", str(length)]
+        if self.loads_adapters:
+            command += [f"--adapter={path}" for path in adapters]
+        return command
+
+
+def entries(model: Path, environments: Path) -> list[Entry]:
+    """In the order of the table; blora, which the others are compared with, is the first."""
+    vllm, openvino, llama = (environments / name for name in ("vllm", "openvino", "llama"))
+    llama_server, gguf = llama / "build/bin/llama-server", llama / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    transformers = _script("transformers", Path(sys.executable))
+    vllm_command, vllm_needs = _script("vllm", vllm / "bin/python"), (vllm / "bin/python",)
+    openvino_model = openvino / "model"
+    return [
+        Entry("blora", "blora", MODES, _script("blora", Path(sys.executable)), model),
+        Entry(
+            "openvino",
+            "OpenVINO GenAI",
+            ("base",),
+            _script("openvino", openvino / "bin/python"),
+            openvino_model,
+            (openvino / "bin/python", openvino_model / "openvino_model.xml"),
+        ),
+        Entry("vllm", "vLLM-CPU", ("base",), vllm_command, model, vllm_needs),
+        Entry("vllm", "vLLM-CPU", ("adapters",), vllm_command, model, vllm_needs),
+        Entry(
+            "llama",
+            "llama.cpp",
+            ("base",),
+            (*_script("llama", Path(sys.executable)), "--server", str(llama_server)),
+            gguf,
+            (llama_server, gguf),
+        ),
+        Entry("transformers", "transformers", ("base",), transformers, model),
+        Entry("peft", "PEFT", ("adapters",), transformers, model),
+    ]
+
+
+def _script(name: str, python: Path) -> tuple[str, ...]:
+    return (str(python), str(HERE / f"{name}_worker.py"))

@@ -1,0 +1,173 @@
+"""Native LoRA, inside the packed multiplication, against a float64 sum; its bits, whatever else is in the batch; and
+what it may not read: everything around the adapters' chunks is NaN."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from kernel_cases.lora_world import Adapter, LoRAWorld, Site, Uses, segments_of, uses_of
+
+from blora.adapters.lora import Segment
+from blora.engine.kernels.library import Epilogue, Kernels
+
+SITES = {
+    "one": Site(40, 48, ((0, 48),)),
+    "heads of 8": Site(40, 40, ((0, 24), (24, 8), (32, 8)), has_bias=True),
+    "whole panels": Site(64, 96, ((0, 64), (64, 16), (80, 16))),
+    "odd widths": Site(24, 45, ((0, 20), (20, 9), (29, 16)), has_bias=True),
+    "single outputs": Site(24, 21, ((3, 1), (15, 1), (16, 1), (20, 1))),
+    "across tiles": Site(40, 1100, ((0, 500), (500, 30), (530, 570)), has_bias=True),
+    "gate and up": Site(40, 192, ((0, 96), (96, 96)), has_bias=True),
+}
+EVERYWHERE = (16, 4, 9, 21)  # ranks, as many as there are slices
+TOKENS = [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 24, 25, 31, 95, 96, 97, 191, 193, 300]
+FLOAT = [Epilogue.STORE, Epilogue.STORE_FLOAT, Epilogue.ADD]
+
+A: Uses = (("a", 1.0),)
+B: Uses = (("b", 1.0),)
+BASE: Uses = ()
+
+
+def make_world(kernels: Kernels, dtype: torch.dtype, site: Site, *ranks: Sequence[int]) -> LoRAWorld:
+    """Adapters a, b, c, ... with the ranks of each slice."""
+    adapters = {
+        chr(ord("a") + index): Adapter(tuple(own[: len(site.slices)]), 0.5 + index) for index, own in enumerate(ranks)
+    }
+    return LoRAWorld(kernels, dtype, site, adapters)
+
+
+@pytest.mark.parametrize("page_bytes", [1024, 1 << 16], ids=["pieces", "matrices"])
+def test_every_rank(kernels: Kernels, dtype: torch.dtype, page_bytes: int) -> None:
+    """In pages of a piece each, and of whole matrices."""
+    site = SITES["heads of 8"]
+    for rank in range(1, 71):
+        world = LoRAWorld(kernels, dtype, site, {"a": Adapter((rank, rank % 20 + 1, 71 - rank))}, page_bytes, rank)
+        for num_tokens in (1, 3, 9):
+            world.check(world.rows(num_tokens), Epilogue.STORE_FLOAT, [Segment(0, num_tokens, A)])
+
+
+@pytest.mark.parametrize("name", SITES)
+@pytest.mark.parametrize("epilogue", FLOAT, ids=lambda epilogue: epilogue.name)
+def test_slices_anywhere(kernels: Kernels, dtype: torch.dtype, name: str, epilogue: Epilogue) -> None:
+    world = make_world(kernels, dtype, SITES[name], EVERYWHERE, (64, 0, 13, 1))
+    for num_tokens in TOKENS:
+        half = num_tokens // 2
+        world.check(world.rows(num_tokens), epilogue, segments_of([(half, A), (num_tokens - half, B)]))
+
+
+@pytest.mark.parametrize("width", [16, 48, 96, 528])
+def test_the_change_comes_before_the_gate(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
+    world = make_world(kernels, dtype, Site(40, 2 * width, ((0, width), (width, width)), True), (16, 12), (0, 5))
+    for num_tokens in TOKENS:
+        half = num_tokens // 2
+        world.check(world.rows(num_tokens), Epilogue.SILU_MUL, segments_of([(half, A), (num_tokens - half, B)]))
+
+
+def test_every_number_of_inputs(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Around the ends of units, lines and pieces of each width of groups."""
+    step = 4 // dtype.itemsize
+    for in_ in [
+        *range(step, 70, step),
+        *(near * step for size in (64, 128, 256) for near in (size - 1, size, size + 1)),
+    ]:
+        world = make_world(kernels, dtype, Site(in_, 32, ((0, 32),)), (16,), (8,), (4,), (28,))
+        runs: list[tuple[int, Uses]] = [(3, ((name, 1.0),)) for name in "abcd"]
+        world.check(world.rows(12), Epilogue.STORE_FLOAT, segments_of(runs))
+
+
+MIXTURES: dict[str, list[tuple[int, Uses]]] = {
+    "base only": [(9, BASE)],
+    "base between": [(2, BASE), (3, A), (4, BASE), (1, B), (1, BASE)],
+    "one token": [(1, A)],
+    "distinct": [(1, A), (1, B), (1, (("c", 1.0),)), (1, BASE)],
+    "uniform": [(20, A), (20, B), (20, (("c", 1.0),)), (20, BASE)],
+    "skewed": [(100, A), (3, B), (1, (("c", 1.0),)), (2, BASE)],
+    "identical": [(33, A)],
+    "scaled": [(4, (("a", 0.5),)), (4, (("a", -2.0),)), (4, (("a", 0.0),)), (4, (("a", 1e-3),))],
+    "composed": [(5, (("a", 0.5), ("b", 1.5))), (2, (("c", 1.0), ("b", -1.0), ("a", 0.25)))],
+    "the same twice": [(4, (("a", 0.5), ("a", 0.25)))],
+    "in pieces": [(3, A), (2, A), (4, A)],
+}
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("name", ["heads of 8", "whole panels"])
+def test_mixtures(kernels: Kernels, dtype: torch.dtype, name: str, mixture: str) -> None:
+    world = make_world(kernels, dtype, SITES[name], EVERYWHERE, (5, 0, 40), (0, 1, 0))
+    runs = MIXTURES[mixture]
+    x = world.rows(len(uses_of(runs)))
+    for epilogue in FLOAT:
+        world.check(x, epilogue, segments_of(runs))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(
+    ("name", "epilogue"), [*(("heads of 8", each) for each in FLOAT), ("gate and up", Epilogue.SILU_MUL)]
+)
+def test_a_row_has_the_same_bits_in_any_company(
+    kernels: Kernels, dtype: torch.dtype, num_threads: int, name: str, mixture: str, epilogue: Epilogue
+) -> None:
+    """Once as it is, once with enough base rows around it that threads share the work."""
+    world = make_world(kernels, dtype, SITES[name], EVERYWHERE, (5, 0, 40), (0, 1, 0))
+    assert torch.get_num_threads() == num_threads
+    for runs in (MIXTURES[mixture], [(40, BASE), *MIXTURES[mixture], (60, BASE)]):
+        uses = uses_of(runs)
+        x, before = world.rows(len(uses)), world.before(len(uses), epilogue)
+        together = world.run(x, epilogue, segments_of(runs), before)
+        torch.set_num_threads(1)
+        alone = world.solo(x, epilogue, uses, before)
+        torch.set_num_threads(num_threads)
+        assert torch.equal(together, alone)
+        plain = world.run(x, epilogue, None, before)
+        is_base = torch.tensor([not own for own in uses])
+        assert torch.equal(together[is_base], plain[is_base])
+        is_changed = torch.tensor([bool(own) and all(scale for _, scale in own) for own in uses])
+        assert (together != plain).any(dim=1)[is_changed].all(), "an adapter that changes nothing proves nothing"
+
+
+@pytest.mark.parametrize(
+    "runs", [[(300, A)], [(150, A), (100, BASE), (50, B)], [(3, own) for own in (A, B, BASE)] * 30]
+)
+def test_threads_cut_large_batches_anywhere(
+    kernels: Kernels, dtype: torch.dtype, num_threads: int, runs: list[tuple[int, Uses]]
+) -> None:
+    world = make_world(kernels, dtype, Site(130, 128, ((0, 64), (64, 24), (88, 40))), EVERYWHERE, (70, 3, 8))
+    uses = uses_of(runs)
+    x, before = world.rows(len(uses)), world.before(len(uses), Epilogue.STORE_FLOAT)
+    assert torch.get_num_threads() == num_threads
+    together = world.run(x, Epilogue.STORE_FLOAT, segments_of(runs), before)
+    torch.set_num_threads(1)
+    assert torch.equal(together, world.solo(x, Epilogue.STORE_FLOAT, uses, before))
+
+
+def test_a_site_that_an_adapter_leaves_alone_keeps_its_bits(kernels: Kernels, dtype: torch.dtype) -> None:
+    world = make_world(kernels, dtype, SITES["heads of 8"], (0, 0, 0), (0, 4, 0))
+    x, before = world.rows(6), world.before(6, Epilogue.STORE)
+    plain = world.run(x, Epilogue.STORE, None, before)
+    assert torch.equal(world.run(x, Epilogue.STORE, [Segment(0, 6, A)], before), plain)
+    changed = world.run(x, Epilogue.STORE, [Segment(2, 5, B)], before)
+    is_same = changed == plain
+    assert is_same[:, :24].all() and is_same[:, 32:].all() and is_same[[0, 1, 5]].all()
+    assert not is_same[2:5, 24:32].any(dim=1).all()
+
+
+def test_a_row_reads_no_other_adapters_memory(kernels: Kernels, dtype: torch.dtype) -> None:
+    world = make_world(kernels, dtype, SITES["odd widths"], EVERYWHERE, EVERYWHERE)
+    runs: list[tuple[int, Uses]] = [(3, A), (4, BASE), (3, B)]
+    x, before = world.rows(10), world.before(10, Epilogue.STORE)
+    expected = world.run(x, Epilogue.STORE, segments_of(runs), before)
+    world.poison("b")
+    y = world.run(x, Epilogue.STORE, segments_of(runs), before)
+    assert torch.equal(y[:7], expected[:7])
+    assert y[7:].isnan().all()
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_alone(kernels: Kernels, dtype: torch.dtype) -> None:
+    world = make_world(kernels, dtype, SITES["heads of 8"], EVERYWHERE)
+    x, before = world.rows(30), world.before(30, Epilogue.STORE)
+    expected = world.run(x, Epilogue.STORE, [Segment(2, 28, A)], before)
+    x[4, 3], x[17] = torch.nan, torch.inf
+    y = world.run(x, Epilogue.STORE, [Segment(2, 28, A)], before)
+    assert not y[4].isfinite().any() and not y[17].isfinite().any()
+    others = [row for row in range(30) if row not in (4, 17)]
+    assert torch.equal(y[others], expected[others])

@@ -1,0 +1,83 @@
+"""Isolation is bitwise on the native kernels: a row's logprobs in any batch are those of its solo run, bit for bit."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mixed_batches import Row, Solo, Troubles, random_row, run_batch
+from tiny import make_adapter, make_model
+
+from blora.engine import LLM, CompletionOutput
+
+NUM_BATCHES = 36
+NUM_COMPARED = 500  # rows at least, for each dtype
+
+# Wide enough that threads share the work of a step; gate and up of whole panels, or not.
+MODELS: dict[str, dict[str, Any]] = {
+    "float32": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96},
+    "bfloat16": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 88},
+}
+BLOCK_SIZES = {"float32": 4, "bfloat16": 5}  # sums are cut where blocks are: one engine's size never changes
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "attention": {"r": 3, "target_modules": ["q_proj", "v_proj"]},
+    "all": {"r": 24},
+    "mixed": {"r": 16, "rank_pattern": {"q_proj": 5, "down_proj": 64}},
+    "first-layer": {"r": 8, "layers_to_transform": [0]},
+}
+# Pages of the arena and the adapters that are used: ample, adapters are swapped, requests are preempted.
+MEMORY = ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (42, ["attention"]))
+
+
+@pytest.fixture
+def backend() -> str:
+    return "cpu"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", MODELS)
+def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
+    make_llm: Callable[..., LLM], tmp_path: Path, dtype: str
+) -> None:
+    model = make_model(tmp_path / "model", **MODELS[dtype])
+    adapters = {
+        name: str(make_adapter(model, tmp_path / name, seed, **fields))
+        for seed, (name, fields) in enumerate(ADAPTERS.items())
+    }
+    options = {"model": model, "dtype": dtype, "block_size": BLOCK_SIZES[dtype]}
+    solo = Solo(make_llm(adapters=adapters, enable_prefix_caching=False, **options))
+    page_bytes = solo.llm._core.arena.page_bytes
+    num_compared, troubles = 0, Troubles()
+    for seed in range(NUM_BATCHES):
+        rng = random.Random(seed)
+        num_pages, names = MEMORY[seed % len(MEMORY)]
+        loaded = {name: adapters[name] for name in names}
+        llm = make_llm(adapters=loaded, memory=num_pages * page_bytes, **options, **random_options(rng))
+        rows = [random_row(rng, names) for _ in range(rng.randint(2, 32))]
+        torch.set_num_threads(rng.choice([1, 2]))
+        outputs = run_batch(llm, rows, rng)
+        torch.set_num_threads(1)
+        for index, output in outputs.items():
+            assert_same_bits(solo.run(rows[index]), output, (seed, rows[index]))
+        num_compared += len(outputs)
+        troubles.count(llm)
+    print("COUNT", num_compared, troubles)
+    assert num_compared >= NUM_COMPARED, num_compared
+    troubles.assert_many()
+
+
+def random_options(rng: random.Random) -> dict[str, Any]:
+    return {
+        "max_num_batched_tokens": rng.choice([8, 17, 64, 300]),
+        "max_num_seqs": rng.choice([3, 8, 32]),
+        "adapter_copy_bytes": rng.choice([20_000, 10_000_000]),
+    }
+
+
+def assert_same_bits(expected: CompletionOutput, actual: CompletionOutput, what: tuple[int, Row]) -> None:
+    assert actual.finish_reason == expected.finish_reason, what
+    assert actual.token_ids == expected.token_ids, what
+    assert actual.logprobs == expected.logprobs, what  # floats are equal if their bits are, NaN never is
+    assert len(actual.logprobs or ()) == len(actual.token_ids), what

@@ -1,0 +1,51 @@
+"""Builds the kernels beside the installed ones: emulated, and watched by sanitizers. The recipe is that of setup.py.
+
+python tests/engine/kernels/kernel_build.py FOLDER    # sanitized, for `pytest --kernels FOLDER`
+"""
+
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from blora.engine.kernels.library import instruction_sets
+
+ROOT = Path(__file__).parents[2]
+EMULATED = "emulated"  # the widest vectors and pairwise products, without the instructions for them
+# What is found ends the process: a message alone would be lost among the tests. -O1 keeps reads that -O3 may leave out.
+SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def builds() -> list[str]:
+    """All that is tested: every instruction set that this machine runs, and the emulation."""
+    return [*instruction_sets(), EMULATED]
+
+
+def path_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.so"
+
+
+def build(name: str, folder: Path, extra: Sequence[str] = ()) -> Path:
+    """Returns the path of the library in the folder. extra: flags, which come last."""
+    path = path_of(folder, name)
+    subprocess.run(_command(_recipe(), name, path, extra), cwd=ROOT, check=True)
+    return path
+
+
+def _recipe() -> dict[str, Any]:
+    with patch("setuptools.setup"):
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def _command(recipe: dict[str, Any], name: str, path: Path, extra: Sequence[str]) -> list[str]:
+    flags = ["-DBLORA_EMULATE"] if name == EMULATED else recipe["FLAGS"][name]
+    return ["g++", "-fPIC", "-shared", *recipe["COMMON"], *flags, *extra, *recipe["SOURCES"], "-o", str(path)]
+
+
+if __name__ == "__main__":
+    for build_name in builds():
+        print(f"building {build_name} with sanitizers", flush=True)
+        build(build_name, Path(sys.argv[1]), SANITIZE)

@@ -1,0 +1,263 @@
+"""Random cases of every kernel: each checks results against a definition, and bits against every row's own call.
+
+A case is all that its seed draws: the same seed is the same case again.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blora.engine.kernels.library import PANEL, Epilogue, Kernels
+from blora.engine.model.layers import RMSNorm
+
+from .attention_world import Shape, World
+from .lora_world import Adapter, LoRAWorld, Site, Uses, segments_of, uses_of
+
+DTYPES = (torch.float32, torch.bfloat16)
+SCALES = (1.0, 1.0, 0.5, -1.5, 0.0)
+RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}  # a unit in the last place at each of two roundings
+# Of sums, and of what is stored. q and k are rounded where the definition rounds them, but for a tie now and then.
+ATTENTION_ERROR = {torch.float32: {"atol": 2e-5, "rtol": 0}, torch.bfloat16: {"atol": 2**-8, "rtol": 2**-8}}
+
+
+class Case(Protocol):
+    """One random case."""
+
+    def check(self, kernels: Kernels) -> None:
+        """Raises AssertionError."""
+
+
+def random_case(seed: int) -> Case:
+    rng = random.Random(seed)
+    return rng.choice(KINDS)(rng, seed)
+
+
+def check_case(seed: int, kernels: Kernels) -> None:
+    """Raises AssertionError that says which case failed. References are computed by one thread, as solo calls are."""
+    case = random_case(seed)
+    try:
+        with _threads(1):
+            case.check(kernels)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed} on {kernels.instruction_set}: {case}\n{error}") from error
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _size(rng: random.Random, most: int) -> int:
+    """Mostly small, sometimes up to `most`."""
+    return rng.randint(1, rng.choice([1, 4, 16, most, most]))
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """A linear with the change of adapters in it."""
+
+    seed: int
+    num_threads: int
+    dtype: torch.dtype
+    site: Site
+    epilogue: Epilogue
+    adapters: dict[str, Adapter]
+    runs: list[tuple[int, Uses]]
+    page_bytes: int
+
+    def check(self, kernels: Kernels) -> None:
+        world = LoRAWorld(kernels, self.dtype, self.site, self.adapters, self.page_bytes, self.seed)
+        uses = uses_of(self.runs)
+        x, before = world.rows(len(uses)), world.before(len(uses), self.epilogue)
+        segments = segments_of(self.runs)
+        with _threads(self.num_threads):
+            together = world.run(x, self.epilogue, segments, before)
+        world.assert_near(x, self.epilogue, segments, before, together)
+        assert torch.equal(together, world.solo(x, self.epilogue, uses, before)), "bits differ from the solo calls"
+
+
+def _linear_case(rng: random.Random, seed: int) -> LinearCase:
+    dtype, epilogue = rng.choice(DTYPES), rng.choice(list(Epilogue))
+    per_unit = 4 // dtype.itemsize
+    if epilogue is Epilogue.SILU_MUL:
+        half = PANEL * _size(rng, 12)
+        slices = [(0, half), (half, half)]
+    else:
+        slices = _slices(rng)
+    site = Site(per_unit * _size(rng, 150), sum(slices[-1]), tuple(slices), rng.random() < 0.5)
+    adapters = {name: _adapter(rng, len(slices)) for name in "abcdef"[: rng.randint(1, 6)]}
+    return LinearCase(
+        seed=seed,
+        num_threads=rng.randint(1, 2),
+        dtype=dtype,
+        site=site,
+        epilogue=epilogue,
+        adapters=adapters,
+        runs=_runs(rng, list(adapters)),
+        page_bytes=rng.choice([1024, 1088, 1536, 4096, 1 << 16]),
+    )
+
+
+def _slices(rng: random.Random) -> list[tuple[int, int]]:
+    """Side by side; of one panel, of heads, or of any width, sometimes wider than a tile."""
+    slices, column = [], 0
+    unit = rng.choice([PANEL, 8, 1])
+    for _ in range(rng.randint(1, 4)):
+        width = unit * max(_size(rng, 600 if rng.random() < 0.1 else 60) // unit, 1)
+        slices.append((column, width))
+        column += width
+    return slices
+
+
+def _adapter(rng: random.Random, num_slices: int) -> Adapter:
+    ranks = tuple(rng.choice([0, rng.randint(1, 70), rng.choice([4, 8, 16, 16, 32])]) for _ in range(num_slices))
+    return Adapter(ranks, rng.choice([0.25, 1.0, 2.0]))
+
+
+def _runs(rng: random.Random, names: Sequence[str]) -> list[tuple[int, Uses]]:
+    """Uniform, distinct, skewed or identical; with base rows between, or none."""
+    popularity = rng.choice(["uniform", "distinct", "skewed", "identical"])
+    base_share = rng.choice([0.0, 0.2, 0.9])
+    runs: list[tuple[int, Uses]] = []
+    for _ in range(1 if popularity == "identical" else _size(rng, 12)):
+        size = {"distinct": 1, "skewed": rng.choice([1, 1, 2, 40])}.get(popularity, _size(rng, 20))
+        runs.append((size, () if rng.random() < base_share else _uses(rng, names)))
+    return runs
+
+
+def _uses(rng: random.Random, names: Sequence[str]) -> Uses:
+    chosen = [rng.choice(names) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+    return tuple((name, rng.choice(SCALES)) for name in chosen)
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """Sequences that are computed together, in chunks."""
+
+    seed: int
+    num_threads: int
+    dtype: torch.dtype
+    shape: Shape
+    lengths: list[int]
+    chunks: list[int]
+    gap: int
+
+    def check(self, kernels: Kernels) -> None:
+        world = World(kernels, self.shape, self.dtype, self.lengths, self.seed, self.gap)
+        with _threads(self.num_threads):
+            together = world.run(self.chunks)
+        for row, y in enumerate(together):
+            torch.testing.assert_close(y.double(), world.expected(row), **ATTENTION_ERROR[self.dtype])
+            world.arena.pages.fill_(0xFF)
+            assert torch.equal(y, world.step({row: (0, len(y))})[row]), f"bits of row {row} differ from its solo call"
+
+
+def _attention_case(rng: random.Random, seed: int) -> AttentionCase:
+    kv_heads = rng.choice([1, 1, 2, 3])
+    most = rng.choice([20, 20, 80, 300])
+    shape = Shape(
+        heads=kv_heads * rng.choice([1, 2, 3, 4, 7, 13, 30]),
+        kv_heads=kv_heads,
+        dim=2 * rng.choice([1, 3, 4, 8, 8, 12, 17, 32, 40]),
+        block_size=rng.choice([1, 2, 3, 4, 7, 8, 13, 16, 16, 32, 48]),
+        window=rng.choice([None, None, 1, rng.randint(2, 20), rng.randint(20, 200)]),
+        has_norm=rng.random() < 0.3,
+    )
+    return AttentionCase(
+        seed=seed,
+        num_threads=rng.randint(1, 2),
+        dtype=rng.choice(DTYPES),
+        shape=shape,
+        lengths=[_size(rng, most) for _ in range(rng.choice([1, 2, 3, 5]))],
+        chunks=[_size(rng, most) for _ in range(rng.randint(0, 4))] + [rng.choice([most, most, 7])],
+        gap=rng.choice([0, 64]),
+    )
+
+
+@dataclass(frozen=True)
+class RowsCase:
+    """A kernel that computes each row by itself."""
+
+    seed: int
+    num_threads: int
+    dtype: torch.dtype
+    num_rows: int
+    width: int
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(self.seed)).to(self.dtype)
+
+    def assert_same_bits(self, together: Tensor, run: Callable[[int, Tensor], None]) -> None:
+        """run: computes a row into what it is given."""
+        for row in range(self.num_rows):
+            alone = torch.full_like(together[row : row + 1], torch.nan)
+            run(row, alone)
+            assert torch.equal(alone[0], together[row]), f"bits of row {row} differ from its solo call"
+
+    def assert_near(self, y: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(y.double(), expected.double(), rtol=RELATIVE[self.dtype], atol=1e-6)
+
+
+@dataclass(frozen=True)
+class NormCase(RowsCase):
+    def check(self, kernels: Kernels) -> None:
+        x, weight = self.normal(self.num_rows, self.width), self.normal(self.width)
+        y = torch.full_like(x, torch.nan)
+        with _threads(self.num_threads):
+            kernels.rms_norm(x, weight, 1e-5, y)
+        self.assert_near(y, RMSNorm(weight, 1e-5).forward(x))
+        self.assert_same_bits(y, lambda row, alone: kernels.rms_norm(x[row : row + 1].clone(), weight, 1e-5, alone))
+        kernels.rms_norm(x, weight, 1e-5, x)
+        assert torch.equal(x, y), "in place"
+
+
+@dataclass(frozen=True)
+class SiluCase(RowsCase):
+    def check(self, kernels: Kernels) -> None:
+        x = 8 * self.normal(self.num_rows, 2 * self.width)
+        y = torch.full((self.num_rows, self.width), torch.nan, dtype=self.dtype)
+        with _threads(self.num_threads):
+            kernels.silu_mul(x, y)
+        gate, up = x.double().chunk(2, dim=1)
+        self.assert_near(y, F.silu(gate) * up)
+        self.assert_same_bits(y, lambda row, alone: kernels.silu_mul(x[row : row + 1].clone(), alone))
+
+
+@dataclass(frozen=True)
+class LookupCase(RowsCase):
+    """Rows of a packed matrix, `width` inputs wide (twice that in bfloat16)."""
+
+    def check(self, kernels: Kernels) -> None:
+        width = self.width * 4 // self.dtype.itemsize
+        weight = self.normal(-(-self.num_rows // PANEL) * PANEL, width)[: self.num_rows]
+        rows = weight.clone()
+        linear = kernels.pack_linear(weight)
+        ids = torch.randint(self.num_rows, (self.num_rows + 3,), generator=torch.Generator().manual_seed(self.seed))
+        y = torch.full((len(ids), width), torch.nan, dtype=self.dtype)
+        with _threads(self.num_threads):
+            kernels.unpack_rows(linear, ids, y)
+        assert torch.equal(y, rows[ids])
+
+
+def _rows_case(kind: type[RowsCase]) -> Callable[[random.Random, int], Case]:
+    def draw(rng: random.Random, seed: int) -> Case:
+        values = seed, rng.randint(1, 2), rng.choice(DTYPES), _size(rng, 80), _size(rng, 1200)
+        case: Case = kind(**dict(zip((field.name for field in fields(kind)), values, strict=True)))  # type: ignore
+        return case
+
+    return draw
+
+
+# How often each is drawn: the more there is to go wrong, the oftener.
+KINDS = [_linear_case] * 5 + [_attention_case] * 4 + [_rows_case(kind) for kind in (NormCase, SiluCase, LookupCase)]

@@ -1,0 +1,107 @@
+"""Random mixed batches: rows that arrive while others decode and may be aborted half-way, and every row's solo run."""
+
+import random
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
+from blora.engine.llm import RowStream
+
+Growth = Generator[list[RequestOutput], None, None]  # rows as they are so far, when they grow
+SHARED_PREFIXES = ["the same beginning of several prompts, ", "another one; "]
+
+
+@dataclass(frozen=True)
+class Row:
+    prompt: str
+    adapter: str | None
+    sampling: SamplingParams
+
+
+def random_row(rng: random.Random, adapters: Sequence[str]) -> Row:
+    prefix = rng.choice(["", *SHARED_PREFIXES])
+    prompt = prefix + "".join(rng.choice("abcdefgh ,.") for _ in range(rng.randint(1, 40)))
+    sampling = SamplingParams(
+        temperature=0, max_tokens=rng.choice([1, 4, 12, 40]), logprobs=2, ignore_eos=rng.random() < 0.8
+    )
+    return Row(prompt, rng.choice([None, *adapters]), sampling)
+
+
+class Solo:
+    """Each row's own run, in an engine without prefix cache in which nothing else ever runs at the same time."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self._known: dict[str, CompletionOutput] = {}
+
+    def run(self, row: Row) -> CompletionOutput:
+        key = repr(row)
+        if key not in self._known:
+            output = self.llm.generate(row.prompt, row.sampling, lora_request=row.adapter, use_tqdm=False)[0]
+            self._known[key] = output.outputs[0]
+        return self._known[key]
+
+
+@dataclass
+class Troubles:
+    """What has to have happened for a comparison to mean something."""
+
+    num_preempted: int = 0
+    num_cached: int = 0  # prefix hits
+    num_evicted: int = 0  # adapters
+
+    def count(self, llm: LLM) -> None:
+        scheduler = llm._core.scheduler
+        self.num_preempted += scheduler.num_preemptions
+        self.num_cached += scheduler._kv.num_prefix_hits
+        self.num_evicted += scheduler._pool.num_evicted_adapters
+
+    def assert_many(self) -> None:
+        assert min(self.num_preempted, self.num_cached, self.num_evicted) > 20, self
+
+
+def run_batch(llm: LLM, rows: Sequence[Row], rng: random.Random) -> dict[int, CompletionOutput]:
+    """Rows arrive a few at a time while others decode, and some are aborted half-way."""
+    done: dict[int, CompletionOutput] = {}
+    pending = list(enumerate(rows))
+    streams: list[tuple[list[tuple[int, Row]], Growth, int]] = []
+    while pending or streams:
+        if pending and (not streams or rng.random() < 0.4):
+            size = rng.choice([4, 32])
+            part, pending = pending[:size], pending[size:]
+            is_aborted = rng.random() < 0.2
+            streams.append((part, _start(llm, [row for _, row in part]), rng.randint(1, 6) if is_aborted else 1000))
+        part, outputs, patience = streams.pop(rng.randrange(len(streams)))
+        news = next(outputs, None)
+        if news is not None and patience > 1:
+            done |= {part[int(entry.request_id)][0]: entry.outputs[0] for entry in news if entry.finished}
+            streams.append((part, outputs, patience - 1))
+        elif news is not None:
+            outputs.close()
+    return done
+
+
+def _start(llm: LLM, rows: Sequence[Row]) -> Growth:
+    adapters = [row.adapter for row in rows]
+    return _accumulate(llm.stream([row.prompt for row in rows], [row.sampling for row in rows], lora_request=adapters))
+
+
+def _accumulate(stream: RowStream) -> Growth:
+    """A stream tells what is new."""
+    so_far: dict[str, CompletionOutput] = {}
+    with stream:
+        for outputs in stream:
+            for output in outputs:
+                news = output.outputs[0]
+                known = so_far.get(output.request_id)
+                output.outputs[0] = so_far[output.request_id] = news if known is None else _joined(known, news)
+            yield outputs
+
+
+def _joined(known: CompletionOutput, news: CompletionOutput) -> CompletionOutput:
+    return replace(
+        news,
+        text=known.text + news.text,
+        token_ids=known.token_ids + news.token_ids,
+        logprobs=(known.logprobs or []) + (news.logprobs or []),
+    )
