@@ -12,7 +12,7 @@ from tiny import make_adapter, make_model
 
 from blora.engine import LLM, CompletionOutput
 
-NUM_BATCHES = 36
+NUM_BATCHES = 30
 NUM_COMPARED = 500  # rows at least, for each dtype
 
 # Wide enough that threads share the work of a step; gate and up of whole panels, or not.
@@ -20,7 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "float32": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96},
     "bfloat16": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 88},
 }
-BLOCK_SIZES = {"float32": 4, "bfloat16": 5}  # sums are cut where blocks are: one engine's size never changes
+BLOCK_SIZES = {"float32": 4, "bfloat16": 3}  # sums are cut where blocks are: one engine's size never changes
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 3, "target_modules": ["q_proj", "v_proj"]},
     "all": {"r": 24},
@@ -28,7 +28,10 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "first-layer": {"r": 8, "layers_to_transform": [0]},
 }
 # Pages of the arena and the adapters that are used: ample, adapters are swapped, requests are preempted.
-MEMORY = ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (42, ["attention"]))
+MEMORY: dict[str, tuple[tuple[int, list[str]], ...]] = {
+    "float32": ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (42, ["attention"])),
+    "bfloat16": ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (52, ["attention"])),
+}
 
 
 @pytest.fixture
@@ -52,10 +55,10 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
     num_compared, troubles = 0, Troubles()
     for seed in range(NUM_BATCHES):
         rng = random.Random(seed)
-        num_pages, names = MEMORY[seed % len(MEMORY)]
+        num_pages, names = MEMORY[dtype][seed % 3]
         loaded = {name: adapters[name] for name in names}
         llm = make_llm(adapters=loaded, memory=num_pages * page_bytes, **options, **random_options(rng))
-        rows = [random_row(rng, names) for _ in range(rng.randint(2, 32))]
+        rows = [random_row(rng, names) for _ in range(rng.randint(8, 32))]
         torch.set_num_threads(rng.choice([1, 2]))
         outputs = run_batch(llm, rows, rng)
         torch.set_num_threads(1)
@@ -71,7 +74,7 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
 def random_options(rng: random.Random) -> dict[str, Any]:
     return {
         "max_num_batched_tokens": rng.choice([8, 17, 64, 300]),
-        "max_num_seqs": rng.choice([3, 8, 32]),
+        "max_num_seqs": rng.choice([4, 12, 32]),
         "adapter_copy_bytes": rng.choice([20_000, 10_000_000]),
     }
 
