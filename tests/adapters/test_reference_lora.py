@@ -264,7 +264,7 @@ def test_a_removed_adapter_is_unknown() -> None:
 
 def test_an_image_of_the_wrong_size_is_refused(world: World) -> None:
     image = pack(CHECKPOINTS["r8"], "float32", PAGE_BYTES)
-    with pytest.raises(ValueError, match="an image of shape"):
+    with pytest.raises(ValueError, match="an image of"):
         world.pool.add(image.table, torch.from_numpy(image.pages)[:-1])
 
 

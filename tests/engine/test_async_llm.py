@@ -579,7 +579,7 @@ def test_rows_of_a_stream_grow_together(runner: asyncio.Runner, llm: AsyncLLM) -
             num_together = max(num_together, len(outputs))
             for output in outputs:
                 rows[output.request_id] += output.outputs[0].token_ids
-        assert list(rows.values()) == expected and num_together == len(adapters)
+        assert list(rows.values()) == expected and num_together > 1
 
     runner.run(ask())
 

@@ -4,13 +4,13 @@ A case is all that its seed draws: the same seed is the same case again.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from compute_threads import compute_threads
 from torch import Tensor
 
 from blora.engine.kernels.library import PANEL, Epilogue, Kernels
@@ -42,20 +42,10 @@ def check_case(seed: int, kernels: Kernels) -> None:
     """Raises AssertionError that says which case failed. References are computed by one thread, as solo calls are."""
     case = random_case(seed)
     try:
-        with _threads(1):
+        with compute_threads(1):
             case.check(kernels)
     except AssertionError as error:
         raise AssertionError(f"seed {seed} on {kernels.instruction_set}: {case}\n{error}") from error
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _size(rng: random.Random, most: int) -> int:
@@ -81,7 +71,7 @@ class LinearCase:
         uses = uses_of(self.runs)
         x, before = world.rows(len(uses)), world.before(len(uses), self.epilogue)
         segments = segments_of(self.runs)
-        with _threads(self.num_threads):
+        with compute_threads(self.num_threads):
             together = world.run(x, self.epilogue, segments, before)
         world.assert_near(x, self.epilogue, segments, before, together)
         assert torch.equal(together, world.solo(x, self.epilogue, uses, before)), "bits differ from the solo calls"
@@ -155,7 +145,7 @@ class AttentionCase:
 
     def check(self, kernels: Kernels) -> None:
         world = World(kernels, self.shape, self.dtype, self.lengths, self.seed, self.gap)
-        with _threads(self.num_threads):
+        with compute_threads(self.num_threads):
             together = world.run(self.chunks)
         for row, y in enumerate(together):
             torch.testing.assert_close(y.double(), world.expected(row), **ATTENTION_ERROR[self.dtype])
@@ -214,7 +204,7 @@ class NormCase(RowsCase):
     def check(self, kernels: Kernels) -> None:
         x, weight = self.normal(self.num_rows, self.width), self.normal(self.width)
         y = torch.full_like(x, torch.nan)
-        with _threads(self.num_threads):
+        with compute_threads(self.num_threads):
             kernels.rms_norm(x, weight, 1e-5, y)
         self.assert_near(y, RMSNorm(weight, 1e-5).forward(x))
         self.assert_same_bits(y, lambda row, alone: kernels.rms_norm(x[row : row + 1].clone(), weight, 1e-5, alone))
@@ -227,7 +217,7 @@ class SiluCase(RowsCase):
     def check(self, kernels: Kernels) -> None:
         x = 8 * self.normal(self.num_rows, 2 * self.width)
         y = torch.full((self.num_rows, self.width), torch.nan, dtype=self.dtype)
-        with _threads(self.num_threads):
+        with compute_threads(self.num_threads):
             kernels.silu_mul(x, y)
         gate, up = x.double().chunk(2, dim=1)
         self.assert_near(y, F.silu(gate) * up)
@@ -245,7 +235,7 @@ class LookupCase(RowsCase):
         linear = kernels.pack_linear(weight)
         ids = torch.randint(self.num_rows, (self.num_rows + 3,), generator=torch.Generator().manual_seed(self.seed))
         y = torch.full((len(ids), width), torch.nan, dtype=self.dtype)
-        with _threads(self.num_threads):
+        with compute_threads(self.num_threads):
             kernels.unpack_rows(linear, ids, y)
         assert torch.equal(y, rows[ids])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compute_threads import compute_threads
 from kernel_cases.build import EMULATED, build, builds, path_of
 
 from blora.engine.kernels.library import Kernels, load_kernels
@@ -45,7 +46,5 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture(params=[1, 2])
 def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with compute_threads(request.param):
+        yield request.param

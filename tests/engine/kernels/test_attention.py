@@ -94,6 +94,20 @@ def test_a_row_of_nan_leaves_the_others_alone(kernels: Kernels, dtype: torch.dty
     assert torch.equal(y[0], expected[0]) and torch.equal(y[2], expected[2])
 
 
+@pytest.mark.xfail(strict=True, reason="0 x NaN: queries of one tile are multiplied by the values of all its tokens")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_token_that_is_not_finite_leaves_earlier_ones_alone(
+    kernels: Kernels, dtype: torch.dtype, value: float
+) -> None:
+    """Earlier tokens may be those of a prefix that others share."""
+    world = World(kernels, Shape(), dtype, [40])
+    expected = world.step({0: (0, 40)})[0]
+    world.sequences[0][35] = value
+    y = world.step({0: (0, 40)})[0]
+    assert not y[35:].isfinite().any()
+    assert torch.equal(y[:35], expected[:35])
+
+
 def test_what_the_kernel_cannot_do_is_refused(kernels: Kernels) -> None:
     shape = Shape()
     for wrong in (
