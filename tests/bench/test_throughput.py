@@ -67,7 +67,7 @@ def test_a_slow_engine_is_seen(engine: MeasuredEngine, monkeypatch: pytest.Monke
 
 
 def test_base_rows_are_the_base_model(engine: MeasuredEngine) -> None:
-    base = measure(engine, Workload(rows=2, prompt_len=4, output_len=32), rounds=1, warmups=0)
+    base = measure(engine, Workload(rows=2, prompt_len=4, output_len=14), rounds=1, warmups=0)
     assert base["median"].keys() == {"base"}
     assert "base model" in format_report(base)
 
