@@ -10,7 +10,24 @@ import pytest
 from blora.bench.measured_engine import MeasuredEngine, Setup
 from blora.bench.throughput import FIGURES, format_report, measure, percentile
 from blora.bench.workload import Workload
+from blora.engine.core import EngineCore
 from blora.engine.server import cli
+from blora.scheduler import RowUpdate
+
+STEP = 0.02  # seconds
+
+
+@pytest.fixture(autouse=True)
+def _slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model's steps drown in the noise of a busy machine, and what cannot be timed is an error."""
+    step = EngineCore.step
+
+    def slow_step(core: EngineCore) -> list[RowUpdate]:
+        time.sleep(STEP)
+        return step(core)
+
+    monkeypatch.setattr(EngineCore, "step", slow_step)
+
 
 WORK = Workload(rows=4, prompt_len=6, output_len=12, adapters=3, base_share=0.25)
 
