@@ -89,8 +89,24 @@ class ReferenceAttention(AttentionBackend):
         scores = grouped @ keys.permute(1, 2, 0) * self._scale  # [num_kv_heads, group * num_queries, context]
         if mask is not None:
             scores.view(num_kv_heads, group, num_queries, -1).masked_fill_(~mask, -torch.inf)
-        y: Tensor = scores.softmax(-1) @ values.transpose(0, 1)  # [num_kv_heads, group * num_queries, head_dim]
+        weights = scores.softmax(-1)
+        y: Tensor = weights @ values.transpose(0, 1)  # [num_kv_heads, group * num_queries, head_dim]
+        if mask is not None and not values.isfinite().all():
+            y = _weigh_seen(weights.view(num_kv_heads, group, num_queries, -1), mask, values).view_as(y)
         return y.view(num_kv_heads, group, num_queries, head_dim).permute(2, 0, 1, 3).flatten(1)
+
+
+def _weigh_seen(weights: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+    """The product query by query over what each sees: a weight of 0 does not take away what is not finite.
+
+    weights: [num_kv_heads, group, num_queries, context], mask: [num_queries, context], values: [context, num_kv_heads,
+    head_dim]. Returns [num_kv_heads, group, num_queries, head_dim].
+    """
+    per_head = values.transpose(0, 1)[:, None]  # [num_kv_heads, 1, context, head_dim]
+    products = [
+        weights[:, :, query, is_seen][:, :, None] @ per_head[:, :, is_seen] for query, is_seen in enumerate(mask)
+    ]
+    return torch.cat(products, dim=2)
 
 
 def _query_runs(rows: PagedRows, slots: list[KVSlots]) -> Iterator[QueryRun]:

@@ -11,6 +11,7 @@
 #include <omp.h>
 
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "multiply.h"
@@ -156,21 +157,30 @@ struct Values {
     int count = 0;
 };
 
-// values[query][..] += sum over tokens of p[query][token] * rows[token][..], tokens in order.
+// Tokens of a tile, counted from its first, that all of some queries see.
+struct Common {
+    int from, to;
+};
+
+// values[query][..] += sum over tokens of p[query][token] * rows[token][..], tokens in order. A token that a query does
+// not see is left out and not multiplied by 0: it may not be finite.
 template <class T, int COUNT, int VECTORS>
-void add_values(const float* p, const Values<T>& tile, int column, int dim, float* values) {
+void add_values(const float* p, const Values<T>& tile, Common common, int column, int dim, float* values) {
     const int last = std::min(LANES, dim - column - (VECTORS - 1) * LANES);
     VecF acc[COUNT][VECTORS];
     for (int q = 0; q < COUNT; ++q)
         for (int v = 0; v < VECTORS; ++v)
             acc[q][v] = load_part(values + q * dim + column + v * LANES, v + 1 < VECTORS ? LANES : last);
+    int token = 0;
     for (int panel = 0; panel < tile.count; ++panel) {
         const T* source = tile.panels[panel] + column;
         const float* weights = p + panel * PANEL;
-        for (int t = 0; t < tile.counts[panel]; ++t, source += dim, ++weights) {
+        for (int t = 0; t < tile.counts[panel]; ++t, ++token, source += dim, ++weights) {
+            const bool is_common = token >= common.from && token < common.to;
             VecF row[VECTORS];
             for (int v = 0; v < VECTORS; ++v) row[v] = load_part(source + v * LANES, v + 1 < VECTORS ? LANES : last);
             for (int q = 0; q < COUNT; ++q) {
+                if (!is_common && weights[q * TILE] == 0.0f) continue;
                 const VecF weight = splat(weights[q * TILE]);
                 for (int v = 0; v < VECTORS; ++v) acc[q][v] = fma(weight, row[v], acc[q][v]);
             }
@@ -182,10 +192,11 @@ void add_values(const float* p, const Values<T>& tile, int column, int dim, floa
 }
 
 template <class T, int COUNT>
-void add_values_of(const float* p, const Values<T>& tile, int dim, float* values) {
+void add_values_of(const float* p, const Values<T>& tile, Common common, int dim, float* values) {
     int column = 0;
-    for (; column + 4 * LANES <= dim; column += 4 * LANES) add_values<T, COUNT, 4>(p, tile, column, dim, values);
-    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, tile, column, dim, values);
+    for (; column + 4 * LANES <= dim; column += 4 * LANES)
+        add_values<T, COUNT, 4>(p, tile, common, column, dim, values);
+    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, tile, common, column, dim, values);
 }
 
 // One query's scores become weights; returns false when it sees nothing of the tile.
@@ -259,12 +270,19 @@ void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, 
         if (!weigh(shape, weights, tile.count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
             std::fill(weights, weights + TILE, 0.0f);
     }
+    auto seen_by_all = [&](int first, int count) {  // of queries
+        const int first_to = first_position + first / group + 1, last_to = first_position + (first + count - 1) / group + 1;
+        return Common{(window ? std::max(last_to - window, 0) : 0) - start, first_to - start};
+    };
+    auto add = [&](auto number, int q) {
+        constexpr int COUNT = decltype(number)::value;
+        add_values_of<T, COUNT>(scores + q * TILE, tile, seen_by_all(q, COUNT), dim, sums.values + q * dim);
+    };
     constexpr int TOGETHER = LANES == 16 ? 6 : 3;
     int q = 0;
-    for (; q + TOGETHER <= num_queries; q += TOGETHER)
-        add_values_of<T, TOGETHER>(scores + q * TILE, tile, dim, sums.values + q * dim);
-    for (; q + 3 <= num_queries; q += 3) add_values_of<T, 3>(scores + q * TILE, tile, dim, sums.values + q * dim);
-    for (; q < num_queries; ++q) add_values_of<T, 1>(scores + q * TILE, tile, dim, sums.values + q * dim);
+    for (; q + TOGETHER <= num_queries; q += TOGETHER) add(std::integral_constant<int, TOGETHER>(), q);
+    for (; q + 3 <= num_queries; q += 3) add(std::integral_constant<int, 3>(), q);
+    for (; q < num_queries; ++q) add(std::integral_constant<int, 1>(), q);
 }
 
 template <class T>

@@ -13,6 +13,7 @@ namespace blora {
 namespace {
 
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull, MIX1 = 0xBF58476D1CE4E5B9ull, MIX2 = 0x94D049BB133111EBull;
+constexpr int64_t PARALLEL_VALUES = 1 << 15;  // below which one thread is as fast
 constexpr float MARGIN = 1.001f;  // more than exp() and the roundings around it are off
 
 // The first of the largest logits, and whether all are finite.
@@ -92,7 +93,7 @@ extern "C" {
 
 // logits: [rows, vocab]. ids: [rows] the first of the largest. is_finite: [rows].
 BLORA_API void blora_scan(const float* logits, int32_t rows, int32_t vocab, int64_t* ids, uint8_t* is_finite) {
-#pragma omp parallel for schedule(static) if (rows > 1)
+#pragma omp parallel for schedule(static) if (rows > 1 && (int64_t)rows * vocab >= blora::PARALLEL_VALUES)
     for (int row = 0; row < rows; ++row) blora::scan_row(logits + (int64_t)row * vocab, vocab, ids + row, is_finite + row);
 }
 

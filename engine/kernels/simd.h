@@ -137,7 +137,7 @@ inline VecU bf16_bits(VecF v) {
 inline VecF load(const float* source) { return load_as<VecF>(source); }
 inline VecF load(const bf16* source) {
 #if defined(__AVX512F__)
-    return (VecF)(VecU)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load_as<VecH>(source)), 16);
+    return (VecF)((VecU)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)load_as<VecH>(source)) << 16);
 #elif defined(__AVX2__)
     return (VecF)(VecU)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)load_as<VecH>(source)), 16);
 #else

@@ -113,6 +113,21 @@ def test_a_row_of_nan_leaves_the_others_alone() -> None:
     assert torch.equal(y[3:], alone)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_token_that_is_not_finite_leaves_earlier_ones_alone(value: float, window: int | None) -> None:
+    _, attention = make_attention(4, 2, 4)
+    rows = PagedRows([10], [10], scattered_tables(1))
+    q, k, v = (torch.randn(10, heads, HEAD_DIM) for heads in (4, 2, 2))
+    before = attention.run(0, q, k, v, attention.plan(rows), window)
+    v[6] = value
+    y = attention.run(0, q, k, v, attention.plan(rows), window)
+    torch.testing.assert_close(y[:6], before[:6])
+    assert not y[6:9].isfinite().any()  # as far as any window here reaches
+    if window is not None:
+        torch.testing.assert_close(y[9:], before[9:])
+
+
 def test_refuses_metadata_of_another_backend() -> None:
     _, attention = make_attention(2, 1, 4)
     x = torch.ones(1, 1, HEAD_DIM)
