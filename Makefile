@@ -50,7 +50,7 @@ format: $(READY)
 model: $(MODEL)/config.json
 
 $(MODEL)/config.json: | $(READY)
-	$(BIN)/python bench/default_model.py --folder $(MODEL)
+	$(BIN)/python -P -m blora.bench.default_model --folder $(MODEL)
 
 # Trains the demo adapters again; minutes.
 train: $(READY) model

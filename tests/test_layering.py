@@ -1,6 +1,7 @@
 """The shape of the system, as a test: three leaves and one root, and what may be imported where."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -104,6 +105,13 @@ def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # or it would not be installed
+
+
+def test_modules_of_bench_are_not_run_as_files() -> None:
+    """Their folder would come first in the path, and bench/kernels.py in the place of a package that transformers tries."""
+    commands = re.findall(r"python (.*)", (ROOT / "Makefile").read_text())
+    assert commands
+    assert not [command for command in commands if re.match(r"bench/\w+\.py", command)]
 
 
 def test_public_names_are_the_exported_ones() -> None:
