@@ -108,7 +108,7 @@ def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
 
 
 def test_modules_of_bench_are_not_run_as_files() -> None:
-    """Their folder would come first in the path, and bench/kernels.py in the place of a package that transformers tries."""
+    """Their folder would come first in the path, and kernels.py in the place of a package that transformers tries."""
     commands = re.findall(r"python (.*)", (ROOT / "Makefile").read_text())
     assert commands
     assert not [command for command in commands if re.match(r"bench/\w+\.py", command)]
