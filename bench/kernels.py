@@ -14,12 +14,12 @@ import torch
 
 from blora.engine.kernels.library import Epilogue, Kernels, load_kernels
 from blora.engine.model.config import ModelConfig
-from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
+from blora.engine.model.targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets
 
 from . import machine
 from .attention_cost import MAX_LAYER_BYTES, AttentionRows, attention_flops, layer_bytes
 from .limits import LimitMeter, Limits, median_seconds
-from .lora_cost import EPILOGUES, Case, Cost, LinearStack, measure_cost, standard_cases
+from .lora_cost import Case, Cost, DecoderStack, measure_cost, standard_cases
 from .neighbours import Neighbours
 from .random_adapters import ALL_MODULES
 from .shapes import shape_of, with_layers
@@ -27,6 +27,7 @@ from .table import Cell, format_table, write_json
 
 WEIGHT_BYTES = 256 << 20  # of the copies of one weight
 SITES = ("qkv", "o", "gate_up", "down")
+EPILOGUES = {QKV: Epilogue.STORE, OUT: Epilogue.ADD, GATE_UP: Epilogue.SILU_MUL, DOWN: Epilogue.ADD}
 DECODE = ((1, 128), (1, 1024), (1, 4096), (16, 128), (16, 1024), (16, 4096), (64, 128), (64, 1024), (64, 4096))
 PREFILL = (128, 512, 2048)
 DISTURBED = "others' cores"  # where other processes disturbed: a figure to be measured again
@@ -164,7 +165,7 @@ def _lora(kernels: Kernels, name: str, args: argparse.Namespace, meter: LimitMet
     num_layers = min(config.num_layers, max(1, STACK_BYTES // layer_weights))
     is_whole = num_layers == config.num_layers
     cases = list(standard_cases(args.ranks)) if is_whole else list(LARGE_CASES)
-    stack = LinearStack(kernels, with_layers(config, num_layers), max(case.rows for case in cases))
+    stack = DecoderStack(kernels, with_layers(config, num_layers), max(case.rows for case in cases))
     results = []
     for case in cases:
         with Neighbours() as neighbours:

@@ -1,4 +1,4 @@
-"""What adapters add to the linears of a step: all linears of a stack of layers, with a LoRA plan and without, in turns.
+"""What adapters add to the linears of a step: all layers by the native decoder, with a LoRA plan and without, in turns.
 
 The stack's weights and the adapters are distinct memory and larger than the caches together, so that adapters come from
 DRAM, as in a step of a real model. Limit, as the project sets it: LIMIT times the larger of (time to stream the
@@ -16,21 +16,25 @@ from torch import Tensor
 from blora.adapters.checkpoint import Array, Checkpoint, LoRAModule
 from blora.adapters.cpu import CpuLoRA, CpuLoRAMetadata
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.image import AdapterImage, pack
+from blora.adapters.image import LARGEST_PIECE, AdapterImage, pack
 from blora.adapters.lora import Segment
 from blora.adapters.targets import TargetModule
 from blora.engine.arena import Arena, KVLayout, page_bytes_for
-from blora.engine.kernels.library import Epilogue, Kernels, PackedLinear
+from blora.engine.attention.base import PagedRows
+from blora.engine.attention.cpu import CpuAttention
+from blora.engine.inputs import ForwardBatch
+from blora.engine.kernels.decoder import CpuCausalLM
+from blora.engine.kernels.library import Kernels
 from blora.engine.model.config import ModelConfig
-from blora.engine.model.targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets
-from blora.engine.model.weights import allocate
+from blora.engine.model.rope import rope_cache
+from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
+from blora.engine.model.weights import ModelWeights, allocate
 
-from .limits import Limits, repeat, timed
+from .limits import Limits, repeat
 from .random_adapters import ALL_MODULES
 
 LIMIT = 1.6
 REGION_SECONDS = 3e-6
-EPILOGUES = {QKV: Epilogue.STORE, OUT: Epilogue.ADD, GATE_UP: Epilogue.SILU_MUL, DOWN: Epilogue.ADD}
 BLOCK_SIZE = 16  # tokens; decides the arena's page, into which adapters are packed
 
 
@@ -65,32 +69,49 @@ class Cost:
         return {**asdict(self), "ratio": self.ratio, "share_of_base_speed": self.share_of_base_speed}
 
 
-class LinearStack:
-    """The packed linears of all layers of a model of random weights, and inputs for them."""
+class DecoderStack:
+    """All layers of a model of random weights, run by the native decoder, which tells what its linears take. Each row
+    is the first token of its sequence, so that attention has next to nothing to do."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, max_rows: int) -> None:
         self.config = config
         self.targets = lora_targets(config)
         self._kernels = kernels
-        weights = allocate(config, torch.bfloat16)
-        some = torch.randn(1 << 20).bfloat16()
-        self._linears: list[PackedLinear] = []
-        for site, projection in enumerate(weights.sites):
-            weight = projection.weight
-            weight.copy_(_repeated(some, weight.numel()).view(weight.shape) / weight.shape[1] ** 0.5)
-            self._linears.append(kernels.pack_linear(weight, None, site))
-        first = [linear.layer for linear in self._linears[:SITES_PER_LAYER]]
-        self._inputs = [torch.randn(max_rows, layer.in_).bfloat16() for layer in first]
-        self._outputs = [
-            torch.zeros(max_rows, layer.out // (2 if site == GATE_UP else 1), dtype=torch.bfloat16)
-            for site, layer in enumerate(first)
-        ]
+        layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
+        arena = Arena(layout, max_rows, page_bytes_for(layout, LARGEST_PIECE))
+        cos, sin = rope_cache(config.rope, config.head_dim, BLOCK_SIZE)
+        self._attention = CpuAttention(kernels, arena, config, cos, sin, ())
+        self._model = CpuCausalLM(kernels, config, _random_weights(config), self._attention)
 
-    def run(self, rows: int, lora: CpuLoRAMetadata | None) -> None:
-        inputs, outputs = [x[:rows] for x in self._inputs], [y[:rows] for y in self._outputs]
-        for index, linear in enumerate(self._linears):
-            site = index % SITES_PER_LAYER
-            self._kernels.linear(linear, inputs[site], outputs[site], EPILOGUES[site], lora)
+    def run(self, rows: int, lora: CpuLoRAMetadata | None) -> float:
+        """Seconds that the linears took."""
+        self._kernels.seconds = seconds = torch.zeros(3, dtype=torch.float64)
+        self._model.forward(self._batch(rows, lora))
+        self._kernels.seconds = None
+        return float(seconds[0])
+
+    def _batch(self, rows: int, lora: CpuLoRAMetadata | None) -> ForwardBatch:
+        tables = [[row] for row in range(rows)]
+        return ForwardBatch(
+            token_ids=torch.arange(rows),
+            positions=torch.zeros(rows, dtype=torch.int64),
+            logits_at=torch.arange(rows),
+            attention=self._attention.plan(PagedRows([1] * rows, [1] * rows, tables)),
+            lora=lora,
+        )
+
+
+def _random_weights(config: ModelConfig) -> ModelWeights:
+    weights = allocate(config, torch.bfloat16)
+    some = torch.randn(1 << 20).bfloat16()
+    for matrix in {weights.embedding, weights.lm_head, *(projection.weight for projection in weights.sites)}:
+        matrix.copy_(_repeated(some, matrix.numel()).view(matrix.shape) / matrix.shape[1] ** 0.5)
+    for norm in (
+        weights.norm,
+        *(norm for layer in weights.layers for norm in (layer.input_norm, layer.post_attention_norm)),
+    ):
+        norm.fill_(1)
+    return weights
 
 
 def _repeated(values: Tensor, count: int) -> Tensor:
@@ -107,7 +128,7 @@ def standard_cases(ranks: Sequence[int], rows: Sequence[int] = (1, 16, 64)) -> I
     yield Case(max(rows), max(rows), 8, ("q_proj", "v_proj"))
 
 
-def measure_cost(stack: LinearStack, case: Case, limits: Limits, seconds: float) -> Cost:
+def measure_cost(stack: DecoderStack, case: Case, limits: Limits, seconds: float) -> Cost:
     targets = [target for target in stack.targets if target.name.rpartition(".")[2] in case.modules]
     adapters = ResidentAdapters(stack.config, targets, case)
     metadata = adapters.plan(case)
@@ -115,8 +136,8 @@ def measure_cost(stack: LinearStack, case: Case, limits: Limits, seconds: float)
     pairs: list[tuple[float, float]] = []
 
     def pair() -> float:
-        base = timed(lambda: stack.run(case.rows, None))
-        pairs.append((base, timed(lambda: stack.run(case.rows, metadata)) - base))
+        base = stack.run(case.rows, None)
+        pairs.append((base, stack.run(case.rows, metadata) - base))
         return base
 
     repeat(pair, seconds)
@@ -135,7 +156,7 @@ class ResidentAdapters:
 
     def __init__(self, config: ModelConfig, targets: Sequence[TargetModule], case: Case) -> None:
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
-        page_bytes = page_bytes_for(layout, 2 * max(target.in_features for target in targets))
+        page_bytes = page_bytes_for(layout, LARGEST_PIECE)
         image = _random_image(targets, case.rank, page_bytes)
         num_pages = image.table.num_pages
         self._arena = Arena(layout, num_pages * case.adapters, page_bytes)

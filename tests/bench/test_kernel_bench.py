@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blora.bench import attention_cost, kernels, limits, lora_cost, shapes
+from blora.bench import attention_cost, kernels, limits, shapes
 from blora.bench.limits import Limits
 from blora.bench.lora_cost import LIMIT, REGION_SECONDS, Cost
 from blora.bench.profile_step import PLAIN, TOTAL
@@ -64,7 +64,6 @@ def test_the_limit_of_adapters_is_the_issues() -> None:
     assert cost.ratio > LIMIT
     assert cost.share_of_base_speed == pytest.approx(10 / 14)
     assert Limits(bytes_per_s=10, flops_per_s=100).seconds(50, 100) == 5
-    assert lora_cost.EPILOGUES.keys() == {0, 1, 2, 3}
 
 
 def test_the_work_of_attention_is_what_causality_leaves() -> None:
