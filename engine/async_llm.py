@@ -18,8 +18,9 @@ from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_reader import AdapterReader
-from .batch import Adapter, Call, Prompt, pair_up
+from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
+from .composition import Adapter
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .frames import (
@@ -293,7 +294,8 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
 
-        A LoRARequest loads what is not loaded once nothing else is wrong. Raises at the first iteration, before
+        A LoRARequest loads what is not loaded once nothing else is wrong; a sequence of adapters, or a mapping of names
+        to scales, is their sum. Raises at the first iteration, before
         anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Raises
         EngineUnavailable later when the engine dies.
         """

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 from blora.scheduler import SamplingParams
 
+from .composition import Adapter, named_in
 from .errors import InvalidRequest
 from .outputs import LoRARequest
 from .tokenizer import Message
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
-Adapter = LoRARequest | str | None
 Conversation = Sequence[Message]
 
 
@@ -31,7 +32,10 @@ def pair_up(
     lora_request: Adapter | Sequence[Adapter],
     priority: Sequence[int] | None,
 ) -> list[Call]:
-    """Lists pair one to one with prompts; a single value goes with each. Raises InvalidRequest naming the argument."""
+    """Lists pair one to one with prompts; a single value goes with each. Raises InvalidRequest naming the argument.
+
+    So one adapter list for all prompts is a mapping, and a sequence of adapters stands within the list.
+    """
     batch = _as_batch(prompts)
     samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams)
     adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str)
@@ -76,7 +80,7 @@ def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
 def _check_paths(adapters: Sequence[Adapter]) -> None:
     """A name means one thing in a batch: with two paths, the later would answer for the earlier."""
     paths: dict[str, str] = {}
-    for adapter in adapters:
+    for adapter in chain.from_iterable(map(named_in, adapters)):
         if isinstance(adapter, LoRARequest) and adapter.lora_path:
             path = str(adapter.lora_path)
             if paths.setdefault(adapter.lora_name, path) != path:

@@ -13,7 +13,8 @@ from typing import Any
 from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
-from .batch import Adapter, Call, Prompt
+from .batch import Call, Prompt
+from .composition import Adapter, check_distinct, read_adapters
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
@@ -44,19 +45,19 @@ class NamedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A call in which nothing is wrong; its adapter may be still to load."""
+    """A call in which nothing is wrong; its adapters may be still to load."""
 
     text: str | None  # None for tokens
     token_ids: list[int]
     salt: bytes
     sampling: SamplingParams
-    lora_request: LoRARequest | None
+    adapters: tuple[LoRARequest, ...]  # to be summed in this order
     priority: int
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked request with its adapter loaded: the user's side of it and the engine's."""
+    """A checked request with its adapters loaded: the user's side of it and the engine's."""
 
     user: UserRequest
     requests: list[Request]  # one per sample
@@ -94,25 +95,22 @@ class FrontEnd:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         check_sampling(sampling, self.facts)
         sampling = as_plain(sampling)
-        lora_request = self._check_adapter(call.adapter)
+        adapters = self._check_adapters(call.adapter)
         text, token_ids, salt = self._read_prompt(call.prompt)
-        checked = Checked(text, token_ids, salt, sampling, lora_request, priority)
+        checked = Checked(text, token_ids, salt, sampling, adapters, priority)
         self._resolve_max_tokens(checked, set())  # what it cannot be with whatever adapter
         return checked
 
-    def _check_adapter(self, adapter: Adapter) -> LoRARequest | None:
+    def _check_adapters(self, adapter: Adapter) -> tuple[LoRARequest, ...]:
         """Only None is the base model. What has no path to load from has to be loaded."""
-        if adapter is None:
-            return None
-        request = LoRARequest(adapter) if isinstance(adapter, str) else adapter
-        if not isinstance(request, LoRARequest):
-            raise InvalidRequest("lora_request", f"{type(adapter).__name__} is neither a name nor a LoRARequest")
-        if not self.is_to_load(request):
-            self._registry.resolve(request.lora_name)
-        else:
-            self.check_adapter_name(request.lora_name)
-            self.check_adapter_path(request.lora_path)
-        return request
+        requests = read_adapters(adapter)
+        for request in requests:
+            if not self.is_to_load(request):
+                self._registry.resolve(request.lora_name)
+            else:
+                self.check_adapter_name(request.lora_name)
+                self.check_adapter_path(request.lora_path)
+        return requests
 
     def is_to_load(self, request: LoRARequest) -> bool:
         """Whether a LoRARequest asks for a load. Raises InvalidRequest for a loaded name with another path."""
@@ -128,7 +126,7 @@ class FrontEnd:
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
         """What has to be loaded before these calls can be prepared, each name once."""
-        requests = [call.lora_request for call in calls if call.lora_request is not None]
+        requests = [request for call in calls for request in call.adapters]
         return list({request.lora_name: request for request in requests if self.is_to_load(request)}.values())
 
     def check_room(self, calls: Sequence[Checked]) -> None:
@@ -148,8 +146,8 @@ class FrontEnd:
 
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
-        adapter; changes nothing but the id count."""
-        sampling, uses = call.sampling, self._resolve(call.lora_request)
+        adapters; changes nothing but the id count."""
+        sampling, uses = call.sampling, self._resolve(call.adapters)
         max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
@@ -171,7 +169,8 @@ class FrontEnd:
             for index, sample_id in enumerate(ids)
         ]
         label = str(ids[0]) if request_id is None else request_id
-        user = UserRequest(label, call.text, call.token_ids, sampling, call.lora_request, sampling.output_kind, ids)
+        lora_request = call.adapters if len(call.adapters) > 1 else next(iter(call.adapters), None)
+        user = UserRequest(label, call.text, call.token_ids, sampling, lora_request, sampling.output_kind, ids)
         return Prepared(user, requests)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
@@ -210,9 +209,12 @@ class FrontEnd:
 
     # Adapters.
 
-    def _resolve(self, request: LoRARequest | None) -> tuple[AdapterUse, ...]:
-        """The adapters of a request by content. Raises AdapterNotFound."""
-        return () if request is None else ((self._registry.resolve(request.lora_name), 1.0),)
+    def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
+        """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""
+        digests = [self._registry.resolve(request.lora_name) for request in requests]
+        check_distinct(digests, requests)
+        # -0.0 becomes 0.0: equal scales are equal bits.
+        return tuple((digest, float(use.lora_scale) + 0.0) for digest, use in zip(digests, requests, strict=True))
 
     def check_adapter_name(self, name: str) -> None:
         if not isinstance(name, str) or not is_valid_name(name):

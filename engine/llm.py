@@ -11,7 +11,8 @@ from blora.adapters import AdapterTooLarge, pack, read_checkpoint
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .adapter_source import resolve_adapter
-from .batch import Adapter, Conversation, Prompt, conversations, pair_up
+from .batch import Conversation, Prompt, conversations, pair_up
+from .composition import Adapter
 from .core import EngineCore
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
@@ -106,7 +107,8 @@ class LLM:
         """Generates for every prompt and returns the outputs in their order.
 
         Lists pair one to one with prompts; a single value goes with each. lora_request: the name of a loaded adapter,
-        or a LoRARequest, which loads what is not loaded once nothing else is wrong; None is the base model. Raises
+        or a LoRARequest, which loads what is not loaded once nothing else is wrong; a mapping of names to scales, or a
+        sequence of these inside the list, is the sum of several adapters; None is the base model. Raises
         InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before anything runs; a request that fails later
         comes back with finish_reason "error".
         """

@@ -13,7 +13,7 @@ from .detokenizer import Detokenizer
 from .outputs import (
     CompletionOutput,
     Logprob,
-    LoRARequest,
+    LoRAUse,
     PromptLogprobs,
     RequestMetrics,
     RequestOutput,
@@ -48,7 +48,7 @@ class UserRequest:
     prompt: str | None
     prompt_token_ids: list[int]
     sampling: SamplingParams
-    lora_request: LoRARequest | None
+    lora_request: LoRAUse
     output_kind: RequestOutputKind
     sample_ids: list[int]  # the engine's ids, one per sample
     samples: list[_Sample] = field(default_factory=list)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 class LoRARequest:
     """An adapter to use; two are equal if their names are. What is not loaded yet is loaded from `lora_path` under
     `lora_name`. A loaded name with another path is refused, unless `load_inplace`, which always loads anew.
+    `lora_scale` multiplies the adapter's own alpha / r.
     """
 
     lora_name: str
@@ -17,12 +18,16 @@ class LoRARequest:
     lora_path: str = ""
     base_model_name: str | None = None  # accepted for vLLM's sake
     load_inplace: bool = False
+    lora_scale: float = 1.0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LoRARequest) and self.lora_name == other.lora_name
 
     def __hash__(self) -> int:
         return hash(self.lora_name)
+
+
+LoRAUse = LoRARequest | tuple[LoRARequest, ...] | None  # one adapter, the sum of several, the base model
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class CompletionOutput:
     logprobs: SampleLogprobs | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop string or stop token id; None for EOS
-    lora_request: LoRARequest | None = None
+    lora_request: LoRAUse = None
     error: str | None = None  # what went wrong, with finish_reason "error"
 
     def finished(self) -> bool:
@@ -83,7 +88,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: PromptLogprobs | None = None
-    lora_request: LoRARequest | None = None
+    lora_request: LoRAUse = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
 

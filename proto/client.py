@@ -19,6 +19,9 @@ from .v1 import (
     generation_pb2_grpc,
 )
 
+# The name of a loaded adapter; name -> scale, in order, for a sum of several or one with a scale; the base model.
+Adapter = str | Mapping[str, float] | None
+
 # Text, token ids, or a conversation of {"role": ..., "content": ...}.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
@@ -76,7 +79,7 @@ class Client:
     def generate(
         self,
         prompt: Prompt,
-        adapter: str | None = None,
+        adapter: Adapter = None,
         *,
         request_id: str = "",
         priority: int = 0,
@@ -92,7 +95,7 @@ class Client:
     def generate_stream(
         self,
         prompt: Prompt,
-        adapter: str | None = None,
+        adapter: Adapter = None,
         *,
         request_id: str = "",
         priority: int = 0,
@@ -158,22 +161,30 @@ def _adapter(response: Any) -> adapters_pb2.Adapter:
 
 def _generate_request(
     prompt: Prompt,
-    adapter: str | None,
+    adapter: Adapter,
     request_id: str,
     priority: int,
     cache_salt: str,
     sampling: Mapping[str, Any],
 ) -> generation_pb2.GenerateRequest:
-    if adapter == "":  # it would mean the base model on the wire, and answer for a name that was forgotten
-        raise ValueError("adapter: the name is empty; None is the base model")
     return generation_pb2.GenerateRequest(
         **_prompt_fields(prompt),
-        adapter=adapter or "",
+        **_adapter_fields(adapter),
         sampling=_sampling(sampling),
         request_id=request_id,
         priority=priority,
         cache_salt=cache_salt,
     )
+
+
+def _adapter_fields(adapter: Adapter) -> dict[str, Any]:
+    if adapter is None:
+        return {}
+    if not adapter:  # it would mean the base model on the wire, and answer for a name that was forgotten
+        raise ValueError("adapter: the name is empty; None is the base model")
+    if isinstance(adapter, str):
+        return {"adapter": adapter}
+    return {"adapters": [generation_pb2.AdapterUse(name=name, scale=scale) for name, scale in adapter.items()]}
 
 
 def _prompt_fields(prompt: Prompt) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from blora.scheduler import SamplingParams
 
-from ..outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
+from ..composition import Adapter
+from ..outputs import AdapterInfo, EngineInfo, RequestOutput
 
 
 class Backend(Protocol):
@@ -30,7 +31,7 @@ class Backend(Protocol):
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
-        lora_request: LoRARequest | str | None = None,
+        lora_request: Adapter = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 

@@ -103,7 +103,14 @@ def _add_engine_options(group: Any) -> None:
 def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue")
     parser.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
-    parser.add_argument("--adapter", metavar="NAME", help="(default: the base model)")
+    parser.add_argument(
+        "--adapter",
+        type=_scaled_name,
+        action="append",
+        default=[],
+        metavar="NAME[=SCALE]",
+        help="may be repeated: their changes are summed (default: the base model)",
+    )
     parser.add_argument("--chat", action="store_true", help="PROMPT is what a user says in a conversation")
     parser.add_argument("--max-tokens", type=_count, default=256, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
@@ -120,6 +127,14 @@ def _named_path(text: str) -> tuple[str, str]:
     if not (name and equals and path):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
     return name, path
+
+
+def _scaled_name(text: str) -> tuple[str, float]:
+    name, equals, scale = text.partition("=")
+    try:
+        return name, float(scale) if equals else 1.0
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=SCALE") from None
 
 
 def _port(text: str) -> int:
@@ -200,6 +215,8 @@ def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import terminal
 
     is_action = args.list_adapters or args.info or args.load_adapter is not None or args.unload_adapter is not None
+    if len(dict(args.adapter)) < len(args.adapter):
+        parser.error("--adapter: one is given twice")
     if is_action == (args.prompt is not None):
         parser.error("client: give either a PROMPT or one of the actions")
     return terminal.run(args)

@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError, Message
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
+from ..composition import Adapter
 from ..errors import InvalidRequest
-from ..outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
+from ..outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, LoRARequest, RequestOutput
 
 M = TypeVar("M", bound=Message)
 
@@ -39,7 +40,7 @@ class GenerateCall:
     prompt: dict[str, Any]
     sampling_params: SamplingParams
     label: str  # the client's, not unique
-    adapter: str | None
+    adapter: Adapter
     priority: int
 
 
@@ -60,7 +61,7 @@ def generate_call(
         prompt=_prompt(request, encode_chat),
         sampling_params=replace(defaults, **_given(request.sampling), output_kind=output_kind),
         label=_label(request.request_id),
-        adapter=request.adapter or None,
+        adapter=_adapter(request),
         priority=request.priority,
     )
 
@@ -104,6 +105,19 @@ def _bounded(name: str, values: Any) -> Any:
     if len(values) > MAX_ITEMS:
         raise InvalidRequest(name, f"has {len(values)} entries; at most {MAX_ITEMS} are read")
     return values
+
+
+def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:
+    if not request.adapters:
+        return request.adapter or None
+    if request.adapter:
+        raise InvalidRequest("adapters", "are given besides adapter; send one of the two")
+    return [_adapter_use(use) for use in _bounded("adapters", request.adapters)]
+
+
+def _adapter_use(use: generation_pb2.AdapterUse) -> LoRARequest:
+    name = _required("adapters.name", use.name)
+    return LoRARequest(name, lora_scale=use.scale) if use.HasField("scale") else LoRARequest(name)
 
 
 def _label(request_id: str) -> str:

@@ -7,7 +7,7 @@ import sys
 
 import grpc
 
-from blora.proto.client import Client, Prompt
+from blora.proto.client import Adapter, Client, Prompt
 from blora.proto.v1 import adapters_pb2
 
 # What shells report for a program that SIGINT, or SIGPIPE, ended.
@@ -71,10 +71,19 @@ def _described(adapter: adapters_pb2.Adapter) -> str:
     return "\n  ".join([f"{adapter.name}  {adapter.digest[:12]}  {facts}", *warnings])
 
 
+def _adapter(uses: list[tuple[str, float]]) -> Adapter:
+    match uses:
+        case []:
+            return None
+        case [(name, 1.0)]:
+            return name
+    return dict(uses)
+
+
 def _generate(client: Client, args: argparse.Namespace) -> None:
     prompt: Prompt = [{"role": "user", "content": args.prompt}] if args.chat else args.prompt
     with client.generate_stream(
-        prompt, args.adapter, max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed
+        prompt, _adapter(args.adapter), max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed
     ) as stream:
         for sample in stream:
             print(sample.text, end="", flush=True)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62lora/proto/v1/generation.proto\x12\x08\x62lora.v1\"\xf3\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.blora.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.blora.v1.ChatMessagesH\x00\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.blora.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\tB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.blora.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xf5\x06\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.blora.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x17\n\nignore_eos\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x12\x17\n\ndetokenize\x18\x14 \x01(\x08H\x10\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB\r\n\x0b_detokenize\"\x90\x01\n\x10GenerateResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"\x96\x01\n\x16GenerateStreamResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"V\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x9b\x02\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.blora.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\rH\x00\x12\r\n\x05\x65rror\x18\t \x01(\tB\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"g\n\x10PositionLogprobs\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.blora.v1.TokenLogprob\x12,\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x16.blora.v1.TokenLogprob\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04text\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rankB\x07\n\x05_text*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa7\x01\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.blora.v1.GenerateRequest\x1a\x1a.blora.v1.GenerateResponse\x12O\n\x0eGenerateStream\x12\x19.blora.v1.GenerateRequest\x1a .blora.v1.GenerateStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62lora/proto/v1/generation.proto\x12\x08\x62lora.v1\"\x9b\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.blora.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.blora.v1.ChatMessagesH\x00\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.blora.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x14.blora.v1.AdapterUseB\x08\n\x06prompt\"8\n\nAdapterUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"7\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.blora.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xf5\x06\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.blora.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x17\n\nignore_eos\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x12\x17\n\ndetokenize\x18\x14 \x01(\x08H\x10\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB\r\n\x0b_detokenize\"\x90\x01\n\x10GenerateResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"\x96\x01\n\x16GenerateStreamResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"V\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x9b\x02\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.blora.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\rH\x00\x12\r\n\x05\x65rror\x18\t \x01(\tB\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"g\n\x10PositionLogprobs\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.blora.v1.TokenLogprob\x12,\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x16.blora.v1.TokenLogprob\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04text\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rankB\x07\n\x05_text*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa7\x01\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.blora.v1.GenerateRequest\x1a\x1a.blora.v1.GenerateResponse\x12O\n\x0eGenerateStream\x12\x19.blora.v1.GenerateRequest\x1a .blora.v1.GenerateStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2211
-  _globals['_FINISHREASON']._serialized_end=2356
+  _globals['_FINISHREASON']._serialized_start=2309
+  _globals['_FINISHREASON']._serialized_end=2454
   _globals['_GENERATEREQUEST']._serialized_start=46
-  _globals['_GENERATEREQUEST']._serialized_end=289
-  _globals['_TOKENIDS']._serialized_start=291
-  _globals['_TOKENIDS']._serialized_end=314
-  _globals['_CHATMESSAGES']._serialized_start=316
-  _globals['_CHATMESSAGES']._serialized_end=371
-  _globals['_CHATMESSAGE']._serialized_start=373
-  _globals['_CHATMESSAGE']._serialized_end=417
-  _globals['_SAMPLINGPARAMS']._serialized_start=420
-  _globals['_SAMPLINGPARAMS']._serialized_end=1305
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=982
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1030
-  _globals['_GENERATERESPONSE']._serialized_start=1308
-  _globals['_GENERATERESPONSE']._serialized_end=1452
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1455
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1605
-  _globals['_PROMPTINFO']._serialized_start=1607
-  _globals['_PROMPTINFO']._serialized_end=1693
-  _globals['_SAMPLE']._serialized_start=1696
-  _globals['_SAMPLE']._serialized_end=1979
-  _globals['_POSITIONLOGPROBS']._serialized_start=1981
-  _globals['_POSITIONLOGPROBS']._serialized_end=2084
-  _globals['_TOKENLOGPROB']._serialized_start=2086
-  _globals['_TOKENLOGPROB']._serialized_end=2208
-  _globals['_GENERATIONSERVICE']._serialized_start=2359
-  _globals['_GENERATIONSERVICE']._serialized_end=2526
+  _globals['_GENERATEREQUEST']._serialized_end=329
+  _globals['_ADAPTERUSE']._serialized_start=331
+  _globals['_ADAPTERUSE']._serialized_end=387
+  _globals['_TOKENIDS']._serialized_start=389
+  _globals['_TOKENIDS']._serialized_end=412
+  _globals['_CHATMESSAGES']._serialized_start=414
+  _globals['_CHATMESSAGES']._serialized_end=469
+  _globals['_CHATMESSAGE']._serialized_start=471
+  _globals['_CHATMESSAGE']._serialized_end=515
+  _globals['_SAMPLINGPARAMS']._serialized_start=518
+  _globals['_SAMPLINGPARAMS']._serialized_end=1403
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1080
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1128
+  _globals['_GENERATERESPONSE']._serialized_start=1406
+  _globals['_GENERATERESPONSE']._serialized_end=1550
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1553
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1703
+  _globals['_PROMPTINFO']._serialized_start=1705
+  _globals['_PROMPTINFO']._serialized_end=1791
+  _globals['_SAMPLE']._serialized_start=1794
+  _globals['_SAMPLE']._serialized_end=2077
+  _globals['_POSITIONLOGPROBS']._serialized_start=2079
+  _globals['_POSITIONLOGPROBS']._serialized_end=2182
+  _globals['_TOKENLOGPROB']._serialized_start=2184
+  _globals['_TOKENLOGPROB']._serialized_end=2306
+  _globals['_GENERATIONSERVICE']._serialized_start=2457
+  _globals['_GENERATIONSERVICE']._serialized_end=2624
 # @@protoc_insertion_point(module_scope)

@@ -83,7 +83,8 @@ async def tokens(llm: AsyncLLM, prompt: str, adapter: Any = None, sampling: Samp
 def test_mixed_requests_equal_the_engine_in_process(
     runner: asyncio.Runner, llm: AsyncLLM, make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
 ) -> None:
-    batch = [(f"prompt {index}", name) for index in range(3) for name in [None, *tiny_adapters]]
+    uses: list[Any] = [None, *tiny_adapters, {"r8": 0.5, "r4": 2.0}]
+    batch = [(f"prompt {index}", use) for index in range(3) for use in uses]
     direct = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()})
     expected = direct.generate([p for p, _ in batch], GREEDY, lora_request=[a for _, a in batch], use_tqdm=False)
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from blora.engine.composition import read_adapters
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
 from blora.engine.outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
 from blora.engine.server.backend import Backend
@@ -98,8 +99,9 @@ class FakeLLM:
         request = {"prompt": prompt, "sampling": sampling_params, "id": request_id}
         self.requests.append(request | {"adapter": lora_request, "priority": priority})
         self._raise()
-        if lora_request is not None and lora_request not in self.adapters:
-            raise AdapterNotFound(lora_request)
+        for adapter in read_adapters(lora_request):
+            if adapter.lora_name not in self.adapters:
+                raise AdapterNotFound(adapter.lora_name)
         self._num_running += 1
         is_done = False
         try:

@@ -338,3 +338,39 @@ def test_prompt_logprobs_of_a_prompt_that_was_aborted_half_way():
     )
     response = convert.generate_response(output)
     assert [position.token.token_id for position in response.prompt_logprobs] == [1, 2]
+
+
+def test_several_adapters_with_scales():
+    llm = FakeLLM()
+    llm.adapters["bob"] = llm.adapters["alice"]
+    ask(lambda client: client.generate("hello", {"bob": 0.5, "alice": -2}), llm)
+    assert [(use.lora_name, use.lora_scale) for use in llm.requests[0]["adapter"]] == [("bob", 0.5), ("alice", -2.0)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"adapter": "alice", "adapters": [{"name": "bob"}]}, "adapters"),
+        ({"adapters": [{"scale": 1.0}]}, "name"),
+        ({"adapters": [{"name": "alice"}] * 2}, "named before"),
+        ({"adapters": [{"name": "alice", "scale": math.nan}]}, "lora_scale"),
+        ({"adapters": [{"name": str(index)} for index in range(9)]}, "at most 8"),
+    ],
+)
+def test_adapters_that_cannot_be_meant_are_refused(fields, field):
+    request = generation_pb2.GenerateRequest(text="x", **fields)
+
+    async def body():
+        async with running(FakeLLM()) as server, grpc.aio.insecure_channel(server.address) as channel:
+            await generation_pb2_grpc.GenerationServiceStub(channel).Generate(request)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        run(body())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in caught.value.details()
+
+
+def test_an_adapter_use_without_a_scale_has_scale_one():
+    request = generation_pb2.GenerateRequest(text="x", adapters=[{"name": "a"}, {"name": "b", "scale": 0.0}])
+    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, lambda _: [])
+    assert [use.lora_scale for use in call.adapter] == [1.0, 0.0]

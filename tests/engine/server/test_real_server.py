@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blora.engine import LLM, SamplingParams
-from blora.proto.client import Client
+from blora.proto.client import Adapter, Client
 
 OPTIONS = ["--port", "0", "--memory", "2MB", "--block-size", "4", "--threads", "1", "--max-num-batched-tokens", "64"]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
@@ -93,7 +93,7 @@ def server(shared: Served) -> Iterator[Served]:
     shared.settle()
 
 
-def tokens(server: Served, prompt: str, adapter: str | None = None, **sampling: Any) -> list[int]:
+def tokens(server: Served, prompt: str, adapter: Adapter = None, **sampling: Any) -> list[int]:
     return list(server.client.generate(prompt, adapter, **GREEDY | sampling).samples[0].token_ids)
 
 
@@ -106,7 +106,8 @@ def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
 def test_mixed_rows_over_the_wire_equal_the_engine_in_process(
     server: Served, make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
 ) -> None:
-    batch = [(f"row {index}", name) for index in range(3) for name in [None, *tiny_adapters]]
+    composed = {"r8": 0.5, "r4": 2.0}
+    batch = [(f"row {index}", name) for index in range(3) for name in [None, *tiny_adapters, composed]]
     direct = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()})
     sampling = SamplingParams(**GREEDY)
     expected = direct.generate([p for p, _ in batch], sampling, lora_request=[a for _, a in batch], use_tqdm=False)
