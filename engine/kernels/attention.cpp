@@ -262,7 +262,7 @@ void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, 
     }
     fetch(keys, tile, dim);
     alignas(64) float scores[MAX_QUERIES * TILE];
-    multiply<T>(num_queries, queries, dim, keys, tile.count, shape.width, dim, 0, scores, TILE);
+    multiply<T>(num_queries, queries, dim, keys, tile.count, shape.width, dim, 0, nullptr, scores, TILE);
     const int first_position = shape.first_position(item.row) + item.first;
     for (int q = 0; q < num_queries; ++q) {
         const int to = first_position + q / group + 1, from = window ? std::max(to - window, 0) : 0;

@@ -69,26 +69,40 @@ void store_gated(const Call& call, int token, int rows, int column, const float*
     }
 }
 
+// Calls work(first of the tile's panels, number) for panels that are neighbours in the site.
+template <class Work>
+void for_neighbours(const Columns& columns, Work work) {
+    for (int p = 0; p < columns.count;) {
+        int next = p + 1;
+        while (next < columns.count && columns.panels[next] == columns.panels[next - 1] + 1) ++next;
+        work(p, next - p);
+        p = next;
+    }
+}
+
 template <class T>
-void compute_tile(const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, float* tile) {
+void compute_tile(
+    const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, Fetches& fetches, float* tile) {
     const Linear& layer = *call.layer;
     const T* panels[TILE_PANELS];
     for (int p = 0; p < columns.count; ++p)
         panels[p] = (const T*)layer.weight + (int64_t)columns.panels[p] * PANEL * layer.in;
+    fetches.clear();
+    if (call.changes)
+        for_neighbours(columns, [&](int p, int count) {
+            fetch_b<T>(*call.changes, token, rows, columns.panels[p] * PANEL, count, fetches);
+        });
     const int64_t ahead = (int64_t)MULTIPLIED * PANEL * layer.in * (int64_t)sizeof(T);
     for (int p = 0; p < columns.count; p += MULTIPLIED)
         multiply<T>(
             rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), PANEL, layer.in, ahead,
-            tile + p * PANEL, TILE_STRIDE);
+            &fetches, tile + p * PANEL, TILE_STRIDE);
     if (call.changes)
-        for (int p = 0; p < columns.count;) {  // neighbouring panels together
-            int next = p + 1;
-            while (next < columns.count && columns.panels[next] == columns.panels[next - 1] + 1) ++next;
+        for_neighbours(columns, [&](int p, int count) {
             expand<T>(
-                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, next - p,
-                tile + p * PANEL, TILE_STRIDE);
-            p = next;
-        }
+                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count, tile + p * PANEL,
+                TILE_STRIDE);
+        });
     if (call.epilogue == SILU_MUL) {
         for (int p = 0; p < columns.count / 2; ++p)
             store_gated<T>(
@@ -128,6 +142,7 @@ template <class T>
 void compute_columns(const Call& call, int thread, int num_threads) {
     static thread_local Scratch converted;
     static thread_local Scratch tile_memory;
+    static thread_local Fetches fetches;
     float* tile = tile_memory.get<float>(MAX_BLOCK_ROWS * TILE_STRIDE);
     const Linear& layer = *call.layer;
     const bool is_gated = call.epilogue == SILU_MUL;
@@ -143,7 +158,7 @@ void compute_columns(const Call& call, int thread, int num_threads) {
             Columns columns = {{}, 0};
             for (int half = 0; half <= (int)is_gated; ++half)
                 for (int p = 0; p < count; ++p) columns.panels[columns.count++] = half * panels + first + p;
-            compute_tile<T>(call, token, rows, x, columns, tile);
+            compute_tile<T>(call, token, rows, x, columns, fetches, tile);
         }
     }
 }

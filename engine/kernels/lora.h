@@ -238,11 +238,28 @@ void expand_unaligned(const Change& change, const Overlap& both, int column, con
             const LoraChunk* chunk = change.b;
             const T* panels[1] = {(const T*)piece_at(chunk, panel, panel_bytes<T>(change))};
             multiply_tile<T, 1, 1, false>(
-                h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, 0, delta, PANEL);
+                h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, 0, {}, delta, PANEL);
             const int at = change.column + panel * PANEL;  // output of the site
             for (int i = std::max(both.from - at, 0); i < std::min(both.to - at, PANEL); ++i)
                 tile[(int64_t)row * tile_stride + at + i - column] += delta[i];
         }
+}
+
+// What `expand` reads for a tile.
+template <class T>
+void fetch_b(const std::vector<Change>& changes, int token, int rows, int column, int panels, Fetches& fetches) {
+    for (const Change& change : changes) {
+        const Overlap both(change, token, rows, column, panels * PANEL);
+        if (both.is_empty()) continue;
+        const int end = (both.to - change.column + PANEL - 1) / PANEL, bytes = panel_bytes<T>(change);
+        const LoraChunk* chunk = change.b;
+        for (int panel = (both.from - change.column) / PANEL; panel < end;) {
+            const char* at = piece_at(chunk, panel, bytes);
+            const int next = std::min(end, chunk->first + chunk->count);
+            fetches.add(at, (int64_t)(next - panel) * bytes);
+            panel = next;
+        }
+    }
 }
 
 // Adds the changes to a tile: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
@@ -264,7 +281,7 @@ void expand(
         const LoraChunk* chunk = change.b;
         for (int p = 0; p < count; ++p) weights[p] = (const T*)piece_at(chunk, first + p, panel_bytes<T>(change));
         multiply<T, true>(
-            both.end - both.start, inputs, change.width, weights, count, PANEL, change.width, 0,
+            both.end - both.start, inputs, change.width, weights, count, PANEL, change.width, 0, nullptr,
             target + (both.from - column), tile_stride);
     }
 }

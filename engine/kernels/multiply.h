@@ -4,6 +4,7 @@
 // in: its bits depend on its row and its column only, not on the number of rows, of columns or of threads.
 #pragma once
 
+#include "fetches.h"
 #include "pack.h"
 
 namespace blora {
@@ -69,11 +70,11 @@ inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, c
 // tile[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
 // width: outputs of a panel; the lanes beyond it are read and mean nothing.
 // ahead: bytes from a panel to one that is multiplied later, which is fetched meanwhile. Memory is so far away that it
-// has to be the next tile's.
+// has to be the next tile's. run: what else to fetch, a line a step.
 template <class T, int ROWS, int PANELS, bool ADDS>
 void multiply_tile(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, int64_t ahead, float* tile,
-    int tile_stride) {
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, int64_t ahead, Run run,
+    float* tile, int tile_stride) {
     constexpr int VECTORS = PANELS * VECS;
     VecF acc[ROWS][VECTORS] = {};
     if constexpr (ADDS)
@@ -82,13 +83,20 @@ void multiply_tile(
     const T* w[VECTORS];
     for (int v = 0; v < VECTORS; ++v) w[v] = panels[v / VECS] + v % VECS * LANES * PACK<T>;
     const int64_t advance = (int64_t)width * PACK<T>;
-    for (int input = 0; input < in; input += PACK<T>) {
+    auto advance_to = [&](int& input) {
         step<ROWS, VECTORS>(acc, x + input, x_stride, w);
         for (int v = 0; v < VECTORS; ++v) {
             if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + ahead, 0, 2);
             w[v] += advance;
         }
+        input += PACK<T>;
+    };
+    int input = 0;
+    for (; run.lines > 0 && input < in; --run.lines, run.at += LINE) {
+        __builtin_prefetch(run.at, 0, 2);
+        advance_to(input);
     }
+    while (input < in) advance_to(input);
     for (int row = 0; row < ROWS; ++row)
         for (int v = 0; v < VECTORS; ++v) store(tile + (int64_t)row * tile_stride + v * LANES, acc[row][v]);
 }
@@ -109,44 +117,45 @@ constexpr int panels_for(int rows) { return rows == 1 ? 2 : 1; }
 template <class T, int ROWS, bool ADDS>
 void multiply_rows(
     const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, int64_t ahead,
-    float* tile, int tile_stride) {
+    Fetches* fetches, float* tile, int tile_stride) {
     constexpr int WIDE = panels_for(ROWS);
+    auto run = [&] { return fetches ? fetches->take(in / PACK<T>) : Run(); };
     int panel = 0;
     for (; panel + WIDE <= count; panel += WIDE)
         multiply_tile<T, ROWS, WIDE, ADDS>(
-            x, x_stride, panels + panel, width, in, ahead, tile + panel * PANEL, tile_stride);
+            x, x_stride, panels + panel, width, in, ahead, run(), tile + panel * PANEL, tile_stride);
     for (; panel < count; ++panel)
         multiply_tile<T, ROWS, 1, ADDS>(
-            x, x_stride, panels + panel, width, in, ahead, tile + panel * PANEL, tile_stride);
+            x, x_stride, panels + panel, width, in, ahead, run(), tile + panel * PANEL, tile_stride);
 }
 
 template <class T, int ROWS, bool ADDS>
 struct Dispatch {
     static void run(
         int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-        int64_t ahead, float* tile, int tile_stride) {
+        int64_t ahead, Fetches* fetches, float* tile, int tile_stride) {
         if (rows == ROWS)
-            multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, tile, tile_stride);
+            multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, fetches, tile, tile_stride);
         else
             Dispatch<T, ROWS - 1, ADDS>::run(
-                rows, x, x_stride, panels, count, width, in, ahead, tile, tile_stride);
+                rows, x, x_stride, panels, count, width, in, ahead, fetches, tile, tile_stride);
     }
 };
 template <class T, bool ADDS>
 struct Dispatch<T, 0, ADDS> {
-    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, int64_t, float*, int) {}
+    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, int64_t, Fetches*, float*, int) {}
 };
 
-// The same for any number of rows, cut into tiles of nearly equal height.
+// The same for any number of rows, cut into tiles of nearly equal height. fetches: what else is read soon, or null.
 template <class T, bool ADDS = false>
 void multiply(
     int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-    int64_t ahead, float* tile, int tile_stride) {
+    int64_t ahead, Fetches* fetches, float* tile, int tile_stride) {
     int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int done = 0; tiles; --tiles) {
         int height = (rows - done + tiles - 1) / tiles;
         Dispatch<T, MAX_ROWS, ADDS>::run(
-            height, x + done * x_stride, x_stride, panels, count, width, in, ahead,
+            height, x + done * x_stride, x_stride, panels, count, width, in, ahead, fetches,
             tile + (int64_t)done * tile_stride, tile_stride);
         done += height;
         ahead = 0;  // once is enough
