@@ -47,6 +47,7 @@ class Checkpoint:
     digest: str  # sha256 over both files
     modules: tuple[LoRAModule, ...]  # in the order of the model's targets
     warnings: tuple[str, ...]
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
 
 
 def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequence[Path] | None = None) -> Checkpoint:
@@ -68,7 +69,7 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
     if problems:
         raise AdapterRejected(source, problems)
     digest = hashlib.sha256(hashlib.sha256(config_bytes).digest() + hashlib.sha256(weights).digest()).hexdigest()
-    return Checkpoint(source, digest, modules, _warnings(config, modules, targets))
+    return Checkpoint(source, digest, modules, _warnings(config, modules, targets), config.invocation_tokens)
 
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:

@@ -66,6 +66,7 @@ class ImageTable:
     page_bytes: int
     modules: tuple[PackedModule, ...]
     warnings: tuple[str, ...]
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
 
     @property
     def num_bytes(self) -> int:
@@ -98,7 +99,15 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
             )
         )
     pages = writer.pages()
-    table = ImageTable(checkpoint.digest, dtype, len(pages), page_bytes, tuple(modules), checkpoint.warnings)
+    table = ImageTable(
+        digest=checkpoint.digest,
+        dtype=dtype,
+        num_pages=len(pages),
+        page_bytes=page_bytes,
+        modules=tuple(modules),
+        warnings=checkpoint.warnings,
+        invocation_tokens=checkpoint.invocation_tokens,
+    )
     return AdapterImage(table, pages)
 
 

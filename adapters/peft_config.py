@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_RANK = 1024
+MAX_INVOCATION_TOKENS = 256
 MAX_PATTERN_LENGTH = 512  # characters; patterns come from the file and are evaluated
 
 # Fields that say nothing about how the adapter's change is computed.
@@ -43,6 +44,7 @@ SERVED = frozenset(
         "layers_to_transform",
         "layers_pattern",
         "init_lora_weights",
+        "alora_invocation_tokens",
     }
 )
 TASK_TYPES = (None, "CAUSAL_LM")
@@ -76,6 +78,7 @@ class PeftConfig:
     layers_pattern: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA (aLoRA, arXiv 2504.12397); empty for any other
 
     def rank_of(self, module: str) -> int:
         return _first_match(self.rank_pattern, module, self.rank)
@@ -132,6 +135,7 @@ def parse_config(content: bytes) -> PeftConfig:
         layers_pattern=reader.layers_pattern("layers_pattern"),
         rank_pattern={key: reader.rank(f"rank_pattern[{key}]", r) for key, r in reader.pattern("rank_pattern")},
         alpha_pattern={key: reader.number(f"alpha_pattern[{key}]", a) for key, a in reader.pattern("alpha_pattern")},
+        invocation_tokens=reader.tokens("alora_invocation_tokens"),
     )
     if not config.target_modules:
         problems.append("target_modules: names no module")
@@ -230,6 +234,16 @@ class _Fields:
             self._problems.append(f"{name}: {value!r} is neither an index nor a list of indices")
             return None
         return frozenset(layers)
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        value = self._fields.get(name)
+        if value is None:
+            return ()
+        is_list = isinstance(value, list) and 1 <= len(value) <= MAX_INVOCATION_TOKENS
+        if not is_list or not all(type(token) is int and token >= 0 for token in value):
+            self._problems.append(f"{name}: {value!r:.200} is not a list of 1 to {MAX_INVOCATION_TOKENS} token ids")
+            return ()
+        return tuple(value)
 
     def layers_pattern(self, name: str) -> tuple[str, ...]:
         patterns = _as_tuple(self.modules(name))

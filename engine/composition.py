@@ -1,10 +1,12 @@
-"""Composition: the adapters of one request, as its user names them. Checks all that can be told without their weights.
+"""Composition: the adapters of one request: how a user names them, which go together, and where they are activated.
 
 Their changes are summed, unmerged, in the order named, as PEFT's `add_weighted_adapter(combination_type="cat")` does.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from blora.adapters import ImageTable
 
 from .errors import InvalidRequest
 from .outputs import LoRARequest
@@ -55,3 +57,23 @@ def check_distinct(identities: Sequence[object], requests: Sequence[LoRARequest]
     for index, identity in enumerate(identities):
         if identity in identities[:index]:
             raise InvalidRequest("lora_request", f"{requests[index].lora_name!r:.140} is an adapter named before")
+
+
+def check_together(requests: Sequence[LoRARequest], tables: Sequence[ImageTable]) -> None:
+    """Raises InvalidRequest for adapters whose changes cannot be summed."""
+    for request, table in zip(requests, tables, strict=True):
+        if table.invocation_tokens and len(requests) > 1:
+            name = f"{request.lora_name!r:.140}"
+            raise InvalidRequest("lora_request", f"{name} is an activated LoRA (aLoRA), which takes no partner")
+
+
+def find_activation(tables: Sequence[ImageTable], prompt: Sequence[int]) -> int:
+    """The first position of a prompt that its adapters change: 0, or for an activated LoRA (aLoRA) where its invocation
+    tokens begin for the last time. Raises InvalidRequest when they do not occur."""
+    tokens = next((list(table.invocation_tokens) for table in tables if table.invocation_tokens), None)
+    if tokens is None:
+        return 0
+    for start in range(len(prompt) - len(tokens), -1, -1):
+        if prompt[start] == tokens[0] and list(prompt[start : start + len(tokens)]) == tokens:
+            return start
+    raise InvalidRequest("prompt", f"lacks the tokens that invoke its adapter: {tokens[:32]}")

@@ -33,6 +33,7 @@ class AddRequest(Frame, frozen=True):
     sample_index: int
     eos_token_ids: frozenset[int]
     adapters: tuple[AdapterUse, ...]
+    activation: int
     priority: int
     cache_salt: bytes
     leader: int | None

@@ -14,7 +14,7 @@ from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .batch import Call, Prompt
-from .composition import Adapter, check_distinct, read_adapters
+from .composition import Adapter, check_distinct, check_together, find_activation, read_adapters
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
@@ -146,9 +146,10 @@ class FrontEnd:
 
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
-        adapters; changes nothing but the id count."""
+        adapters, or does not invoke one that has to be invoked; changes nothing but the id count."""
         sampling, uses = call.sampling, self._resolve(call.adapters)
         max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
+        activation = find_activation([self._tables[digest] for digest, _ in uses], call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
@@ -162,6 +163,7 @@ class FrontEnd:
                 sample_index=index,
                 eos_token_ids=self.defaults.eos_token_ids,
                 adapters=uses,
+                activation=activation,
                 priority=call.priority,
                 cache_salt=call.salt,
                 leader=None if index == 0 else ids[0],
@@ -213,6 +215,7 @@ class FrontEnd:
         """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""
         digests = [self._registry.resolve(request.lora_name) for request in requests]
         check_distinct(digests, requests)
+        check_together(requests, [self._tables[digest] for digest in digests])
         # -0.0 becomes 0.0: equal scales are equal bits.
         return tuple((digest, float(use.lora_scale) + 0.0) for digest, use in zip(digests, requests, strict=True))
 

@@ -1,14 +1,15 @@
 """ForwardBatch: the tensors of one step, the one explicit argument of the model's forward pass; and how it is built."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment
-from blora.scheduler import ScheduledRow
+from blora.scheduler import AdapterUse, ScheduledRow
 
 from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows
 
@@ -23,7 +24,7 @@ class ForwardBatch:
 
 
 def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
-    """Rows with the same adapters stand together, so that each list of adapters is one segment; base rows first."""
+    """Rows with the same adapters stand together, so that lists of adapters are few segments; base rows first."""
     return sorted(rows, key=lambda row: row.adapters)
 
 
@@ -62,9 +63,19 @@ def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
 
 def _segments(rows: Sequence[ScheduledRow]) -> list[Segment]:
     segments, start = [], 0
-    for adapters, group in groupby(rows, key=lambda row: row.adapters):
-        end = start + sum(row.num_new_tokens for row in group)
+    for adapters, runs in groupby(_runs(rows), key=itemgetter(0)):
+        end = start + sum(num_tokens for _, num_tokens in runs)
         if adapters:
             segments.append(Segment(start, end, adapters))
         start = end
     return segments
+
+
+def _runs(rows: Sequence[ScheduledRow]) -> Iterator[tuple[tuple[AdapterUse, ...], int]]:
+    """The adapters in force and the number of tokens: two runs for a row whose adapters are activated in this step."""
+    for row in rows:
+        num_base_tokens = row.num_base_tokens
+        if num_base_tokens:
+            yield (), num_base_tokens
+        if num_base_tokens < row.num_new_tokens:
+            yield row.adapters, row.num_new_tokens - num_base_tokens

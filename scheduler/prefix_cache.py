@@ -1,7 +1,11 @@
 """Prefix keys: what makes the KV of a full block the same for two requests.
 
-key = sha256(parent key, context, token ids), context = sha256(ordered (digest, scale) list, salt). An adapter enters by
-its content digest, never by name, so replacing the weights under a name cannot hit stale KV.
+key = sha256(parent key, context, token ids), context = sha256(ordered (digest, scale) list, base tokens, salt).
+An adapter enters by its content digest, never by name, so replacing the weights under a name cannot hit stale KV.
+
+The list is the one in force for the block's tokens: a block that ends before a request's adapters are activated (aLoRA)
+has the key of the base model's, and is shared with base requests; the one block in which they are activated says, too,
+how many of its tokens come before; in all later ones this number is 0, as it is for adapters that are always active.
 """
 
 import hashlib
@@ -13,9 +17,12 @@ from .request import AdapterUse, Request
 ROOT = bytes(32)  # parent of a sequence's first block
 
 
-def context_digest(adapters: tuple[AdapterUse, ...], salt: bytes) -> bytes:
-    """32 bytes over an encoding in which every part has its length, so that no two contexts share one."""
-    parts = [struct.pack("<II", len(adapters), len(salt)), salt]
+def context_digest(adapters: tuple[AdapterUse, ...], salt: bytes, num_base_tokens: int = 0) -> bytes:
+    """32 bytes over an encoding in which every part has its length, so that no two contexts share one.
+
+    num_base_tokens: of the block, those that come before the adapters are activated.
+    """
+    parts = [struct.pack("<III", num_base_tokens, len(adapters), len(salt)), salt]
     for digest, scale in adapters:
         name = digest.encode()
         parts += [struct.pack("<Id", len(name), scale), name]
@@ -32,7 +39,16 @@ def extend_block_keys(request: Request, block_size: int) -> None:
     num_full = request.num_tokens // block_size
     if len(keys) == num_full:
         return
-    context = context_digest(request.adapters, request.cache_salt)
+    active = context_digest(request.adapters, request.cache_salt)
     for index in range(len(keys), num_full):
+        num_base = request.activation - index * block_size
+        context = active if num_base <= 0 else _context_before(request, min(num_base, block_size), block_size)
         tokens = request.token_ids[index * block_size : (index + 1) * block_size]
         keys.append(block_key(keys[-1] if keys else ROOT, context, tokens))
+
+
+def _context_before(request: Request, num_base_tokens: int, block_size: int) -> bytes:
+    """The context of a block that the adapters change in its last tokens only, or in none."""
+    if num_base_tokens == block_size:
+        return context_digest((), request.cache_salt)
+    return context_digest(request.adapters, request.cache_salt, num_base_tokens)

@@ -34,6 +34,7 @@ class Request:
     sample_index: int = 0  # which of the n samples
     eos_token_ids: frozenset[int] = frozenset()
     adapters: tuple[AdapterUse, ...] = ()  # ordered; empty is the base model
+    activation: int = 0  # first position that the adapters change (aLoRA); tokens before it are base tokens
     priority: int = 0  # lower is served earlier
     cache_salt: bytes = b""  # separates prefix caches
     leader: int | None = None  # the sample whose prompt blocks this one waits to share

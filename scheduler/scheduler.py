@@ -275,6 +275,7 @@ class _Plan:
             num_prompt_tokens=request.num_prompt_tokens,
             block_table=block_table,
             adapters=request.adapters,
+            activation=request.activation,
             sampling=request.sampling,
             seed=request.seed,
             sample_index=request.sample_index,

@@ -19,6 +19,7 @@ class ScheduledRow:
     num_prompt_tokens: int
     block_table: Sequence[int]  # [at least ceil((start + num_new_tokens) / block_size)]
     adapters: tuple[AdapterUse, ...]
+    activation: int  # first position that the adapters change
     sampling: SamplingParams
     seed: int
     sample_index: int
@@ -27,6 +28,11 @@ class ScheduledRow:
     @property
     def end(self) -> int:
         return self.start + self.num_new_tokens
+
+    @property
+    def num_base_tokens(self) -> int:
+        """Of this step's tokens, the first ones, which the adapters do not change."""
+        return min(max(self.activation - self.start, 0), self.num_new_tokens) if self.adapters else self.num_new_tokens
 
     @property
     def is_sampled(self) -> bool:

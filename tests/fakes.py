@@ -20,8 +20,8 @@ VOCAB = 50
 
 
 class CheckingRunner:
-    """Keeps (token, position, adapters) in every KV cell and (adapter, page index) in every adapter page, and checks
-    each one it reads. The next token is a hash of all that it read, so that a wrong cell changes the output too."""
+    """Keeps (token, position, adapters in force) in every KV cell and (adapter, page index) in every adapter page, and
+    checks each one it reads. The next token is a hash of all that it read: a wrong cell changes the output too."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -53,14 +53,14 @@ class CheckingRunner:
         for position in range(row.start, row.end):
             cell = self._cell(row, position)
             self.adapter_cells.pop(cell[0], None)
-            self.cells[cell] = (row.token_ids[position], position, row.adapters)
+            self.cells[cell] = (row.token_ids[position], position, _in_force(row, position))
 
     def _read(self, row: ScheduledRow, adapter_pages: Mapping[str, object]) -> RowResult:
         for digest, _ in row.adapters:
             found = [self.adapter_cells.get(page) for page in adapter_pages[digest]]  # type: ignore[attr-defined]
             assert found == [(digest, index) for index in range(len(found))], (digest, found)
         for position in range(row.end):
-            expected = (row.token_ids[position], position, row.adapters)
+            expected = (row.token_ids[position], position, _in_force(row, position))
             assert self.cells.get(self._cell(row, position)) == expected, (row.request_id, position)
         # Stands for prompt logprobs: the positions themselves.
         told = range(row.start + 1, min(row.end + 1, row.num_prompt_tokens))
@@ -71,8 +71,13 @@ class CheckingRunner:
         return row.block_table[position // self.block_size], position % self.block_size
 
 
+def _in_force(row: ScheduledRow, position: int) -> object:
+    """What was computed with adapters depends on where these began, too."""
+    return (row.adapters, row.activation) if row.adapters and position >= row.activation else ()
+
+
 def next_token(row: ScheduledRow) -> int:
-    text = repr((list(row.token_ids), row.adapters))
+    text = repr((list(row.token_ids), row.adapters, row.activation))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % VOCAB
 
 

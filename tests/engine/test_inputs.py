@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ class RecordingLoRA(LoRABackend):
 
 
 def make_row(
-    request_id: int, start: int, num_new: int, adapters: Uses = (), num_known: int | None = None
+    request_id: int, start: int, num_new: int, adapters: Uses = (), num_known: int | None = None, activation: int = 0
 ) -> ScheduledRow:
     num_known = start + num_new if num_known is None else num_known
     return ScheduledRow(
@@ -56,6 +57,7 @@ def make_row(
         num_prompt_tokens=1,
         block_table=[10 * request_id, 10 * request_id + 1],
         adapters=adapters,
+        activation=activation,
         sampling=SamplingParams(),
         seed=0,
         sample_index=0,
@@ -121,22 +123,37 @@ def test_base_rows_come_first_and_equals_keep_their_order() -> None:
     assert [row.request_id for row in in_batch_order(rows)] == [2, 5, 3, 1, 4]
 
 
+def test_a_row_is_a_base_row_until_its_adapters_are_activated() -> None:
+    whole, before, after = (make_row(index, 4, 4, X, activation=at) for index, at in enumerate([4, 8, 2]))
+    across = make_row(3, 4, 4, X, activation=7)
+    assert planned(build([whole, before, across, after]).lora).segments == [Segment(0, 4, X), Segment(11, 16, X)]
+    assert build([before]).lora is None
+    assert across.num_base_tokens == 3
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     choices=st.lists(
-        st.tuples(st.sampled_from([(), X, Y, XY, X2]), st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12
+        st.tuples(
+            st.sampled_from([(), X, Y, XY, X2]), st.integers(0, 5), st.integers(1, 4), st.sampled_from([0, 0, 1, 3, 7])
+        ),
+        min_size=1,
+        max_size=12,
     )
 )
-def test_every_row_lies_in_the_segment_of_its_own_adapters(choices: list[tuple[Uses, int, int]]) -> None:
-    rows = in_batch_order([make_row(index, *row[1:], row[0]) for index, row in enumerate(choices)])
+def test_every_token_lies_in_the_segment_of_the_adapters_in_force(choices: list[tuple[Uses, int, int, int]]) -> None:
+    rows = in_batch_order(
+        [make_row(index, start, new, uses, activation=at) for index, (uses, start, new, at) in enumerate(choices)]
+    )
     batch = build(rows)
     segments = planned(batch.lora).segments if batch.lora is not None else []
-    assert len({segment.adapters for segment in segments}) == len(segments)
+    assert all(one.end < two.start or one.adapters != two.adapters for one, two in pairwise(segments))
     found: list[Uses] = [()] * len(batch.token_ids)
     for segment in segments:
         assert segment.adapters
         found[segment.start : segment.end] = [segment.adapters] * (segment.end - segment.start)
-    assert found == [row.adapters for row in rows for _ in range(row.num_new_tokens)]
+    positions = [(row, position) for row in rows for position in range(row.start, row.end)]
+    assert found == [row.adapters if position >= row.activation else () for row, position in positions]
 
 
 @pytest.mark.parametrize("num_rows", [1, 7])

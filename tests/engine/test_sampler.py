@@ -46,6 +46,7 @@ def make_row(
         num_prompt_tokens=len(prompt),
         block_table=[0],
         adapters=(),
+        activation=0,
         sampling=SamplingParams(**sampling),
         seed=seed,
         sample_index=sample_index,

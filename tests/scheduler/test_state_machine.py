@@ -36,12 +36,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.alive.pop(request_id, None)
 
     @rule(
-        target=requests, prompt=PROMPTS, max_tokens=st.integers(1, 6), pick=st.integers(0, 5), urgency=st.integers(0, 2)
+        target=requests,
+        prompt=PROMPTS,
+        max_tokens=st.integers(1, 6),
+        uses=st.lists(st.sampled_from([(name, scale) for name in DIGESTS for scale in (1.0, 0.5)]), max_size=2),
+        activation=st.sampled_from([0, 0, 3, 4, 6, 9]),
+        urgency=st.integers(0, 2),
+        salt=st.sampled_from([b"", b"", b"salt"]),
     )
-    def add(self, prompt: list[int], max_tokens: int, pick: int, urgency: int) -> int:
-        digest = DIGESTS[pick] if pick < len(DIGESTS) else None
-        adapters = ((digest, 1.0),) if digest in self.registered else ()
-        return self._add(make_request(self.num_requests, prompt, max_tokens, adapters=adapters, priority=urgency))
+    def add(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        uses: list[tuple[str, float]],
+        activation: int,
+        urgency: int,
+        salt: bytes,
+    ) -> int:
+        adapters = tuple(use for use in uses if use[0] in self.registered)
+        activation = min(activation, len(prompt) - 1) if adapters else 0
+        fields = {"adapters": adapters, "activation": activation, "priority": urgency, "cache_salt": salt}
+        return self._add(make_request(self.num_requests, prompt, max_tokens, **fields))
 
     @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
     def add_stopping(self, prompt: list[int], stop: int) -> int:
@@ -54,9 +69,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         if parent is None:
             return leader
         fork = make_request(
-            self.num_requests, parent.prompt_token_ids, 3, adapters=parent.adapters, sample_index=index, leader=leader
+            self.num_requests,
+            parent.prompt_token_ids,
+            3,
+            adapters=parent.adapters,
+            activation=parent.activation,
+            cache_salt=parent.cache_salt,
+            sample_index=index,
+            leader=leader,
         )
-        if parent.adapters and parent.adapters[0][0] not in self.registered:
+        if not {digest for digest, _ in parent.adapters} <= self.registered:
             return leader
         return self._add(fork)
 
