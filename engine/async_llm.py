@@ -122,7 +122,7 @@ class AsyncLLM:
             if self._is_draining:
                 raise EngineUnavailable("the engine was shut down while it started")
             defaults = load_generation_defaults(self._model, tokenizer.eos_token_id, config.generation_config)
-            front_end = FrontEnd(tokenizer, defaults, ready.facts, config.max_num_queued_reqs, config.seed)
+            front_end = FrontEnd(tokenizer, defaults, ready.facts, config)
             self._front_end_or_none = front_end
             self._ready = ready
             self._supervisor = asyncio.create_task(self._supervise())
@@ -291,6 +291,7 @@ class AsyncLLM:
         *,
         lora_request: Adapter = None,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
 
@@ -299,7 +300,7 @@ class AsyncLLM:
         anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Raises
         EngineUnavailable later when the engine dies.
         """
-        call = Call(prompt, sampling_params, lora_request, priority)
+        call = Call(prompt, sampling_params, lora_request, priority, tenant)
         async with aclosing(self._run([call], request_id)) as news:
             async for outputs in news:
                 for output in outputs:
@@ -311,11 +312,12 @@ class AsyncLLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
+        tenant: str | Sequence[str] = "",
     ) -> AsyncGenerator[list[RequestOutput], None]:
         """Yields what is new of every row that grew; request_id is the row's index in prompts. Lists pair one to one
         with prompts. All are accepted or none; raises as `generate` does. Closing the generator aborts.
         """
-        calls = pair_up(prompts, sampling_params, lora_request, priority)
+        calls = pair_up(prompts, sampling_params, lora_request, priority, tenant)
         async with aclosing(self._run(calls, None, RequestOutputKind.DELTA)) as news:
             async for outputs in news:
                 yield outputs
@@ -563,10 +565,13 @@ class AsyncLLM:
         *,
         lora_request: Adapter = None,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """`generate` for a conversation, put into the model's chat template."""
         prompt: Prompt = {"prompt_token_ids": self.encode_chat(messages)}
-        outputs = self.generate(prompt, sampling_params, request_id, lora_request=lora_request, priority=priority)
+        outputs = self.generate(
+            prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
+        )
         async with aclosing(outputs):
             async for output in outputs:
                 yield output

@@ -24,6 +24,7 @@ class Call:
     sampling: SamplingParams | None = None
     adapter: Adapter = None
     priority: int = 0
+    tenant: str = ""
 
 
 def pair_up(
@@ -31,6 +32,7 @@ def pair_up(
     sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     lora_request: Adapter | Sequence[Adapter],
     priority: Sequence[int] | None,
+    tenant: str | Sequence[str] = "",
 ) -> list[Call]:
     """Lists pair one to one with prompts; a single value goes with each. Raises InvalidRequest naming the argument.
 
@@ -40,8 +42,9 @@ def pair_up(
     samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams)
     adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str)
     priorities = _pair("priority", 0 if priority is None else priority, len(batch), int)
+    tenants = _pair("tenant", tenant, len(batch), str)
     _check_paths(adapters)
-    return list(map(Call, batch, samplings, adapters, priorities))
+    return list(map(Call, batch, samplings, adapters, priorities, tenants))
 
 
 def conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:

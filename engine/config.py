@@ -1,6 +1,9 @@
 """EngineConfig: what a user decides about an engine. What is discovered at start-up is an argument, not config."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from blora.scheduler import POLICIES
 
 OPTIONAL_COUNTS = ("max_model_len", "threads")
 COUNTS = (
@@ -9,6 +12,7 @@ COUNTS = (
     "max_num_batched_tokens",
     "max_num_queued_reqs",
     "adapter_copy_bytes",
+    "max_passed_over",
     *OPTIONAL_COUNTS,
 )
 BACKENDS = ("auto", "cpu", "reference")
@@ -19,7 +23,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class EngineConfig:
     """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
     1) of the memory this process may use. threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much
-    of adapters may be copied into the arena between two steps.
+    of adapters may be copied into the arena between two steps. scheduling_policy: "fcfs", the order of arrival;
+    "priority", lower priority values first; "fair", lower priority values first and, within a priority, fair shares of
+    service for tenants and for each tenant's adapters.
     """
 
     model: str  # Hugging Face folder, hub id or .gguf file
@@ -32,7 +38,10 @@ class EngineConfig:
     max_num_seqs: int = 128  # requests that run at once
     max_num_batched_tokens: int = 2048  # tokens in one step
     max_num_queued_reqs: int = 4096  # unfinished requests; more are refused
-    scheduling_policy: str = "fcfs"  # or "priority"
+    scheduling_policy: str = "fair"  # or "fcfs", "priority"
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # shares of service; 1 where none is given
+    adapter_weights: Mapping[str, float] = field(default_factory=dict)  # by name, among the adapters of a tenant
+    max_passed_over: int = 65536  # tokens of service that others may get before a request that is next in its queue
     enable_prefix_caching: bool = True
     threads: int | None = None
     seed: int | None = None  # of requests that bring none; None draws afresh
@@ -44,8 +53,10 @@ class EngineConfig:
             raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
-        if self.scheduling_policy not in ("fcfs", "priority"):
-            raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is neither 'fcfs' nor 'priority'")
+        if self.scheduling_policy not in POLICIES:
+            raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is not one of {', '.join(POLICIES)}")
+        for name in ("tenant_weights", "adapter_weights"):
+            _check_weights(name, getattr(self, name))
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: {self.generation_config!r} is neither 'auto' nor 'vllm'")
         for name in COUNTS:
@@ -55,3 +66,12 @@ class EngineConfig:
                 raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ValueError(f"seed: {self.seed!r} is not an integer")
+
+
+def _check_weights(name: str, weights: object) -> None:
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{name}: {type(weights).__name__} is not a mapping from names to numbers")
+    for key, weight in weights.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not isinstance(key, str) or not is_number or not 1e-3 <= weight <= 1e3:
+            raise ValueError(f"{name}: {key!r:.80}: {weight!r} is not a number from 0.001 to 1000")

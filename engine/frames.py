@@ -35,6 +35,8 @@ class AddRequest(Frame, frozen=True):
     adapters: tuple[AdapterUse, ...]
     activation: int
     priority: int
+    tenant: str
+    weights: tuple[float, float]
     cache_salt: bytes
     leader: int | None
 

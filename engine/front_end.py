@@ -15,6 +15,7 @@ from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .batch import Call, Prompt
 from .composition import Adapter, check_distinct, check_together, find_activation, read_adapters
+from .config import EngineConfig
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
@@ -26,6 +27,7 @@ from .validator import (
     check_messages,
     check_salt,
     check_sampling,
+    check_tenant,
     check_text,
     is_encodable,
     resolve_max_tokens,
@@ -53,6 +55,7 @@ class Checked:
     sampling: SamplingParams
     adapters: tuple[LoRARequest, ...]  # to be summed in this order
     priority: int
+    tenant: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +72,14 @@ class FrontEnd:
         tokenizer: Tokenizer,
         defaults: GenerationDefaults,
         facts: Facts,
-        max_num_queued_reqs: int,
-        seed: int | None,
+        config: EngineConfig,
     ) -> None:
         self.tokenizer = tokenizer
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
         self.outputs = OutputProcessor(tokenizer)
-        self._max_num_queued_reqs = max_num_queued_reqs
-        self._seeds = random.Random(seed)  # None seeds from the system
+        self._config = config
+        self._seeds = random.Random(config.seed)  # None seeds from the system
         self._next_id = 0
         self._registry = Registry()
         self._tables: dict[str, ImageTable] = {}  # by digest
@@ -93,11 +95,12 @@ class FrontEnd:
         priority = call.priority
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
+        tenant = check_tenant(call.tenant)
         check_sampling(sampling, self.facts)
         sampling = as_plain(sampling)
         adapters = self._check_adapters(call.adapter)
         text, token_ids, salt = self._read_prompt(call.prompt)
-        checked = Checked(text, token_ids, salt, sampling, adapters, priority)
+        checked = Checked(text, token_ids, salt, sampling, adapters, priority, tenant)
         self._resolve_max_tokens(checked, set())  # what it cannot be with whatever adapter
         return checked
 
@@ -135,8 +138,9 @@ class FrontEnd:
 
     def _check_room(self, num_new: int) -> None:
         num_unfinished = self.outputs.num_unfinished
-        if num_unfinished + num_new > self._max_num_queued_reqs:
-            raise QueueFull(f"{num_unfinished} requests are unfinished, at most {self._max_num_queued_reqs}")
+        limit = self._config.max_num_queued_reqs
+        if num_unfinished + num_new > limit:
+            raise QueueFull(f"{num_unfinished} requests are unfinished, at most {limit}")
 
     def _resolve_max_tokens(self, call: Checked, digests: set[str]) -> int:
         # What is pinned by others is as good as not there.
@@ -165,6 +169,8 @@ class FrontEnd:
                 adapters=uses,
                 activation=activation,
                 priority=call.priority,
+                tenant=call.tenant,
+                weights=self._weights(call),
                 cache_salt=call.salt,
                 leader=None if index == 0 else ids[0],
             )
@@ -174,6 +180,11 @@ class FrontEnd:
         lora_request = call.adapters if len(call.adapters) > 1 else next(iter(call.adapters), None)
         user = UserRequest(label, call.text, call.token_ids, sampling, lora_request, sampling.output_kind, ids)
         return Prepared(user, requests)
+
+    def _weights(self, call: Checked) -> tuple[float, float]:
+        """Of the tenant among tenants, of the adapters among the tenant's: of several the least."""
+        weights = (self._config.adapter_weights.get(adapter.lora_name, 1.0) for adapter in call.adapters)
+        return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
         """Takes checked requests in, all or none. Raises QueueFull."""

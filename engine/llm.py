@@ -89,8 +89,7 @@ class LLM:
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
         self._engine = start_engine(self._config, folder)
         self._core = self._engine.core
-        config = self._config
-        self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, config.max_num_queued_reqs, config.seed)
+        self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
 
@@ -103,16 +102,17 @@ class LLM:
         lora_request: Adapter | Sequence[Adapter] = None,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Generates for every prompt and returns the outputs in their order.
 
         Lists pair one to one with prompts; a single value goes with each. lora_request: the name of a loaded adapter,
         or a LoRARequest, which loads what is not loaded once nothing else is wrong; a mapping of names to scales, or a
-        sequence of these inside the list, is the sum of several adapters; None is the base model. Raises
-        InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before anything runs; a request that fails later
-        comes back with finish_reason "error".
+        sequence of these inside the list, is the sum of several adapters; None is the base model. tenant: whose fair
+        share of service it is served from. Raises InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before
+        anything runs; a request that fails later comes back with finish_reason "error".
         """
-        prepared = self._prepare(prompts, sampling_params, lora_request, priority)
+        prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant)
         final: dict[str, RequestOutput] = {}
         progress = tqdm(total=len(prepared), desc="requests", disable=not use_tqdm)
         with progress, RowStream(self._core, self._front_end, prepared) as stream:
@@ -131,13 +131,14 @@ class LLM:
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
         add_generation_prompt: bool = True,
+        tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """`generate` for conversations, put into the model's chat template. One conversation or a list of them."""
         prompts: list[Prompt] = [
             {"prompt_token_ids": self._front_end.encode_chat(conversation, add_generation_prompt)}
             for conversation in conversations(messages)
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority)
+        return self.generate(prompts, sampling_params, lora_request, use_tqdm, priority, tenant)
 
     def stream(
         self,
@@ -145,13 +146,14 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
+        tenant: str | Sequence[str] = "",
     ) -> "RowStream":
         """Yields after each step what is new of every row that grew; request_id is the row's index in prompts.
 
         The requests are accepted at the call, which raises as `generate` does. Closing the stream, or leaving a `with`
         block around it, aborts what is unfinished.
         """
-        prepared = self._prepare(prompts, sampling_params, lora_request, priority, RequestOutputKind.DELTA)
+        prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.DELTA)
         for index, entry in enumerate(prepared):
             entry.user.request_id = str(index)
         return RowStream(self._core, self._front_end, prepared)
@@ -162,9 +164,11 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         lora_request: Adapter | Sequence[Adapter],
         priority: Sequence[int] | None,
+        tenant: str | Sequence[str],
         kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
     ) -> list[Prepared]:
-        calls = [self._front_end.check(call) for call in pair_up(prompts, sampling_params, lora_request, priority)]
+        batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
+        calls = [self._front_end.check(call) for call in batch]
         self._front_end.check_room(calls)
         for request in self._front_end.adapters_to_load(calls):  # vLLM's way: a path comes with the request
             self.load_adapter(request.lora_name, request.lora_path)

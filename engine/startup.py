@@ -9,7 +9,7 @@ import torch
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import LARGEST_PIECE
-from blora.scheduler import AdapterResidency, BlockPool, KVManager, Limits, Scheduler
+from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler
 
 from .arena import Arena, KVLayout, page_bytes_for
 from .backend import choose_backend
@@ -62,7 +62,7 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     residency = AdapterResidency(pool, config.adapter_copy_bytes // page_bytes)
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
     limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
-    scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy)
+    scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy, Fairness(config.max_passed_over))
     facts = Facts(model_config.vocab_size, max_model_len, config.block_size, num_pages)
     return StartedEngine(
         EngineCore(arena, scheduler, residency, adapters, runner), model_config, facts, dtype_name, page_bytes

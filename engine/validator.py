@@ -17,6 +17,7 @@ MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 512
 MAX_SALT_BYTES = 128
+MAX_TENANT_LENGTH = 128  # characters
 MAX_BYTES_PER_TOKEN = 16  # of prompt text; a longer text cannot fit, and tokenising it would take long
 
 FLOAT_RANGES = {
@@ -181,6 +182,12 @@ def check_messages(messages: object, facts: Facts) -> None:
         num_characters += sum(map(len, texts))  # type: ignore[arg-type]
     if len(messages) > facts.max_model_len or num_characters > facts.max_model_len * MAX_BYTES_PER_TOKEN:
         raise InvalidRequest("messages", f"{len(messages)} messages cannot fit into {facts.max_model_len} tokens")
+
+
+def check_tenant(tenant: object) -> str:
+    if not isinstance(tenant, str) or len(tenant) > MAX_TENANT_LENGTH or not tenant.isprintable():
+        raise InvalidRequest("tenant", f"is not a printable text of at most {MAX_TENANT_LENGTH} characters")
+    return tenant
 
 
 def check_salt(salt: object) -> bytes:

@@ -63,14 +63,21 @@ class GenerationStream:
 class Client:
     """Calls one server, "host:port". Close it, or use it in a `with` block; it may be shared by threads.
 
-    credentials: None is a plain connection. timeout: seconds that any call may last; None is no limit.
+    credentials: None is a plain connection. timeout: seconds that any call may last; None is no limit. tenant:
+    whose fair share of service its requests are served from.
     """
 
     def __init__(
-        self, target: str, *, credentials: grpc.ChannelCredentials | None = None, timeout: float | None = None
+        self,
+        target: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: float | None = None,
+        tenant: str = "",
     ) -> None:
         self.target = target
         self._timeout = timeout
+        self._metadata = (("x-tenant-id", tenant),) if tenant else ()
         self._channel = _open(target, credentials)
         self._generation: Any = _stub(generation_pb2_grpc.GenerationServiceStub, self._channel)
         self._adapters: Any = _stub(adapters_pb2_grpc.AdapterServiceStub, self._channel)
@@ -89,7 +96,9 @@ class Client:
         """All samples at once. `sampling` are the fields of the message SamplingParams; what is not given, or None, is
         the model's default. Raises ValueError naming the field that no message can hold."""
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
-        response: generation_pb2.GenerateResponse = self._generation.Generate(request, timeout=self._timeout)
+        response: generation_pb2.GenerateResponse = self._generation.Generate(
+            request, timeout=self._timeout, metadata=self._metadata
+        )
         return response
 
     def generate_stream(
@@ -104,7 +113,8 @@ class Client:
     ) -> GenerationStream:
         """Samples as their tokens come. The arguments are those of `generate`."""
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
-        return GenerationStream(self._generation.GenerateStream(request, timeout=self._timeout))
+        call = self._generation.GenerateStream(request, timeout=self._timeout, metadata=self._metadata)
+        return GenerationStream(call)
 
     def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
         """Loads or replaces an adapter from a folder of the server."""

@@ -1,17 +1,22 @@
 """Decisions: which request runs, which page it gets. Plain Python ints; imports no torch, no numpy, no sibling."""
 
 from .block_pool import BlockPool
+from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
 from .residency import AdapterResidency, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
 from .step import Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
+from .waiting_queue import POLICIES
 
 __all__ = [
+    "DEFAULT_FAIRNESS",
+    "POLICIES",
     "AdapterResidency",
     "AdapterUse",
     "BlockPool",
+    "Fairness",
     "FinishReason",
     "KVManager",
     "Limits",

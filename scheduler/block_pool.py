@@ -48,6 +48,12 @@ class BlockPool:
         for page in self._pages:
             page.link_before(self._anchor)
 
+    @property
+    def num_empty(self) -> int:
+        """Pages that hold nothing of worth."""
+        num_cached = sum(not page.ref_count for page in self._cached.values())
+        return self.num_free - num_cached - sum(map(len, self._parked.values()))
+
     def allocate(self, num_pages: int) -> list[int] | None:
         """Takes pages from the head of the free list, forgetting what they held; None when there are too few."""
         if num_pages > self.num_free:

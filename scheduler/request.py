@@ -36,6 +36,8 @@ class Request:
     adapters: tuple[AdapterUse, ...] = ()  # ordered; empty is the base model
     activation: int = 0  # first position that the adapters change (aLoRA); tokens before it are base tokens
     priority: int = 0  # lower is served earlier
+    tenant: str = ""  # whose fair share its service comes from
+    weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
     cache_salt: bytes = b""  # separates prefix caches
     leader: int | None = None  # the sample whose prompt blocks this one waits to share
     arrival: int = 0  # order of acceptance, set by the scheduler
@@ -43,6 +45,8 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
     num_preemptions: int = 0
+    passed_over: float = 0.0  # priced tokens that others got while it was the next of its flow, see lane
+    is_overdue: bool = False  # that was too much: it is first in line, and not preempted within its priority
     scheduled_ts: float = 0.0  # seconds, when it was first admitted; 0 is not yet
     num_told_prompt_logprobs: int = 0  # prompt positions whose logprobs are out; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output

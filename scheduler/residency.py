@@ -65,6 +65,21 @@ class AdapterResidency:
         distinct = {digest: self._adapters[digest] for digest, _ in adapters}
         return sum(adapter.num_pages for adapter in distinct.values() if not adapter.page_ids)
 
+    def has_pages(self, adapters: Sequence[AdapterUse]) -> bool:
+        """Whether there are adapters, and all of them are resident or being copied."""
+        return bool(adapters) and not self._num_to_copy(adapters)
+
+    def must_evict(self, adapters: Iterable[AdapterUse]) -> bool:
+        """Whether there are adapters to be copied and no worthless pages for them."""
+        return self._num_to_copy(adapters) > self._pool.num_empty
+
+    def _num_to_copy(self, adapters: Iterable[AdapterUse]) -> int:
+        return sum(
+            self._adapters[digest].num_pages
+            for digest in {digest for digest, _ in adapters}
+            if not self._adapters[digest].page_ids and not self._pool.is_parked(digest)
+        )
+
     def unregister(self, digest: str) -> None:
         """Forgets the adapter now, or with the last request that uses it; a pin does not keep it."""
         adapter = self._adapters.get(digest)

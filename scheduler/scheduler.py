@@ -9,6 +9,7 @@ import bisect
 from collections.abc import Mapping, Sequence
 
 from .block_pool import BlockPool
+from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import FinishReason, Request, Status
 from .residency import AdapterResidency
@@ -18,15 +19,22 @@ from .waiting_queue import WaitingQueue
 
 class Scheduler:
     def __init__(
-        self, limits: Limits, pool: BlockPool, kv: KVManager, residency: AdapterResidency, policy: str = "fcfs"
+        self,
+        limits: Limits,
+        pool: BlockPool,
+        kv: KVManager,
+        residency: AdapterResidency,
+        policy: str = "fair",
+        fairness: Fairness = DEFAULT_FAIRNESS,
     ) -> None:
+        """policy: see WaitingQueue."""
         self.limits = limits
         self.num_preemptions = 0
         self._pool = pool
         self._kv = kv
         self._residency = residency
         self._requests: dict[int, Request] = {}  # every unfinished one
-        self._waiting = WaitingQueue(policy)
+        self._waiting = WaitingQueue(policy, fairness)
         self._running: list[Request] = []  # in service order
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
         self._rejected: list[RowUpdate] = []
@@ -54,7 +62,7 @@ class Scheduler:
             return None
         if reason is FinishReason.ERROR:
             self._kv.retract(request)
-        self._waiting.remove(request)
+        self._waiting.forget(request)
         self._leave(request)
         self._residency.forget(request.adapters)
         request.status = Status.FINISHED
@@ -140,12 +148,14 @@ class Scheduler:
         self._waiting.push(request)
 
     def _admit_head(self, plan: "_Plan") -> bool:
-        """Admits the first waiting request, or makes way for it; False to stop trying in this step."""
-        head = self._waiting.head()
+        """Admits the next waiting request, or makes way for it; False to stop trying in this step."""
+        head = self._next_waiting()
         if head is None or len(self._running) >= self.limits.max_num_seqs:
             return False
         if self._take_holdings(head):
-            self._waiting.pop()
+            self._waiting.take(head)
+            if not head.num_preemptions:  # what is computed again was paid for
+                self._waiting.charge_input(head, head.num_prompt_tokens - head.num_cached_tokens)
             head.status = Status.RUNNING
             head.scheduled_ts = head.scheduled_ts or plan.now
             bisect.insort(self._running, head, key=self._waiting.order)
@@ -157,6 +167,17 @@ class Scheduler:
         else:
             return False
         return True
+
+    def _next_waiting(self) -> Request | None:
+        """The next in order of service. Where its adapter could only be copied over others', one of the next few whose
+        adapter is there goes first: the copies of both are saved that one would evict."""
+        choices = self._waiting.choices()
+        if not choices:
+            return None
+        first, *others = choices
+        if not others or not self._residency.must_evict(first.adapters):
+            return first
+        return next((request for request in others if self._residency.has_pages(request.adapters)), first)
 
     def _take_holdings(self, request: Request) -> bool:
         """Blocks for all known tokens and the adapters' pages, together or not at all."""
@@ -223,6 +244,7 @@ class Scheduler:
     def _append(self, request: Request, token_id: int) -> FinishReason | None:
         """Appends a sampled token; returns why the request is finished, None if it goes on."""
         request.token_ids.append(token_id)
+        self._waiting.charge_output(request, 1)
         if token_id in request.stop_token_ids:  # cannot be drawn before min_tokens
             return FinishReason.STOP
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
@@ -246,14 +268,22 @@ class Scheduler:
         return bool(self._requests) or self._residency.is_copying or bool(self._rejected)
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError unless every page, table and adapter reference has exactly one owner."""
+        """Raises RuntimeError unless every page, table and adapter reference has exactly one owner, and every request
+        one place."""
+        self._waiting.check_integrity()
         self._pool.check_integrity([*self._kv.owned_pages(), *self._residency.owned_pages()])
         accepted = (use for request in self._requests.values() for use in request.adapters)
         self._residency.check_integrity(accepted, (use for request in self._running for use in request.adapters))
         if self._kv.num_tables != len(self._running):
             raise RuntimeError(f"{self._kv.num_tables} block tables for {len(self._running)} running requests")
+        running = {request.request_id for request in self._running}
+        followers = {request.request_id for followers in self._followers.values() for request in followers}
         for request in self._requests.values():
-            if (request.status is Status.RUNNING) != any(request is running for running in self._running):
+            is_waiting = request in self._waiting
+            is_running = request.request_id in running
+            is_following = request.request_id in followers and not is_waiting and not is_running
+            is_right = is_running if request.status is Status.RUNNING else is_waiting or is_following
+            if not is_right or is_running and is_waiting:
                 raise RuntimeError(f"request {request.request_id} is {request.status} but not where that belongs")
 
 

@@ -1,47 +1,104 @@
-"""WaitingQueue: accepted requests in order of service. Owns the order, nothing else."""
+"""WaitingQueue: accepted requests in order of service. Owns the order, nothing else.
 
-import heapq
+A smaller priority value always comes first; each priority has a lane of its own. Without fairness a lane has one flow,
+which is first come, first served.
+"""
 
+from collections.abc import Hashable, Iterator
+from itertools import chain, islice
+
+from .fair_share import Fairness
+from .lane import Lane
 from .request import Request
 
-ServiceOrder = tuple[int, int]  # sorts requests: what is smaller is served earlier
+ServiceOrder = tuple[int, bool, int]  # sorts requests: what is smaller is served earlier
+POLICIES = ("fair", "fcfs", "priority")
+LOOK_AHEAD = 16  # flows
 
 
 class WaitingQueue:
-    def __init__(self, policy: str) -> None:
-        """policy: "fcfs" (order of arrival) or "priority" (lower priority value first, then order of arrival)."""
-        if policy not in ("fcfs", "priority"):
-            raise ValueError(f"scheduling policy {policy!r} is neither 'fcfs' nor 'priority'")
-        self._has_priorities = policy == "priority"
-        self._heap: list[tuple[ServiceOrder, Request]] = []
-        self._ids: set[int] = set()
+    def __init__(self, policy: str, fairness: Fairness) -> None:
+        """policy: "fcfs" (order of arrival), "priority" (lower priority value first, then order of arrival) or "fair"
+        (lower priority value first, then fair shares of tenants and adapters)."""
+        if policy not in POLICIES:
+            raise ValueError(f"scheduling policy {policy!r} is not one of {', '.join(POLICIES)}")
+        self._has_priorities = policy != "fcfs"
+        self._is_fair = policy == "fair"
+        self._fairness = fairness
+        self._lanes: dict[int, Lane] = {}  # by urgency
+        self._waiting: set[int] = set()
 
     def order(self, request: Request) -> ServiceOrder:
-        return (self.urgency(request), request.arrival)
+        """Of running requests: the last one is the first to be preempted."""
+        return (self.urgency(request), not request.is_overdue, request.arrival)
 
     def urgency(self, request: Request) -> int:
         return request.priority if self._has_priorities else 0
 
     def push(self, request: Request) -> None:
-        heapq.heappush(self._heap, (self.order(request), request))
-        self._ids.add(request.request_id)
+        lane = self._lanes.get(self.urgency(request))
+        if lane is None:
+            lane = self._lanes[self.urgency(request)] = Lane(self._fairness.max_passed_over)
+        lane.push(request, *self._flow(request))
+        self._waiting.add(request.request_id)
 
-    def head(self) -> Request | None:
-        while self._heap and self._heap[0][1].request_id not in self._ids:
-            heapq.heappop(self._heap)  # removed while it waited
-        return self._heap[0][1] if self._heap else None
+    def _flow(self, request: Request) -> tuple[str, Hashable]:
+        return (request.tenant, tuple(digest for digest, _ in request.adapters)) if self._is_fair else ("", ())
 
-    def pop(self) -> Request:
-        request = self.head()
-        if request is None:
-            raise IndexError("no request is waiting")
-        heapq.heappop(self._heap)
-        self._ids.remove(request.request_id)
-        return request
+    def _lanes_in_order(self) -> Iterator[Lane]:
+        return (self._lanes[urgency] for urgency in sorted(self._lanes))
 
-    def remove(self, request: Request) -> None:
-        """Forgets a request wherever it stands. One that does not wait is fine."""
-        self._ids.discard(request.request_id)
-        if len(self._heap) > 2 * len(self._ids) + 16:  # behind a head that waits, removed ones would pile up
-            self._heap = [entry for entry in self._heap if entry[1].request_id in self._ids]
-            heapq.heapify(self._heap)
+    def choices(self) -> list[Request]:
+        """Who may be served next, in order of service: the first requests of some flows of the first lane that waits.
+        Only one that must not be passed over leaves no choice."""
+        for lane in self._lanes_in_order():
+            overdue = next(lane.overdue(), None)
+            if overdue is not None:
+                return [overdue]
+            heads = list(islice(lane.heads(), LOOK_AHEAD))
+            if heads:
+                return heads
+        return []
+
+    def upcoming(self, number: int) -> list[Request]:
+        """The first requests in order of service, one of each flow."""
+        in_order = (chain(lane.overdue(), lane.heads()) for lane in self._lanes_in_order())
+        return list(islice(chain.from_iterable(in_order), number))
+
+    def take(self, request: Request) -> None:
+        """Takes out a waiting request, to run."""
+        self._lanes[self.urgency(request)].take(request)
+        self._waiting.remove(request.request_id)
+
+    def charge_input(self, request: Request, num_tokens: int) -> None:
+        """Counts prompt tokens that are computed for a request that was taken."""
+        self._lanes[self.urgency(request)].charge(request, num_tokens * self._fairness.input_price)
+
+    def charge_output(self, request: Request, num_tokens: int) -> None:
+        self._lanes[self.urgency(request)].charge(request, num_tokens * self._fairness.output_price)
+
+    def forget(self, request: Request) -> None:
+        """A request is finished, wherever it stands. One that was never pushed is fine."""
+        urgency = self.urgency(request)
+        lane = self._lanes.get(urgency)
+        if lane is None or not lane.knows(request):
+            return
+        if request.request_id in self._waiting:
+            self.take(request)
+        lane.forget(request)
+        if lane.is_unused:
+            del self._lanes[urgency]
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, request: Request) -> bool:
+        return request.request_id in self._waiting
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when a request stands at no place or at two, or an order is broken."""
+        listed = [request.request_id for lane in self._lanes.values() for request in lane.waiting()]
+        if len(listed) != len(self._waiting) or set(listed) != self._waiting:
+            raise RuntimeError(f"{len(self._waiting)} requests wait, {len(listed)} are listed")
+        for lane in self._lanes.values():
+            lane.check_integrity()

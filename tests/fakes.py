@@ -4,8 +4,10 @@ import hashlib
 from collections.abc import Mapping
 
 from blora.scheduler import (
+    DEFAULT_FAIRNESS,
     AdapterResidency,
     BlockPool,
+    Fairness,
     KVManager,
     Limits,
     Request,
@@ -86,14 +88,16 @@ def make_scheduler(
     block_size: int = 4,
     max_num_batched_tokens: int = 16,
     max_num_seqs: int = 8,
-    policy: str = "fcfs",
+    policy: str = "fair",
     copied_pages_per_step: int = 2,
     enable_prefix_caching: bool = True,
+    fairness: Fairness = DEFAULT_FAIRNESS,
 ) -> tuple[Scheduler, AdapterResidency, BlockPool]:
     pool = BlockPool(num_pages)
     residency = AdapterResidency(pool, copied_pages_per_step)
     kv = KVManager(pool, block_size, enable_prefix_caching)
-    return Scheduler(Limits(max_num_batched_tokens, max_num_seqs), pool, kv, residency, policy), residency, pool
+    limits = Limits(max_num_batched_tokens, max_num_seqs)
+    return Scheduler(limits, pool, kv, residency, policy, fairness), residency, pool
 
 
 def make_request(request_id: int, prompt: list[int], max_tokens: int = 4, **fields: object) -> Request:

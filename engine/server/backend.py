@@ -33,6 +33,7 @@ class Backend(Protocol):
         *,
         lora_request: Adapter = None,
         priority: int = 0,
+        tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def abort(self, request_id: str | Iterable[str]) -> None: ...

@@ -13,6 +13,8 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
+from blora.scheduler import POLICIES
+
 OWN_COMMANDS = ("serve", "client")
 # Flags of `serve` that are the server's own; all others are options of the engine.
 SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
@@ -88,7 +90,20 @@ def _add_engine_options(group: Any) -> None:
     group.add_argument("--max-num-seqs", type=_count, metavar="N", help="requests that run at once")
     group.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="in one step")
     group.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="unfinished requests; more are refused")
-    group.add_argument("--scheduling-policy", choices=("fcfs", "priority"))
+    group.add_argument("--scheduling-policy", choices=POLICIES, help="within a priority (default: fair shares)")
+    group.add_argument(
+        "--tenant-weights",
+        type=_weights,
+        metavar="NAME=W,...",
+        help="shares of service of tenants, who are named by the metadata x-tenant-id (default: 1 each)",
+    )
+    group.add_argument("--adapter-weights", type=_weights, metavar="NAME=W,...", help="among those of a tenant")
+    group.add_argument(
+        "--max-passed-over",
+        type=_count,
+        metavar="TOKENS",
+        help="of service that others may get while a request is the next of its tenant and adapter; then it is first",
+    )
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of prefixes")
     group.add_argument("--seed", type=int, help="for requests that bring none")
     group.add_argument("--threads", type=_count, metavar="N", help="of compute")
@@ -135,6 +150,17 @@ def _scaled_name(text: str) -> tuple[str, float]:
         return name, float(scale) if equals else 1.0
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=SCALE") from None
+
+
+def _weights(text: str) -> dict[str, float]:
+    weights = {}
+    for part in text.split(","):
+        name, weight = _named_path(part)
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{weight!r} is not a number") from None
+    return weights
 
 
 def _port(text: str) -> int:

@@ -14,16 +14,22 @@ from .convert import parse
 from .status import status_of
 
 M = TypeVar("M", bound=Message)
+TENANT_KEY = "x-tenant-id"
 
 
 # Handlers are registered without a deserializer: given one, gRPC answers INTERNAL to bytes that are no message, and
 # a client's mistake would look like the server's.
 
 
-def unary(request_type: type[M], method: Callable[[M], Awaitable[Message]]) -> grpc.RpcMethodHandler:
+# facts: of the call, beside its message; the method gets them after it.
+
+
+def unary(
+    request_type: type[M], method: Callable[..., Awaitable[Message]], *facts: Callable[[grpc.aio.ServicerContext], Any]
+) -> grpc.RpcMethodHandler:
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
-            response = await method(parse(request_type, data))
+            response = await method(parse(request_type, data), *(fact(context) for fact in facts))
             return response.SerializeToString()
         except Exception as error:
             await _refuse(context, error)
@@ -31,18 +37,28 @@ def unary(request_type: type[M], method: Callable[[M], Awaitable[Message]]) -> g
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def streaming(request_type: type[M], method: Callable[[M], AsyncGenerator[Message, None]]) -> grpc.RpcMethodHandler:
+def streaming(
+    request_type: type[M],
+    method: Callable[..., AsyncGenerator[Message, None]],
+    *facts: Callable[[grpc.aio.ServicerContext], Any],
+) -> grpc.RpcMethodHandler:
     # A coroutine that writes, and no async generator: a client that leaves then raises CancelledError in this frame,
     # wherever it waits, and the engine's generator is closed before the handler ends, not when it is collected.
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
-            async with aclosing(method(parse(request_type, data))) as responses:
+            message = parse(request_type, data)
+            async with aclosing(method(message, *(fact(context) for fact in facts))) as responses:
                 async for response in responses:
                     await context.write(response.SerializeToString())
         except Exception as error:
             await _refuse(context, error)
 
     return grpc.unary_stream_rpc_method_handler(handle)
+
+
+def tenant_of(context: grpc.aio.ServicerContext) -> str:
+    """Whose request it is, by its metadata; "" where it does not say."""
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == TENANT_KEY), "")
 
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:

@@ -16,7 +16,7 @@ from blora.scheduler import RequestOutputKind
 from ..outputs import RequestOutput
 from . import convert
 from .backend import Backend
-from .rpc import streaming, unary
+from .rpc import streaming, tenant_of, unary
 from .status import RequestFailed
 
 GetBackend = Callable[[], Backend]  # raises EngineUnavailable while there is none
@@ -30,14 +30,14 @@ class GenerationServicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         methods = {
-            "Generate": unary(generation_pb2.GenerateRequest, self.generate),
-            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream),
+            "Generate": unary(generation_pb2.GenerateRequest, self.generate, tenant_of),
+            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream, tenant_of),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def generate(self, request: generation_pb2.GenerateRequest) -> generation_pb2.GenerateResponse:
+    async def generate(self, request: generation_pb2.GenerateRequest, tenant: str) -> generation_pb2.GenerateResponse:
         outcome, answer = Outcome(), None
-        async with aclosing(self._start(request, RequestOutputKind.FINAL_ONLY)) as outputs:
+        async with aclosing(self._start(request, tenant, RequestOutputKind.FINAL_ONLY)) as outputs:
             async for output in outputs:
                 outcome.note(output)
                 answer = output
@@ -47,17 +47,17 @@ class GenerationServicer:
         return convert.generate_response(answer)
 
     async def generate_stream(
-        self, request: generation_pb2.GenerateRequest
+        self, request: generation_pb2.GenerateRequest, tenant: str
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
         outcome, converter = Outcome(), convert.StreamConverter()
-        async with aclosing(self._start(request, RequestOutputKind.DELTA)) as outputs:
+        async with aclosing(self._start(request, tenant, RequestOutputKind.DELTA)) as outputs:
             async for output in outputs:
                 outcome.note(output)
                 yield converter.response(output)
         outcome.check()
 
     def _start(
-        self, request: generation_pb2.GenerateRequest, kind: RequestOutputKind
+        self, request: generation_pb2.GenerateRequest, tenant: str, kind: RequestOutputKind
     ) -> AsyncGenerator[RequestOutput, None]:
         backend = self._get_backend()
         call = convert.generate_call(request, backend.get_default_sampling_params(), kind, backend.encode_chat)
@@ -67,6 +67,7 @@ class GenerationServicer:
             unique_request_id(call.label),
             lora_request=call.adapter,
             priority=call.priority,
+            tenant=tenant,
         )
 
 

@@ -36,6 +36,7 @@ class GenerationServiceStub:
     RESOURCE_EXHAUSTED  the queue is full
     UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
     INTERNAL            every sample failed, or a fault of the server
+    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
     Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
     """
 
@@ -67,6 +68,7 @@ class GenerationServiceServicer:
     RESOURCE_EXHAUSTED  the queue is full
     UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
     INTERNAL            every sample failed, or a fault of the server
+    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
     Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
     """
 
@@ -115,6 +117,7 @@ class GenerationService:
     RESOURCE_EXHAUSTED  the queue is full
     UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
     INTERNAL            every sample failed, or a fault of the server
+    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
     Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
     """
 

@@ -140,7 +140,7 @@ def test_a_request_waits_for_its_adapter_while_others_go_on() -> None:
 
 
 def test_an_idle_adapter_is_evicted_whole_and_comes_back() -> None:
-    scheduler, residency, pool = make_scheduler(num_pages=8, copied_pages_per_step=8)
+    scheduler, residency, pool = make_scheduler(num_pages=8, copied_pages_per_step=8, policy="fcfs")
     runner = CheckingRunner(4)
     for digest in ("one", "two"):
         residency.register(digest, 4)
@@ -258,4 +258,5 @@ def test_requests_that_are_cancelled_while_they_wait_leave_nothing() -> None:
     for request_id in range(1, 500):
         scheduler.add(make_request(request_id, [1], 4))
         scheduler.finish(request_id)
-    assert len(scheduler._waiting._heap) < 40
+    assert len(scheduler._waiting) == 0 and scheduler.num_waiting == 0
+    scheduler.check_integrity()

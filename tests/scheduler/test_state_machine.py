@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from blora.scheduler import FinishReason, Request, SamplingParams
+from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingParams
 
 DIGESTS = ["one", "two", "three"]
 BLOCK = 4
@@ -19,12 +19,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         num_pages=st.integers(8, 20),
         budget=st.integers(1, 16),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(POLICIES),
         caching=st.booleans(),
+        max_passed_over=st.sampled_from([0.0, 5.0, 40.0]),
     )
-    def start(self, num_pages: int, budget: int, policy: str, caching: bool) -> None:
+    def start(self, num_pages: int, budget: int, policy: str, caching: bool, max_passed_over: float) -> None:
         self.scheduler, self.residency, self.pool = make_scheduler(
-            num_pages, BLOCK, budget, max_num_seqs=4, policy=policy, enable_prefix_caching=caching
+            num_pages,
+            BLOCK,
+            budget,
+            max_num_seqs=4,
+            policy=policy,
+            enable_prefix_caching=caching,
+            fairness=Fairness(max_passed_over=max_passed_over),
         )
         self.runner = CheckingRunner(BLOCK)
         self.num_pages = num_pages
@@ -43,6 +50,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         activation=st.sampled_from([0, 0, 3, 4, 6, 9]),
         urgency=st.integers(0, 2),
         salt=st.sampled_from([b"", b"", b"salt"]),
+        tenant=st.sampled_from(["", "a", "b"]),
+        weight=st.sampled_from([1.0, 3.0]),
     )
     def add(
         self,
@@ -52,11 +61,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         activation: int,
         urgency: int,
         salt: bytes,
+        tenant: str,
+        weight: float,
     ) -> int:
         adapters = tuple(use for use in uses if use[0] in self.registered)
         activation = min(activation, len(prompt) - 1) if adapters else 0
         fields = {"adapters": adapters, "activation": activation, "priority": urgency, "cache_salt": salt}
-        return self._add(make_request(self.num_requests, prompt, max_tokens, **fields))
+        share = {"tenant": tenant, "weights": (weight, 1.0)}
+        return self._add(make_request(self.num_requests, prompt, max_tokens, **fields, **share))
 
     @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
     def add_stopping(self, prompt: list[int], stop: int) -> int:

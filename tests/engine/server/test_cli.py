@@ -29,6 +29,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         --max-num-batched-tokens 64 --scheduling-policy priority --no-enable-prefix-caching --seed -1
         --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
         --adapter-root /a --adapter-root /b --port 0 --host ::1
+        --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
     assert cli.engine_options(args) == {
@@ -45,6 +46,9 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "revision": "main",
         "max_num_queued_reqs": 9,
         "generation_config": "vllm",
+        "tenant_weights": {"gold": 4.0, "free": 0.5},
+        "adapter_weights": {"sql": 2.0},
+        "max_passed_over": 1000,
         "adapter_roots": [Path("/a"), Path("/b")],
     }
 

@@ -11,6 +11,7 @@ from fake_llm import FakeLLM, ask, run, running
 from blora.engine.errors import InvalidRequest
 from blora.engine.outputs import CompletionOutput, RequestOutput
 from blora.engine.server import convert, service
+from blora.proto.client import Client
 from blora.proto.v1 import generation_pb2, generation_pb2_grpc
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -206,6 +207,23 @@ async def _call_with_bytes(llm, data, method):
             return [message async for message in call]
         except grpc.aio.AioRpcError as error:
             return error
+
+
+def test_the_tenant_comes_with_the_metadata():
+    llm = FakeLLM()
+
+    async def conversation() -> None:
+        async with running(llm) as server:
+            await asyncio.to_thread(generate_as, "acme", server.address)
+
+    def generate_as(tenant: str, target: str) -> None:
+        with Client(target, timeout=20, tenant=tenant) as client:
+            client.generate("a")
+            list(client.generate_stream("a"))
+
+    run(conversation())
+    ask(lambda client: client.generate("a"), llm)
+    assert [request["tenant"] for request in llm.requests] == ["acme", "acme", ""]
 
 
 def test_adapter_priority_and_salt():
