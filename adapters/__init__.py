@@ -7,6 +7,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
 from .registry import Registry, is_valid_name
+from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
 
 __all__ = [
@@ -14,12 +15,15 @@ __all__ = [
     "AdapterImage",
     "AdapterNotFound",
     "AdapterRejected",
+    "AdapterReport",
     "AdapterTooLarge",
     "Checkpoint",
     "ImageTable",
     "Registry",
     "TargetModule",
+    "inspect_adapter",
     "is_valid_name",
     "pack",
     "read_checkpoint",
+    "report_of",
 ]

@@ -48,6 +48,9 @@ class Checkpoint:
     modules: tuple[LoRAModule, ...]  # in the order of the model's targets
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
+    kind: str = "LoRA"
+    tensor_names: tuple[str, ...] = ()  # of the file, all of them applied
+    num_bytes: int = 0  # of both files
 
 
 def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequence[Path] | None = None) -> Checkpoint:
@@ -69,7 +72,16 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
     if problems:
         raise AdapterRejected(source, problems)
     digest = hashlib.sha256(hashlib.sha256(config_bytes).digest() + hashlib.sha256(weights).digest()).hexdigest()
-    return Checkpoint(source, digest, modules, _warnings(config, modules, targets), config.invocation_tokens)
+    return Checkpoint(
+        path=source,
+        digest=digest,
+        modules=modules,
+        warnings=_warnings(config, modules, targets),
+        kind=config.kind,
+        tensor_names=tuple(sorted(tensors)),
+        num_bytes=len(config_bytes) + len(weights),
+        invocation_tokens=config.invocation_tokens,
+    )
 
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:

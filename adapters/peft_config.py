@@ -80,6 +80,13 @@ class PeftConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA (aLoRA, arXiv 2504.12397); empty for any other
 
+    @property
+    def kind(self) -> str:
+        """What its authors call it."""
+        if self.invocation_tokens:
+            return "aLoRA"
+        return "rsLoRA" if self.use_rslora else "LoRA"
+
     def rank_of(self, module: str) -> int:
         return _first_match(self.rank_pattern, module, self.rank)
 

@@ -4,12 +4,13 @@ import random
 
 import torch
 
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
+from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Kernels
 from blora.engine.model.config import ModelConfig
 from blora.engine.model.rope import rope_cache
+from blora.engine.page_size import page_bytes_for
 
 from .limits import median_seconds
 from .shapes import with_layers
@@ -29,7 +30,7 @@ class AttentionRows:
         config = with_layers(config, num_layers)
         layout = KVLayout(num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
         blocks = -(-context // BLOCK_SIZE)
-        self._arena = Arena(layout, rows * blocks, page_bytes_for(layout, 0))
+        self._arena = Arena(layout, rows * blocks, page_bytes_for(layout.block_bytes, 0))
         # Written, because all untouched memory is one page of zeros, which stays in the cache.
         self._arena.pages[:] = torch.randn(self._arena.page_bytes // ITEM_BYTES).bfloat16().view(torch.uint8)
         cos, sin = rope_cache(config.rope, config.head_dim, context)

@@ -19,7 +19,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import LARGEST_PIECE, AdapterImage, pack
 from blora.adapters.lora import Segment
 from blora.adapters.targets import TargetModule
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
+from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.inputs import ForwardBatch
@@ -29,6 +29,7 @@ from blora.engine.model.config import ModelConfig
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate
+from blora.engine.page_size import page_bytes_for
 
 from .limits import Limits, repeat
 from .random_adapters import ALL_MODULES
@@ -78,7 +79,7 @@ class DecoderStack:
         self.targets = lora_targets(config)
         self._kernels = kernels
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
-        arena = Arena(layout, max_rows, page_bytes_for(layout, LARGEST_PIECE))
+        arena = Arena(layout, max_rows, page_bytes_for(layout.block_bytes, LARGEST_PIECE))
         cos, sin = rope_cache(config.rope, config.head_dim, BLOCK_SIZE)
         self._attention = CpuAttention(kernels, arena, config, cos, sin, ())
         self._model = CpuCausalLM(kernels, config, _random_weights(config), self._attention)
@@ -156,7 +157,7 @@ class ResidentAdapters:
 
     def __init__(self, config: ModelConfig, targets: Sequence[TargetModule], case: Case) -> None:
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
-        page_bytes = page_bytes_for(layout, LARGEST_PIECE)
+        page_bytes = page_bytes_for(layout.block_bytes, LARGEST_PIECE)
         image = _random_image(targets, case.rank, page_bytes)
         num_pages = image.table.num_pages
         self._arena = Arena(layout, num_pages * case.adapters, page_bytes)

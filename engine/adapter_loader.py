@@ -10,26 +10,35 @@ import signal
 import sys
 from pathlib import Path
 
-from blora.adapters import AdapterRejected, AdapterTooLarge, pack, read_checkpoint
+from blora.adapters import (
+    AdapterRejected,
+    AdapterReport,
+    AdapterTooLarge,
+    inspect_adapter,
+    pack,
+    read_checkpoint,
+    report_of,
+)
 
 from .adapter_source import resolve_adapter
 from .channel import Channel, ChannelClosed, open_channel
-from .frames import AdapterRead, AdapterUnreadable, ReadAdapter
+from .frames import AdapterInspected, AdapterRead, AdapterUnreadable, InspectAdapter, ReadAdapter, ToLoader
 from .sealed_memory import seal
 
 
-def serve(channel: Channel[ReadAdapter]) -> None:
+def serve(channel: Channel[ToLoader]) -> None:
     while True:
         for order in channel.receive(wait=True):
-            _answer(channel, order)
+            match order:
+                case ReadAdapter():
+                    _read(channel, order)
+                case InspectAdapter(order):
+                    channel.send(AdapterInspected(_inspect(order)))
 
 
-def _answer(channel: Channel[ReadAdapter], order: ReadAdapter) -> None:
-    roots = None if order.roots is None else [Path(root) for root in order.roots]
+def _read(channel: Channel[ToLoader], order: ReadAdapter) -> None:
     try:
-        # A hub id is only looked for where any place is allowed.
-        folder = resolve_adapter(order.path) if roots is None else Path(order.path)
-        checkpoint = read_checkpoint(folder, order.targets, roots)
+        checkpoint = read_checkpoint(_folder(order), order.targets, _roots(order))
         image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
@@ -38,8 +47,25 @@ def _answer(channel: Channel[ReadAdapter], order: ReadAdapter) -> None:
         channel.send(AdapterUnreadable([str(error)]))
         return
     descriptor = seal(image.pages)
-    channel.send(AdapterRead(image.table), descriptor)
+    channel.send(AdapterRead(image.table, report_of(checkpoint, image.table)), descriptor)
     os.close(descriptor)
+
+
+def _inspect(order: ReadAdapter) -> AdapterReport:
+    try:
+        folder = _folder(order)
+    except AdapterRejected as error:
+        return AdapterReport(order.path, error.problems)
+    return inspect_adapter(folder, order.targets, order.dtype, order.page_bytes, _roots(order))
+
+
+def _folder(order: ReadAdapter) -> Path:
+    """A hub id is only looked for where any place is allowed."""
+    return resolve_adapter(order.path) if order.roots is None else Path(order.path)
+
+
+def _roots(order: ReadAdapter) -> list[Path] | None:
+    return None if order.roots is None else [Path(root) for root in order.roots]
 
 
 def main() -> None:
@@ -48,7 +74,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(ChannelClosed):
-        serve(open_channel(sys.argv[1:], ReadAdapter))
+        serve(open_channel(sys.argv[1:], ToLoader))
 
 
 if __name__ == "__main__":

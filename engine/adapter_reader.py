@@ -1,14 +1,25 @@
 """AdapterReader: the front end's side of the adapter loader child. Reads nothing itself."""
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
-from blora.adapters import AdapterRejected, ImageTable
+from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
 from .channel import ChannelClosed, Child, start_child
 from .errors import EngineUnavailable
-from .frames import AdapterRead, FromLoader, ReadAdapter
+from .frames import AdapterInspected, AdapterRead, AdapterUnreadable, FromLoader, InspectAdapter, ReadAdapter, ToLoader
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter that was read: fit to be given to the engine."""
+
+    table: ImageTable
+    report: AdapterReport
+    descriptor: int  # of the sealed image; whoever has it closes it
 
 
 class AdapterReader:
@@ -19,13 +30,25 @@ class AdapterReader:
         self._turn = asyncio.Lock()
         self._is_closed = False
 
-    async def read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
-        """The packed adapter's table and the descriptor of its sealed image, which the caller closes."""
+    async def read(self, order: ReadAdapter) -> PackedAdapter:
+        """Raises AdapterRejected, EngineUnavailable."""
+        packed: PackedAdapter = await self._ask(order.path, order)
+        return packed
+
+    async def inspect(self, order: ReadAdapter) -> AdapterReport:
+        """What reading it would come to. Raises EngineUnavailable."""
+        try:
+            report: AdapterReport = await self._ask(order.path, InspectAdapter(order))
+        except AdapterRejected as error:  # reading it took too long, or ended the loader
+            return AdapterReport(order.path, error.problems)
+        return report
+
+    async def _ask(self, path: str, order: ToLoader) -> Any:
         async with self._turn:
             if self._is_closed:
                 raise EngineUnavailable("the engine was shut down")
             try:
-                return await asyncio.wait_for(self._read(path, order), READ_TIMEOUT)
+                return await asyncio.wait_for(self._answer(path, order), READ_TIMEOUT)
             except TimeoutError:
                 problem = f"reading it took more than {READ_TIMEOUT:g} s"
             except ChannelClosed:
@@ -38,16 +61,19 @@ class AdapterReader:
                 raise EngineUnavailable("the engine was shut down")
             raise AdapterRejected(path, [problem])
 
-    async def _read(self, path: str, order: ReadAdapter) -> tuple[ImageTable, int]:
+    async def _answer(self, path: str, order: ToLoader) -> Any:
         if self._child is not None and self._child.process.returncode is not None:
             await self.stop()  # it ended while it was idle: no fault of this adapter's
         if self._child is None:
             self._child = await start_child("blora.engine.adapter_loader", FromLoader)
         self._child.send(order)
-        answer = await self._child.receive()
-        if isinstance(answer, AdapterRead):
-            return answer.table, self._child.receive_descriptor()
-        raise AdapterRejected(path, answer.problems)
+        match await self._child.receive():
+            case AdapterRead(table, report):
+                return PackedAdapter(table, report, self._child.receive_descriptor())
+            case AdapterInspected(report):
+                return report
+            case AdapterUnreadable(problems):
+                raise AdapterRejected(path, problems)
 
     async def close(self) -> None:
         """Stops for good: loads that are under way or queued end with EngineUnavailable."""

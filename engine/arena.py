@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
+from .page_size import ALIGNMENT, kv_layer_bytes
+
 SLACK = 64  # bytes behind the last page: a vector load may begin in a page and end behind it
 
 
@@ -25,16 +26,11 @@ class KVLayout:
 
     @property
     def layer_bytes(self) -> int:
-        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.dtype.itemsize
+        return kv_layer_bytes(self.num_kv_heads, self.block_size, self.head_dim, self.dtype.itemsize)
 
     @property
     def block_bytes(self) -> int:
         return self.num_layers * self.layer_bytes
-
-
-def page_bytes_for(layout: KVLayout, largest_piece: int) -> int:
-    """Bytes of a page: a KV block, or the largest piece of an adapter (bytes) where that is more (tiny models)."""
-    return -(-max(layout.block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
 
 
 class Arena:

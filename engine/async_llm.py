@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterRejected, AdapterTooLarge, ImageTable
+from blora.adapters import AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_reader import AdapterReader
@@ -416,28 +416,41 @@ class AsyncLLM:
 
     async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
         """Loads a PEFT folder under a name while requests run. What the name meant before serves its running requests
-        to their end and is then freed.
+        to their end and is then freed. The info that comes back has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
         """
+        report = await self._load(name, path, self._allowed_roots(path))
+        info = await (self.pin_adapter(name) if pinned else self.get_adapter(name))
+        return replace(info, report=report)
+
+    async def inspect_adapter(self, path: str | Path) -> AdapterReport:
+        """What loading a PEFT folder would come to; loads nothing. What is wrong with it stands in the report. Raises
+        InvalidRequest, EngineUnavailable, AdapterRejected where nothing may be loaded."""
+        order = self._read_order(path, self._allowed_roots(path))
+        return self._front_end.check_report(await self._loader.inspect(order))
+
+    def _allowed_roots(self, path: str | Path) -> Sequence[str] | None:
         if self._adapter_roots is not None and not self._adapter_roots:
             raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
-        await self._load(name, path, self._adapter_roots)
-        return await (self.pin_adapter(name) if pinned else self.get_adapter(name))
+        return self._adapter_roots
 
-    async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> None:
-        self._front_end.check_adapter_name(name)
-        self._front_end.check_adapter_path(location)
-        path = str(location)
+    def _read_order(self, path: str | Path, roots: Sequence[str] | None) -> ReadAdapter:
+        self._front_end.check_adapter_path(path)
         self._require_engine()
-        order = ReadAdapter(
-            path=path,
+        return ReadAdapter(
+            path=str(path),
             roots=None if roots is None else list(roots),
             targets=self._targets,
             dtype=self._ready.dtype,
             page_bytes=self._ready.page_bytes,
         )
-        table, descriptor = await self._loader.read(path, order)
+
+    async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> AdapterReport:
+        self._front_end.check_adapter_name(name)
+        order = self._read_order(location, roots)
+        packed = await self._loader.read(order)
+        path, table, descriptor = order.path, packed.table, packed.descriptor
         try:
             self._front_end.check_adapter_size(path, table)
             await self._require_engine().send_with(LoadAdapter(table), descriptor)
@@ -454,6 +467,7 @@ class AsyncLLM:
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
+        return packed.report
 
     def _keep_image(self, table: ImageTable, descriptor: int) -> None:
         known = self._images.pop(table.digest, None)

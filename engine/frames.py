@@ -2,7 +2,7 @@
 
 import msgspec
 
-from blora.adapters import ImageTable, TargetModule
+from blora.adapters import AdapterReport, ImageTable, TargetModule
 from blora.scheduler import AdapterUse, Request, RowUpdate, SamplingParams
 
 from .config import EngineConfig
@@ -123,14 +123,28 @@ class ReadAdapter(Frame, frozen=True):
     page_bytes: int
 
 
+class InspectAdapter(Frame, frozen=True):
+    """What reading it would come to; nothing is kept."""
+
+    order: ReadAdapter
+
+
+ToLoader = ReadAdapter | InspectAdapter
+
+
 class AdapterRead(Frame, frozen=True):
     """A descriptor of the sealed image goes with it."""
 
     table: ImageTable
+    report: AdapterReport
 
 
 class AdapterUnreadable(Frame, frozen=True):
     problems: list[str]
 
 
-FromLoader = AdapterRead | AdapterUnreadable
+class AdapterInspected(Frame, frozen=True):
+    report: AdapterReport
+
+
+FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected

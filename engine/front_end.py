@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterTooLarge, ImageTable, Registry, is_valid_name
+from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .batch import Call, Prompt
@@ -241,8 +241,19 @@ class FrontEnd:
 
     def check_adapter_size(self, path: str, table: ImageTable) -> None:
         """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
-        if table.num_pages + 1 > self.facts.num_pages:
-            raise AdapterTooLarge(f"adapter {path!r} needs {table.num_pages} of {self.facts.num_pages} pages of memory")
+        self._check_num_pages(path, table.num_pages)
+
+    def _check_num_pages(self, path: str, num_pages: int) -> None:
+        if num_pages + 1 > self.facts.num_pages:
+            raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self.facts.num_pages} pages of memory")
+
+    def check_report(self, report: AdapterReport) -> AdapterReport:
+        """A report that says, too, whether the adapter fits into the engine's memory."""
+        try:
+            self._check_num_pages(report.path, report.num_pages)
+        except AdapterTooLarge as error:
+            return replace(report, problems=(*report.problems, str(error)))
+        return report
 
     def publish(self, name: str, path: str, table: ImageTable) -> str | None:
         """Gives loaded weights a name. Returns the digest of what it meant before, None for a new name."""

@@ -1,13 +1,22 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from blora.adapters import AdapterTooLarge, pack, read_checkpoint
+from blora.adapters import (
+    AdapterRejected,
+    AdapterReport,
+    AdapterTooLarge,
+    inspect_adapter,
+    pack,
+    read_checkpoint,
+    report_of,
+)
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .adapter_source import resolve_adapter
@@ -181,6 +190,7 @@ class LLM:
 
     def load_adapter(self, name: str, path: str | Path) -> AdapterInfo:
         """Loads a PEFT folder or hub id under a name; what the name meant before goes when its requests are finished.
+        The info that comes back has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
         """
@@ -194,7 +204,19 @@ class LLM:
         old = self._front_end.publish(name, str(path), image.table)
         if old is not None:
             self._let_go(old)
-        return self.get_adapter(name)
+        return replace(self.get_adapter(name), report=report_of(checkpoint, image.table))
+
+    def inspect_adapter(self, path: str | Path) -> AdapterReport:
+        """What loading a PEFT folder or hub id would come to; loads nothing. What is wrong with it stands in the
+        report. Raises InvalidRequest for what is no path."""
+        self._front_end.check_adapter_path(path)
+        try:
+            folder = resolve_adapter(str(path))
+        except AdapterRejected as error:
+            return AdapterReport(str(path), error.problems)
+        targets = lora_targets(self._engine.model_config)
+        report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes)
+        return self._front_end.check_report(report)
 
     def unload_adapter(self, name: str) -> AdapterInfo:
         """New requests for the name are refused from now on; running ones finish, then the weights are freed."""

@@ -5,6 +5,8 @@ The shapes and names are vLLM's where vLLM has them. Pure data: no torch, no wir
 
 from dataclasses import dataclass, field
 
+from blora.adapters.report import AdapterReport
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoRARequest:
@@ -108,6 +110,7 @@ class AdapterInfo:
     resident: bool = False
     num_requests: int = 0  # unfinished requests that use it
     warnings: tuple[str, ...] = field(default=())
+    report: AdapterReport | None = None  # of one that has just been loaded
 
 
 @dataclass(frozen=True, slots=True)

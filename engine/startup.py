@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.image import LARGEST_PIECE
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler
 
-from .arena import Arena, KVLayout, page_bytes_for
+from .arena import Arena, KVLayout
 from .backend import choose_backend
 from .config import EngineConfig
 from .core import EngineCore
@@ -20,6 +19,7 @@ from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
 from .model.config import ModelConfig, load_model_config
 from .model.loader import load_weights
+from .page_size import page_bytes_of
 from .runner import ModelRunner
 from .validator import Facts
 
@@ -46,7 +46,7 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     layout = KVLayout(
         model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype
     )
-    page_bytes = page_bytes_for(layout, LARGEST_PIECE)
+    page_bytes = page_bytes_of(model_config, dtype_name, config.block_size)
     max_model_len = _max_model_len(config, model_config)
     num_weight_bytes = model_config.num_parameters * dtype.itemsize
     num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)

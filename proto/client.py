@@ -121,6 +121,12 @@ class Client:
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
         return _adapter(self._adapters.Load(request, timeout=self._timeout))
 
+    def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
+        """What loading a folder of the server would come to; loads nothing."""
+        request = adapters_pb2.InspectAdapterRequest(path=path)
+        report: adapters_pb2.AdapterReport = self._adapters.Inspect(request, timeout=self._timeout).report
+        return report
+
     def unload_adapter(self, name: str) -> adapters_pb2.Adapter:
         """Returns when the requests that use it are finished."""
         return _adapter(self._adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=self._timeout))

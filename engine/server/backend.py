@@ -7,6 +7,7 @@ the first step of its iteration. Knows no wire.
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from blora.adapters.report import AdapterReport
 from blora.scheduler import SamplingParams
 
 from ..composition import Adapter
@@ -43,7 +44,10 @@ class Backend(Protocol):
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Raises InvalidRequest when the model has no chat template, or its template refuses the messages."""
 
-    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo: ...
+    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+        """With a report."""
+
+    async def inspect_adapter(self, path: str) -> AdapterReport: ...
 
     async def unload_adapter(self, name: str) -> AdapterInfo: ...
 

@@ -1,4 +1,4 @@
-"""The command line: `blora serve`, `blora client` and what others add. Owns flags and exit statuses.
+"""The command line: `blora serve`, `blora client`, `blora adapters` and what others add. Owns flags and exit statuses.
 
 Imports the engine, and what only a server needs, when `serve` is asked for: `blora client` works without torch. Further
 commands are entry points of the group "blora.commands": modules with HELP, `add_arguments(parser)` and `run(args)`.
@@ -15,7 +15,7 @@ from typing import Any
 
 from blora.scheduler import POLICIES
 
-OWN_COMMANDS = ("serve", "client")
+OWN_COMMANDS = ("serve", "client", "adapters")
 # Flags of `serve` that are the server's own; all others are options of the engine.
 SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
 
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(args, parser)
     if args.command == "client":
         return _client(args, parser)
+    if args.command == "adapters":
+        return _adapters(args)
     try:
         return int(further[args.command].run(args))
     except ModuleNotFoundError as error:
@@ -49,6 +51,7 @@ def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentP
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
     _add_client(commands.add_parser("client", help="ask a server"))
+    _add_adapters(commands.add_parser("adapters", help="look at adapters before they are loaded"))
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
@@ -135,6 +138,18 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     actions.add_argument("--load-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as the server sees it")
     actions.add_argument("--unload-adapter", metavar="NAME")
     actions.add_argument("--info", action="store_true", help="show the engine's facts and load")
+
+
+def _add_adapters(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{inspect}")
+    inspect = actions.add_parser("inspect", help="what loading an adapter would come to")
+    inspect.add_argument("path", metavar="PATH", help="PEFT folder; with --model a hub id, too")
+    place = inspect.add_mutually_exclusive_group(required=True)
+    place.add_argument("--model", help="folder, hub id or .gguf file of the model it is for; needs no server")
+    place.add_argument("--target", metavar="HOST:PORT", help="ask this server; PATH as it sees it")
+    inspect.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    inspect.add_argument("--block-size", type=_count, default=16, metavar="TOKENS", help="(default: %(default)s)")
+    inspect.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def _named_path(text: str) -> tuple[str, str]:
@@ -235,6 +250,15 @@ def _run(args: argparse.Namespace, adapters: dict[str, str]) -> int:
 def _fail(reason: str) -> int:
     print(f"blora: {reason}", file=sys.stderr)
     return 1
+
+
+def _adapters(args: argparse.Namespace) -> int:
+    from . import adapters_command
+
+    try:
+        return adapters_command.run(args)
+    except ModuleNotFoundError as error:
+        return _fail(f"the module {error.name} is missing; --model needs: pip install 'blora[engine]'")
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from blora.adapters.report import AdapterReport
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -140,6 +141,10 @@ def adapter_name(request: adapters_pb2.UnloadAdapterRequest | adapters_pb2.GetAd
     return _required("name", request.name)
 
 
+def adapter_path(request: adapters_pb2.InspectAdapterRequest) -> str:
+    return _required("path", request.path)
+
+
 def _required(name: str, value: str) -> str:
     if not value:
         raise InvalidRequest(name, "is missing")
@@ -232,12 +237,24 @@ def _token(token_id: int, logprob: Logprob | None) -> generation_pb2.TokenLogpro
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
-    """The fields of the message have the names of AdapterInfo; a test compares them."""
-    return adapters_pb2.Adapter(**asdict(info))
+    """The fields of the message have the names of AdapterInfo, which alone has a report; a test compares them."""
+    return adapters_pb2.Adapter(
+        **{name: value for name, value in asdict(replace(info, report=None)).items() if name != "report"}
+    )
+
+
+def report(report: AdapterReport) -> adapters_pb2.AdapterReport:
+    """The fields of the message have the names of AdapterReport; a test compares them."""
+    return adapters_pb2.AdapterReport(**asdict(report))
 
 
 def loaded(info: AdapterInfo) -> adapters_pb2.LoadAdapterResponse:
-    return adapters_pb2.LoadAdapterResponse(adapter=adapter(info))
+    of_load = None if info.report is None else report(info.report)
+    return adapters_pb2.LoadAdapterResponse(adapter=adapter(info), report=of_load)
+
+
+def inspected(found: AdapterReport) -> adapters_pb2.InspectAdapterResponse:
+    return adapters_pb2.InspectAdapterResponse(report=report(found))
 
 
 def unloaded(info: AdapterInfo) -> adapters_pb2.UnloadAdapterResponse:

@@ -103,6 +103,7 @@ class AdapterServicer:
     def handler(self) -> grpc.GenericRpcHandler:
         methods = {
             "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect),
             "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload),
             "List": unary(adapters_pb2.ListAdaptersRequest, self.list),
             "Get": unary(adapters_pb2.GetAdapterRequest, self.get),
@@ -113,6 +114,9 @@ class AdapterServicer:
     async def load(self, request: adapters_pb2.LoadAdapterRequest) -> adapters_pb2.LoadAdapterResponse:
         name, path, pinned = convert.load_arguments(request)
         return convert.loaded(await self._get_backend().load_adapter(name, path, pinned=pinned))
+
+    async def inspect(self, request: adapters_pb2.InspectAdapterRequest) -> adapters_pb2.InspectAdapterResponse:
+        return convert.inspected(await self._get_backend().inspect_adapter(convert.adapter_path(request)))
 
     async def unload(self, request: adapters_pb2.UnloadAdapterRequest) -> adapters_pb2.UnloadAdapterResponse:
         return convert.unloaded(await self._get_backend().unload_adapter(convert.adapter_name(request)))

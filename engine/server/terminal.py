@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Callable
 
 import grpc
 
@@ -17,12 +18,21 @@ BROKEN_PIPE = 141
 
 def run(args: argparse.Namespace) -> int:
     """The exit status. `args` are those of cli.py's `client`."""
+    return guarded(lambda: _ask(args))
+
+
+def _ask(args: argparse.Namespace) -> int:
+    with Client(args.target) as client:
+        _act(client, args)
+    return 0
+
+
+def guarded(act: Callable[[], int]) -> int:
+    """The exit status of what talks to a server and prints: what goes wrong is one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal shows every letter
     try:
-        with Client(args.target) as client:
-            _act(client, args)
-        return 0
+        return act()
     except grpc.RpcError as error:
         # What an RPC raises is also its call, which knows the status.
         return _fail(f"{error.code().name}: {error.details()}")

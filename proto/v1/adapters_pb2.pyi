@@ -18,10 +18,24 @@ class LoadAdapterRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class LoadAdapterResponse(_message.Message):
-    __slots__ = ("adapter",)
+    __slots__ = ("adapter", "report")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
     adapter: Adapter
-    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+    report: AdapterReport
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
+
+class InspectAdapterRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class InspectAdapterResponse(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: AdapterReport
+    def __init__(self, report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
 
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("name",)
@@ -96,3 +110,53 @@ class Adapter(_message.Message):
     num_requests: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AdapterReport(_message.Message):
+    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODULES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    kind: str
+    digest: str
+    modules: _containers.RepeatedCompositeFieldContainer[ModuleReport]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerReport]
+    applied_tensors: _containers.RepeatedScalarFieldContainer[str]
+    ignored_tensors: _containers.RepeatedScalarFieldContainer[str]
+    num_disk_bytes: int
+    num_host_bytes: int
+    num_device_bytes: int
+    num_pages: int
+    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
+
+class ModuleReport(_message.Message):
+    __slots__ = ("name", "rank", "scaling", "norm")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rank: int
+    scaling: float
+    norm: float
+    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., norm: _Optional[float] = ...) -> None: ...
+
+class LayerReport(_message.Message):
+    __slots__ = ("name", "norm")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    norm: float
+    def __init__(self, name: _Optional[str] = ..., norm: _Optional[float] = ...) -> None: ...

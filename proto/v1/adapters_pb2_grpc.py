@@ -44,6 +44,11 @@ class AdapterServiceStub:
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.Inspect = channel.unary_unary(
+                '/blora.v1.AdapterService/Inspect',
+                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/blora.v1.AdapterService/Unload',
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
@@ -78,6 +83,16 @@ class AdapterServiceServicer:
         run finish on the old ones. Does not disturb what runs.
         INVALID_ARGUMENT    the name or the path is malformed
         FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Inspect(self, request, context):
+        """Says what Load would come to and loads nothing: an adapter that would be refused is no error but a report with
+        problems.
+        INVALID_ARGUMENT    the path is malformed
+        FAILED_PRECONDITION the server was started without an --adapter-root
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +134,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.Load,
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
                     response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'Inspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inspect,
+                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.FromString,
+                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -172,6 +192,33 @@ class AdapterService:
             '/blora.v1.AdapterService/Load',
             blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
             blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blora.v1.AdapterService/Inspect',
+            blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
+            blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

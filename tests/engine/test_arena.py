@@ -5,13 +5,14 @@ import resource
 import pytest
 import torch
 
-from blora.engine.arena import ALIGNMENT, Arena, KVLayout, page_bytes_for
+from blora.engine.arena import ALIGNMENT, Arena, KVLayout
+from blora.engine.page_size import page_bytes_for
 
 LAYOUT = KVLayout(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4, dtype=torch.float32)
 
 
 def test_layers_are_disjoint_views_of_every_page() -> None:
-    arena = Arena(LAYOUT, num_pages=5, page_bytes=page_bytes_for(LAYOUT, largest_piece=0))
+    arena = Arena(LAYOUT, num_pages=5, page_bytes=page_bytes_for(LAYOUT.block_bytes, largest_piece=0))
     for layer in range(3):
         arena.kv_layer(layer).fill_(layer + 1)
     for layer in range(3):
@@ -21,8 +22,8 @@ def test_layers_are_disjoint_views_of_every_page() -> None:
 
 
 def test_pages_hold_the_wider_of_a_block_and_a_row() -> None:
-    assert page_bytes_for(LAYOUT, largest_piece=0) == LAYOUT.block_bytes == 3 * 2 * 2 * 4 * 8 * 4
-    assert page_bytes_for(LAYOUT, largest_piece=5000) == 5056
+    assert page_bytes_for(LAYOUT.block_bytes, largest_piece=0) == LAYOUT.block_bytes == 3 * 2 * 2 * 4 * 8 * 4
+    assert page_bytes_for(LAYOUT.block_bytes, largest_piece=5000) == 5056
     with pytest.raises(ValueError, match="cannot hold"):
         Arena(LAYOUT, num_pages=2, page_bytes=64)
 

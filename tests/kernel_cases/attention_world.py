@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blora.engine.arena import SLACK, Arena, KVLayout, page_bytes_for
+from blora.engine.arena import SLACK, Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Kernels
 from blora.engine.model.config import ModelConfig, RopeConfig
 from blora.engine.model.rope import rope_cache, rotate
+from blora.engine.page_size import page_bytes_for
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class World:
         self.shape, self.dtype = shape, dtype
         num_pages = sum(-(-length // shape.block_size) for length in lengths) + 3
         layout = KVLayout(2, shape.kv_heads, shape.dim, shape.block_size, dtype)
-        self.arena = make_arena(layout, num_pages, page_bytes_for(layout, 0) + gap)
+        self.arena = make_arena(layout, num_pages, page_bytes_for(layout.block_bytes, 0) + gap)
         self.cos, self.sin = rope_cache(shape.config.rope, shape.dim, max(lengths))
         self.norms = [(torch.rand(shape.heads + shape.kv_heads, shape.dim) + 0.5).to(dtype) for _ in range(2)]
         norms = self.norms if shape.has_norm else []

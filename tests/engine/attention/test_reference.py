@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
+from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention import reference
 from blora.engine.attention.base import AttentionMetadata, PagedRows
 from blora.engine.attention.reference import ReferenceAttention
+from blora.engine.page_size import page_bytes_for
 
 HEAD_DIM = 8
 NUM_LAYERS = 2
@@ -21,7 +22,9 @@ def make_attention(
     num_heads: int, num_kv_heads: int, block_size: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Arena, ReferenceAttention]:
     layout = KVLayout(NUM_LAYERS, num_kv_heads, HEAD_DIM, block_size, dtype)
-    arena = Arena(layout, NUM_PAGES, page_bytes_for(layout, 0) + 64)  # pages are not packed: a gap follows each
+    arena = Arena(
+        layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0) + 64
+    )  # pages are not packed: a gap follows each
     for layer in range(NUM_LAYERS):
         arena.kv_layer(layer).fill_(torch.nan)
     return arena, ReferenceAttention(arena, num_heads, HEAD_DIM**-0.5)

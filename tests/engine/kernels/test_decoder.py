@@ -17,7 +17,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import LARGEST_PIECE, AdapterImage
 from blora.adapters.lora import LoRAPlanner, Segment
 from blora.adapters.reference import ReferenceLoRA
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
+from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import AttentionPlanner, PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.attention.reference import ReferenceAttention
@@ -29,6 +29,7 @@ from blora.engine.model.decoder import CausalLM
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate, places
+from blora.engine.page_size import page_bytes_for
 
 LENGTHS = [5, 1, 40]
 LORA = (Segment(0, 4, (("a", 1.0),)), Segment(9, 40, (("a", -0.5),)))  # across rows; tokens without adapters between
@@ -81,7 +82,7 @@ class Decoders:
     def _make_arena(self) -> tuple[Arena, DevicePool]:
         config = self.config
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK, self.dtype)
-        arena = make_arena(layout, PAGES, page_bytes_for(layout, LARGEST_PIECE))
+        arena = make_arena(layout, PAGES, page_bytes_for(layout.block_bytes, LARGEST_PIECE))
         pool = DevicePool(arena.pages, self.dtype)
         image = make_image(config, self.dtype, arena.page_bytes)
         pool.add(image.table, torch.from_numpy(image.pages))

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, Segment
-from blora.engine.arena import KVLayout, page_bytes_for
+from blora.engine.arena import KVLayout
 from blora.engine.attention.base import AttentionMetadata, PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Epilogue, Kernels
+from blora.engine.page_size import page_bytes_for
 
 REFUSED = (ValueError, TypeError, IndexError, KeyError, OverflowError)
 
@@ -128,7 +129,7 @@ def build_attention(kernels: Kernels, shape: Shape, **wrong: object) -> CpuAtten
     norms = [torch.ones(shape.heads + shape.kv_heads, shape.dim) for _ in range(2)] if shape.has_norm else []
     return CpuAttention(
         kernels,
-        make_arena(layout, 3, page_bytes_for(layout, 0)),
+        make_arena(layout, 3, page_bytes_for(layout.block_bytes, 0)),
         replace(shape.config, **wrong.get("config", {})),  # type: ignore[arg-type]
         wrong.get("cos", table),  # type: ignore[arg-type]
         wrong.get("sin", table),  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRABackend, LoRAMetadata
-from blora.engine.arena import Arena, KVLayout, page_bytes_for
+from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import choose_backend
@@ -20,6 +20,7 @@ from blora.engine.model.checkpoint import open_checkpoint
 from blora.engine.model.config import load_model_config
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.loader import load_weights
+from blora.engine.page_size import page_bytes_for
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 96
@@ -68,7 +69,7 @@ class Driver:
         self.config = load_model_config(path)
         config = self.config
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, dtype)
-        arena = Arena(layout, NUM_PAGES, page_bytes_for(layout, 0))
+        arena = Arena(layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0))
         for layer in range(config.num_layers):
             arena.kv_layer(layer).fill_(torch.nan)
         weights = load_weights(config, open_checkpoint(path), dtype, progress=False)

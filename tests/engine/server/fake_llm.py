@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.composition import read_adapters
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
 from blora.engine.outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
@@ -19,6 +20,14 @@ T = TypeVar("T")
 INFO = EngineInfo(
     model="fake", dtype="float32", vocab_size=1 << 17, max_model_len=64, block_size=16, num_pages=8, page_bytes=4096,
     num_free_pages=5, num_running=1, num_waiting=2, version="0",
+)  # fmt: skip
+
+
+REPORT = AdapterReport(
+    path="/adapters/some", warnings=("all weights are zero",), kind="LoRA", digest="ab" * 32,
+    modules=(ModuleReport("model.layers.0.mlp.up_proj", 4, 2.0, 0.5),), layers=(LayerReport("model.layers.0", 0.5),),
+    applied_tensors=("a", "b"), ignored_tensors=("c",), num_disk_bytes=1 << 33, num_host_bytes=1 << 34,
+    num_device_bytes=1 << 35, num_pages=7,
 )  # fmt: skip
 
 
@@ -161,7 +170,11 @@ class FakeLLM:
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
         self._raise()
         self.adapters[name] = replace(adapter_info(name, path), pinned=pinned)
-        return self.adapters[name]
+        return replace(self.adapters[name], report=REPORT)
+
+    async def inspect_adapter(self, path: str) -> AdapterReport:
+        self._raise()
+        return REPORT if path == REPORT.path else AdapterReport(path, ("a tensor is missing", "so is another"))
 
     async def unload_adapter(self, name: str) -> AdapterInfo:
         info = await self.get_adapter(name)

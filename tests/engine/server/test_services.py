@@ -1,14 +1,15 @@
 """AdapterService, EngineService, health and reflection, over a real connection; the shapes of messages."""
 
 import asyncio
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import grpc
 import pytest
-from fake_llm import INFO, FakeLLM, adapter_info, ask, run, running
+from fake_llm import INFO, REPORT, FakeLLM, adapter_info, ask, run, running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.outputs import AdapterInfo, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
@@ -45,6 +46,22 @@ def test_what_is_known_of_an_adapter():
     adapter = ask(lambda client: client.get_adapter("alice"))
     assert list(adapter.ranks) == [4, 8] and list(adapter.modules) == ["q_proj"]
     assert adapter.num_bytes == 1 << 40 and list(adapter.warnings) == ["all weights are zero"]
+
+
+def test_a_report_comes_with_a_load_and_without_one():
+    def question(client):
+        loaded = client.load_adapter("bob", "/adapters/bob")
+        assert loaded == client.get_adapter("bob")
+        return client.inspect_adapter(REPORT.path), client.inspect_adapter("/adapters/bad")
+
+    good, bad = ask(question)
+    assert good == convert.report(REPORT)
+    assert list(bad.problems) == ["a tensor is missing", "so is another"] and not bad.digest
+
+
+def test_the_answer_of_a_load_has_the_report():
+    info = replace(adapter_info("bob"), report=REPORT)
+    assert convert.loaded(info).report == convert.report(REPORT)
 
 
 def test_pin_pins_when_it_is_not_told_what_to_do():
@@ -88,7 +105,10 @@ def test_abort_passes_the_ids_on():
 @pytest.mark.parametrize(
     ("message", "ours", "ours_alone"),
     [
-        (adapters_pb2.Adapter, AdapterInfo, set()),
+        (adapters_pb2.Adapter, AdapterInfo, {"report"}),
+        (adapters_pb2.AdapterReport, AdapterReport, set()),
+        (adapters_pb2.ModuleReport, ModuleReport, set()),
+        (adapters_pb2.LayerReport, LayerReport, set()),
         (engine_pb2.GetInfoResponse, EngineInfo, set()),
         (generation_pb2.SamplingParams, SamplingParams, {"output_kind", "spaces_between_special_tokens", *UNSERVED}),
     ],

@@ -1,0 +1,25 @@
+"""What an engine of a model would make of an adapter, told without an engine and without torch."""
+
+from pathlib import Path
+
+from blora.adapters import AdapterRejected, AdapterReport, inspect_adapter
+
+from .adapter_source import resolve_adapter
+from .model.config import load_model_config
+from .model.hub import resolve_model
+from .model.targets import lora_targets
+from .page_size import page_bytes_of
+
+
+def inspect(
+    path: str | Path, model: str | Path, dtype: str = "auto", block_size: int = 16, revision: str | None = None
+) -> AdapterReport:
+    """path: PEFT folder or hub id. The others are options of the engine: bytes depend on them. Raises EngineStartError
+    for a model that cannot be read; what is wrong with the adapter stands in the report."""
+    config = load_model_config(resolve_model(str(model), revision))
+    dtype = config.dtype if dtype == "auto" else dtype
+    try:
+        folder = resolve_adapter(str(path))
+    except AdapterRejected as error:
+        return AdapterReport(str(path), error.problems)
+    return inspect_adapter(folder, lora_targets(config), dtype, page_bytes_of(config, dtype, block_size))

@@ -1,0 +1,24 @@
+"""How many bytes a page of the arena has, from a model's shape. Plain ints: told without torch and an engine."""
+
+from blora.adapters.image import LARGEST_PIECE
+
+from .model.config import ModelConfig
+
+ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def kv_layer_bytes(num_kv_heads: int, block_size: int, head_dim: int, item_bytes: int) -> int:
+    """Of K and V of one layer for `block_size` tokens."""
+    return 2 * num_kv_heads * block_size * head_dim * item_bytes
+
+
+def page_bytes_for(block_bytes: int, largest_piece: int) -> int:
+    """Bytes of a page: a KV block, or the largest piece of an adapter (bytes) where that is more (tiny models)."""
+    return -(-max(block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
+
+
+def page_bytes_of(config: ModelConfig, dtype: str, block_size: int) -> int:
+    """Bytes of a page of an engine of this model. block_size: tokens."""
+    layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])
+    return page_bytes_for(config.num_layers * layer_bytes, LARGEST_PIECE)

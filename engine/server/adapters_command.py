@@ -1,0 +1,41 @@
+"""`blora adapters`: what operators ask about adapters. Speaks to a server, or to none; its flags are in `cli.py`."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+
+from blora.proto.client import Client
+
+from . import terminal
+from .tables import report_text
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status: 1 when something cannot be done, or the adapter is refused."""
+    return terminal.guarded(lambda: _inspect(args))
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    return _inspect_here(args) if args.target is None else _inspect_there(args)
+
+
+def _inspect_here(args: argparse.Namespace) -> int:
+    from ..inspection import inspect
+
+    report = inspect(args.path, args.model, args.dtype, args.block_size)
+    print(json.dumps(asdict(report), indent=2) if args.json else report_text(report))
+    return 1 if report.problems else 0
+
+
+def _inspect_there(args: argparse.Namespace) -> int:
+    with Client(args.target) as client:
+        report = client.inspect_adapter(args.path)
+    print(_as_json(report) if args.json else report_text(report))
+    return 1 if report.problems else 0
+
+
+def _as_json(message: Message) -> str:
+    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
