@@ -6,7 +6,7 @@ This module imports no torch, because the front end needs the registry; `device_
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
-from .registry import Registry, is_valid_name
+from .registry import Registry, Version, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
 
@@ -21,6 +21,7 @@ __all__ = [
     "ImageTable",
     "Registry",
     "TargetModule",
+    "Version",
     "inspect_adapter",
     "is_valid_name",
     "pack",

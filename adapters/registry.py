@@ -1,59 +1,139 @@
-"""Registry: which adapter a name means now. Names are aliases of digests; running requests keep the digest they got."""
+"""Registry: which adapter a name means now, and what it meant before.
+
+Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, and "name@2" means the
+second one, active or not. Versions are aliases of digests; running requests keep the digest they got. Of each name the
+active version and those that were active last are kept, no more than `max_versions`.
+"""
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from .errors import AdapterNotFound
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+REFERENCE_PATTERN = re.compile(r"([^@]+)@([1-9][0-9]{0,8})")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    number: int  # 1, 2, ... in the order of loading; never given twice under a name
+    digest: str
+    path: str  # where it was loaded from
+    loaded_at: float  # time.time()
+
+
+Versions = dict[int, Version]  # of one name, in the order of activation: the last one is active
 
 
 class Registry:
-    def __init__(self) -> None:
-        self._digests: dict[str, str] = {}
-        self._num_names: Counter[str] = Counter()  # by digest
-        self._pinned: set[str] = set()  # names: a pin ends with what the name means
+    def __init__(self, max_versions: int = 1) -> None:
+        """max_versions: of each name, the active one included."""
+        self._max_versions = max_versions
+        self._names: dict[str, Versions] = {}
+        self._num_made: Counter[str] = Counter()  # by name, unloaded ones too: a number never comes to mean another
+        self._num_aliases: Counter[str] = Counter()  # by digest
+        self._pinned: set[tuple[str, int]] = set()  # a pin ends when its version was active and is no more
 
-    def resolve(self, name: str) -> str:
-        """The digest behind a name. Raises AdapterNotFound; nothing ever falls back to the base model."""
+    def resolve(self, reference: str) -> str:
+        """The digest behind "name" or "name@2". Raises AdapterNotFound; nothing ever falls back to the base model."""
+        return self.find(reference)[1].digest
+
+    def find(self, reference: str) -> tuple[str, Version]:
+        """The name and the version behind a reference. Raises AdapterNotFound."""
         try:
-            return self._digests[name]
+            name, number = _parse(reference)
+            versions = self._names[name]
+            return name, _active(versions) if number is None else versions[number]
         except (KeyError, TypeError):  # what has no hash is no name either
-            raise AdapterNotFound(name) from None
+            raise AdapterNotFound(reference) from None
 
-    def publish(self, name: str, digest: str) -> str | None:
-        """Points the name at a digest; returns the one it meant before, None for a new name."""
-        self._pinned.discard(name)
-        old = self._digests.get(name)
-        if old is not None:
-            self._drop(old)
-        self._digests[name] = digest
-        self._num_names[digest] += 1
-        return old
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
-    def withdraw(self, name: str) -> str:
-        """Forgets a name; returns what it meant. Raises AdapterNotFound."""
-        digest = self.resolve(name)
-        self._pinned.discard(name)
-        del self._digests[name]
-        self._drop(digest)
-        return digest
+    def names(self) -> list[str]:
+        return sorted(self._names)
 
-    def _drop(self, digest: str) -> None:
-        self._num_names[digest] -= 1
-        if not self._num_names[digest]:
-            del self._num_names[digest]
+    def versions(self, name: str) -> list[Version]:
+        """By number. Raises AdapterNotFound."""
+        if name not in self._names:
+            raise AdapterNotFound(name)
+        return sorted(self._names[name].values(), key=lambda version: version.number)
+
+    def publish(self, name: str, digest: str, path: str = "", loaded_at: float = 0.0) -> set[str]:
+        """Makes a version and activates it; returns what the name meant and means no more, and what went to keep no
+        more than `max_versions`. What is active already becomes no second version."""
+        versions = self._names.setdefault(name, {})
+        active = _active(versions) if versions else None
+        if active is not None and active.digest == digest:
+            versions[active.number] = replace(active, path=path, loaded_at=loaded_at)
+            return set()
+        self._num_made[name] += 1
+        number = self._num_made[name]
+        versions[number] = Version(number, digest, path, loaded_at)
+        self._num_aliases[digest] += 1
+        lost = set() if active is None else self._retire(name, active)
+        return lost | self._drop(name, list(versions)[: -self._max_versions])
+
+    def activate(self, name: str, number: int) -> set[str]:
+        """Makes the name mean a version that it has; returns what it meant. Raises AdapterNotFound."""
+        self.find(f"{name}@{number}")
+        versions = self._names[name]
+        active = _active(versions)
+        if active.number == number:
+            return set()
+        versions[number] = versions.pop(number)  # comes to stand last
+        return self._retire(name, active)
+
+    def _retire(self, name: str, active: Version) -> set[str]:
+        self._pinned.discard((name, active.number))
+        return {active.digest}
+
+    def withdraw(self, reference: str) -> set[str]:
+        """Forgets a name, or one of its versions; returns what these meant. Raises AdapterNotFound, and ValueError for
+        the active one of several versions: what the name would mean without it is not ours to say."""
+        name, version = self.find(reference)
+        versions = self._names[name]
+        if reference != name and len(versions) > 1 and version is _active(versions):
+            raise ValueError(
+                f"version {version.number} of {name!r} is active: activate another one, or unload the name"
+            )
+        lost = self._drop(name, list(versions) if reference == name else [version.number])
+        if not versions:
+            del self._names[name]
+        return lost
+
+    def _drop(self, name: str, numbers: Iterable[int]) -> set[str]:
+        dropped = [self._names[name].pop(number) for number in numbers]
+        for version in dropped:
+            self._pinned.discard((name, version.number))
+            self._num_aliases[version.digest] -= 1
+            if not self._num_aliases[version.digest]:
+                del self._num_aliases[version.digest]
+        return {version.digest for version in dropped}
 
     def is_published(self, digest: str) -> bool:
-        """Whether any name means it."""
-        return digest in self._num_names
+        """Whether any version of any name means it."""
+        return digest in self._num_aliases
 
-    def set_pinned(self, name: str, is_pinned: bool) -> None:
-        (self._pinned.add if is_pinned else self._pinned.discard)(name)
+    def set_pinned(self, reference: str, is_pinned: bool) -> None:
+        """Raises AdapterNotFound."""
+        name, version = self.find(reference)
+        (self._pinned.add if is_pinned else self._pinned.discard)((name, version.number))
 
     def pinned_digests(self) -> set[str]:
-        """What pinned names mean."""
-        return {self._digests[name] for name in self._pinned}
+        """What pinned versions mean."""
+        return {self._names[name][number].digest for name, number in self._pinned}
+
+
+def _active(versions: Versions) -> Version:
+    return versions[next(reversed(versions))]
+
+
+def _parse(reference: str) -> tuple[str, int | None]:
+    match = REFERENCE_PATTERN.fullmatch(reference)
+    return (reference, None) if match is None else (match[1], int(match[2]))
 
 
 def is_valid_name(name: str) -> bool:

@@ -4,6 +4,7 @@ Owns the child processes and the sealed images of loaded adapters. Computes noth
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,9 +15,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
+from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
+from .adapter_catalog import AdapterCatalog
 from .adapter_reader import AdapterReader
 from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
@@ -201,7 +203,7 @@ class AsyncLLM:
 
     def _forget_unpublished(self) -> None:
         """An engine that is gone has freed everything; what no name means is not loaded again."""
-        for digest in [digest for digest in self._images if not self._front_end.is_published(digest)]:
+        for digest in [digest for digest in self._images if not self._adapters.is_published(digest)]:
             self._forget(digest)
 
     async def _revive_engine(self) -> Child[FromEngine]:
@@ -211,8 +213,8 @@ class AsyncLLM:
         try:
             self._forget_unpublished()
             for digest, descriptor in list(self._images.items()):
-                await engine.send_with(LoadAdapter(self._front_end.table_of(digest)), descriptor)
-            for digest in filter(self._front_end.is_pinned, self._images):
+                await engine.send_with(LoadAdapter(self._adapters.table_of(digest)), descriptor)
+            for digest in filter(self._adapters.is_pinned, self._images):
                 engine.send(PinAdapter(self._next_call(), digest, True))
         except BaseException:
             await engine.stop(0)
@@ -274,6 +276,10 @@ class AsyncLLM:
         if self._front_end_or_none is None:
             raise EngineUnavailable(self._why_gone())
         return self._front_end_or_none
+
+    @property
+    def _adapters(self) -> AdapterCatalog:
+        return self._front_end.adapters
 
     def _send(self, message: Any) -> None:
         try:
@@ -415,8 +421,9 @@ class AsyncLLM:
     # Adapters.
 
     async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
-        """Loads a PEFT folder under a name while requests run. What the name meant before serves its running requests
-        to their end and is then freed. The info that comes back has a report.
+        """Loads a PEFT folder as the active version of a name while requests run, which finish on what they began with.
+        The least recently active versions go when there are more than `max_adapter_versions`. The info that comes back
+        has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
         """
@@ -428,7 +435,7 @@ class AsyncLLM:
         """What loading a PEFT folder would come to; loads nothing. What is wrong with it stands in the report. Raises
         InvalidRequest, EngineUnavailable, AdapterRejected where nothing may be loaded."""
         order = self._read_order(path, self._allowed_roots(path))
-        return self._front_end.check_report(await self._loader.inspect(order))
+        return self._adapters.check_report(await self._loader.inspect(order))
 
     def _allowed_roots(self, path: str | Path) -> Sequence[str] | None:
         if self._adapter_roots is not None and not self._adapter_roots:
@@ -436,7 +443,7 @@ class AsyncLLM:
         return self._adapter_roots
 
     def _read_order(self, path: str | Path, roots: Sequence[str] | None) -> ReadAdapter:
-        self._front_end.check_adapter_path(path)
+        self._adapters.check_path(path)
         self._require_engine()
         return ReadAdapter(
             path=str(path),
@@ -447,12 +454,12 @@ class AsyncLLM:
         )
 
     async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> AdapterReport:
-        self._front_end.check_adapter_name(name)
+        self._adapters.check_name(name)
         order = self._read_order(location, roots)
         packed = await self._loader.read(order)
         path, table, descriptor = order.path, packed.table, packed.descriptor
         try:
-            self._front_end.check_adapter_size(path, table)
+            self._adapters.check_size(path, table.num_pages)
             await self._require_engine().send_with(LoadAdapter(table), descriptor)
         except ChannelClosed:
             os.close(descriptor)
@@ -461,9 +468,7 @@ class AsyncLLM:
             os.close(descriptor)
             raise
         self._keep_image(table, descriptor)
-        old = self._front_end.publish(name, path, table)
-        if old is not None:
-            self._let_go(old)
+        self._let_go(self._adapters.publish(name, path, table))
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
@@ -475,59 +480,69 @@ class AsyncLLM:
             os.close(known)
         self._images[table.digest] = descriptor
 
+    async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
+        """Makes a name mean a version that is kept, such as the one before. Running requests finish on what they began
+        with. Raises AdapterNotFound."""
+        self._let_go(self._adapters.activate(name, version))
+        return await self.get_adapter(name)
+
     async def unload_adapter(self, name: str) -> AdapterInfo:
-        """Refuses new requests for the name at once; returns when the running ones are finished and it is freed."""
+        """Refuses new requests for the name at once; returns when the running ones are finished and it is freed.
+        "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
         info = await self.get_adapter(name)
-        digest = self._front_end.withdraw(name)
-        if not self._front_end.is_published(digest):
-            unload = self._unloads.setdefault(digest, asyncio.get_running_loop().create_future())
-            self._let_go(digest)
+        digests = self._adapters.withdraw(name)
+        loop = asyncio.get_running_loop()
+        gone = [digest for digest in digests if not self._adapters.is_published(digest)]
+        unloads = [self._unloads.setdefault(digest, loop.create_future()) for digest in gone]
+        self._let_go(digests)
+        for unload in unloads:
             await asyncio.shield(unload)
-        else:
-            self._let_go(digest)
         return info
 
-    def _let_go(self, digest: str) -> None:
-        """An adapter has lost a name: with the last one it goes, with the last pinned one it may be evicted."""
-        if self._engine is None:
-            self._forget(digest)  # an engine that is gone has freed it; the next one is not given it
-        elif not self._front_end.is_published(digest):
-            self._send(UnloadAdapter(digest))
-        elif not self._front_end.is_pinned(digest):
-            self._send(PinAdapter(self._next_call(), digest, False))
+    def _let_go(self, digests: Iterable[str]) -> None:
+        """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
+        for digest in digests:
+            if self._engine is None:
+                self._forget(digest)  # an engine that is gone has freed it; the next one is not given it
+            elif not self._adapters.is_published(digest):
+                self._send(UnloadAdapter(digest))
+            elif not self._adapters.is_pinned(digest):
+                self._send(PinAdapter(self._next_call(), digest, False))
 
     def _forget(self, digest: str) -> None:
         """The engine has freed an adapter."""
         unload = self._unloads.pop(digest, None)
         if unload is not None and not unload.done():
             unload.set_result(None)
-        if not self._front_end.is_published(digest):
-            self._front_end.forget(digest)
+        if not self._adapters.is_published(digest):
+            self._adapters.forget(digest)
             descriptor = self._images.pop(digest, None)
             if descriptor is not None:
                 os.close(descriptor)
 
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
-        digest = self._front_end.digest_of(name)
-        self._front_end.set_pinned(name, pinned)  # at once: requests are checked against it from now on
+        adapter = self._adapters.named(name)
+        name, digest = adapter.reference, adapter.table.digest
+        self._adapters.set_pinned(name, pinned)  # at once: requests are checked against it from now on
         if pinned and not (await self._call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
-            self._front_end.set_pinned(name, False)
+            with contextlib.suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
+                self._adapters.set_pinned(name, False)
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        if not self._front_end.is_pinned(digest) and self._front_end.is_published(digest):
+        if not self._adapters.is_pinned(digest) and self._adapters.is_published(digest):
             self._send(PinAdapter(self._next_call(), digest, False))
         return await self.get_adapter(name)
 
     async def get_adapter(self, name: str) -> AdapterInfo:
-        """Raises AdapterNotFound."""
-        adapter = self._front_end.named(name)
+        """name: "name", which tells of its active version, or "name@2". Raises AdapterNotFound."""
+        adapter = self._adapters.named(name)
         (state,) = await self._states([adapter.table.digest])
-        return self._front_end.describe(adapter, state)
+        return self._adapters.describe(adapter, state)
 
     async def list_adapters(self) -> list[AdapterInfo]:
-        adapters = [self._front_end.named(name) for name in self._front_end.adapter_names()]
+        adapters = self._adapters.all()
         states = await self._states([adapter.table.digest for adapter in adapters])
-        return [self._front_end.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+        return [self._adapters.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
 
     async def _states(self, digests: list[str]) -> list[AdapterState]:
         reply: StateReply = await self._call(lambda call_id: GetState(call_id, digests))

@@ -13,6 +13,7 @@ COUNTS = (
     "max_num_queued_reqs",
     "adapter_copy_bytes",
     "max_passed_over",
+    "max_adapter_versions",
     *OPTIONAL_COUNTS,
 )
 BACKENDS = ("auto", "cpu", "reference")
@@ -47,6 +48,7 @@ class EngineConfig:
     seed: int | None = None  # of requests that bring none; None draws afresh
     generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones
     adapter_copy_bytes: int = 64 << 20
+    max_adapter_versions: int = 2  # of each name in host memory, the active one included
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -1,25 +1,23 @@
 """FrontEnd: everything between a user's call and the engine's requests that is the same in process and over a wire.
 
-Owns the tokenizer, the names of adapters and the texts of unfinished requests. Runs no step and imports no torch.
+Owns the tokenizer, the catalog of adapters and the texts of unfinished requests. Runs no step and imports no torch.
 """
 
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, is_valid_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
+from .adapter_catalog import AdapterCatalog
 from .batch import Call, Prompt
 from .composition import Adapter, check_distinct, check_together, find_activation, read_adapters
 from .config import EngineConfig
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
-from .outputs import AdapterInfo, AdapterState, LoRARequest
+from .outputs import LoRARequest
 from .tokenizer import Message, Tokenizer
 from .validator import (
     Facts,
@@ -29,20 +27,8 @@ from .validator import (
     check_sampling,
     check_tenant,
     check_text,
-    is_encodable,
     resolve_max_tokens,
 )
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NamedAdapter:
-    """What a name means: weights, and where they came from."""
-
-    name: str
-    path: str
-    table: ImageTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +67,7 @@ class FrontEnd:
         self._config = config
         self._seeds = random.Random(config.seed)  # None seeds from the system
         self._next_id = 0
-        self._registry = Registry()
-        self._tables: dict[str, ImageTable] = {}  # by digest
-        self._paths: dict[str, str] = {}  # by name
+        self.adapters = AdapterCatalog(facts, config.max_adapter_versions)
 
     # Requests.
 
@@ -108,29 +92,17 @@ class FrontEnd:
         """Only None is the base model. What has no path to load from has to be loaded."""
         requests = read_adapters(adapter)
         for request in requests:
-            if not self.is_to_load(request):
-                self._registry.resolve(request.lora_name)
+            if not self.adapters.is_to_load(request):
+                self.adapters.resolve(request.lora_name)
             else:
-                self.check_adapter_name(request.lora_name)
-                self.check_adapter_path(request.lora_path)
+                self.adapters.check_name(request.lora_name)
+                self.adapters.check_path(request.lora_path)
         return requests
-
-    def is_to_load(self, request: LoRARequest) -> bool:
-        """Whether a LoRARequest asks for a load. Raises InvalidRequest for a loaded name with another path."""
-        if not request.lora_path:
-            return False
-        path = self._paths.get(request.lora_name)
-        if path is None or request.load_inplace:
-            return True
-        if not _is_same_path(path, str(request.lora_path)):
-            reason = f"{request.lora_name!r:.140} is loaded from another path; load_inplace=True replaces it"
-            raise InvalidRequest("lora_request", reason)
-        return False
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
         """What has to be loaded before these calls can be prepared, each name once."""
         requests = [request for call in calls for request in call.adapters]
-        return list({request.lora_name: request for request in requests if self.is_to_load(request)}.values())
+        return list({request.lora_name: request for request in requests if self.adapters.is_to_load(request)}.values())
 
     def check_room(self, calls: Sequence[Checked]) -> None:
         """Raises QueueFull when these calls would be too many beside what is unfinished."""
@@ -143,17 +115,14 @@ class FrontEnd:
             raise QueueFull(f"{num_unfinished} requests are unfinished, at most {limit}")
 
     def _resolve_max_tokens(self, call: Checked, digests: set[str]) -> int:
-        # What is pinned by others is as good as not there.
-        digests = digests | self._registry.pinned_digests()
-        num_adapter_pages = sum(self._tables[digest].num_pages for digest in digests)
-        return resolve_max_tokens(call.token_ids, call.sampling, num_adapter_pages, self.facts)
+        return resolve_max_tokens(call.token_ids, call.sampling, self.adapters.num_pages(digests), self.facts)
 
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
         adapters, or does not invoke one that has to be invoked; changes nothing but the id count."""
         sampling, uses = call.sampling, self._resolve(call.adapters)
         max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
-        activation = find_activation([self._tables[digest] for digest, _ in uses], call.token_ids)
+        activation = find_activation([self.adapters.table_of(digest) for digest, _ in uses], call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
@@ -220,102 +189,10 @@ class FrontEnd:
         # Templates write the special tokens themselves; a second BOS harms the answer.
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    # Adapters.
-
     def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
         """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""
-        digests = [self._registry.resolve(request.lora_name) for request in requests]
+        digests = [self.adapters.resolve(request.lora_name) for request in requests]
         check_distinct(digests, requests)
-        check_together(requests, [self._tables[digest] for digest in digests])
+        check_together(requests, [self.adapters.table_of(digest) for digest in digests])
         # -0.0 becomes 0.0: equal scales are equal bits.
         return tuple((digest, float(use.lora_scale) + 0.0) for digest, use in zip(digests, requests, strict=True))
-
-    def check_adapter_name(self, name: str) -> None:
-        if not isinstance(name, str) or not is_valid_name(name):
-            raise InvalidRequest("name", f"{name!r:.140} is not 1 to 128 letters, digits, '.', '-' or '_'")
-
-    def check_adapter_path(self, path: str | Path) -> None:
-        """Only what can name a file at all: whether it does is found when it is read."""
-        if not isinstance(path, str | Path) or not str(path) or not is_encodable(str(path)) or "\0" in str(path):
-            raise InvalidRequest("path", f"{path!r:.140} is not a path")
-
-    def check_adapter_size(self, path: str, table: ImageTable) -> None:
-        """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
-        self._check_num_pages(path, table.num_pages)
-
-    def _check_num_pages(self, path: str, num_pages: int) -> None:
-        if num_pages + 1 > self.facts.num_pages:
-            raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self.facts.num_pages} pages of memory")
-
-    def check_report(self, report: AdapterReport) -> AdapterReport:
-        """A report that says, too, whether the adapter fits into the engine's memory."""
-        try:
-            self._check_num_pages(report.path, report.num_pages)
-        except AdapterTooLarge as error:
-            return replace(report, problems=(*report.problems, str(error)))
-        return report
-
-    def publish(self, name: str, path: str, table: ImageTable) -> str | None:
-        """Gives loaded weights a name. Returns the digest of what it meant before, None for a new name."""
-        for warning in table.warnings:
-            logger.warning("adapter %s: %s", name, warning)
-        self._tables[table.digest] = table
-        self._paths[name] = path
-        return self._registry.publish(name, table.digest)
-
-    def withdraw(self, name: str) -> str:
-        """Takes a name away; returns what it meant. Raises AdapterNotFound."""
-        digest = self._registry.withdraw(name)
-        del self._paths[name]
-        return digest
-
-    def forget(self, digest: str) -> None:
-        """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
-        if not self.is_published(digest):
-            self._tables.pop(digest, None)
-
-    def is_published(self, digest: str) -> bool:
-        """Whether any name means it; what no name means is to be unloaded."""
-        return self._registry.is_published(digest)
-
-    def is_pinned(self, digest: str) -> bool:
-        """Whether any pinned name means it."""
-        return digest in self._registry.pinned_digests()
-
-    def set_pinned(self, name: str, is_pinned: bool) -> None:
-        self._registry.set_pinned(name, is_pinned)
-
-    def table_of(self, digest: str) -> ImageTable:
-        return self._tables[digest]
-
-    def adapter_names(self) -> list[str]:
-        return sorted(self._paths)
-
-    def digest_of(self, name: str) -> str:
-        return self._registry.resolve(name)
-
-    def named(self, name: str) -> NamedAdapter:
-        """Raises AdapterNotFound."""
-        table = self._tables[self._registry.resolve(name)]
-        return NamedAdapter(name, self._paths[name], table)
-
-    def describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
-        """What is known of an adapter here, and what the engine says of it."""
-        table = adapter.table
-        return AdapterInfo(
-            name=adapter.name,
-            digest=table.digest,
-            path=adapter.path,
-            ranks=tuple(sorted({module.rank for module in table.modules})),
-            modules=tuple(sorted({module.name.rpartition(".")[2] for module in table.modules})),
-            num_bytes=table.num_bytes,
-            num_pages=table.num_pages,
-            pinned=state.is_pinned,
-            resident=state.is_resident,
-            num_requests=state.num_requests,
-            warnings=table.warnings,
-        )
-
-
-def _is_same_path(one: str, other: str) -> bool:
-    return one == other or Path(one).absolute() == Path(other).absolute()

@@ -1,6 +1,6 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from blora.adapters import (
 )
 from blora.scheduler import RequestOutputKind, SamplingParams
 
+from .adapter_catalog import NamedAdapter
 from .adapter_source import resolve_adapter
 from .batch import Conversation, Prompt, conversations, pair_up
 from .composition import Adapter
@@ -99,6 +100,7 @@ class LLM:
         self._engine = start_engine(self._config, folder)
         self._core = self._engine.core
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
+        self._adapters = self._front_end.adapters
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
 
@@ -189,70 +191,78 @@ class LLM:
     # Adapters.
 
     def load_adapter(self, name: str, path: str | Path) -> AdapterInfo:
-        """Loads a PEFT folder or hub id under a name; what the name meant before goes when its requests are finished.
-        The info that comes back has a report.
+        """Loads a PEFT folder or hub id as the active version of a name; running requests finish on what they began
+        with. The least recently active versions go when there are more than `max_adapter_versions`. The info that
+        comes back has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
         """
-        self._front_end.check_adapter_name(name)
-        self._front_end.check_adapter_path(path)
+        self._adapters.check_name(name)
+        self._adapters.check_path(path)
         targets = lora_targets(self._engine.model_config)
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
-        self._front_end.check_adapter_size(str(path), image.table)
+        self._adapters.check_size(str(path), image.table.num_pages)
         self._core.load_adapter(image.table, torch.from_numpy(image.pages))
-        old = self._front_end.publish(name, str(path), image.table)
-        if old is not None:
-            self._let_go(old)
+        self._let_go(self._adapters.publish(name, str(path), image.table))
         return replace(self.get_adapter(name), report=report_of(checkpoint, image.table))
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """What loading a PEFT folder or hub id would come to; loads nothing. What is wrong with it stands in the
         report. Raises InvalidRequest for what is no path."""
-        self._front_end.check_adapter_path(path)
+        self._adapters.check_path(path)
         try:
             folder = resolve_adapter(str(path))
         except AdapterRejected as error:
             return AdapterReport(str(path), error.problems)
         targets = lora_targets(self._engine.model_config)
         report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes)
-        return self._front_end.check_report(report)
+        return self._adapters.check_report(report)
+
+    def activate_adapter(self, name: str, version: int) -> AdapterInfo:
+        """Makes a name mean a version that is kept, such as the one before. Raises AdapterNotFound."""
+        self._let_go(self._adapters.activate(name, version))
+        return self.get_adapter(name)
 
     def unload_adapter(self, name: str) -> AdapterInfo:
-        """New requests for the name are refused from now on; running ones finish, then the weights are freed."""
+        """New requests for the name are refused from now on; running ones finish, then the weights are freed. "name@2"
+        takes one version away; the active one of several is not, which raises InvalidRequest."""
         info = self.get_adapter(name)
-        self._let_go(self._front_end.withdraw(name))
+        self._let_go(self._adapters.withdraw(name))
         return info
 
-    def _let_go(self, digest: str) -> None:
-        """An adapter has lost a name: with the last one it goes, with the last pinned one it may be evicted."""
-        if not self._front_end.is_published(digest):
-            self._core.unload_adapter(digest)
-        elif not self._front_end.is_pinned(digest):
-            self._core.unpin_adapter(digest)
+    def _let_go(self, digests: Iterable[str]) -> None:
+        """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
+        for digest in digests:
+            if not self._adapters.is_published(digest):
+                self._core.unload_adapter(digest)
+            elif not self._adapters.is_pinned(digest):
+                self._core.unpin_adapter(digest)
         self._forget_unloaded()
 
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
-        digest = self._front_end.digest_of(name)
+        digest = self._adapters.resolve(name)
         if pinned and not self._core.pin_adapter(digest):
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        self._front_end.set_pinned(name, pinned)
-        if not self._front_end.is_pinned(digest):
+        self._adapters.set_pinned(name, pinned)
+        if not self._adapters.is_pinned(digest):
             self._core.unpin_adapter(digest)
         return self.get_adapter(name)
 
     def get_adapter(self, name: str) -> AdapterInfo:
-        """Raises AdapterNotFound."""
-        adapter = self._front_end.named(name)
-        return self._front_end.describe(adapter, self._core.adapter_state(adapter.table.digest))
+        """name: "name", which tells of its active version, or "name@2". Raises AdapterNotFound."""
+        return self._describe(self._adapters.named(name))
 
     def list_adapters(self) -> list[AdapterInfo]:
-        return [self.get_adapter(name) for name in self._front_end.adapter_names()]
+        return [self._describe(adapter) for adapter in self._adapters.all()]
+
+    def _describe(self, adapter: NamedAdapter) -> AdapterInfo:
+        return self._adapters.describe(adapter, self._core.adapter_state(adapter.table.digest))
 
     def _forget_unloaded(self) -> None:
         for digest in self._core.take_unloaded():
-            self._front_end.forget(digest)
+            self._adapters.forget(digest)
 
     # Facts.
 

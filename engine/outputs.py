@@ -96,6 +96,17 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """Weights that a name means, or meant: "name@number" asks for them."""
+
+    number: int  # 1, 2, ... in the order of loading
+    digest: str
+    path: str
+    loaded_at: float  # time.time()
+    active: bool  # the name alone means it
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterInfo:
     """What is known of a loaded adapter."""
 
@@ -110,6 +121,8 @@ class AdapterInfo:
     resident: bool = False
     num_requests: int = 0  # unfinished requests that use it
     warnings: tuple[str, ...] = field(default=())
+    version: int = 1  # the one that this tells of
+    versions: tuple[AdapterVersion, ...] = ()  # all that are kept, by number
     report: AdapterReport | None = None  # of one that has just been loaded
 
 

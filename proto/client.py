@@ -127,8 +127,13 @@ class Client:
         report: adapters_pb2.AdapterReport = self._adapters.Inspect(request, timeout=self._timeout).report
         return report
 
+    def activate_adapter(self, name: str, version: int) -> adapters_pb2.Adapter:
+        """Makes a name mean a version that the server keeps, such as the one before."""
+        request = adapters_pb2.ActivateAdapterRequest(name=name, version=version)
+        return _adapter(self._adapters.Activate(request, timeout=self._timeout))
+
     def unload_adapter(self, name: str) -> adapters_pb2.Adapter:
-        """Returns when the requests that use it are finished."""
+        """Returns when the requests that use it are finished. "name@2" takes one version away."""
         return _adapter(self._adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=self._timeout))
 
     def pin_adapter(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:

@@ -93,6 +93,9 @@ def _add_engine_options(group: Any) -> None:
     group.add_argument("--max-num-seqs", type=_count, metavar="N", help="requests that run at once")
     group.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="in one step")
     group.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="unfinished requests; more are refused")
+    group.add_argument(
+        "--max-adapter-versions", type=_count, metavar="N", help="of each name to keep, the active one included"
+    )
     group.add_argument("--scheduling-policy", choices=POLICIES, help="within a priority (default: fair shares)")
     group.add_argument(
         "--tenant-weights",

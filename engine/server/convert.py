@@ -137,6 +137,13 @@ def pin_arguments(request: adapters_pb2.PinAdapterRequest) -> tuple[str, bool]:
     return _required("name", request.name), request.pinned if request.HasField("pinned") else True
 
 
+def activate_arguments(request: adapters_pb2.ActivateAdapterRequest) -> tuple[str, int]:
+    """Name, version."""
+    if not request.version:
+        raise InvalidRequest("version", "is missing")
+    return _required("name", request.name), request.version
+
+
 def adapter_name(request: adapters_pb2.UnloadAdapterRequest | adapters_pb2.GetAdapterRequest) -> str:
     return _required("name", request.name)
 
@@ -255,6 +262,10 @@ def loaded(info: AdapterInfo) -> adapters_pb2.LoadAdapterResponse:
 
 def inspected(found: AdapterReport) -> adapters_pb2.InspectAdapterResponse:
     return adapters_pb2.InspectAdapterResponse(report=report(found))
+
+
+def activated(info: AdapterInfo) -> adapters_pb2.ActivateAdapterResponse:
+    return adapters_pb2.ActivateAdapterResponse(adapter=adapter(info))
 
 
 def unloaded(info: AdapterInfo) -> adapters_pb2.UnloadAdapterResponse:

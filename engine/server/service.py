@@ -104,6 +104,7 @@ class AdapterServicer:
         methods = {
             "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
             "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect),
+            "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate),
             "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload),
             "List": unary(adapters_pb2.ListAdaptersRequest, self.list),
             "Get": unary(adapters_pb2.GetAdapterRequest, self.get),
@@ -117,6 +118,10 @@ class AdapterServicer:
 
     async def inspect(self, request: adapters_pb2.InspectAdapterRequest) -> adapters_pb2.InspectAdapterResponse:
         return convert.inspected(await self._get_backend().inspect_adapter(convert.adapter_path(request)))
+
+    async def activate(self, request: adapters_pb2.ActivateAdapterRequest) -> adapters_pb2.ActivateAdapterResponse:
+        name, version = convert.activate_arguments(request)
+        return convert.activated(await self._get_backend().activate_adapter(name, version))
 
     async def unload(self, request: adapters_pb2.UnloadAdapterRequest) -> adapters_pb2.UnloadAdapterResponse:
         return convert.unloaded(await self._get_backend().unload_adapter(convert.adapter_name(request)))

@@ -76,7 +76,8 @@ def _act(client: Client, args: argparse.Namespace) -> None:
 def _described(adapter: adapters_pb2.Adapter) -> str:
     ranks = ",".join(map(str, adapter.ranks))
     state = "".join([", pinned" if adapter.pinned else "", ", resident" if adapter.resident else ""])
-    facts = f"rank {ranks}, {adapter.num_bytes} bytes, {adapter.num_requests} requests{state}"
+    use = f"{adapter.num_requests} requests, version {adapter.version}{state}"
+    facts = f"rank {ranks}, {adapter.num_bytes} bytes, {use}"
     warnings = [f"warning: {warning}" for warning in adapter.warnings]
     return "\n  ".join([f"{adapter.name}  {adapter.digest[:12]}  {facts}", *warnings])
 

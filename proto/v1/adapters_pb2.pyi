@@ -37,6 +37,20 @@ class InspectAdapterResponse(_message.Message):
     report: AdapterReport
     def __init__(self, report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
 
+class ActivateAdapterRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ActivateAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
 class UnloadAdapterRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -86,7 +100,7 @@ class PinAdapterResponse(_message.Message):
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings")
+    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +112,8 @@ class Adapter(_message.Message):
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     path: str
@@ -109,7 +125,23 @@ class Adapter(_message.Message):
     resident: bool
     num_requests: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    version: int
+    versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ...) -> None: ...
+
+class AdapterVersion(_message.Message):
+    __slots__ = ("number", "digest", "path", "loaded_at", "active")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LOADED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    digest: str
+    path: str
+    loaded_at: float
+    active: bool
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., loaded_at: _Optional[float] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
     __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages")

@@ -29,6 +29,10 @@ if _version_not_supported:
 class AdapterServiceStub:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
 
+    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
+    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
+    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.
     """
@@ -48,6 +52,11 @@ class AdapterServiceStub:
                 '/blora.v1.AdapterService/Inspect',
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
                 response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
+                _registered_method=True)
+        self.Activate = channel.unary_unary(
+                '/blora.v1.AdapterService/Activate',
+                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
                 _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/blora.v1.AdapterService/Unload',
@@ -74,13 +83,18 @@ class AdapterServiceStub:
 class AdapterServiceServicer:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
 
+    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
+    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
+    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.
     """
 
     def Load(self, request, context):
-        """Loads an adapter from a folder of the server. A name that exists gets the new weights in one moment: requests that
-        run finish on the old ones. Does not disturb what runs.
+        """Loads an adapter from a folder of the server, as the active version of its name. A name that exists gets the new
+        weights in one moment: requests that run finish on the old ones. Does not disturb what runs. Weights that are active
+        already make no second version.
         INVALID_ARGUMENT    the name or the path is malformed
         FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why
         """
@@ -98,8 +112,18 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Activate(self, request, context):
+        """Makes a name mean a version that is kept, such as the one before. Requests that run finish on what they began with.
+        The pin of the version that was active ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Unload(self, request, context):
-        """Takes the name away at once and answers when the requests that use the adapter are finished.
+        """Takes the name with all its versions away at once, or one version that is not active, and answers when the requests
+        that use them are finished.
+        INVALID_ARGUMENT    the version is the active one of several
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +164,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.FromString,
                     response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.SerializeToString,
             ),
+            'Activate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Activate,
+                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.FromString,
+                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.SerializeToString,
+            ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.FromString,
@@ -170,6 +199,10 @@ def add_AdapterServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdapterService:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
+
+    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
+    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
+    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.
@@ -219,6 +252,33 @@ class AdapterService:
             '/blora.v1.AdapterService/Inspect',
             blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
             blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Activate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blora.v1.AdapterService/Activate',
+            blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
+            blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,10 +1,16 @@
-"""Registry: a name means one digest at a time, and a digest without a name is reported once."""
+"""Registry: a name means one digest at a time, versions can be had back, and a digest that no version means is told."""
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blora.adapters import AdapterNotFound, Registry, is_valid_name
+
+
+def numbers(registry: Registry, name: str) -> list[int]:
+    return [version.number for version in registry.versions(name)]
 
 
 def test_a_name_means_what_was_published_last() -> None:
@@ -15,7 +21,25 @@ def test_a_name_means_what_was_published_last() -> None:
     assert (registry.resolve("sql"), registry.resolve("chat")) == ("d3", "d2")
 
 
-@pytest.mark.parametrize("name", ["", "SQL", "sql ", "sq", "d1", None, ["sql"]])
+REFERENCES = [
+    "",
+    "SQL",
+    "sql ",
+    "sq",
+    "d1",
+    None,
+    ["sql"],
+    "sql@",
+    "sql@0",
+    "sql@2",
+    "sql@01",
+    "sql@-1",
+    "sql@1 ",
+    "@1",
+]
+
+
+@pytest.mark.parametrize("name", [*REFERENCES, "sql@1@1", "sql@" + "1" * 5000, "sql@\u0661", "sql@1\n", "chat@1"])
 def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: Any) -> None:
     registry = Registry()
     registry.publish("sql", "d1")
@@ -26,9 +50,9 @@ def test_an_unknown_name_is_not_found_and_nothing_else_is_tried(name: Any) -> No
 
 def test_publishing_gives_back_what_the_name_meant() -> None:
     registry = Registry()
-    assert registry.publish("sql", "d1") is None
-    assert registry.publish("sql", "d1") == "d1"
-    assert registry.publish("sql", "d2") == "d1"
+    assert registry.publish("sql", "d1") == set()
+    assert registry.publish("sql", "d1") == set()
+    assert registry.publish("sql", "d2") == {"d1"}
     assert not registry.is_published("d1") and registry.is_published("d2")
 
 
@@ -36,19 +60,24 @@ def test_a_digest_stays_published_while_any_name_means_it() -> None:
     registry = Registry()
     registry.publish("sql", "d1")
     registry.publish("alias", "d1")
-    assert registry.withdraw("sql") == "d1"
+    assert registry.withdraw("sql") == {"d1"}
     assert registry.is_published("d1")
-    assert registry.withdraw("alias") == "d1"
+    assert registry.withdraw("alias") == {"d1"}
     assert not registry.is_published("d1")
 
 
 def test_a_pin_ends_with_what_its_name_means() -> None:
-    registry = Registry()
+    registry = Registry(2)
     registry.publish("sql", "d1")
     registry.publish("alias", "d1")
     registry.set_pinned("sql", True)
     assert registry.pinned_digests() == {"d1"}
     registry.publish("sql", "d2")
+    assert not registry.pinned_digests()
+    registry.set_pinned("sql@1", True)
+    registry.activate("sql", 1)
+    assert registry.pinned_digests() == {"d1"}
+    registry.activate("sql", 2)
     assert not registry.pinned_digests()
     registry.set_pinned("alias", True)
     registry.withdraw("alias")
@@ -62,6 +91,84 @@ def test_a_name_is_withdrawn_once() -> None:
     registry.withdraw("sql")
     with pytest.raises(AdapterNotFound):
         registry.withdraw("sql")
+
+
+def test_versions_are_named_and_can_be_had_back() -> None:
+    registry = Registry(3)
+    for digest in ("d1", "d2", "d3"):
+        registry.publish("sql", digest)
+    assert [registry.resolve(f"sql@{number}") for number in (1, 2, 3)] == ["d1", "d2", "d3"]
+    assert registry.activate("sql", 1) == {"d3"}
+    assert registry.activate("sql", 1) == set()
+    assert registry.resolve("sql") == "d1" and registry.resolve("sql@3") == "d3"
+    with pytest.raises(AdapterNotFound, match="sql@4"):
+        registry.activate("sql", 4)
+
+
+def test_those_that_were_active_last_are_kept() -> None:
+    registry = Registry(2)
+    registry.publish("sql", "d1")
+    registry.publish("sql", "d2")
+    registry.activate("sql", 1)  # the second one was bad
+    assert registry.publish("sql", "d3") == {"d1", "d2"}
+    assert numbers(registry, "sql") == [1, 3]
+    assert registry.is_published("d1") and not registry.is_published("d2")
+
+
+def test_loading_what_is_active_makes_no_version_and_costs_none() -> None:
+    registry = Registry(2)
+    registry.publish("sql", "d1", "/a", 1.0)
+    registry.publish("sql", "d2", "/b", 2.0)
+    registry.set_pinned("sql", True)
+    assert registry.publish("sql", "d2", "/c", 3.0) == set()
+    assert numbers(registry, "sql") == [1, 2] and registry.pinned_digests() == {"d2"}
+    _, version = registry.find("sql")
+    assert (version.path, version.loaded_at) == ("/c", 3.0)
+
+
+def test_a_version_is_removed_unless_it_is_the_active_one_of_several() -> None:
+    registry = Registry(2)
+    registry.publish("sql", "d1")
+    registry.publish("sql", "d2")
+    with pytest.raises(ValueError, match="version 2 of 'sql' is active"):
+        registry.withdraw("sql@2")
+    assert registry.withdraw("sql@1") == {"d1"}
+    assert registry.withdraw("sql@2") == {"d2"}
+    assert "sql" not in registry
+
+
+def test_a_number_never_comes_to_mean_other_weights() -> None:
+    registry = Registry(2)
+    registry.publish("sql", "d1")
+    registry.withdraw("sql")
+    registry.publish("sql", "d2")
+    assert numbers(registry, "sql") == [2]
+
+
+OPERATIONS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(1, 6)), max_size=40)
+
+
+@given(OPERATIONS, st.integers(1, 3))
+def test_whatever_happens_what_is_told_to_go_is_what_nothing_means(
+    operations: list[tuple[str, int, int]], max_versions: int
+) -> None:
+    registry, held = Registry(max_versions), set[str]()  # of digests: loaded, and not told to go
+    for name, kind, number in operations:
+        lost: set[str] = set()
+        try:
+            if kind <= 1:
+                lost = registry.publish(name, f"d{number}")
+                held.add(f"d{number}")
+            elif kind == 2:
+                lost = registry.activate(name, number)
+            else:
+                lost = registry.withdraw(name if kind == 3 else f"{name}@{number}")
+        except (AdapterNotFound, ValueError):
+            continue
+        held -= {digest for digest in lost if not registry.is_published(digest)}
+        versions = [version for known in registry.names() for version in registry.versions(known)]
+        assert held == {version.digest for version in versions}
+        assert all(len(registry.versions(known)) <= max_versions for known in registry.names())
 
 
 @pytest.mark.parametrize("name", ["a", "7", "sql-v2", "A.b_c-D", "a" * 128, "v1.0.0", "a..b", "a--"])

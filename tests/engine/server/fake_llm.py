@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.composition import read_adapters
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
-from blora.engine.outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, RequestOutput
+from blora.engine.outputs import AdapterInfo, AdapterVersion, CompletionOutput, EngineInfo, Logprob, RequestOutput
 from blora.engine.server.backend import Backend
 from blora.engine.server.server import Server
 from blora.proto.client import Client
@@ -34,7 +34,8 @@ REPORT = AdapterReport(
 def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
     return AdapterInfo(
         name=name, digest="ab" * 32, path=path, ranks=(4, 8), modules=("q_proj",), num_bytes=1 << 40, num_pages=3,
-        warnings=("all weights are zero",),
+        warnings=("all weights are zero",), version=2,
+        versions=(AdapterVersion(1, "cd" * 32, path, 1e9, False), AdapterVersion(2, "ab" * 32, path, 2e9, True)),
     )  # fmt: skip
 
 
@@ -175,6 +176,10 @@ class FakeLLM:
     async def inspect_adapter(self, path: str) -> AdapterReport:
         self._raise()
         return REPORT if path == REPORT.path else AdapterReport(path, ("a tensor is missing", "so is another"))
+
+    async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
+        self.adapters[name] = replace(await self.get_adapter(name), version=version)
+        return self.adapters[name]
 
     async def unload_adapter(self, name: str) -> AdapterInfo:
         info = await self.get_adapter(name)

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
-from blora.engine.outputs import AdapterInfo, EngineInfo
+from blora.engine.outputs import AdapterInfo, AdapterVersion, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
 from blora.engine.validator import UNSERVED
@@ -30,6 +30,7 @@ def test_an_adapters_life():
         assert not client.pin_adapter("bob", pinned=False).pinned
         assert client.pin_adapter("bob").pinned
         assert client.get_adapter("bob").name == "bob"
+        assert client.activate_adapter("bob", 1).version == 1
         assert client.unload_adapter("bob").name == "bob"
         assert [adapter.name for adapter in client.list_adapters()] == ["alice"]
 
@@ -45,6 +46,7 @@ def test_adapters_are_listed_by_name():
 def test_what_is_known_of_an_adapter():
     adapter = ask(lambda client: client.get_adapter("alice"))
     assert list(adapter.ranks) == [4, 8] and list(adapter.modules) == ["q_proj"]
+    assert [(kept.number, kept.active) for kept in adapter.versions] == [(1, False), (2, True)]
     assert adapter.num_bytes == 1 << 40 and list(adapter.warnings) == ["all weights are zero"]
 
 
@@ -81,6 +83,16 @@ def test_names_that_mean_nothing(call, name, code):
     assert ask(question) is code
 
 
+@pytest.mark.parametrize(("name", "version"), [("", 1), ("alice", 0)])
+def test_activating_needs_a_name_and_a_version(name, version):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            client.activate_adapter(name, version)
+        return caught.value.code()
+
+    assert ask(question) is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize(("name", "path"), [("", "/a"), ("a", "")])
 def test_loading_needs_a_name_and_a_path(name, path):
     def question(client):
@@ -106,6 +118,7 @@ def test_abort_passes_the_ids_on():
     ("message", "ours", "ours_alone"),
     [
         (adapters_pb2.Adapter, AdapterInfo, {"report"}),
+        (adapters_pb2.AdapterVersion, AdapterVersion, set()),
         (adapters_pb2.AdapterReport, AdapterReport, set()),
         (adapters_pb2.ModuleReport, ModuleReport, set()),
         (adapters_pb2.LayerReport, LayerReport, set()),

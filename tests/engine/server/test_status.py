@@ -85,7 +85,7 @@ METHODS = [
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\xffshort"])
 def test_bytes_that_are_no_message_are_the_clients_mistake(data):
     codes = run(_codes(METHODS, data))
-    assert len(codes) == 9 and set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert len(codes) == len(METHODS) and set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}
 
 
 def test_text_that_is_no_text_is_the_clients_mistake():

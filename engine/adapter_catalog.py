@@ -1,0 +1,167 @@
+"""AdapterCatalog: what the front end knows of adapters: names, versions, tables. Reads no file and imports no torch."""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, Version, is_valid_name
+
+from .errors import InvalidRequest
+from .outputs import AdapterInfo, AdapterState, AdapterVersion, LoRARequest
+from .validator import Facts, is_encodable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """What a name, or one of its versions, means."""
+
+    name: str
+    version: Version
+    table: ImageTable
+
+    @property
+    def reference(self) -> str:
+        """Which means this version even when another one is active."""
+        return f"{self.name}@{self.version.number}"
+
+
+class AdapterCatalog:
+    """An adapter is named "name", which means its active version, or "name@2"."""
+
+    def __init__(self, facts: Facts, max_versions: int) -> None:
+        self._facts = facts
+        self._registry = Registry(max_versions)
+        self._tables: dict[str, ImageTable] = {}  # by digest
+
+    # What is asked for.
+
+    def resolve(self, reference: str) -> str:
+        """The digest behind a reference. Raises AdapterNotFound."""
+        return self._registry.resolve(reference)
+
+    def is_to_load(self, request: LoRARequest) -> bool:
+        """Whether a LoRARequest asks for a load. Raises InvalidRequest for a loaded name with another path."""
+        if not request.lora_path:
+            return False
+        if request.load_inplace or request.lora_name not in self._registry:
+            return True
+        _, version = self._registry.find(request.lora_name)
+        if not _is_same_path(version.path, str(request.lora_path)):
+            reason = f"{request.lora_name!r:.140} is loaded from another path; load_inplace=True replaces it"
+            raise InvalidRequest("lora_request", reason)
+        return False
+
+    def num_pages(self, digests: Iterable[str]) -> int:
+        """Pages that the adapters take beside the pinned ones: what is pinned by others is as good as not there."""
+        return sum(self._tables[digest].num_pages for digest in {*digests} | self._registry.pinned_digests())
+
+    # Checks.
+
+    def check_name(self, name: str) -> None:
+        if not isinstance(name, str) or not is_valid_name(name):
+            raise InvalidRequest("name", f"{name!r:.140} is not 1 to 128 letters, digits, '.', '-' or '_'")
+
+    def check_path(self, path: str | Path) -> None:
+        """Only what can name a file at all: whether it does is found when it is read."""
+        if not isinstance(path, str | Path) or not str(path) or not is_encodable(str(path)) or "\0" in str(path):
+            raise InvalidRequest("path", f"{path!r:.140} is not a path")
+
+    def check_size(self, path: str, num_pages: int) -> None:
+        """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
+        if num_pages + 1 > self._facts.num_pages:
+            raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
+
+    def check_report(self, report: AdapterReport) -> AdapterReport:
+        """A report that says, too, whether the adapter fits into the engine's memory."""
+        try:
+            self.check_size(report.path, report.num_pages)
+        except AdapterTooLarge as error:
+            return replace(report, problems=(*report.problems, str(error)))
+        return report
+
+    # Names come and go. Each returns the digests that have lost a name: see `is_published` and `is_pinned`.
+
+    def publish(self, name: str, path: str, table: ImageTable) -> set[str]:
+        """Makes loaded weights the active version of a name."""
+        for warning in table.warnings:
+            logger.warning("adapter %s: %s", name, warning)
+        self._tables[table.digest] = table
+        return self._registry.publish(name, table.digest, path, time.time())
+
+    def activate(self, name: str, number: int) -> set[str]:
+        """Makes a name mean a version that is kept. Raises AdapterNotFound."""
+        return self._registry.activate(name, number)
+
+    def withdraw(self, reference: str) -> set[str]:
+        """Takes a name or one of its versions away. Raises AdapterNotFound, InvalidRequest for the active version."""
+        try:
+            return self._registry.withdraw(reference)
+        except ValueError as error:
+            raise InvalidRequest("name", str(error)) from None
+
+    def forget(self, digest: str) -> None:
+        """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
+        if not self.is_published(digest):
+            self._tables.pop(digest, None)
+
+    def is_published(self, digest: str) -> bool:
+        """Whether any version means it; what none means is to be unloaded."""
+        return self._registry.is_published(digest)
+
+    def is_pinned(self, digest: str) -> bool:
+        """Whether any pinned version means it."""
+        return digest in self._registry.pinned_digests()
+
+    def set_pinned(self, reference: str, is_pinned: bool) -> None:
+        self._registry.set_pinned(reference, is_pinned)
+
+    # What is known.
+
+    def table_of(self, digest: str) -> ImageTable:
+        return self._tables[digest]
+
+    def all(self) -> list[NamedAdapter]:
+        """The active version of every name, by name."""
+        return [self.named(name) for name in self._registry.names()]
+
+    def named(self, reference: str) -> NamedAdapter:
+        """Raises AdapterNotFound."""
+        name, version = self._registry.find(reference)
+        return NamedAdapter(name, version, self._tables[version.digest])
+
+    def describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
+        """What is known of an adapter here, and what the engine says of it."""
+        table, version = adapter.table, adapter.version
+        return AdapterInfo(
+            name=adapter.name,
+            digest=table.digest,
+            path=version.path,
+            ranks=tuple(sorted({module.rank for module in table.modules})),
+            modules=tuple(sorted({module.name.rpartition(".")[2] for module in table.modules})),
+            num_bytes=table.num_bytes,
+            num_pages=table.num_pages,
+            pinned=state.is_pinned,
+            resident=state.is_resident,
+            num_requests=state.num_requests,
+            warnings=table.warnings,
+            version=version.number,
+            versions=self._versions(adapter.name),
+        )
+
+    def _versions(self, name: str) -> tuple[AdapterVersion, ...]:
+        """None of a name that has gone meanwhile."""
+        if name not in self._registry:
+            return ()
+        _, active = self._registry.find(name)
+        return tuple(
+            AdapterVersion(kept.number, kept.digest, kept.path, kept.loaded_at, kept.number == active.number)
+            for kept in self._registry.versions(name)
+        )
+
+
+def _is_same_path(one: str, other: str) -> bool:
+    return one == other or Path(one).absolute() == Path(other).absolute()
