@@ -11,12 +11,14 @@ HELP = "measure throughput, kernels and steps on this machine"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     programs = parser.add_subparsers(
-        dest="program", required=True, metavar="{throughput,kernels,profile_step,sweep,plots}"
+        dest="program", required=True, metavar="{throughput,kernels,profile_step,sweep,idle_adapters,footprint,plots}"
     )
     _add_throughput(programs.add_parser("throughput", help="tokens per second, with adapters and without, in process"))
     _add_kernels(programs.add_parser("kernels", help="each kernel against what the machine allows"))
     _add_profile(programs.add_parser("profile_step", help="where the time of a decode step goes"))
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
+    _add_idle(programs.add_parser("idle_adapters", help="what base requests lose to adapters nobody asks for"))
+    _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
 
@@ -91,6 +93,26 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=_count, default=8, metavar="N", help="(default: %(default)s)")
     _add_adapters(parser)
     _add_lengths(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_idle(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
+    parser.add_argument("--adapters", type=_count, default=64, metavar="N", help="(default: %(default)s)")
+    _add_adapters(parser)
+    _add_lengths(parser)
+    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_footprint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="of the arena (default: %(default)s)")
+    parser.add_argument("--requests", type=_count, default=10_000, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--adapters", type=_count, default=4, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--starts", type=_count, default=3, metavar="N", help="of the server (default: %(default)s)")
+    parser.add_argument("--adapter-folder", type=Path, default=Path(".cache/bench-adapters"), metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from .work import MODES, Mode, Work
 
 HERE = Path(__file__).parent
+GNU = "--gnu-openmp"  # as it runs for who does not preload the other
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def entries(model: Path, environments: Path) -> list[Entry]:
         ),
         Entry("vllm", "vLLM-CPU", ("base",), vllm_command, model, vllm_needs),
         Entry("vllm", "vLLM-CPU", ("adapters",), vllm_command, model, vllm_needs),
+        Entry("vllm-gomp", "vLLM-CPU, GNU OpenMP", ("base",), (*vllm_command, GNU), model, vllm_needs),
+        Entry("vllm-gomp", "vLLM-CPU, GNU OpenMP", ("adapters",), (*vllm_command, GNU), model, vllm_needs),
         Entry(
             "llama",
             "llama.cpp",

@@ -117,3 +117,15 @@ def test_a_sweep_writes_its_file_and_plots(tiny_model: Path, tmp_path: Path) -> 
     names = {"throughput.json", "throughput-rows.png", "throughput-adapters.png", "adapters-against-base.png"}
     assert {path.name for path in (tmp_path / "r").iterdir()} == names
     assert cli.main(["bench", "plots", str(tmp_path / "r" / "throughput.json")]) == 0
+
+
+def test_idle_adapters(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = (
+        f"bench idle_adapters {tiny_model} --rows 1,3 --adapters 2 --ranks 2 --prompt-len 4 --output-len 5 --rounds 2"
+    )
+    line += f" --threads 1 --adapter-folder {tmp_path / 'adapters'} --json {tmp_path / 'i.json'}"
+    assert cli.main(line.split()) == 0
+    assert "2 idle ones" in capsys.readouterr().out
+    report = json.loads((tmp_path / "i.json").read_text())
+    assert [point["rows"] for point in report["points"]] == [1, 3]
+    assert all(step >= 1e3 * STEP for point in report["points"] for pair in point["step_ms"] for step in pair)

@@ -1,0 +1,160 @@
+"""What a server costs beside its answers: seconds until it serves, and the memory of its processes, at the start and
+while thousands of short requests pass through it, some of which are cancelled.
+
+Memory is what a process has in RAM, shared libraries included. The engine is allowed its weights, its arena, a tenth of
+both and ALLOWED_BYTES; growth is what it has more at the end than after a fifth of the requests, when caches are full.
+"""
+
+import argparse
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from blora.engine.memory import parse_memory
+from blora.engine.model.config import load_model_config
+from blora.engine.model.hub import resolve_model
+from blora.proto.client import Client
+
+from . import machine
+from .random_adapters import ALL_MODULES, make_adapters
+from .table import Cell, format_table, write_json
+
+ENGINE = "blora.engine.process"
+ALLOWED_BYTES = 350 << 20  # of the engine beside weights and arena
+FRONT_END_BYTES = 150 << 20
+CONCURRENCY = 32  # requests at once
+SAMPLES = 10  # of the memory, over all requests
+SETTLED = 2  # samples until caches are full
+CANCELLED = 20  # one request of so many
+BATCH = 250  # requests between looks at the memory, at most
+RANK = 8
+MIB = 1 << 20
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = resolve_model(args.model, None)
+    config = load_model_config(folder)
+    adapters = make_adapters(
+        folder, args.adapter_folder / f"{folder.name}-all-{RANK}", args.adapters, (RANK,), ALL_MODULES
+    )
+    starts = []
+    for _ in range(args.starts - 1):
+        with serving(folder, args.memory, adapters) as server:
+            starts.append(server.start_seconds)
+    with serving(folder, args.memory, adapters) as server:
+        starts.append(server.start_seconds)
+        samples = list(pass_requests(server, args.requests, config.vocab_size, [path.name for path in adapters]))
+    report = {
+        "kind": "footprint",
+        **machine.describe(),
+        "model": folder.name,
+        "start_seconds": starts,
+        "weight_bytes": config.num_parameters * 2,
+        "arena_bytes": parse_memory(args.memory, 0),
+        "samples": samples,
+    }
+    print(format_report(report))
+    if args.json is not None:
+        write_json(args.json, report)
+    return 0
+
+
+class Server:
+    """`blora serve` as a user runs it."""
+
+    def __init__(self, process: "subprocess.Popen[str]", address: str, start_seconds: float) -> None:
+        self.process = process
+        self.address = address
+        self.start_seconds = start_seconds  # until it said that it serves
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in RAM of the front end and of the engine."""
+        children = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", ENGINE], capture_output=True, text=True, check=True
+        )
+        engine = int(children.stdout.split()[0])
+        return {"front_end": resident_bytes(self.process.pid), "engine": resident_bytes(engine)}
+
+
+@contextmanager
+def serving(model: Path, memory: str, adapters: Sequence[Path]) -> Iterator[Server]:
+    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), "--port", "0", "--memory", memory]
+    command += [f"--adapter={path.name}={path}" for path in adapters]
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline() if process.stdout is not None else ""
+            match = re.search(r"is serving .* on (\S+)", line)
+            if match is None:
+                raise OSError(f"the server did not start: {line!r}")
+            yield Server(process, match[1], time.monotonic() - started)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def resident_bytes(pid: int) -> int:
+    match = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"process {pid} has ended")
+    return int(match[1]) * 1024
+
+
+def pass_requests(
+    server: Server, num_requests: int, vocab_size: int, adapters: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Sends short requests of random tokens, over the adapters and the base model; yields the memory now and then."""
+    names = [None, *adapters]
+
+    def ask(index: int) -> None:
+        rng = random.Random(index)
+        prompt = [rng.randrange(vocab_size) for _ in range(rng.randint(4, 64))]
+        options: dict[str, Any] = {"max_tokens": rng.randint(1, 12), "ignore_eos": True, "temperature": 0.0}
+        name = names[index % len(names)]
+        if index % CANCELLED:
+            client.generate(prompt, name, **options)
+        else:
+            with client.generate_stream(prompt, name, **options) as stream:
+                next(iter(stream))
+
+    with Client(server.address, timeout=120) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
+        yield {"requests": 0, **server.memory()}
+        for sample in range(SAMPLES):
+            first, last = (num_requests * index // SAMPLES for index in (sample, sample + 1))
+            for start in range(first, last, BATCH):
+                list(pool.map(ask, range(start, min(start + BATCH, last))))
+            print(f"{last} of {num_requests} requests", file=sys.stderr, flush=True)
+            yield {"requests": last, **server.memory()}
+
+
+def format_report(report: dict[str, Any]) -> str:
+    samples = report["samples"]
+    rows: list[list[Cell]] = [
+        [f"{sample['requests']:,}", sample["front_end"] / MIB, sample["engine"] / MIB] for sample in samples
+    ]
+    settled, last = samples[SETTLED], samples[-1]
+    growth = ", ".join(
+        f"{name.replace('_', ' ')} {(last[name] - settled[name]) / MIB:+.1f}" for name in ("front_end", "engine")
+    )
+    weights, arena = report["weight_bytes"], report["arena_bytes"]
+    allowed = 1.1 * (weights + arena) + ALLOWED_BYTES
+    return "\n".join(
+        [
+            machine.summary(report),
+            f"{report['model']} serves after {statistics.median(report['start_seconds']):.1f} s (median of starts)",
+            "",
+            format_table(["requests", "front end MiB", "engine MiB"], rows),
+            "",
+            f"weights {weights / MIB:.0f} MiB, arena {arena / MIB:.0f} MiB; allowed: front end"
+            f" {FRONT_END_BYTES / MIB:.0f} MiB, engine {allowed / MIB:.0f} MiB",
+            f"growth since {settled['requests']:,} requests, MiB: {growth}",
+        ]
+    )
