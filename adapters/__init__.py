@@ -6,7 +6,7 @@ This module imports no torch, because the front end needs the registry; `device_
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
-from .registry import Registry, Version, is_valid_name
+from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
 
@@ -22,6 +22,7 @@ __all__ = [
     "Registry",
     "TargetModule",
     "Version",
+    "base_name",
     "inspect_adapter",
     "is_valid_name",
     "pack",

@@ -136,6 +136,11 @@ def _parse(reference: str) -> tuple[str, int | None]:
     return (reference, None) if match is None else (match[1], int(match[2]))
 
 
+def base_name(reference: str) -> str:
+    """The name in "name" or "name@2"."""
+    return _parse(reference)[0]
+
+
 def is_valid_name(name: str) -> bool:
     """Letters, digits, dot, dash and underscore, at most 128, a letter or digit first: safe in paths and in logs."""
     return NAME_PATTERN.fullmatch(name) is not None

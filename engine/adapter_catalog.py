@@ -1,18 +1,32 @@
-"""AdapterCatalog: what the front end knows of adapters: names, versions, tables. Reads no file and imports no torch."""
+"""AdapterCatalog: what the front end knows of adapters: names, versions, tables, usage, and what happened to them.
+
+Reads no file and imports no torch.
+"""
 
 import logging
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, Version, is_valid_name
+from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, Version, base_name, is_valid_name
 
 from .errors import InvalidRequest
-from .outputs import AdapterInfo, AdapterState, AdapterVersion, LoRARequest
+from .outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterState,
+    AdapterUsage,
+    AdapterVersion,
+    LoRARequest,
+    RequestMetrics,
+)
 from .validator import Facts, is_encodable
 
 logger = logging.getLogger(__name__)
+MAX_EVENTS = 1024  # kept for those who watch; whoever falls further behind starts again from a snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,9 @@ class AdapterCatalog:
         self._facts = facts
         self._registry = Registry(max_versions)
         self._tables: dict[str, ImageTable] = {}  # by digest
+        self._usage: dict[str, AdapterUsage] = {}  # by name
+        self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
+        self.revision = 0  # number of events so far
 
     # What is asked for.
 
@@ -90,18 +107,25 @@ class AdapterCatalog:
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
         self._tables[table.digest] = table
-        return self._registry.publish(name, table.digest, path, time.time())
+        with self._noting(name):
+            return self._registry.publish(name, table.digest, path, time.time())
 
     def activate(self, name: str, number: int) -> set[str]:
         """Makes a name mean a version that is kept. Raises AdapterNotFound."""
-        return self._registry.activate(name, number)
+        with self._noting(name):
+            return self._registry.activate(name, number)
 
     def withdraw(self, reference: str) -> set[str]:
         """Takes a name or one of its versions away. Raises AdapterNotFound, InvalidRequest for the active version."""
+        name = base_name(reference)
         try:
-            return self._registry.withdraw(reference)
+            with self._noting(name):
+                return self._registry.withdraw(reference)
         except ValueError as error:
             raise InvalidRequest("name", str(error)) from None
+        finally:
+            if name not in self._registry:
+                self._usage.pop(name, None)
 
     def forget(self, digest: str) -> None:
         """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
@@ -118,6 +142,51 @@ class AdapterCatalog:
 
     def set_pinned(self, reference: str, is_pinned: bool) -> None:
         self._registry.set_pinned(reference, is_pinned)
+
+    # What happened.
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """Adds the events that lead from the versions before to those after."""
+        before, was_active = self._versions_by_number(name)
+        yield
+        after, active = self._versions_by_number(name)
+        for number in after.keys() - before.keys():
+            self._note("loaded", name, after[number])
+        if active is not None and active != was_active:
+            self._note("activated", name, after[active])
+        for number in before.keys() - after.keys():
+            self._note("removed", name, before[number])
+
+    def _versions_by_number(self, name: str) -> tuple[dict[int, Version], int | None]:
+        """And the number of the active one."""
+        if name not in self._registry:
+            return {}, None
+        return {kept.number: kept for kept in self._registry.versions(name)}, self._registry.find(name)[1].number
+
+    def _note(self, kind: str, name: str, version: Version) -> None:
+        self.revision += 1
+        self._events.append(AdapterEvent(self.revision, kind, name, version.number, version.digest))
+
+    def events_after(self, revision: int) -> list[AdapterEvent] | None:
+        """None when some of them are kept no more."""
+        num_new = self.revision - revision
+        return None if num_new > len(self._events) else list(self._events)[len(self._events) - num_new :]
+
+    def count(self, name: str, num_prompt_tokens: int, num_cached_tokens: int, metrics: RequestMetrics) -> None:
+        """Takes in what a request used that has ended. One whose adapter is unloaded is not counted."""
+        if name not in self._registry:
+            return
+        usage = self._usage.get(name, AdapterUsage())
+        waited = metrics.scheduled_ts - metrics.queued_ts if metrics.scheduled_ts else 0.0
+        self._usage[name] = AdapterUsage(
+            num_requests=usage.num_requests + 1,
+            num_prompt_tokens=usage.num_prompt_tokens + num_prompt_tokens,
+            num_cached_tokens=usage.num_cached_tokens + num_cached_tokens,
+            num_generated_tokens=usage.num_generated_tokens + metrics.num_generation_tokens,
+            queue_seconds=usage.queue_seconds + max(waited, 0.0),
+            last_used=time.time(),
+        )
 
     # What is known.
 
@@ -150,16 +219,16 @@ class AdapterCatalog:
             warnings=table.warnings,
             version=version.number,
             versions=self._versions(adapter.name),
+            usage=self._usage.get(adapter.name, AdapterUsage()),
+            num_copies=state.num_copies,
         )
 
     def _versions(self, name: str) -> tuple[AdapterVersion, ...]:
         """None of a name that has gone meanwhile."""
-        if name not in self._registry:
-            return ()
-        _, active = self._registry.find(name)
+        versions, active = self._versions_by_number(name)
         return tuple(
-            AdapterVersion(kept.number, kept.digest, kept.path, kept.loaded_at, kept.number == active.number)
-            for kept in self._registry.versions(name)
+            AdapterVersion(kept.number, kept.digest, kept.path, kept.loaded_at, kept.number == active)
+            for kept in versions.values()
         )
 
 

@@ -40,6 +40,7 @@ from .frames import (
     StateReply,
     UnloadAdapter,
     Updates,
+    WarmAdapter,
 )
 from .front_end import Checked, FrontEnd
 from .generation_config import load_generation_defaults
@@ -48,7 +49,7 @@ from .model.hub import resolve_model
 from .model.targets import lora_targets
 from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
-from .outputs import AdapterInfo, AdapterState, EngineInfo, RequestOutput
+from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState, EngineInfo, RequestOutput
 from .sealed_memory import raise_descriptor_limit
 from .tokenizer import Message, Tokenizer, load_tokenizer
 
@@ -83,7 +84,7 @@ class AsyncLLM:
     ) -> None:
         self._config = engine_config(model, options)
         self._start_adapters = adapter_paths(adapters)
-        self._adapter_roots = None if adapter_roots is None else [str(Path(root).resolve()) for root in adapter_roots]
+        self._adapter_roots = None if adapter_roots is None else [_checked_root(root) for root in adapter_roots]
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
         self._front_end_or_none: FrontEnd | None = None  # until start() has met the engine
@@ -98,6 +99,7 @@ class AsyncLLM:
         self._num_calls = 0
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
         self._loading = asyncio.Lock()
+        self._changed = asyncio.Event()  # set, and another put in its place, when names or serving change
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -230,6 +232,7 @@ class AsyncLLM:
     async def shutdown(self) -> None:
         """Ends the child processes; requests that still run are aborted. Idempotent."""
         self._is_draining = self._is_shut_down = True
+        self._tell_watchers()
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
@@ -260,6 +263,7 @@ class AsyncLLM:
     def _tell_serving(self) -> None:
         for callback in self._on_serving_change:
             callback(self.is_serving)
+        self._tell_watchers()
 
     def _require_engine(self) -> Child[FromEngine]:
         if self._engine is None:
@@ -406,9 +410,12 @@ class AsyncLLM:
         if not isinstance(request_id, Iterable):
             raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
-        for reader in [reader for user, reader in self._readers.items() if user.request_id in labels]:
-            self._finish(self._front_end.outputs.fail(reader.user, FinishReason.ABORT))
-            reader.grown.set()
+        self._abort([user for user in self._readers if user.request_id in labels])
+
+    def _abort(self, users: Iterable[UserRequest]) -> None:
+        for user in users:
+            self._finish(self._front_end.outputs.fail(user, FinishReason.ABORT))
+            self._readers[user].grown.set()
 
     def _take_updates(self, rows: Sequence[Any], unloaded: Sequence[str]) -> None:
         grown, to_finish = self._front_end.outputs.process(rows)
@@ -486,11 +493,21 @@ class AsyncLLM:
         self._let_go(self._adapters.activate(name, version))
         return await self.get_adapter(name)
 
-    async def unload_adapter(self, name: str) -> AdapterInfo:
-        """Refuses new requests for the name at once; returns when the running ones are finished and it is freed.
-        "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
+    async def warm_adapter(self, name: str) -> AdapterInfo:
+        """Starts to make an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when
+        running requests leave no room now."""
+        digest = self._adapters.resolve(name)
+        if not (await self._call(lambda call_id: WarmAdapter(call_id, digest))).is_done:
+            raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+        return await self.get_adapter(name)
+
+    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
+        """Refuses new requests for the name at once; returns when the running ones are finished, or aborted, and it is
+        freed. "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
         info = await self.get_adapter(name)
         digests = self._adapters.withdraw(name)
+        if abort:
+            self._abort(self._front_end.outputs.users_of(info.name, digests))
         loop = asyncio.get_running_loop()
         gone = [digest for digest in digests if not self._adapters.is_published(digest)]
         unloads = [self._unloads.setdefault(digest, loop.create_future()) for digest in gone]
@@ -501,6 +518,7 @@ class AsyncLLM:
 
     def _let_go(self, digests: Iterable[str]) -> None:
         """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
+        self._tell_watchers()
         for digest in digests:
             if self._engine is None:
                 self._forget(digest)  # an engine that is gone has freed it; the next one is not given it
@@ -543,6 +561,27 @@ class AsyncLLM:
         adapters = self._adapters.all()
         states = await self._states([adapter.table.digest for adapter in adapters])
         return [self._adapters.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+
+    async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        """First everything that is loaded, then what happens to it. Whoever reads so slowly that events are kept no
+        more gets everything again. Raises EngineUnavailable when the engine ends or drains."""
+        revision: int | None = None
+        while True:
+            self._check_can_begin(None)
+            catalog, changed = self._adapters, self._changed
+            events = None if revision is None else catalog.events_after(revision)
+            revision = catalog.revision
+            if events is None:
+                yield AdapterSnapshot(revision, tuple(await self.list_adapters()))
+            else:
+                for event in events:
+                    yield event
+            if catalog.revision == revision:
+                await changed.wait()
+
+    def _tell_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _states(self, digests: list[str]) -> list[AdapterState]:
         reply: StateReply = await self._call(lambda call_id: GetState(call_id, digests))
@@ -614,6 +653,13 @@ class AsyncLLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
+
+
+def _checked_root(root: str | Path) -> str:
+    """A root that is not there, often a misspelt one, would refuse every load later."""
+    if not Path(root).is_dir():
+        raise ValueError(f"adapter_roots: {str(root)!r:.140} is not a folder")
+    return str(Path(root).resolve())
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

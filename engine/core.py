@@ -113,12 +113,21 @@ class EngineCore:
         """Makes an adapter resident for good; False when there is no room for it beside what was accepted."""
         return self.scheduler.pin(digest)
 
+    def warm_adapter(self, digest: str) -> bool:
+        """Starts to make an adapter resident, which the next steps do; False when there is no room for it now."""
+        return self._residency.warm(digest)
+
     def unpin_adapter(self, digest: str) -> None:
         self._residency.unpin(digest)
 
     def adapter_state(self, digest: str) -> AdapterState:
         residency = self._residency
-        return AdapterState(residency.is_resident(digest), residency.is_pinned(digest), residency.num_requests(digest))
+        return AdapterState(
+            is_resident=residency.is_resident(digest),
+            is_pinned=residency.is_pinned(digest),
+            num_requests=residency.num_requests(digest),
+            num_copies=residency.num_copies(digest),
+        )
 
     @property
     def num_free_pages(self) -> int:

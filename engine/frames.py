@@ -68,12 +68,17 @@ class PinAdapter(Frame, frozen=True):
     is_pinned: bool
 
 
+class WarmAdapter(Frame, frozen=True):
+    call_id: int
+    digest: str
+
+
 class GetState(Frame, frozen=True):
     call_id: int
     digests: list[str]
 
 
-ToEngine = Start | AddRequest | FinishRequests | LoadAdapter | UnloadAdapter | PinAdapter | GetState
+ToEngine = Start | AddRequest | FinishRequests | LoadAdapter | UnloadAdapter | PinAdapter | WarmAdapter | GetState
 
 
 # Engine -> front end.
@@ -97,6 +102,8 @@ class Updates(Frame, frozen=True):
 
 
 class PinReply(Frame, frozen=True):
+    """To PinAdapter and WarmAdapter."""
+
     call_id: int
     is_done: bool
 

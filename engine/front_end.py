@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from blora.adapters import base_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
@@ -63,11 +64,11 @@ class FrontEnd:
         self.tokenizer = tokenizer
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
-        self.outputs = OutputProcessor(tokenizer)
+        self.adapters = AdapterCatalog(facts, config.max_adapter_versions)
+        self.outputs = OutputProcessor(tokenizer, self._count)
         self._config = config
         self._seeds = random.Random(config.seed)  # None seeds from the system
         self._next_id = 0
-        self.adapters = AdapterCatalog(facts, config.max_adapter_versions)
 
     # Requests.
 
@@ -147,12 +148,18 @@ class FrontEnd:
         ]
         label = str(ids[0]) if request_id is None else request_id
         lora_request = call.adapters if len(call.adapters) > 1 else next(iter(call.adapters), None)
-        user = UserRequest(label, call.text, call.token_ids, sampling, lora_request, sampling.output_kind, ids)
+        names = [base_name(request.lora_name) for request in call.adapters]
+        named = tuple((name, digest) for name, (digest, _) in zip(names, uses, strict=True))
+        user = UserRequest(label, call.text, call.token_ids, sampling, lora_request, sampling.output_kind, ids, named)
         return Prepared(user, requests)
+
+    def _count(self, user: UserRequest) -> None:
+        for name, _ in user.adapters:
+            self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
 
     def _weights(self, call: Checked) -> tuple[float, float]:
         """Of the tenant among tenants, of the adapters among the tenant's: of several the least."""
-        weights = (self._config.adapter_weights.get(adapter.lora_name, 1.0) for adapter in call.adapters)
+        weights = (self._config.adapter_weights.get(base_name(adapter.lora_name), 1.0) for adapter in call.adapters)
         return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:

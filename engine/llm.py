@@ -17,7 +17,7 @@ from blora.adapters import (
     read_checkpoint,
     report_of,
 )
-from blora.scheduler import RequestOutputKind, SamplingParams
+from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import NamedAdapter
 from .adapter_source import resolve_adapter
@@ -224,12 +224,31 @@ class LLM:
         self._let_go(self._adapters.activate(name, version))
         return self.get_adapter(name)
 
-    def unload_adapter(self, name: str) -> AdapterInfo:
-        """New requests for the name are refused from now on; running ones finish, then the weights are freed. "name@2"
-        takes one version away; the active one of several is not, which raises InvalidRequest."""
+    def warm_adapter(self, name: str) -> AdapterInfo:
+        """Makes an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when running
+        requests leave no room now."""
+        digest = self._adapters.resolve(name)
+        if not self._core.warm_adapter(digest):
+            raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+        while self._core.has_work and not self._core.adapter_state(digest).is_resident:
+            self._step()
+        return self.get_adapter(name)
+
+    def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
+        """New requests for the name are refused from now on; running ones finish, or are aborted, then the weights are
+        freed. "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
         info = self.get_adapter(name)
-        self._let_go(self._adapters.withdraw(name))
+        digests = self._adapters.withdraw(name)
+        for user in self._front_end.outputs.users_of(info.name, digests) if abort else ():
+            for sample_id in self._front_end.outputs.fail(user, FinishReason.ABORT):
+                self._core.finish(sample_id)
+        self._let_go(digests)
         return info
+
+    def _step(self) -> None:
+        _, to_finish = self._front_end.outputs.process(self._core.step())
+        for sample_id in to_finish:
+            self._core.finish(sample_id)
 
     def _let_go(self, digests: Iterable[str]) -> None:
         """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""

@@ -4,7 +4,7 @@ A user's request is n samples; each sample is one request of the engine, under a
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
@@ -51,6 +51,7 @@ class UserRequest:
     lora_request: LoRAUse
     output_kind: RequestOutputKind
     sample_ids: list[int]  # the engine's ids, one per sample
+    adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     samples: list[_Sample] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None
     num_shown_prompt_logprobs: int = 0
@@ -64,8 +65,10 @@ class UserRequest:
 
 
 class OutputProcessor:
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, on_end: Callable[[UserRequest], None]) -> None:
+        """on_end: told once of every request that was added, when none of its samples is unfinished any more."""
         self._tokenizer = tokenizer
+        self._on_end = on_end
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
     def add(self, request: UserRequest) -> None:
@@ -83,7 +86,15 @@ class OutputProcessor:
 
     def remove(self, request: UserRequest) -> list[int]:
         """Forgets a request; returns the engine's ids of the samples that are unfinished there."""
-        return [sample_id for sample_id in request.sample_ids if self._samples.pop(sample_id, None) is not None]
+        unfinished = [sample_id for sample_id in request.sample_ids if sample_id in self._samples]
+        for sample_id in unfinished:
+            self._forget(sample_id)
+        return unfinished
+
+    def _forget(self, sample_id: int) -> None:
+        request, _ = self._samples.pop(sample_id)
+        if not self.is_known(request):
+            self._on_end(request)
 
     def is_known(self, request: UserRequest) -> bool:
         """Whether any sample of the request is still waited for."""
@@ -107,10 +118,15 @@ class OutputProcessor:
             if self._add(request, sample, update) and update.finish_reason is None:
                 to_finish.append(update.request_id)
             if sample.finish_reason is not None:
-                del self._samples[update.request_id]
+                self._forget(update.request_id)
             request.has_news = True
             grown[request] = None
         return list(grown), to_finish
+
+    def users_of(self, name: str, digests: Collection[str]) -> list[UserRequest]:
+        """Unfinished requests that named an adapter and got one of these contents."""
+        users = {request: None for request, _ in self._samples.values()}
+        return [user for user in users if any(use[0] == name and use[1] in digests for use in user.adapters)]
 
     def take(self, request: UserRequest) -> RequestOutput | None:
         """What the user is to be shown now, if anything. A slow reader gets fewer, larger outputs, never a backlog."""

@@ -107,6 +107,18 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterUsage:
+    """What requests that named an adapter, or any of its versions, have used. A request is counted when it ends."""
+
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompts: found in the prefix cache
+    num_generated_tokens: int = 0
+    queue_seconds: float = 0.0  # from accepted to first scheduled
+    last_used: float = 0.0  # time.time() of the last end; 0 is never
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterInfo:
     """What is known of a loaded adapter."""
 
@@ -123,6 +135,8 @@ class AdapterInfo:
     warnings: tuple[str, ...] = field(default=())
     version: int = 1  # the one that this tells of
     versions: tuple[AdapterVersion, ...] = ()  # all that are kept, by number
+    usage: AdapterUsage = AdapterUsage()  # since the name was loaded
+    num_copies: int = 0  # of this version into the engine's memory
     report: AdapterReport | None = None  # of one that has just been loaded
 
 
@@ -133,6 +147,26 @@ class AdapterState:
     is_resident: bool = False
     is_pinned: bool = False
     num_requests: int = 0  # unfinished
+    num_copies: int = 0  # into the arena
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEvent:
+    """Something that happened to the versions of a name."""
+
+    revision: int  # of the catalog: 1, 2, ... in the order of the events
+    kind: str  # "loaded", "activated" or "removed"
+    name: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSnapshot:
+    """Everything that is loaded, after the event of this revision; later events may repeat what it has."""
+
+    revision: int
+    adapters: tuple[AdapterInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)

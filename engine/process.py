@@ -29,6 +29,7 @@ from .frames import (
     ToEngine,
     UnloadAdapter,
     Updates,
+    WarmAdapter,
 )
 from .sealed_memory import map_sealed
 from .startup import StartedEngine, start_engine
@@ -82,6 +83,8 @@ class EngineLoop:
                 core.unload_adapter(digest)
             case PinAdapter(call_id, digest, is_pinned):
                 self._channel.send(PinReply(call_id, self._pin(digest, is_pinned)))
+            case WarmAdapter(call_id, digest):
+                self._channel.send(PinReply(call_id, self._core.warm_adapter(digest)))
             case GetState(call_id, digests):
                 self._channel.send(self._state(call_id, digests))
             case Start():

@@ -132,9 +132,18 @@ class Client:
         request = adapters_pb2.ActivateAdapterRequest(name=name, version=version)
         return _adapter(self._adapters.Activate(request, timeout=self._timeout))
 
-    def unload_adapter(self, name: str) -> adapters_pb2.Adapter:
-        """Returns when the requests that use it are finished. "name@2" takes one version away."""
-        return _adapter(self._adapters.Unload(adapters_pb2.UnloadAdapterRequest(name=name), timeout=self._timeout))
+    def warm_adapter(self, name: str) -> adapters_pb2.Adapter:
+        """Starts to make an adapter resident, where it may be evicted again."""
+        return _adapter(self._adapters.Warm(adapters_pb2.WarmAdapterRequest(name=name), timeout=self._timeout))
+
+    def unload_adapter(self, name: str, *, abort: bool = False) -> adapters_pb2.Adapter:
+        """Returns when the requests that use it are finished, or aborted. "name@2" takes one version away."""
+        request = adapters_pb2.UnloadAdapterRequest(name=name, abort=abort)
+        return _adapter(self._adapters.Unload(request, timeout=self._timeout))
+
+    def watch_adapters(self) -> Any:
+        """An iterator over WatchAdaptersResponse: a snapshot, then events. Its `cancel()` ends it."""
+        return self._adapters.Watch(adapters_pb2.WatchAdaptersRequest(), timeout=self._timeout)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
         request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)

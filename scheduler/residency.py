@@ -26,7 +26,9 @@ class _Adapter:
     num_pages: int
     num_requests: int = 0  # uses by unfinished requests
     num_users: int = 0  # of these, by admitted ones
+    num_copies: int = 0  # times it was copied whole
     is_pinned: bool = False
+    is_warming: bool = False  # wanted until it is whole, and then evictable
     is_leaving: bool = False  # unloaded: forgotten with its last request
     page_ids: list[int] = field(default_factory=list)  # in order of the images; empty unless held
     num_copied: int = 0  # pages whose copy is done
@@ -34,7 +36,7 @@ class _Adapter:
 
     @property
     def is_wanted(self) -> bool:
-        return self.num_users > 0 or self.is_pinned
+        return self.num_users > 0 or self.is_pinned or self.is_warming
 
     @property
     def is_ready(self) -> bool:
@@ -84,7 +86,7 @@ class AdapterResidency:
         """Forgets the adapter now, or with the last request that uses it; a pin does not keep it."""
         adapter = self._adapters.get(digest)
         if adapter is not None:
-            adapter.is_pinned, adapter.is_leaving = False, True
+            adapter.is_pinned, adapter.is_warming, adapter.is_leaving = False, False, True
             self._let_go(digest)
             self._forget_if_left(digest)
 
@@ -109,6 +111,14 @@ class AdapterResidency:
         if not self._hold(digest):
             return False
         self._adapters[digest].is_pinned = True
+        return True
+
+    def warm(self, digest: str) -> bool:
+        """Makes the adapter resident, and evictable once it is; False when there is no room now."""
+        if not self._hold(digest):
+            return False
+        self._adapters[digest].is_warming = digest in self._copying
+        self._let_go(digest)
         return True
 
     def unpin(self, digest: str) -> None:
@@ -181,6 +191,9 @@ class AdapterResidency:
             adapter.num_copied = last
             if adapter.is_ready:
                 del self._copying[copy.digest]
+                adapter.num_copies += 1
+                adapter.is_warming = False
+                self._let_go(copy.digest)
 
     def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
         """Whether every adapter of a held list is whole once the copies planned so far have run."""
@@ -200,6 +213,11 @@ class AdapterResidency:
     def num_requests(self, digest: str) -> int:
         adapter = self._adapters.get(digest)
         return 0 if adapter is None else adapter.num_requests
+
+    def num_copies(self, digest: str) -> int:
+        """Times that it was copied into the arena since it was registered."""
+        adapter = self._adapters.get(digest)
+        return 0 if adapter is None else adapter.num_copies
 
     @property
     def num_pinned_pages(self) -> int:

@@ -11,7 +11,7 @@ from blora.adapters.report import AdapterReport
 from blora.scheduler import SamplingParams
 
 from ..composition import Adapter
-from ..outputs import AdapterInfo, EngineInfo, RequestOutput
+from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 
 
 class Backend(Protocol):
@@ -51,7 +51,11 @@ class Backend(Protocol):
 
     async def activate_adapter(self, name: str, version: int) -> AdapterInfo: ...
 
-    async def unload_adapter(self, name: str) -> AdapterInfo: ...
+    async def warm_adapter(self, name: str) -> AdapterInfo: ...
+
+    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo: ...
+
+    def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]: ...
 
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo: ...
 

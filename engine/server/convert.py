@@ -16,7 +16,16 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..composition import Adapter
 from ..errors import InvalidRequest
-from ..outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, LoRARequest, RequestOutput
+from ..outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterSnapshot,
+    CompletionOutput,
+    EngineInfo,
+    Logprob,
+    LoRARequest,
+    RequestOutput,
+)
 
 M = TypeVar("M", bound=Message)
 
@@ -31,6 +40,11 @@ FINISH_REASONS = {
     "length": generation_pb2.FINISH_REASON_LENGTH,
     "abort": generation_pb2.FINISH_REASON_ABORT,
     "error": generation_pb2.FINISH_REASON_ERROR,
+}
+EVENT_KINDS = {
+    "loaded": adapters_pb2.ADAPTER_EVENT_KIND_LOADED,
+    "activated": adapters_pb2.ADAPTER_EVENT_KIND_ACTIVATED,
+    "removed": adapters_pb2.ADAPTER_EVENT_KIND_REMOVED,
 }
 
 
@@ -144,7 +158,12 @@ def activate_arguments(request: adapters_pb2.ActivateAdapterRequest) -> tuple[st
     return _required("name", request.name), request.version
 
 
-def adapter_name(request: adapters_pb2.UnloadAdapterRequest | adapters_pb2.GetAdapterRequest) -> str:
+def unload_arguments(request: adapters_pb2.UnloadAdapterRequest) -> tuple[str, bool]:
+    """Name, abort."""
+    return _required("name", request.name), request.abort
+
+
+def adapter_name(request: adapters_pb2.WarmAdapterRequest | adapters_pb2.GetAdapterRequest) -> str:
     return _required("name", request.name)
 
 
@@ -270,6 +289,20 @@ def activated(info: AdapterInfo) -> adapters_pb2.ActivateAdapterResponse:
 
 def unloaded(info: AdapterInfo) -> adapters_pb2.UnloadAdapterResponse:
     return adapters_pb2.UnloadAdapterResponse(adapter=adapter(info))
+
+
+def warmed(info: AdapterInfo) -> adapters_pb2.WarmAdapterResponse:
+    return adapters_pb2.WarmAdapterResponse(adapter=adapter(info))
+
+
+def adapter_news(news: AdapterSnapshot | AdapterEvent) -> adapters_pb2.WatchAdaptersResponse:
+    if isinstance(news, AdapterSnapshot):
+        snapshot = adapters_pb2.AdapterSnapshot(adapters=map(adapter, news.adapters))
+        return adapters_pb2.WatchAdaptersResponse(revision=news.revision, snapshot=snapshot)
+    event = adapters_pb2.AdapterEvent(
+        kind=EVENT_KINDS[news.kind], name=news.name, version=news.version, digest=news.digest
+    )
+    return adapters_pb2.WatchAdaptersResponse(revision=news.revision, event=event)
 
 
 def pinned(info: AdapterInfo) -> adapters_pb2.PinAdapterResponse:

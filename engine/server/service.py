@@ -105,10 +105,12 @@ class AdapterServicer:
             "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
             "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect),
             "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate),
+            "Warm": unary(adapters_pb2.WarmAdapterRequest, self.warm),
             "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload),
             "List": unary(adapters_pb2.ListAdaptersRequest, self.list),
             "Get": unary(adapters_pb2.GetAdapterRequest, self.get),
             "Pin": unary(adapters_pb2.PinAdapterRequest, self.pin),
+            "Watch": streaming(adapters_pb2.WatchAdaptersRequest, self.watch),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
@@ -124,7 +126,18 @@ class AdapterServicer:
         return convert.activated(await self._get_backend().activate_adapter(name, version))
 
     async def unload(self, request: adapters_pb2.UnloadAdapterRequest) -> adapters_pb2.UnloadAdapterResponse:
-        return convert.unloaded(await self._get_backend().unload_adapter(convert.adapter_name(request)))
+        name, abort = convert.unload_arguments(request)
+        return convert.unloaded(await self._get_backend().unload_adapter(name, abort=abort))
+
+    async def warm(self, request: adapters_pb2.WarmAdapterRequest) -> adapters_pb2.WarmAdapterResponse:
+        return convert.warmed(await self._get_backend().warm_adapter(convert.adapter_name(request)))
+
+    async def watch(
+        self, _: adapters_pb2.WatchAdaptersRequest
+    ) -> AsyncGenerator[adapters_pb2.WatchAdaptersResponse, None]:
+        async with aclosing(self._get_backend().watch_adapters()) as news:
+            async for item in news:
+                yield convert.adapter_news(item)
 
     async def list(self, _: adapters_pb2.ListAdaptersRequest) -> adapters_pb2.ListAdaptersResponse:
         return convert.listed(await self._get_backend().list_adapters())

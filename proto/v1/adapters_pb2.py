@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62lora/proto/v1/adapters.proto\x12\x08\x62lora.v1\"@\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"b\n\x13LoadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.blora.v1.AdapterReport\"%\n\x15InspectAdapterRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"A\n\x16InspectAdapterResponse\x12\'\n\x06report\x18\x01 \x01(\x0b\x32\x17.blora.v1.AdapterReport\"7\n\x16\x41\x63tivateAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"=\n\x17\x41\x63tivateAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x15UnloadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"\x15\n\x13ListAdaptersRequest\";\n\x14ListAdaptersResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.blora.v1.Adapter\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"A\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06pinned\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"8\n\x12PinAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"\x82\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12\x11\n\tnum_bytes\x18\x06 \x01(\x04\x12\x11\n\tnum_pages\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x10\n\x08resident\x18\t \x01(\x08\x12\x14\n\x0cnum_requests\x18\n \x01(\r\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x0f\n\x07version\x18\x0c \x01(\r\x12*\n\x08versions\x18\r \x03(\x0b\x32\x18.blora.v1.AdapterVersion\"a\n\x0e\x41\x64\x61pterVersion\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tloaded_at\x18\x04 \x01(\x01\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\"\xbe\x02\n\rAdapterReport\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\'\n\x07modules\x18\x06 \x03(\x0b\x32\x16.blora.v1.ModuleReport\x12%\n\x06layers\x18\x07 \x03(\x0b\x32\x15.blora.v1.LayerReport\x12\x17\n\x0f\x61pplied_tensors\x18\x08 \x03(\t\x12\x17\n\x0fignored_tensors\x18\t \x03(\t\x12\x16\n\x0enum_disk_bytes\x18\n \x01(\x04\x12\x16\n\x0enum_host_bytes\x18\x0b \x01(\x04\x12\x18\n\x10num_device_bytes\x18\x0c \x01(\x04\x12\x11\n\tnum_pages\x18\r \x01(\x04\"I\n\x0cModuleReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0f\n\x07scaling\x18\x03 \x01(\x01\x12\x0c\n\x04norm\x18\x04 \x01(\x01\")\n\x0bLayerReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04norm\x18\x02 \x01(\x01\x32\x8a\x04\n\x0e\x41\x64\x61pterService\x12\x43\n\x04Load\x12\x1c.blora.v1.LoadAdapterRequest\x1a\x1d.blora.v1.LoadAdapterResponse\x12L\n\x07Inspect\x12\x1f.blora.v1.InspectAdapterRequest\x1a .blora.v1.InspectAdapterResponse\x12O\n\x08\x41\x63tivate\x12 .blora.v1.ActivateAdapterRequest\x1a!.blora.v1.ActivateAdapterResponse\x12I\n\x06Unload\x12\x1e.blora.v1.UnloadAdapterRequest\x1a\x1f.blora.v1.UnloadAdapterResponse\x12\x45\n\x04List\x12\x1d.blora.v1.ListAdaptersRequest\x1a\x1e.blora.v1.ListAdaptersResponse\x12@\n\x03Get\x12\x1b.blora.v1.GetAdapterRequest\x1a\x1c.blora.v1.GetAdapterResponse\x12@\n\x03Pin\x12\x1b.blora.v1.PinAdapterRequest\x1a\x1c.blora.v1.PinAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62lora/proto/v1/adapters.proto\x12\x08\x62lora.v1\"@\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"b\n\x13LoadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\x12\'\n\x06report\x18\x02 \x01(\x0b\x32\x17.blora.v1.AdapterReport\"%\n\x15InspectAdapterRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"A\n\x16InspectAdapterResponse\x12\'\n\x06report\x18\x01 \x01(\x0b\x32\x17.blora.v1.AdapterReport\"7\n\x16\x41\x63tivateAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"=\n\x17\x41\x63tivateAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"\"\n\x12WarmAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x13WarmAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61\x62ort\x18\x02 \x01(\x08\";\n\x15UnloadAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"\x15\n\x13ListAdaptersRequest\";\n\x14ListAdaptersResponse\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.blora.v1.Adapter\"!\n\x11GetAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12GetAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"A\n\x11PinAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x06pinned\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_pinned\"8\n\x12PinAdapterResponse\x12\"\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x11.blora.v1.Adapter\"\x16\n\x14WatchAdaptersRequest\"\x89\x01\n\x15WatchAdaptersResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12-\n\x08snapshot\x18\x02 \x01(\x0b\x32\x19.blora.v1.AdapterSnapshotH\x00\x12\'\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x16.blora.v1.AdapterEventH\x00\x42\x06\n\x04news\"6\n\x0f\x41\x64\x61pterSnapshot\x12#\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x11.blora.v1.Adapter\"g\n\x0c\x41\x64\x61pterEvent\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.blora.v1.AdapterEventKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\xbd\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\r\n\x05ranks\x18\x04 \x03(\r\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12\x11\n\tnum_bytes\x18\x06 \x01(\x04\x12\x11\n\tnum_pages\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x10\n\x08resident\x18\t \x01(\x08\x12\x14\n\x0cnum_requests\x18\n \x01(\r\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x0f\n\x07version\x18\x0c \x01(\r\x12*\n\x08versions\x18\r \x03(\x0b\x32\x18.blora.v1.AdapterVersion\x12%\n\x05usage\x18\x0e \x01(\x0b\x32\x16.blora.v1.AdapterUsage\x12\x12\n\nnum_copies\x18\x0f \x01(\x04\"\xa2\x01\n\x0c\x41\x64\x61pterUsage\x12\x14\n\x0cnum_requests\x18\x01 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x04 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x11\n\tlast_used\x18\x06 \x01(\x01\"a\n\x0e\x41\x64\x61pterVersion\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tloaded_at\x18\x04 \x01(\x01\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\"\xbe\x02\n\rAdapterReport\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08problems\x18\x02 \x03(\t\x12\x10\n\x08warnings\x18\x03 \x03(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\'\n\x07modules\x18\x06 \x03(\x0b\x32\x16.blora.v1.ModuleReport\x12%\n\x06layers\x18\x07 \x03(\x0b\x32\x15.blora.v1.LayerReport\x12\x17\n\x0f\x61pplied_tensors\x18\x08 \x03(\t\x12\x17\n\x0fignored_tensors\x18\t \x03(\t\x12\x16\n\x0enum_disk_bytes\x18\n \x01(\x04\x12\x16\n\x0enum_host_bytes\x18\x0b \x01(\x04\x12\x18\n\x10num_device_bytes\x18\x0c \x01(\x04\x12\x11\n\tnum_pages\x18\r \x01(\x04\"I\n\x0cModuleReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0f\n\x07scaling\x18\x03 \x01(\x01\x12\x0c\n\x04norm\x18\x04 \x01(\x01\")\n\x0bLayerReport\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04norm\x18\x02 \x01(\x01*\x97\x01\n\x10\x41\x64\x61pterEventKind\x12\"\n\x1e\x41\x44\x41PTER_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41\x44\x41PTER_EVENT_KIND_LOADED\x10\x01\x12 \n\x1c\x41\x44\x41PTER_EVENT_KIND_ACTIVATED\x10\x02\x12\x1e\n\x1a\x41\x44\x41PTER_EVENT_KIND_REMOVED\x10\x03\x32\x9b\x05\n\x0e\x41\x64\x61pterService\x12\x43\n\x04Load\x12\x1c.blora.v1.LoadAdapterRequest\x1a\x1d.blora.v1.LoadAdapterResponse\x12L\n\x07Inspect\x12\x1f.blora.v1.InspectAdapterRequest\x1a .blora.v1.InspectAdapterResponse\x12O\n\x08\x41\x63tivate\x12 .blora.v1.ActivateAdapterRequest\x1a!.blora.v1.ActivateAdapterResponse\x12\x43\n\x04Warm\x12\x1c.blora.v1.WarmAdapterRequest\x1a\x1d.blora.v1.WarmAdapterResponse\x12I\n\x06Unload\x12\x1e.blora.v1.UnloadAdapterRequest\x1a\x1f.blora.v1.UnloadAdapterResponse\x12\x45\n\x04List\x12\x1d.blora.v1.ListAdaptersRequest\x1a\x1e.blora.v1.ListAdaptersResponse\x12@\n\x03Get\x12\x1b.blora.v1.GetAdapterRequest\x1a\x1c.blora.v1.GetAdapterResponse\x12@\n\x03Pin\x12\x1b.blora.v1.PinAdapterRequest\x1a\x1c.blora.v1.PinAdapterResponse\x12J\n\x05Watch\x12\x1e.blora.v1.WatchAdaptersRequest\x1a\x1f.blora.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'blora.proto.v1.adapters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ADAPTEREVENTKIND']._serialized_start=2295
+  _globals['_ADAPTEREVENTKIND']._serialized_end=2446
   _globals['_LOADADAPTERREQUEST']._serialized_start=43
   _globals['_LOADADAPTERREQUEST']._serialized_end=107
   _globals['_LOADADAPTERRESPONSE']._serialized_start=109
@@ -44,32 +46,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVATEADAPTERREQUEST']._serialized_end=370
   _globals['_ACTIVATEADAPTERRESPONSE']._serialized_start=372
   _globals['_ACTIVATEADAPTERRESPONSE']._serialized_end=433
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=435
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=471
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=473
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=532
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=534
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=555
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=557
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=616
-  _globals['_GETADAPTERREQUEST']._serialized_start=618
-  _globals['_GETADAPTERREQUEST']._serialized_end=651
-  _globals['_GETADAPTERRESPONSE']._serialized_start=653
-  _globals['_GETADAPTERRESPONSE']._serialized_end=709
-  _globals['_PINADAPTERREQUEST']._serialized_start=711
-  _globals['_PINADAPTERREQUEST']._serialized_end=776
-  _globals['_PINADAPTERRESPONSE']._serialized_start=778
-  _globals['_PINADAPTERRESPONSE']._serialized_end=834
-  _globals['_ADAPTER']._serialized_start=837
-  _globals['_ADAPTER']._serialized_end=1095
-  _globals['_ADAPTERVERSION']._serialized_start=1097
-  _globals['_ADAPTERVERSION']._serialized_end=1194
-  _globals['_ADAPTERREPORT']._serialized_start=1197
-  _globals['_ADAPTERREPORT']._serialized_end=1515
-  _globals['_MODULEREPORT']._serialized_start=1517
-  _globals['_MODULEREPORT']._serialized_end=1590
-  _globals['_LAYERREPORT']._serialized_start=1592
-  _globals['_LAYERREPORT']._serialized_end=1633
-  _globals['_ADAPTERSERVICE']._serialized_start=1636
-  _globals['_ADAPTERSERVICE']._serialized_end=2158
+  _globals['_WARMADAPTERREQUEST']._serialized_start=435
+  _globals['_WARMADAPTERREQUEST']._serialized_end=469
+  _globals['_WARMADAPTERRESPONSE']._serialized_start=471
+  _globals['_WARMADAPTERRESPONSE']._serialized_end=528
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=530
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=581
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=583
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=642
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=644
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=665
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=667
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=726
+  _globals['_GETADAPTERREQUEST']._serialized_start=728
+  _globals['_GETADAPTERREQUEST']._serialized_end=761
+  _globals['_GETADAPTERRESPONSE']._serialized_start=763
+  _globals['_GETADAPTERRESPONSE']._serialized_end=819
+  _globals['_PINADAPTERREQUEST']._serialized_start=821
+  _globals['_PINADAPTERREQUEST']._serialized_end=886
+  _globals['_PINADAPTERRESPONSE']._serialized_start=888
+  _globals['_PINADAPTERRESPONSE']._serialized_end=944
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=946
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=968
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=971
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=1108
+  _globals['_ADAPTERSNAPSHOT']._serialized_start=1110
+  _globals['_ADAPTERSNAPSHOT']._serialized_end=1164
+  _globals['_ADAPTEREVENT']._serialized_start=1166
+  _globals['_ADAPTEREVENT']._serialized_end=1269
+  _globals['_ADAPTER']._serialized_start=1272
+  _globals['_ADAPTER']._serialized_end=1589
+  _globals['_ADAPTERUSAGE']._serialized_start=1592
+  _globals['_ADAPTERUSAGE']._serialized_end=1754
+  _globals['_ADAPTERVERSION']._serialized_start=1756
+  _globals['_ADAPTERVERSION']._serialized_end=1853
+  _globals['_ADAPTERREPORT']._serialized_start=1856
+  _globals['_ADAPTERREPORT']._serialized_end=2174
+  _globals['_MODULEREPORT']._serialized_start=2176
+  _globals['_MODULEREPORT']._serialized_end=2249
+  _globals['_LAYERREPORT']._serialized_start=2251
+  _globals['_LAYERREPORT']._serialized_end=2292
+  _globals['_ADAPTERSERVICE']._serialized_start=2449
+  _globals['_ADAPTERSERVICE']._serialized_end=3116
 # @@protoc_insertion_point(module_scope)

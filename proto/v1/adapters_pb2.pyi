@@ -1,11 +1,23 @@
 # mypy: ignore-errors
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_EVENT_KIND_UNSPECIFIED: _ClassVar[AdapterEventKind]
+    ADAPTER_EVENT_KIND_LOADED: _ClassVar[AdapterEventKind]
+    ADAPTER_EVENT_KIND_ACTIVATED: _ClassVar[AdapterEventKind]
+    ADAPTER_EVENT_KIND_REMOVED: _ClassVar[AdapterEventKind]
+ADAPTER_EVENT_KIND_UNSPECIFIED: AdapterEventKind
+ADAPTER_EVENT_KIND_LOADED: AdapterEventKind
+ADAPTER_EVENT_KIND_ACTIVATED: AdapterEventKind
+ADAPTER_EVENT_KIND_REMOVED: AdapterEventKind
 
 class LoadAdapterRequest(_message.Message):
     __slots__ = ("name", "path", "pinned")
@@ -51,11 +63,25 @@ class ActivateAdapterResponse(_message.Message):
     adapter: Adapter
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
-class UnloadAdapterRequest(_message.Message):
+class WarmAdapterRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class WarmAdapterResponse(_message.Message):
+    __slots__ = ("adapter",)
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
+
+class UnloadAdapterRequest(_message.Message):
+    __slots__ = ("name", "abort")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    abort: bool
+    def __init__(self, name: _Optional[str] = ..., abort: _Optional[bool] = ...) -> None: ...
 
 class UnloadAdapterResponse(_message.Message):
     __slots__ = ("adapter",)
@@ -99,8 +125,40 @@ class PinAdapterResponse(_message.Message):
     adapter: Adapter
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ...) -> None: ...
 
+class WatchAdaptersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchAdaptersResponse(_message.Message):
+    __slots__ = ("revision", "snapshot", "event")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    snapshot: AdapterSnapshot
+    event: AdapterEvent
+    def __init__(self, revision: _Optional[int] = ..., snapshot: _Optional[_Union[AdapterSnapshot, _Mapping]] = ..., event: _Optional[_Union[AdapterEvent, _Mapping]] = ...) -> None: ...
+
+class AdapterSnapshot(_message.Message):
+    __slots__ = ("adapters",)
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
+
+class AdapterEvent(_message.Message):
+    __slots__ = ("kind", "name", "version", "digest")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    kind: AdapterEventKind
+    name: str
+    version: int
+    digest: str
+    def __init__(self, kind: _Optional[_Union[AdapterEventKind, str]] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions")
+    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +172,8 @@ class Adapter(_message.Message):
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_COPIES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     path: str
@@ -127,7 +187,25 @@ class Adapter(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     version: int
     versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ...) -> None: ...
+    usage: AdapterUsage
+    num_copies: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ...) -> None: ...
+
+class AdapterUsage(_message.Message):
+    __slots__ = ("num_requests", "num_prompt_tokens", "num_cached_tokens", "num_generated_tokens", "queue_seconds", "last_used")
+    NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_USED_FIELD_NUMBER: _ClassVar[int]
+    num_requests: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    queue_seconds: float
+    last_used: float
+    def __init__(self, num_requests: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., last_used: _Optional[float] = ...) -> None: ...
 
 class AdapterVersion(_message.Message):
     __slots__ = ("number", "digest", "path", "loaded_at", "active")

@@ -58,6 +58,11 @@ class AdapterServiceStub:
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
                 response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
                 _registered_method=True)
+        self.Warm = channel.unary_unary(
+                '/blora.v1.AdapterService/Warm',
+                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/blora.v1.AdapterService/Unload',
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
@@ -77,6 +82,11 @@ class AdapterServiceStub:
                 '/blora.v1.AdapterService/Pin',
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
                 response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/blora.v1.AdapterService/Watch',
+                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
                 _registered_method=True)
 
 
@@ -120,9 +130,18 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Warm(self, request, context):
+        """Starts to make an adapter resident in the engine's memory, so that its first request need not wait; it may be
+        evicted again. Get tells when it is resident.
+        FAILED_PRECONDITION running requests leave no room for it now
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Unload(self, request, context):
         """Takes the name with all its versions away at once, or one version that is not active, and answers when the requests
-        that use them are finished.
+        that use them are finished, or aborted.
         INVALID_ARGUMENT    the version is the active one of several
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -151,6 +170,16 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """For routers: everything that is loaded, then what happens to it, until the call is cancelled. The first message is a
+        snapshot. Another one follows where a reader was so slow that events are kept no more (1,024 are): it takes the
+        place of all that was known. Events may repeat what a snapshot has. Ends with UNAVAILABLE when the engine ends or
+        drains: call again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -168,6 +197,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.Activate,
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.FromString,
                     response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.SerializeToString,
+            ),
+            'Warm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Warm,
+                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.FromString,
+                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -188,6 +222,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.Pin,
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.FromString,
                     response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +318,33 @@ class AdapterService:
             '/blora.v1.AdapterService/Activate',
             blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
             blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Warm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blora.v1.AdapterService/Warm',
+            blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
+            blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -387,6 +453,33 @@ class AdapterService:
             '/blora.v1.AdapterService/Pin',
             blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
             blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/blora.v1.AdapterService/Watch',
+            blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+            blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -148,6 +148,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.scheduler.pin(digest)
 
+    @precondition(lambda self: self.registered)
+    @rule(data=st.data())
+    def warm(self, data: st.DataObject) -> None:
+        digest = data.draw(st.sampled_from(sorted(self.registered)))
+        if self.residency.warm(digest):
+            assert self.residency.is_resident(digest) or self.residency.is_copying
+
     @rule()
     def step_that_is_interrupted(self) -> None:
         """Neither its copies nor its rows were run, and nobody commits it."""

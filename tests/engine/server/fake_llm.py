@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.composition import read_adapters
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
-from blora.engine.outputs import AdapterInfo, AdapterVersion, CompletionOutput, EngineInfo, Logprob, RequestOutput
+from blora.engine.outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterSnapshot,
+    AdapterUsage,
+    AdapterVersion,
+    CompletionOutput,
+    EngineInfo,
+    Logprob,
+    RequestOutput,
+)
 from blora.engine.server.backend import Backend
 from blora.engine.server.server import Server
 from blora.proto.client import Client
@@ -34,7 +44,7 @@ REPORT = AdapterReport(
 def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
     return AdapterInfo(
         name=name, digest="ab" * 32, path=path, ranks=(4, 8), modules=("q_proj",), num_bytes=1 << 40, num_pages=3,
-        warnings=("all weights are zero",), version=2,
+        warnings=("all weights are zero",), version=2, usage=AdapterUsage(1, 2, 3, 4, 0.5, 6.0), num_copies=7,
         versions=(AdapterVersion(1, "cd" * 32, path, 1e9, False), AdapterVersion(2, "ab" * 32, path, 2e9, True)),
     )  # fmt: skip
 
@@ -181,8 +191,17 @@ class FakeLLM:
         self.adapters[name] = replace(await self.get_adapter(name), version=version)
         return self.adapters[name]
 
-    async def unload_adapter(self, name: str) -> AdapterInfo:
-        info = await self.get_adapter(name)
+    async def warm_adapter(self, name: str) -> AdapterInfo:
+        self.adapters[name] = replace(await self.get_adapter(name), resident=True)
+        return self.adapters[name]
+
+    async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        yield AdapterSnapshot(6, tuple(await self.list_adapters()))
+        yield AdapterEvent(7, "removed", "alice", 2, "ab" * 32)
+        await self.resume.wait()
+
+    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
+        info = replace(await self.get_adapter(name), num_requests=0 if abort else 3)
         del self.adapters[name]
         return info
 

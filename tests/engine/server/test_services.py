@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
-from blora.engine.outputs import AdapterInfo, AdapterVersion, EngineInfo
+from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, AdapterVersion, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
 from blora.engine.validator import UNSERVED
@@ -31,7 +31,10 @@ def test_an_adapters_life():
         assert client.pin_adapter("bob").pinned
         assert client.get_adapter("bob").name == "bob"
         assert client.activate_adapter("bob", 1).version == 1
-        assert client.unload_adapter("bob").name == "bob"
+        assert client.warm_adapter("bob").resident
+        assert client.unload_adapter("bob", abort=True).num_requests == 0
+        assert client.load_adapter("bob", "/adapters/bob").name == "bob"
+        assert client.unload_adapter("bob").num_requests == 3
         assert [adapter.name for adapter in client.list_adapters()] == ["alice"]
 
     ask(question)
@@ -48,6 +51,20 @@ def test_what_is_known_of_an_adapter():
     assert list(adapter.ranks) == [4, 8] and list(adapter.modules) == ["q_proj"]
     assert [(kept.number, kept.active) for kept in adapter.versions] == [(1, False), (2, True)]
     assert adapter.num_bytes == 1 << 40 and list(adapter.warnings) == ["all weights are zero"]
+
+
+def test_a_router_gets_a_snapshot_and_then_events():
+    def question(client):
+        call = client.watch_adapters()
+        news = [next(call), next(call)]
+        call.cancel()
+        return news
+
+    first, second = ask(question)
+    assert (first.revision, second.revision) == (6, 7)
+    assert [adapter.name for adapter in first.snapshot.adapters] == ["alice"]
+    assert second.event.kind == adapters_pb2.ADAPTER_EVENT_KIND_REMOVED
+    assert (second.event.name, second.event.version, second.event.digest) == ("alice", 2, "ab" * 32)
 
 
 def test_a_report_comes_with_a_load_and_without_one():
@@ -119,6 +136,8 @@ def test_abort_passes_the_ids_on():
     [
         (adapters_pb2.Adapter, AdapterInfo, {"report"}),
         (adapters_pb2.AdapterVersion, AdapterVersion, set()),
+        (adapters_pb2.AdapterUsage, AdapterUsage, set()),
+        (adapters_pb2.AdapterEvent, AdapterEvent, {"revision"}),
         (adapters_pb2.AdapterReport, AdapterReport, set()),
         (adapters_pb2.ModuleReport, ModuleReport, set()),
         (adapters_pb2.LayerReport, LayerReport, set()),
