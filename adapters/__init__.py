@@ -3,6 +3,7 @@
 This module imports no torch, because the front end needs the registry; `device_pool`, `lora` and `reference` do.
 """
 
+from .adapter_text import AdapterText, AddedToken
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
@@ -16,7 +17,9 @@ __all__ = [
     "AdapterNotFound",
     "AdapterRejected",
     "AdapterReport",
+    "AdapterText",
     "AdapterTooLarge",
+    "AddedToken",
     "Checkpoint",
     "ImageTable",
     "Registry",

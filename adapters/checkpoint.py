@@ -9,11 +9,13 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import safetensors
 
+from .adapter_text import AdapterText, TextError, encode_text, read_adapter_text
 from .errors import AdapterRejected
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .targets import TargetModule
@@ -44,13 +46,14 @@ class LoRAModule:
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     path: str
-    digest: str  # sha256 over both files
+    digest: str  # sha256 over both files, and over the text if there is any
     modules: tuple[LoRAModule, ...]  # in the order of the model's targets
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     kind: str = "LoRA"
     tensor_names: tuple[str, ...] = ()  # of the file, all of them applied
     num_bytes: int = 0  # of both files
+    text: AdapterText = AdapterText()
 
 
 def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequence[Path] | None = None) -> Checkpoint:
@@ -64,23 +67,25 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
         config = parse_config(config_bytes)
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
+        text = read_adapter_text(partial(_read_optional, folder, roots))
     except ConfigError as error:
         raise AdapterRejected(source, error.problems) from error
-    except _Unreadable as error:
+    except (_Unreadable, TextError) as error:
         raise AdapterRejected(source, [str(error)]) from error
     modules, problems = _match(tensors, config, targets)
     if problems:
         raise AdapterRejected(source, problems)
-    digest = hashlib.sha256(hashlib.sha256(config_bytes).digest() + hashlib.sha256(weights).digest()).hexdigest()
+    parts = [config_bytes, weights] if text.is_empty else [config_bytes, weights, encode_text(text)]
     return Checkpoint(
         path=source,
-        digest=digest,
+        digest=hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest(),
         modules=modules,
         warnings=_warnings(config, modules, targets),
         kind=config.kind,
         tensor_names=tuple(sorted(tensors)),
         num_bytes=len(config_bytes) + len(weights),
         invocation_tokens=config.invocation_tokens,
+        text=text,
     )
 
 
@@ -114,6 +119,11 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
     if len(content) != state.st_size:
         raise _Unreadable(f"{path.name} changed while it was read")
     return content
+
+
+def _read_optional(folder: Path, roots: Sequence[Path] | None, name: str, max_bytes: int) -> bytes | None:
+    path = folder / name
+    return _read_file(path, max_bytes, roots) if os.path.lexists(path) else None
 
 
 def _open_resolved(path: str, flags: int) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .adapter_text import AdapterText
 from .checkpoint import Array, Checkpoint
 from .errors import AdapterTooLarge
 
@@ -67,6 +68,7 @@ class ImageTable:
     modules: tuple[PackedModule, ...]
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
+    text: AdapterText = AdapterText()
 
     @property
     def num_bytes(self) -> int:
@@ -107,6 +109,7 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
         modules=tuple(modules),
         warnings=checkpoint.warnings,
         invocation_tokens=checkpoint.invocation_tokens,
+        text=checkpoint.text,
     )
     return AdapterImage(table, pages)
 

@@ -79,7 +79,7 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
     )
     return AdapterReport(
         path=checkpoint.path,
-        warnings=checkpoint.warnings,
+        warnings=table.warnings,
         kind=checkpoint.kind,
         digest=checkpoint.digest,
         modules=modules,

@@ -6,13 +6,14 @@ Reads no file and imports no torch.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, Version, base_name, is_valid_name
 
+from .adapter_tokenizers import AdapterTokenizers
 from .errors import InvalidRequest
 from .outputs import (
     AdapterEvent,
@@ -23,6 +24,7 @@ from .outputs import (
     LoRARequest,
     RequestMetrics,
 )
+from .tokenizer import Tokenizer
 from .validator import Facts, is_encodable
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,14 @@ class NamedAdapter:
 class AdapterCatalog:
     """An adapter is named "name", which means its active version, or "name@2"."""
 
-    def __init__(self, facts: Facts, max_versions: int) -> None:
+    def __init__(self, facts: Facts, max_versions: int, tokenizer: Tokenizer) -> None:
         self._facts = facts
         self._registry = Registry(max_versions)
         self._tables: dict[str, ImageTable] = {}  # by digest
         self._usage: dict[str, AdapterUsage] = {}  # by name
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
+        self._tokenizers = AdapterTokenizers(tokenizer, facts.vocab_size)
 
     # What is asked for.
 
@@ -91,6 +94,12 @@ class AdapterCatalog:
         """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
         if num_pages + 1 > self._facts.num_pages:
             raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
+
+    def add_text(self, path: str, table: ImageTable) -> ImageTable:
+        """Takes in what an adapter says about text, until `forget`; warnings come into its table. Raises
+        AdapterRejected."""
+        warnings = self._tokenizers.add(path, table.digest, table.text)
+        return replace(table, warnings=(*table.warnings, *warnings)) if warnings else table
 
     def check_report(self, report: AdapterReport) -> AdapterReport:
         """A report that says, too, whether the adapter fits into the engine's memory."""
@@ -131,6 +140,7 @@ class AdapterCatalog:
         """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
         if not self.is_published(digest):
             self._tables.pop(digest, None)
+            self._tokenizers.forget(digest)
 
     def is_published(self, digest: str) -> bool:
         """Whether any version means it; what none means is to be unloaded."""
@@ -189,6 +199,14 @@ class AdapterCatalog:
         )
 
     # What is known.
+
+    def tokenizer_of(self, digests: Sequence[str]) -> Tokenizer:
+        """What a request for these adapters uses. Raises InvalidRequest for adapters that add different tokens."""
+        return self._tokenizers.of(digests)
+
+    @property
+    def base_tokenizer(self) -> Tokenizer:
+        return self._tokenizers.base
 
     def table_of(self, digest: str) -> ImageTable:
         return self._tables[digest]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from blora.adapters import AdapterRejected
+from blora.adapters.adapter_text import MAX_FILE_BYTES
 
-FILES = ["adapter_config.json", "adapter_model.safetensors"]
+FILES = ["adapter_config.json", "adapter_model.safetensors", *MAX_FILE_BYTES]
 
 
 def resolve_adapter(path: str) -> Path:

@@ -22,7 +22,7 @@ from .adapter_catalog import AdapterCatalog
 from .adapter_reader import AdapterReader
 from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
-from .composition import Adapter
+from .composition import Adapter, read_adapters
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .frames import (
@@ -467,19 +467,20 @@ class AsyncLLM:
         path, table, descriptor = order.path, packed.table, packed.descriptor
         try:
             self._adapters.check_size(path, table.num_pages)
+            table = self._adapters.add_text(path, table)
             await self._require_engine().send_with(LoadAdapter(table), descriptor)
-        except ChannelClosed:
+        except BaseException as error:
             os.close(descriptor)
-            raise EngineUnavailable("the engine ended unexpectedly") from None
-        except BaseException:
-            os.close(descriptor)
+            self._adapters.forget(table.digest)
+            if isinstance(error, ChannelClosed):
+                raise EngineUnavailable("the engine ended unexpectedly") from None
             raise
         self._keep_image(table, descriptor)
         self._let_go(self._adapters.publish(name, path, table))
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
-        return packed.report
+        return replace(packed.report, warnings=table.warnings)
 
     def _keep_image(self, table: ImageTable, descriptor: int) -> None:
         known = self._images.pop(table.digest, None)
@@ -635,8 +636,8 @@ class AsyncLLM:
         priority: int = 0,
         tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """`generate` for a conversation, put into the model's chat template."""
-        prompt: Prompt = {"prompt_token_ids": self.encode_chat(messages)}
+        """`generate` for a conversation, put into the chat template of its adapter, or of the model."""
+        prompt: Prompt = {"messages": messages}
         outputs = self.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
         )
@@ -644,12 +645,9 @@ class AsyncLLM:
             async for output in outputs:
                 yield output
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
-        return self._front_end.encode_chat(messages, add_generation_prompt)
-
-    def get_tokenizer(self) -> Tokenizer:
-        return self._front_end.tokenizer
+    def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
+        """What prompts for these adapters, which have to be loaded, are encoded with."""
+        return self._front_end.tokenizer_of(read_adapters(lora_request))
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling

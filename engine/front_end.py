@@ -31,12 +31,21 @@ from .validator import (
     resolve_max_tokens,
 )
 
+# What a prompt that is a dict holds one of -> what may go with it.
+PROMPT_FORMS: dict[str, tuple[str, ...]] = {
+    "prompt": (),
+    "prompt_token_ids": (),
+    "messages": ("add_generation_prompt",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A call in which nothing is wrong; its adapters may be still to load."""
 
-    text: str | None  # None for tokens
+    prompt: Prompt
+    tokenizer: Tokenizer  # that `text` and `token_ids` were made by
+    text: str | None  # None for tokens and for a conversation
     token_ids: list[int]
     salt: bytes
     sampling: SamplingParams
@@ -61,11 +70,10 @@ class FrontEnd:
         facts: Facts,
         config: EngineConfig,
     ) -> None:
-        self.tokenizer = tokenizer
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
-        self.adapters = AdapterCatalog(facts, config.max_adapter_versions)
-        self.outputs = OutputProcessor(tokenizer, self._count)
+        self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
+        self.outputs = OutputProcessor(self._count)
         self._config = config
         self._seeds = random.Random(config.seed)  # None seeds from the system
         self._next_id = 0
@@ -84,8 +92,9 @@ class FrontEnd:
         check_sampling(sampling, self.facts)
         sampling = as_plain(sampling)
         adapters = self._check_adapters(call.adapter)
-        text, token_ids, salt = self._read_prompt(call.prompt)
-        checked = Checked(text, token_ids, salt, sampling, adapters, priority, tenant)
+        tokenizer = self.tokenizer_of(adapters)
+        text, token_ids, salt = self._read_prompt(call.prompt, tokenizer)
+        checked = Checked(call.prompt, tokenizer, text, token_ids, salt, sampling, adapters, priority, tenant)
         self._resolve_max_tokens(checked, set())  # what it cannot be with whatever adapter
         return checked
 
@@ -122,6 +131,7 @@ class FrontEnd:
         """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
         adapters, or does not invoke one that has to be invoked; changes nothing but the id count."""
         sampling, uses = call.sampling, self._resolve(call.adapters)
+        call = self._read_again(call, self.adapters.tokenizer_of([digest for digest, _ in uses]))
         max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
         activation = find_activation([self.adapters.table_of(digest) for digest, _ in uses], call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
@@ -135,7 +145,7 @@ class FrontEnd:
                 max_tokens=max_tokens,
                 seed=seed,
                 sample_index=index,
-                eos_token_ids=self.defaults.eos_token_ids,
+                eos_token_ids=self._eos_token_ids(call.tokenizer),
                 adapters=uses,
                 activation=activation,
                 priority=call.priority,
@@ -149,8 +159,17 @@ class FrontEnd:
         label = str(ids[0]) if request_id is None else request_id
         lora_request = call.adapters if len(call.adapters) > 1 else next(iter(call.adapters), None)
         names = [base_name(request.lora_name) for request in call.adapters]
-        named = tuple((name, digest) for name, (digest, _) in zip(names, uses, strict=True))
-        user = UserRequest(label, call.text, call.token_ids, sampling, lora_request, sampling.output_kind, ids, named)
+        user = UserRequest(
+            request_id=label,
+            prompt=call.text,
+            prompt_token_ids=call.token_ids,
+            sampling=sampling,
+            lora_request=lora_request,
+            output_kind=sampling.output_kind,
+            sample_ids=ids,
+            tokenizer=call.tokenizer,
+            adapters=tuple((name, digest) for name, (digest, _) in zip(names, uses, strict=True)),
+        )
         return Prepared(user, requests)
 
     def _count(self, user: UserRequest) -> None:
@@ -168,33 +187,54 @@ class FrontEnd:
         for entry in prepared:
             self.outputs.add(entry.user)
 
-    def _read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int], bytes]:
-        """Text (None for tokens), token ids, cache salt."""
+    def _read_again(self, call: Checked, tokenizer: Tokenizer) -> Checked:
+        """An adapter that was loaded since the call was checked may read its prompt differently."""
+        if tokenizer is call.tokenizer:
+            return call
+        text, token_ids, _ = self._read_prompt(call.prompt, tokenizer)
+        return replace(call, tokenizer=tokenizer, text=text, token_ids=token_ids)
+
+    def _read_prompt(self, prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int], bytes]:
+        """Text (None for tokens and conversations), token ids, cache salt."""
         if not isinstance(prompt, Mapping):
-            return *self._read_text_or_tokens(prompt), b""
-        is_one_of_two = ("prompt" in prompt) != ("prompt_token_ids" in prompt)
-        if not is_one_of_two or set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}:
-            raise InvalidRequest("prompt", "give either 'prompt' or 'prompt_token_ids', and 'cache_salt' if wanted")
+            return *self._read_text_or_tokens(prompt, tokenizer), b""
+        forms = [name for name in PROMPT_FORMS if name in prompt]
+        if len(forms) != 1 or set(prompt) - {*forms, *PROMPT_FORMS[forms[0]], "cache_salt"}:
+            raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
+        salt = check_salt(prompt.get("cache_salt"))
+        if "messages" in prompt:
+            add_generation_prompt = bool(prompt.get("add_generation_prompt", True))
+            return None, self._encode_chat(prompt["messages"], add_generation_prompt, tokenizer), salt
         if isinstance(prompt.get("prompt_token_ids"), str):
             raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
-        salt = check_salt(prompt.get("cache_salt"))
-        return *self._read_text_or_tokens(prompt.get("prompt", prompt.get("prompt_token_ids"))), salt
+        return *self._read_text_or_tokens(prompt[forms[0]], tokenizer), salt
 
-    def _read_text_or_tokens(self, prompt: Any) -> tuple[str | None, list[int]]:
+    def _read_text_or_tokens(self, prompt: Any, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(check_text(prompt, self.facts))
+            return prompt, tokenizer.encode(check_text(prompt, self.facts))
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             if len(prompt) > self.facts.max_model_len:  # before it is copied
                 raise InvalidRequest("prompt", f"{len(prompt)} tokens, at most {self.facts.max_model_len} are taken")
             return None, list(prompt)
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The prompt of a conversation, in the model's chat template. Raises InvalidRequest."""
+    def _encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool, tokenizer: Tokenizer) -> list[int]:
         check_messages(messages, self.facts)
-        text = check_text(self.tokenizer.apply_chat_template(messages, add_generation_prompt), self.facts)
+        text = check_text(tokenizer.apply_chat_template(messages, add_generation_prompt), self.facts)
         # Templates write the special tokens themselves; a second BOS harms the answer.
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def tokenizer_of(self, requests: Sequence[LoRARequest]) -> Tokenizer:
+        """What requests for these adapters use; of those that are still to be loaded nothing is known yet."""
+        loaded = [request.lora_name for request in requests if not self.adapters.is_to_load(request)]
+        return self.adapters.tokenizer_of(list(map(self.adapters.resolve, loaded)))
+
+    def _eos_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The model's own, and the one that an adapter was trained to end with."""
+        eos = None if tokenizer is self.adapters.base_tokenizer else tokenizer.eos_token_id
+        if eos is None or eos >= self.facts.vocab_size:
+            return self.defaults.eos_token_ids
+        return self.defaults.eos_token_ids | {eos}
 
     def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
         """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""

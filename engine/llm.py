@@ -22,7 +22,7 @@ from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 from .adapter_catalog import NamedAdapter
 from .adapter_source import resolve_adapter
 from .batch import Conversation, Prompt, conversations, pair_up
-from .composition import Adapter
+from .composition import Adapter, read_adapters
 from .core import EngineCore
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
@@ -144,9 +144,10 @@ class LLM:
         add_generation_prompt: bool = True,
         tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
-        """`generate` for conversations, put into the model's chat template. One conversation or a list of them."""
+        """`generate` for conversations, put into the chat template of their adapter, or of the model where it has none.
+        One conversation or a list of them."""
         prompts: list[Prompt] = [
-            {"prompt_token_ids": self._front_end.encode_chat(conversation, add_generation_prompt)}
+            {"messages": conversation, "add_generation_prompt": add_generation_prompt}
             for conversation in conversations(messages)
         ]
         return self.generate(prompts, sampling_params, lora_request, use_tqdm, priority, tenant)
@@ -203,9 +204,10 @@ class LLM:
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
         self._adapters.check_size(str(path), image.table.num_pages)
-        self._core.load_adapter(image.table, torch.from_numpy(image.pages))
-        self._let_go(self._adapters.publish(name, str(path), image.table))
-        return replace(self.get_adapter(name), report=report_of(checkpoint, image.table))
+        table = self._adapters.add_text(str(path), image.table)
+        self._core.load_adapter(table, torch.from_numpy(image.pages))
+        self._let_go(self._adapters.publish(name, str(path), table))
+        return replace(self.get_adapter(name), report=report_of(checkpoint, table))
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """What loading a PEFT folder or hub id would come to; loads nothing. What is wrong with it stands in the
@@ -285,8 +287,9 @@ class LLM:
 
     # Facts.
 
-    def get_tokenizer(self) -> Tokenizer:
-        return self._front_end.tokenizer
+    def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
+        """What prompts for these adapters, which have to be loaded, are encoded with."""
+        return self._front_end.tokenizer_of(read_adapters(lora_request))
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling

@@ -51,6 +51,7 @@ class UserRequest:
     lora_request: LoRAUse
     output_kind: RequestOutputKind
     sample_ids: list[int]  # the engine's ids, one per sample
+    tokenizer: Tokenizer  # the model's or its adapters'
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     samples: list[_Sample] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None
@@ -65,9 +66,8 @@ class UserRequest:
 
 
 class OutputProcessor:
-    def __init__(self, tokenizer: Tokenizer, on_end: Callable[[UserRequest], None]) -> None:
+    def __init__(self, on_end: Callable[[UserRequest], None]) -> None:
         """on_end: told once of every request that was added, when none of its samples is unfinished any more."""
-        self._tokenizer = tokenizer
         self._on_end = on_end
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
@@ -76,7 +76,7 @@ class OutputProcessor:
         sampling = request.sampling
         for index, sample_id in enumerate(request.sample_ids):
             detokenizer = (
-                Detokenizer(self._tokenizer, request.prompt_token_ids, sampling) if sampling.detokenize else None
+                Detokenizer(request.tokenizer, request.prompt_token_ids, sampling) if sampling.detokenize else None
             )
             sample = _Sample(index, detokenizer)
             request.samples.append(sample)
@@ -150,12 +150,12 @@ class OutputProcessor:
         if sample.index == 0:  # the others find what the first has just computed
             request.num_cached_tokens = update.num_cached_tokens
         if request.prompt_logprobs is not None:
-            request.prompt_logprobs += [self._named(entry) for entry in update.prompt_logprobs]
+            request.prompt_logprobs += [_named(entry, request.tokenizer) for entry in update.prompt_logprobs]
         num_used = self._add_text(request, sample, update)
         _measure(request.metrics, sample, update, num_used)
         sample.token_ids += update.token_ids[:num_used]
         for entry in update.logprobs[:num_used]:
-            sample.logprobs.append(self._named(entry))
+            sample.logprobs.append(_named(entry, request.tokenizer))
             sample.cumulative_logprob += entry.logprobs[0]
         stop_string = None if sample.detokenizer is None else sample.detokenizer.stop_string
         sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_token_id
@@ -175,12 +175,6 @@ class OutputProcessor:
         if update.finish_reason is not None:
             detokenizer.finish()
         return num_used
-
-    def _named(self, entry: TokenLogprob) -> dict[int, Logprob]:
-        return {
-            token_id: Logprob(logprob, rank, self._tokenizer.decode_token(token_id))
-            for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True)
-        }
 
     def _output(self, request: UserRequest) -> RequestOutput:
         is_delta = request.output_kind is RequestOutputKind.DELTA
@@ -220,6 +214,13 @@ class OutputProcessor:
             lora_request=request.lora_request,
             error=sample.error,
         )
+
+
+def _named(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[int, Logprob]:
+    return {
+        token_id: Logprob(logprob, rank, tokenizer.decode_token(token_id))
+        for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True)
+    }
 
 
 def _measure(metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int) -> None:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import nodes
+from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
+
+from blora.adapters import AddedToken
+from blora.adapters.adapter_text import template_of
 
 from .errors import InvalidRequest
 from .model.config import UnsupportedModel, read_json
@@ -26,14 +29,59 @@ NUM_CONTEXT_TOKENS = 8  # of the prompt, shown to a decode stream: enough for sp
 
 
 class Tokenizer:
-    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], chat_template: str | None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        config: Mapping[str, Any],
+        chat_template: str | None,
+        added_tokens: tuple[AddedToken, ...] = (),
+    ) -> None:
+        """added_tokens: what an adapter has added to the model's tokenizer, in `backend` already."""
         self._backend = backend
         self._config = config
-        self._chat_template = chat_template
+        self.chat_template = chat_template
+        self.added_tokens = added_tokens
         backend.no_truncation()
         backend.no_padding()
-        added = backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added: dict[int, tokenizers.AddedToken] = dict(backend.get_added_tokens_decoder())
+        self._special_ids = frozenset(token_id for token_id, token in self._added.items() if token.special)
+
+    def derive(
+        self,
+        added_tokens: tuple[AddedToken, ...],
+        special_tokens: Mapping[str, str],
+        chat_template: str | None,
+        twin: "Tokenizer | None" = None,
+    ) -> "Tokenizer":
+        """This tokenizer with an adapter's text. twin: one that has the same added tokens, which is not copied then.
+
+        Raises ValueError for tokens that cannot have their ids and for a template that is no program.
+        """
+        backend = self._backend if twin is None else twin._backend
+        if added_tokens and twin is None:
+            backend = _extended(backend, added_tokens)
+        template = self.chat_template if chat_template is None else chat_template
+        derived = Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
+        derived.compile_template()
+        return derived
+
+    def compile_template(self) -> Any:
+        """Raises ValueError for a chat template that is no program."""
+        try:
+            return self._template
+        except TemplateError as error:
+            raise ValueError(f"the chat template is not valid: {error}") from error
+
+    def has_added(self, token_id: int, content: str) -> bool:
+        """Whether this is one of the added tokens."""
+        token = self._added.get(token_id)
+        return token is not None and token.content == content
+
+    def token_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def token(self, token_id: int) -> str | None:
+        return self._backend.id_to_token(token_id)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         # encode_batch gives the GIL back while it works, encode does not, so that other threads of a user's go on.
@@ -42,7 +90,7 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        token = self._special_tokens.get("eos_token")
+        token = self.special_tokens.get("eos_token")
         return None if token is None else self._backend.token_to_id(token)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -57,7 +105,7 @@ class Tokenizer:
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation. Raises InvalidRequest when the template refuses it or there is none."""
-        if self._chat_template is None:
+        if self.chat_template is None:
             raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
         try:
             return str(
@@ -66,7 +114,7 @@ class Tokenizer:
                     tools=None,
                     documents=None,
                     add_generation_prompt=add_generation_prompt,
-                    **self._special_tokens,
+                    **self.special_tokens,
                 )
             )
         except Exception as error:  # a template is a program of the model's, and may fail in any way
@@ -81,12 +129,24 @@ class Tokenizer:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         # Jinja's own escapes HTML.
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-        return environment.from_string(self._chat_template or "")
+        return environment.from_string(self.chat_template or "")
 
     @cached_property
-    def _special_tokens(self) -> dict[str, str]:
+    def special_tokens(self) -> dict[str, str]:
         names = [name for name in self._config if name.endswith("_token")]
         return {name: _content(self._config[name]) for name in names if self._config[name]}
+
+
+def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
+    """A copy with more tokens. Raises ValueError for one that comes to stand elsewhere: ids follow one another."""
+    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    for token in added_tokens:
+        flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+        added = tokenizers.AddedToken(token.content, **flags)
+        (copy.add_special_tokens if token.special else copy.add_tokens)([added])
+        if copy.token_to_id(token.content) != token.id:
+            raise ValueError(f"added token {token.content!r:.80} ({token.id}) leaves out ids before it")
+    return copy
 
 
 class _Generation(Extension):
@@ -160,7 +220,7 @@ def load_tokenizer(model: Path) -> Tokenizer:
     if model.is_dir() and (model / "tokenizer.json").exists():
         config = _read_json(model / "tokenizer_config.json")
         template_file = model / "chat_template.jinja"
-        template = template_file.read_text() if template_file.exists() else _template_of(config)
+        template = template_file.read_text() if template_file.exists() else template_of(config)
         return Tokenizer(_fast_tokenizer(model / "tokenizer.json"), config, template)
     return _convert(model)
 
@@ -182,17 +242,7 @@ def _convert(model: Path) -> Tokenizer:
     except Exception as error:  # each kind of tokenizer fails in its own way
         raise UnsupportedModel(f"{model} holds no tokenizer that transformers can convert: {error}") from error
     config = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
-    return Tokenizer(slow.backend_tokenizer, config, _template_of({"chat_template": slow.chat_template}))
-
-
-def _template_of(config: Mapping[str, Any]) -> str | None:
-    """Some models name several templates; "default" is the one for plain conversations."""
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+    return Tokenizer(slow.backend_tokenizer, config, template_of({"chat_template": slow.chat_template}))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Every method but `drain` and `shutdown` may raise EngineUnavailable; `generate` 
 the first step of its iteration. Knows no wire.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Protocol
 
 from blora.adapters.report import AdapterReport
@@ -40,9 +40,6 @@ class Backend(Protocol):
     async def abort(self, request_id: str | Iterable[str]) -> None: ...
 
     def get_default_sampling_params(self) -> SamplingParams: ...
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Raises InvalidRequest when the model has no chat template, or its template refuses the messages."""
 
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
         """With a report."""

@@ -4,7 +4,7 @@ It checks what only the wire can get wrong: bytes that are no message, a missing
 values make sense is asked by the engine's validator, which in-process callers meet too.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -70,10 +70,9 @@ def generate_call(
     request: generation_pb2.GenerateRequest,
     defaults: SamplingParams,
     output_kind: RequestOutputKind,
-    encode_chat: Callable[[list[dict[str, str]]], list[int]],
 ) -> GenerateCall:
     return GenerateCall(
-        prompt=_prompt(request, encode_chat),
+        prompt=_prompt(request),
         sampling_params=replace(defaults, **_given(request.sampling), output_kind=output_kind),
         label=_label(request.request_id),
         adapter=_adapter(request),
@@ -81,9 +80,7 @@ def generate_call(
     )
 
 
-def _prompt(
-    request: generation_pb2.GenerateRequest, encode_chat: Callable[[list[dict[str, str]]], list[int]]
-) -> dict[str, Any]:
+def _prompt(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
     salt = {"cache_salt": request.cache_salt} if request.cache_salt else {}
     match request.WhichOneof("prompt"):
         case "text":
@@ -91,7 +88,7 @@ def _prompt(
         case "token_ids":
             return {"prompt_token_ids": list(_bounded("token_ids", request.token_ids.ids)), **salt}
         case "chat":
-            return {"prompt_token_ids": encode_chat(_messages(request.chat)), **salt}
+            return {"messages": _messages(request.chat), **salt}
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
 
 

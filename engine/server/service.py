@@ -60,7 +60,7 @@ class GenerationServicer:
         self, request: generation_pb2.GenerateRequest, tenant: str, kind: RequestOutputKind
     ) -> AsyncGenerator[RequestOutput, None]:
         backend = self._get_backend()
-        call = convert.generate_call(request, backend.get_default_sampling_params(), kind, backend.encode_chat)
+        call = convert.generate_call(request, backend.get_default_sampling_params(), kind)
         return backend.generate(
             call.prompt,
             call.sampling_params,

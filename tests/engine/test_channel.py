@@ -10,8 +10,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from blora.adapters import ImageTable, TargetModule
+from blora.adapters import AdapterReport, AdapterText, AddedToken, ImageTable, TargetModule
 from blora.adapters.image import Chunk, PackedModule
+from blora.adapters.report import ModuleReport
 from blora.engine import frames
 from blora.engine.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.config import EngineConfig
@@ -42,7 +43,9 @@ PACKED = PackedModule(
     ((Chunk(0, 64, 0, 2),), (Chunk(0, 1088, 0, 1),)),
     ((Chunk(1, 0, 0, 1), Chunk(2, 0, 1, 1)), (Chunk(2, 64, 0, 2),)),
 )
-TABLE = ImageTable("digest", "bfloat16", 3, 4096, (PACKED,), ("a warning",))
+TEXT = AdapterText((AddedToken(7, "<x>", special=True),), (("eos_token", "<x>"),), "{{ x }}")
+TABLE = ImageTable("digest", "bfloat16", 3, 4096, (PACKED,), ("a warning",), invocation_tokens=(5, 6), text=TEXT)
+REPORT = AdapterReport("/a", ("why",), modules=(ModuleReport("m.q_proj", 4, 0.5, 1.25),))
 REQUEST = Request(
     request_id=2**62,
     prompt_token_ids=[1, 2, 3],
@@ -52,6 +55,7 @@ REQUEST = Request(
     sample_index=2,
     eos_token_ids=frozenset({7, 9}),
     adapters=(("d1", 1.0), ("d2", -0.5)),
+    activation=2,
     priority=-3,
     cache_salt=b"\xff\0",
     leader=4,
@@ -71,6 +75,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.LoadAdapter: [frames.LoadAdapter(TABLE)],
     frames.UnloadAdapter: [frames.UnloadAdapter("digest")],
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
+    frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
     frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
@@ -81,10 +86,12 @@ MESSAGES: dict[type, list[Any]] = {
         frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096)
         for roots in (None, ["/r"])
     ],
-    frames.AdapterRead: [frames.AdapterRead(TABLE)],
+    frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT)],
     frames.AdapterUnreadable: [frames.AdapterUnreadable(["r: 0", "tensor x"])],
 }
-UNIONS = (frames.ToEngine, frames.FromEngine, frames.FromLoader, frames.ReadAdapter)
+MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MESSAGES[frames.ReadAdapter]]
+MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
+UNIONS = (frames.ToEngine, frames.FromEngine, frames.FromLoader, frames.ToLoader)
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 
 

@@ -100,12 +100,6 @@ class FakeLLM:
     def get_default_sampling_params(self) -> SamplingParams:
         return SamplingParams(temperature=0.6, top_k=20)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        if messages[0]["role"] == "refused":
-            raise InvalidRequest("messages", "the chat template refuses them")
-        text = "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
-        return [ord(character) for character in text]
-
     async def generate(
         self,
         prompt: Any,
@@ -225,7 +219,16 @@ class FakeLLM:
 
 
 def _token_ids(prompt: Any) -> list[int]:
+    if "messages" in prompt:
+        return _encode_chat(prompt["messages"])
     return list(prompt["prompt_token_ids"]) if "prompt_token_ids" in prompt else [ord(c) for c in prompt["prompt"]]
+
+
+def _encode_chat(messages: Sequence[Mapping[str, str]]) -> list[int]:
+    if messages[0]["role"] == "refused":
+        raise InvalidRequest("messages", "the chat template refuses them")
+    text = "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+    return [ord(character) for character in text]
 
 
 def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: SamplingParams) -> Any:

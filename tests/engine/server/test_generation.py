@@ -236,10 +236,10 @@ def test_adapter_priority_and_salt():
     assert (second["adapter"], second["prompt"]) == (None, {"prompt_token_ids": [1]})
 
 
-def test_a_conversation_is_rendered_and_gets_no_second_bos():
+def test_a_conversation_is_left_to_the_engine_which_knows_the_adapters_template():
     llm = FakeLLM()
     ask(lambda client: client.generate([{"role": "user", "content": "Hi"}], max_tokens=1), llm)
-    assert "".join(map(chr, llm.requests[0]["prompt"]["prompt_token_ids"])) == "<user>Hi<assistant>"
+    assert llm.requests[0]["prompt"] == {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,6 @@ def test_a_conversation_is_rendered_and_gets_no_second_bos():
         generation_pb2.GenerateRequest(),
         generation_pb2.GenerateRequest(chat=generation_pb2.ChatMessages()),
         generation_pb2.GenerateRequest(chat={"messages": [{"content": "no role"}]}),
-        generation_pb2.GenerateRequest(chat={"messages": [{"role": "refused"}]}),
         generation_pb2.GenerateRequest(text="a", request_id="x" * 129),
         generation_pb2.GenerateRequest(text="a", request_id="new\nline"),
         generation_pb2.GenerateRequest(token_ids={"ids": [0] * (convert.MAX_ITEMS + 1)}),
@@ -390,5 +389,5 @@ def test_adapters_that_cannot_be_meant_are_refused(fields, field):
 
 def test_an_adapter_use_without_a_scale_has_scale_one():
     request = generation_pb2.GenerateRequest(text="x", adapters=[{"name": "a"}, {"name": "b", "scale": 0.0}])
-    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, lambda _: [])
+    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA)
     assert [use.lora_scale for use in call.adapter] == [1.0, 0.0]

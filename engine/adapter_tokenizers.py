@@ -1,0 +1,83 @@
+"""AdapterTokenizers: which tokenizer a request uses: the model's, or that with what an adapter's folder brings.
+
+A folder's added tokens, special tokens and chat template are taken; its vocabulary has to be the model's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from blora.adapters import AdapterRejected, AdapterText, AddedToken
+
+from .errors import InvalidRequest
+from .tokenizer import Tokenizer
+
+MAX_EXTENDED = 64  # different additions at a time: each is a copy of the model's tokenizer, some 10 to 30 MB
+
+
+class AdapterTokenizers:
+    def __init__(self, base: Tokenizer, vocab_size: int) -> None:
+        """vocab_size: width of the logits."""
+        self.base = base
+        self._vocab_size = vocab_size
+        self._own: dict[str, Tokenizer] = {}  # by digest, of adapters that add or replace anything
+
+    def add(self, path: str, digest: str, text: AdapterText) -> tuple[str, ...]:
+        """Takes in an adapter's text; returns warnings. Raises AdapterRejected with everything that cannot be used."""
+        if digest in self._own:
+            return ()
+        tokens, warnings = self._additions(path, text)
+        known = self.base.special_tokens
+        named = dict(text.special_tokens)
+        named.pop("pad_token", None)  # stands in no prompt and in no answer
+        special_tokens = {name: token for name, token in named.items() if known.get(name) != token}
+        template = None if text.chat_template == self.base.chat_template else text.chat_template
+        if tokens or special_tokens or template is not None:
+            self._own[digest] = self._derive(path, tokens, special_tokens, template)
+        return warnings
+
+    def _additions(self, path: str, text: AdapterText) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
+        tokens = [token for token in text.added_tokens if not self.base.has_added(token.id, token.content)]
+        # A token for padding stands in no prompt; most training sets one, whether or not the model has a row for it.
+        pad = dict(text.special_tokens).get("pad_token")
+        unused = [token for token in tokens if token.content == pad and token.id >= self._vocab_size]
+        problems = [problem for token in tokens if token not in unused if (problem := self._problem(token))]
+        if problems:
+            raise AdapterRejected(path, problems)
+        warnings = [f"{_named(token)} is beyond the model's vocabulary, and left out: it pads" for token in unused]
+        return tuple(token for token in tokens if token not in unused), tuple(warnings)
+
+    def _problem(self, token: AddedToken) -> str | None:
+        if token.id >= self._vocab_size:
+            return f"{_named(token)} is beyond the model's vocabulary of {self._vocab_size}"
+        known_id, known_token = self.base.token_id(token.content), self.base.token(token.id)
+        if known_id not in (None, token.id):
+            return f"{_named(token)} is {known_id} in the model's tokenizer"
+        if known_token not in (None, token.content):
+            return f"{_named(token)} has the id of {known_token!r} in the model's tokenizer"
+        return None
+
+    def _derive(
+        self, path: str, tokens: tuple[AddedToken, ...], special_tokens: Mapping[str, str], template: str | None
+    ) -> Tokenizer:
+        extended = {known.added_tokens: known for known in self._own.values() if known.added_tokens}
+        if tokens and tokens not in extended and len(extended) >= MAX_EXTENDED:
+            raise AdapterRejected(path, [f"its added tokens differ from those of {MAX_EXTENDED} others, the most kept"])
+        try:
+            return self.base.derive(tokens, special_tokens, template, twin=extended.get(tokens))
+        except ValueError as error:
+            raise AdapterRejected(path, [str(error)]) from error
+
+    def of(self, digests: Sequence[str]) -> Tokenizer:
+        """The tokenizer of a request: that of the first of its adapters which has one of its own, else the model's.
+        Raises InvalidRequest where another one adds different tokens."""
+        own = [self._own[digest] for digest in digests if digest in self._own]
+        if len({tokenizer.added_tokens for tokenizer in own}) > 1:
+            raise InvalidRequest("lora_request", "the adapters add different tokens to the tokenizer")
+        return own[0] if own else self.base
+
+    def forget(self, digest: str) -> None:
+        """Unknown digests are fine."""
+        self._own.pop(digest, None)
+
+
+def _named(token: AddedToken) -> str:
+    return f"added token {token.content!r:.80} ({token.id})"

@@ -1,0 +1,188 @@
+"""An adapter folder's own tokens and chat template are used for its requests, and for nobody else's."""
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import EOS, VOCAB_SIZE
+
+from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = EOS + 1  # the first id that the tiny model's tokenizer leaves free; its logits reach to 259
+TEMPLATE = "{% for message in messages %}<tool>{{ message['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def make_folder(tiny_adapters: dict[str, Path], tmp_path: Path) -> Callable[..., str]:
+    """A copy of r4 with more files; what is no text is written as JSON."""
+
+    def make(name: str, **files: Any) -> str:
+        folder = Path(shutil.copytree(tiny_adapters["r4"], tmp_path / name))
+        for file, content in files.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / file.replace("__", ".")).write_text(text)
+        return str(folder)
+
+    return make
+
+
+def added(*tokens: tuple[str, int], **flags: bool) -> dict[str, Any]:
+    return {"added_tokens": [{"content": content, "id": token_id, **flags} for content, token_id in tokens]}
+
+
+@pytest.fixture
+def tooled(make_folder: Callable[..., str]) -> str:
+    tokens = added(("<eos>", EOS), ("<tool>", TOOL), normalized=False)
+    return make_folder("tooled", tokenizer__json=tokens, chat_template__jinja=TEMPLATE)
+
+
+def test_a_text_holds_the_adapters_tokens_for_its_own_requests_only(make_llm: Callable[..., LLM], tooled: str) -> None:
+    llm = make_llm(adapters={"tooled": tooled})
+    base, own = (llm.generate("a<tool>b", GREEDY, lora_request=name, use_tqdm=False)[0] for name in (None, "tooled"))
+    assert own.prompt_token_ids == [base.prompt_token_ids[0], TOOL, base.prompt_token_ids[-1]]
+    assert len(base.prompt_token_ids) == len("a<tool>b")
+    assert base.prompt_token_ids == llm.get_tokenizer().encode("a<tool>b")
+    assert own.prompt_token_ids == llm.get_tokenizer("tooled").encode("a<tool>b")
+
+
+def test_an_answer_shows_the_adapters_tokens_for_its_own_requests_only(
+    make_llm: Callable[..., LLM], tooled: str
+) -> None:
+    llm = make_llm(adapters={"tooled": tooled})
+    forced = dataclasses.replace(GREEDY, max_tokens=2, logit_bias={TOOL: 100.0}, logprobs=0)
+    base, own = (
+        llm.generate("a", forced, lora_request=name, use_tqdm=False)[0].outputs[0] for name in (None, "tooled")
+    )
+    assert (base.token_ids, own.token_ids) == ([TOOL] * 2, [TOOL] * 2)
+    assert (base.text, own.text) == ("", "<tool><tool>")
+    assert own.logprobs is not None and own.logprobs[0][TOOL].decoded_token == "<tool>"
+
+
+def test_a_conversation_is_put_into_the_adapters_template(make_llm: Callable[..., LLM], tooled: str) -> None:
+    llm = make_llm(adapters={"tooled": tooled})
+    base, own = (llm.chat(HELLO, GREEDY, lora_request=name, use_tqdm=False)[0] for name in (None, "tooled"))
+    assert base.prompt_token_ids == llm.get_tokenizer().encode("user: hello\n")
+    assert own.prompt_token_ids == [TOOL, *llm.get_tokenizer().encode("hello")]
+
+
+def test_what_is_loaded_by_its_first_request_reads_that_request(make_llm: Callable[..., LLM], tooled: str) -> None:
+    llm = make_llm()
+    request = LoRARequest("tooled", lora_path=tooled, load_inplace=True)
+    (own,) = llm.chat(HELLO, GREEDY, lora_request=request, use_tqdm=False)
+    assert own.prompt_token_ids[0] == TOOL
+
+
+def test_a_new_version_brings_its_own_template(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str], tooled: str
+) -> None:
+    llm = make_llm(adapters={"mine": tooled})
+    stream = llm.stream({"messages": HELLO}, dataclasses.replace(GREEDY, logit_bias={TOOL: 100.0}), lora_request="mine")
+    first = next(stream)
+    info = llm.load_adapter("mine", make_folder("new", chat_template__jinja="{{ messages[0]['content'] }}!"))
+    assert info.digest != llm.load_adapter("old", tooled).digest
+    (new,) = llm.chat(HELLO, GREEDY, lora_request="mine", use_tqdm=False)
+    assert new.prompt_token_ids == llm.get_tokenizer().encode("hello!")
+    texts = [output.outputs[0].text for outputs in [first, *stream] for output in outputs]
+    assert "".join(texts) == "<tool>" * 8  # what ran goes on with the tokenizer it began with
+
+
+def test_a_folder_that_says_what_the_model_says_costs_no_tokenizer(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str], tiny_model: Path
+) -> None:
+    files = ("tokenizer.json", "tokenizer_config.json")
+    same = make_folder("same", **{name.replace(".", "__"): (tiny_model / name).read_text() for name in files})
+    padded = make_folder("padded", tokenizer_config__json={"pad_token": "<pad>"})
+    llm = make_llm(adapters={"same": same, "padded": padded})
+    assert llm.get_tokenizer("same") is llm.get_tokenizer("padded") is llm.get_tokenizer()
+
+
+def test_equal_additions_share_a_tokenizer(make_llm: Callable[..., LLM], make_folder: Callable[..., str]) -> None:
+    tokens = added(("<tool>", TOOL))
+    adapters = {name: make_folder(name, tokenizer__json=tokens, chat_template__jinja=name) for name in ("one", "two")}
+    llm = make_llm(adapters=adapters)
+    one, two = llm.get_tokenizer("one"), llm.get_tokenizer("two")
+    assert one._backend is two._backend is not llm.get_tokenizer()._backend
+    assert (one.chat_template, two.chat_template) == ("one", "two")
+    for name in adapters:
+        llm.unload_adapter(name)
+    assert not llm._adapters._tokenizers._own
+
+
+def test_the_end_token_of_an_adapter_ends_its_requests(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str]
+) -> None:
+    folder = make_folder(
+        "ended", tokenizer__json=added(("<end>", TOOL), special=True), tokenizer_config__json={"eos_token": "<end>"}
+    )
+    llm = make_llm(adapters={"ended": folder})
+    forced = SamplingParams(temperature=0, max_tokens=8, logit_bias={TOOL: 100.0})
+    outputs = llm.generate(["a", "a"], forced, lora_request=[None, "ended"], use_tqdm=False)
+    base, own = (output.outputs[0] for output in outputs)
+    assert (base.finish_reason, own.finish_reason) == ("length", "stop")
+    assert own.token_ids == [TOOL] and own.text == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (
+            {"tokenizer__json": added(("<tool>", VOCAB_SIZE))},
+            r"'<tool>' \(260\) is beyond the model's vocabulary of 260",
+        ),
+        ({"tokenizer__json": added(("<tool>", EOS + 2))}, r"'<tool>' \(258\) leaves out ids before it"),
+        ({"tokenizer__json": added(("<eos>", TOOL))}, r"'<eos>' \(257\) is 256 in the model's tokenizer"),
+        ({"tokenizer__json": added(("<tool>", EOS))}, r"'<tool>' \(256\) has the id of '<eos>'"),
+        ({"chat_template__jinja": "{% if %}"}, "the chat template is not valid"),
+    ],
+)
+def test_what_does_not_go_with_the_models_tokenizer_is_refused_by_name(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str], files: dict[str, Any], problem: str
+) -> None:
+    llm = make_llm()
+    with pytest.raises(AdapterRejected, match=problem):
+        llm.load_adapter("bad", make_folder("bad", **files))
+    assert not llm.list_adapters() and not llm._adapters._tokenizers._own
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_left_out_with_a_warning(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str]
+) -> None:
+    config = {"pad_token": "[PAD]"}
+    folder = make_folder("padded", tokenizer__json=added(("[PAD]", VOCAB_SIZE)), tokenizer_config__json=config)
+    llm = make_llm()
+    (warning,) = llm.load_adapter("padded", folder).warnings
+    assert "'[PAD]' (260)" in warning
+    assert llm.get_tokenizer("padded") is llm.get_tokenizer()
+
+
+def test_a_sum_uses_the_text_of_the_first_that_brings_any(
+    make_llm: Callable[..., LLM], make_folder: Callable[..., str], tiny_adapters: dict[str, Path], tooled: str
+) -> None:
+    other = make_folder("other", tokenizer__json=added(("<other>", TOOL)))
+    llm = make_llm(adapters={"r8": str(tiny_adapters["r8"]), "tooled": tooled, "other": other})
+    (summed,) = llm.chat(HELLO, GREEDY, lora_request=[["r8", "tooled"]], use_tqdm=False)
+    assert summed.prompt_token_ids[0] == TOOL
+    with pytest.raises(InvalidRequest, match="add different tokens"):
+        llm.chat(HELLO, GREEDY, lora_request=[["other", "tooled"]], use_tqdm=False)
+
+
+def test_templates_run_in_the_sandbox(make_llm: Callable[..., LLM], make_folder: Callable[..., str]) -> None:
+    llm = make_llm(adapters={"hostile": make_folder("hostile", chat_template__jinja="{{ ''.__class__.__mro__ }}")})
+    with pytest.raises(InvalidRequest, match="the chat template refuses them"):
+        llm.chat(HELLO, GREEDY, lora_request="hostile", use_tqdm=False)
+
+
+def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> None:
+    async def ask() -> list[int]:
+        async with AsyncLLM(str(tiny_model), memory="2MB", block_size=4, adapters={"tooled": tooled}) as llm:
+            outputs = [output async for output in llm.chat(HELLO, GREEDY, lora_request="tooled")]
+            return outputs[-1].prompt_token_ids
+
+    assert asyncio.run(ask())[0] == TOOL
