@@ -1,7 +1,7 @@
 """Checkpoint: a PEFT LoRA folder read once into private memory and checked against a model. numpy only, no torch.
 
-Strict: every tensor must land on a module of the model with the right shape and finite values, and every module that
-the configuration targets must have its tensors. What does not fit is refused with the whole list of problems.
+Owns the reading of the two files; whether their content fits the model is `matching.py`'s. What does not fit is refused
+with the whole list of problems.
 """
 
 import hashlib
@@ -16,31 +16,17 @@ import numpy as np
 import safetensors
 
 from .adapter_text import AdapterText, TextError, encode_text, read_adapter_text
+from .base_tensors import BaseTensors
 from .errors import AdapterRejected
+from .lora_module import Array, LoRAModule
+from .matching import Matcher, warnings_of
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .targets import TargetModule
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
 MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
-MAX_VALUE = 65504.0  # of a weight: the largest float16, so that no model's type turns one into infinity
-PREFIX = "base_model.model."
-
-Array = np.ndarray  # of any dtype
-
-
-@dataclass(frozen=True, slots=True)
-class LoRAModule:
-    """The change of one module: scaling * B @ A."""
-
-    target: TargetModule
-    scaling: float  # alpha / r, or alpha / sqrt(r)
-    a: Array  # [rank, in_features] float32
-    b: Array  # [out_features, rank] float32
-
-    @property
-    def rank(self) -> int:
-        return int(self.a.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +41,20 @@ class Checkpoint:
     num_bytes: int = 0  # of both files
     text: AdapterText = AdapterText()
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether it is no sum that others could be added to, nor scaled: DoRA."""
+        return any(module.gain is not None for module in self.modules)
 
-def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequence[Path] | None = None) -> Checkpoint:
+
+def read_checkpoint(
+    folder: Path,
+    targets: Sequence[TargetModule],
+    roots: Sequence[Path] | None = None,
+    base: BaseTensors | None = None,
+) -> Checkpoint:
     """Reads and checks a PEFT folder. `roots`: folders that it must lie in, links followed; None allows any place.
+    `base`: without it, adapters that are defined by the base model's weights (DoRA, trained biases) are refused.
 
     Raises AdapterRejected with everything that does not fit.
     """
@@ -72,15 +69,16 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
         raise AdapterRejected(source, error.problems) from error
     except (_Unreadable, TextError) as error:
         raise AdapterRejected(source, [str(error)]) from error
-    modules, problems = _match(tensors, config, targets)
-    if problems:
-        raise AdapterRejected(source, problems)
+    matcher = Matcher(tensors, config, targets, base)
+    modules = matcher.match()
+    if matcher.problems:
+        raise AdapterRejected(source, matcher.problems)
     parts = [config_bytes, weights] if text.is_empty else [config_bytes, weights, encode_text(text)]
     return Checkpoint(
         path=source,
         digest=hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest(),
         modules=modules,
-        warnings=_warnings(config, modules, targets),
+        warnings=warnings_of(config, modules, targets),
         kind=config.kind,
         tensor_names=tuple(sorted(tensors)),
         num_bytes=len(config_bytes) + len(weights),
@@ -91,8 +89,10 @@ def read_checkpoint(folder: Path, targets: Sequence[TargetModule], roots: Sequen
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
     """The size of a file that holds what the configuration targets, in float32: a larger one is not even read."""
-    modules = (target for target in targets if config.targets(target.name))
-    elements = sum(config.rank_of(module.name) * (module.in_features + module.out_features) for module in modules)
+    elements = 0
+    for target in targets:
+        rank = config.rank_of(target.name) if config.targets(target.name) else 0
+        elements += rank * (target.in_features + target.out_features) + VECTORS * target.out_features
     return elements * 4 + MAX_HEADER_BYTES
 
 
@@ -163,58 +163,3 @@ def _as_float32(name: str, dtype: str, data: bytes) -> Array:
             return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
         case _:
             raise _Unreadable(f"tensor {name} is of type {dtype}; F32, F16 and BF16 are served")
-
-
-def _match(
-    tensors: dict[str, Array], config: PeftConfig, targets: Sequence[TargetModule]
-) -> tuple[tuple[LoRAModule, ...], list[str]]:
-    """The modules whose tensors fit, and what did not fit."""
-    modules: list[LoRAModule] = []
-    problems: list[str] = []
-    left = dict(tensors)
-    for target in targets:
-        names = [f"{PREFIX}{target.name}.lora_{part}.weight" for part in "AB"]
-        a, b = (left.pop(name, None) for name in names)
-        if a is not None and b is not None:
-            module = LoRAModule(target, config.scaling_of(target.name), a, b)
-            problems += _misfits(module, config.rank_of(target.name))
-            if not config.targets(target.name):  # PEFT would not have built it, and would leave its tensors out
-                problems.append(f"{target.name} has tensors, but the configuration does not target it")
-            modules.append(module)
-        elif a is not None or b is not None or config.targets(target.name):
-            missing = [name for name, tensor in zip(names, (a, b), strict=True) if tensor is None]
-            problems += [f"tensor {name} is missing" for name in missing]
-    problems += [f"tensor {name} lands on no module of the model" for name in left]
-    problems += _unserved_targets(config)
-    if not modules and not problems:
-        problems.append("no tensor lands on a module of the model")
-    return tuple(modules), problems
-
-
-def _misfits(module: LoRAModule, rank: int) -> Iterator[str]:
-    target = module.target
-    wanted = ((rank, target.in_features), (target.out_features, rank))
-    for part, tensor, shape in zip("AB", (module.a, module.b), wanted, strict=True):
-        if tensor.shape != shape:
-            yield f"{target.name}.lora_{part} has shape {list(tensor.shape)}; model and rank ask for {list(shape)}"
-        elif not (np.abs(tensor) <= MAX_VALUE).all():
-            yield f"{target.name}.lora_{part} holds values that are not finite or beyond {MAX_VALUE:g}"
-
-
-def _unserved_targets(config: PeftConfig) -> Iterator[str]:
-    """These exist in the model, so a configuration that names them means them."""
-    if isinstance(config.target_modules, tuple):
-        for name in config.target_modules:
-            if name.rpartition(".")[2] in ("lm_head", "embed_tokens"):
-                yield f"target_modules: LoRA on {name} is not served"
-
-
-def _warnings(config: PeftConfig, modules: Sequence[LoRAModule], targets: Sequence[TargetModule]) -> tuple[str, ...]:
-    warnings = []
-    if all(not module.a.any() or not module.b.any() or not module.scaling for module in modules):
-        warnings.append("the adapter's change is zero: its answers are the base model's")
-    if isinstance(config.target_modules, tuple):
-        for name in config.target_modules:
-            if not any(target.name == name or target.name.endswith(f".{name}") for target in targets):
-                warnings.append(f"target_modules names {name}, which is no module of this model")
-    return tuple(warnings)

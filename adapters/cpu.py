@@ -11,19 +11,25 @@ from itertools import chain
 import numpy as np
 import torch
 
-from .checkpoint import Array
 from .device_pool import DevicePool
-from .image import Chunk, ImageTable
+from .image import Chunk, ImageTable, PackedModule
 from .lora import LoRAMetadata, LoRAPlanner, Segment
+from .lora_module import Array
 
 CHUNK = np.dtype([("at", "u8"), ("first", "i4"), ("count", "i4")], align=True)
 SLICE = np.dtype(
-    [("a", "u8"), ("b", "u8"), ("column", "i4"), ("out", "i4"), ("rank", "i4"), ("scaling", "f4")], align=True
+    [
+        *((part, "u8") for part in ("a", "b", "shift", "gain")),
+        *((field, "i4") for field in ("column", "out", "rank")),
+        ("scaling", "f4"),
+    ],
+    align=True,
 )
 USE = np.dtype(
     [("start", "i4"), ("end", "i4"), ("scale", "f4"), ("unused", "i4"), ("slices", "u8"), ("sites", "u8")], align=True
 )
-PLAN = np.dtype([("num_uses", "i4"), ("unused", "i4"), ("uses", "u8")], align=True)
+PLAN = np.dtype([("num_uses", "i4"), ("has_vectors", "i4"), ("uses", "u8")], align=True)
+NUM_PARTS = 4  # addresses in a SLICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class NativeAdapter:
     sites: Array  # [num_sites + 1] int32: first slice of each site
     chunks: Array  # [num_chunks] CHUNK: of all A and B
     shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
+    has_vectors: bool  # a shift or a gain anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,11 @@ class CpuLoRAMetadata(LoRAMetadata):
     @property
     def address(self) -> int:
         return int(self.plan.ctypes.data)
+
+
+def _parts(module: PackedModule) -> tuple[Sequence[Chunk], ...]:
+    """The chunks of each part of a SLICE, those of all groups of ranks one after another."""
+    return list(chain.from_iterable(module.a)), list(chain.from_iterable(module.b)), module.shift, module.gain
 
 
 def _check_segments(segments: Sequence[Segment]) -> None:
@@ -79,7 +91,8 @@ class CpuLoRA(LoRAPlanner):
             ],
             dtype=USE,
         )
-        plan = np.array([(len(uses), 0, uses.ctypes.data)], dtype=PLAN)
+        has_vectors = any(adapter.has_vectors for adapter in adapters.values())
+        plan = np.array([(len(uses), has_vectors, uses.ctypes.data)], dtype=PLAN)
         num_tokens = max((segment.end for segment in segments), default=0)
         return CpuLoRAMetadata(plan, uses, list(adapters.values()), num_tokens, self._num_sites, self._pool.dtype)
 
@@ -90,18 +103,25 @@ class CpuLoRA(LoRAPlanner):
         if getattr(torch, table.dtype) != self._pool.dtype:
             raise ValueError(f"weights of {table.dtype} among those of {self._pool.dtype}")
         modules = sorted(table.modules, key=lambda module: module.site)
-        groups = [list(chain.from_iterable(matrix)) for module in modules for matrix in (module.a, module.b)]
-        chunks = self._place(list(chain.from_iterable(groups)), page_ids)
-        starts = chunks.ctypes.data + np.cumsum([0, *map(len, groups)]) * chunks.itemsize
+        parts = [part for module in modules for part in _parts(module)]
+        chunks = self._place(list(chain.from_iterable(parts)), page_ids)
+        ends = np.cumsum([len(part) for part in parts])
+        starts = [
+            chunks.ctypes.data + int(end - len(part)) * chunks.itemsize if part else 0
+            for part, end in zip(parts, ends, strict=True)
+        ]
         facts = [(module.column, module.out_features, module.rank, module.scaling) for module in modules]
-        slices = np.array([(*starts[2 * i : 2 * i + 2], *fact) for i, fact in enumerate(facts)], dtype=SLICE)
+        slices = np.array(
+            [(*starts[NUM_PARTS * i : NUM_PARTS * (i + 1)], *fact) for i, fact in enumerate(facts)], dtype=SLICE
+        )
         counts = np.bincount([module.site for module in modules], minlength=self._num_sites)
         sites = np.concatenate(([0], counts.cumsum())).astype(np.int32)
         shapes: dict[int, tuple[int, int]] = {}
         for module in modules:
             end = max(module.column + module.out_features, shapes.get(module.site, (0, 0))[1])
             shapes[module.site] = (module.in_features, end)
-        return NativeAdapter(slices, sites, chunks, shapes)
+        has_vectors = any(module.shift or module.gain for module in modules)
+        return NativeAdapter(slices, sites, chunks, shapes, has_vectors)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
         """[num_chunks] CHUNK."""

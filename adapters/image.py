@@ -8,9 +8,11 @@ bytes, as wide as a vector. A unit is 4 bytes of inputs: two bfloat16, one float
 - A group of B stands in panels of 16 outputs, each [units of ranks, 16 outputs, ranks of a unit], as the native kernels
   take any weight.
 
-Both are cut into pieces that are not divided: 8 lines of A, a panel of B. Pieces stand in chunks: contiguous, 64-byte
-aligned, never larger than a page. An adapter's pages need not be adjacent in the arena, because every chunk is found by
-(page of the image, offset in it).
+- A vector over the outputs (lora_module.py's shift and gain) is float32 in panels of 16.
+
+All are cut into pieces that are not divided: 8 lines of A, a panel of B or of a vector. Pieces stand in chunks:
+contiguous, 64-byte aligned, never larger than a page. An adapter's pages need not be adjacent in the arena, because
+every chunk is found by (page of the image, offset in it).
 """
 
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .adapter_text import AdapterText
-from .checkpoint import Array, Checkpoint
+from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
+from .lora_module import Array
 
 ALIGNMENT = 64  # bytes
 LINE_BYTES = 64
@@ -55,6 +58,8 @@ class PackedModule:
     scaling: float
     a: tuple[tuple[Chunk, ...], ...]  # of each group of ranks
     b: tuple[tuple[Chunk, ...], ...]
+    shift: tuple[Chunk, ...] = ()  # [out_features], or nothing
+    gain: tuple[Chunk, ...] = ()  # [out_features], or nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,7 @@ class ImageTable:
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
     text: AdapterText = AdapterText()
+    is_exclusive: bool = False  # takes no request scale and no partner
 
     @property
     def num_bytes(self) -> int:
@@ -98,6 +104,8 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
                 scaling=module.scaling,
                 a=tuple(writer.write(piece) for piece in _pieces_of_a(_convert(module.a, dtype))),
                 b=tuple(writer.write(piece) for piece in _pieces_of_b(_convert(module.b, dtype))),
+                shift=() if module.shift is None else writer.write(_pieces_of_vector(module.shift)),
+                gain=() if module.gain is None else writer.write(_pieces_of_vector(module.gain)),
             )
         )
     pages = writer.pages()
@@ -110,6 +118,7 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
         warnings=checkpoint.warnings,
         invocation_tokens=checkpoint.invocation_tokens,
         text=checkpoint.text,
+        is_exclusive=checkpoint.is_exclusive,
     )
     return AdapterImage(table, pages)
 
@@ -163,6 +172,13 @@ def _pieces_of_b(b: Array) -> Iterator[Array]:
     for width, group in _split(padded.T):
         panels = group.reshape(width // per_unit, per_unit, num_panels, PANEL).transpose(2, 0, 3, 1)
         yield _as_bytes(panels.reshape(num_panels, -1))
+
+
+def _pieces_of_vector(vector: Array) -> Array:
+    """vector: [out_features]. Returns [panels, bytes of a panel] uint8."""
+    padded = np.zeros((-(-len(vector) // PANEL), PANEL), "<f4")
+    padded.reshape(-1)[: len(vector)] = vector
+    return _as_bytes(padded)
 
 
 def _as_bytes(pieces: Array) -> Array:

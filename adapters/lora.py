@@ -2,6 +2,8 @@
 
 Semantics of `run`, for every segment and every (adapter, scale) of its list, in order, and every slice of the site:
     y[t, offset:offset + out] += scale * alpha / r * B (A x[t])
+and where the adapter has a gain (DoRA) or a shift (trained biases) of the slice, then
+    y[t, offset:offset + out] = gain * y[t, offset:offset + out] + scale * shift
 A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
 """
 

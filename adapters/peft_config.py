@@ -16,12 +16,18 @@ MAX_RANK = 1024
 MAX_INVOCATION_TOKENS = 256
 MAX_PATTERN_LENGTH = 512  # characters; patterns come from the file and are evaluated
 
-# Fields that say nothing about how the adapter's change is computed.
+# Fields that say nothing about how the adapter's change is computed. Those of an initialisation count with it
+# (init_lora_weights); fan_in_fan_out is about Conv1D, and PEFT takes it back on the linear layers of our models.
 HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "fan_in_fan_out",
         "inference_mode",
+        "loftq_config",
+        "lora_ga_config",
         "lora_dropout",
         "megatron_core",
         "peft_type",
@@ -45,11 +51,17 @@ SERVED = frozenset(
         "layers_pattern",
         "init_lora_weights",
         "alora_invocation_tokens",
+        "bias",
+        "lora_bias",
+        "use_dora",
     }
 )
+BIASES = ("none", "all", "lora_only")
 TASK_TYPES = (None, "CAUSAL_LM")
-# These initialisations leave the base weights as they are; PiSSA, OLoRA and others subtract from them.
-PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+# These initialisations leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them,
+# so that A and B are no change of the model that is served; converted by save_pretrained's
+# path_initial_model_for_weight_conversion they are, and PEFT then records True.
+PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 # How PEFT puts a pattern into a larger one.
 WHOLE = "{}"
@@ -79,12 +91,17 @@ class PeftConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA (aLoRA, arXiv 2504.12397); empty for any other
+    bias: str = "none"  # whose biases were trained: "all", "lora_only" (those of targeted modules) or "none"
+    lora_bias: bool = False  # B has a bias
+    use_dora: bool = False
 
     @property
     def kind(self) -> str:
         """What its authors call it."""
         if self.invocation_tokens:
             return "aLoRA"
+        if self.use_dora:
+            return "DoRA"
         return "rsLoRA" if self.use_rslora else "LoRA"
 
     def rank_of(self, module: str) -> int:
@@ -143,7 +160,16 @@ def parse_config(content: bytes) -> PeftConfig:
         rank_pattern={key: reader.rank(f"rank_pattern[{key}]", r) for key, r in reader.pattern("rank_pattern")},
         alpha_pattern={key: reader.number(f"alpha_pattern[{key}]", a) for key, a in reader.pattern("alpha_pattern")},
         invocation_tokens=reader.tokens("alora_invocation_tokens"),
+        bias=reader.choice("bias", BIASES),
+        lora_bias=reader.boolean("lora_bias"),
+        use_dora=reader.boolean("use_dora"),
     )
+    if config.use_dora and config.lora_bias:
+        problems.append("lora_bias: is not defined together with use_dora")
+    if config.invocation_tokens and config.use_dora:
+        problems.append("use_dora: is not defined together with alora_invocation_tokens")
+    if config.invocation_tokens and config.bias != "none":
+        problems.append(f"bias: {config.bias!r} changes rows before the invocation too, which are to be base rows")
     if not config.target_modules:
         problems.append("target_modules: names no module")
     if problems:
@@ -182,9 +208,12 @@ def _unserved_fields(fields: Mapping[str, Any]) -> list[str]:
         problems.append(f"task_type: {fields.get('task_type')!r} is not 'CAUSAL_LM'")
     initialisation = fields.get("init_lora_weights", True)
     if initialisation not in PLAIN_INITIALISATIONS:
-        problems.append(f"init_lora_weights: {initialisation!r} changes the base weights, which are shared")
+        problems.append(
+            f"init_lora_weights: {initialisation!r} changes the base weights, which are shared; save it converted"
+            " (path_initial_model_for_weight_conversion)"
+        )
     for name, value in fields.items():
-        is_default = value in (None, False, "", [], {}) or (name == "bias" and value == "none")
+        is_default = value in (None, False, "", [], {})
         if name not in SERVED and name not in HARMLESS and not is_default:
             problems.append(f"{name}: {value!r} is not served")
     return problems
@@ -219,6 +248,16 @@ class _Fields:
         if value is not None and not isinstance(value, bool):
             self._problems.append(f"{name}: {value!r} is not a boolean")
         return value is True
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """The first one is the default."""
+        value = self._fields.get(name)
+        if value is None:
+            return choices[0]
+        if value not in choices:
+            self._problems.append(f"{name}: {value!r} is not one of {', '.join(choices)}")
+            return choices[0]
+        return str(value)
 
     def modules(self, name: str) -> str | tuple[str, ...]:
         value = self._fields.get(name)

@@ -42,6 +42,12 @@ class SliceWeights:
     out_features: int
     scaling: float
     groups: tuple[GroupWeights, ...]
+    shift: tuple[Tensor, ...]  # views of pieces, or nothing
+    gain: tuple[Tensor, ...]
+
+    def vector(self, pieces: tuple[Tensor, ...]) -> Tensor:
+        """[out_features] float32"""
+        return torch.cat(pieces).flatten()[: self.out_features]
 
 
 SiteWeights = Mapping[int, Sequence[SliceWeights]]  # site -> slices that the adapter changes
@@ -75,24 +81,31 @@ class ReferenceLoRA(LoRABackend):
                 _add_changes(x[segment.start : segment.end], y[segment.start : segment.end], changes)
 
     def _view_sites(self, table: ImageTable, page_ids: Sequence[int]) -> SiteWeights:
-        item_bytes = self._pool.dtype.itemsize
+        dtype = self._pool.dtype
         sites: dict[int, list[SliceWeights]] = {}
         for module in table.modules:
             groups = tuple(
                 GroupWeights(
                     width,
-                    a=tuple(self._view(chunk, page_ids, LINES * LINE_BYTES // item_bytes) for chunk in a),
-                    b=tuple(self._view(chunk, page_ids, PANEL * width) for chunk in b),
+                    a=tuple(self._view(chunk, page_ids, LINES * LINE_BYTES // dtype.itemsize, dtype) for chunk in a),
+                    b=tuple(self._view(chunk, page_ids, PANEL * width, dtype) for chunk in b),
                 )
                 for width, a, b in zip(rank_groups(module.rank), module.a, module.b, strict=True)
             )
-            weights = SliceWeights(module.column, module.in_features, module.out_features, module.scaling, groups)
+            weights = SliceWeights(
+                module.column,
+                module.in_features,
+                module.out_features,
+                module.scaling,
+                groups,
+                shift=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.shift),
+                gain=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.gain),
+            )
             sites.setdefault(module.site, []).append(weights)
         return sites
 
-    def _view(self, chunk: Chunk, page_ids: Sequence[int], piece: int) -> Tensor:
+    def _view(self, chunk: Chunk, page_ids: Sequence[int], piece: int, dtype: torch.dtype) -> Tensor:
         """[pieces, elements of a piece]"""
-        dtype = self._pool.dtype
         num_bytes = chunk.num_pieces * piece * dtype.itemsize
         content = self._pool.pages[page_ids[chunk.page], chunk.offset : chunk.offset + num_bytes]
         return content.view(dtype).view(chunk.num_pieces, piece)
@@ -106,4 +119,8 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
         for group in weights.groups:
             a, b = group.matrices(weights.in_features, weights.out_features)
             total[:, columns] += (x32 @ a.T * (scale * weights.scaling)) @ b.T
+        if weights.gain:
+            total[:, columns] *= weights.vector(weights.gain)
+        if weights.shift:
+            total[:, columns] += scale * weights.vector(weights.shift)
     y.copy_(total)

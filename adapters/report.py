@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import Checkpoint, LoRAModule, read_checkpoint
+from .base_tensors import BaseTensors
+from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterRejected, AdapterTooLarge
 from .image import ImageTable, pack
+from .lora_module import LoRAModule
 from .targets import TargetModule
 
 LAYERS = ".layers."
@@ -60,11 +62,16 @@ class AdapterReport:
 
 
 def inspect_adapter(
-    folder: Path, targets: Sequence[TargetModule], dtype: str, page_bytes: int, roots: Sequence[Path] | None = None
+    folder: Path,
+    targets: Sequence[TargetModule],
+    dtype: str,
+    page_bytes: int,
+    roots: Sequence[Path] | None = None,
+    base: BaseTensors | None = None,
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
-        checkpoint = read_checkpoint(folder, targets, roots)
+        checkpoint = read_checkpoint(folder, targets, roots, base)
         return report_of(checkpoint, pack(checkpoint, dtype, page_bytes).table)
     except AdapterRejected as error:
         return AdapterReport(error.source, error.problems)

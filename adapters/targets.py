@@ -16,3 +16,4 @@ class TargetModule:
     out_features: int
     site: int  # index of the fused projection
     offset: int  # first output column of this module in the site's output
+    has_bias: bool = False

@@ -227,7 +227,7 @@ class AdapterCatalog:
             name=adapter.name,
             digest=table.digest,
             path=version.path,
-            ranks=tuple(sorted({module.rank for module in table.modules})),
+            ranks=tuple(sorted({module.rank for module in table.modules if module.rank})),
             modules=tuple(sorted({module.name.rpartition(".")[2] for module in table.modules})),
             num_bytes=table.num_bytes,
             num_pages=table.num_pages,

@@ -1,13 +1,14 @@
 """The adapter loader: a child process that reads, checks and packs adapters at the lowest priority.
 
 A hostile or slow file can hurt only this process, and no time of the engine's or the front end's goes into reading.
-Imports no torch.
+Imports no torch, until an adapter comes that is defined by the base model's weights.
 """
 
 import contextlib
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 from blora.adapters import (
@@ -21,6 +22,7 @@ from blora.adapters import (
 )
 
 from .adapter_source import resolve_adapter
+from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import AdapterInspected, AdapterRead, AdapterUnreadable, InspectAdapter, ReadAdapter, ToLoader
 from .sealed_memory import seal
@@ -38,7 +40,7 @@ def serve(channel: Channel[ToLoader]) -> None:
 
 def _read(channel: Channel[ToLoader], order: ReadAdapter) -> None:
     try:
-        checkpoint = read_checkpoint(_folder(order), order.targets, _roots(order))
+        checkpoint = read_checkpoint(_folder(order), order.targets, _roots(order), _base_weights(order.model))
         image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
@@ -56,7 +58,9 @@ def _inspect(order: ReadAdapter) -> AdapterReport:
         folder = _folder(order)
     except AdapterRejected as error:
         return AdapterReport(order.path, error.problems)
-    return inspect_adapter(folder, order.targets, order.dtype, order.page_bytes, _roots(order))
+    return inspect_adapter(
+        folder, order.targets, order.dtype, order.page_bytes, _roots(order), _base_weights(order.model)
+    )
 
 
 def _folder(order: ReadAdapter) -> Path:
@@ -66,6 +70,11 @@ def _folder(order: ReadAdapter) -> Path:
 
 def _roots(order: ReadAdapter) -> list[Path] | None:
     return None if order.roots is None else [Path(root) for root in order.roots]
+
+
+@cache
+def _base_weights(model: str) -> BaseWeights:
+    return BaseWeights(Path(model))
 
 
 def main() -> None:

@@ -458,6 +458,7 @@ class AsyncLLM:
             targets=self._targets,
             dtype=self._ready.dtype,
             page_bytes=self._ready.page_bytes,
+            model=str(self._model),
         )
 
     async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> AdapterReport:

@@ -65,6 +65,9 @@ def check_together(requests: Sequence[LoRARequest], tables: Sequence[ImageTable]
         if table.invocation_tokens and len(requests) > 1:
             name = f"{request.lora_name!r:.140}"
             raise InvalidRequest("lora_request", f"{name} is an activated LoRA (aLoRA), which takes no partner")
+        if table.is_exclusive and (len(requests) > 1 or request.lora_scale != 1):
+            name = f"{request.lora_name!r:.140}"
+            raise InvalidRequest("lora_request", f"{name} is no sum (DoRA), and takes no scale and no partner")
 
 
 def find_activation(tables: Sequence[ImageTable], prompt: Sequence[int]) -> int:

@@ -128,6 +128,7 @@ class ReadAdapter(Frame, frozen=True):
     targets: list[TargetModule]
     dtype: str
     page_bytes: int
+    model: str  # folder or .gguf file, for adapters that are defined by the base model's weights
 
 
 class InspectAdapter(Frame, frozen=True):

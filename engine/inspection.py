@@ -1,10 +1,12 @@
-"""What an engine of a model would make of an adapter, told without an engine and without torch."""
+"""What an engine of a model would make of an adapter, told without an engine, and without torch unless the adapter
+is defined by the base model's weights."""
 
 from pathlib import Path
 
 from blora.adapters import AdapterRejected, AdapterReport, inspect_adapter
 
 from .adapter_source import resolve_adapter
+from .base_weights import BaseWeights
 from .model.config import load_model_config
 from .model.hub import resolve_model
 from .model.targets import lora_targets
@@ -16,10 +18,12 @@ def inspect(
 ) -> AdapterReport:
     """path: PEFT folder or hub id. The others are options of the engine: bytes depend on them. Raises EngineStartError
     for a model that cannot be read; what is wrong with the adapter stands in the report."""
-    config = load_model_config(resolve_model(str(model), revision))
+    model_folder = resolve_model(str(model), revision)
+    config = load_model_config(model_folder)
     dtype = config.dtype if dtype == "auto" else dtype
     try:
         folder = resolve_adapter(str(path))
     except AdapterRejected as error:
         return AdapterReport(str(path), error.problems)
-    return inspect_adapter(folder, lora_targets(config), dtype, page_bytes_of(config, dtype, block_size))
+    page_bytes, base = page_bytes_of(config, dtype, block_size), BaseWeights(model_folder)
+    return inspect_adapter(folder, lora_targets(config), dtype, page_bytes, base=base)

@@ -21,6 +21,7 @@ from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import NamedAdapter
 from .adapter_source import resolve_adapter
+from .base_weights import BaseWeights
 from .batch import Conversation, Prompt, conversations, pair_up
 from .composition import Adapter, read_adapters
 from .core import EngineCore
@@ -95,6 +96,7 @@ class LLM:
         self._config = engine_config(model, {"seed": 0} | options)
         start_adapters = adapter_paths(adapters)
         folder = resolve_model(self._config.model, self._config.revision)
+        self._base = BaseWeights(folder)
         tokenizer = load_tokenizer(folder)
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
         self._engine = start_engine(self._config, folder)
@@ -201,7 +203,7 @@ class LLM:
         self._adapters.check_name(name)
         self._adapters.check_path(path)
         targets = lora_targets(self._engine.model_config)
-        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets)
+        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
         self._adapters.check_size(str(path), image.table.num_pages)
         table = self._adapters.add_text(str(path), image.table)
@@ -218,7 +220,7 @@ class LLM:
         except AdapterRejected as error:
             return AdapterReport(str(path), error.problems)
         targets = lora_targets(self._engine.model_config)
-        report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes)
+        report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes, base=self._base)
         return self._adapters.check_report(report)
 
     def activate_adapter(self, name: str, version: int) -> AdapterInfo:

@@ -1,6 +1,9 @@
 """Tiny random models and adapters, made on the spot: a Llama of a few thousand weights with a byte tokenizer."""
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,11 @@ def make_model(folder: Path, **overrides: Any) -> Path:
         "eos_token_id": EOS,
     }
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**fields | overrides)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(**fields | overrides))
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # zero, as they are made
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
     make_tokenizer(folder)
     return folder
 
@@ -49,14 +56,28 @@ def make_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT warns of much that is meant here: tied tables, saved tables, a vector that it takes for a torn matrix."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def make_adapter(model: Path, folder: Path, seed: int = 0, **fields: Any) -> Path:
     """A PEFT folder with random weights, large enough to change most tokens."""
     base = LlamaForCausalLM.from_pretrained(model)
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ALL_MODULES, "task_type": "CAUSAL_LM"}
     torch.manual_seed(seed)
-    adapted = get_peft_model(base, LoraConfig(**defaults | fields))
+    with quiet():
+        adapted = get_peft_model(base, LoraConfig(**defaults | fields))
     for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
+        if "lora_magnitude" in name:
+            parameter.data *= 1 + 0.3 * torch.randn(parameter.shape)
+        elif "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder)
+        elif parameter.requires_grad:  # biases, rows of tables
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    with quiet():
+        adapted.save_pretrained(folder)
     return folder

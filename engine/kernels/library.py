@@ -28,7 +28,7 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "base": set[str](),
 }
-INTERFACE = 3  # types.h has the same number
+INTERFACE = 4  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head

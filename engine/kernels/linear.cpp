@@ -1,4 +1,5 @@
-// Linear layers with what adapters add, and what follows them: y = epilogue(x W^T + sum of s B A x + bias).
+// Linear layers with what adapters add, and what follows them: y = epilogue(x W^T + sum of s B A x + bias), with the
+// adapters' own vectors over outputs (vectors.h) in between.
 //
 // Base, change and bias are summed in float and rounded once, at the same place for rows with and without adapters.
 // One parallel region: the shrink, a barrier, then each thread computes its own columns for all rows.
@@ -7,6 +8,7 @@
 
 #include "lora.h"
 #include "scratch.h"
+#include "vectors.h"
 
 namespace blora {
 namespace {
@@ -25,6 +27,7 @@ struct Call {
     int epilogue;
     const std::vector<Change>* changes;
     void* h;  // Input of the dtype
+    const std::vector<Vectors>* vectors;
 };
 
 // The columns of one tile, by panels of the site.
@@ -103,6 +106,12 @@ void compute_tile(
                 *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count, tile + p * PANEL,
                 TILE_STRIDE);
         });
+    if (call.vectors)
+        for_neighbours(columns, [&](int p, int count) {
+            apply_vectors<T>(
+                *call.vectors, (const T*)layer.bias, token, rows, columns.panels[p] * PANEL, count * PANEL,
+                tile + p * PANEL, TILE_STRIDE);
+        });
     if (call.epilogue == SILU_MUL) {
         for (int p = 0; p < columns.count / 2; ++p)
             store_gated<T>(
@@ -166,13 +175,17 @@ void compute_columns(const Call& call, int thread, int num_threads) {
 template <class T>
 void run(Call call, const LoraPlan* plan) {
     static std::vector<Change> changes;  // one thread calls
+    static std::vector<Vectors> vectors;
     static Scratch h;
     changes.clear();
+    vectors.clear();
     if (plan && call.layer->site >= 0) {
+        if (plan->has_vectors) collect_vectors(*plan, call.layer->site, vectors);
         const int64_t size = collect_changes<T>(*plan, call.layer->site, call.layer->in, changes);
         call.h = h.get<Input<T>>(size);
     }
     call.changes = changes.empty() ? nullptr : &changes;
+    call.vectors = vectors.empty() ? nullptr : &vectors;
     const bool is_large = (int64_t)call.tokens * call.layer->in * call.layer->out >= PARALLEL_WORK;
 #pragma omp parallel if (is_large)
     {
@@ -218,7 +231,7 @@ extern "C" {
 // x: [tokens, in] of the layer's dtype. y: see Epilogue. plan: null where no token has an adapter.
 BLORA_API void blora_linear(
     const Linear* layer, const void* x, void* y, int32_t tokens, int32_t epilogue, const LoraPlan* plan) {
-    blora::Call call = {layer, x, y, tokens, epilogue, nullptr, nullptr};
+    blora::Call call = {layer, x, y, tokens, epilogue, nullptr, nullptr, nullptr};
     if (layer->dtype == FLOAT32) blora::run<float>(call, plan);
     else blora::run<blora::bf16>(call, plan);
 }

@@ -7,13 +7,13 @@
 
 // Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
 // library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 3
+#define BLORA_INTERFACE 4
 
 extern "C" {
 
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
 
-// Pieces that stand one after another in a page: 8 lines of A or a panel of B each (see lora.h).
+// Pieces that stand one after another in a page: 8 lines of A, a panel of B or of a vector each (see lora.h).
 struct LoraChunk {
     const char* at;
     int32_t first, count;  // pieces of the group of ranks
@@ -23,6 +23,8 @@ struct LoraChunk {
 struct LoraSlice {
     const LoraChunk* a;    // of each group of ranks, one group after another
     const LoraChunk* b;
+    const LoraChunk* shift;  // [out] float in panels, or null; see vectors.h
+    const LoraChunk* gain;   // [out] float in panels, or null
     int32_t column;        // first output in the site
     int32_t out;
     int32_t rank;
@@ -40,7 +42,7 @@ struct LoraUse {
 
 struct LoraPlan {
     int32_t num_uses;
-    int32_t unused;
+    int32_t has_vectors;     // whether any slice has a shift or a gain
     const LoraUse* uses;
 };
 

@@ -25,10 +25,10 @@ def _layer_targets(config: ModelConfig, layer: int) -> Iterator[TargetModule]:
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
     qkv, gate_up = site_of(layer, QKV), site_of(layer, GATE_UP)
-    yield TargetModule(f"{attention}.q_proj", hidden, q, qkv, 0)
-    yield TargetModule(f"{attention}.k_proj", hidden, kv, qkv, q)
-    yield TargetModule(f"{attention}.v_proj", hidden, kv, qkv, q + kv)
-    yield TargetModule(f"{attention}.o_proj", q, hidden, site_of(layer, OUT), 0)
-    yield TargetModule(f"{mlp}.gate_proj", hidden, intermediate, gate_up, 0)
-    yield TargetModule(f"{mlp}.up_proj", hidden, intermediate, gate_up, intermediate)
-    yield TargetModule(f"{mlp}.down_proj", intermediate, hidden, site_of(layer, DOWN), 0)
+    yield TargetModule(f"{attention}.q_proj", hidden, q, qkv, 0, config.qkv_bias)
+    yield TargetModule(f"{attention}.k_proj", hidden, kv, qkv, q, config.qkv_bias)
+    yield TargetModule(f"{attention}.v_proj", hidden, kv, qkv, q + kv, config.qkv_bias)
+    yield TargetModule(f"{attention}.o_proj", q, hidden, site_of(layer, OUT), 0, config.o_bias)
+    yield TargetModule(f"{mlp}.gate_proj", hidden, intermediate, gate_up, 0, config.mlp_bias)
+    yield TargetModule(f"{mlp}.up_proj", hidden, intermediate, gate_up, intermediate, config.mlp_bias)
+    yield TargetModule(f"{mlp}.down_proj", intermediate, hidden, site_of(layer, DOWN), 0, config.mlp_bias)

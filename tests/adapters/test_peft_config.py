@@ -91,14 +91,21 @@ def test_every_field_that_peft_writes_is_known() -> None:
     assert parse(**fields).target_modules == ("q_proj",)
 
 
+def test_what_only_an_initialisation_or_another_layer_type_reads_is_harmless() -> None:
+    plain = parse(target_modules=["q_proj"])
+    assert parse(target_modules=["q_proj"], corda_config={"use_float16_for_covariance": True}) == plain
+    assert parse(target_modules=["q_proj"], fan_in_fan_out=True) == plain
+
+
 def test_every_problem_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(r=0, lora_alpha="x", use_dora=True, bias="all", target_modules="(")
+        parse(r=0, lora_alpha="x", use_qalora=True, use_dora=1, bias="some", target_modules="(")
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "use_dora",
-        "bias",
+        "use_qalora",
         "r",
         "lora_alpha",
         "target_modules",
+        "bias",
+        "use_dora",
         "target_modules",
     ]

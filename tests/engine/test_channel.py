@@ -83,7 +83,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.PinReply: [frames.PinReply(3, False)],
     frames.StateReply: [frames.StateReply(4, 5, 6, 7, [AdapterState(), AdapterState(True, True, 9)])],
     frames.ReadAdapter: [
-        frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096)
+        frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, "/m")
         for roots in (None, ["/r"])
     ],
     frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT)],

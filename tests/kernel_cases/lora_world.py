@@ -2,7 +2,7 @@
 by definition, with a bound for what the kernel may be off."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Adapter:
 
     ranks: tuple[int, ...]
     scaling: float = 0.5
+    has_vectors: bool = False  # a shift and a gain on every slice, or one of them
 
 
 class LoRAWorld:
@@ -82,15 +83,22 @@ class LoRAWorld:
         """A decoy at the site before, so that the slices of this one are not the first ones."""
         modules = [self._make_module(TargetModule("decoy", 8, 16, SITE - 1, 0), 3, adapter.scaling)]
         for (column, width), rank in zip(self.site.slices, adapter.ranks, strict=True):
-            if rank:
-                target = TargetModule(f"at {column}", self.site.in_, width, SITE, column)
+            target = TargetModule(f"at {column}", self.site.in_, width, SITE, column)
+            if adapter.has_vectors:
+                modules.append(self._with_vectors(self._make_module(target, rank, adapter.scaling)))
+            elif rank:
                 modules.append(self._make_module(target, rank, adapter.scaling))
         return Checkpoint("", name, tuple(modules), ())
 
     def _make_module(self, target: TargetModule, rank: int, scaling: float) -> LoRAModule:
         a = self._rng.standard_normal((rank, target.in_features), dtype=np.float32) / target.in_features**0.5
-        b = self._rng.standard_normal((target.out_features, rank), dtype=np.float32) / rank**0.5
+        b = self._rng.standard_normal((target.out_features, rank), dtype=np.float32) / max(rank, 1) ** 0.5
         return LoRAModule(target, scaling, a, b)
+
+    def _with_vectors(self, module: LoRAModule) -> LoRAModule:
+        shift, gain = self._rng.standard_normal((2, module.target.out_features), dtype=np.float32)
+        number = module.target.offset % 3  # a shift, a gain, both
+        return replace(module, shift=shift if number != 1 else None, gain=gain if number != 0 else None)
 
     def _place(self, image: AdapterImage) -> None:
         table = image.table
@@ -158,6 +166,15 @@ class LoRAWorld:
             # h is rounded to the dtype before it is multiplied by B.
             off = SUM_ERROR * h_terms + (2**-8 * h.abs() if self.dtype == torch.bfloat16 else 0)
             error[:, columns] += off @ b.abs().T + SUM_ERROR * (h.abs() @ b.abs().T)
+            if module.gain is not None:
+                gain = torch.from_numpy(module.gain).double()
+                total[:, columns] *= gain
+                # The base's bias is added with the gain and without, and taken off.
+                off = SUM_ERROR * (total[:, columns].abs() + (2 + gain.abs()) * self.bias[columns].abs())
+                error[:, columns] = error[:, columns] * gain.abs() + off
+            if module.shift is not None:
+                total[:, columns] += scale * torch.from_numpy(module.shift).double()
+                error[:, columns] += SUM_ERROR * total[:, columns].abs()
 
     def check(self, x: Tensor, epilogue: Epilogue, segments: Sequence[Segment]) -> None:
         """One call against the definition."""
@@ -217,6 +234,8 @@ def _poison_rest(image: AdapterImage, item_bytes: int) -> None:
             for chunks, piece_bytes in ((a, LINES * LINE_BYTES), (b, PANEL * width * item_bytes)):
                 for chunk in chunks:
                     is_used[chunk.page, chunk.offset : chunk.offset + chunk.num_pieces * piece_bytes] = True
+        for chunk in (*module.shift, *module.gain):
+            is_used[chunk.page, chunk.offset : chunk.offset + chunk.num_pieces * PANEL * 4] = True
     image.pages[~is_used] = POISON
 
 

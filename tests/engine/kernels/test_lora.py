@@ -55,6 +55,33 @@ def test_slices_anywhere(kernels: Kernels, dtype: torch.dtype, name: str, epilog
         world.check(world.rows(num_tokens), epilogue, segments_of([(half, A), (num_tokens - half, B)]))
 
 
+@pytest.mark.parametrize("name", SITES)
+@pytest.mark.parametrize("epilogue", FLOAT, ids=lambda epilogue: epilogue.name)
+def test_vectors_over_outputs(kernels: Kernels, dtype: torch.dtype, name: str, epilogue: Epilogue) -> None:
+    """Beside adapters without, and with no ranks at all."""
+    site = SITES[name]
+    num_slices = len(site.slices)
+    adapters = {
+        "a": Adapter(EVERYWHERE[:num_slices], has_vectors=True),
+        "b": Adapter((0,) * num_slices, has_vectors=True),
+        "c": Adapter(EVERYWHERE[:num_slices]),
+    }
+    world = LoRAWorld(kernels, dtype, site, adapters)
+    runs: list[tuple[int, Uses]] = [
+        (3, A),
+        (5, B),
+        (2, BASE),
+        (99, A),
+        (1, (("c", 1.0),)),
+        (4, (("c", 0.5), ("b", 2.0))),
+    ]
+    num_tokens = sum(count for count, _ in runs)
+    x, before = world.rows(num_tokens), world.before(num_tokens, epilogue)
+    y = world.run(x, epilogue, segments_of(runs), before)
+    world.assert_near(x, epilogue, segments_of(runs), before, y)
+    assert torch.equal(y, world.solo(x, epilogue, uses_of(runs), before))
+
+
 @pytest.mark.parametrize("width", [16, 48, 96, 528])
 def test_the_change_comes_before_the_gate(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
     world = make_world(kernels, dtype, Site(40, 2 * width, ((0, width), (width, width)), True), (16, 12), (0, 5))

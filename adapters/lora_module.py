@@ -1,0 +1,49 @@
+"""LoRAModule: what an adapter makes of one linear module, and how that follows from what PEFT trains. numpy only.
+
+    y = gain * (W x + b + scaling * B A x) + shift
+
+where W and b are the base model's. Plain LoRA has neither gain nor shift. DoRA's (arXiv 2402.09353) is
+b + m / ||W + scaling * B A|| * (W x + scaling * B A x), the norm over a row's inputs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .targets import TargetModule
+
+Array = np.ndarray  # of any dtype
+NORM_ROWS = 1024  # outputs whose whole weights are made at once
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAModule:
+    target: TargetModule
+    scaling: float  # alpha / r, or alpha / sqrt(r)
+    a: Array  # [rank, in_features] float32; rank 0 where only the bias was trained
+    b: Array  # [out_features, rank] float32
+    shift: Array | None = None  # [out_features] float32
+    gain: Array | None = None  # [out_features] float32
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether outputs are the base model's: PEFT's fresh state."""
+        has_product = bool(self.a.any() and self.b.any() and self.scaling)
+        has_shift = self.shift is not None and bool(self.shift.any())
+        has_gain = self.gain is not None and not np.allclose(self.gain, 1, rtol=0, atol=1e-6)
+        return not (has_product or has_shift or has_gain)
+
+
+def dora_gain(weight: Array, magnitude: Array, scaling: float, a: Array, b: Array) -> Array:
+    """m / ||W + scaling * B A||. weight: [out, in], magnitude: [out]. Returns [out] float32."""
+    norms = np.empty(len(weight), np.float32)
+    for first in range(0, len(weight), NORM_ROWS):
+        rows = slice(first, first + NORM_ROWS)
+        norms[rows] = np.linalg.norm(weight[rows] + scaling * (b[rows] @ a), axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain: Array = magnitude / norms
+    return gain

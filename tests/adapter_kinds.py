@@ -1,0 +1,27 @@
+"""Adapters of every kind that PEFT trains, for a tiny model that has everything they can land on."""
+
+from pathlib import Path
+from typing import Any
+
+from tiny import make_adapter, make_model
+
+MODEL: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 5},
+    "bias-all": {"r": 4, "target_modules": ["q_proj", "up_proj"], "bias": "all"},
+    "bias-lora-only": {"r": 3, "target_modules": ["v_proj", "o_proj", "down_proj"], "bias": "lora_only"},
+    "lora-bias": {"r": 8, "target_modules": ["k_proj", "o_proj", "gate_proj"], "lora_bias": True},
+    "dora": {"r": 6, "use_dora": True},
+    "dora-attention": {"r": 2, "target_modules": ["q_proj", "v_proj"], "use_dora": True, "use_rslora": True},
+    "dora-bias": {"r": 17, "target_modules": ["v_proj", "gate_proj", "down_proj"], "use_dora": True, "bias": "all"},
+}
+
+
+def make_kinds(folder: Path, **overrides: Any) -> tuple[Path, dict[str, Path]]:
+    """A model and an adapter of each kind for it."""
+    model = make_model(folder / "model", **MODEL | overrides)
+    kinds = {
+        name: make_adapter(model, folder / name, seed, **fields) for seed, (name, fields) in enumerate(KINDS.items())
+    }
+    return model, kinds

@@ -1,0 +1,80 @@
+"""Adapters of every kind against PEFT, which runs one at a time: here all of them and base rows in one batch."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_kinds import make_kinds
+from peft import PeftModel
+from tiny import quiet
+from transformers import LlamaForCausalLM
+
+from blora.engine import LLM, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
+
+PROMPTS = ["a first prompt", "another, which is a little longer than the first", "x"]
+NUM_TOKENS = 12
+NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
+
+
+def peft_logprobs(model: Path, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
+    """[num_tokens, vocab]: of what follows each token."""
+    base = LlamaForCausalLM.from_pretrained(model)
+    with quiet():
+        adapted = base if adapter is None else PeftModel.from_pretrained(base, adapter)
+    with torch.inference_mode():
+        logits: torch.Tensor = adapted(input_ids=torch.tensor([tokens])).logits[0]
+    return logits.log_softmax(-1)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    return make_kinds(tmp_path_factory.mktemp("kinds"), tie_word_embeddings=request.param)
+
+
+def test_every_kind_equals_peft_in_one_mixed_batch(
+    make_llm: Callable[..., LLM], world: tuple[Path, dict[str, Path]]
+) -> None:
+    model, kinds = world
+    llm = make_llm(model, adapters={name: str(path) for name, path in kinds.items()}, max_num_batched_tokens=50)
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3)
+    batch = [(prompt, name) for prompt in PROMPTS for name in (None, *kinds)]
+    outputs = llm.generate(
+        [prompt for prompt, _ in batch], sampling, lora_request=[name for _, name in batch], use_tqdm=False
+    )
+    answers = set()
+    for (prompt, name), output in zip(batch, outputs, strict=True):
+        ours = output.outputs[0]
+        expected = peft_logprobs(model, kinds.get(name or ""), output.prompt_token_ids + ours.token_ids)
+        for position, entries in enumerate(ours.logprobs or ()):
+            row = expected[len(output.prompt_token_ids) - 1 + position]
+            for token, entry in entries.items():
+                assert abs(entry.logprob - row[token]) < NEAR, (prompt, name, position, token)
+        answers.add((prompt, *ours.token_ids))
+    assert len(answers) == len(batch), "every adapter changes every answer"
+
+
+def test_dora_takes_no_scale_and_no_partner(make_llm: Callable[..., LLM], world: tuple[Path, dict[str, Path]]) -> None:
+    model, kinds = world
+    llm = make_llm(model, adapters={name: str(kinds[name]) for name in ("dora", "plain")})
+    for adapters in ([LoRARequest("dora", lora_scale=0.5)], [("plain", "dora")]):
+        with pytest.raises(InvalidRequest, match="takes no scale and no partner"):
+            llm.generate(["x"], lora_request=adapters, use_tqdm=False)
+
+
+def test_the_loader_child_finds_the_base_weights(
+    make_llm: Callable[..., LLM], world: tuple[Path, dict[str, Path]]
+) -> None:
+    model, kinds = world
+
+    async def digest_and_answer() -> tuple[str, list[int]]:
+        async with AsyncLLM(str(model), backend="cpu", memory="2MB", block_size=4) as llm:
+            info = await llm.load_adapter("it", str(kinds["dora-bias"]))
+            final = [output async for output in llm.generate("a prompt", sampling, lora_request="it")][-1]
+            return info.digest, final.outputs[0].token_ids
+
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    llm = make_llm(model, backend="cpu", adapters={"it": str(kinds["dora-bias"])})
+    expected = llm.generate("a prompt", sampling, lora_request="it", use_tqdm=False)[0].outputs[0].token_ids
+    assert asyncio.run(digest_and_answer()) == (llm.get_adapter("it").digest, expected)

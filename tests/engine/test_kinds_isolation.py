@@ -1,0 +1,48 @@
+"""Isolation with adapters of every kind: a row of a mixed batch gives what it gives alone, on the cpu bit for bit."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adapter_kinds import make_kinds
+from compare import assert_same_tokens
+from mixed_batches import Solo, Troubles, random_row, run_batch
+
+from blora.engine import LLM
+
+NUM_COMPARED = 1000
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
+    make_llm: Callable[..., LLM], tmp_path: Path, backend: str, dtype: str
+) -> None:
+    if backend == "reference" and dtype == "bfloat16":
+        pytest.skip("torch rounds by shape")
+    model, kinds = make_kinds(tmp_path, tie_word_embeddings=dtype == "bfloat16")
+    options = {"model": model, "dtype": dtype, "adapters": {name: str(path) for name, path in kinds.items()}}
+    solo = Solo(make_llm(enable_prefix_caching=False, memory="16MB", **options))
+    llms = [
+        make_llm(memory="16MB", max_num_batched_tokens=200, **options),
+        make_llm(memory=scarce(solo.llm), **options),
+    ]
+    num_compared, troubles, rng = 0, Troubles(), random.Random(0)
+    while num_compared < NUM_COMPARED:
+        rows = [random_row(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
+        for index, output in run_batch(rng.choice(llms), rows, rng).items():
+            expected = solo.run(rows[index])
+            if backend == "cpu":
+                assert (output.token_ids, output.logprobs) == (expected.token_ids, expected.logprobs), rows[index]
+            assert_same_tokens(expected, output, rows[index])
+            num_compared += 1
+    for llm in llms:
+        troubles.count(llm)
+    assert min(troubles.num_cached, troubles.num_evicted) > 20, troubles
+
+
+def scarce(llm: LLM) -> int:
+    """Bytes for the two largest adapters and some rows: the others are swapped."""
+    sizes = sorted(llm.get_adapter(info.name).num_bytes for info in llm.list_adapters())
+    return sizes[-1] + sizes[-2] + 64 * llm._core.arena.page_bytes
