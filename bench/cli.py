@@ -10,15 +10,14 @@ HELP = "measure throughput, kernels and steps on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    programs = parser.add_subparsers(
-        dest="program", required=True, metavar="{throughput,kernels,profile_step,sweep,idle_adapters,footprint,plots}"
-    )
+    programs = parser.add_subparsers(dest="program", required=True, metavar="PROGRAM")
     _add_throughput(programs.add_parser("throughput", help="tokens per second, with adapters and without, in process"))
     _add_kernels(programs.add_parser("kernels", help="each kernel against what the machine allows"))
     _add_profile(programs.add_parser("profile_step", help="where the time of a decode step goes"))
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
     _add_idle(programs.add_parser("idle_adapters", help="what base requests lose to adapters nobody asks for"))
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
+    _add_fairness(programs.add_parser("fairness", help="time to first token by adapter, fair or not, simulated"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
 
@@ -69,6 +68,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-rows", type=_count, default=64, metavar="N", help="rows of the sweep over adapters (%(default)s)"
     )
+    parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
+
+
+def _add_fairness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapters", type=_count, default=200, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="requests/s (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of arrivals (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
 
 

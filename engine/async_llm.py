@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -625,6 +625,7 @@ class AsyncLLM:
             num_running=state.num_running,
             num_waiting=state.num_waiting,
             version=version("blora"),
+            **asdict(state.counts),
         )
 
     async def chat(

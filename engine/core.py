@@ -61,8 +61,12 @@ class EngineCore:
     def step(self) -> list[RowUpdate]:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
         step = self.scheduler.schedule(time.monotonic())
+        planned = time.monotonic()
         self._runner.copy(step)
-        updates = self.scheduler.update(step, self._execute(step))
+        copied = time.monotonic()
+        results = self._execute(step)
+        self.scheduler.note_seconds(step, copied - planned, time.monotonic() - copied)
+        updates = self.scheduler.update(step, results)
         self._drop_unused()
         return updates
 

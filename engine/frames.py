@@ -3,7 +3,7 @@
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, TargetModule
-from blora.scheduler import AdapterUse, Request, RowUpdate, SamplingParams
+from blora.scheduler import AdapterUse, CacheCounts, Request, RowUpdate, SamplingParams
 
 from .config import EngineConfig
 from .outputs import AdapterState
@@ -113,6 +113,7 @@ class StateReply(Frame, frozen=True):
     num_free_pages: int
     num_running: int
     num_waiting: int
+    counts: CacheCounts
     adapters: list[AdapterState]  # in the order asked
 
 

@@ -184,3 +184,12 @@ class EngineInfo:
     num_running: int
     num_waiting: int
     version: str
+    # Since the engine started; see CacheCounts of the scheduler.
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_adapter_uses: int = 0
+    num_adapter_hits: int = 0
+    num_copied_pages: int = 0
+    num_evicted_blocks: int = 0
+    num_evicted_adapters: int = 0
+    num_preemptions: int = 0

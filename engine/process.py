@@ -103,6 +103,7 @@ class EngineLoop:
             num_free_pages=core.num_free_pages,
             num_running=core.scheduler.num_running,
             num_waiting=core.scheduler.num_waiting,
+            counts=core.scheduler.counts,
             adapters=[core.adapter_state(digest) for digest in digests],
         )
 

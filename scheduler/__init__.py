@@ -2,12 +2,13 @@
 
 from .block_pool import BlockPool
 from .fair_share import DEFAULT_FAIRNESS, Fairness
+from .keep_rule import KeepRule, ReturnCosts
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
 from .residency import AdapterResidency, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
-from .step import Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
+from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
 from .waiting_queue import POLICIES
 
 __all__ = [
@@ -16,13 +17,16 @@ __all__ = [
     "AdapterResidency",
     "AdapterUse",
     "BlockPool",
+    "CacheCounts",
     "Fairness",
     "FinishReason",
     "KVManager",
+    "KeepRule",
     "Limits",
     "PageCopy",
     "Request",
     "RequestOutputKind",
+    "ReturnCosts",
     "RowResult",
     "RowUpdate",
     "SamplingParams",

@@ -1,99 +1,89 @@
-"""BlockPool: who holds each page of the arena. Owns reference counts and the free list; touches no byte of a page.
+"""BlockPool: who holds each page of the arena. Owns reference counts and what idle pages hold; touches no byte.
 
 A page is in exactly one state:
-    used      ref_count >= 1, outside the free list
-    cached    ref_count 0, in the free list, findable by the prefix key of the KV it still holds
-    parked    ref_count 0, in the free list, part of an idle adapter that is still whole
-    free      ref_count 0, in the free list, content worthless
-The free list is the LRU: worthless pages stand at its head, cached and parked ones queue behind in order of last use.
+    used      ref_count >= 1
+    cached    ref_count 0, findable by the prefix key of the KV block that it still holds
+    parked    ref_count 0, part of an idle adapter that is still whole
+    empty     ref_count 0, content worthless
+Empty pages are given out first; then KeepRule says which cached block or parked adapter goes.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+
+from .keep_rule import KeepRule, Kind, ReturnCosts
 
 
 class Page:
-    """One page and its links in the free list."""
-
-    __slots__ = ("adapter", "key", "next", "page_id", "prev", "ref_count")
+    __slots__ = ("adapter", "key", "page_id", "ref_count")
 
     def __init__(self, page_id: int) -> None:
         self.page_id = page_id
         self.ref_count = 0
         self.key: bytes | None = None  # prefix key of the full KV block in it
         self.adapter: str | None = None  # digest of the parked adapter it is a part of
-        self.prev: Page = self
-        self.next: Page = self
-
-    def link_before(self, other: "Page") -> None:
-        self.prev, self.next = other.prev, other
-        other.prev.next = self
-        other.prev = self
-
-    def unlink(self) -> None:
-        self.prev.next = self.next
-        self.next.prev = self.prev
-        self.prev = self.next = self
 
 
 class BlockPool:
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, rule: KeepRule | None = None) -> None:
         self.num_pages = num_pages
-        self.num_free = num_pages  # in the free list: free, cached and parked
-        self.num_evicted_blocks = 0
-        self.num_evicted_adapters = 0
         self._pages = [Page(page_id) for page_id in range(num_pages)]
+        self._empty = list(range(num_pages - 1, -1, -1))  # the last is given out first
         self._cached: dict[bytes, Page] = {}
         self._parked: dict[str, list[int]] = {}
-        self._anchor = Page(num_pages)  # closes the ring: its next is the head of the list, its prev the tail
-        for page in self._pages:
-            page.link_before(self._anchor)
+        self._rule = rule or KeepRule(num_pages, ReturnCosts())
+
+    @property
+    def costs(self) -> ReturnCosts:
+        return self._rule.costs
 
     @property
     def num_empty(self) -> int:
         """Pages that hold nothing of worth."""
-        num_cached = sum(not page.ref_count for page in self._cached.values())
-        return self.num_free - num_cached - sum(map(len, self._parked.values()))
+        return len(self._empty)
+
+    @property
+    def num_free(self) -> int:
+        """Pages that can be had at once: empty, cached and parked."""
+        return len(self._empty) + self._rule.num_idle_pages
+
+    @property
+    def num_evicted_blocks(self) -> int:
+        return self._rule.num_evicted[Kind.BLOCK]
+
+    @property
+    def num_evicted_adapters(self) -> int:
+        return self._rule.num_evicted[Kind.ADAPTER]
 
     def allocate(self, num_pages: int) -> list[int] | None:
-        """Takes pages from the head of the free list, forgetting what they held; None when there are too few."""
+        """Takes pages, empty ones first, evicting where these do not suffice; None when there are too few."""
         if num_pages > self.num_free:
             return None
-        return [self._take_head() for _ in range(num_pages)]
+        while len(self._empty) < num_pages:
+            self._evict()
+        taken = [self._empty.pop() for _ in range(num_pages)]
+        for page_id in taken:
+            self._pages[page_id].ref_count = 1
+        return taken
 
-    def _take_head(self) -> int:
-        page = self._anchor.next
-        if page.key is not None:
-            self._forget(page)
-            self.num_evicted_blocks += 1
-        elif page.adapter is not None:
-            self._evict_adapter(page.adapter)
-            page = self._anchor.next
-        self._take(page)
-        return page.page_id
-
-    def _take(self, page: Page) -> None:
-        page.unlink()
-        page.ref_count = 1
-        self.num_free -= 1
-
-    def _forget(self, page: Page) -> None:
-        if page.key is not None:
-            del self._cached[page.key]
+    def _evict(self) -> None:
+        thing = self._rule.evict()
+        if isinstance(thing, str):  # an adapter is resident whole or not at all
+            self._empty_parked(thing)
+        else:
+            page = self._cached.pop(thing)
             page.key = None
-
-    def _evict_adapter(self, digest: str) -> None:
-        """An adapter is resident whole or not at all: losing one page makes the others worthless too."""
-        self.num_evicted_adapters += 1
-        self.discard(digest)
+            self._empty.append(page.page_id)
 
     def share(self, page_ids: Iterable[int]) -> None:
-        """Adds a reference to each page, taking cached ones out of the free list."""
+        """Adds a reference to each page; those that have none are cached ones that are wanted again."""
         for page_id in page_ids:
             page = self._pages[page_id]
-            if page.ref_count:
-                page.ref_count += 1
-            else:
-                self._take(page)
+            if not page.ref_count:
+                if page.key is None:
+                    raise RuntimeError(f"page {page_id} is shared and holds nothing")
+                self._rule.take(page.key)
+            page.ref_count += 1
 
     def release(self, page_ids: Iterable[int]) -> None:
         """Drops a reference to each page. Give a sequence's pages last first, so that its tail is evicted first."""
@@ -102,12 +92,12 @@ class BlockPool:
             if page.ref_count < 1:
                 raise RuntimeError(f"page {page_id} is released more often than it was taken")
             page.ref_count -= 1
-            if not page.ref_count:
-                self._put_back(page)
-
-    def _put_back(self, page: Page) -> None:
-        page.link_before(self._anchor.next if page.key is None else self._anchor)
-        self.num_free += 1
+            if page.ref_count:
+                continue
+            if page.key is None:
+                self._empty.append(page_id)
+            else:
+                self._rule.add(page.key, Kind.BLOCK, 1)
 
     def is_held(self, page_id: int) -> bool:
         return self._pages[page_id].ref_count > 0
@@ -122,67 +112,70 @@ class BlockPool:
     def retract(self, page_ids: Iterable[int]) -> None:
         """Takes used KV blocks out of the prefix cache: their content turned out to be wrong."""
         for page_id in page_ids:
-            self._forget(self._pages[page_id])
+            page = self._pages[page_id]
+            if page.key is not None:
+                self._rule.drop(page.key)
+                del self._cached[page.key]
+                page.key = None
 
     def find(self, key: bytes) -> int | None:
         page = self._cached.get(key)
         return None if page is None else page.page_id
+
+    def note_miss(self, thing: bytes | str) -> None:
+        """A block or an adapter is needed and not here: it has to be computed or copied."""
+        self._rule.miss(thing)
 
     def park(self, digest: str, page_ids: Sequence[int]) -> None:
         """Turns an adapter's used pages into evictable ones that `unpark` can bring back."""
         for page_id in page_ids:
             page = self._pages[page_id]
             page.ref_count, page.adapter = 0, digest
-            page.link_before(self._anchor)
-        self.num_free += len(page_ids)
         self._parked[digest] = list(page_ids)
+        self._rule.add(digest, Kind.ADAPTER, len(page_ids))
 
     def unpark(self, digest: str) -> list[int] | None:
         """Takes a parked adapter's pages back into use; None when it was evicted or never parked."""
         page_ids = self._parked.pop(digest, None)
-        for page_id in page_ids or ():
+        if page_ids is None:
+            return None
+        self._rule.take(digest)
+        for page_id in page_ids:
             page = self._pages[page_id]
-            page.adapter = None
-            self._take(page)
+            page.ref_count, page.adapter = 1, None
         return page_ids
 
     def discard(self, digest: str) -> None:
-        """Makes a parked adapter's pages plain free ones. Unknown digests are fine."""
-        for page_id in self._parked.pop(digest, ()):
-            page = self._pages[page_id]
-            page.adapter = None
-            page.unlink()
-            page.link_before(self._anchor.next)
+        """Makes a parked adapter's pages plain free ones and forgets it. Unknown digests are fine."""
+        self._rule.drop(digest)
+        if digest in self._parked:
+            self._empty_parked(digest)
+
+    def _empty_parked(self, digest: str) -> None:
+        page_ids = self._parked.pop(digest)
+        for page_id in page_ids:
+            self._pages[page_id].adapter = None
+        self._empty += page_ids
 
     def is_parked(self, digest: str) -> bool:
         return digest in self._parked
 
     def check_integrity(self, owned: Sequence[int]) -> None:
         """Raises RuntimeError unless each page is in one state and `owned`, one entry per reference, are those used."""
-        listed = self._listed_pages()
+        references, empty = Counter(owned), set(self._empty)
         parked = {page_id: digest for digest, ids in self._parked.items() for page_id in ids}
-        references = [0] * self.num_pages
-        for page_id in owned:
-            references[page_id] += 1
         for page in self._pages:
-            is_listed = page.page_id in listed
-            _require(page.ref_count == references[page.page_id], page, f"{references[page.page_id]} owners")
-            _require(is_listed == (page.ref_count == 0), page, f"listed: {is_listed}")
+            num_owners = references[page.page_id]
+            _require(page.ref_count == num_owners, page, f"{num_owners} owners")
             _require(page.key is None or self._cached.get(page.key) is page, page, "not the page of its key")
             _require(page.adapter == parked.get(page.page_id), page, f"parked for {parked.get(page.page_id)}")
-            _require(page.key is None or page.adapter is None, page, "both KV and adapter")
-        if len(listed) != self.num_free or len(self._cached) != sum(page.key is not None for page in self._pages):
-            raise RuntimeError(f"{len(listed)} pages listed, {self.num_free} counted free, {len(self._cached)} cached")
-
-    def _listed_pages(self) -> set[int]:
-        listed: set[int] = set()
-        page = self._anchor.next
-        while page is not self._anchor:
-            if page.page_id in listed or page.next.prev is not page:
-                raise RuntimeError(f"the free list is broken at page {page.page_id}")
-            listed.add(page.page_id)
-            page = page.next
-        return listed
+            states = (num_owners > 0, page.key is not None and not num_owners, page.adapter is not None)
+            _require(sum(states) <= 1, page, "in two states")
+            _require((page.page_id in empty) != any(states), page, f"empty: {page.page_id in empty}")
+        if len(empty) != len(self._empty) or len(self._cached) != sum(page.key is not None for page in self._pages):
+            raise RuntimeError(f"{len(self._empty)} empty pages, {len(self._cached)} cached ones")
+        idle: dict[bytes | str, int] = {key: 1 for key, page in self._cached.items() if not page.ref_count}
+        self._rule.check_integrity(idle | {digest: len(ids) for digest, ids in self._parked.items()})
 
 
 def _require(condition: bool, page: Page, found: str) -> None:

@@ -50,6 +50,8 @@ class KVManager:
         if fresh is None:
             self._pool.release(reversed(hits))
             return None
+        for key in request.block_keys[len(hits) :]:
+            self._pool.note_miss(key)
         self._tables[request.request_id] = hits + fresh
         self._num_published[request.request_id] = len(hits)
         self.num_prefix_queries += request.num_tokens

@@ -47,6 +47,9 @@ class AdapterResidency:
     def __init__(self, pool: BlockPool, max_copied_pages_per_step: int) -> None:
         self._pool = pool
         self._max_copied_pages = max(max_copied_pages_per_step, 1)
+        self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
+        self.num_copies = 0  # times that an adapter had to be copied
+        self.num_copied_pages = 0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
 
@@ -129,9 +132,11 @@ class AdapterResidency:
         """Counts one more user of each adapter and takes the pages of those that have none; all of them or nothing."""
         acquired: list[AdapterUse] = []
         for use in adapters:
+            is_here = self._adapters[use[0]].page_ids or self._pool.is_parked(use[0])
             if not self._hold(use[0]):
                 self.release(acquired)
                 return False
+            self.num_hits += bool(is_here)
             self._adapters[use[0]].num_users += 1
             acquired.append(use)
         return True
@@ -152,7 +157,9 @@ class AdapterResidency:
         adapter.page_ids = page_ids
         adapter.num_copied = adapter.num_planned = 0 if parked is None else adapter.num_pages
         if parked is None:
+            self._pool.note_miss(digest)
             self._copying[digest] = adapter
+            self.num_copies += 1
         return True
 
     def _let_go(self, digest: str) -> None:
@@ -189,6 +196,7 @@ class AdapterResidency:
             if adapter is None or tuple(adapter.page_ids[copy.first : last]) != copy.page_ids:
                 continue
             adapter.num_copied = last
+            self.num_copied_pages += len(copy.page_ids)
             if adapter.is_ready:
                 del self._copying[copy.digest]
                 adapter.num_copies += 1

@@ -13,7 +13,7 @@ from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import FinishReason, Request, Status
 from .residency import AdapterResidency
-from .step import Limits, RowResult, RowUpdate, ScheduledRow, Step
+from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step
 from .waiting_queue import WaitingQueue
 
 
@@ -249,6 +249,11 @@ class Scheduler:
             return FinishReason.STOP
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 
+    def note_seconds(self, step: Step, copying: float, computing: float) -> None:
+        """What a step took, in seconds: from it the rule learns what it costs to bring back what was evicted."""
+        self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
+        self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
+
     # Facts.
 
     @property
@@ -262,6 +267,20 @@ class Scheduler:
     @property
     def num_free_pages(self) -> int:
         return self._pool.num_free
+
+    @property
+    def counts(self) -> CacheCounts:
+        """Since the start."""
+        return CacheCounts(
+            num_prompt_tokens=self._kv.num_prefix_queries,
+            num_cached_tokens=self._kv.num_prefix_hits,
+            num_adapter_uses=self._residency.num_hits + self._residency.num_copies,
+            num_adapter_hits=self._residency.num_hits,
+            num_copied_pages=self._residency.num_copied_pages,
+            num_evicted_blocks=self._pool.num_evicted_blocks,
+            num_evicted_adapters=self._pool.num_evicted_adapters,
+            num_preemptions=self.num_preemptions,
+        )
 
     @property
     def has_work(self) -> bool:

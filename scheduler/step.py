@@ -96,6 +96,20 @@ class RowUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """How well the arena is used, since the start."""
+
+    num_prompt_tokens: int  # of admitted requests, looked up in the prefix cache
+    num_cached_tokens: int  # of these, found
+    num_adapter_uses: int  # by admitted requests
+    num_adapter_hits: int  # of these, found resident or being copied; the others had to be copied
+    num_copied_pages: int
+    num_evicted_blocks: int
+    num_evicted_adapters: int
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one step may hold."""
 

@@ -12,7 +12,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version")
+    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version", "num_prompt_tokens", "num_cached_tokens", "num_adapter_uses", "num_adapter_hits", "num_copied_pages", "num_evicted_blocks", "num_evicted_adapters", "num_preemptions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,14 @@ class GetInfoResponse(_message.Message):
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ADAPTER_USES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ADAPTER_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_COPIED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     vocab_size: int
@@ -35,7 +43,15 @@ class GetInfoResponse(_message.Message):
     num_running: int
     num_waiting: int
     version: str
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_adapter_uses: int
+    num_adapter_hits: int
+    num_copied_pages: int
+    num_evicted_blocks: int
+    num_evicted_adapters: int
+    num_preemptions: int
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)

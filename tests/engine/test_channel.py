@@ -18,7 +18,15 @@ from blora.engine.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed
 from blora.engine.config import EngineConfig
 from blora.engine.outputs import AdapterState
 from blora.engine.validator import Facts
-from blora.scheduler import FinishReason, Request, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
+from blora.scheduler import (
+    CacheCounts,
+    FinishReason,
+    Request,
+    RequestOutputKind,
+    RowUpdate,
+    SamplingParams,
+    TokenLogprob,
+)
 
 SAMPLING = SamplingParams(
     n=3,
@@ -81,7 +89,9 @@ MESSAGES: dict[type, list[Any]] = {
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"]), frames.Updates([], [])],
     frames.PinReply: [frames.PinReply(3, False)],
-    frames.StateReply: [frames.StateReply(4, 5, 6, 7, [AdapterState(), AdapterState(True, True, 9)])],
+    frames.StateReply: [
+        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8)), [AdapterState(), AdapterState(True, True, 9)])
+    ],
     frames.ReadAdapter: [
         frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, "/m")
         for roots in (None, ["/r"])

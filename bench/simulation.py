@@ -1,0 +1,106 @@
+"""The real scheduler over a trace, with a clock in place of a model: what it decides, in seconds instead of minutes.
+
+A step takes as long as its tokens and its copies would on the machine of the README; no token is computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from blora.scheduler import (
+    AdapterResidency,
+    BlockPool,
+    Fairness,
+    KeepRule,
+    KVManager,
+    Limits,
+    Request,
+    ReturnCosts,
+    RowResult,
+    SamplingParams,
+    Scheduler,
+    Step,
+)
+
+from .trace import Arrival
+
+STEP_SECONDS = 5e-3  # weights are read once
+TOKEN_SECONDS = 0.28e-3
+PAGE_SECONDS = 0.1e-3  # of a copied page
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    num_pages: int
+    adapter_pages: Sequence[int]  # of each adapter
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    copied_pages_per_step: int = 170  # 64 MiB of SmolLM2-135M's pages
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a trace, by request."""
+
+    adapters: list[int] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)  # seconds from arrival
+    seconds: float = 0.0  # until everything was finished
+    copied_adapters: int = 0
+    copied_pages: int = 0
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def simulate(
+    trace: Sequence[Arrival], machine: Machine, policy: str, fairness: Fairness, rule: KeepRule | None = None
+) -> Outcome:
+    """Serves a whole trace."""
+    pool = BlockPool(machine.num_pages, rule or KeepRule(machine.num_pages, costs()))
+    residency = AdapterResidency(pool, machine.copied_pages_per_step)
+    kv = KVManager(pool, BLOCK_SIZE)
+    limits = Limits(machine.max_num_batched_tokens, machine.max_num_seqs)
+    scheduler = Scheduler(limits, pool, kv, residency, policy, fairness)
+    for adapter, num_pages in enumerate(machine.adapter_pages):
+        residency.register(str(adapter), num_pages)
+    outcome = Outcome([arrival.adapter for arrival in trace], [0.0] * len(trace))
+    now, num_accepted = 0.0, 0
+    while num_accepted < len(trace) or scheduler.has_work:
+        if not scheduler.has_work:
+            now = max(now, trace[num_accepted].seconds)
+        while num_accepted < len(trace) and trace[num_accepted].seconds <= now:
+            scheduler.add(_request(num_accepted, trace[num_accepted]))
+            num_accepted += 1
+        step = scheduler.schedule(now)
+        now += _seconds(step)
+        results = {row.request_id: RowResult(1 if row.is_sampled else None) for row in step.rows}
+        for update in scheduler.update(step, results):
+            if not outcome.first_tokens[update.request_id]:
+                outcome.first_tokens[update.request_id] = now - trace[update.request_id].seconds
+        outcome.computed_tokens += step.num_tokens
+    scheduler.check_integrity()
+    outcome.seconds = now
+    counts = scheduler.counts
+    outcome.copied_adapters = counts.num_adapter_uses - counts.num_adapter_hits
+    outcome.copied_pages = counts.num_copied_pages
+    outcome.cached_tokens = counts.num_cached_tokens
+    return outcome
+
+
+def costs() -> ReturnCosts:
+    return ReturnCosts(BLOCK_SIZE * TOKEN_SECONDS, PAGE_SECONDS)
+
+
+def _request(request_id: int, arrival: Arrival) -> Request:
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=[-1 - arrival.adapter] * arrival.prefix_len + [request_id] * arrival.input_len,
+        sampling=SamplingParams(),
+        max_tokens=arrival.output_len,
+        seed=0,
+        adapters=((str(arrival.adapter), 1.0),),
+    )
+
+
+def _seconds(step: Step) -> float:
+    num_copied = sum(len(copy.page_ids) for copy in step.copies)
+    return STEP_SECONDS + TOKEN_SECONDS * step.num_tokens + PAGE_SECONDS * num_copied

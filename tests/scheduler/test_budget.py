@@ -1,0 +1,104 @@
+"""One budget for KV blocks and adapters: what goes is what is expected to cost least, in place of what is oldest."""
+
+import random
+
+import pytest
+
+from blora.bench.simulation import Machine, Outcome, costs, simulate
+from blora.bench.trace import TraceShape, make_trace
+from blora.scheduler import DEFAULT_FAIRNESS, KeepRule, ReturnCosts
+from blora.scheduler.keep_rule import Kind, Thing
+
+RANKS = (4, 8, 16, 32, 64, 128)
+PAGES = [max(1, 27 * rank // 16) for rank in random.Random(0).choices(RANKS, k=2000)]
+MEMORY = sum(PAGES) // 50  # for 40 adapters
+
+
+class LeastRecentlyUsed(KeepRule):
+    """Whatever has been idle for longest goes."""
+
+    def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
+        super().add(thing, kind, num_pages)
+        self._clock += 1
+
+    def _priority(self, group: object) -> float:
+        return next(iter(group.idle.values()))  # type: ignore[attr-defined]
+
+
+def serve(rule: type[KeepRule], alpha: float, prefix_len: int) -> Outcome:
+    shape = TraceShape(
+        adapters=len(PAGES),
+        rate=6.0,
+        seconds=200,
+        alpha=alpha,
+        prefix_len=prefix_len,
+        input_len=(8, 256),
+        output_len=(8, 128),
+    )
+    machine = Machine(num_pages=MEMORY, adapter_pages=PAGES)
+    return simulate(make_trace(shape), machine, "fair", DEFAULT_FAIRNESS, rule(MEMORY, costs()))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_2000_adapters_with_memory_for_40_are_served_without_thrashing(alpha: float) -> None:
+    """The simulation ends, so everything was served; an adapter is copied at most once for each request."""
+    outcome = serve(KeepRule, alpha, 0)
+    assert min(outcome.first_tokens) > 0
+    assert outcome.copied_adapters <= len(outcome.adapters)
+
+
+def test_adapters_stay_where_nobody_asks_for_blocks_again() -> None:
+    """Blocks cost more to bring back than pages of adapters; of prompts that never come again they cost nothing."""
+    lru, rule = serve(LeastRecentlyUsed, 1.0, 0), serve(KeepRule, 1.0, 0)
+    assert rule.copied_adapters < 0.92 * lru.copied_adapters
+
+
+def test_blocks_that_are_asked_for_stay_and_adapters_are_copied() -> None:
+    lru, rule = serve(LeastRecentlyUsed, 1.0, 256), serve(KeepRule, 1.0, 256)
+    assert rule.cached_tokens > 1.3 * lru.cached_tokens
+    assert rule.copied_adapters < 1.1 * lru.copied_adapters
+
+
+def test_what_comes_back_is_kept_before_what_never_did() -> None:
+    rule = KeepRule(100, ReturnCosts(1.0, 1.0))
+    rule.add(b"often", Kind.BLOCK, 1)
+    for _ in range(3):
+        rule.take(b"often")
+        rule.add(b"often", Kind.BLOCK, 1)
+    for index in range(50):
+        rule.add(b"once %d" % index, Kind.BLOCK, 1)
+    assert [rule.evict() for _ in range(50)] == [b"once %d" % index for index in range(50)]
+
+
+def test_what_is_never_asked_for_again_goes_in_the_end_however_dear() -> None:
+    rule = KeepRule(4, ReturnCosts(block=100.0, adapter=1.0))
+    rule.add(b"dear", Kind.BLOCK, 1)
+    for index in range(400):
+        rule.add(str(index), Kind.ADAPTER, 1)
+        if rule.evict() == b"dear":
+            break
+    else:
+        raise AssertionError("it never went")
+    assert 20 < index < 200
+
+
+def test_a_thing_that_was_evicted_too_early_is_kept_longer_next_time() -> None:
+    """Adapters that always come back soon after they went stay before blocks that never do."""
+    rule = KeepRule(30, ReturnCosts(block=10.0, adapter=1.0))
+    held = {f"adapter {index}" for index in range(10)}
+    for adapter in held:
+        rule.add(adapter, Kind.ADAPTER, 1)
+    evicted: list[Thing] = []
+    for index in range(600):
+        rule.add(b"block %d" % index, Kind.BLOCK, 1)
+        gone = rule.evict()
+        evicted.append(gone)
+        adapter = f"adapter {index % 10}"
+        if adapter in held - {gone} and adapter not in rule._gone:
+            rule.take(adapter)
+        else:
+            rule.miss(adapter)
+        rule.add(adapter, Kind.ADAPTER, 1)
+        while rule.num_idle_pages > 20:
+            evicted.append(rule.evict())
+    assert sum(isinstance(thing, str) for thing in evicted[-200:]) < 0.1 * 200
