@@ -48,7 +48,7 @@ class AdapterResidency:
         self._pool = pool
         self._max_copied_pages = max(max_copied_pages_per_step, 1)
         self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
-        self.num_copies = 0  # times that an adapter had to be copied
+        self.num_misses = 0  # uses by admitted requests that had to have it copied
         self.num_copied_pages = 0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
@@ -137,6 +137,7 @@ class AdapterResidency:
                 self.release(acquired)
                 return False
             self.num_hits += bool(is_here)
+            self.num_misses += not is_here
             self._adapters[use[0]].num_users += 1
             acquired.append(use)
         return True
@@ -159,7 +160,6 @@ class AdapterResidency:
         if parked is None:
             self._pool.note_miss(digest)
             self._copying[digest] = adapter
-            self.num_copies += 1
         return True
 
     def _let_go(self, digest: str) -> None:

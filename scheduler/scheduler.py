@@ -274,7 +274,7 @@ class Scheduler:
         return CacheCounts(
             num_prompt_tokens=self._kv.num_prefix_queries,
             num_cached_tokens=self._kv.num_prefix_hits,
-            num_adapter_uses=self._residency.num_hits + self._residency.num_copies,
+            num_adapter_uses=self._residency.num_hits + self._residency.num_misses,
             num_adapter_hits=self._residency.num_hits,
             num_copied_pages=self._residency.num_copied_pages,
             num_evicted_blocks=self._pool.num_evicted_blocks,
