@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .adapter_text import AdapterText
 from .base_tensors import BaseTensors
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterRejected, AdapterTooLarge
@@ -46,7 +47,7 @@ class AdapterReport:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     kind: str = ""  # such as "LoRA" or "rsLoRA"
-    digest: str = ""  # sha256 over configuration and weights
+    digest: str = ""  # sha256 over configuration, weights and what the folder says about text
     modules: tuple[ModuleReport, ...] = ()  # in the order of the model
     layers: tuple[LayerReport, ...] = ()
     applied_tensors: tuple[str, ...] = ()  # names in the file
@@ -55,6 +56,7 @@ class AdapterReport:
     num_host_bytes: int = 0  # packed, in host memory
     num_device_bytes: int = 0  # in the arena, while resident
     num_pages: int = 0  # of the arena
+    text: AdapterText = AdapterText()  # for whoever knows the model's tokenizer; not shown
 
     @property
     def is_refused(self) -> bool:
@@ -96,6 +98,7 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
         num_host_bytes=table.num_bytes,
         num_device_bytes=table.num_bytes,
         num_pages=table.num_pages,
+        text=table.text,
     )
 
 

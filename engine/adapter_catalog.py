@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blora.adapters import AdapterReport, AdapterTooLarge, ImageTable, Registry, Version, base_name, is_valid_name
+from blora.adapters import (
+    AdapterReport,
+    AdapterText,
+    AdapterTooLarge,
+    ImageTable,
+    Registry,
+    Version,
+    base_name,
+    is_valid_name,
+)
 
 from .adapter_tokenizers import AdapterTokenizers
 from .errors import InvalidRequest
@@ -96,13 +105,14 @@ class AdapterCatalog:
             raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
 
     def add_text(self, path: str, table: ImageTable) -> ImageTable:
-        """Takes in what an adapter says about text, until `forget`; warnings come into its table. Raises
-        AdapterRejected."""
+        """Takes in what an adapter says about text, until `forget`, and out of its table, to which warnings come.
+        Raises AdapterRejected."""
         warnings = self._tokenizers.add(path, table.digest, table.text)
-        return replace(table, warnings=(*table.warnings, *warnings)) if warnings else table
+        return replace(table, text=AdapterText(), warnings=(*table.warnings, *warnings))
 
     def check_report(self, report: AdapterReport) -> AdapterReport:
-        """A report that says, too, whether the adapter fits into the engine's memory."""
+        """A report that says, too, whether the adapter goes with the tokenizer and into the engine's memory."""
+        report = self._tokenizers.check_report(report)
         try:
             self.check_size(report.path, report.num_pages)
         except AdapterTooLarge as error:

@@ -4,8 +4,9 @@ A folder's added tokens, special tokens and chat template are taken; its vocabul
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from blora.adapters import AdapterRejected, AdapterText, AddedToken
+from blora.adapters import AdapterRejected, AdapterReport, AdapterText, AddedToken
 
 from .errors import InvalidRequest
 from .tokenizer import Tokenizer
@@ -18,24 +19,37 @@ class AdapterTokenizers:
         """vocab_size: width of the logits."""
         self.base = base
         self._vocab_size = vocab_size
+        self._base_tokens = base.added_token_contents()
         self._own: dict[str, Tokenizer] = {}  # by digest, of adapters that add or replace anything
 
     def add(self, path: str, digest: str, text: AdapterText) -> tuple[str, ...]:
         """Takes in an adapter's text; returns warnings. Raises AdapterRejected with everything that cannot be used."""
-        if digest in self._own:
-            return ()
-        tokens, warnings = self._additions(path, text)
-        known = self.base.special_tokens
-        named = dict(text.special_tokens)
-        named.pop("pad_token", None)  # stands in no prompt and in no answer
-        special_tokens = {name: token for name, token in named.items() if known.get(name) != token}
-        template = None if text.chat_template == self.base.chat_template else text.chat_template
-        if tokens or special_tokens or template is not None:
-            self._own[digest] = self._derive(path, tokens, special_tokens, template)
+        tokenizer, warnings = self._make(path, text)
+        if tokenizer is not self.base:
+            self._own[digest] = tokenizer
         return warnings
 
+    def check_report(self, report: AdapterReport) -> AdapterReport:
+        """A report that tells of the text, too, what `add` would."""
+        try:
+            _, warnings = self._make(report.path, report.text)
+        except AdapterRejected as error:
+            return replace(report, problems=(*report.problems, *error.problems))
+        return replace(report, warnings=(*report.warnings, *warnings))
+
+    def _make(self, path: str, text: AdapterText) -> tuple[Tokenizer, tuple[str, ...]]:
+        tokens, warnings = self._additions(path, text)
+        named = dict(text.special_tokens)
+        named.pop("pad_token", None)  # stands in no prompt and in no answer
+        known = self.base.special_tokens
+        special_tokens = {name: token for name, token in named.items() if known.get(name) != token}
+        template = None if text.chat_template == self.base.chat_template else text.chat_template
+        if not tokens and not special_tokens and template is None:
+            return self.base, warnings
+        return self._derive(path, tokens, special_tokens, template), warnings
+
     def _additions(self, path: str, text: AdapterText) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
-        tokens = [token for token in text.added_tokens if not self.base.has_added(token.id, token.content)]
+        tokens = [token for token in text.added_tokens if self._base_tokens.get(token.id) != token.content]
         # A token for padding stands in no prompt; most training sets one, whether or not the model has a row for it.
         pad = dict(text.special_tokens).get("pad_token")
         unused = [token for token in tokens if token.content == pad and token.id >= self._vocab_size]

@@ -481,7 +481,7 @@ class AsyncLLM:
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
-        return replace(packed.report, warnings=table.warnings)
+        return replace(packed.report, warnings=table.warnings, text=table.text)
 
     def _keep_image(self, table: ImageTable, descriptor: int) -> None:
         known = self._images.pop(table.digest, None)

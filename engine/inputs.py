@@ -62,6 +62,8 @@ def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
 
 
 def _segments(rows: Sequence[ScheduledRow]) -> list[Segment]:
+    if not rows[-1].adapters:  # in batch order: base rows only
+        return []
     segments, start = [], 0
     for adapters, runs in groupby(_runs(rows), key=itemgetter(0)):
         end = start + sum(num_tokens for _, num_tokens in runs)

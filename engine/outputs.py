@@ -123,7 +123,7 @@ class AdapterInfo:
     """What is known of a loaded adapter."""
 
     name: str
-    digest: str  # sha256 over configuration and weights
+    digest: str  # sha256 over configuration, weights and what the folder says about text
     path: str
     ranks: tuple[int, ...]  # the distinct ranks, ascending
     modules: tuple[str, ...]  # the distinct kinds of module, such as "q_proj"

@@ -6,7 +6,7 @@ Imports no torch, and transformers only where there is no tokenizer.json.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,6 @@ class Tokenizer:
         self.added_tokens = added_tokens
         backend.no_truncation()
         backend.no_padding()
-        self._added: dict[int, tokenizers.AddedToken] = dict(backend.get_added_tokens_decoder())
-        self._special_ids = frozenset(token_id for token_id, token in self._added.items() if token.special)
 
     def derive(
         self,
@@ -62,20 +60,20 @@ class Tokenizer:
             backend = _extended(backend, added_tokens)
         template = self.chat_template if chat_template is None else chat_template
         derived = Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
-        derived.compile_template()
-        return derived
-
-    def compile_template(self) -> Any:
-        """Raises ValueError for a chat template that is no program."""
         try:
-            return self._template
+            _compile(template or "")
         except TemplateError as error:
             raise ValueError(f"the chat template is not valid: {error}") from error
+        return derived
 
-    def has_added(self, token_id: int, content: str) -> bool:
-        """Whether this is one of the added tokens."""
-        token = self._added.get(token_id)
-        return token is not None and token.content == content
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    def added_token_contents(self) -> dict[int, str]:
+        """Of all added tokens, by id."""
+        return {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
 
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -109,7 +107,7 @@ class Tokenizer:
             raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
         try:
             return str(
-                self._template.render(
+                _compile(self.chat_template).render(
                     messages=[dict(message) for message in messages],
                     tools=None,
                     documents=None,
@@ -119,17 +117,6 @@ class Tokenizer:
             )
         except Exception as error:  # a template is a program of the model's, and may fail in any way
             raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
-
-    @cached_property
-    def _template(self) -> Any:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-        )
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        # Jinja's own escapes HTML.
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-        return environment.from_string(self.chat_template or "")
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
@@ -157,6 +144,18 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=64)  # many adapters have one template, and one that is used is used again
+def _compile(template: str) -> Any:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # Jinja's own escapes HTML.
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
+    return environment.from_string(template)
 
 
 def _raise_exception(message: str) -> None:

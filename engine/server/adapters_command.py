@@ -26,7 +26,8 @@ def _inspect_here(args: argparse.Namespace) -> int:
     from ..inspection import inspect
 
     report = inspect(args.path, args.model, args.dtype, args.block_size)
-    print(json.dumps(asdict(report), indent=2) if args.json else report_text(report))
+    shown = {name: value for name, value in asdict(report).items() if name != "text"}
+    print(json.dumps(shown, indent=2) if args.json else report_text(report))
     return 1 if report.problems else 0
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,8 +147,10 @@ def test_what_does_not_go_with_the_models_tokenizer_is_refused_by_name(
     make_llm: Callable[..., LLM], make_folder: Callable[..., str], files: dict[str, Any], problem: str
 ) -> None:
     llm = make_llm()
+    folder = make_folder("bad", **files)
     with pytest.raises(AdapterRejected, match=problem):
-        llm.load_adapter("bad", make_folder("bad", **files))
+        llm.load_adapter("bad", folder)
+    assert re.search(problem, "; ".join(llm.inspect_adapter(folder).problems))
     assert not llm.list_adapters() and not llm._adapters._tokenizers._own
 
 
@@ -157,8 +160,10 @@ def test_a_padding_token_beyond_the_vocabulary_is_left_out_with_a_warning(
     config = {"pad_token": "[PAD]"}
     folder = make_folder("padded", tokenizer__json=added(("[PAD]", VOCAB_SIZE)), tokenizer_config__json=config)
     llm = make_llm()
-    (warning,) = llm.load_adapter("padded", folder).warnings
+    info = llm.load_adapter("padded", folder)
+    (warning,) = info.warnings
     assert "'[PAD]' (260)" in warning
+    assert info.report is not None and info.report.warnings == llm.inspect_adapter(folder).warnings == info.warnings
     assert llm.get_tokenizer("padded") is llm.get_tokenizer()
 
 

@@ -138,7 +138,7 @@ def test_abort_passes_the_ids_on():
         (adapters_pb2.AdapterVersion, AdapterVersion, set()),
         (adapters_pb2.AdapterUsage, AdapterUsage, set()),
         (adapters_pb2.AdapterEvent, AdapterEvent, {"revision"}),
-        (adapters_pb2.AdapterReport, AdapterReport, set()),
+        (adapters_pb2.AdapterReport, AdapterReport, {"text"}),
         (adapters_pb2.ModuleReport, ModuleReport, set()),
         (adapters_pb2.LayerReport, LayerReport, set()),
         (engine_pb2.GetInfoResponse, EngineInfo, set()),
