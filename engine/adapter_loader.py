@@ -8,6 +8,9 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +27,15 @@ from blora.adapters import (
 from .adapter_source import resolve_adapter
 from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
-from .frames import AdapterInspected, AdapterRead, AdapterUnreadable, InspectAdapter, ReadAdapter, ToLoader
+from .frames import (
+    AdapterInspected,
+    AdapterRead,
+    AdapterUnreadable,
+    InspectAdapter,
+    ReadAdapter,
+    ReadUploaded,
+    ToLoader,
+)
 from .sealed_memory import seal
 
 
@@ -34,13 +45,17 @@ def serve(channel: Channel[ToLoader]) -> None:
             match order:
                 case ReadAdapter():
                     _read(channel, order)
+                case ReadUploaded(order, files):
+                    with _unpacked(channel.receive_descriptor(), files) as folder:
+                        _read(channel, order, folder)
                 case InspectAdapter(order):
                     channel.send(AdapterInspected(_inspect(order)))
 
 
-def _read(channel: Channel[ToLoader], order: ReadAdapter) -> None:
+def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None = None) -> None:
     try:
-        checkpoint = read_checkpoint(_folder(order), order.targets, _roots(order), _base_weights(order.model))
+        folder = unpacked or _folder(order)
+        checkpoint = read_checkpoint(folder, order.targets, _roots(order), _base_weights(order.model))
         image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
@@ -49,8 +64,19 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter) -> None:
         channel.send(AdapterUnreadable([str(error)]))
         return
     descriptor = seal(image.pages)
-    channel.send(AdapterRead(image.table, report_of(checkpoint, image.table)), descriptor)
+    report = replace(report_of(checkpoint, image.table), path=order.path)
+    channel.send(AdapterRead(image.table, report), descriptor)
     os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _unpacked(descriptor: int, files: Sequence[tuple[str, int]]) -> Iterator[Path]:
+    """A folder of our own, below no root, with the files that stand one after another in the descriptor."""
+    with tempfile.TemporaryDirectory(prefix="blora-upload-") as folder, open(descriptor, "rb") as content:
+        content.seek(0)
+        for name, num_bytes in files:
+            (Path(folder) / name).write_bytes(content.read(num_bytes))
+        yield Path(folder)
 
 
 def _inspect(order: ReadAdapter) -> AdapterReport:

@@ -6,9 +6,19 @@ from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
+from .adapter_upload import IncomingAdapter
 from .channel import ChannelClosed, Child, start_child
 from .errors import EngineUnavailable
-from .frames import AdapterInspected, AdapterRead, AdapterUnreadable, FromLoader, InspectAdapter, ReadAdapter, ToLoader
+from .frames import (
+    AdapterInspected,
+    AdapterRead,
+    AdapterUnreadable,
+    FromLoader,
+    InspectAdapter,
+    ReadAdapter,
+    ReadUploaded,
+    ToLoader,
+)
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
 
@@ -35,6 +45,12 @@ class AdapterReader:
         packed: PackedAdapter = await self._ask(order.path, order)
         return packed
 
+    async def read_uploaded(self, order: ReadAdapter, incoming: IncomingAdapter) -> PackedAdapter:
+        """Raises AdapterRejected, EngineUnavailable."""
+        files = [(file.name, file.num_bytes) for file in incoming.files]
+        packed: PackedAdapter = await self._ask(order.path, ReadUploaded(order, files), incoming.descriptor)
+        return packed
+
     async def inspect(self, order: ReadAdapter) -> AdapterReport:
         """What reading it would come to. Raises EngineUnavailable."""
         try:
@@ -43,12 +59,12 @@ class AdapterReader:
             return AdapterReport(order.path, error.problems)
         return report
 
-    async def _ask(self, path: str, order: ToLoader) -> Any:
+    async def _ask(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
         async with self._turn:
             if self._is_closed:
                 raise EngineUnavailable("the engine was shut down")
             try:
-                return await asyncio.wait_for(self._answer(path, order), READ_TIMEOUT)
+                return await asyncio.wait_for(self._answer(path, order, descriptor), READ_TIMEOUT)
             except TimeoutError:
                 problem = f"reading it took more than {READ_TIMEOUT:g} s"
             except ChannelClosed:
@@ -61,12 +77,15 @@ class AdapterReader:
                 raise EngineUnavailable("the engine was shut down")
             raise AdapterRejected(path, [problem])
 
-    async def _answer(self, path: str, order: ToLoader) -> Any:
+    async def _answer(self, path: str, order: ToLoader, descriptor: int | None) -> Any:
         if self._child is not None and self._child.process.returncode is not None:
             await self.stop()  # it ended while it was idle: no fault of this adapter's
         if self._child is None:
             self._child = await start_child("blora.engine.adapter_loader", FromLoader)
-        self._child.send(order)
+        if descriptor is None:
+            self._child.send(order)
+        else:
+            await self._child.send_with(order, descriptor)
         match await self._child.receive():
             case AdapterRead(table, report):
                 return PackedAdapter(table, report, self._child.receive_descriptor())

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -19,12 +19,13 @@ from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, Adap
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
-from .adapter_reader import AdapterReader
+from .adapter_reader import AdapterReader, PackedAdapter
+from .adapter_upload import IncomingAdapter, UploadedFile
 from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
 from .composition import Adapter, read_adapters
 from .config import EngineConfig
-from .errors import EngineStartError, EngineUnavailable, InvalidRequest
+from .errors import EngineStartError, EngineUnavailable, InvalidRequest, QueueFull
 from .frames import (
     AddRequest,
     FinishRequests,
@@ -55,6 +56,8 @@ from .tokenizer import Message, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
+MAX_UPLOADS = 4  # at once: each may hold adapter_upload_bytes of memory
+UPLOAD_TIMEOUT = 600.0  # seconds
 ENGINE_GRACE = 5.0  # seconds for a child to end by itself
 RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
 
@@ -71,7 +74,8 @@ class AsyncLLM:
     """vLLM's AsyncLLM in shape. Use as `async with AsyncLLM(model) as llm`, or call start() and shutdown().
 
     adapters: name -> PEFT folder or hub id, loaded at start. adapter_roots: folders that adapters loaded later must lie
-    in; None allows any. Other options are those of EngineConfig.
+    in; None allows any. adapter_upload_bytes: of an uploaded one, at most; 0 takes none. Other
+    options are those of EngineConfig.
     """
 
     def __init__(
@@ -80,11 +84,14 @@ class AsyncLLM:
         *,
         adapters: Mapping[str, str | Path] | None = None,
         adapter_roots: Sequence[str | Path] | None = None,
+        adapter_upload_bytes: int = 0,
         **options: Any,
     ) -> None:
         self._config = engine_config(model, options)
         self._start_adapters = adapter_paths(adapters)
         self._adapter_roots = None if adapter_roots is None else [_checked_root(root) for root in adapter_roots]
+        self._adapter_upload_bytes = adapter_upload_bytes
+        self._num_uploads = 0
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
         self._front_end_or_none: FrontEnd | None = None  # until start() has met the engine
@@ -438,6 +445,41 @@ class AsyncLLM:
         info = await (self.pin_adapter(name) if pinned else self.get_adapter(name))
         return replace(info, report=report)
 
+    async def upload_adapter(
+        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+    ) -> AdapterInfo:
+        """`load_adapter` from bytes: those of all files, one after another, in chunks of any size.
+
+        Raises as `load_adapter` does, InvalidRequest for a bad list of files, AdapterRejected for bytes that are not
+        what was announced, QueueFull when too many upload at once.
+        """
+        self._adapters.check_name(name)
+        self._check_can_begin(None)
+        if not self._adapter_upload_bytes:
+            raise AdapterRejected(name, ["no uploads are taken: start with --adapter-upload-bytes"])
+        if self._num_uploads >= MAX_UPLOADS:
+            raise QueueFull(f"{self._num_uploads} adapters are being uploaded, at most {MAX_UPLOADS}")
+        incoming = IncomingAdapter(files, self._adapter_upload_bytes)
+        self._num_uploads += 1
+        try:
+            await self._receive(incoming, chunks)
+            order = self._read_order(f"upload:{name}", None)
+            report = await self._take_in(name, order.path, await self._loader.read_uploaded(order, incoming))
+        finally:
+            self._num_uploads -= 1
+            incoming.close()
+        info = await (self.pin_adapter(name) if pinned else self.get_adapter(name))
+        return replace(info, report=report)
+
+    async def _receive(self, incoming: IncomingAdapter, chunks: AsyncIterable[bytes]) -> None:
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT):
+                async for chunk in chunks:
+                    incoming.add(chunk)
+        except TimeoutError:
+            raise AdapterRejected("upload", [f"it took more than {UPLOAD_TIMEOUT:g} s"]) from None
+        incoming.finish()
+
     async def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """What loading a PEFT folder would come to; loads nothing. What is wrong with it stands in the report. Raises
         InvalidRequest, EngineUnavailable, AdapterRejected where nothing may be loaded."""
@@ -464,8 +506,10 @@ class AsyncLLM:
     async def _load(self, name: str, location: str | Path, roots: Sequence[str] | None) -> AdapterReport:
         self._adapters.check_name(name)
         order = self._read_order(location, roots)
-        packed = await self._loader.read(order)
-        path, table, descriptor = order.path, packed.table, packed.descriptor
+        return await self._take_in(name, order.path, await self._loader.read(order))
+
+    async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
+        table, descriptor = packed.table, packed.descriptor
         try:
             self._adapters.check_size(path, table.num_pages)
             table = self._adapters.add_text(path, table)

@@ -138,7 +138,14 @@ class InspectAdapter(Frame, frozen=True):
     order: ReadAdapter
 
 
-ToLoader = ReadAdapter | InspectAdapter
+class ReadUploaded(Frame, frozen=True):
+    """A descriptor of the sealed files, one after another, goes with it."""
+
+    order: ReadAdapter
+    files: list[tuple[str, int]]  # name and bytes
+
+
+ToLoader = ReadAdapter | InspectAdapter | ReadUploaded
 
 
 class AdapterRead(Frame, frozen=True):

@@ -19,13 +19,26 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def create_memory() -> int:
+    """Memory to be written and then sealed: its descriptor, which the caller closes."""
+    return os.memfd_create("blora-adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def write_all(descriptor: int, content: memoryview) -> None:
+    """Appends bytes to a file or to memory."""
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def close_for_writing(descriptor: int) -> None:
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+
+
 def seal(content: Bytes) -> int:
     """Copies an array into sealed memory; returns its descriptor, which the caller closes."""
-    descriptor = os.memfd_create("blora-adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    remaining = content.data.cast("B")
-    while remaining:
-        remaining = remaining[os.write(descriptor, remaining) :]
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    descriptor = create_memory()
+    write_all(descriptor, content.data.cast("B"))
+    close_for_writing(descriptor)
     return descriptor
 
 

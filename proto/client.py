@@ -5,7 +5,9 @@ are grpc.RpcError, whose `code()` and `details()` are explained in the .proto fi
 `blora.proto.v1` with a grpc.aio channel.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -24,6 +26,11 @@ Adapter = str | Mapping[str, float] | None
 
 # Text, token ids, or a conversation of {"role": ..., "content": ...}.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+# What is uploaded of a folder: the first two have to be there.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
+CHUNK_BYTES = 1 << 20
 
 CHANNEL_OPTIONS = (
     # Logprobs of a long prompt outgrow the 4 MiB that a client accepts by default: RESOURCE_EXHAUSTED after the work.
@@ -121,6 +128,12 @@ class Client:
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
         return _adapter(self._adapters.Load(request, timeout=self._timeout))
 
+    def upload_adapter(self, name: str, folder: str | Path, *, pinned: bool = False) -> adapters_pb2.Adapter:
+        """Loads or replaces an adapter from a folder of this machine, whose bytes are sent. Raises OSError for a folder
+        without the two files of PEFT."""
+        contents = {file: (Path(folder) / file).read_bytes() for file in _adapter_files(Path(folder))}
+        return _adapter(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
+
     def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
         """What loading a folder of the server would come to; loads nothing."""
         request = adapters_pb2.InspectAdapterRequest(path=path)
@@ -182,6 +195,22 @@ def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Chan
 def _stub(stub: Any, channel: grpc.Channel) -> Any:
     """The generated classes are untyped; this is the one place that says so."""
     return stub(channel)
+
+
+def _adapter_files(folder: Path) -> list[str]:
+    return [*ADAPTER_FILES, *(name for name in TOKENIZER_FILES if (folder / name).exists())]
+
+
+def _upload(name: str, contents: Mapping[str, bytes], pinned: bool) -> Iterator[adapters_pb2.UploadAdapterRequest]:
+    files = [
+        adapters_pb2.UploadedFile(name=file, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        for file, content in contents.items()
+    ]
+    header = adapters_pb2.UploadHeader(name=name, files=files, pinned=pinned)
+    yield adapters_pb2.UploadAdapterRequest(header=header)
+    for content in contents.values():
+        for first in range(0, len(content), CHUNK_BYTES):
+            yield adapters_pb2.UploadAdapterRequest(chunk=content[first : first + CHUNK_BYTES])
 
 
 def _adapter(response: Any) -> adapters_pb2.Adapter:

@@ -4,12 +4,13 @@ Every method but `drain` and `shutdown` may raise EngineUnavailable; `generate` 
 the first step of its iteration. Knows no wire.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from blora.adapters.report import AdapterReport
 from blora.scheduler import SamplingParams
 
+from ..adapter_upload import UploadedFile
 from ..composition import Adapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 
@@ -42,6 +43,11 @@ class Backend(Protocol):
     def get_default_sampling_params(self) -> SamplingParams: ...
 
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+        """With a report."""
+
+    async def upload_adapter(
+        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+    ) -> AdapterInfo:
         """With a report."""
 
     async def inspect_adapter(self, path: str) -> AdapterReport: ...

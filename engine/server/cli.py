@@ -77,6 +77,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="let clients load adapters from folders below DIR; may be repeated (default: they may load none)",
     )
+    parser.add_argument(
+        "--adapter-upload-bytes",
+        type=_size,
+        metavar="SIZE",
+        help="let clients upload adapters of at most SIZE each, such as 256M (default: they may upload none)",
+    )
     _add_engine_options(parser.add_argument_group("engine", "What is not given is the engine's default."))
 
 
@@ -139,6 +145,7 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_argument_group("instead of a PROMPT").add_mutually_exclusive_group()
     actions.add_argument("--list-adapters", action="store_true")
     actions.add_argument("--load-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as the server sees it")
+    actions.add_argument("--upload-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as we see it")
     actions.add_argument("--unload-adapter", metavar="NAME")
     actions.add_argument("--info", action="store_true", help="show the engine's facts and load")
 
@@ -204,6 +211,18 @@ def _memory(text: str) -> str:
     return text
 
 
+def _size(text: str) -> int:
+    from ..memory import parse_memory
+
+    try:
+        size = parse_memory(text, usable=0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} is a fraction and not a size such as 256M")
+    return size
+
+
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of AsyncLLM: what was given, and the roots."""
     given = {name: value for name, value in vars(args).items() if name not in SERVER_FLAGS and value is not None}
@@ -267,7 +286,8 @@ def _adapters(args: argparse.Namespace) -> int:
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import terminal
 
-    is_action = args.list_adapters or args.info or args.load_adapter is not None or args.unload_adapter is not None
+    named = (args.load_adapter, args.upload_adapter, args.unload_adapter)
+    is_action = args.list_adapters or args.info or any(name is not None for name in named)
     if len(dict(args.adapter)) < len(args.adapter):
         parser.error("--adapter: one is given twice")
     if is_action == (args.prompt is not None):

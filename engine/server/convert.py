@@ -14,6 +14,7 @@ from blora.adapters.report import AdapterReport
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
+from ..adapter_upload import UploadedFile
 from ..composition import Adapter
 from ..errors import InvalidRequest
 from ..outputs import (
@@ -141,6 +142,26 @@ def _label(request_id: str) -> str:
 def load_arguments(request: adapters_pb2.LoadAdapterRequest) -> tuple[str, str, bool]:
     """Name, path, pinned."""
     return _required("name", request.name), _required("path", request.path), request.pinned
+
+
+def upload_arguments(
+    request: adapters_pb2.UploadAdapterRequest | None,
+) -> tuple[str, list[UploadedFile], bool]:
+    """Name, files, pinned: of the first message."""
+    if request is None or request.WhichOneof("part") != "header":
+        raise InvalidRequest("header", "is missing; it comes first")
+    header = request.header
+    files = [UploadedFile(file.name, file.num_bytes, file.sha256) for file in header.files]
+    if not files:
+        raise InvalidRequest("files", "are missing")
+    return _required("name", header.name), files, header.pinned
+
+
+def upload_chunk(request: adapters_pb2.UploadAdapterRequest) -> bytes:
+    """Of every message but the first."""
+    if request.WhichOneof("part") != "chunk":
+        raise InvalidRequest("chunk", "is missing")
+    return request.chunk
 
 
 def pin_arguments(request: adapters_pb2.PinAdapterRequest) -> tuple[str, bool]:
@@ -274,6 +295,11 @@ def report(report: AdapterReport) -> adapters_pb2.AdapterReport:
 def loaded(info: AdapterInfo) -> adapters_pb2.LoadAdapterResponse:
     of_load = None if info.report is None else report(info.report)
     return adapters_pb2.LoadAdapterResponse(adapter=adapter(info), report=of_load)
+
+
+def uploaded(info: AdapterInfo) -> adapters_pb2.UploadAdapterResponse:
+    of_load = None if info.report is None else report(info.report)
+    return adapters_pb2.UploadAdapterResponse(adapter=adapter(info), report=of_load)
 
 
 def inspected(found: AdapterReport) -> adapters_pb2.InspectAdapterResponse:

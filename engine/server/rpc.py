@@ -3,7 +3,7 @@
 Knows no service.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
 
@@ -59,6 +59,25 @@ def streaming(
 def tenant_of(context: grpc.aio.ServicerContext) -> str:
     """Whose request it is, by its metadata; "" where it does not say."""
     return next((str(value) for key, value in context.invocation_metadata() or () if key == TENANT_KEY), "")
+
+
+def collecting(
+    request_type: type[M], method: Callable[[AsyncGenerator[M, None]], Awaitable[Message]]
+) -> grpc.RpcMethodHandler:
+    async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            async with aclosing(_parsed(request_type, requests)) as messages:
+                response = await method(messages)
+            return response.SerializeToString()
+        except Exception as error:
+            await _refuse(context, error)
+
+    return grpc.stream_unary_rpc_method_handler(handle)
+
+
+async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> AsyncGenerator[M, None]:
+    async for data in requests:
+        yield parse(request_type, data)
 
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:

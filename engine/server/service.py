@@ -16,7 +16,7 @@ from blora.scheduler import RequestOutputKind
 from ..outputs import RequestOutput
 from . import convert
 from .backend import Backend
-from .rpc import streaming, tenant_of, unary
+from .rpc import collecting, streaming, tenant_of, unary
 from .status import RequestFailed
 
 GetBackend = Callable[[], Backend]  # raises EngineUnavailable while there is none
@@ -103,6 +103,7 @@ class AdapterServicer:
     def handler(self) -> grpc.GenericRpcHandler:
         methods = {
             "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "Upload": collecting(adapters_pb2.UploadAdapterRequest, self.upload),
             "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect),
             "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate),
             "Warm": unary(adapters_pb2.WarmAdapterRequest, self.warm),
@@ -117,6 +118,13 @@ class AdapterServicer:
     async def load(self, request: adapters_pb2.LoadAdapterRequest) -> adapters_pb2.LoadAdapterResponse:
         name, path, pinned = convert.load_arguments(request)
         return convert.loaded(await self._get_backend().load_adapter(name, path, pinned=pinned))
+
+    async def upload(
+        self, requests: AsyncGenerator[adapters_pb2.UploadAdapterRequest, None]
+    ) -> adapters_pb2.UploadAdapterResponse:
+        name, files, pinned = convert.upload_arguments(await anext(requests, None))
+        chunks = (convert.upload_chunk(request) async for request in requests)
+        return convert.uploaded(await self._get_backend().upload_adapter(name, files, chunks, pinned=pinned))
 
     async def inspect(self, request: adapters_pb2.InspectAdapterRequest) -> adapters_pb2.InspectAdapterResponse:
         return convert.inspected(await self._get_backend().inspect_adapter(convert.adapter_path(request)))

@@ -65,6 +65,9 @@ def _act(client: Client, args: argparse.Namespace) -> None:
     elif args.load_adapter is not None:
         name, path = args.load_adapter
         print(_described(client.load_adapter(name, path)))
+    elif args.upload_adapter is not None:
+        name, path = args.upload_adapter
+        print(_described(client.upload_adapter(name, path)))
     elif args.unload_adapter is not None:
         print(_described(client.unload_adapter(args.unload_adapter)))
     elif args.info:

@@ -37,6 +37,42 @@ class LoadAdapterResponse(_message.Message):
     report: AdapterReport
     def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
 
+class UploadAdapterRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UploadHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[UploadHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadHeader(_message.Message):
+    __slots__ = ("name", "files", "pinned")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    files: _containers.RepeatedCompositeFieldContainer[UploadedFile]
+    pinned: bool
+    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[UploadedFile, _Mapping]]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class UploadedFile(_message.Message):
+    __slots__ = ("name", "num_bytes", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_bytes: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class UploadAdapterResponse(_message.Message):
+    __slots__ = ("adapter", "report")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    adapter: Adapter
+    report: AdapterReport
+    def __init__(self, adapter: _Optional[_Union[Adapter, _Mapping]] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ...) -> None: ...
+
 class InspectAdapterRequest(_message.Message):
     __slots__ = ("path",)
     PATH_FIELD_NUMBER: _ClassVar[int]

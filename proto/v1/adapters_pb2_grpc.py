@@ -48,6 +48,11 @@ class AdapterServiceStub:
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
                 response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
+        self.Upload = channel.stream_unary(
+                '/blora.v1.AdapterService/Upload',
+                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
+                _registered_method=True)
         self.Inspect = channel.unary_unary(
                 '/blora.v1.AdapterService/Inspect',
                 request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
@@ -107,6 +112,18 @@ class AdapterServiceServicer:
         already make no second version.
         INVALID_ARGUMENT    the name or the path is malformed
         FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Upload(self, request_iterator, context):
+        """Load from bytes: a header, then the bytes of all files, one after another, in chunks of any size. They are checked as
+        files are and never written below an --adapter-root.
+        INVALID_ARGUMENT    the header is malformed
+        FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those that the
+        header announces, or the adapter does not fit the model; the text lists why
+        RESOURCE_EXHAUSTED  too many upload at once
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +205,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
                     response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
             ),
+            'Upload': grpc.stream_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.SerializeToString,
+            ),
             'Inspect': grpc.unary_unary_rpc_method_handler(
                     servicer.Inspect,
                     request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.FromString,
@@ -264,6 +286,33 @@ class AdapterService:
             '/blora.v1.AdapterService/Load',
             blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
             blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/blora.v1.AdapterService/Upload',
+            blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+            blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ def test_services_and_methods():
     services = {service.name: service for file in FILES for service in file.services_by_name.values()}
     assert {name: [method.name for method in service.methods] for name, service in services.items()} == {
         "GenerationService": ["Generate", "GenerateStream"],
-        "AdapterService": ["Load", "Inspect", "Activate", "Warm", "Unload", "List", "Get", "Pin", "Watch"],
+        "AdapterService": ["Load", "Upload", "Inspect", "Activate", "Warm", "Unload", "List", "Get", "Pin", "Watch"],
         "EngineService": ["GetInfo", "Abort"],
     }
     answers = [method.output_type.name for service in services.values() for method in service.methods]

@@ -1,12 +1,22 @@
 """FakeLLM: an engine without a model. It echoes: sample i of a prompt says the prompt's own tokens, one at a time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
+from blora.engine.adapter_upload import UploadedFile
 from blora.engine.composition import read_adapters
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
 from blora.engine.outputs import (
@@ -60,6 +70,7 @@ class FakeLLM:
         self.closed: list[str] = []  # ids of requests whose generator was closed before its end
         self.aborted: list[str] = []
         self.adapters = {"alice": adapter_info("alice")}
+        self.uploaded: tuple[list[UploadedFile], bytes] | None = None
         self.is_draining = False
         self.has_shut_down = False
         self.num_tokens_before_pause: int | None = None  # a request that got so far waits for `resume`
@@ -176,6 +187,13 @@ class FakeLLM:
         self._raise()
         self.adapters[name] = replace(adapter_info(name, path), pinned=pinned)
         return replace(self.adapters[name], report=REPORT)
+
+    async def upload_adapter(
+        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+    ) -> AdapterInfo:
+        self._raise()
+        self.uploaded = (list(files), b"".join([chunk async for chunk in chunks]))
+        return await self.load_adapter(name, f"upload:{name}", pinned=pinned)
 
     async def inspect_adapter(self, path: str) -> AdapterReport:
         self._raise()

@@ -28,7 +28,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         serve m --dtype bfloat16 --memory 2GiB --block-size 32 --max-model-len 100 --max-num-seqs 4
         --max-num-batched-tokens 64 --scheduling-policy priority --no-enable-prefix-caching --seed -1
         --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
-        --adapter-root /a --adapter-root /b --port 0 --host ::1
+        --adapter-root /a --adapter-root /b --adapter-upload-bytes 1KiB --max-adapter-versions 3 --port 0 --host ::1
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
@@ -49,6 +49,8 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "tenant_weights": {"gold": 4.0, "free": 0.5},
         "adapter_weights": {"sql": 2.0},
         "max_passed_over": 1000,
+        "adapter_upload_bytes": 1024,
+        "max_adapter_versions": 3,
         "adapter_roots": [Path("/a"), Path("/b")],
     }
 
@@ -74,6 +76,8 @@ def test_adapters_by_name():
         ["serve", "m", "--port", "-1"],
         ["serve", "m", "--memory", "lots"],
         ["serve", "m", "--block-size", "0"],
+        ["serve", "m", "--adapter-upload-bytes", "0.5"],
+        ["adapters", "inspect", "folder"],
         ["serve", "m", "--dtype", "int4"],
         ["serve"],
         ["client"],

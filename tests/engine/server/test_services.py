@@ -1,6 +1,7 @@
 """AdapterService, EngineService, health and reflection, over a real connection; the shapes of messages."""
 
 import asyncio
+import hashlib
 from dataclasses import asdict, fields, replace
 
 import grpc
@@ -10,10 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
+from blora.engine.adapter_source import FILES
 from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, AdapterVersion, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
 from blora.engine.validator import UNSERVED
+from blora.proto.client import ADAPTER_FILES, TOKENIZER_FILES
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams
 
@@ -51,6 +54,49 @@ def test_what_is_known_of_an_adapter():
     assert list(adapter.ranks) == [4, 8] and list(adapter.modules) == ["q_proj"]
     assert [(kept.number, kept.active) for kept in adapter.versions] == [(1, False), (2, True)]
     assert adapter.num_bytes == 1 << 40 and list(adapter.warnings) == ["all weights are zero"]
+
+
+def test_an_upload_sends_the_files_of_a_folder(tmp_path):
+    contents = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(3 << 20), "chat_template.jinja": b"t"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "README.md").write_text("stays here")
+    llm = FakeLLM()
+    adapter = ask(lambda client: client.upload_adapter("bob", tmp_path, pinned=True), llm)
+    assert (adapter.name, adapter.path, adapter.pinned) == ("bob", "upload:bob", True)
+    files, content = llm.uploaded
+    assert content == b"".join(contents.values())
+    assert [(file.name, file.num_bytes) for file in files] == [(name, len(c)) for name, c in contents.items()]
+    assert [file.sha256 for file in files] == [hashlib.sha256(c).hexdigest() for c in contents.values()]
+
+
+HEADER = adapters_pb2.UploadHeader(name="bob", files=[adapters_pb2.UploadedFile(name="adapter_config.json")])
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        ([], "header"),
+        ([{}], "header"),
+        ([{"chunk": b"x"}], "header"),
+        ([{"header": adapters_pb2.UploadHeader(name="bob")}], "files"),
+        ([{"header": adapters_pb2.UploadHeader(files=HEADER.files)}], "name"),
+        ([{"header": HEADER}, {"header": HEADER}], "chunk"),
+        ([{"header": HEADER}, {}], "chunk"),
+    ],
+)
+def test_malformed_uploads(parts, field):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            client._adapters.Upload(adapters_pb2.UploadAdapterRequest(**part) for part in parts)
+        return caught.value
+
+    error = ask(question)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and error.details().startswith(f"{field}: ")
+
+
+def test_the_files_of_a_client_are_those_that_the_server_takes():
+    assert [*ADAPTER_FILES, *TOKENIZER_FILES] == FILES
 
 
 def test_a_router_gets_a_snapshot_and_then_events():

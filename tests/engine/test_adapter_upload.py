@@ -1,0 +1,152 @@
+"""Uploads: an adapter that comes as bytes is one that was loaded from a folder; anything else leaves nothing behind."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
+from blora.engine import async_llm as module
+from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
+
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
+NAMES = ["adapter_config.json", "adapter_model.safetensors"]
+MAX_BYTES = 1 << 20
+
+
+def announced(contents: dict[str, bytes], **changes: Any) -> list[UploadedFile]:
+    files = [
+        UploadedFile(name, len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
+    ]
+    return [UploadedFile(**{"name": f.name, "num_bytes": f.num_bytes, "sha256": f.sha256} | changes) for f in files]
+
+
+async def pieces(content: bytes, size: int) -> AsyncIterator[bytes]:
+    for first in range(0, len(content), size):
+        yield content[first : first + size]
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in NAMES}
+
+
+def run(tiny_model: Path, body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **options: Any) -> None:
+    async def whole() -> None:
+        async with AsyncLLM(str(tiny_model), adapter_upload_bytes=MAX_BYTES, **OPTIONS | options) as llm:
+            await body(llm)
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000, 64])
+def test_uploaded_bytes_are_what_a_folder_would_be(
+    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path, size: int
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+
+    async def tokens(llm: AsyncLLM, adapter: str) -> list[int]:
+        return [o async for o in llm.generate("hello", GREEDY, lora_request=adapter)][-1].outputs[0].token_ids
+
+    async def body(llm: AsyncLLM) -> None:
+        contents = read(tiny_adapters["r4"])
+        info = await llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), size))
+        loaded = await llm.get_adapter("r4")
+        assert (info.digest, info.path, info.version) == (loaded.digest, "upload:mine", 1)
+        assert info.report is not None and info.report.path == "upload:mine" and info.report.applied_tensors
+        assert await tokens(llm, "mine") == await tokens(llm, "r4")
+        assert not list(root.iterdir())
+
+    run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]}, adapter_roots=[root])
+
+
+def test_what_is_no_adapter_is_refused_as_a_folder_would_be(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
+    async def refusal(llm: AsyncLLM, contents: dict[str, bytes]) -> str:
+        with pytest.raises(AdapterRejected) as caught:
+            await llm.upload_adapter("bad", announced(contents), pieces(b"".join(contents.values()), 500))
+        return str(caught.value)
+
+    async def body(llm: AsyncLLM) -> None:
+        contents = read(tiny_adapters["r4"])
+        num_descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        assert "not valid JSON" in await refusal(llm, contents | {NAMES[0]: b"{"})
+        assert "no valid safetensors" in await refusal(llm, contents | {NAMES[1]: bytes(100)})
+        assert "adapter_model.safetensors cannot be read" in await refusal(llm, {NAMES[0]: contents[NAMES[0]]})
+        assert not await llm.list_adapters()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= num_descriptors + 6  # those of the loader, which runs now
+
+    run(tiny_model, body)
+
+
+def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
+    tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_UPLOADS", 1)
+    monkeypatch.setattr(module, "UPLOAD_TIMEOUT", 0.2)
+    files = announced(read(tiny_adapters["r4"]))
+
+    async def silence() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async def body(llm: AsyncLLM) -> None:
+        stalled = asyncio.create_task(llm.upload_adapter("slow", files, silence()))
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull):
+            await llm.upload_adapter("more", files, silence())
+        with pytest.raises(AdapterRejected, match=r"took more than 0.2 s"):
+            await stalled
+        llm._adapter_upload_bytes = 0
+        with pytest.raises(AdapterRejected, match="no uploads are taken"):
+            await llm.upload_adapter("mine", files, silence())
+
+    run(tiny_model, body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "../../etc/passwd"}, "is none of"),
+        ({"name": "adapter_model.bin"}, "is none of"),
+        ({"name": ""}, "is none of"),
+        ({"sha256": "AB" * 32}, "sha256"),
+        ({"sha256": ""}, "sha256"),
+        ({"num_bytes": 0}, "without its size"),
+        ({"num_bytes": -1}, "without its size"),
+        ({"name": NAMES[0]}, "twice"),
+    ],
+)
+def test_a_list_of_files_that_is_none_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        IncomingAdapter(announced(dict.fromkeys(NAMES, b"x"), **changes), MAX_BYTES)
+
+
+def test_what_is_announced_too_large_is_refused_before_it_comes() -> None:
+    with pytest.raises(AdapterRejected, match="4611686018427387904 bytes are announced, at most 1048576"):
+        IncomingAdapter(announced({NAMES[1]: b"x"}, num_bytes=1 << 62), MAX_BYTES)
+
+
+def taken(files: Iterable[UploadedFile], content: bytes) -> None:
+    incoming = IncomingAdapter(list(files), MAX_BYTES)
+    try:
+        incoming.add(content)
+        incoming.finish()
+    finally:
+        incoming.close()
+
+
+def test_bytes_that_were_not_announced_are_refused() -> None:
+    files = announced({NAMES[0]: b"12", NAMES[1]: b"345"})
+    taken(files, b"12345")
+    with pytest.raises(AdapterRejected, match="more bytes came"):
+        taken(files, b"123456")
+    with pytest.raises(AdapterRejected, match="adapter_model.safetensors came without its last 1 bytes"):
+        taken(files, b"1234")
+    with pytest.raises(AdapterRejected, match="adapter_config.json has another sha256"):
+        taken(files, b"x2345")
+    with pytest.raises(AdapterRejected, match="adapter_config.json came without its last 2 bytes; .*last 3 bytes"):
+        taken(files, b"")
