@@ -25,13 +25,16 @@ from blora.adapters import (
 )
 
 from .adapter_source import resolve_adapter
+from .adapter_watch import look_into
 from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
+    FolderSeen,
     InspectAdapter,
+    LookInto,
     ReadAdapter,
     ReadUploaded,
     ToLoader,
@@ -48,6 +51,8 @@ def serve(channel: Channel[ToLoader]) -> None:
                 case ReadUploaded(order, files):
                     with _unpacked(channel.receive_descriptor(), files) as folder:
                         _read(channel, order, folder)
+                case LookInto(folder):
+                    _look(channel, folder)
                 case InspectAdapter(order):
                     channel.send(AdapterInspected(_inspect(order)))
 
@@ -67,6 +72,13 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
     report = replace(report_of(checkpoint, image.table), path=order.path)
     channel.send(AdapterRead(image.table, report), descriptor)
     os.close(descriptor)
+
+
+def _look(channel: Channel[ToLoader], folder: str) -> None:
+    try:
+        channel.send(FolderSeen(look_into(Path(folder))))
+    except OSError as error:
+        channel.send(AdapterUnreadable([f"cannot be read: {error.strerror}"]))
 
 
 @contextlib.contextmanager

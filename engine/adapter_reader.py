@@ -13,8 +13,10 @@ from .frames import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
+    FolderSeen,
     FromLoader,
     InspectAdapter,
+    LookInto,
     ReadAdapter,
     ReadUploaded,
     ToLoader,
@@ -50,6 +52,11 @@ class AdapterReader:
         files = [(file.name, file.num_bytes) for file in incoming.files]
         packed: PackedAdapter = await self._ask(order.path, ReadUploaded(order, files), incoming.descriptor)
         return packed
+
+    async def look_into(self, folder: str) -> dict[str, str]:
+        """As `adapter_watch.look_into`. Raises AdapterRejected for a folder that cannot be read, EngineUnavailable."""
+        adapters: dict[str, str] = await self._ask(folder, LookInto(folder))
+        return adapters
 
     async def inspect(self, order: ReadAdapter) -> AdapterReport:
         """What reading it would come to. Raises EngineUnavailable."""
@@ -91,6 +98,8 @@ class AdapterReader:
                 return PackedAdapter(table, report, self._child.receive_descriptor())
             case AdapterInspected(report):
                 return report
+            case FolderSeen(adapters):
+                return adapters
             case AdapterUnreadable(problems):
                 raise AdapterRejected(path, problems)
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -15,12 +15,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
+from blora.adapters import AdapterError, AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
 from .adapter_reader import AdapterReader, PackedAdapter
 from .adapter_upload import IncomingAdapter, UploadedFile
+from .adapter_watch import AdapterWatch
 from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
 from .composition import Adapter, read_adapters
@@ -74,8 +75,9 @@ class AsyncLLM:
     """vLLM's AsyncLLM in shape. Use as `async with AsyncLLM(model) as llm`, or call start() and shutdown().
 
     adapters: name -> PEFT folder or hub id, loaded at start. adapter_roots: folders that adapters loaded later must lie
-    in; None allows any. adapter_upload_bytes: of an uploaded one, at most; 0 takes none. Other
-    options are those of EngineConfig.
+    in; None allows any. adapter_upload_bytes: of an uploaded one, at most; 0 takes none. adapter_watch:
+    a folder each of whose subfolders is loaded under its name, again when it changes, and unloaded when it goes; looked
+    into every adapter_watch_interval seconds. Other options are those of EngineConfig.
     """
 
     def __init__(
@@ -85,12 +87,19 @@ class AsyncLLM:
         adapters: Mapping[str, str | Path] | None = None,
         adapter_roots: Sequence[str | Path] | None = None,
         adapter_upload_bytes: int = 0,
+        adapter_watch: str | Path | None = None,
+        adapter_watch_interval: float = 2.0,
         **options: Any,
     ) -> None:
         self._config = engine_config(model, options)
         self._start_adapters = adapter_paths(adapters)
-        self._adapter_roots = None if adapter_roots is None else [_checked_root(root) for root in adapter_roots]
+        self._adapter_roots = (
+            None if adapter_roots is None else [_checked_folder("adapter_roots", root) for root in adapter_roots]
+        )
         self._adapter_upload_bytes = adapter_upload_bytes
+        self._watched = None if adapter_watch is None else _checked_folder("adapter_watch", adapter_watch)
+        self._watch_interval = adapter_watch_interval
+        self._watching: set[asyncio.Task[Any]] = set()  # the loop, and unloads that wait for running requests
         self._num_uploads = 0
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
@@ -140,6 +149,8 @@ class AsyncLLM:
             self._supervisor.add_done_callback(_log_failure)
             for name, path in self._start_adapters.items():
                 await self._load(name, path, roots=None)
+            if self._watched is not None:
+                self._watch_soon(self._watch(self._watched))
             self._is_started = True
             self._tell_serving()
         except BaseException:
@@ -240,6 +251,9 @@ class AsyncLLM:
         """Ends the child processes; requests that still run are aborted. Idempotent."""
         self._is_draining = self._is_shut_down = True
         self._tell_watchers()
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
@@ -625,6 +639,40 @@ class AsyncLLM:
             if catalog.revision == revision:
                 await changed.wait()
 
+    async def _watch(self, folder: str) -> None:
+        watch = AdapterWatch()
+        while True:
+            try:
+                changes = watch.compare(await self._loader.look_into(folder))
+                for name in changes.to_unload:
+                    self._watch_soon(self._unload_watched(name))
+                for name in changes.to_load:
+                    await self._load_watched(folder, name, watch)
+            except (AdapterRejected, EngineUnavailable) as error:  # what was loaded stays
+                logger.warning("the watched folder cannot be followed now: %s", error)
+            await asyncio.sleep(self._watch_interval)
+
+    async def _load_watched(self, folder: str, name: str, watch: AdapterWatch) -> None:
+        try:
+            await self._load(name, Path(folder) / name, [folder])
+            logger.info("adapter %s is loaded from the watched folder", name)
+        except AdapterError as error:
+            logger.warning("the watched adapter %s is tried again when it changes: %s", name, error)
+        except EngineUnavailable:
+            watch.retry(name)
+            raise
+
+    async def _unload_watched(self, name: str) -> None:
+        with contextlib.suppress(AdapterNotFound, EngineUnavailable):
+            await self.unload_adapter(name)
+            logger.info("adapter %s has gone from the watched folder", name)
+
+    def _watch_soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+        task.add_done_callback(_log_failure)
+
     def _tell_watchers(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -699,13 +747,13 @@ class AsyncLLM:
         return self._front_end.defaults.sampling
 
 
-def _checked_root(root: str | Path) -> str:
-    """A root that is not there, often a misspelt one, would refuse every load later."""
-    if not Path(root).is_dir():
-        raise ValueError(f"adapter_roots: {str(root)!r:.140} is not a folder")
-    return str(Path(root).resolve())
+def _checked_folder(option: str, folder: str | Path) -> str:
+    """One that is not there, often a misspelt one, would refuse every load later, or never bring one."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{option}: {str(folder)!r:.140} is not a folder")
+    return str(Path(folder).resolve())
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("nobody watches over the engine any more", exc_info=task.exception())
+        logger.critical("a task that watches over the engine or a folder has ended", exc_info=task.exception())

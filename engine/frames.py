@@ -145,7 +145,13 @@ class ReadUploaded(Frame, frozen=True):
     files: list[tuple[str, int]]  # name and bytes
 
 
-ToLoader = ReadAdapter | InspectAdapter | ReadUploaded
+class LookInto(Frame, frozen=True):
+    """Which adapters a folder holds."""
+
+    folder: str
+
+
+ToLoader = ReadAdapter | InspectAdapter | ReadUploaded | LookInto
 
 
 class AdapterRead(Frame, frozen=True):
@@ -163,4 +169,8 @@ class AdapterInspected(Frame, frozen=True):
     report: AdapterReport
 
 
-FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected
+class FolderSeen(Frame, frozen=True):
+    adapters: dict[str, str]  # name of a subfolder -> what changes when its files do
+
+
+FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected | FolderSeen

@@ -78,6 +78,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="let clients load adapters from folders below DIR; may be repeated (default: they may load none)",
     )
     parser.add_argument(
+        "--adapter-watch",
+        type=Path,
+        metavar="DIR",
+        help="load each folder in DIR under its name, again when it changes, and unload it when it goes",
+    )
+    parser.add_argument(
         "--adapter-upload-bytes",
         type=_size,
         metavar="SIZE",

@@ -28,7 +28,8 @@ def test_every_flag_becomes_an_option_of_the_engine():
         serve m --dtype bfloat16 --memory 2GiB --block-size 32 --max-model-len 100 --max-num-seqs 4
         --max-num-batched-tokens 64 --scheduling-policy priority --no-enable-prefix-caching --seed -1
         --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
-        --adapter-root /a --adapter-root /b --adapter-upload-bytes 1KiB --max-adapter-versions 3 --port 0 --host ::1
+        --adapter-root /a --adapter-root /b --adapter-watch /w --adapter-upload-bytes 1KiB --port 0 --host ::1
+        --max-adapter-versions 3
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
@@ -50,6 +51,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "adapter_weights": {"sql": 2.0},
         "max_passed_over": 1000,
         "adapter_upload_bytes": 1024,
+        "adapter_watch": Path("/w"),
         "max_adapter_versions": 3,
         "adapter_roots": [Path("/a"), Path("/b")],
     }
