@@ -100,6 +100,11 @@ MESSAGES: dict[type, list[Any]] = {
     frames.AdapterUnreadable: [frames.AdapterUnreadable(["r: 0", "tensor x"])],
 }
 MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MESSAGES[frames.ReadAdapter]]
+MESSAGES[frames.ReadUploaded] = [
+    frames.ReadUploaded(order, [("adapter_config.json", 7)]) for order in MESSAGES[frames.ReadAdapter]
+]
+MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
+MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b:1:2:3"})]
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
 UNIONS = (frames.ToEngine, frames.FromEngine, frames.FromLoader, frames.ToLoader)
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
