@@ -1,25 +1,20 @@
-"""Tokenizer: text to tokens and back, and chat templates.
+"""Tokenizer: text to tokens and back, and conversations to text.
 
 Imports no torch, and transformers only where there is no tokenizer.json.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
 from blora.adapters import AddedToken
 from blora.adapters.adapter_text import template_of
 
+from .chat_template import check_template, render_template
 from .errors import InvalidRequest
 from .model.config import UnsupportedModel, read_json
 
@@ -60,10 +55,7 @@ class Tokenizer:
             backend = _extended(backend, added_tokens)
         template = self.chat_template if chat_template is None else chat_template
         derived = Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
-        try:
-            _compile(template or "")
-        except TemplateError as error:
-            raise ValueError(f"the chat template is not valid: {error}") from error
+        check_template(template or "")
         return derived
 
     @cached_property
@@ -106,14 +98,13 @@ class Tokenizer:
         if self.chat_template is None:
             raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
         try:
-            return str(
-                _compile(self.chat_template).render(
-                    messages=[dict(message) for message in messages],
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=add_generation_prompt,
-                    **self.special_tokens,
-                )
+            return render_template(
+                self.chat_template,
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.special_tokens,
             )
         except Exception as error:  # a template is a program of the model's, and may fail in any way
             raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
@@ -134,32 +125,6 @@ def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken])
         if copy.token_to_id(token.content) != token.id:
             raise ValueError(f"added token {token.content!r:.80} ({token.id}) leaves out ids before it")
     return copy
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; what is inside stands as it is."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@lru_cache(maxsize=64)  # many adapters have one template, and one that is used is used again
-def _compile(template: str) -> Any:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # Jinja's own escapes HTML.
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-    return environment.from_string(template)
-
-
-def _raise_exception(message: str) -> None:
-    raise ValueError(message)
 
 
 def _content(token: Any) -> str:

@@ -1,5 +1,6 @@
 """Tokenizer and TokenStream: deltas add up to the whole text, and a chat is rendered as transformers renders it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import EOS, make_tokenizer
 from transformers import AutoTokenizer
 
+from blora.engine import chat_template
 from blora.engine.errors import InvalidRequest
 from blora.engine.model.config import UnsupportedModel
 from blora.engine.tokenizer import Tokenizer, load_tokenizer
@@ -218,6 +220,22 @@ def test_a_template_that_fails_or_escapes_is_an_invalid_request(name: str) -> No
     with pytest.raises(InvalidRequest) as caught:
         render(HOSTILE[name])
     assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for a in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
+    ],
+)
+def test_a_template_that_runs_for_ever_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    tracer = sys.gettrace()
+    with pytest.raises(InvalidRequest, match="it runs for more than 0.2 s"):
+        render(template)
+    assert sys.gettrace() is tracer
 
 
 def test_a_templates_own_refusal_is_told() -> None:
