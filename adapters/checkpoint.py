@@ -149,7 +149,7 @@ def _parse_safetensors(content: bytes) -> Iterator[tuple[str, Array]]:
         entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise _Unreadable(f"{WEIGHTS_FILE} is not a valid safetensors file: {error}") from error
-    for name, entry in entries:
+    for name, entry in sorted(entries, key=lambda named: named[0]):  # they come in another order each time
         yield name, _as_float32(name, entry["dtype"], entry["data"]).reshape(entry["shape"])
 
 

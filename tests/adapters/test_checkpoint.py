@@ -392,6 +392,12 @@ def test_a_spoilt_adapter_is_refused_with_the_reason(kind: str, folder: Path, ta
     assert reason in refusal(folder, targets)
 
 
+def test_problems_are_always_listed_in_the_same_order(folder: Path, targets: Targets) -> None:
+    spoil, _ = CORRUPTIONS["layer that the model lacks"]
+    spoil(folder)
+    assert len({refusal(folder, targets) for _ in range(5)}) == 1
+
+
 def test_every_problem_is_listed_and_the_message_stays_short(folder: Path, targets: Targets) -> None:
     tensors(lambda content: content.clear())(folder)
     with pytest.raises(AdapterRejected) as caught:
