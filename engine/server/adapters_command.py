@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from google.protobuf.json_format import MessageToJson
@@ -10,16 +11,40 @@ from google.protobuf.message import Message
 from blora.proto.client import Client
 
 from . import terminal
-from .tables import report_text
+from .tables import adapter_text, adapters_text, news_text, report_text
 
 
 def run(args: argparse.Namespace) -> int:
     """The exit status: 1 when something cannot be done, or the adapter is refused."""
-    return terminal.guarded(lambda: _inspect(args))
+    return terminal.guarded(lambda: _act(args))
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    return _inspect_here(args) if args.target is None else _inspect_there(args)
+def _act(args: argparse.Namespace) -> int:
+    if args.action == "inspect":
+        return _inspect_here(args) if args.target is None else _inspect_there(args)
+    with Client(args.target) as client:
+        for line in _answers(client, args):
+            print(line, flush=True)
+    return 0
+
+
+def _answers(client: Client, args: argparse.Namespace) -> Iterator[str]:
+    match args.action:
+        case "list":
+            yield from adapters_text(client.list_adapters())
+        case "watch":
+            for news in client.watch_adapters():
+                yield from news_text(news)
+        case "show":
+            yield adapter_text(client.get_adapter(args.name))
+        case "activate":
+            yield adapter_text(client.activate_adapter(args.name, args.version))
+        case "warm":
+            yield adapter_text(client.warm_adapter(args.name))
+        case "pin" | "unpin":
+            yield adapter_text(client.pin_adapter(args.name, args.action == "pin"))
+        case "unload":
+            yield adapter_text(client.unload_adapter(args.name, abort=args.abort))
 
 
 def _inspect_here(args: argparse.Namespace) -> int:

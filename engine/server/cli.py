@@ -16,6 +16,16 @@ from typing import Any
 from blora.scheduler import POLICIES
 
 OWN_COMMANDS = ("serve", "client", "adapters")
+ADAPTER_ACTIONS = {
+    "list": "all that are loaded",
+    "show": "one, with its versions and what its requests used",
+    "activate": "make a name mean a version that is kept, such as the one before",
+    "warm": "make one resident, where it may be evicted again",
+    "pin": "make one resident for good",
+    "unpin": "let it be evicted again",
+    "unload": "take a name away, or one of its versions",
+    "watch": "all that are loaded, then what happens to them",
+}
 # Flags of `serve` that are the server's own; all others are options of the engine.
 SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
 
@@ -51,7 +61,7 @@ def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentP
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
     _add_client(commands.add_parser("client", help="ask a server"))
-    _add_adapters(commands.add_parser("adapters", help="look at adapters before they are loaded"))
+    _add_adapters(commands.add_parser("adapters", help="look at adapters before and after they are loaded"))
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
@@ -157,8 +167,20 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_adapters(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{inspect}")
-    inspect = actions.add_parser("inspect", help="what loading an adapter would come to")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_inspect(actions.add_parser("inspect", help="what loading an adapter would come to"))
+    for action, text in ADAPTER_ACTIONS.items():
+        asking = actions.add_parser(action, help=text)
+        asking.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
+        if action not in ("list", "watch"):
+            asking.add_argument("name", metavar="NAME", help="or NAME@VERSION")
+        if action == "activate":
+            asking.add_argument("version", type=_count, metavar="VERSION")
+        if action == "unload":
+            asking.add_argument("--abort", action="store_true", help="do not wait for its requests: end them")
+
+
+def _add_inspect(inspect: argparse.ArgumentParser) -> None:
     inspect.add_argument("path", metavar="PATH", help="PEFT folder; with --model a hub id, too")
     place = inspect.add_mutually_exclusive_group(required=True)
     place.add_argument("--model", help="folder, hub id or .gguf file of the model it is for; needs no server")

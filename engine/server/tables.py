@@ -1,11 +1,14 @@
 """What is known of adapters, as text for a terminal: of the engine's own types and of messages with their fields."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from blora.proto.v1.adapters_pb2 import Adapter, AdapterEventKind, WatchAdaptersResponse
+from blora.proto.v1.adapters_pb2 import AdapterReport as ReportMessage
 
 if TYPE_CHECKING:  # a client has no numpy
     from blora.adapters.report import AdapterReport
-    from blora.proto.v1.adapters_pb2 import AdapterReport as ReportMessage
 
 
 def report_text(report: "AdapterReport | ReportMessage") -> str:
@@ -27,6 +30,48 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
     layers = [(layer.name, "", "", f"{layer.norm:.4g}") for layer in report.layers]
     changes = table([("module", "rank", "scaling", "norm of change"), *modules, ("layer", "", "", ""), *layers])
     return "\n".join([*(f"{name:<15} {value}" for name, value in facts), *notes, "", *changes])
+
+
+def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:
+    """One line each."""
+    head = ("name", "version", "ranks", "bytes", "resident", "running", "requests", "tokens out")
+    return table([head, *(_line(adapter) for adapter in adapters)])
+
+
+def _line(adapter: Adapter) -> tuple[str, ...]:
+    place = "pinned" if adapter.pinned else "yes" if adapter.resident else "no"
+    counts = (adapter.num_requests, adapter.usage.num_requests, adapter.usage.num_generated_tokens)
+    ranks = ",".join(map(str, adapter.ranks))
+    return adapter.name, str(adapter.version), ranks, f"{adapter.num_bytes:,}", place, *map("{:,}".format, counts)
+
+
+def adapter_text(adapter: Adapter) -> str:
+    """One adapter, its versions and what its requests used."""
+    usage = adapter.usage
+    lines = [
+        *adapters_text([adapter]),
+        f"digest {adapter.digest}, copied into memory {adapter.num_copies} times",
+        f"{usage.num_prompt_tokens:,} prompt tokens, {usage.num_cached_tokens:,} of them cached; "
+        f"queued for {usage.queue_seconds:.3f} s in all",
+    ]
+    for kept in adapter.versions:
+        state = "active" if kept.active else "kept"
+        lines.append(f"version {kept.number}  {state:<6}  {kept.digest[:12]}  {_time(kept.loaded_at)}  {kept.path}")
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in adapter.warnings)])
+
+
+def news_text(news: WatchAdaptersResponse) -> Iterable[str]:
+    if news.HasField("snapshot"):
+        yield f"{news.revision}  {len(news.snapshot.adapters)} adapters"
+        yield from (f"  {adapter.name}@{adapter.version}  {adapter.digest[:12]}" for adapter in news.snapshot.adapters)
+    else:
+        event = news.event
+        kind = AdapterEventKind.Name(event.kind).rpartition("_")[2].lower()
+        yield f"{news.revision}  {kind}  {event.name}@{event.version}  {event.digest[:12]}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(" ", "seconds")
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:

@@ -80,6 +80,10 @@ def test_adapters_by_name():
         ["serve", "m", "--block-size", "0"],
         ["serve", "m", "--adapter-upload-bytes", "0.5"],
         ["adapters", "inspect", "folder"],
+        ["adapters"],
+        ["adapters", "activate", "name"],
+        ["adapters", "activate", "name", "0"],
+        ["adapters", "unload"],
         ["serve", "m", "--dtype", "int4"],
         ["serve"],
         ["client"],
@@ -156,6 +160,48 @@ def test_actions(capsys):
     assert client("--unload-adapter", "alice") == 0
     assert client("--info") == 0
     assert "vocab_size: 131072" in capsys.readouterr().out
+
+
+def operate(*argv, llm=None):
+    """`blora adapters` against a real server around a fake engine."""
+    return ask(lambda asking: cli.main(["adapters", argv[0], "--target", asking.target, *argv[1:]]), llm)
+
+
+def test_what_operators_see_of_adapters(capsys):
+    assert operate("list") == 0
+    name, version, ranks, _, resident, running, requests, tokens = capsys.readouterr().out.splitlines()[1].split()
+    assert (name, version, ranks, resident, running, requests, tokens) == ("alice", "2", "4,8", "no", "0", "1", "4")
+    assert operate("show", "alice") == 0
+    shown = capsys.readouterr().out
+    assert "version 1  kept    cdcdcdcdcdcd  2001-09-09 01:46:40+00:00" in shown and "version 2  active" in shown
+    assert "2 prompt tokens, 3 of them cached; queued for 0.500 s in all" in shown
+    assert "warning: all weights are zero" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("activate", "alice", "1"), "alice        1"),
+        (("warm", "alice"), " yes "),
+        (("pin", "alice"), " pinned "),
+        (("unpin", "alice"), " no "),
+        (("unload", "alice", "--abort"), "alice        2"),
+    ],
+)
+def test_what_operators_do_with_adapters(argv, told, capsys):
+    assert operate(*argv) == 0
+    assert told in capsys.readouterr().out
+
+
+def test_what_happens_to_adapters_is_told_as_it_happens(capsys):
+    llm = FakeLLM()
+    llm.resume.set()  # the stream ends
+    assert operate("watch", llm=llm) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "6  1 adapters",
+        "  alice@2  abababababab",
+        "7  removed  alice@2  abababababab",
+    ]
 
 
 def test_what_a_server_refuses_is_one_line(capsys):
