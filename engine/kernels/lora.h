@@ -238,7 +238,7 @@ void expand_unaligned(const Change& change, const Overlap& both, int column, con
             const LoraChunk* chunk = change.b;
             const T* panels[1] = {(const T*)piece_at(chunk, panel, panel_bytes<T>(change))};
             multiply_tile<T, 1, 1, false>(
-                h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, 0, {}, delta, PANEL);
+                h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, {}, {}, delta, PANEL);
             const int at = change.column + panel * PANEL;  // output of the site
             for (int i = std::max(both.from - at, 0); i < std::min(both.to - at, PANEL); ++i)
                 tile[(int64_t)row * tile_stride + at + i - column] += delta[i];

@@ -4,6 +4,9 @@
 // in: its bits depend on its row and its column only, not on the number of rows, of columns or of threads.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include "fetches.h"
 #include "pack.h"
 
@@ -67,14 +70,16 @@ inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, c
 }
 #endif
 
+using Ahead = std::array<int64_t, 2>;
+
 // tile[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
 // width: outputs of a panel; the lanes beyond it are read and mean nothing.
-// ahead: bytes from a panel to one that is multiplied later, which is fetched meanwhile. Memory is so far away that it
-// has to be the next tile's. run: what else to fetch, a line a step.
+// ahead: bytes from a panel, of even and of odd number, to one that is multiplied later and fetched meanwhile; 0 is none.
+// Memory is so far away that it has to be the next tile's. run: what else to fetch, a line a step.
 template <class T, int ROWS, int PANELS, bool ADDS>
 void multiply_tile(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, int64_t ahead, Run run,
-    float* tile, int tile_stride) {
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, Ahead ahead, Run run, float* tile,
+    int tile_stride) {
     constexpr int VECTORS = PANELS * VECS;
     VecF acc[ROWS][VECTORS] = {};
     if constexpr (ADDS)
@@ -86,7 +91,7 @@ void multiply_tile(
     auto advance_to = [&](int& input) {
         step<ROWS, VECTORS>(acc, x + input, x_stride, w);
         for (int v = 0; v < VECTORS; ++v) {
-            if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + ahead, 0, 2);
+            if (v % VECS == 0) __builtin_prefetch((const char*)w[v] + ahead[v / VECS % 2], 0, 2);
             w[v] += advance;
         }
         input += PACK<T>;
@@ -116,7 +121,7 @@ constexpr int panels_for(int rows) { return rows == 1 ? 2 : 1; }
 
 template <class T, int ROWS, bool ADDS>
 void multiply_rows(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, int64_t ahead,
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, Ahead ahead,
     Fetches* fetches, float* tile, int tile_stride) {
     constexpr int WIDE = panels_for(ROWS);
     auto run = [&] { return fetches ? fetches->take(in / PACK<T>) : Run(); };
@@ -133,7 +138,7 @@ template <class T, int ROWS, bool ADDS>
 struct Dispatch {
     static void run(
         int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-        int64_t ahead, Fetches* fetches, float* tile, int tile_stride) {
+        Ahead ahead, Fetches* fetches, float* tile, int tile_stride) {
         if (rows == ROWS)
             multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, fetches, tile, tile_stride);
         else
@@ -143,22 +148,24 @@ struct Dispatch {
 };
 template <class T, bool ADDS>
 struct Dispatch<T, 0, ADDS> {
-    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, int64_t, Fetches*, float*, int) {}
+    static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, Ahead, Fetches*, float*, int) {}
 };
 
-// The same for any number of rows, cut into tiles of nearly equal height. fetches: what else is read soon, or null.
+// The same for any number of rows, cut into tiles of nearly equal height. ahead: for all panels. fetches: what else is read
+// soon, or null.
 template <class T, bool ADDS = false>
 void multiply(
     int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
     int64_t ahead, Fetches* fetches, float* tile, int tile_stride) {
-    int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
-    for (int done = 0; tiles; --tiles) {
-        int height = (rows - done + tiles - 1) / tiles;
+    const int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int i = 0, done = 0; i < tiles; ++i) {
+        const int height = (rows - done + tiles - i - 1) / (tiles - i);
+        // Once is enough, and two tiles share it: what is asked for in bursts is waited for.
+        const Ahead own = {i == 0 ? ahead : 0, i == std::min(tiles - 1, 1) ? ahead : 0};
         Dispatch<T, MAX_ROWS, ADDS>::run(
-            height, x + done * x_stride, x_stride, panels, count, width, in, ahead, fetches,
+            height, x + done * x_stride, x_stride, panels, count, width, in, own, fetches,
             tile + (int64_t)done * tile_stride, tile_stride);
         done += height;
-        ahead = 0;  // once is enough
     }
 }
 
