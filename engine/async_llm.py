@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -15,18 +15,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterError, AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
+from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
 from .adapter_reader import AdapterReader, PackedAdapter
 from .adapter_upload import IncomingAdapter, UploadedFile
-from .adapter_watch import AdapterWatch
 from .batch import Call, Prompt, pair_up
 from .channel import ChannelClosed, Child, start_child
 from .composition import Adapter, read_adapters
 from .config import EngineConfig
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest, QueueFull
+from .folder_follower import FolderFollower
 from .frames import (
     AddRequest,
     FinishRequests,
@@ -99,7 +99,7 @@ class AsyncLLM:
         self._adapter_upload_bytes = adapter_upload_bytes
         self._watched = None if adapter_watch is None else _checked_folder("adapter_watch", adapter_watch)
         self._watch_interval = adapter_watch_interval
-        self._watching: set[asyncio.Task[Any]] = set()  # the loop, and unloads that wait for running requests
+        self._follower: FolderFollower | None = None
         self._num_uploads = 0
         self._engine: Child[FromEngine] | None = None
         self._loader = AdapterReader()
@@ -150,7 +150,7 @@ class AsyncLLM:
             for name, path in self._start_adapters.items():
                 await self._load(name, path, roots=None)
             if self._watched is not None:
-                self._watch_soon(self._watch(self._watched))
+                self._follow(self._watched)
             self._is_started = True
             self._tell_serving()
         except BaseException:
@@ -251,9 +251,8 @@ class AsyncLLM:
         """Ends the child processes; requests that still run are aborted. Idempotent."""
         self._is_draining = self._is_shut_down = True
         self._tell_watchers()
-        for task in self._watching:
-            task.cancel()
-        await asyncio.gather(*self._watching, return_exceptions=True)
+        if self._follower is not None:
+            await self._follower.stop()
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
             supervisor.cancel()
@@ -639,39 +638,13 @@ class AsyncLLM:
             if catalog.revision == revision:
                 await changed.wait()
 
-    async def _watch(self, folder: str) -> None:
-        watch = AdapterWatch()
-        while True:
-            try:
-                changes = watch.compare(await self._loader.look_into(folder))
-                for name in changes.to_unload:
-                    self._watch_soon(self._unload_watched(name))
-                for name in changes.to_load:
-                    await self._load_watched(folder, name, watch)
-            except (AdapterRejected, EngineUnavailable) as error:  # what was loaded stays
-                logger.warning("the watched folder cannot be followed now: %s", error)
-            await asyncio.sleep(self._watch_interval)
-
-    async def _load_watched(self, folder: str, name: str, watch: AdapterWatch) -> None:
-        try:
-            await self._load(name, Path(folder) / name, [folder])
-            logger.info("adapter %s is loaded from the watched folder", name)
-        except AdapterError as error:
-            logger.warning("the watched adapter %s is tried again when it changes: %s", name, error)
-        except EngineUnavailable:
-            watch.retry(name)
-            raise
-
-    async def _unload_watched(self, name: str) -> None:
-        with contextlib.suppress(AdapterNotFound, EngineUnavailable):
-            await self.unload_adapter(name)
-            logger.info("adapter %s has gone from the watched folder", name)
-
-    def _watch_soon(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
-        task.add_done_callback(_log_failure)
+    def _follow(self, folder: str) -> None:
+        self._follower = FolderFollower(
+            look=lambda: self._loader.look_into(folder),
+            load=lambda name: self._load(name, Path(folder) / name, [folder]),
+            unload=self.unload_adapter,
+        )
+        self._follower.start(self._watch_interval)
 
     def _tell_watchers(self) -> None:
         self._changed.set()
@@ -756,4 +729,4 @@ def _checked_folder(option: str, folder: str | Path) -> str:
 
 def _log_failure(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("a task that watches over the engine or a folder has ended", exc_info=task.exception())
+        logger.critical("nobody watches over the engine any more", exc_info=task.exception())

@@ -12,6 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("scheduler", "adapters", "proto", "engine")
+ASYNCHRONOUS = (
+    "engine/server/",
+    "engine/async_llm.py",
+    "engine/adapter_reader.py",
+    "engine/folder_follower.py",
+    "engine/channel.py",
+)
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -54,7 +61,7 @@ def test_each_library_stays_where_it_belongs(path: Path) -> None:
         assert found.isdisjoint({"torch", "numpy", "transformers"})
     if not name.startswith(("engine/server/", "proto/")):
         assert "grpc" not in found
-    if not name.startswith(("engine/server/", "engine/async_llm.py", "engine/adapter_reader.py", "engine/channel.py")):
+    if not name.startswith(ASYNCHRONOUS):
         assert "asyncio" not in found
     assert found.isdisjoint({"pickle", "threading", "dill", "marshal"})
 
