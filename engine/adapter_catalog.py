@@ -249,6 +249,7 @@ class AdapterCatalog:
             versions=self._versions(adapter.name),
             usage=self._usage.get(adapter.name, AdapterUsage()),
             num_copies=state.num_copies,
+            invocation_tokens=table.invocation_tokens,
         )
 
     def _versions(self, name: str) -> tuple[AdapterVersion, ...]:

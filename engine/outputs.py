@@ -137,6 +137,7 @@ class AdapterInfo:
     versions: tuple[AdapterVersion, ...] = ()  # all that are kept, by number
     usage: AdapterUsage = AdapterUsage()  # since the name was loaded
     num_copies: int = 0  # of this version into the engine's memory
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: a prompt has to hold them
     report: AdapterReport | None = None  # of one that has just been loaded
 
 

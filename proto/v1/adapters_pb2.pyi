@@ -194,7 +194,7 @@ class AdapterEvent(_message.Message):
     def __init__(self, kind: _Optional[_Union[AdapterEventKind, str]] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies")
+    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies", "invocation_tokens")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -210,6 +210,7 @@ class Adapter(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     NUM_COPIES_FIELD_NUMBER: _ClassVar[int]
+    INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     path: str
@@ -225,7 +226,8 @@ class Adapter(_message.Message):
     versions: _containers.RepeatedCompositeFieldContainer[AdapterVersion]
     usage: AdapterUsage
     num_copies: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ...) -> None: ...
+    invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ..., invocation_tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AdapterUsage(_message.Message):
     __slots__ = ("num_requests", "num_prompt_tokens", "num_cached_tokens", "num_generated_tokens", "queue_seconds", "last_used")

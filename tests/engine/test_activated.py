@@ -155,6 +155,7 @@ def test_a_prompt_that_does_not_invoke_its_adapter_is_refused(
     make_llm: Callable[..., LLM], activated: dict[str, str]
 ) -> None:
     llm = make_llm(adapters=activated)
+    assert llm.get_adapter("all").invocation_tokens == tuple(llm.get_tokenizer().encode(INVOCATION))
     for prompt in ("no invocation", "<go", "< go>"):
         with pytest.raises(InvalidRequest, match="prompt: lacks the tokens that invoke its adapter"):
             run(llm, ["fine", prompt], [None, "all"])
