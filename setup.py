@@ -8,7 +8,7 @@ import platform
 from setuptools import Extension, setup
 
 FOLDER = "engine/kernels"
-SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling")]
+SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "tables")]
 HEADERS = [f"{FOLDER}/{name}.h" for name in ("simd", "pack", "multiply", "lora", "norm", "scratch", "types", "vectors")]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 FLAGS = {"base": []}

@@ -19,9 +19,9 @@ from .adapter_text import AdapterText, TextError, encode_text, read_adapter_text
 from .base_tensors import BaseTensors
 from .errors import AdapterRejected
 from .lora_module import Array, LoRAModule
-from .matching import Matcher, warnings_of
+from .matching import Matcher, is_targeted, warnings_of
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
-from .targets import TargetModule
+from .targets import TargetKind, TargetModule
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -37,14 +37,15 @@ class Checkpoint:
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     kind: str = "LoRA"
-    tensor_names: tuple[str, ...] = ()  # of the file, all of them applied
+    tensor_names: tuple[str, ...] = ()  # of the file, those that are applied
+    ignored_tensors: tuple[str, ...] = ()  # of the file: tables that are the base model's
     num_bytes: int = 0  # of both files
     text: AdapterText = AdapterText()
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether it is no sum that others could be added to, nor scaled: DoRA."""
-        return any(module.gain is not None for module in self.modules)
+        """Whether it is no sum that others could be added to, nor scaled: DoRA, trained rows of tables."""
+        return any(module.gain is not None or module.rows is not None for module in self.modules)
 
 
 def read_checkpoint(
@@ -80,7 +81,8 @@ def read_checkpoint(
         modules=modules,
         warnings=warnings_of(config, modules, targets),
         kind=config.kind,
-        tensor_names=tuple(sorted(tensors)),
+        tensor_names=tuple(sorted(tensors.keys() - matcher.ignored)),
+        ignored_tensors=tuple(sorted(matcher.ignored)),
         num_bytes=len(config_bytes) + len(weights),
         invocation_tokens=config.invocation_tokens,
         text=text,
@@ -91,8 +93,10 @@ def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
     """The size of a file that holds what the configuration targets, in float32: a larger one is not even read."""
     elements = 0
     for target in targets:
-        rank = config.rank_of(target.name) if config.targets(target.name) else 0
+        rank = config.rank_of(target.name) if is_targeted(config, target) else 0
         elements += rank * (target.in_features + target.out_features) + VECTORS * target.out_features
+        if target.kind is not TargetKind.LINEAR:  # its whole table, trained or the base model's
+            elements += target.in_features * target.out_features
     return elements * 4 + MAX_HEADER_BYTES
 
 

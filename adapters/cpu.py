@@ -19,9 +19,11 @@ from .lora_module import Array
 CHUNK = np.dtype([("at", "u8"), ("first", "i4"), ("count", "i4")], align=True)
 SLICE = np.dtype(
     [
-        *((part, "u8") for part in ("a", "b", "shift", "gain")),
+        *((part, "u8") for part in ("a", "b", "shift", "gain", "rows", "row_ids")),
         *((field, "i4") for field in ("column", "out", "rank")),
         ("scaling", "f4"),
+        ("in", "i4"),
+        ("num_rows", "i4"),
     ],
     align=True,
 )
@@ -29,7 +31,7 @@ USE = np.dtype(
     [("start", "i4"), ("end", "i4"), ("scale", "f4"), ("unused", "i4"), ("slices", "u8"), ("sites", "u8")], align=True
 )
 PLAN = np.dtype([("num_uses", "i4"), ("has_vectors", "i4"), ("uses", "u8")], align=True)
-NUM_PARTS = 4  # addresses in a SLICE
+NUM_PARTS = 5  # addresses of chunks in a SLICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class NativeAdapter:
     chunks: Array  # [num_chunks] CHUNK: of all A and B
     shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
     has_vectors: bool  # a shift or a gain anywhere
+    row_ids: Sequence[Array]  # [num_rows] int64 of each slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class CpuLoRAMetadata(LoRAMetadata):
     num_sites: int
     dtype: torch.dtype
 
+    def num_inputs(self, site: int) -> int:
+        """Of the layer, as the adapters that land on it know it; 0 when none does."""
+        return max((adapter.shapes[site][0] for adapter in self.adapters if site in adapter.shapes), default=0)
+
     @property
     def address(self) -> int:
         return int(self.plan.ctypes.data)
@@ -59,7 +66,21 @@ class CpuLoRAMetadata(LoRAMetadata):
 
 def _parts(module: PackedModule) -> tuple[Sequence[Chunk], ...]:
     """The chunks of each part of a SLICE, those of all groups of ranks one after another."""
-    return list(chain.from_iterable(module.a)), list(chain.from_iterable(module.b)), module.shift, module.gain
+    return (
+        list(chain.from_iterable(module.a)),
+        list(chain.from_iterable(module.b)),
+        module.shift,
+        module.gain,
+        module.rows,
+    )
+
+
+def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
+    """What follows the addresses of chunks in a SLICE."""
+    num_rows = len(ids) or sum(chunk.num_pieces for chunk in module.rows)
+    address = ids.ctypes.data if len(ids) else 0
+    sizes = (module.column, module.out_features, module.rank)
+    return (address, *sizes, module.scaling, module.in_features, num_rows)
 
 
 def _check_segments(segments: Sequence[Segment]) -> None:
@@ -74,6 +95,9 @@ class CpuLoRA(LoRAPlanner):
     def __init__(self, pool: DevicePool, num_sites: int) -> None:
         self._pool = pool
         self._num_sites = num_sites
+
+    def changes_head(self, digest: str) -> bool:
+        return self._pool.changes_head(digest)
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> CpuLoRAMetadata:
         """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
@@ -110,7 +134,8 @@ class CpuLoRA(LoRAPlanner):
             chunks.ctypes.data + int(end - len(part)) * chunks.itemsize if part else 0
             for part, end in zip(parts, ends, strict=True)
         ]
-        facts = [(module.column, module.out_features, module.rank, module.scaling) for module in modules]
+        row_ids = [np.array(module.row_ids, dtype=np.int64) for module in modules]
+        facts = [_facts(module, ids) for module, ids in zip(modules, row_ids, strict=True)]
         slices = np.array(
             [(*starts[NUM_PARTS * i : NUM_PARTS * (i + 1)], *fact) for i, fact in enumerate(facts)], dtype=SLICE
         )
@@ -121,7 +146,7 @@ class CpuLoRA(LoRAPlanner):
             end = max(module.column + module.out_features, shapes.get(module.site, (0, 0))[1])
             shapes[module.site] = (module.in_features, end)
         has_vectors = any(module.shift or module.gain for module in modules)
-        return NativeAdapter(slices, sites, chunks, shapes, has_vectors)
+        return NativeAdapter(slices, sites, chunks, shapes, has_vectors, row_ids)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
         """[num_chunks] CHUNK."""

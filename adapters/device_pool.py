@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .image import ImageTable
+from .targets import TargetKind
 
 Derived = TypeVar("Derived")
 
@@ -20,6 +21,7 @@ class DevicePool:
         self.pages = pages
         self.dtype = dtype
         self._images: dict[str, tuple[ImageTable, Tensor]] = {}
+        self._changing_head: set[str] = set()
         self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
 
     def add(self, table: ImageTable, image: Tensor) -> None:
@@ -30,13 +32,20 @@ class DevicePool:
         if getattr(torch, table.dtype) != self.dtype:
             raise ValueError(f"an image of {table.dtype} for a pool of {self.dtype}")
         self._images[table.digest] = (table, image)
+        if any(module.kind is TargetKind.HEAD for module in table.modules):
+            self._changing_head.add(table.digest)
 
     def remove(self, digest: str) -> None:
         self._images.pop(digest, None)
+        self._changing_head.discard(digest)
         self._derived.pop(digest, None)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._images
+
+    def changes_head(self, digest: str) -> bool:
+        """Whether an adapter lands on the LM head."""
+        return digest in self._changing_head
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
         """Copies the images first, first + 1, ... into the pages page_ids."""

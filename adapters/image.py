@@ -10,7 +10,9 @@ bytes, as wide as a vector. A unit is 4 bytes of inputs: two bfloat16, one float
 
 - A vector over the outputs (lora_module.py's shift and gain) is float32 in panels of 16.
 
-All are cut into pieces that are not divided: 8 lines of A, a panel of B or of a vector. Pieces stand in chunks:
+- A of an embedding has a row of each token's ranks, of each group; trained rows of a table are rows too.
+
+All are cut into pieces that are not divided: 8 lines of A, a panel of B or of a vector, a row. Pieces stand in chunks:
 contiguous, 64-byte aligned, never larger than a page. An adapter's pages need not be adjacent in the arena, because
 every chunk is found by (page of the image, offset in it).
 """
@@ -24,6 +26,7 @@ from .adapter_text import AdapterText
 from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
 from .lora_module import Array
+from .targets import TargetKind
 
 ALIGNMENT = 64  # bytes
 LINE_BYTES = 64
@@ -60,6 +63,9 @@ class PackedModule:
     b: tuple[tuple[Chunk, ...], ...]
     shift: tuple[Chunk, ...] = ()  # [out_features], or nothing
     gain: tuple[Chunk, ...] = ()  # [out_features], or nothing
+    kind: TargetKind = TargetKind.LINEAR
+    rows: tuple[Chunk, ...] = ()  # trained rows of a table
+    row_ids: tuple[int, ...] = ()  # theirs, ascending; none is all
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +108,13 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
                 out_features=target.out_features,
                 rank=module.rank,
                 scaling=module.scaling,
-                a=tuple(writer.write(piece) for piece in _pieces_of_a(_convert(module.a, dtype))),
+                a=tuple(writer.write(piece) for piece in _pieces_of(target.kind, _convert(module.a, dtype))),
                 b=tuple(writer.write(piece) for piece in _pieces_of_b(_convert(module.b, dtype))),
                 shift=() if module.shift is None else writer.write(_pieces_of_vector(module.shift)),
                 gain=() if module.gain is None else writer.write(_pieces_of_vector(module.gain)),
+                kind=target.kind,
+                rows=() if module.rows is None else writer.write(_as_bytes(_convert(module.rows.rows, dtype))),
+                row_ids=() if module.rows is None else module.rows.ids,
             )
         )
     pages = writer.pages()
@@ -149,6 +158,13 @@ def _split(matrix: Array) -> Iterator[tuple[int, Array]]:
         group[: len(part)] = part
         yield width, group
         first += width
+
+
+def _pieces_of(kind: TargetKind, a: Array) -> Iterator[Array]:
+    """a: [rank, in_features]. Yields each group as [pieces, bytes of a piece] uint8."""
+    if kind is not TargetKind.EMBEDDING:
+        return _pieces_of_a(a)
+    return (_as_bytes(group.T) for _, group in _split(a))
 
 
 def _pieces_of_a(a: Array) -> Iterator[Array]:

@@ -4,6 +4,7 @@ Semantics of `run`, for every segment and every (adapter, scale) of its list, in
     y[t, offset:offset + out] += scale * alpha / r * B (A x[t])
 and where the adapter has a gain (DoRA) or a shift (trained biases) of the slice, then
     y[t, offset:offset + out] = gain * y[t, offset:offset + out] + scale * shift
+Trained rows of a table stand for the base model's: an embedding or a logit is theirs.
 A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
 """
 
@@ -34,8 +35,16 @@ class LoRAPlanner(ABC):
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
         """Looks up the weights of the segments' adapters, which stand in `adapter_pages` (digest -> arena pages)."""
 
+    @abstractmethod
+    def changes_head(self, digest: str) -> bool:
+        """Whether the rows that are projected to logits need a plan of their own."""
+
 
 class LoRABackend(LoRAPlanner):
     @abstractmethod
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         """Adds the adapters' change to y in place. x: [num_tokens, in], y: [num_tokens, out of the whole site]."""
+
+    @abstractmethod
+    def embed(self, site: int, token_ids: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
+        """Changes the embeddings y in place. token_ids: [num_tokens] int64, y: [num_tokens, hidden_size]."""

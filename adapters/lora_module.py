@@ -17,6 +17,14 @@ NORM_ROWS = 1024  # outputs whose whole weights are made at once
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """Rows that stand for those of an embedding or a head."""
+
+    ids: tuple[int, ...]  # ascending; none is all of them
+    rows: Array  # [number of ids, or the vocabulary; hidden_size] float32
+
+
+@dataclass(frozen=True, slots=True)
 class LoRAModule:
     target: TargetModule
     scaling: float  # alpha / r, or alpha / sqrt(r)
@@ -24,6 +32,7 @@ class LoRAModule:
     b: Array  # [out_features, rank] float32
     shift: Array | None = None  # [out_features] float32
     gain: Array | None = None  # [out_features] float32
+    rows: TrainedRows | None = None  # of an embedding or a head that has no A and B
 
     @property
     def rank(self) -> int:
@@ -32,6 +41,8 @@ class LoRAModule:
     @property
     def is_zero(self) -> bool:
         """Whether outputs are the base model's: PEFT's fresh state."""
+        if self.rows is not None:
+            return False
         has_product = bool(self.a.any() and self.b.any() and self.scaling)
         has_shift = self.shift is not None and bool(self.shift.any())
         has_gain = self.gain is not None and not np.allclose(self.gain, 1, rtol=0, atol=1e-6)

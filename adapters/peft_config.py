@@ -54,6 +54,9 @@ SERVED = frozenset(
         "bias",
         "lora_bias",
         "use_dora",
+        "modules_to_save",
+        "trainable_token_indices",
+        "ensure_weight_tying",
     }
 )
 BIASES = ("none", "all", "lora_only")
@@ -94,6 +97,9 @@ class PeftConfig:
     bias: str = "none"  # whose biases were trained: "all", "lora_only" (those of targeted modules) or "none"
     lora_bias: bool = False  # B has a bias
     use_dora: bool = False
+    modules_to_save: tuple[str, ...] = ()  # trained as a whole
+    trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # module -> ids of trained rows
+    ensure_weight_tying: bool = False  # what is trained of the embedding is trained of a head that is tied to it
 
     @property
     def kind(self) -> str:
@@ -112,6 +118,15 @@ class PeftConfig:
         rank = self.rank_of(module)
         alpha = _first_match(self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether the module was trained as a whole."""
+        return any(module.endswith(name) for name in self.modules_to_save)
+
+    def tokens_of(self, module: str) -> tuple[int, ...]:
+        """The rows of the module that were trained."""
+        named = (ids for name, ids in self.trained_tokens.items() if module == name or module.endswith(f".{name}"))
+        return next(named, ())
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would have put LoRA on the module of this name."""
@@ -163,11 +178,17 @@ def parse_config(content: bytes) -> PeftConfig:
         bias=reader.choice("bias", BIASES),
         lora_bias=reader.boolean("lora_bias"),
         use_dora=reader.boolean("use_dora"),
+        modules_to_save=_as_tuple(reader.modules("modules_to_save")),
+        trained_tokens=reader.trained_tokens("trainable_token_indices"),
+        ensure_weight_tying=reader.boolean("ensure_weight_tying"),
     )
     if config.use_dora and config.lora_bias:
         problems.append("lora_bias: is not defined together with use_dora")
     if config.invocation_tokens and config.use_dora:
         problems.append("use_dora: is not defined together with alora_invocation_tokens")
+    for name in ("modules_to_save", "trainable_token_indices") if config.invocation_tokens else ():
+        if fields.get(name):
+            problems.append(f"{name}: changes rows before the invocation too, which are to be base rows")
     if config.invocation_tokens and config.bias != "none":
         problems.append(f"bias: {config.bias!r} changes rows before the invocation too, which are to be base rows")
     if not config.target_modules:
@@ -290,6 +311,22 @@ class _Fields:
             self._problems.append(f"{name}: {value!r:.200} is not a list of 1 to {MAX_INVOCATION_TOKENS} token ids")
             return ()
         return tuple(value)
+
+    def trained_tokens(self, name: str) -> dict[str, tuple[int, ...]]:
+        """A list is of the embedding."""
+        value = self._fields.get(name)
+        if value is None:
+            return {}
+        by_module = {"embed_tokens": value} if isinstance(value, list) else value
+        if not isinstance(by_module, dict):
+            self._problems.append(f"{name}: {value!r:.140} is neither a list nor an object of lists")
+            return {}
+        for module, ids in by_module.items():
+            is_list = isinstance(ids, list) and all(type(entry) is int and entry >= 0 for entry in ids)
+            if not is_list or len(set(ids)) != len(ids):
+                self._problems.append(f"{name}: {ids!r:.140} of {module} is not a list of distinct token ids")
+                return {}
+        return {module: tuple(ids) for module, ids in by_module.items()}
 
     def layers_pattern(self, name: str) -> tuple[str, ...]:
         patterns = _as_tuple(self.modules(name))

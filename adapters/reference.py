@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .device_pool import DevicePool
-from .image import LINE_BYTES, LINES, PANEL, UNIT_BYTES, Chunk, ImageTable, rank_groups, units_per_line
+from .image import LINE_BYTES, LINES, PANEL, UNIT_BYTES, Chunk, ImageTable, PackedModule, rank_groups, units_per_line
 from .lora import LoRABackend, LoRAMetadata, Segment
+from .targets import TargetKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,19 @@ class GroupWeights:
     a: tuple[Tensor, ...]  # each [some pieces, elements of a piece]
     b: tuple[Tensor, ...]
 
-    def matrices(self, in_features: int, out_features: int) -> tuple[Tensor, Tensor]:
+    def matrices(self, in_features: int, out_features: int, is_embedding: bool) -> tuple[Tensor, Tensor]:
         """[width, in_features] and [out_features, width] in float32."""
         a, b = torch.cat(self.a), torch.cat(self.b)
         per_unit = UNIT_BYTES // a.itemsize
-        lines = a.view(-1, self.width, units_per_line(self.width) * per_unit)
+        whole_a = a.T if is_embedding else self._whole_a(a, in_features)
         panels = b.view(len(b), self.width // per_unit, PANEL, per_unit)
-        whole_a = lines.transpose(0, 1).flatten(1)[:, :in_features]
         whole_b = panels.transpose(1, 2).reshape(-1, self.width)[:out_features]
         return whole_a.float(), whole_b.float()
+
+    def _whole_a(self, a: Tensor, in_features: int) -> Tensor:
+        per_unit = UNIT_BYTES // a.itemsize
+        lines = a.view(-1, self.width, units_per_line(self.width) * per_unit)
+        return lines.transpose(0, 1).flatten(1)[:, :in_features]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,9 @@ class SliceWeights:
     groups: tuple[GroupWeights, ...]
     shift: tuple[Tensor, ...]  # views of pieces, or nothing
     gain: tuple[Tensor, ...]
+    kind: TargetKind
+    rows: tuple[Tensor, ...]  # views of trained rows, or nothing
+    row_ids: Tensor  # [num_rows] int64, ascending; nothing is all
 
     def vector(self, pieces: tuple[Tensor, ...]) -> Tensor:
         """[out_features] float32"""
@@ -63,6 +71,9 @@ class ReferenceLoRA(LoRABackend):
     def __init__(self, pool: DevicePool) -> None:
         self._pool = pool
 
+    def changes_head(self, digest: str) -> bool:
+        return self._pool.changes_head(digest)
+
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> ReferenceMetadata:
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         weights = {digest: self._pool.derive(digest, adapter_pages[digest], self._view_sites) for digest in digests}
@@ -80,6 +91,15 @@ class ReferenceLoRA(LoRABackend):
             if changes:
                 _add_changes(x[segment.start : segment.end], y[segment.start : segment.end], changes)
 
+    def embed(self, site: int, token_ids: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
+        if not isinstance(metadata, ReferenceMetadata):
+            raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
+        for segment in metadata.segments:
+            rows = slice(segment.start, segment.end)
+            for digest, scale in segment.adapters:
+                for weights in metadata.weights[digest].get(site, ()):
+                    y[rows] = _embed(token_ids[rows], y[rows], weights, scale)
+
     def _view_sites(self, table: ImageTable, page_ids: Sequence[int]) -> SiteWeights:
         dtype = self._pool.dtype
         sites: dict[int, list[SliceWeights]] = {}
@@ -87,7 +107,7 @@ class ReferenceLoRA(LoRABackend):
             groups = tuple(
                 GroupWeights(
                     width,
-                    a=tuple(self._view(chunk, page_ids, LINES * LINE_BYTES // dtype.itemsize, dtype) for chunk in a),
+                    a=tuple(self._view(chunk, page_ids, _piece_of_a(module, width, dtype), dtype) for chunk in a),
                     b=tuple(self._view(chunk, page_ids, PANEL * width, dtype) for chunk in b),
                 )
                 for width, a, b in zip(rank_groups(module.rank), module.a, module.b, strict=True)
@@ -100,6 +120,9 @@ class ReferenceLoRA(LoRABackend):
                 groups,
                 shift=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.shift),
                 gain=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.gain),
+                kind=module.kind,
+                rows=tuple(self._view(chunk, page_ids, _row_width(module), dtype) for chunk in module.rows),
+                row_ids=torch.tensor(module.row_ids, dtype=torch.int64),
             )
             sites.setdefault(module.site, []).append(weights)
         return sites
@@ -117,10 +140,40 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
     for weights, scale in changes:
         columns = slice(weights.column, weights.column + weights.out_features)
         for group in weights.groups:
-            a, b = group.matrices(weights.in_features, weights.out_features)
+            a, b = group.matrices(weights.in_features, weights.out_features, False)
             total[:, columns] += (x32 @ a.T * (scale * weights.scaling)) @ b.T
         if weights.gain:
             total[:, columns] *= weights.vector(weights.gain)
         if weights.shift:
             total[:, columns] += scale * weights.vector(weights.shift)
+        if weights.rows:
+            ids = weights.row_ids if len(weights.row_ids) else slice(None)
+            total[:, ids] = x32 @ torch.cat(weights.rows).float().T
     y.copy_(total)
+
+
+def _embed(token_ids: Tensor, y: Tensor, weights: SliceWeights, scale: float) -> Tensor:
+    """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
+    total = y.float()
+    for group in weights.groups:
+        a, b = group.matrices(weights.in_features, weights.out_features, True)
+        total += (a.T[token_ids] * (scale * weights.scaling)) @ b.T
+    if weights.gain:
+        total *= weights.vector(weights.gain)
+    if weights.rows:
+        rows, ids = torch.cat(weights.rows).float(), weights.row_ids
+        if not len(ids):
+            return rows[token_ids].to(y.dtype)
+        at = torch.searchsorted(ids, token_ids).clamp(max=len(ids) - 1)
+        total = torch.where((ids[at] == token_ids)[:, None], rows[at], total)
+    return total.to(y.dtype)
+
+
+def _row_width(module: PackedModule) -> int:
+    """Elements of a row of the table."""
+    return module.out_features if module.kind is TargetKind.EMBEDDING else module.in_features
+
+
+def _piece_of_a(module: PackedModule, width: int, dtype: torch.dtype) -> int:
+    """Elements of a piece of A."""
+    return width if module.kind is TargetKind.EMBEDDING else LINES * LINE_BYTES // dtype.itemsize

@@ -94,6 +94,7 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
         modules=modules,
         layers=_by_layer(modules),
         applied_tensors=checkpoint.tensor_names,
+        ignored_tensors=checkpoint.ignored_tensors,
         num_disk_bytes=checkpoint.num_bytes,
         num_host_bytes=table.num_bytes,
         num_device_bytes=table.num_bytes,

@@ -48,7 +48,7 @@ from .front_end import Checked, FrontEnd
 from .generation_config import load_generation_defaults
 from .model.config import load_model_config
 from .model.hub import resolve_model
-from .model.targets import lora_targets
+from .model.targets import adapter_targets
 from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState, EngineInfo, RequestOutput
@@ -133,7 +133,7 @@ class AsyncLLM:
         if self._is_shut_down or self._engine is not None:
             raise EngineStartError("an AsyncLLM is started once; make another")
         self._model = resolve_model(self._config.model, self._config.revision)
-        self._targets = list(lora_targets(load_model_config(self._model)))
+        self._targets = list(adapter_targets(load_model_config(self._model)))
         tokenizer = load_tokenizer(self._model)
         try:
             raise_descriptor_limit()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blora.adapters.cpu import CpuLoRA
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.lora import LoRAPlanner
+from blora.adapters.lora import LoRAMetadata, LoRAPlanner
 from blora.adapters.reference import ReferenceLoRA
 
 from .arena import Arena
@@ -25,7 +25,7 @@ from .kernels.picker import CpuPicker
 from .model.config import ModelConfig
 from .model.decoder import CausalLM
 from .model.rope import rope_cache
-from .model.targets import SITES_PER_LAYER
+from .model.targets import num_sites
 from .model.weights import ModelWeights
 from .sampler import TORCH_PICKER, Picker
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Model(Protocol):
     def forward(self, batch: ForwardBatch) -> Tensor: ...
 
-    def compute_logits(self, hidden: Tensor) -> Tensor: ...
+    def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,5 +91,5 @@ def _build_cpu(
     cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
     qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
     attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
-    lora = CpuLoRA(adapters, config.num_layers * SITES_PER_LAYER)
+    lora = CpuLoRA(adapters, num_sites(config.num_layers))
     return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora, CpuPicker(kernels))

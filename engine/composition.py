@@ -67,7 +67,9 @@ def check_together(requests: Sequence[LoRARequest], tables: Sequence[ImageTable]
             raise InvalidRequest("lora_request", f"{name} is an activated LoRA (aLoRA), which takes no partner")
         if table.is_exclusive and (len(requests) > 1 or request.lora_scale != 1):
             name = f"{request.lora_name!r:.140}"
-            raise InvalidRequest("lora_request", f"{name} is no sum (DoRA), and takes no scale and no partner")
+            raise InvalidRequest(
+                "lora_request", f"{name} is no sum (DoRA or trained rows), and takes no scale and no partner"
+            )
 
 
 def find_activation(tables: Sequence[ImageTable], prompt: Sequence[int]) -> int:

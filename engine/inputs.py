@@ -1,6 +1,6 @@
 """ForwardBatch: the tensors of one step, the one explicit argument of the model's forward pass; and how it is built."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -21,6 +21,7 @@ class ForwardBatch:
     logits_at: Tensor  # [num_sampled] int64: the rows of the hidden states whose logits are sampled
     attention: AttentionMetadata
     lora: LoRAMetadata | None  # None when no token of the step has an adapter
+    logits_lora: LoRAMetadata | None = None  # of logits_at; None when no adapter there changes the head
 
 
 def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
@@ -43,14 +44,27 @@ def build_batch(
         positions += range(row.start, row.end)
         if row.is_sampled:
             logits_at.append(len(token_ids) - 1)
-    segments = _segments(rows)
+    # In batch order, the last row has adapters if any has.
+    segments = _segments_of(_runs(rows)) if rows[-1].adapters else []
+    sampled = [(row.adapters, 1) for row in rows if row.is_sampled] if segments else []
     return ForwardBatch(
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(positions),
         logits_at=torch.tensor(logits_at, dtype=torch.int64),
         attention=attention.plan(_paged_rows(rows)),
         lora=lora.plan(segments, adapter_pages) if segments else None,
+        logits_lora=plan_logits(sampled, adapter_pages, lora),
     )
+
+
+def plan_logits(
+    runs: Iterable[tuple[tuple[AdapterUse, ...], int]], adapter_pages: Mapping[str, Sequence[int]], lora: LoRAPlanner
+) -> LoRAMetadata | None:
+    """Of rows that are projected to logits; None when no adapter changes the head. runs: adapters, number of rows."""
+    segments = [
+        segment for segment in _segments_of(runs) if any(lora.changes_head(digest) for digest, _ in segment.adapters)
+    ]
+    return lora.plan(segments, adapter_pages) if segments else None
 
 
 def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
@@ -61,12 +75,10 @@ def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
     )
 
 
-def _segments(rows: Sequence[ScheduledRow]) -> list[Segment]:
-    if not rows[-1].adapters:  # in batch order: base rows only
-        return []
+def _segments_of(runs: Iterable[tuple[tuple[AdapterUse, ...], int]]) -> list[Segment]:
     segments, start = [], 0
-    for adapters, runs in groupby(_runs(rows), key=itemgetter(0)):
-        end = start + sum(num_tokens for _, num_tokens in runs)
+    for adapters, group in groupby(runs, key=itemgetter(0)):
+        end = start + sum(num_tokens for _, num_tokens in group)
         if adapters:
             segments.append(Segment(start, end, adapters))
         start = end

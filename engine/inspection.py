@@ -10,7 +10,7 @@ from .adapter_tokenizers import AdapterTokenizers
 from .base_weights import BaseWeights
 from .model.config import load_model_config
 from .model.hub import resolve_model
-from .model.targets import lora_targets
+from .model.targets import adapter_targets
 from .page_size import page_bytes_of
 from .tokenizer import load_tokenizer
 
@@ -28,5 +28,5 @@ def inspect(
     except AdapterRejected as error:
         return AdapterReport(str(path), error.problems)
     page_bytes, base = page_bytes_of(config, dtype, block_size), BaseWeights(model_folder)
-    report = inspect_adapter(folder, lora_targets(config), dtype, page_bytes, base=base)
+    report = inspect_adapter(folder, adapter_targets(config), dtype, page_bytes, base=base)
     return AdapterTokenizers(load_tokenizer(model_folder), config.vocab_size).check_report(report)

@@ -28,7 +28,7 @@ from .core import EngineCore
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .model.hub import resolve_model
-from .model.targets import lora_targets
+from .model.targets import adapter_targets
 from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, RequestOutput
@@ -202,7 +202,7 @@ class LLM:
         """
         self._adapters.check_name(name)
         self._adapters.check_path(path)
-        targets = lora_targets(self._engine.model_config)
+        targets = adapter_targets(self._engine.model_config)
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
         self._adapters.check_size(str(path), image.table.num_pages)
@@ -219,7 +219,7 @@ class LLM:
             folder = resolve_adapter(str(path))
         except AdapterRejected as error:
             return AdapterReport(str(path), error.problems)
-        targets = lora_targets(self._engine.model_config)
+        targets = adapter_targets(self._engine.model_config)
         report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes, base=self._base)
         return self._adapters.check_report(report)
 

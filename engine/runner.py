@@ -1,6 +1,6 @@
 """ModelRunner: executes a step: copies, one forward pass over the mixed batch, sampling. Holds no request state."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
 from .backend import Backend
-from .inputs import build_batch, in_batch_order
+from .inputs import build_batch, in_batch_order, plan_logits
 from .sampler import sample, token_logprobs
 
 MAX_LOGITS_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
@@ -39,25 +39,29 @@ class ModelRunner:
         sampled = [row for row in rows if row.is_sampled]
         results = {row.request_id: RowResult() for row in rows}
         if sampled:
-            logits = self._model.compute_logits(hidden[batch.logits_at])
+            logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
             results |= zip((row.request_id for row in sampled), sample(logits, sampled, self._picker), strict=True)
-        for row, prompt_logprobs in self._prompt_logprobs(rows, hidden):
+        for row, prompt_logprobs in self._prompt_logprobs(rows, hidden, step.adapter_pages):
             results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
         return results
 
     def _prompt_logprobs(
-        self, rows: Sequence[ScheduledRow], hidden: Tensor
+        self, rows: Sequence[ScheduledRow], hidden: Tensor, adapter_pages: Mapping[str, Sequence[int]]
     ) -> Iterator[tuple[ScheduledRow, tuple[TokenLogprob, ...]]]:
         """Of the prompt tokens that follow the tokens computed in this step, for the rows that asked."""
         first = 0
         for row in rows:
             targets = row.token_ids[row.start + 1 : min(row.end + 1, row.num_prompt_tokens)]
             if row.sampling.prompt_logprobs is not None and targets:
-                yield row, tuple(self._score(hidden[first : first + len(targets)], targets, row))
+                yield row, tuple(self._score(hidden[first : first + len(targets)], targets, row, adapter_pages))
             first += row.num_new_tokens
 
-    def _score(self, hidden: Tensor, targets: Sequence[int], row: ScheduledRow) -> Iterator[TokenLogprob]:
+    def _score(
+        self, hidden: Tensor, targets: Sequence[int], row: ScheduledRow, adapter_pages: Mapping[str, Sequence[int]]
+    ) -> Iterator[TokenLogprob]:
         num_best = row.sampling.prompt_logprobs or 0
         for start in range(0, len(targets), MAX_LOGITS_ROWS):
             part = slice(start, start + MAX_LOGITS_ROWS)
-            yield from token_logprobs(self._model.compute_logits(hidden[part]), targets[part], num_best)
+            # An activated LoRA, which changes a part of a row only, changes no head.
+            lora = plan_logits([(row.adapters, len(hidden[part]))], adapter_pages, self._lora)
+            yield from token_logprobs(self._model.compute_logits(hidden[part], lora), targets[part], num_best)

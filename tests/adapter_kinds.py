@@ -15,6 +15,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"r": 6, "use_dora": True},
     "dora-attention": {"r": 2, "target_modules": ["q_proj", "v_proj"], "use_dora": True, "use_rslora": True},
     "dora-bias": {"r": 17, "target_modules": ["v_proj", "gate_proj", "down_proj"], "use_dora": True, "bias": "all"},
+    "tokens": {"r": 4, "target_modules": ["q_proj", "v_proj"], "trainable_token_indices": [101, 32, 112, 97]},
+    "embedding": {"r": 5, "target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"r": 12, "target_modules": ["lm_head", "up_proj"]},
+    "both": {"r": 20, "target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    "tables": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "saved-head": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
+    "dora-tables": {"r": 3, "target_modules": ["embed_tokens", "lm_head", "down_proj"], "use_dora": True},
 }
 
 

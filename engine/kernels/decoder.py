@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blora.adapters.cpu import CpuLoRAMetadata
+from blora.adapters.lora import LoRAMetadata
 
 from ..attention.cpu import CpuAttention, CpuAttentionMetadata
 from ..inputs import ForwardBatch
 from ..model.config import ModelConfig
-from ..model.targets import DOWN, GATE_UP, OUT, QKV, site_of
+from ..model.targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
 from ..model.weights import ModelWeights, Projection, layer_sites
 from .library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 
@@ -25,7 +26,7 @@ class CpuCausalLM:
         self._attention = attention
         self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
         self._norm = weights.norm
-        self._head = kernels.pack_linear(weights.lm_head)
+        self._head = kernels.pack_linear(weights.lm_head, site=head_site(config.num_layers))
         # A tied table is the packed head itself.
         self._embedding = None if weights.embedding is weights.lm_head else weights.embedding
 
@@ -54,15 +55,22 @@ class CpuCausalLM:
             raise TypeError(f"metadata of another backend: {type(rows).__name__}, {type(lora).__name__}")
         hidden, normed, *others = self._allocate(len(batch.token_ids))
         self._embed(batch.token_ids, hidden)
+        site = embedding_site(self._config.num_layers)
+        if lora is not None and lora.num_inputs(site):
+            self._kernels.embed(site, batch.token_ids, hidden, lora)
         self._kernels.decoder(self._layers, (hidden, normed, *others), rows.plan, lora)
         self._kernels.rms_norm(hidden, self._norm, self._config.rms_norm_eps, normed)
         return normed
 
     @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned. Returns [n, vocab] float32."""
+    def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
+        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32."""
+        if not isinstance(lora, CpuLoRAMetadata | None):
+            raise TypeError(f"metadata of another backend: {type(lora).__name__}")
         logits = torch.empty(len(hidden), self._config.vocab_size)
-        self._kernels.linear(self._head, hidden, logits, Epilogue.STORE_FLOAT)
+        self._kernels.linear(self._head, hidden, logits, Epilogue.STORE_FLOAT, lora)
+        if lora is not None:
+            self._kernels.replace_logits(self._head, hidden, logits, lora)
         return logits
 
     def _embed(self, token_ids: Tensor, y: Tensor) -> None:

@@ -28,7 +28,7 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "base": set[str](),
 }
-INTERFACE = 4  # types.h has the same number
+INTERFACE = 5  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -152,6 +152,11 @@ class Kernels:
             c_void_p,
         ]
         self._decoder.restype = None
+        self._embed = library.blora_embed
+        self._embed.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p]
+        self._replace_logits = library.blora_replace_logits
+        self._replace_logits.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p]
+        self._embed.restype = self._replace_logits.restype = None
         self._draw = library.blora_draw
         self._draw.argtypes = [c_void_p, c_int32, c_double, c_uint64]
         self._draw.restype = c_int32
@@ -205,6 +210,24 @@ class Kernels:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < layer.out:
             raise ValueError(f"ids: not all are rows of {layer.out}")
         self._unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
+
+    def embed(self, site: int, ids: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
+        """Changes embeddings as the step's adapters do. ids: [n] int64, y: [n, hidden]."""
+        check_shape("ids", ids, torch.int64, (None,))
+        check_shape("y", y, lora.dtype, (len(ids), None))
+        layer = LinearLayer(None, None, y.shape[1], lora.num_inputs(site), site, DTYPES[lora.dtype])
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < max(layer.in_, 1):
+            raise ValueError(f"ids: not all are tokens of {layer.in_}")
+        address = _lora_address(lora, layer, len(ids))
+        self._embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
+
+    def replace_logits(self, head: PackedLinear, x: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
+        """The logits of rows that the step's adapters have in place of the head's. x: [n, in], y: [n, out] float32."""
+        layer = head.layer
+        check_shape("x", x, head.weight.dtype, (None, layer.in_))
+        check_shape("y", y, torch.float32, (len(x), layer.out))
+        address = _lora_address(lora, layer, len(x))
+        self._replace_logits(address, layer.site, x.data_ptr(), layer.in_, layer.out, layer.dtype, y.data_ptr())
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
         """x, y: [n, width], weight: [width]. y may be x."""

@@ -7,7 +7,7 @@
 
 // Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
 // library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 4
+#define BLORA_INTERFACE 5
 
 extern "C" {
 
@@ -25,10 +25,14 @@ struct LoraSlice {
     const LoraChunk* b;
     const LoraChunk* shift;  // [out] float in panels, or null; see vectors.h
     const LoraChunk* gain;   // [out] float in panels, or null
+    const LoraChunk* rows;   // trained rows of an embedding or a head, or null; see tables.cpp
+    const int64_t* row_ids;  // [num_rows] ascending; null is all
     int32_t column;        // first output in the site
     int32_t out;
     int32_t rank;
     float scaling;         // alpha / rank, or what stands for it
+    int32_t in;
+    int32_t num_rows;
 };
 
 // Tokens [start, end) use one adapter. Uses of the same tokens stand together, in order of addition.

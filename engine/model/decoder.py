@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blora.adapters.lora import LoRABackend
+from blora.adapters.lora import LoRABackend, LoRAMetadata
 
 from ..attention.base import AttentionBackend
 from ..inputs import ForwardBatch
 from .config import ModelConfig
 from .layers import GatedMLP, Linear, RMSNorm
 from .rope import rope_cache, rotate
-from .targets import DOWN, GATE_UP, OUT, QKV, site_of
+from .targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
 from .weights import ModelWeights, layer_sites
 
 
@@ -71,7 +71,9 @@ class CausalLM:
         self._embedding = weights.embedding
         self._layers = [DecoderLayer(config, weights, i, attention, lora) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
-        self._lm_head = weights.lm_head
+        self._head = Linear(weights.lm_head, None, head_site(config.num_layers), lora)
+        self._embedding_site = embedding_site(config.num_layers)
+        self._lora = lora
         self._cos, self._sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
 
     @torch.inference_mode()
@@ -79,11 +81,13 @@ class CausalLM:
         """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
         cos, sin = self._cos[batch.positions, None], self._sin[batch.positions, None]
         x = F.embedding(batch.token_ids, self._embedding)  # [num_tokens, hidden]
+        if batch.lora is not None:
+            self._lora.embed(self._embedding_site, batch.token_ids, x, batch.lora)
         for layer in self._layers:
             x = layer.forward(x, cos, sin, batch)
         return self._norm.forward(x)
 
     @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned. Returns [n, vocab] float32."""
-        return F.linear(hidden, self._lm_head).float()
+    def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
+        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32."""
+        return self._head.forward(hidden, lora).float()

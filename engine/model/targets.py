@@ -2,17 +2,40 @@
 
 from collections.abc import Iterator
 
-from blora.adapters.targets import TargetModule
+from blora.adapters.targets import TargetKind, TargetModule
 
 from .config import ModelConfig
 
 SITES_PER_LAYER = 4
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 QKV, OUT, GATE_UP, DOWN = range(SITES_PER_LAYER)
 
 
 def site_of(layer: int, projection: int) -> int:
     """projection: QKV, OUT, GATE_UP or DOWN."""
     return layer * SITES_PER_LAYER + projection
+
+
+def head_site(num_layers: int) -> int:
+    return site_of(num_layers, 0)
+
+
+def embedding_site(num_layers: int) -> int:
+    return head_site(num_layers) + 1
+
+
+def num_sites(num_layers: int) -> int:
+    """Those of the layers, the head's and the embedding's."""
+    return embedding_site(num_layers) + 1
+
+
+def adapter_targets(config: ModelConfig) -> tuple[TargetModule, ...]:
+    """Everything an adapter can land on: the linear modules of all layers, the head, the embedding."""
+    hidden, vocab, num_layers = config.hidden_size, config.vocab_size, config.num_layers
+    tied_to = EMBEDDING if config.tie_word_embeddings else None
+    head = TargetModule(HEAD, hidden, vocab, head_site(num_layers), 0, kind=TargetKind.HEAD, tied_to=tied_to)
+    embedding = TargetModule(EMBEDDING, vocab, hidden, embedding_site(num_layers), 0, kind=TargetKind.EMBEDDING)
+    return (*lora_targets(config), head, embedding)
 
 
 def lora_targets(config: ModelConfig) -> tuple[TargetModule, ...]:

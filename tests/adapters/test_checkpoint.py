@@ -221,7 +221,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "task_type": (config(task_type="SEQ_CLS"), "task_type: 'SEQ_CLS'"),
     "dora without magnitudes": (config(use_dora=True), "q_proj.lora_magnitude_vector is missing"),
     "dora with lora_bias": (config(use_dora=True, lora_bias=True), "lora_bias: is not defined together with use_dora"),
-    "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save: ['lm_head'] is not served"),
+    "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save: 'lm_head' is not served"),
     "bias unknown": (config(bias="some"), "bias: 'some' is not one of none, all, lora_only"),
     "bias that nobody trained": (
         tensors(lambda t: t.update({f"{MODULE}.bias": t[B][:, 0].copy()})),

@@ -23,9 +23,9 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
         pytest.skip("torch rounds by shape")
     model, kinds = make_kinds(tmp_path, tie_word_embeddings=dtype == "bfloat16")
     options = {"model": model, "dtype": dtype, "adapters": {name: str(path) for name, path in kinds.items()}}
-    solo = Solo(make_llm(enable_prefix_caching=False, memory="16MB", **options))
+    solo = Solo(make_llm(enable_prefix_caching=False, memory="32MB", **options))
     llms = [
-        make_llm(memory="16MB", max_num_batched_tokens=200, **options),
+        make_llm(memory="32MB", max_num_batched_tokens=200, **options),
         make_llm(memory=scarce(solo.llm), **options),
     ]
     num_compared, troubles, rng = 0, Troubles(), random.Random(0)

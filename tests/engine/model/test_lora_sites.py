@@ -20,6 +20,12 @@ class RecordingLoRA(LoRABackend):
     def plan(self, *_: Any) -> LoRAMetadata:
         return LoRAMetadata()
 
+    def changes_head(self, *_: Any) -> bool:
+        return False
+
+    def embed(self, *_: Any) -> None:
+        pass
+
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         assert isinstance(metadata, LoRAMetadata)
         self.calls.append((site, tuple(x.shape), tuple(y.shape)))

@@ -1,0 +1,137 @@
+// What adapters make of embeddings and logits: LoRA on an embedding, and trained rows in place of a table's.
+//
+// Everything of a token is computed by itself and in one order.
+
+#include <omp.h>
+
+#include "lora.h"
+#include "scratch.h"
+#include "vectors.h"
+
+namespace blora {
+namespace {
+
+// The number of a token's trained row, or -1.
+int64_t row_of(const LoraSlice& slice, int64_t token) {
+    if (!slice.row_ids) return token;
+    const int64_t *end = slice.row_ids + slice.num_rows, *at = std::lower_bound(slice.row_ids, end, token);
+    return at < end && *at == token ? at - slice.row_ids : -1;
+}
+
+template <class T>
+const T* row_at(const LoraChunk*& chunk, int64_t row, int width) {
+    return (const T*)(const void*)piece_at(chunk, (int)row, width * (int)sizeof(T));
+}
+
+// sums: [width] float, of one token. A of an embedding has a row of each token's ranks, of each group.
+template <class T>
+void add_product(const LoraSlice& slice, float scale, int64_t token, float* sums) {
+    const LoraChunk *a = slice.a, *b = slice.b;
+    for (int rank = 0; rank < slice.rank;) {
+        const int width = group_width(slice.rank - rank);
+        const LoraChunk* chunk = a;
+        const T* ranks = row_at<T>(chunk, token, width);
+        Input<T> h[PANEL];
+        for (int i = 0; i < width; ++i) h[i] = as_stored<T>(scale * slice.scaling * to_float(ranks[i]));
+        chunk = b;
+        for (int panel = 0; panel < num_panels(slice.out); ++panel) {
+            float delta[PANEL];
+            const T* panels[1] = {(const T*)(const void*)piece_at(chunk, panel, width * PANEL * (int)sizeof(T))};
+            multiply_tile<T, 1, 1, false>(h, width, panels, PANEL, width, 0, {}, delta, PANEL);
+            for (int i = 0; i < std::min(PANEL, slice.out - panel * PANEL); ++i) sums[panel * PANEL + i] += delta[i];
+        }
+        rank += width;
+        if (rank < slice.rank) a = behind(a, slice.in), b = behind(b, num_panels(slice.out));
+    }
+}
+
+template <class T>
+void embed_use(const LoraUse& use, const LoraSlice& slice, int64_t token, int width, float* sums) {
+    if (slice.rows) {
+        const int64_t row = row_of(slice, token);
+        const LoraChunk* chunk = slice.rows;
+        if (row < 0) return;
+        const T* values = row_at<T>(chunk, row, width);
+        for (int i = 0; i < width; ++i) sums[i] = to_float(values[i]);
+        return;
+    }
+    add_product<T>(slice, use.scale, token, sums);
+    if (!slice.gain) return;
+    const LoraChunk* chunk = slice.gain;
+    for (int i = 0; i < width; ++i) sums[i] *= vector_panel(chunk, i / PANEL)[i % PANEL];
+}
+
+template <class T>
+void embed(const LoraPlan& plan, int site, const int64_t* ids, int width, T* y) {
+    static Scratch memory;
+    float* sums = memory.get<float>(width);
+    for (int first = 0, last; first < plan.num_uses; first = last) {  // uses of the same tokens
+        for (last = first + 1; last < plan.num_uses && plan.uses[last].start == plan.uses[first].start;) ++last;
+        for (int token = plan.uses[first].start; token < plan.uses[first].end; ++token) {
+            T* row = y + (int64_t)token * width;
+            for (int i = 0; i < width; ++i) sums[i] = to_float(row[i]);
+            for (int i = first; i < last; ++i) {
+                const LoraUse& use = plan.uses[i];
+                for (int slice = use.sites[site]; slice < use.sites[site + 1]; ++slice)
+                    embed_use<T>(use, use.slices[slice], ids[token], width, sums);
+            }
+            for (int i = 0; i < width; ++i) row[i] = from_float<T>(sums[i]);
+        }
+    }
+}
+
+template <class T>
+float dot_row(const T* x, const T* row, int width) {
+    VecF total = {};
+    for (int i = 0; i < width; i += LANES) {
+        const int count = std::min(LANES, width - i);
+        total = fma(load_part(x + i, count), load_part(row + i, count), total);
+    }
+    return sum(total);
+}
+
+template <class T>
+void replace_logits(const LoraUse& use, const LoraSlice& slice, const T* x, int in, int vocab, float* y) {
+#pragma omp parallel
+    {
+        const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+        const LoraChunk* chunk = slice.rows;
+        for (int64_t k = (int64_t)slice.num_rows * thread / num_threads,
+                     end = (int64_t)slice.num_rows * (thread + 1) / num_threads;
+             k < end; ++k) {
+            const T* row = row_at<T>(chunk, k, in);
+            const int64_t id = slice.row_ids ? slice.row_ids[k] : k;
+            for (int token = use.start; token < use.end; ++token)
+                y[(int64_t)token * vocab + id] = dot_row(x + (int64_t)token * in, row, in);
+        }
+    }
+}
+
+template <class T>
+void replace_all(const LoraPlan& plan, int site, const T* x, int in, int vocab, float* y) {
+    for (int i = 0; i < plan.num_uses; ++i) {
+        const LoraUse& use = plan.uses[i];
+        for (int slice = use.sites[site]; slice < use.sites[site + 1]; ++slice)
+            if (use.slices[slice].rows) replace_logits<T>(use, use.slices[slice], x, in, vocab, y);
+    }
+}
+
+}  // namespace
+}  // namespace blora
+
+extern "C" {
+
+// y: [tokens, width] of the dtype, embeddings of the base model; changed for the tokens of the plan.
+BLORA_API void blora_embed(
+    const LoraPlan* plan, int32_t site, const int64_t* ids, int32_t width, int32_t dtype, void* y) {
+    if (dtype == FLOAT32) blora::embed(*plan, site, ids, width, (float*)y);
+    else blora::embed(*plan, site, ids, width, (blora::bf16*)y);
+}
+
+// x: [tokens, in] of the dtype, y: [tokens, vocab] float, logits; those of trained rows become x times the row.
+BLORA_API void blora_replace_logits(
+    const LoraPlan* plan, int32_t site, const void* x, int32_t in, int32_t vocab, int32_t dtype, float* y) {
+    if (dtype == FLOAT32) blora::replace_all(*plan, site, (const float*)x, in, vocab, y);
+    else blora::replace_all(*plan, site, (const blora::bf16*)x, in, vocab, y);
+}
+}
