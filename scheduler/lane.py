@@ -10,6 +10,7 @@ its own count. So the k-th request of a flow is first in line after k times the 
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from .fair_share import FairShares, Share
 from .ordered import Ordered
@@ -142,6 +143,13 @@ class Lane:
             for flow in tenant.flows:
                 if flow.head is not None:
                     yield flow.head
+
+    def upcoming(self) -> Iterator[Request]:
+        """Those that are likely to be served next. Where there are many flows, the adapters of each are the same."""
+        yield from self._overdue
+        yield from self.heads()
+        for flow in islice(self._dues, 1):
+            yield from islice(flow.requests, 1, None)
 
     def knows(self, request: Request) -> bool:
         """Whether it waits here, or was taken and is not forgotten."""

@@ -52,6 +52,7 @@ class AdapterResidency:
         self.num_copied_pages = 0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
+        self._prefetched: set[str] = set()  # of these, those that are copied ahead, for requests that still wait
 
     def register(self, digest: str, num_pages: int) -> None:
         adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
@@ -120,9 +121,29 @@ class AdapterResidency:
         """Makes the adapter resident, and evictable once it is; False when there is no room now."""
         if not self._hold(digest):
             return False
+        self._prefetched.discard(digest)
         self._adapters[digest].is_warming = digest in self._copying
         self._let_go(digest)
         return True
+
+    def prefetch(self, digest: str) -> None:
+        """Begins to copy an adapter that is likely to be used soon; `cancel_prefetches` gives its pages back."""
+        if not self._adapters[digest].page_ids and not self._pool.is_parked(digest) and self.warm(digest):
+            self._prefetched.add(digest)
+
+    def cancel_prefetches(self) -> bool:
+        """Gives back the pages of adapters that are still copied ahead; False when there are none."""
+        prefetched, self._prefetched = self._prefetched, set()
+        for digest in prefetched:
+            self._adapters[digest].is_warming = False
+            self._let_go(digest)
+        return bool(prefetched)
+
+    @property
+    def can_copy_more(self) -> bool:
+        """Whether the next copies leave some of their budget."""
+        num_left = sum(adapter.num_pages - adapter.num_copied for adapter in self._copying.values())
+        return num_left < self._max_copied_pages
 
     def unpin(self, digest: str) -> None:
         self._adapters[digest].is_pinned = False
@@ -169,6 +190,7 @@ class AdapterResidency:
             return
         page_ids, adapter.page_ids = adapter.page_ids, []
         self._copying.pop(digest, None)
+        self._prefetched.discard(digest)
         if not adapter.is_ready:
             self._pool.release(page_ids)
         elif page_ids:
@@ -176,11 +198,11 @@ class AdapterResidency:
         adapter.num_copied = adapter.num_planned = 0
 
     def plan_copies(self) -> list[PageCopy]:
-        """The next copies, oldest first, within the page budget. The step runs them before anything else; a step that
-        never came to commit them has them planned again."""
+        """The next copies within the page budget, oldest first, those that requests wait for before those made ahead.
+        The step runs them before anything else; a step that never came to commit them has them planned again."""
         copies: list[PageCopy] = []
         budget = self._max_copied_pages
-        for digest, adapter in self._copying.items():
+        for digest, adapter in sorted(self._copying.items(), key=lambda entry: not entry[1].num_users):
             last = min(adapter.num_copied + budget, adapter.num_pages)
             adapter.num_planned = last
             if last > adapter.num_copied:
@@ -199,6 +221,7 @@ class AdapterResidency:
             self.num_copied_pages += len(copy.page_ids)
             if adapter.is_ready:
                 del self._copying[copy.digest]
+                self._prefetched.discard(copy.digest)
                 adapter.num_copies += 1
                 adapter.is_warming = False
                 self._let_go(copy.digest)
@@ -246,6 +269,8 @@ class AdapterResidency:
             raise RuntimeError(
                 f"requests use adapters that are not registered: {requests.keys() - self._adapters.keys()}"
             )
+        if not self._prefetched <= self._copying.keys():
+            raise RuntimeError(f"{self._prefetched} are copied ahead, only {list(self._copying)} are copied")
         for digest, adapter in self._adapters.items():
             if (adapter.num_requests, adapter.num_users) != (requests[digest], users[digest]):
                 raise RuntimeError(

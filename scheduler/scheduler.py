@@ -112,6 +112,7 @@ class Scheduler:
             self._schedule_row(request, plan)
         while plan.budget and self._admit_head(plan):
             pass
+        self._prefetch()
         copies = self._residency.plan_copies()
         for request in list(self._running):  # those whose last adapter page is copied now
             if request.request_id not in plan.rows:
@@ -131,6 +132,8 @@ class Scheduler:
     def _make_room(self, request: Request, num_tokens: int, plan: "_Plan") -> bool:
         """Extends the request's blocks, preempting the last in service order until it fits or is the last itself."""
         while not self._kv.extend(request, num_tokens):
+            if self._residency.cancel_prefetches():
+                continue
             victim = self._running[-1]
             self._preempt(victim, plan)
             if victim is request:
@@ -179,12 +182,28 @@ class Scheduler:
             return first
         return next((request for request in others if self._residency.has_pages(request.adapters)), first)
 
+    def _has_room(self, request: Request) -> bool:
+        num_needed = self._kv.num_needed(request) + self._residency.num_needed(request.adapters)
+        return num_needed + len(self._running) <= self._pool.num_free
+
+    def _prefetch(self) -> None:
+        """Looks ahead in the queue and begins to copy what will be needed, where nothing but a seat or this step's
+        tokens keeps a request waiting: where memory does, pages taken ahead would be taken from somebody."""
+        for request in self._waiting.upcoming():
+            if not request.adapters or self._residency.has_pages(request.adapters):
+                continue
+            if not self._residency.can_copy_more or not self._has_room(request):
+                return
+            for digest, _ in request.adapters:
+                self._residency.prefetch(digest)
+
     def _take_holdings(self, request: Request) -> bool:
         """Blocks for all known tokens and the adapters' pages, together or not at all."""
         # Room for one more block each keeps those that run from preempting what was admitted a moment ago. Counting
         # first keeps a request that does not fit from evicting others' pages at every step.
-        num_needed = self._kv.num_needed(request) + self._residency.num_needed(request.adapters)
-        if num_needed + len(self._running) > self._pool.num_free or not self._residency.acquire(request.adapters):
+        if not self._has_room(request) and self._residency.cancel_prefetches():
+            return self._take_holdings(request)
+        if not self._has_room(request) or not self._residency.acquire(request.adapters):
             return False
         num_found = self._kv.admit(request)
         if num_found is None:

@@ -60,10 +60,9 @@ class WaitingQueue:
                 return heads
         return []
 
-    def upcoming(self, number: int) -> list[Request]:
-        """The first requests in order of service, one of each flow."""
-        in_order = (chain(lane.overdue(), lane.heads()) for lane in self._lanes_in_order())
-        return list(islice(chain.from_iterable(in_order), number))
+    def upcoming(self) -> list[Request]:
+        """Some of those that are likely to be served next."""
+        return list(islice(chain.from_iterable(lane.upcoming() for lane in self._lanes_in_order()), LOOK_AHEAD))
 
     def take(self, request: Request) -> None:
         """Takes out a waiting request, to run."""

@@ -58,7 +58,7 @@ def test_adapters_stay_where_nobody_asks_for_blocks_again() -> None:
 def test_blocks_that_are_asked_for_stay_and_adapters_are_copied() -> None:
     lru, rule = serve(LeastRecentlyUsed, 1.0, 256), serve(KeepRule, 1.0, 256)
     assert rule.cached_tokens > 1.3 * lru.cached_tokens
-    assert rule.copied_adapters < 1.1 * lru.copied_adapters
+    assert rule.copied_pages < 1.1 * lru.copied_pages
 
 
 def test_what_comes_back_is_kept_before_what_never_did() -> None:

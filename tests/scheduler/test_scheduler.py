@@ -260,3 +260,40 @@ def test_requests_that_are_cancelled_while_they_wait_leave_nothing() -> None:
         scheduler.finish(request_id)
     assert len(scheduler._waiting) == 0 and scheduler.num_waiting == 0
     scheduler.check_integrity()
+
+
+def test_an_adapter_is_copied_while_its_request_waits_for_a_seat() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=32, max_num_seqs=1, copied_pages_per_step=2)
+    residency.register("next", 4)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2], 4))
+    scheduler.add(make_request(1, [1, 2], 2, adapters=(("next", 1.0),)))
+    steps = [scheduled(run_step(scheduler, runner)[0]) for _ in range(5)]
+    assert steps == [{0: 2}, {0: 1}, {0: 1}, {0: 1}, {1: 2}]
+
+
+def test_what_is_copied_ahead_gives_way_to_what_runs() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8, max_num_seqs=1, copied_pages_per_step=1)
+    residency.register("next", 5)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2, 3, 4], 20))
+    scheduler.add(make_request(1, [1, 2], 2, adapters=(("next", 1.0),)))
+    tokens = run_all(scheduler, runner)
+    assert scheduler.num_preemptions == 0
+    assert tokens[0] == solo([1, 2, 3, 4], 20)
+    assert len(tokens[1]) == 2
+
+
+def test_copies_that_requests_wait_for_come_before_those_made_ahead() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=64, max_num_seqs=2, copied_pages_per_step=4)
+    residency.register("ahead", 3)
+    residency.register("now", 3)
+    runner = CheckingRunner(4)
+    for request_id, adapters in enumerate([(), (), (("ahead", 1.0),)]):
+        scheduler.add(make_request(request_id, [1, 2], 9, adapters=adapters))
+    step, _ = run_step(scheduler, runner)
+    assert [copy.digest for copy in step.copies] == ["ahead"]
+    scheduler.finish(0)
+    scheduler.add(make_request(3, [1, 2], 9, adapters=(("now", 1.0),), priority=-1))
+    step, _ = run_step(scheduler, runner)
+    assert [copy.digest for copy in step.copies] == ["now"]
