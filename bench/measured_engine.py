@@ -111,6 +111,14 @@ class MeasuredEngine:
             indexes = list(range(first, min(first + WARM_ROWS, len(self._names))))
             self.run([[0]] * len(indexes), indexes, 1)
 
+    def first_tokens(self, adapters: Sequence[str], prompt_len: int, num_tokens: int) -> list[float]:
+        """One greedy request for each adapter, all at once. Seconds from the call to each one's first token."""
+        sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+        prompts = [{"prompt_token_ids": [index % self.vocab_size] * prompt_len} for index in range(len(adapters))]
+        started = time.monotonic()
+        outputs = self.llm.generate(prompts, sampling, lora_request=list(adapters), use_tqdm=False)
+        return [output.metrics.first_token_ts - started for output in outputs if output.metrics is not None]
+
     def run(self, prompts: Sequence[list[int]], adapters: Sequence[int | None], num_tokens: int) -> Pass:
         """All rows at once, greedy, num_tokens each. adapters: of each row, by index; None is the base model."""
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
