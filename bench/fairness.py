@@ -59,18 +59,18 @@ def figures_of(outcome: Outcome) -> dict[str, Any]:
         "ttft_s_of_requests": statistics.fmean(outcome.first_tokens),
         "requests": len(outcome.first_tokens),
         "seconds": outcome.seconds,
-        "copied_adapters": outcome.copied_adapters,
+        "copied_pages": outcome.copied_pages,
     }
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    headers = ["TTFT s of adapters", *(f"p{share * 100:.0f}" for share in PERCENTILES), "all requests", "copies"]
+    headers = ["TTFT s of adapters", *(f"p{share * 100:.0f}" for share in PERCENTILES), "all requests", "copied pages"]
     rows: list[list[Cell]] = []
     for entry in report["runs"]:
         means = entry["ttft_s_of_adapters"]
         cells: list[Cell] = [percentile(means, share) for share in PERCENTILES]
         name = f"alpha {entry['trace']['alpha']:g}, {entry['policy']}"
-        rows.append([name, *cells, entry["ttft_s_of_requests"], entry["copied_adapters"]])
+        rows.append([name, *cells, entry["ttft_s_of_requests"], entry["copied_pages"]])
     return format_table(headers, rows)
 
 

@@ -1,4 +1,4 @@
-"""The adapter loader: a child process that reads, checks and packs adapters on idle time.
+"""The adapter loader: a child process that reads, checks and packs adapters at the lowest priority.
 
 A hostile or slow file can hurt only this process, and no time of the engine's or the front end's goes into reading.
 Imports no torch, until an adapter comes that is defined by the base model's weights.
@@ -116,8 +116,7 @@ def _base_weights(model: str) -> BaseWeights:
 
 
 def main() -> None:
-    # Not nice 19, which still gets whole time slices of a core that a step waits for: what is idle gives way at once.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(19)
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
