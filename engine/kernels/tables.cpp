@@ -37,7 +37,7 @@ void add_product(const LoraSlice& slice, float scale, int64_t token, float* sums
         for (int panel = 0; panel < num_panels(slice.out); ++panel) {
             float delta[PANEL];
             const T* panels[1] = {(const T*)(const void*)piece_at(chunk, panel, width * PANEL * (int)sizeof(T))};
-            multiply_tile<T, 1, 1, false>(h, width, panels, PANEL, width, 0, {}, delta, PANEL);
+            multiply_tile<T, 1, 1, false>(h, width, panels, PANEL, width, {}, {}, delta, PANEL);
             for (int i = 0; i < std::min(PANEL, slice.out - panel * PANEL); ++i) sums[panel * PANEL + i] += delta[i];
         }
         rank += width;
