@@ -221,7 +221,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "task_type": (config(task_type="SEQ_CLS"), "task_type: 'SEQ_CLS'"),
     "dora without magnitudes": (config(use_dora=True), "q_proj.lora_magnitude_vector is missing"),
     "dora with lora_bias": (config(use_dora=True, lora_bias=True), "lora_bias: is not defined together with use_dora"),
-    "modules_to_save": (config(modules_to_save=["lm_head"]), "modules_to_save: 'lm_head' is not served"),
+    "modules_to_save": (config(modules_to_save=["norm"]), "modules_to_save: 'norm' is not served"),
     "bias unknown": (config(bias="some"), "bias: 'some' is not one of none, all, lora_only"),
     "bias that nobody trained": (
         tensors(lambda t: t.update({f"{MODULE}.bias": t[B][:, 0].copy()})),
@@ -250,7 +250,6 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "target_modules a number": (config(target_modules=3), "target_modules: 3 is neither a string nor a list"),
     "target_modules of numbers": (config(target_modules=[3]), "neither a string nor a list of strings"),
     "target_modules an object": (config(target_modules={"q_proj": 1}), "neither a string nor a list of strings"),
-    "target is the head": (config(target_modules=["q_proj", "lm_head"]), "LoRA on lm_head is not served"),
     "long regex": (config(target_modules="(a+)+" * 200 + TARGET_ALL), "characters, at most 512"),
     "invalid regex": (config(target_modules="(q_proj"), "is not a regular expression"),
     "invalid exclude": (config(exclude_modules="*"), "exclude_modules: '*' is not a regular expression"),

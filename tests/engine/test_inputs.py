@@ -41,7 +41,13 @@ class RecordingLoRA(LoRABackend):
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
         return Planned(segments=segments, pages=adapter_pages)
 
+    def changes_head(self, digest: str) -> bool:
+        return False
+
     def run(self, *_: Any) -> None:
+        raise NotImplementedError
+
+    def embed(self, *_: Any) -> None:
         raise NotImplementedError
 
 

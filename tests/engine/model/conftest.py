@@ -51,7 +51,13 @@ class NoLoRA(LoRABackend):
     def plan(self, *_: Any) -> LoRAMetadata:
         raise AssertionError("a base batch planned LoRA")
 
+    def changes_head(self, *_: Any) -> bool:
+        raise AssertionError("a base batch asked about LoRA")
+
     def run(self, *_: Any) -> None:
+        raise AssertionError("a base batch ran LoRA")
+
+    def embed(self, *_: Any) -> None:
         raise AssertionError("a base batch ran LoRA")
 
 
