@@ -251,6 +251,11 @@ class AdapterResidency:
         return 0 if adapter is None else adapter.num_copies
 
     @property
+    def num_kept_pages(self) -> int:
+        """Pages that are held without a request: of adapters that are pinned or on their way."""
+        return sum(adapter.num_pages for adapter in self._adapters.values() if adapter.is_pinned or adapter.is_warming)
+
+    @property
     def num_pinned_pages(self) -> int:
         return sum(adapter.num_pages for adapter in self._adapters.values() if adapter.is_pinned)
 
