@@ -9,7 +9,7 @@ Empty pages are given out first; then KeepRule says which cached block or parked
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from .keep_rule import KeepRule, Kind, ReturnCosts
 
@@ -108,6 +108,7 @@ class BlockPool:
         if page.key is None and key not in self._cached:
             page.key = key
             self._cached[key] = page
+            self._rule.arrive(key)
 
     def retract(self, page_ids: Iterable[int]) -> None:
         """Takes used KV blocks out of the prefix cache: their content turned out to be wrong."""
@@ -125,6 +126,10 @@ class BlockPool:
     def note_miss(self, thing: bytes | str) -> None:
         """A block or an adapter is needed and not here: it has to be computed or copied."""
         self._rule.miss(thing)
+
+    def note_copied(self, digest: str) -> None:
+        """An adapter in use is whole now."""
+        self._rule.arrive(digest)
 
     def park(self, digest: str, page_ids: Sequence[int]) -> None:
         """Turns an adapter's used pages into evictable ones that `unpark` can bring back."""
@@ -160,8 +165,11 @@ class BlockPool:
     def is_parked(self, digest: str) -> bool:
         return digest in self._parked
 
-    def check_integrity(self, owned: Sequence[int]) -> None:
-        """Raises RuntimeError unless each page is in one state and `owned`, one entry per reference, are those used."""
+    def check_integrity(self, owned: Sequence[int], adapters: Set[str]) -> None:
+        """Raises RuntimeError unless each page is in one state and `owned`, one entry per reference, are those used.
+
+        adapters: those that are whole in used pages.
+        """
         references, empty = Counter(owned), set(self._empty)
         parked = {page_id: digest for digest, ids in self._parked.items() for page_id in ids}
         for page in self._pages:
@@ -175,7 +183,8 @@ class BlockPool:
         if len(empty) != len(self._empty) or len(self._cached) != sum(page.key is not None for page in self._pages):
             raise RuntimeError(f"{len(self._empty)} empty pages, {len(self._cached)} cached ones")
         idle: dict[bytes | str, int] = {key: 1 for key, page in self._cached.items() if not page.ref_count}
-        self._rule.check_integrity(idle | {digest: len(ids) for digest, ids in self._parked.items()})
+        in_use = adapters | (self._cached.keys() - idle.keys())
+        self._rule.check_integrity(idle | {digest: len(ids) for digest, ids in self._parked.items()}, in_use)
 
 
 def _require(condition: bool, page: Page, found: str) -> None:

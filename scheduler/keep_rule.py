@@ -10,15 +10,15 @@ Irani, "Cost-Aware WWW Proxy Caching Algorithms", 1997). Bringing back is comput
 adapter's pages; both costs are measured while the engine runs. How probable it is that a thing is wanted again is
 counted by class: blocks and adapters, each by how often they came back before (in place of the number of uses in
 Cherkasova's GDS-Frequency, 1998, which does not tell blocks that nobody asks for from adapters that many do). What went
-is remembered by name until an arena's worth of pages went after it; wanted in that time it counts as wanted, or a class
-that was once thought worthless would be so for ever.
+is remembered by name until it is here again, or an arena's worth of pages went after it; wanted in that time it counts
+as wanted, or a class that was once thought worthless would be so for ever.
 
 Things of one class differ by their time only, so a class is a queue, and finding the next to go takes a look at the
 heads of six queues.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
@@ -82,6 +82,7 @@ class _Known:
     kind: Kind
     num_pages: int
     num_returns: int = 0
+    is_missed: bool = False  # it went and is wanted again; whether it will ever be here again is open
 
 
 class KeepRule:
@@ -102,7 +103,7 @@ class KeepRule:
 
     def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
         """A thing in use becomes idle."""
-        self._forget_gone(thing)  # it was made again without having been looked for
+        self.arrive(thing)
         known = self._known.setdefault(thing, _Known(kind, num_pages))
         self._class_of(known).idle[thing] = self._clock
         self.num_idle_pages += num_pages
@@ -115,8 +116,15 @@ class KeepRule:
 
     def miss(self, thing: Thing) -> None:
         """A thing is wanted and not there. One that never was is fine."""
-        if self._forget_gone(thing):
+        if thing in self._gone and not self._known[thing].is_missed:
+            self._known[thing].is_missed = True
             self._come_back(self._known[thing])
+            self._gone.move_to_end(thing)
+
+    def arrive(self, thing: Thing) -> None:
+        """A thing is made or copied, whether it was looked for or not. One that was here before, or never, is fine."""
+        if self._forget_gone(thing):
+            self._known[thing].is_missed = False
 
     def _come_back(self, known: _Known) -> None:
         self._class_of(known).note(is_wanted=True)
@@ -150,9 +158,10 @@ class KeepRule:
         return next(iter(group.idle.values())) + group.chance * cost
 
     def _give_up(self, thing: Thing) -> None:
-        """It went, and nobody wanted it."""
+        """It went, and nobody wanted it, or not for long enough to bring it back."""
         known = self._known[thing]
-        self._class_of(known).note(is_wanted=False)
+        if not known.is_missed:
+            self._class_of(known).note(is_wanted=False)
         self.drop(thing)
 
     def _remove_idle(self, thing: Thing, known: _Known) -> None:
@@ -160,21 +169,25 @@ class KeepRule:
         self.num_idle_pages -= known.num_pages
 
     def _forget_gone(self, thing: Thing) -> bool:
-        """Whether it was among what went."""
+        """Strikes it off the list of what went; whether it was there."""
         if thing not in self._gone:
             return False
         del self._gone[thing]
         self._num_gone_pages -= self._known[thing].num_pages
         return True
 
-    def check_integrity(self, idle: Mapping[Thing, int]) -> None:
-        """Raises RuntimeError unless exactly the things given, with their pages, are idle."""
+    def check_integrity(self, idle: Mapping[Thing, int], in_use: Set[Thing]) -> None:
+        """Raises RuntimeError unless exactly the things given, with their pages, are idle, and what is known beside
+        them is gone or in use."""
         found = {thing: self._known[thing].num_pages for group in self._groups() for thing in group.idle}
         num_listed = sum(len(group.idle) for group in self._groups())
         if found != idle or num_listed != len(found) or self.num_idle_pages != sum(found.values()):
             raise RuntimeError(f"{num_listed} things of {self.num_idle_pages} pages are idle, {len(idle)} should be")
-        if any(thing in found for thing in self._gone) or self._gone.keys() - self._known.keys():
+        if self._gone.keys() & (found.keys() | in_use) or self._gone.keys() - self._known.keys():
             raise RuntimeError("a thing that went is still here, or forgotten")
+        num_lost = len(self._known.keys() - found.keys() - self._gone.keys() - in_use)
+        if num_lost or any(self._known[thing].is_missed for thing in self._known.keys() - self._gone.keys()):
+            raise RuntimeError(f"{num_lost} known things are neither here nor gone, or one that is here is missed")
         if self._num_gone_pages != sum(self._known[thing].num_pages for thing in self._gone):
             raise RuntimeError(f"{self._num_gone_pages} pages are counted as gone")
 

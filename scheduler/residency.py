@@ -39,6 +39,10 @@ class _Adapter:
         return self.num_users > 0 or self.is_pinned or self.is_warming
 
     @property
+    def is_only_warming(self) -> bool:
+        return self.is_warming and not self.num_users and not self.is_pinned
+
+    @property
     def is_ready(self) -> bool:
         return self.num_copied == self.num_pages
 
@@ -97,6 +101,7 @@ class AdapterResidency:
     def _forget_if_left(self, digest: str) -> None:
         adapter = self._adapters[digest]
         if adapter.is_leaving and not adapter.num_requests:
+            self._stop_warming([digest])  # it is copied ahead for a request that was to come
             self._pool.discard(digest)
             del self._adapters[digest]
 
@@ -118,7 +123,8 @@ class AdapterResidency:
         return True
 
     def warm(self, digest: str) -> bool:
-        """Makes the adapter resident, and evictable once it is; False when there is no room now."""
+        """Makes the adapter resident, and evictable once it is; False when there is no room now. A request that waits
+        lets it become so, one that runs does not: `cancel_warming`."""
         if not self._hold(digest):
             return False
         self._prefetched.discard(digest)
@@ -133,11 +139,24 @@ class AdapterResidency:
 
     def cancel_prefetches(self) -> bool:
         """Gives back the pages of adapters that are still copied ahead; False when there are none."""
-        prefetched, self._prefetched = self._prefetched, set()
-        for digest in prefetched:
+        return self._stop_warming(list(self._prefetched))
+
+    def cancel_warming(self) -> bool:
+        """Gives back the pages of all adapters that nobody uses yet and that are still copied; False when there are
+        none."""
+        return self._stop_warming([digest for digest, adapter in self._copying.items() if adapter.is_only_warming])
+
+    def _stop_warming(self, digests: Sequence[str]) -> bool:
+        for digest in digests:
             self._adapters[digest].is_warming = False
+            self._prefetched.discard(digest)
             self._let_go(digest)
-        return bool(prefetched)
+        return bool(digests)
+
+    @property
+    def is_warming(self) -> bool:
+        """Whether adapters are copied that will be evictable once they are whole."""
+        return any(adapter.is_only_warming for adapter in self._copying.values())
 
     @property
     def can_copy_more(self) -> bool:
@@ -220,6 +239,7 @@ class AdapterResidency:
             adapter.num_copied = last
             self.num_copied_pages += len(copy.page_ids)
             if adapter.is_ready:
+                self._pool.note_copied(copy.digest)
                 del self._copying[copy.digest]
                 self._prefetched.discard(copy.digest)
                 adapter.num_copies += 1
@@ -262,6 +282,10 @@ class AdapterResidency:
     @property
     def is_copying(self) -> bool:
         return bool(self._copying)
+
+    def in_use(self) -> set[str]:
+        """The adapters that are held and whole."""
+        return {digest for digest, adapter in self._adapters.items() if adapter.page_ids and adapter.is_ready}
 
     def owned_pages(self) -> Iterator[int]:
         for adapter in self._adapters.values():

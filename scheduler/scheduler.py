@@ -132,7 +132,7 @@ class Scheduler:
     def _make_room(self, request: Request, num_tokens: int, plan: "_Plan") -> bool:
         """Extends the request's blocks, preempting the last in service order until it fits or is the last itself."""
         while not self._kv.extend(request, num_tokens):
-            if self._residency.cancel_prefetches():
+            if self._residency.cancel_prefetches() or self._residency.cancel_warming():
                 continue
             victim = self._running[-1]
             self._preempt(victim, plan)
@@ -163,12 +163,12 @@ class Scheduler:
             head.scheduled_ts = head.scheduled_ts or plan.now
             bisect.insort(self._running, head, key=self._waiting.order)
             self._schedule_row(head, plan)
-        elif not self._running:
-            self._reject(head)
-        elif self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
+        elif self._running and self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
             self._preempt(self._running[-1], plan)
-        else:
+        elif self._running or self._residency.is_warming:  # these end, and what is warm can be evicted
             return False
+        else:
+            self._reject(head)
         return True
 
     def _next_waiting(self) -> Request | None:
@@ -215,7 +215,8 @@ class Scheduler:
         return True
 
     def _reject(self, request: Request) -> None:
-        """Nothing runs and it still does not fit: it never will, and must not block those behind it."""
+        """Nothing but pinned adapters holds a page and it still does not fit: it never will, and must not block those
+        behind it."""
         self.finish(request.request_id, FinishReason.ERROR)
         error = "the request does not fit into the memory that pinned adapters leave"
         self._rejected.append(RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=error))
@@ -309,7 +310,8 @@ class Scheduler:
         """Raises RuntimeError unless every page, table and adapter reference has exactly one owner, and every request
         one place."""
         self._waiting.check_integrity()
-        self._pool.check_integrity([*self._kv.owned_pages(), *self._residency.owned_pages()])
+        owned = [*self._kv.owned_pages(), *self._residency.owned_pages()]
+        self._pool.check_integrity(owned, self._residency.in_use())
         accepted = (use for request in self._requests.values() for use in request.adapters)
         self._residency.check_integrity(accepted, (use for request in self._running for use in request.adapters))
         if self._kv.num_tables != len(self._running):

@@ -297,3 +297,77 @@ def test_copies_that_requests_wait_for_come_before_those_made_ahead() -> None:
     scheduler.add(make_request(3, [1, 2], 9, adapters=(("now", 1.0),), priority=-1))
     step, _ = run_step(scheduler, runner)
     assert [copy.digest for copy in step.copies] == ["now"]
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [48, 37])  # it has to wait at once, or runs into the warming adapter
+def test_warming_an_adapter_fails_no_request(num_prompt_tokens: int) -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=20, max_num_batched_tokens=64, copied_pages_per_step=1)
+    residency.register("warm", 10)
+    assert residency.warm("warm")
+    prompt = list(range(num_prompt_tokens))
+    scheduler.add(make_request(0, prompt, 20))
+    tokens = run_all(scheduler, CheckingRunner(4))
+    assert scheduler.num_preemptions == 0
+    assert tokens == {0: solo(prompt, 20)}
+
+
+def test_a_waiting_request_lets_an_adapter_become_warm_first() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=12, max_num_batched_tokens=64, copied_pages_per_step=2)
+    residency.register("warm", 4)
+    assert residency.warm("warm")
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 36, 2))
+    assert [scheduled(run_step(scheduler, runner)[0]) for _ in range(3)] == [{}, {}, {0: 36}]
+
+
+def test_what_pins_forbid_is_rejected_once_nothing_is_warming() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=20, copied_pages_per_step=1)
+    for digest in ("pinned", "warm"):
+        residency.register(digest, 8)
+    assert scheduler.pin("pinned") and residency.warm("warm")
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 52, 2))
+    updates = [update for _ in range(20) for update in run_step(scheduler, runner)[1]]
+    assert [update.finish_reason for update in updates] == [FinishReason.ERROR]
+
+
+def test_an_unloaded_adapter_that_is_copied_ahead_goes_with_its_last_request() -> None:
+    scheduler, residency, pool = make_scheduler(max_num_seqs=1)
+    residency.register("next", 5)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2], 4))
+    scheduler.add(make_request(1, [1, 2], 2, adapters=(("next", 1.0),)))
+    residency.unregister("next")
+    run_step(scheduler, runner)
+    scheduler.finish(1)
+    assert list(run_all(scheduler, runner)) == [0]
+    assert pool.num_free == pool.num_pages and not residency.is_known("next")
+
+
+def test_requests_aborted_before_they_make_evicted_blocks_again_leave_no_memory_of_them() -> None:
+    scheduler, _, pool = make_scheduler(num_pages=12, max_num_batched_tokens=8)
+    runner = CheckingRunner(4)
+    for base in range(0, 20000, 100):
+        for request_id in (base, base + 50):  # the second evicts what the first leaves
+            scheduler.add(make_request(request_id, list(range(request_id, request_id + 32)), 1))
+            run_all(scheduler, runner)
+        scheduler.add(make_request(base + 1, list(range(base, base + 32)), 1))
+        run_step(scheduler, runner)
+        scheduler.finish(base + 1)
+        scheduler.check_integrity()
+    assert len(pool._rule._known) <= 2 * pool.num_pages
+
+
+def test_adapters_given_up_before_they_are_copied_again_leave_no_memory_of_them() -> None:
+    scheduler, residency, pool = make_scheduler(num_pages=9, copied_pages_per_step=2)
+    runner = CheckingRunner(4)
+    for index in range(200):
+        residency.register(str(index), 4)
+        assert residency.warm(str(index))
+        run_all(scheduler, runner)
+        if index >= 2:  # where it was evicted it is wanted again, and then is not
+            scheduler.add(make_request(index, [1], 1, adapters=((str(index - 2), 1.0),)))
+            scheduler.schedule()
+            scheduler.finish(index)
+            scheduler.check_integrity()
+    assert len(pool._rule._known) <= 2 * pool.num_pages

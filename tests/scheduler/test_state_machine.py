@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingParams
+from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingParams, Status, Step
 
 DIGESTS = ["one", "two", "three"]
 BLOCK = 4
@@ -22,14 +22,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(POLICIES),
         caching=st.booleans(),
         max_passed_over=st.sampled_from([0.0, 5.0, 40.0]),
+        copied_pages=st.integers(1, 3),
     )
-    def start(self, num_pages: int, budget: int, policy: str, caching: bool, max_passed_over: float) -> None:
+    def start(
+        self, num_pages: int, budget: int, policy: str, caching: bool, max_passed_over: float, copied_pages: int
+    ) -> None:
         self.scheduler, self.residency, self.pool = make_scheduler(
             num_pages,
             BLOCK,
             budget,
             max_num_seqs=4,
             policy=policy,
+            copied_pages_per_step=copied_pages,
             enable_prefix_caching=caching,
             fairness=Fairness(max_passed_over=max_passed_over),
         )
@@ -107,9 +111,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.finish(request_id)
         self._finished(request_id)
 
+    def _schedule(self) -> Step:
+        """Whoever is rejected finds no room beside the pinned adapters alone."""
+        accepted = [request for request in self.alive.values() if request.status is not Status.FINISHED]
+        needs = [self._num_pages_beside_pins(request) for request in accepted]
+        step = self.scheduler.schedule()
+        for request, num_needed in zip(accepted, needs, strict=True):
+            if request.status is Status.FINISHED:
+                assert num_needed + self.residency.num_pinned_pages > self.num_pages
+        return step
+
+    def _num_pages_beside_pins(self, request: Request) -> int:
+        others = [use for use in request.adapters if not self.residency.is_pinned(use[0])]
+        return -(-request.num_tokens // BLOCK) + self.residency.num_pages(others)
+
     @rule()
     def step(self) -> None:
-        step = self.scheduler.schedule()
+        step = self._schedule()
         assert step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
         self.runner.copy(step)
         for update in self.scheduler.update(step, self.runner.execute(step)):
@@ -119,7 +137,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step_that_fails(self) -> None:
         """The plan stands, nothing is committed."""
-        step = self.scheduler.schedule()
+        step = self._schedule()
         self.runner.copy(step)
         for update in self.scheduler.update(step, {}):
             self._finished(update.request_id)
@@ -131,7 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(digest=st.sampled_from(DIGESTS))
     def register(self, digest: str) -> None:
-        self.residency.register(digest, 1 + DIGESTS.index(digest))
+        self.residency.register(digest, 1 + 2 * DIGESTS.index(digest))
         self.registered.add(digest)
 
     @rule(digest=st.sampled_from(DIGESTS))
@@ -158,7 +176,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step_that_is_interrupted(self) -> None:
         """Neither its copies nor its rows were run, and nobody commits it."""
-        self.scheduler.schedule()
+        self._schedule()
 
     @invariant()
     def has_integrity(self) -> None:
