@@ -1,45 +1,46 @@
 """Chat templates: programs of a model or an adapter that make a text of a conversation. Runs them, in a sandbox.
 
-A template can be a stranger's, and all requests wait while it runs: it is stopped when it takes too long.
+A template can be a stranger's, and all requests wait while it runs: it is stopped when it takes too long, and
+when it makes too much.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import lru_cache
 from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .template_sandbox import TemplateSandbox, budget
 
 MAX_SECONDS = 1.0  # of this thread's work; a long conversation takes some milliseconds
+MAX_COMPILE_SECONDS = 2.0  # 20 KB, more than any model's, take 0.6 s
 TEMPLATE_CODE = "<template>"  # what Jinja calls the file of compiled code
 
 
 def check_template(source: str) -> None:
-    """Raises ValueError for what is no program."""
+    """Raises ValueError for what is no program, or takes too long to become one."""
     try:
         _compile(source)
-    except TemplateError as error:
+    except Exception as error:  # of Jinja's parser or Python's, which limits how deep blocks may stand in each other
         raise ValueError(f"the chat template is not valid: {error}") from error
 
 
 def render_template(source: str, /, **variables: Any) -> str:
-    """Raises whatever the program raises, and TimeoutError."""
+    """Raises whatever the program raises, and TimeoutError, and MemoryError for more than `budget` allows."""
     template = _compile(source)
-    with _stopped_after(MAX_SECONDS):
+    with _stopped_after(MAX_SECONDS), budget():
         return str(template.render(**variables))
 
 
 @contextmanager
 def _stopped_after(seconds: float) -> Iterator[None]:
-    """Looks at the clock at every line of a template's code: a loop of any kind comes back to a line."""
+    """Looks at the clock at every call and at every line of a template's code: a loop of any kind comes back to one."""
     deadline = time.thread_time() + seconds
 
     def on_line(_: FrameType, __: str, ___: Any) -> Any:
@@ -47,7 +48,8 @@ def _stopped_after(seconds: float) -> Iterator[None]:
             raise TimeoutError(f"it runs for more than {seconds:g} s")
         return on_line
 
-    def on_call(frame: FrameType, _: str, __: Any) -> Any:
+    def on_call(frame: FrameType, event: str, argument: Any) -> Any:
+        on_line(frame, event, argument)
         return on_line if frame.f_code.co_filename == TEMPLATE_CODE else None
 
     tracer = sys.gettrace()
@@ -60,14 +62,10 @@ def _stopped_after(seconds: float) -> Iterator[None]:
 
 @lru_cache(maxsize=64)  # many adapters have one template, and one that is used is used again
 def _compile(template: str) -> Any:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    # Jinja's own escapes HTML.
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
-    return environment.from_string(template)
+    extensions = ["jinja2.ext.loopcontrols", _Generation]
+    sandbox = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    with _stopped_after(MAX_COMPILE_SECONDS), budget():
+        return sandbox.from_string(template)
 
 
 class _Generation(Extension):
@@ -78,7 +76,3 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise ValueError(message)

@@ -60,6 +60,8 @@ class FolderFollower:
         except EngineUnavailable:
             self._watch.retry(name)
             raise
+        except Exception:  # a fault of ours that this folder has found: the others are followed all the same
+            logger.exception("the watched adapter %s is tried again when it changes", name)
 
     async def _take_away(self, name: str) -> None:
         with contextlib.suppress(AdapterNotFound, EngineUnavailable):

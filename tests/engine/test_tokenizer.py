@@ -233,7 +233,7 @@ def test_a_template_that_fails_or_escapes_is_an_invalid_request(name: str) -> No
 def test_a_template_that_runs_for_ever_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
     tracer = sys.gettrace()
-    with pytest.raises(InvalidRequest, match="it runs for more than 0.2 s"):
+    with pytest.raises(InvalidRequest, match="it runs for more than 0.2 s|it makes more than"):
         render(template)
     assert sys.gettrace() is tracer
 
