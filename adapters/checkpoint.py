@@ -66,12 +66,12 @@ def read_checkpoint(
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
         text = read_adapter_text(partial(_read_optional, folder, roots))
+        matcher = Matcher(tensors, config, targets, base)
+        modules = matcher.match()
     except ConfigError as error:
         raise AdapterRejected(source, error.problems) from error
     except (_Unreadable, TextError) as error:
         raise AdapterRejected(source, [str(error)]) from error
-    matcher = Matcher(tensors, config, targets, base)
-    modules = matcher.match()
     if matcher.problems:
         raise AdapterRejected(source, matcher.problems)
     parts = [config_bytes, weights] if text.is_empty else [config_bytes, weights, encode_text(text)]

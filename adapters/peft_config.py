@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from .bounded_match import BoundedMatcher, PatternTooSlow
+
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_RANK = 1024
 MAX_INVOCATION_TOKENS = 256
@@ -100,6 +102,7 @@ class PeftConfig:
     modules_to_save: tuple[str, ...] = ()  # trained as a whole
     trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # module -> ids of trained rows
     ensure_weight_tying: bool = False  # what is trained of the embedding is trained of a head that is tied to it
+    _matcher: BoundedMatcher = field(default_factory=BoundedMatcher, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -111,12 +114,12 @@ class PeftConfig:
         return "rsLoRA" if self.use_rslora else "LoRA"
 
     def rank_of(self, module: str) -> int:
-        return _first_match(self.rank_pattern, module, self.rank)
+        return self._first_match("rank_pattern", self.rank_pattern, module, self.rank)
 
     def scaling_of(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA, arXiv 2312.03732)."""
         rank = self.rank_of(module)
-        alpha = _first_match(self.alpha_pattern, module, self.alpha)
+        alpha = self._first_match("alpha_pattern", self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def saves(self, module: str) -> bool:
@@ -130,33 +133,38 @@ class PeftConfig:
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would have put LoRA on the module of this name."""
-        if _is_named(self.exclude_modules, module):
+        if self._is_named("exclude_modules", self.exclude_modules, module):
             return False
-        if isinstance(self.target_modules, str):
-            return self.target_modules == "all-linear" or re.fullmatch(self.target_modules, module) is not None
-        if module in self.target_modules:
-            return True
-        return _is_named(self.target_modules, module) and self._transforms_layer_of(module)
+        is_named = self.target_modules == "all-linear" or self._is_named("target_modules", self.target_modules, module)
+        if isinstance(self.target_modules, str) or module in self.target_modules:
+            return is_named
+        return is_named and self._transforms_layer_of(module)
 
     def _transforms_layer_of(self, module: str) -> bool:
         if self.layers_to_transform is None:
             return True
         patterns = self.layers_pattern or (r"[^.]*",)
-        matches = (re.match(BEFORE_A_LAYER.format(pattern), module) for pattern in patterns)
+        matches = (self._match("layers_pattern", pattern, BEFORE_A_LAYER, module) for pattern in patterns)
         match = next((match for match in matches if match), None)
         # A pattern with a bar may match without coming to the index.
         return match is not None and match["idx"] is not None and int(match["idx"]) in self.layers_to_transform
 
+    def _first_match(self, field_name: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+        matching = (value for key, value in patterns.items() if self._match(field_name, key, AT_THE_END, module))
+        return next(matching, default)
 
-def _first_match(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-    matching = (value for key, value in patterns.items() if re.match(AT_THE_END.format(key), module))
-    return next(matching, default)
+    def _is_named(self, field_name: str, names: str | tuple[str, ...], module: str) -> bool:
+        if isinstance(names, str):
+            return bool(names) and self._match(field_name, names, WHOLE, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in names)
 
-
-def _is_named(names: str | tuple[str, ...], module: str) -> bool:
-    if isinstance(names, str):
-        return bool(names) and re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names)
+    def _match(self, field_name: str, pattern: str, form: str, module: str) -> re.Match[str] | None:
+        """Raises ConfigError for a pattern that takes too long."""
+        match = self._matcher.fullmatch if form == WHOLE else self._matcher.match
+        try:
+            return match(form.format(pattern), module)
+        except PatternTooSlow:
+            raise ConfigError([f"{field_name}: {pattern!r} takes too long to match {module!r}"]) from None
 
 
 def parse_config(content: bytes) -> PeftConfig:

@@ -8,8 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -48,9 +47,9 @@ def serve(channel: Channel[ToLoader]) -> None:
             match order:
                 case ReadAdapter():
                     _read(channel, order)
-                case ReadUploaded(order, files):
-                    with _unpacked(channel.receive_descriptor(), files) as folder:
-                        _read(channel, order, folder)
+                case ReadUploaded(order, files, folder):
+                    _unpack(channel.receive_descriptor(), files, Path(folder))
+                    _read(channel, order, Path(folder))
                 case LookInto(folder):
                     _look(channel, folder)
                 case InspectAdapter(order):
@@ -81,14 +80,12 @@ def _look(channel: Channel[ToLoader], folder: str) -> None:
         channel.send(AdapterUnreadable([f"cannot be read: {error.strerror}"]))
 
 
-@contextlib.contextmanager
-def _unpacked(descriptor: int, files: Sequence[tuple[str, int]]) -> Iterator[Path]:
-    """A folder of our own, below no root, with the files that stand one after another in the descriptor."""
-    with tempfile.TemporaryDirectory(prefix="blora-upload-") as folder, open(descriptor, "rb") as content:
+def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> None:
+    """Writes the files, which stand one after another in the descriptor, and closes that."""
+    with open(descriptor, "rb") as content:
         content.seek(0)
         for name, num_bytes in files:
-            (Path(folder) / name).write_bytes(content.read(num_bytes))
-        yield Path(folder)
+            (folder / name).write_bytes(content.read(num_bytes))
 
 
 def _inspect(order: ReadAdapter) -> AdapterReport:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable
@@ -50,7 +51,10 @@ class AdapterReader:
     async def read_uploaded(self, order: ReadAdapter, incoming: IncomingAdapter) -> PackedAdapter:
         """Raises AdapterRejected, EngineUnavailable."""
         files = [(file.name, file.num_bytes) for file in incoming.files]
-        packed: PackedAdapter = await self._ask(order.path, ReadUploaded(order, files), incoming.descriptor)
+        # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
+        with TemporaryDirectory(prefix="blora-upload-") as folder:
+            uploaded = ReadUploaded(order, files, folder)
+            packed: PackedAdapter = await self._ask(order.path, uploaded, incoming.descriptor)
         return packed
 
     async def look_into(self, folder: str) -> dict[str, str]:

@@ -143,6 +143,7 @@ class ReadUploaded(Frame, frozen=True):
 
     order: ReadAdapter
     files: list[tuple[str, int]]  # name and bytes
+    folder: str  # empty, for the loader to write them into; whoever asks takes it away
 
 
 class LookInto(Frame, frozen=True):

@@ -255,6 +255,17 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "invalid exclude": (config(exclude_modules="*"), "exclude_modules: '*' is not a regular expression"),
     "invalid rank pattern": (config(rank_pattern={"[": 4}), "rank_pattern: '[' is not a regular expression"),
     "long alpha pattern": (config(alpha_pattern={"a" * 600: 4}), "a pattern of 600 characters"),
+    "rank pattern without an end": (
+        config(rank_pattern={"([a-z._0-9]+)+!": 4}),
+        "rank_pattern: '([a-z._0-9]+)+!' takes too long to match",
+    ),
+    "alpha pattern without an end": (config(alpha_pattern={".*" * 30 + "!": 4}), "takes too long to match"),
+    "target modules without an end": (config(target_modules="([a-z._0-9]+)+!"), "target_modules: '([a-z._0-9]+)+!'"),
+    "exclude modules without an end": (config(exclude_modules="([a-z._0-9]+)+!"), "exclude_modules: '([a-z._0-9]+)+!'"),
+    "layers pattern without an end": (
+        config(layers_to_transform=[0], layers_pattern=["([a-z._0-9]+)+!"]),
+        "layers_pattern: '([a-z._0-9]+)+!' takes too long to match",
+    ),
     "pattern with a global flag": (config(rank_pattern={"(?i)Q_PROJ": 4}), "is not a regular expression"),
     "layers a text": (config(layers_to_transform="0"), "layers_to_transform: '0' is neither an index"),
     "layers negative": (config(layers_to_transform=[-1]), "layers_to_transform: [-1] is neither an index"),

@@ -141,6 +141,9 @@ def test_the_end_token_of_an_adapter_ends_its_requests(
         ({"tokenizer__json": added(("<eos>", TOOL))}, r"'<eos>' \(257\) is 256 in the model's tokenizer"),
         ({"tokenizer__json": added(("<tool>", EOS))}, r"'<tool>' \(256\) has the id of '<eos>'"),
         ({"chat_template__jinja": "{% if %}"}, "the chat template is not valid"),
+        ({"chat_template__jinja": "{% for a in b %}" * 25 + "{% endfor %}" * 25}, "the chat template is not valid"),
+        ({"chat_template__jinja": "{{ " + "(" * 9999 + ")" * 9999 + " }}"}, "the chat template is not valid"),
+        ({"chat_template__jinja": "{{ 'a'|center(1000000000) }}"}, "the chat template is not valid"),
     ],
 )
 def test_what_does_not_go_with_the_models_tokenizer_is_refused_by_name(

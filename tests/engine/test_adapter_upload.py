@@ -2,13 +2,16 @@
 
 import asyncio
 import hashlib
+import os
+import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
+from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams, adapter_reader
 from blora.engine import async_llm as module
 from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
 
@@ -105,6 +108,29 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
             await llm.upload_adapter("mine", files, silence())
 
     run(tiny_model, body)
+
+
+def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
+    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def body(llm: AsyncLLM) -> None:
+        monkeypatch.setattr(adapter_reader, "READ_TIMEOUT", 0.5)
+        contents = read(tiny_adapters["r4"])
+        loader = llm._loader._child
+        assert loader is not None
+        os.kill(loader.process.pid, signal.SIGSTOP)
+        upload = asyncio.create_task(
+            llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), 500))
+        )
+        while not list(tmp_path.glob("blora-upload-*")):
+            await asyncio.sleep(0.01)
+        with pytest.raises(AdapterRejected, match=r"reading it took more than 0.5 s"):
+            await upload
+        assert loader.process.returncode is not None and not list(tmp_path.glob("blora-upload-*"))
+
+    run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]})
 
 
 @pytest.mark.parametrize(
