@@ -41,7 +41,7 @@ class RecordingLoRA(LoRABackend):
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
         return Planned(segments=segments, pages=adapter_pages)
 
-    def changes_head(self, digest: str) -> bool:
+    def changes_head(self, _: str) -> bool:
         return False
 
     def run(self, *_: Any) -> None:
