@@ -25,12 +25,21 @@ MAX_CHARACTERS = 32 << 20  # made by one run; a full context of 128k tokens has 
 MAX_BITS = 16384  # of an integer
 MAX_WIDTH = 100  # of indents, separators, decimals
 ITEM = 16  # characters that a value in a list counts as
+SLOW_METHODS = (
+    "lstrip",
+    "rfind",
+    "rindex",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "strip",
+)  # by the length of what is sought
 WIDE = re.compile(r"\d{4}|\*")  # a field of a format with 1000 characters or more, or with any number
 
 # What templates of models call; the rest of Jinja's filters and of Python's methods is not there.
 PLAIN_FILTERS = (
     "abs attr capitalize count d default dictsort e escape first float int items last length list lower map max min"
-    " reject rejectattr reverse safe select selectattr sort title trim truncate unique upper wordcount"
+    " reject rejectattr reverse safe select selectattr sort title truncate unique upper wordcount"
 )
 METHODS = {
     str: "capitalize casefold count encode endswith find format index isalnum isalpha isascii isdecimal isdigit islower"
@@ -177,13 +186,13 @@ def _tojson(value: Any, **options: Any) -> str:
 
 
 def _strftime_now(form: str) -> str:
-    if WIDE.search(form):
+    if WIDE.search(_narrow(form)):
         raise ValueError("a format with a field of 1000 characters or more")
     return datetime.now().strftime(form)
 
 
 def _raise_exception(message: str) -> None:
-    raise ValueError(message)
+    raise ValueError(f"{message!s:.1000}")
 
 
 def _paying(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,6 +269,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             "round": lambda value, precision=0, method="common": FILTERS["round"](value, _narrow(precision), method),
             "string": lambda value: str(self._finalize(value)),
             "tojson": _tojson,
+            "trim": lambda value, chars=None: _paid(FILTERS["trim"](value, _narrow(chars))),
         }
         self.globals = {
             "dict": dict,
@@ -298,4 +308,6 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             if obj.__name__ == "join":
                 (values,) = args
                 return _join(values, obj.__self__)
+            if obj.__name__ in SLOW_METHODS:
+                _narrow(args[0] if args else options.get("sep"))
         return _paid(_checked(super().call(context, obj, *args, **options)))

@@ -45,6 +45,10 @@ HOSTILE = {
     "indented JSON": "{{ messages|tojson(indent=1000000000) }}",
     "decimals": "{{ 5|round(1000000000, 'floor') }}",
     "time": "{{ strftime_now('%1000000000d') }}",
+    "times": "{{ strftime_now('%c' * 9999999) }}",
+    "sought from the end": "{% set x = 'a' * 9999999 %}{{ x.rfind('b' + x[5000000:]) }}",
+    "stripped": "{% set x = 'a' * 9999999 %}{{ x.strip('b' * 5000000) }}",
+    "trimmed": "{% set x = 'a' * 9999999 %}{{ x|trim('b' * 5000000) }}",
     "lipsum": "{{ lipsum(1000000000) }}",
     "output": "{% set x = 'a' * 999999 %}{% for _ in range(99999) %}{{ x }}{% endfor %}",
 }
