@@ -108,10 +108,11 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
     """The whole file, copied into private memory: nothing done to it later can change what was checked."""
     try:
         real = path.resolve()
-        # Before it is looked at: whether a file outside exists is nobody's business.
-        if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
-            raise _Unreadable(f"{path.name} lies outside the allowed folders")
+        # Before it is looked at: whether a file outside exists is nobody's business. And after it is open: meanwhile a
+        # folder of the path may have been replaced by a link.
+        _require_inside(roots, path.name, real)
         with open(real, "rb", opener=_open_resolved) as file:
+            _require_inside(roots, path.name, Path(f"/proc/self/fd/{file.fileno()}").readlink())
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 raise _Unreadable(f"{path.name} is not a regular file")
@@ -123,6 +124,11 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
     if len(content) != state.st_size:
         raise _Unreadable(f"{path.name} changed while it was read")
     return content
+
+
+def _require_inside(roots: Sequence[Path] | None, name: str, real: Path) -> None:
+    if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
+        raise _Unreadable(f"{name} lies outside the allowed folders")
 
 
 def _read_optional(folder: Path, roots: Sequence[Path] | None, name: str, max_bytes: int) -> bytes | None:

@@ -242,7 +242,7 @@ def _unserved_fields(fields: Mapping[str, Any]) -> list[str]:
             " (path_initial_model_for_weight_conversion)"
         )
     for name, value in fields.items():
-        is_default = value in (None, False, "", [], {})
+        is_default = value is None or value is False or value in ("", [], {})  # 0 is a number, and may mean something
         if name not in SERVED and name not in HARMLESS and not is_default:
             problems.append(f"{name}: {value!r} is not served")
     return problems

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 import time
 import tracemalloc
@@ -221,6 +222,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "task_type": (config(task_type="SEQ_CLS"), "task_type: 'SEQ_CLS'"),
     "dora without magnitudes": (config(use_dora=True), "q_proj.lora_magnitude_vector is missing"),
     "dora with lora_bias": (config(use_dora=True, lora_bias=True), "lora_bias: is not defined together with use_dora"),
+    "an unknown number": (config(something_new=0), "something_new: 0 is not served"),
     "modules_to_save": (config(modules_to_save=["norm"]), "modules_to_save: 'norm' is not served"),
     "bias unknown": (config(bias="some"), "bias: 'some' is not one of none, all, lora_only"),
     "bias that nobody trained": (
@@ -467,6 +469,22 @@ def test_a_linked_folder_outside_the_roots_is_refused(folder: Path, tmp_path: Pa
     (tmp_path / "root").mkdir()
     (tmp_path / "root/link").symlink_to(folder)
     assert "outside the allowed folders" in refusal(tmp_path / "root/link", targets, [tmp_path / "root"])
+
+
+def test_a_folder_that_becomes_a_link_after_it_was_checked_is_refused(
+    folder: Path, tmp_path: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = shutil.copytree(folder, tmp_path / "root" / "adapter")
+    plain_open = os.open
+
+    def swap_and_open(path: str, flags: int) -> int:
+        if not inside.is_symlink():
+            inside.rename(tmp_path / "moved")
+            inside.symlink_to(folder)
+        return plain_open(path, flags)
+
+    monkeypatch.setattr(os, "open", swap_and_open)
+    assert "outside the allowed folders" in refusal(inside, targets, [tmp_path / "root"])
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
