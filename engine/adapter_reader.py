@@ -1,11 +1,13 @@
 """AdapterReader: the front end's side of the adapter loader child. Reads nothing itself."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from blora.adapters import AdapterRejected, AdapterReport, ImageTable
+from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
 
 from .adapter_upload import IncomingAdapter
 from .channel import ChannelClosed, Child, start_child
@@ -36,25 +38,28 @@ class PackedAdapter:
 
 
 class AdapterReader:
-    """One order at a time. A loader that dies or hangs over a file is replaced."""
+    """Reads for one model. One order at a time; a loader that dies or hangs over a file is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Path, targets: Sequence[TargetModule], dtype: str, page_bytes: int) -> None:
+        """model: folder or .gguf file. targets: its modules that LoRA can land on. dtype, page_bytes: of the images."""
+        self._model, self._targets = str(model), list(targets)
+        self._dtype, self._page_bytes = dtype, page_bytes
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._is_closed = False
 
-    async def read(self, order: ReadAdapter) -> PackedAdapter:
-        """Raises AdapterRejected, EngineUnavailable."""
-        packed: PackedAdapter = await self._ask(order.path, order)
+    async def read(self, path: str, roots: Sequence[str] | None) -> PackedAdapter:
+        """roots: folders that it must lie in; None allows any place. Raises AdapterRejected, EngineUnavailable."""
+        packed: PackedAdapter = await self._ask(path, self._order(path, roots))
         return packed
 
-    async def read_uploaded(self, order: ReadAdapter, incoming: IncomingAdapter) -> PackedAdapter:
-        """Raises AdapterRejected, EngineUnavailable."""
+    async def read_uploaded(self, path: str, incoming: IncomingAdapter) -> PackedAdapter:
+        """path: what it is called. Raises AdapterRejected, EngineUnavailable."""
         files = [(file.name, file.num_bytes) for file in incoming.files]
         # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
         with TemporaryDirectory(prefix="blora-upload-") as folder:
-            uploaded = ReadUploaded(order, files, folder)
-            packed: PackedAdapter = await self._ask(order.path, uploaded, incoming.descriptor)
+            order = ReadUploaded(self._order(path, None), files, folder)
+            packed: PackedAdapter = await self._ask(path, order, incoming.descriptor)
         return packed
 
     async def look_into(self, folder: str) -> dict[str, str]:
@@ -62,13 +67,23 @@ class AdapterReader:
         adapters: dict[str, str] = await self._ask(folder, LookInto(folder))
         return adapters
 
-    async def inspect(self, order: ReadAdapter) -> AdapterReport:
+    async def inspect(self, path: str, roots: Sequence[str] | None) -> AdapterReport:
         """What reading it would come to. Raises EngineUnavailable."""
         try:
-            report: AdapterReport = await self._ask(order.path, InspectAdapter(order))
+            report: AdapterReport = await self._ask(path, InspectAdapter(self._order(path, roots)))
         except AdapterRejected as error:  # reading it took too long, or ended the loader
-            return AdapterReport(order.path, error.problems)
+            return AdapterReport(path, error.problems)
         return report
+
+    def _order(self, path: str, roots: Sequence[str] | None) -> ReadAdapter:
+        return ReadAdapter(
+            path=path,
+            roots=None if roots is None else list(roots),
+            targets=self._targets,
+            dtype=self._dtype,
+            page_bytes=self._page_bytes,
+            model=self._model,
+        )
 
     async def _ask(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
         async with self._turn:

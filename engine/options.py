@@ -76,3 +76,10 @@ def adapter_paths(adapters: Mapping[str, str | Path] | None) -> dict[str, str | 
     if adapters is not None and not isinstance(adapters, Mapping):
         raise ValueError(f"adapters: {type(adapters).__name__} is not a mapping from names to paths")
     return dict(adapters or {})
+
+
+def checked_folder(option: str, folder: str | Path) -> str:
+    """One that is not there, often a misspelt one, would refuse every load later, or never bring one."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"{option}: {str(folder)!r:.140} is not a folder")
+    return str(Path(folder).resolve())

@@ -15,6 +15,9 @@ PACKAGES = ("scheduler", "adapters", "proto", "engine")
 ASYNCHRONOUS = (
     "engine/server/",
     "engine/async_llm.py",
+    "engine/async_adapters.py",
+    "engine/engine_connection.py",
+    "engine/engine_supervisor.py",
     "engine/adapter_reader.py",
     "engine/folder_follower.py",
     "engine/channel.py",

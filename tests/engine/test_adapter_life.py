@@ -204,7 +204,7 @@ def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
             while num_operations < 300:
                 name, prompt = rng.choice(NAMES), rng.choice(PROMPTS)
                 try:
-                    digest = llm._adapters.resolve(name)
+                    digest = llm._front_end.adapters.resolve(name)
                     outputs = llm.generate(prompt, replace(GREEDY, n=rng.choice([1, 2])), lora_request=name)
                     async for output in outputs:
                         for sample in output.outputs:
@@ -238,7 +238,8 @@ def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
             await llm.unload_adapter(info.name)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
-        assert not llm._images and not llm._readers and not llm._adapters._tables and num_finished > 50
+        assert not llm._adapters._images and not llm._readers and not llm._front_end.adapters._tables
+        assert num_finished > 50
 
     run(tiny_model, body)
 
@@ -312,10 +313,10 @@ def test_who_falls_behind_gets_everything_again(tiny_model: Path, tiny_adapters:
         news = llm.watch_adapters()
         await some(news, 1)
         for _ in range(MAX_EVENTS // 2 + 1):
-            llm._adapters.activate("mine", 1)
-            llm._adapters.activate("mine", 2)
+            llm._front_end.adapters.activate("mine", 1)
+            llm._front_end.adapters.activate("mine", 2)
         (again,) = await some(news, 1)
-        assert isinstance(again, AdapterSnapshot) and again.revision == llm._adapters.revision
+        assert isinstance(again, AdapterSnapshot) and again.revision == llm._front_end.adapters.revision
 
     async def two_versions(llm: AsyncLLM) -> None:
         for name in ("r4", "r8"):

@@ -6,13 +6,14 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams, adapter_reader
-from blora.engine import async_llm as module
+from blora.engine import async_adapters as module
 from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -103,7 +104,7 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
             await llm.upload_adapter("more", files, silence())
         with pytest.raises(AdapterRejected, match=r"took more than 0.2 s"):
             await stalled
-        llm._adapter_upload_bytes = 0
+        llm._adapters._sources = replace(llm._adapters._sources, upload_bytes=0)
         with pytest.raises(AdapterRejected, match="no uploads are taken"):
             await llm.upload_adapter("mine", files, silence())
 

@@ -122,8 +122,7 @@ def test_versions_survive_a_restart_of_the_engine(tiny_model: Path, tiny_adapter
         async with AsyncLLM(str(tiny_model), **OPTIONS) as llm:
             for name in ("r4", "r8"):
                 await llm.load_adapter("mine", tiny_adapters[name])
-            assert llm._engine is not None
-            llm._engine.process.kill()
+            llm._connection.child.process.kill()
             while llm.is_serving:
                 await asyncio.sleep(0.01)
             while not llm.is_serving:

@@ -123,10 +123,10 @@ def test_odd_but_valid_types_are_taken_and_harm_nobody(runner: asyncio.Runner, l
     odd = replace(
         GREEDY, top_p=np.float64(0.5), stop_token_ids=b"\x01", logit_bias=MappingProxyType({np.int64(1).item(): 0.5})
     )
-    engine = llm._engine
+    engine = llm._connection.child
     assert len(runner.run(tokens(llm, "odd", sampling=odd))) >= 1
     assert len(runner.run(tokens(llm, "odd", sampling=replace(GREEDY, stop_token_ids=range(2))))) >= 1
-    assert llm._engine is engine
+    assert llm._connection.child is engine
 
 
 @pytest.mark.parametrize("num_outputs", [0, 1, 5])
@@ -204,7 +204,7 @@ def test_unloading_the_only_name_of_weights_returns_when_they_are_free(
         await asyncio.sleep(0.1)
         await llm.unload_adapter("r2")
         assert running.done() or len(await running) == 200
-        assert digest not in llm._images
+        assert digest not in llm._adapters._images
         await llm.load_adapter("r2", tiny_adapters["r2"])
 
     runner.run(unload())
@@ -292,10 +292,10 @@ def test_a_loader_that_dies_costs_only_its_load(
     runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
 ) -> None:
     async def kill_loader() -> None:
-        assert llm._loader._child is not None
+        assert llm._adapters._reader._child is not None
         loading = asyncio.create_task(llm.load_adapter("again", tiny_adapters["r64"]))
         await asyncio.sleep(0)
-        llm._loader._child.process.send_signal(signal.SIGKILL)
+        llm._adapters._reader._child.process.send_signal(signal.SIGKILL)
         with pytest.raises(AdapterRejected, match="loader ended"):
             await loading
         await llm.load_adapter("again", tiny_adapters["r64"])
@@ -309,7 +309,7 @@ def test_a_loader_that_died_while_idle_costs_nothing(
 ) -> None:
     async def kill_idle_loader() -> None:
         await llm.load_adapter("again", tiny_adapters["r64"])
-        child = llm._loader._child
+        child = llm._adapters._reader._child
         assert child is not None
         child.process.kill()
         await child.process.wait()
@@ -329,11 +329,10 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
     async def kill_engine() -> None:
         expected = await tokens(llm, "before and after", "r8")
         await llm.pin_adapter("r1")
-        assert llm._engine is not None
-        llm._engine.process.send_signal(signal.SIGSTOP)  # or it might finish before it is killed
+        llm._connection.child.process.send_signal(signal.SIGSTOP)  # or it might finish before it is killed
         running = [asyncio.create_task(tokens(llm, f"lost {index}", "r4", LONG)) for index in range(4)]
         await asyncio.sleep(0.1)
-        llm._engine.process.send_signal(signal.SIGKILL)
+        llm._connection.child.process.send_signal(signal.SIGKILL)
         for result in await asyncio.gather(*running, return_exceptions=True):
             assert isinstance(result, EngineUnavailable)
         with pytest.raises(EngineUnavailable):
@@ -359,8 +358,7 @@ async def until_serving(llm: AsyncLLM) -> None:
 
 
 def kill_engine(llm: AsyncLLM) -> None:
-    assert llm._engine is not None
-    llm._engine.process.send_signal(signal.SIGKILL)
+    llm._connection.child.process.send_signal(signal.SIGKILL)
 
 
 def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm: AsyncLLM) -> None:
@@ -379,8 +377,7 @@ def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm:
 def test_a_request_that_cannot_be_sent_leaves_nothing(
     runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = llm._engine
-    assert engine is not None
+    engine = llm._connection.child
     send, calls = engine.send, []
 
     def fail_second(message: Any) -> None:
@@ -398,7 +395,7 @@ def test_a_request_that_cannot_be_sent_leaves_nothing(
 def test_a_restart_that_fails_is_tried_again_and_keeps_the_size(
     runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, failures = llm._start_engine, [OSError("no more processes"), EngineStartError("no memory")]
+    start, failures = llm._supervisor._start_child, [OSError("no more processes"), EngineStartError("no memory")]
 
     async def start_at_last(config: Any) -> Any:
         if failures:
@@ -407,7 +404,7 @@ def test_a_restart_that_fails_is_tried_again_and_keeps_the_size(
 
     async def restart() -> None:
         size = (await llm.get_info()).num_pages
-        monkeypatch.setattr(llm, "_start_engine", start_at_last)
+        monkeypatch.setattr(llm._supervisor, "_start_child", start_at_last)
         kill_engine(llm)
         while llm.is_serving:
             await asyncio.sleep(0.01)
@@ -488,7 +485,7 @@ def test_shutting_down_ends_whatever_waits(
         await asyncio.wait_for(llm.shutdown(), 30)
         results = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 30)
         assert all(isinstance(result, EngineUnavailable) for result in results[2:]), results
-        assert llm._loader._child is None
+        assert llm._adapters._reader._child is None
 
     runner.run(shut_down())
 
@@ -537,8 +534,8 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
                 await tokens(llm, "late")
             await draining
             assert len(await running) == 200
-            engine = llm._engine
-        assert engine is not None and engine.process.returncode == 0
+            engine = llm._connection.child
+        assert engine.process.returncode == 0
 
     runner.run(drain())
 

@@ -85,8 +85,7 @@ def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_s
         names, is_done, num_rounds = list(good), False, 0
         expected = await all_tokens(llm, names)
         assert len({tuple(answer) for answer in expected.values()}) > NUM_GOOD // 2
-        engine = llm._engine
-        assert engine is not None
+        engine = llm._connection.child
 
         async def traffic() -> None:
             nonlocal num_rounds
@@ -99,7 +98,7 @@ def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_s
         is_done = True
         await serving
         assert num_rounds and await all_tokens(llm, names) == expected
-        assert llm._engine is engine and engine.process.returncode is None  # nothing was restarted
+        assert llm._connection.child is engine and engine.process.returncode is None  # nothing was restarted
         assert [info.name for info in await llm.list_adapters()] == sorted(names)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)

@@ -1,0 +1,287 @@
+"""AsyncAdapters: what AsyncLLM does with adapters: read, give to the engine, name, let go, and tell who watches.
+
+Owns the sealed images of what the engine has or is to have again, the unloads that are waited for, and the loader.
+Knows no request: whether work may begin, and that requests be aborted, it asks of whoever made it.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
+
+from .adapter_catalog import AdapterCatalog
+from .adapter_reader import AdapterReader, PackedAdapter
+from .adapter_upload import IncomingAdapter, UploadedFile
+from .channel import Child
+from .engine_connection import EngineConnection
+from .errors import QueueFull
+from .folder_follower import FolderFollower
+from .frames import FromEngine, GetState, LoadAdapter, PinAdapter, StateReply, UnloadAdapter, WarmAdapter
+from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
+
+MAX_UPLOADS = 4  # at once: each may hold AdapterSources.upload_bytes of memory
+UPLOAD_TIMEOUT = 600.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSources:
+    """Where adapters may come from while the engine runs."""
+
+    roots: Sequence[str] | None  # folders that loaded ones must lie in; None allows any
+    upload_bytes: int  # of an uploaded one, at most; 0 takes none
+    watched: str | None  # a folder each of whose subfolders is an adapter
+    watch_interval: float  # seconds
+
+
+class AsyncAdapters:
+    """Methods that AsyncLLM has too do and raise what it says there."""
+
+    def __init__(
+        self,
+        catalog: AdapterCatalog,
+        connection: EngineConnection,
+        reader: AdapterReader,
+        sources: AdapterSources,
+        check_can_begin: Callable[[], None],
+        abort_users: Callable[[str, Collection[str]], None],
+    ) -> None:
+        """check_can_begin: raises EngineUnavailable when nothing new may begin. abort_users: ends the requests that
+        use any of these digests under a name."""
+        self._catalog = catalog
+        self._connection = connection
+        self._reader = reader
+        self._sources = sources
+        self._check_can_begin = check_can_begin
+        self._abort_users = abort_users
+        self._images: dict[str, int] = {}  # digest -> descriptor of the sealed image
+        self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
+        self._changed = asyncio.Event()  # set, and another put in its place, when names or serving change
+        self._num_uploads = 0
+        self._follower: FolderFollower | None = None
+
+    # Life.
+
+    def follow_folder(self) -> None:
+        """From now on has loaded what the watched folder has, if there is one."""
+        folder = self._sources.watched
+        if folder is not None:
+            self._follower = FolderFollower(
+                look=lambda: self._reader.look_into(folder),
+                load=lambda name: self._load(name, Path(folder) / name, [folder]),
+                unload=self.unload,
+            )
+            self._follower.start(self._sources.watch_interval)
+
+    async def stop_following(self) -> None:
+        if self._follower is not None:
+            await self._follower.stop()
+
+    async def give_all(self, engine: Child[FromEngine]) -> None:
+        """Gives another engine, which nobody uses yet, what the one before had. Raises ChannelClosed."""
+        self.forget_unpublished()
+        for digest, descriptor in list(self._images.items()):
+            await engine.send_with(LoadAdapter(self._catalog.table_of(digest)), descriptor)
+        for digest in filter(self._catalog.is_pinned, self._images):
+            engine.send(PinAdapter(self._connection.next_call_id(), digest, True))
+
+    def forget_unpublished(self) -> None:
+        """An engine that is gone has freed everything; what no name means is not loaded again."""
+        for digest in [digest for digest in self._images if not self._catalog.is_published(digest)]:
+            self.forget(digest)
+
+    async def close(self) -> None:
+        """When the engine has been stopped: all that it had is free."""
+        for unload in self._unloads.values():
+            if not unload.done():
+                unload.set_result(None)
+        await self._reader.close()
+        for descriptor in self._images.values():
+            os.close(descriptor)
+        self._images.clear()
+
+    # They come.
+
+    async def load(self, name: str, path: str | Path, *, pinned: bool) -> AdapterInfo:
+        return await self._report(name, await self._load(name, path, self._allowed_roots(path)), pinned)
+
+    async def load_from_anywhere(self, name: str, path: str | Path) -> None:
+        """For whoever started the engine: roots limit those who come later."""
+        await self._load(name, path, roots=None)
+
+    async def upload(
+        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool
+    ) -> AdapterInfo:
+        self._catalog.check_name(name)
+        self._check_can_begin()
+        if not self._sources.upload_bytes:
+            raise AdapterRejected(name, ["no uploads are taken: start with --adapter-upload-bytes"])
+        if self._num_uploads >= MAX_UPLOADS:
+            raise QueueFull(f"{self._num_uploads} adapters are being uploaded, at most {MAX_UPLOADS}")
+        incoming = IncomingAdapter(files, self._sources.upload_bytes)
+        self._num_uploads += 1
+        try:
+            await self._receive(incoming, chunks)
+            path = f"upload:{name}"
+            self._check_can_read(path)
+            report = await self._take_in(name, path, await self._reader.read_uploaded(path, incoming))
+        finally:
+            self._num_uploads -= 1
+            incoming.close()
+        return await self._report(name, report, pinned)
+
+    async def _receive(self, incoming: IncomingAdapter, chunks: AsyncIterable[bytes]) -> None:
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT):
+                async for chunk in chunks:
+                    incoming.add(chunk)
+        except TimeoutError:
+            raise AdapterRejected("upload", [f"it took more than {UPLOAD_TIMEOUT:g} s"]) from None
+        incoming.finish()
+
+    async def _report(self, name: str, report: AdapterReport, pinned: bool) -> AdapterInfo:
+        info = await (self.pin(name) if pinned else self.get(name))
+        return replace(info, report=report)
+
+    async def inspect(self, path: str | Path) -> AdapterReport:
+        roots = self._allowed_roots(path)
+        self._check_can_read(path)
+        return self._catalog.check_report(await self._reader.inspect(str(path), roots))
+
+    def _allowed_roots(self, path: str | Path) -> Sequence[str] | None:
+        if self._sources.roots is not None and not self._sources.roots:
+            raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
+        return self._sources.roots
+
+    def _check_can_read(self, path: str | Path) -> None:
+        self._catalog.check_path(path)
+        self._connection.check_open()
+
+    async def _load(self, name: str, path: str | Path, roots: Sequence[str] | None) -> AdapterReport:
+        self._catalog.check_name(name)
+        self._check_can_read(path)
+        return await self._take_in(name, str(path), await self._reader.read(str(path), roots))
+
+    async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
+        table, descriptor = packed.table, packed.descriptor
+        try:
+            self._catalog.check_size(path, table.num_pages)
+            table = self._catalog.add_text(path, table)
+            await self._connection.send_with(LoadAdapter(table), descriptor)
+        except BaseException:
+            os.close(descriptor)
+            self._catalog.forget(table.digest)
+            raise
+        self._keep_image(table, descriptor)
+        self._let_go(self._catalog.publish(name, path, table))
+        unload = self._unloads.pop(table.digest, None)
+        if unload is not None:
+            unload.set_result(None)  # it was on its way out and is wanted again
+        return replace(packed.report, warnings=table.warnings, text=table.text)
+
+    def _keep_image(self, table: ImageTable, descriptor: int) -> None:
+        known = self._images.pop(table.digest, None)
+        if known is not None:
+            os.close(known)
+        self._images[table.digest] = descriptor
+
+    # They go.
+
+    async def activate(self, name: str, version: int) -> AdapterInfo:
+        self._let_go(self._catalog.activate(name, version))
+        return await self.get(name)
+
+    async def unload(self, name: str, *, abort: bool = False) -> AdapterInfo:
+        info = await self.get(name)
+        digests = self._catalog.withdraw(name)
+        if abort:
+            self._abort_users(info.name, digests)
+        loop = asyncio.get_running_loop()
+        gone = [digest for digest in digests if not self._catalog.is_published(digest)]
+        unloads = [self._unloads.setdefault(digest, loop.create_future()) for digest in gone]
+        self._let_go(digests)
+        for unload in unloads:
+            await asyncio.shield(unload)
+        return info
+
+    def _let_go(self, digests: Iterable[str]) -> None:
+        """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
+        self.wake_watchers()
+        for digest in digests:
+            if not self._connection.is_open:
+                self.forget(digest)  # an engine that is gone has freed it; the next one is not given it
+            elif not self._catalog.is_published(digest):
+                self._connection.send(UnloadAdapter(digest))
+            elif not self._catalog.is_pinned(digest):
+                self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
+
+    def forget(self, digest: str) -> None:
+        """The engine has freed an adapter."""
+        unload = self._unloads.pop(digest, None)
+        if unload is not None and not unload.done():
+            unload.set_result(None)
+        if not self._catalog.is_published(digest):
+            self._catalog.forget(digest)
+            descriptor = self._images.pop(digest, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    # Where they are.
+
+    async def warm(self, name: str) -> AdapterInfo:
+        digest = self._catalog.resolve(name)
+        if not (await self._connection.call(lambda call_id: WarmAdapter(call_id, digest))).is_done:
+            raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+        return await self.get(name)
+
+    async def pin(self, name: str, pinned: bool = True) -> AdapterInfo:
+        adapter = self._catalog.named(name)
+        name, digest = adapter.reference, adapter.table.digest
+        self._catalog.set_pinned(name, pinned)  # at once: requests are checked against it from now on
+        if pinned and not (await self._connection.call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
+            with contextlib.suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
+                self._catalog.set_pinned(name, False)
+            raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+        if not self._catalog.is_pinned(digest) and self._catalog.is_published(digest):
+            self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
+        return await self.get(name)
+
+    async def get(self, name: str) -> AdapterInfo:
+        adapter = self._catalog.named(name)
+        (state,) = await self._states([adapter.table.digest])
+        return self._catalog.describe(adapter, state)
+
+    async def all(self) -> list[AdapterInfo]:
+        adapters = self._catalog.all()
+        states = await self._states([adapter.table.digest for adapter in adapters])
+        return [self._catalog.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+
+    async def _states(self, digests: list[str]) -> list[AdapterState]:
+        reply: StateReply = await self._connection.call(lambda call_id: GetState(call_id, digests))
+        return reply.adapters
+
+    # Who watches.
+
+    async def watch(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        catalog = self._catalog
+        revision: int | None = None
+        while True:
+            self._check_can_begin()
+            changed = self._changed
+            events = None if revision is None else catalog.events_after(revision)
+            revision = catalog.revision
+            if events is None:
+                yield AdapterSnapshot(revision, tuple(await self.all()))
+            else:
+                for event in events:
+                    yield event
+            if catalog.revision == revision:
+                await changed.wait()
+
+    def wake_watchers(self) -> None:
+        """Names have changed, or whether work may begin."""
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -1,0 +1,97 @@
+"""EngineConnection: the engine process as the front end talks to it. Owns which child that is now, and open calls.
+
+Starts and stops no process: whoever does puts the child in and takes it out.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .channel import ChannelClosed, Child
+from .errors import EngineUnavailable
+from .frames import FromEngine, PinReply, StateReply, Updates
+
+logger = logging.getLogger(__name__)
+ENDED = "the engine ended unexpectedly"
+
+
+class EngineConnection:
+    """Without a child, or with one that is found dead, everything raises EngineUnavailable."""
+
+    def __init__(self) -> None:
+        self._child: Child[FromEngine] | None = None
+        self._why_closed = "the engine is not started: await start() first"
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._num_calls = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._child is not None
+
+    @property
+    def child(self) -> Child[FromEngine]:
+        if self._child is None:
+            raise self.unavailable()
+        return self._child
+
+    def unavailable(self) -> EngineUnavailable:
+        """What to raise while there is no engine."""
+        return EngineUnavailable(self._why_closed)
+
+    def check_open(self) -> None:
+        if self._child is None:
+            raise self.unavailable()
+
+    def attach(self, child: Child[FromEngine]) -> None:
+        self._child = child
+
+    def detach(self, why: str, *, why_calls_fail: str) -> Child[FromEngine] | None:
+        """Takes the child out, for whoever stops it. why: what is said from now on to those who want an engine."""
+        child, self._child = self._child, None
+        self._why_closed = why
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(EngineUnavailable(why_calls_fail))
+        self._calls.clear()
+        return child
+
+    def send(self, message: Any) -> None:
+        try:
+            self.child.send(message)
+        except ChannelClosed:
+            raise EngineUnavailable(ENDED) from None
+
+    async def send_with(self, message: Any, descriptor: int) -> None:
+        """Sends a message that announces a descriptor."""
+        try:
+            await self.child.send_with(message, descriptor)
+        except ChannelClosed:
+            raise EngineUnavailable(ENDED) from None
+
+    def call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
+        """Sends a message, made of a call id, that the engine answers."""
+        call_id = self.next_call_id()
+        self.send(message(call_id))
+        call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = call
+        return call
+
+    def next_call_id(self) -> int:
+        """For a message whose answer nobody waits for."""
+        self._num_calls += 1
+        return self._num_calls
+
+    async def receive(self) -> Updates:
+        """The next news of requests and adapters; answers go to those who called. Raises ChannelClosed."""
+        child = self.child
+        while True:
+            match await child.receive():
+                case Updates() as updates:
+                    return updates
+                case PinReply(call_id) | StateReply(call_id) as reply:
+                    call = self._calls.pop(call_id, None)
+                    if call is not None and not call.done():
+                        call.set_result(reply)
+                case message:
+                    logger.error("unexpected message from the engine: %s", type(message).__name__)

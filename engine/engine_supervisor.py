@@ -1,0 +1,126 @@
+"""EngineSupervisor: the life of the engine process: starts one, reads its messages, starts another when it dies.
+
+Owns the process, which it puts into the connection and takes out again. What its death means to requests and adapters
+is for whoever made it to say.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from .channel import ChannelClosed, Child, start_child
+from .config import EngineConfig
+from .engine_connection import ENDED, EngineConnection
+from .errors import EngineStartError
+from .frames import FromEngine, Ready, Start, StartFailed, Updates
+
+logger = logging.getLogger(__name__)
+
+GRACE = 5.0  # seconds for a child to end by itself
+RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
+
+
+class EngineSupervisor:
+    def __init__(
+        self,
+        connection: EngineConnection,
+        config: EngineConfig,
+        on_running: Callable[[], None],
+        on_updates: Callable[[Updates], None],
+        on_lost: Callable[[], None],
+        equip: Callable[[Child[FromEngine]], Awaitable[None]],
+    ) -> None:
+        """on_running, on_lost: after an engine has come into the connection, or has gone. equip: gives another engine
+        what the one before had, before anybody uses it."""
+        self._connection = connection
+        self._config = config
+        self._on_running, self._on_updates, self._on_lost, self._equip = on_running, on_updates, on_lost, equip
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, model: Path) -> Ready:
+        """model: folder or .gguf file. Raises EngineStartError, ChannelClosed."""
+        self._model = model
+        child, ready = await self._start_child(self._config)
+        self._connection.attach(child)
+        # Another engine has the same size, because requests are checked against it.
+        self._config = replace(self._config, memory=ready.facts.num_pages * ready.page_bytes)
+        return ready
+
+    def supervise(self) -> None:
+        """Until `stop`: `on_updates` is called, and an engine that dies is replaced."""
+        self._task = asyncio.create_task(self._supervise())
+        self._task.add_done_callback(_log_failure)
+
+    async def stop(self) -> None:
+        """Ends the process, for good. Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        why = "the engine was shut down"
+        child = self._connection.detach(why, why_calls_fail=why)
+        if child is not None:
+            await child.stop(GRACE)
+
+    async def _start_child(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
+        child: Child[FromEngine] = await start_child("blora.engine.process", FromEngine)
+        try:
+            child.send(Start(config, str(self._model)))
+            answer = await child.receive()
+        except ChannelClosed:
+            answer = StartFailed("the engine process ended while it started")
+        except BaseException:
+            await child.stop(0)
+            raise
+        if not isinstance(answer, Ready):
+            await child.stop(0)
+            raise EngineStartError(answer.reason if isinstance(answer, StartFailed) else "the engine did not answer")
+        return child, answer
+
+    async def _supervise(self) -> None:
+        while True:
+            self._on_running()
+            await self._read()
+            logger.error("the engine process ended unexpectedly; restarting it")
+            await self._bury()
+            await self._restart()
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                updates = await self._connection.receive()
+            except ChannelClosed:
+                return
+            self._on_updates(updates)
+
+    async def _bury(self) -> None:
+        child = self._connection.detach("the engine is being restarted", why_calls_fail=ENDED)
+        self._on_lost()
+        if child is not None:
+            await child.stop(0)
+
+    async def _restart(self) -> None:
+        for attempt in count():
+            await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
+            try:
+                self._connection.attach(await self._start_another())
+                return
+            except (EngineStartError, ChannelClosed, OSError) as error:
+                logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
+
+    async def _start_another(self) -> Child[FromEngine]:
+        child, _ = await self._start_child(self._config)
+        try:
+            await self._equip(child)
+        except BaseException:
+            await child.stop(0)
+            raise
+        return child
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("nobody watches over the engine any more", exc_info=task.exception())
