@@ -5,7 +5,7 @@ Reads no file and imports no torch.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,6 +65,7 @@ class AdapterCatalog:
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
         self._tokenizers = AdapterTokenizers(tokenizer, facts.vocab_size)
+        self._expected: Counter[str] = Counter()  # digest -> loads that are under way
 
     # What is asked for.
 
@@ -148,9 +149,21 @@ class AdapterCatalog:
 
     def forget(self, digest: str) -> None:
         """Forgets an adapter that is gone from the engine, unless it was loaded again meanwhile."""
-        if not self.is_published(digest):
+        if not self.is_published(digest) and not self._expected[digest]:
             self._tables.pop(digest, None)
             self._tokenizers.forget(digest)
+
+    @contextmanager
+    def expecting(self, digest: str) -> Iterator[None]:
+        """While an adapter is on its way to the engine, what is known of it is kept: the same content may be forgotten
+        under another name meanwhile. Forgotten in the end unless it was published."""
+        self._expected[digest] += 1
+        try:
+            yield
+        finally:
+            self._expected[digest] -= 1
+            self.forget(digest)
+            self._expected += Counter()  # drops what is 0
 
     def is_published(self, digest: str) -> bool:
         """Whether any version means it; what none means is to be unloaded."""

@@ -167,16 +167,16 @@ class AsyncAdapters:
 
     async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
         table, descriptor = packed.table, packed.descriptor
-        try:
-            self._catalog.check_size(path, table.num_pages)
-            table = self._catalog.add_text(path, table)
-            await self._connection.send_with(LoadAdapter(table), descriptor)
-        except BaseException:
-            os.close(descriptor)
-            self._catalog.forget(table.digest)
-            raise
-        self._keep_image(table, descriptor)
-        self._let_go(self._catalog.publish(name, path, table))
+        with self._catalog.expecting(table.digest):
+            try:
+                self._catalog.check_size(path, table.num_pages)
+                table = self._catalog.add_text(path, table)
+                await self._connection.send_with(LoadAdapter(table), descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._keep_image(table, descriptor)
+            self._let_go(self._catalog.publish(name, path, table))
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again

@@ -13,6 +13,7 @@ import pytest
 from tiny import EOS, VOCAB_SIZE
 
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
+from blora.engine.engine_connection import EngineConnection
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 HELLO = [{"role": "user", "content": "hello"}]
@@ -194,3 +195,31 @@ def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> No
             return outputs[-1].prompt_token_ids
 
     assert asyncio.run(ask())[0] == TOOL
+
+
+def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
+    tiny_model: Path, tooled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine takes the second load late; meanwhile the first name, and with it the content, is forgotten."""
+    send_with = EngineConnection.send_with
+
+    async def run() -> None:
+        is_held, is_free = asyncio.Event(), asyncio.Event()
+
+        async def held(connection: EngineConnection, message: Any, descriptor: int) -> None:
+            is_held.set()
+            await is_free.wait()
+            await send_with(connection, message, descriptor)
+
+        async with AsyncLLM(tiny_model, memory="1MB", block_size=4, threads=1) as llm:
+            await llm.load_adapter("first", tooled)
+            monkeypatch.setattr(EngineConnection, "send_with", held)
+            second = asyncio.create_task(llm.load_adapter("second", tooled))
+            await is_held.wait()
+            await llm.unload_adapter("first")
+            is_free.set()
+            await second
+            assert llm.get_tokenizer("second").chat_template == TEMPLATE
+            await llm.unload_adapter("second")
+
+    asyncio.run(run())
