@@ -119,7 +119,7 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
     async def body(llm: AsyncLLM) -> None:
         monkeypatch.setattr(adapter_reader, "READ_TIMEOUT", 0.5)
         contents = read(tiny_adapters["r4"])
-        loader = llm._loader._child
+        loader = llm._adapters._reader._child
         assert loader is not None
         os.kill(loader.process.pid, signal.SIGSTOP)
         upload = asyncio.create_task(
