@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from compare import assert_same_tokens
 from peft import PeftModel
+from peft_greedy import greedy_tokens
 from tiny import make_adapter
 from transformers import LlamaForCausalLM
 
@@ -45,18 +45,7 @@ def run(llm: LLM, prompts: Any, adapters: Any = None, sampling: SamplingParams =
 
 def peft_tokens(model: Path, adapter: str, prompt: list[int]) -> list[int]:
     adapted = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model), adapter)
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        output = adapted.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=GREEDY.max_tokens,
-            min_new_tokens=GREEDY.max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    return greedy_tokens(adapted, prompt, GREEDY.max_tokens)
 
 
 @pytest.mark.parametrize("num_batched_tokens", [5, 64])

@@ -101,7 +101,7 @@ MESSAGES: dict[type, list[Any]] = {
 }
 MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MESSAGES[frames.ReadAdapter]]
 MESSAGES[frames.ReadUploaded] = [
-    frames.ReadUploaded(order, [("adapter_config.json", 7)], "/tmp/x") for order in MESSAGES[frames.ReadAdapter]
+    frames.ReadUploaded(order, [("adapter_config.json", 7)], "folder") for order in MESSAGES[frames.ReadAdapter]
 ]
 MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
 MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b:1:2:3"})]

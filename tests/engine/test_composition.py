@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from compare import assert_same_tokens
 from peft import PeftModel
+from peft_greedy import greedy_tokens
 from transformers import LlamaForCausalLM
 
 from blora.engine import LLM, AdapterNotFound, InvalidRequest, LoRARequest, SamplingParams
@@ -36,18 +36,7 @@ def peft_tokens(model: Path, adapters: dict[str, Path], scales: dict[str, float]
         adapted.load_adapter(adapters[name], name)
     adapted.base_model.add_weighted_adapter(list(scales), list(scales.values()), "sum", combination_type="cat")
     adapted.set_adapter("sum")
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        output = adapted.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=GREEDY.max_tokens,
-            min_new_tokens=GREEDY.max_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    return greedy_tokens(adapted, prompt, GREEDY.max_tokens)
 
 
 @pytest.fixture
