@@ -24,7 +24,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class EngineConfig:
     """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
     1) of the memory this process may use. threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much
-    of adapters may be copied into the arena between two steps. scheduling_policy: "fcfs", the order of arrival;
+    of adapters may be copied into the arena between two steps; while rows are computed it is also no more than takes a
+    fifth of a step. scheduling_policy: "fcfs", the order of arrival;
     "priority", lower priority values first; "fair", lower priority values first and, within a priority, fair shares of
     service for tenants and for each tenant's adapters.
     """

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .block_pool import BlockPool
+from .copy_budget import CopyBudget
 from .request import AdapterUse
 
 
@@ -50,7 +51,7 @@ class _Adapter:
 class AdapterResidency:
     def __init__(self, pool: BlockPool, max_copied_pages_per_step: int) -> None:
         self._pool = pool
-        self._max_copied_pages = max(max_copied_pages_per_step, 1)
+        self.copy_budget = CopyBudget(max_copied_pages_per_step, pool.costs)
         self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
         self.num_misses = 0  # uses by admitted requests that had to have it copied
         self.num_copied_pages = 0
@@ -159,10 +160,9 @@ class AdapterResidency:
         return any(adapter.is_only_warming for adapter in self._copying.values())
 
     @property
-    def can_copy_more(self) -> bool:
-        """Whether the next copies leave some of their budget."""
-        num_left = sum(adapter.num_pages - adapter.num_copied for adapter in self._copying.values())
-        return num_left < self._max_copied_pages
+    def num_pages_to_copy(self) -> int:
+        """Pages of all adapters on their way that have yet to be copied."""
+        return sum(adapter.num_pages - adapter.num_copied for adapter in self._copying.values())
 
     def unpin(self, digest: str) -> None:
         self._adapters[digest].is_pinned = False
@@ -216,11 +216,10 @@ class AdapterResidency:
             self._pool.park(digest, page_ids)
         adapter.num_copied = adapter.num_planned = 0
 
-    def plan_copies(self) -> list[PageCopy]:
-        """The next copies within the page budget, oldest first, those that requests wait for before those made ahead.
-        The step runs them before anything else; a step that never came to commit them has them planned again."""
+    def plan_copies(self, budget: int) -> list[PageCopy]:
+        """The next copies, oldest first, those that requests wait for before those made ahead. The step runs them
+        before anything else; a step that never came to commit them has them planned again. budget: pages."""
         copies: list[PageCopy] = []
-        budget = self._max_copied_pages
         for digest, adapter in sorted(self._copying.items(), key=lambda entry: not entry[1].num_users):
             last = min(adapter.num_copied + budget, adapter.num_pages)
             adapter.num_planned = last

@@ -112,8 +112,9 @@ class Scheduler:
             self._schedule_row(request, plan)
         while plan.budget and self._admit_head(plan):
             pass
-        self._prefetch()
-        copies = self._residency.plan_copies()
+        num_copied_at_most = self._residency.copy_budget.num_pages(bool(plan.rows))
+        self._prefetch(num_copied_at_most)
+        copies = self._residency.plan_copies(num_copied_at_most)
         for request in list(self._running):  # those whose last adapter page is copied now
             if request.request_id not in plan.rows:
                 self._schedule_row(request, plan)
@@ -186,13 +187,15 @@ class Scheduler:
         num_needed = self._kv.num_needed(request) + self._residency.num_needed(request.adapters)
         return num_needed + len(self._running) <= self._pool.num_free
 
-    def _prefetch(self) -> None:
+    def _prefetch(self, num_copied_at_most: int) -> None:
         """Looks ahead in the queue and begins to copy what will be needed, where nothing but a seat or this step's
-        tokens keeps a request waiting: where memory does, pages taken ahead would be taken from somebody."""
+        tokens keeps a request waiting: where memory does, pages taken ahead would be taken from somebody.
+
+        num_copied_at_most: pages that this step may copy."""
         for request in self._waiting.upcoming():
             if not request.adapters or self._residency.has_pages(request.adapters):
                 continue
-            if not self._residency.can_copy_more or not self._has_room(request):
+            if self._residency.num_pages_to_copy >= num_copied_at_most or not self._has_room(request):
                 return
             for digest, _ in request.adapters:
                 self._residency.prefetch(digest)
@@ -270,9 +273,11 @@ class Scheduler:
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 
     def note_seconds(self, step: Step, copying: float, computing: float) -> None:
-        """What a step took, in seconds: from it the rule learns what it costs to bring back what was evicted."""
+        """What a step took, in seconds: from it the rule learns what it costs to bring back what was evicted, and how
+        much may be copied beside rows."""
         self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
         self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
+        self._residency.copy_budget.note_step(len(step.rows), computing)
 
     # Facts.
 
