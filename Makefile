@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/models/SmolLM2-135M-Instruct
 READY := $(VENV)/.ready
+# Where there is a compiler, kernels that it does not take are an error and not left out.
+KERNELS := $(if $(shell command -v c++),required,optional)
 
 .PHONY: demo test kernels-grid sanitize peers check format model train clean
 
@@ -60,7 +62,7 @@ train: $(READY) model
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	BLORA_KERNELS=$(KERNELS) $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # mypy finds the mapped packages through this link.

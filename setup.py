@@ -1,8 +1,10 @@
 """The native kernels: one extension of the same sources for each instruction set. All else is in pyproject.toml.
 
-An extension that cannot be built is left out: without a compiler blora still runs, on its slow reference kernels.
+An extension that cannot be built is left out: without a compiler blora still runs, on its slow reference kernels. With
+BLORA_KERNELS=required in the environment it is an error, as a developer wants it.
 """
 
+import os
 import platform
 
 from setuptools import Extension, setup
@@ -26,7 +28,7 @@ setup(
             extra_compile_args=[*COMMON, *flags],
             extra_link_args=["-fopenmp"],
             language="c++",
-            optional=True,
+            optional=os.environ.get("BLORA_KERNELS") != "required",
         )
         for name, flags in FLAGS.items()
     ]
