@@ -215,7 +215,7 @@ class Kernels:
         """Changes embeddings as the step's adapters do. ids: [n] int64, y: [n, hidden]."""
         check_shape("ids", ids, torch.int64, (None,))
         check_shape("y", y, lora.dtype, (len(ids), None))
-        layer = LinearLayer(None, None, y.shape[1], lora.num_inputs(site), site, DTYPES[lora.dtype])
+        layer = LinearLayer(None, None, y.shape[1], lora.num_inputs(site), site, dtype_code("lora", lora.dtype))
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < max(layer.in_, 1):
             raise ValueError(f"ids: not all are tokens of {layer.in_}")
         address = _lora_address(lora, layer, len(ids))
@@ -234,13 +234,13 @@ class Kernels:
         check_shape("x", x, weight.dtype, (None, len(weight)))
         check_shape("y", y, weight.dtype, tuple(x.shape))
         check_shape("weight", weight, x.dtype, (x.shape[1],))
-        self._rms_norm(x.data_ptr(), weight.data_ptr(), *x.shape, eps, DTYPES[x.dtype], y.data_ptr())
+        self._rms_norm(x.data_ptr(), weight.data_ptr(), *x.shape, eps, dtype_code("x", x.dtype), y.data_ptr())
 
     def silu_mul(self, x: Tensor, y: Tensor) -> None:
         """y = silu(first half of x) * second half. x: [n, 2 * width], y: [n, width]."""
         check_shape("y", y, y.dtype, (None, None))
         check_shape("x", x, y.dtype, (len(y), 2 * y.shape[1]))
-        self._silu_mul(x.data_ptr(), *y.shape, DTYPES[y.dtype], y.data_ptr())
+        self._silu_mul(x.data_ptr(), *y.shape, dtype_code("y", y.dtype), y.data_ptr())
 
     def attention(self, layer: AttentionLayer, plan: AttentionPlan, qkv: Tensor, y: Tensor) -> None:
         """Norms and rotates q and k, writes k and v into their pages, attends. `CpuAttention` makes layer and plan.
@@ -314,6 +314,13 @@ def _lora_address(lora: CpuLoRAMetadata | None, layer: LinearLayer, num_tokens: 
         if num_inputs != layer.in_ or num_outputs > layer.out:
             raise ValueError(f"lora: an adapter of {num_inputs} inputs and {num_outputs} outputs at site {layer.site}")
     return lora.address
+
+
+def dtype_code(name: str, dtype: torch.dtype) -> int:
+    """As types.h has it. Raises ValueError for a type that has no kernels."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{name}: there are no kernels for {dtype}")
+    return DTYPES[dtype]
 
 
 def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:

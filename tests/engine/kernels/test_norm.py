@@ -38,3 +38,11 @@ def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
     for bad in ((torch.zeros(3, 9), weight, x), (x, weight.bfloat16(), x), (x, weight, torch.zeros(2, 8))):
         with pytest.raises(ValueError, match=" is not "):
             kernels.rms_norm(bad[0], bad[1], 1e-5, bad[2])
+
+
+def test_a_type_without_kernels_is_refused(kernels: Kernels) -> None:
+    x = torch.zeros(3, 8, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"no kernels for torch\.float16"):
+        kernels.rms_norm(x, x[0], 1e-5, x)
+    with pytest.raises(ValueError, match=r"no kernels for torch\.float16"):
+        kernels.silu_mul(x, x[:, :4].contiguous())
