@@ -6,7 +6,7 @@ active version and those that were active last are kept, no more than `max_versi
 """
 
 import re
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from .errors import AdapterNotFound
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 REFERENCE_PATTERN = re.compile(r"([^@]+)@([1-9][0-9]{0,8})")
+MAX_GONE_NAMES = 10_000  # whose numbers are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,12 @@ class Registry:
         """max_versions: of each name, the active one included."""
         self._max_versions = max_versions
         self._names: dict[str, Versions] = {}
-        self._num_made: Counter[str] = Counter()  # by name, unloaded ones too: a number never comes to mean another
-        self._num_aliases: Counter[str] = Counter()  # by digest
+        # The last number given under a name: one never comes to mean other weights. Of names that are gone the latest
+        # are remembered; what was given under the others is no higher than the floor, above which new names begin.
+        self._last_numbers: dict[str, int] = {}
+        self._gone: OrderedDict[str, int] = OrderedDict()
+        self._floor = 0
+        self._aliases: dict[str, set[tuple[str, int]]] = {}  # digest -> name and number of the versions that mean it
         self._pinned: set[tuple[str, int]] = set()  # a pin ends when its version was active and is no more
 
     def resolve(self, reference: str) -> str:
@@ -69,12 +74,18 @@ class Registry:
         if active is not None and active.digest == digest:
             versions[active.number] = replace(active, path=path, loaded_at=loaded_at)
             return set()
-        self._num_made[name] += 1
-        number = self._num_made[name]
+        number = self._next_number(name)
         versions[number] = Version(number, digest, path, loaded_at)
-        self._num_aliases[digest] += 1
+        self._aliases.setdefault(digest, set()).add((name, number))
         lost = set() if active is None else self._retire(name, active)
         return lost | self._drop(name, list(versions)[: -self._max_versions])
+
+    def _next_number(self, name: str) -> int:
+        last = self._last_numbers.get(name)
+        if last is None:
+            last = self._gone.pop(name, self._floor)
+        self._last_numbers[name] = last + 1
+        return last + 1
 
     def activate(self, name: str, number: int) -> set[str]:
         """Makes the name mean a version that it has; returns what it meant. Raises AdapterNotFound."""
@@ -102,25 +113,36 @@ class Registry:
         lost = self._drop(name, list(versions) if reference == name else [version.number])
         if not versions:
             del self._names[name]
+            self._gone[name] = self._last_numbers.pop(name)
+            if len(self._gone) > MAX_GONE_NAMES:
+                _, number = self._gone.popitem(last=False)
+                self._floor = max(self._floor, number)
         return lost
 
     def _drop(self, name: str, numbers: Iterable[int]) -> set[str]:
         dropped = [self._names[name].pop(number) for number in numbers]
         for version in dropped:
             self._pinned.discard((name, version.number))
-            self._num_aliases[version.digest] -= 1
-            if not self._num_aliases[version.digest]:
-                del self._num_aliases[version.digest]
+            self._aliases[version.digest].remove((name, version.number))
+            if not self._aliases[version.digest]:
+                del self._aliases[version.digest]
         return {version.digest for version in dropped}
 
     def is_published(self, digest: str) -> bool:
         """Whether any version of any name means it."""
-        return digest in self._num_aliases
+        return digest in self._aliases
+
+    def aliases(self, digest: str) -> list[tuple[str, int]]:
+        """Name and number of every version that means it."""
+        return sorted(self._aliases.get(digest, ()))
 
     def set_pinned(self, reference: str, is_pinned: bool) -> None:
         """Raises AdapterNotFound."""
         name, version = self.find(reference)
         (self._pinned.add if is_pinned else self._pinned.discard)((name, version.number))
+
+    def is_pinned(self, name: str, number: int) -> bool:
+        return (name, number) in self._pinned
 
     def pinned_digests(self) -> set[str]:
         """What pinned versions mean."""

@@ -1,5 +1,6 @@
 """Registry: a name means one digest at a time, versions can be had back, and a digest that no version means is told."""
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blora.adapters import AdapterNotFound, Registry, is_valid_name
+from blora.adapters import registry as module
 
 
 def numbers(registry: Registry, name: str) -> list[int]:
@@ -143,6 +145,24 @@ def test_a_number_never_comes_to_mean_other_weights() -> None:
     registry.withdraw("sql")
     registry.publish("sql", "d2")
     assert numbers(registry, "sql") == [2]
+
+
+def test_a_number_never_comes_to_mean_other_weights_though_names_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_GONE_NAMES", 3)
+    registry, random = Registry(2), Random(0)
+    given: dict[str, list[str]] = {}
+    for index in range(3000):
+        name = random.choice("abcdefgh")
+        if name in registry and random.random() < 0.6:
+            registry.withdraw(name)
+        else:
+            registry.publish(name, f"d{index}")
+            references = given.setdefault(name, [])
+            references.append(f"{name}@{registry.find(name)[1].number}")
+        assert len(registry._gone) <= 3 and not registry._gone.keys() & registry._last_numbers.keys()
+    assert all(len(set(references)) == len(references) > 100 for references in given.values())
 
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(1, 6)), max_size=40)
