@@ -6,7 +6,7 @@ import torch
 
 
 def greedy_tokens(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
-    """The next tokens of one prompt, the end token ignored. model: a PeftModel."""
+    """The next tokens of one prompt, the end token ignored. model: a PeftModel, or one of transformers."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(

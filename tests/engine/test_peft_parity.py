@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from compare import assert_same_tokens, first_difference
 from peft import PeftModel
+from peft_greedy import greedy_tokens
 from transformers import LlamaForCausalLM
 
 from blora.engine import LLM, SamplingParams
@@ -17,18 +17,7 @@ NUM_TOKENS = 24
 def peft_tokens(model: Path, adapter: Path | None, prompt: list[int]) -> list[int]:
     base = LlamaForCausalLM.from_pretrained(model)
     adapted = base if adapter is None else PeftModel.from_pretrained(base, adapter)
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        output = adapted.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NUM_TOKENS,
-            min_new_tokens=NUM_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return output[0, len(prompt) :].tolist()
+    return greedy_tokens(adapted, prompt, NUM_TOKENS)
 
 
 def test_adapters_of_all_ranks_and_modules_equal_peft_in_one_mixed_batch(

@@ -25,6 +25,13 @@ FACTS = Facts(vocab_size=VOCAB, max_model_len=64, block_size=4, num_pages=12)
 TINY = 5e-324
 NOT_NUMBERS: list[Any] = [True, False, "1", [], 1j, b"1"]
 NOT_FINITE = [math.nan, math.inf, -math.inf]
+FLAGS = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
 
 
 def above(value: float) -> float:
@@ -52,16 +59,7 @@ GOOD: dict[str, list[Any]] = {
     "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(64))],
     "logprobs": [None, 0, 1, 20],
     "prompt_logprobs": [None, 0, 1, 20],
-    **{
-        name: [True, False]
-        for name in (
-            "include_stop_str_in_output",
-            "ignore_eos",
-            "detokenize",
-            "skip_special_tokens",
-            "spaces_between_special_tokens",
-        )
-    },
+    **dict.fromkeys(FLAGS, [True, False]),
 }
 
 BAD: dict[str, list[Any]] = {
@@ -118,16 +116,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "prompt_logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
-    **{
-        name: [None, 0, 1, "yes", ""]
-        for name in (
-            "include_stop_str_in_output",
-            "ignore_eos",
-            "detokenize",
-            "skip_special_tokens",
-            "spaces_between_special_tokens",
-        )
-    },
+    **dict.fromkeys(FLAGS, [None, 0, 1, "yes", ""]),
     "output_kind": [None, "delta", 1],
     "allowed_token_ids": [[1]],
     "bad_words": [["word"]],
