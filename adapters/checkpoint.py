@@ -17,7 +17,7 @@ import safetensors
 
 from .adapter_text import AdapterText, TextError, encode_text, read_adapter_text
 from .base_tensors import BaseTensors
-from .errors import AdapterRejected
+from .errors import AdapterRejected, AdapterTooLarge
 from .lora_module import Array, LoRAModule
 from .matching import Matcher, is_targeted, warnings_of
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
@@ -53,16 +53,19 @@ def read_checkpoint(
     targets: Sequence[TargetModule],
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
+    max_weights: int | None = None,
 ) -> Checkpoint:
     """Reads and checks a PEFT folder. `roots`: folders that it must lie in, links followed; None allows any place.
     `base`: without it, adapters that are defined by the base model's weights (DoRA, trained biases) are refused.
+    `max_weights`: in A and B, all together; None is any number.
 
-    Raises AdapterRejected with everything that does not fit.
+    Raises AdapterRejected with everything that does not fit, AdapterTooLarge before weights are read.
     """
     source = str(folder)
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
         config = parse_config(config_bytes)
+        _check_size(config, targets, max_weights)
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
         text = read_adapter_text(partial(_read_optional, folder, roots))
@@ -87,6 +90,16 @@ def read_checkpoint(
         invocation_tokens=config.invocation_tokens,
         text=text,
     )
+
+
+def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_weights: int | None) -> None:
+    num_weights = sum(
+        config.rank_of(target.name) * (target.in_features + target.out_features)
+        for target in targets
+        if is_targeted(config, target)
+    )
+    if max_weights is not None and num_weights > max_weights:
+        raise AdapterTooLarge(f"its ranks ask for {num_weights} weights, the engine's memory holds {max_weights}")
 
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:

@@ -70,10 +70,11 @@ def inspect_adapter(
     page_bytes: int,
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
+    max_weights: int | None = None,
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
-        checkpoint = read_checkpoint(folder, targets, roots, base)
+        checkpoint = read_checkpoint(folder, targets, roots, base, max_weights)
         return report_of(checkpoint, pack(checkpoint, dtype, page_bytes).table)
     except AdapterRejected as error:
         return AdapterReport(error.source, error.problems)

@@ -3,15 +3,16 @@
 Reads no file and imports no torch.
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blora.adapters import (
+    AdapterNotFound,
     AdapterReport,
     AdapterText,
     AdapterTooLarge,
@@ -64,6 +65,7 @@ class AdapterCatalog:
         self._usage: dict[str, AdapterUsage] = {}  # by name
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
+        self._told_pins: set[tuple[str, int]] = set()  # name and number: those that events tell of
         self._tokenizers = AdapterTokenizers(tokenizer, facts.vocab_size)
         self._expected: Counter[str] = Counter()  # digest -> loads that are under way
 
@@ -105,15 +107,22 @@ class AdapterCatalog:
         if num_pages + 1 > self._facts.num_pages:
             raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
 
+    def judge_text(self, path: str, text: AdapterText) -> None:
+        """Once, before `add_text`. Raises AdapterRejected, maybe after seconds of work."""
+        self._tokenizers.judge(path, text)
+
     def add_text(self, path: str, table: ImageTable) -> ImageTable:
-        """Takes in what an adapter says about text, until `forget`, and out of its table, to which warnings come.
-        Raises AdapterRejected."""
+        """Takes in what an adapter says about text, which was judged, until `forget`, and out of its table, to which
+        warnings come. Raises AdapterRejected."""
         warnings = self._tokenizers.add(path, table.digest, table.text)
         return replace(table, text=AdapterText(), warnings=(*table.warnings, *warnings))
 
     def check_report(self, report: AdapterReport) -> AdapterReport:
         """A report that says, too, whether the adapter goes with the tokenizer and into the engine's memory."""
-        report = self._tokenizers.check_report(report)
+        return self.check_room(self._tokenizers.check_report(report))
+
+    def check_room(self, report: AdapterReport) -> AdapterReport:
+        """A report that says, too, whether the adapter goes into the engine's memory."""
         try:
             self.check_size(report.path, report.num_pages)
         except AdapterTooLarge as error:
@@ -153,7 +162,7 @@ class AdapterCatalog:
             self._tables.pop(digest, None)
             self._tokenizers.forget(digest)
 
-    @contextmanager
+    @contextlib.contextmanager
     def expecting(self, digest: str) -> Iterator[None]:
         """While an adapter is on its way to the engine, what is known of it is kept: the same content may be forgotten
         under another name meanwhile. Forgotten in the end unless it was published."""
@@ -174,22 +183,34 @@ class AdapterCatalog:
         return digest in self._registry.pinned_digests()
 
     def set_pinned(self, reference: str, is_pinned: bool) -> None:
+        """Requests are checked against it from now on; `note_pin` tells of it."""
         self._registry.set_pinned(reference, is_pinned)
+
+    def aliases(self, digest: str) -> list[tuple[str, int]]:
+        """Name and number of every version that means it."""
+        return self._registry.aliases(digest)
+
+    def drop_pins(self, digest: str) -> None:
+        """Of all versions that mean it."""
+        for name, number in self._registry.aliases(digest):
+            self.set_pinned(f"{name}@{number}", False)
+            self._note_lost_pins(name)
 
     # What happened.
 
-    @contextmanager
+    @contextlib.contextmanager
     def _noting(self, name: str) -> Iterator[None]:
         """Adds the events that lead from the versions before to those after."""
         before, was_active = self._versions_by_number(name)
         yield
         after, active = self._versions_by_number(name)
+        self._note_lost_pins(name)
         for number in after.keys() - before.keys():
-            self._note("loaded", name, after[number])
+            self._note("loaded", name, number, after[number].digest)
         if active is not None and active != was_active:
-            self._note("activated", name, after[active])
+            self._note("activated", name, active, after[active].digest)
         for number in before.keys() - after.keys():
-            self._note("removed", name, before[number])
+            self._note("removed", name, number, before[number].digest)
 
     def _versions_by_number(self, name: str) -> tuple[dict[int, Version], int | None]:
         """And the number of the active one."""
@@ -197,9 +218,36 @@ class AdapterCatalog:
             return {}, None
         return {kept.number: kept for kept in self._registry.versions(name)}, self._registry.find(name)[1].number
 
-    def _note(self, kind: str, name: str, version: Version) -> None:
+    def _note(self, kind: str, name: str, number: int, digest: str) -> None:
         self.revision += 1
-        self._events.append(AdapterEvent(self.revision, kind, name, version.number, version.digest))
+        self._events.append(AdapterEvent(self.revision, kind, name, number, digest))
+
+    def note_pin(self, reference: str) -> None:
+        """A pin stands, or is taken away."""
+        name, version = self._registry.find(reference)
+        pin = name, version.number
+        if self._registry.is_pinned(*pin) and pin not in self._told_pins:
+            self._told_pins.add(pin)
+            self._note("pinned", *pin, version.digest)
+        self._note_lost_pins(name)
+
+    def _note_lost_pins(self, name: str) -> None:
+        for pin in [pin for pin in self._told_pins if pin[0] == name and not self._registry.is_pinned(*pin)]:
+            self._told_pins.discard(pin)
+            with contextlib.suppress(AdapterNotFound):  # that it is gone is told anyway
+                _, version = self._registry.find("{}@{}".format(*pin))
+                self._note("unpinned", *pin, version.digest)
+
+    def note_residency(self, changes: Mapping[str, bool]) -> None:
+        """Takes in which contents are resident, or no more so: digest -> whether it is."""
+        for digest, is_resident in changes.items():
+            for name, number in self._registry.aliases(digest):
+                self._note("resident" if is_resident else "evicted", name, number, digest)
+
+    def break_off_events(self) -> None:
+        """Too much has happened to be told piece by piece: all who watch start again from a snapshot."""
+        self._events.clear()
+        self.revision += 1
 
     def events_after(self, revision: int) -> list[AdapterEvent] | None:
         """None when some of them are kept no more."""
@@ -211,15 +259,7 @@ class AdapterCatalog:
         if name not in self._registry:
             return
         usage = self._usage.get(name, AdapterUsage())
-        waited = metrics.scheduled_ts - metrics.queued_ts if metrics.scheduled_ts else 0.0
-        self._usage[name] = AdapterUsage(
-            num_requests=usage.num_requests + 1,
-            num_prompt_tokens=usage.num_prompt_tokens + num_prompt_tokens,
-            num_cached_tokens=usage.num_cached_tokens + num_cached_tokens,
-            num_generated_tokens=usage.num_generated_tokens + metrics.num_generation_tokens,
-            queue_seconds=usage.queue_seconds + max(waited, 0.0),
-            last_used=time.time(),
-        )
+        self._usage[name] = usage.plus(num_prompt_tokens, num_cached_tokens, metrics)
 
     # What is known.
 
@@ -262,6 +302,8 @@ class AdapterCatalog:
             versions=self._versions(adapter.name),
             usage=self._usage.get(adapter.name, AdapterUsage()),
             num_copies=state.num_copies,
+            num_copied_bytes=state.num_copied_pages * table.page_bytes,
+            copy_seconds=state.copy_seconds,
             invocation_tokens=table.invocation_tokens,
         )
 

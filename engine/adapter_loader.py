@@ -23,7 +23,7 @@ from blora.adapters import (
     report_of,
 )
 
-from .adapter_source import resolve_adapter
+from .adapter_tokenizers import AdapterTokenizers
 from .adapter_watch import look_into
 from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
@@ -39,6 +39,9 @@ from .frames import (
     ToLoader,
 )
 from .sealed_memory import seal
+from .tokenizer import load_tokenizer
+
+WORST_TO_LOSE = "1000"  # where memory runs out the kernel ends this process first
 
 
 def serve(channel: Channel[ToLoader]) -> None:
@@ -57,15 +60,20 @@ def serve(channel: Channel[ToLoader]) -> None:
 
 
 def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None = None) -> None:
+    folder, base = unpacked or Path(order.path), _base_weights(order.model)
     try:
-        folder = unpacked or _folder(order)
-        checkpoint = read_checkpoint(folder, order.targets, _roots(order), _base_weights(order.model))
+        checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_weights)
+        if not checkpoint.text.is_empty:
+            _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text)
         image = pack(checkpoint, order.dtype, order.page_bytes)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
         return
     except AdapterTooLarge as error:
         channel.send(AdapterUnreadable([str(error)]))
+        return
+    except MemoryError:
+        channel.send(AdapterUnreadable(["there is not enough memory to read it"]))
         return
     descriptor = seal(image.pages)
     report = replace(report_of(checkpoint, image.table), path=order.path)
@@ -89,18 +97,11 @@ def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> 
 
 
 def _inspect(order: ReadAdapter) -> AdapterReport:
-    try:
-        folder = _folder(order)
-    except AdapterRejected as error:
-        return AdapterReport(order.path, error.problems)
-    return inspect_adapter(
-        folder, order.targets, order.dtype, order.page_bytes, _roots(order), _base_weights(order.model)
+    folder, base = Path(order.path), _base_weights(order.model)
+    report = inspect_adapter(
+        folder, order.targets, order.dtype, order.page_bytes, _roots(order), base, order.max_weights
     )
-
-
-def _folder(order: ReadAdapter) -> Path:
-    """A hub id is only looked for where any place is allowed."""
-    return resolve_adapter(order.path) if order.roots is None else Path(order.path)
+    return report if report.text.is_empty else _tokenizers(order.model, order.vocab_size).check_report(report)
 
 
 def _roots(order: ReadAdapter) -> list[Path] | None:
@@ -112,8 +113,15 @@ def _base_weights(model: str) -> BaseWeights:
     return BaseWeights(Path(model))
 
 
+@cache
+def _tokenizers(model: str, vocab_size: int) -> AdapterTokenizers:
+    return AdapterTokenizers(load_tokenizer(Path(model)), vocab_size)
+
+
 def main() -> None:
     os.nice(19)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(WORST_TO_LOSE)
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,20 @@
 """AdapterReader: the front end's side of the adapter loader child. Reads nothing itself."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
 
+from .adapter_hub import AdapterHub
+from .adapter_source import is_hub_id
 from .adapter_upload import IncomingAdapter
 from .channel import ChannelClosed, Child, start_child
-from .errors import EngineUnavailable
+from .errors import EngineUnavailable, QueueFull
 from .frames import (
     AdapterInspected,
     AdapterRead,
@@ -24,8 +27,12 @@ from .frames import (
     ReadUploaded,
     ToLoader,
 )
+from .validator import Facts
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
+MAX_WAITING = 256  # orders
+DOWNLOAD_ROOM = 4  # times the arena: a file in float32 beside a table that is not loaded
+LEAST_DOWNLOAD = 64 << 20  # bytes of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,43 +44,72 @@ class PackedAdapter:
     descriptor: int  # of the sealed image; whoever has it closes it
 
 
-class AdapterReader:
-    """Reads for one model. One order at a time; a loader that dies or hangs over a file is replaced."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a client may have adapters read."""
 
-    def __init__(self, model: Path, targets: Sequence[TargetModule], dtype: str, page_bytes: int) -> None:
+    roots: Sequence[str] | None  # folders that they must lie in; None allows any
+    is_hub_allowed: bool
+
+
+ANYWHERE = Place(None, is_hub_allowed=True)
+
+
+class AdapterReader:
+    """Reads for one model. One order at a time; a loader that dies or hangs over a file is replaced.
+
+    What is cancelled before its turn is never begun. Later the loader's answer is awaited and dropped: it would be
+    taken for that of the next order, and another loader takes longer to start.
+    """
+
+    def __init__(self, model: Path, targets: Sequence[TargetModule], dtype: str, page_bytes: int, facts: Facts) -> None:
         """model: folder or .gguf file. targets: its modules that LoRA can land on. dtype, page_bytes: of the images."""
         self._model, self._targets = str(model), list(targets)
-        self._dtype, self._page_bytes = dtype, page_bytes
+        self._dtype, self._page_bytes, self._vocab_size = dtype, page_bytes, facts.vocab_size
+        self._arena_bytes = facts.num_pages * page_bytes
+        self._hub = AdapterHub(max(DOWNLOAD_ROOM * self._arena_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
+        self._num_orders = 0
         self._is_closed = False
 
-    async def read(self, path: str, roots: Sequence[str] | None) -> PackedAdapter:
-        """roots: folders that it must lie in; None allows any place. Raises AdapterRejected, EngineUnavailable."""
-        packed: PackedAdapter = await self._ask(path, self._order(path, roots))
-        return packed
+    async def read(self, path: str, place: Place) -> PackedAdapter:
+        """Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        order = await self._locate(path, place)
+        packed: PackedAdapter = await self._ask(lambda: self._exchange(path, order))
+        return replace(packed, report=replace(packed.report, path=path))
 
     async def read_uploaded(self, path: str, incoming: IncomingAdapter) -> PackedAdapter:
-        """path: what it is called. Raises AdapterRejected, EngineUnavailable."""
-        files = [(file.name, file.num_bytes) for file in incoming.files]
-        # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
-        with TemporaryDirectory(prefix="blora-upload-") as folder:
-            order = ReadUploaded(self._order(path, None), files, folder)
-            packed: PackedAdapter = await self._ask(path, order, incoming.descriptor)
+        """path: what it is called. Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        # A descriptor of our own: one who is cancelled closes `incoming`.
+        packed: PackedAdapter = await self._ask(
+            lambda: self._exchange_uploaded(path, incoming, os.dup(incoming.descriptor))
+        )
         return packed
 
     async def look_into(self, folder: str) -> dict[str, str]:
-        """As `adapter_watch.look_into`. Raises AdapterRejected for a folder that cannot be read, EngineUnavailable."""
-        adapters: dict[str, str] = await self._ask(folder, LookInto(folder))
+        """As `adapter_watch.look_into`. Raises AdapterRejected for a folder that cannot be read, QueueFull,
+        EngineUnavailable."""
+        adapters: dict[str, str] = await self._ask(lambda: self._exchange(folder, LookInto(folder)))
         return adapters
 
-    async def inspect(self, path: str, roots: Sequence[str] | None) -> AdapterReport:
-        """What reading it would come to. Raises EngineUnavailable."""
+    async def inspect(self, path: str, place: Place) -> AdapterReport:
+        """What reading it would come to. Raises QueueFull, EngineUnavailable."""
         try:
-            report: AdapterReport = await self._ask(path, InspectAdapter(self._order(path, roots)))
-        except AdapterRejected as error:  # reading it took too long, or ended the loader
+            order = InspectAdapter(await self._locate(path, place))
+            report: AdapterReport = await self._ask(lambda: self._exchange(path, order))
+        except AdapterRejected as error:  # it is not on the hub; reading it took too long, or ended the loader
             return AdapterReport(path, error.problems)
-        return report
+        return replace(report, path=path)
+
+    async def _locate(self, path: str, place: Place) -> ReadAdapter:
+        """An order to read what a client has named."""
+        if not place.is_hub_allowed or not is_hub_id(path):
+            return self._order(path, place.roots)
+        folder = await self._hub.locate(path)
+        if folder == path or place.roots is None:
+            return self._order(folder, place.roots)
+        return self._order(folder, [str(Path(folder).parents[1])])  # the hub's cache links within a repository
 
     def _order(self, path: str, roots: Sequence[str] | None) -> ReadAdapter:
         return ReadAdapter(
@@ -82,32 +118,59 @@ class AdapterReader:
             targets=self._targets,
             dtype=self._dtype,
             page_bytes=self._page_bytes,
+            max_weights=self._arena_bytes // (4 if self._dtype == "float32" else 2),
+            vocab_size=self._vocab_size,
             model=self._model,
         )
 
-    async def _ask(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
-        async with self._turn:
-            if self._is_closed:
-                raise EngineUnavailable("the engine was shut down")
-            try:
-                return await asyncio.wait_for(self._answer(path, order, descriptor), READ_TIMEOUT)
-            except TimeoutError:
-                problem = f"reading it took more than {READ_TIMEOUT:g} s"
-            except ChannelClosed:
-                problem = "the loader ended while reading it"
-            except asyncio.CancelledError:
-                await self.stop()  # its answer would be taken for that of the next order
-                raise
-            await self.stop()
-            if self._is_closed:
-                raise EngineUnavailable("the engine was shut down")
-            raise AdapterRejected(path, [problem])
+    async def _ask(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """work: begins an exchange with the loader."""
+        if self._num_orders >= MAX_WAITING:
+            raise QueueFull(f"{self._num_orders} adapters wait to be read, at most {MAX_WAITING}")
+        self._num_orders += 1
+        try:
+            await self._turn.acquire()
+            exchange = asyncio.create_task(work())
+            exchange.add_done_callback(lambda _: self._turn.release())
+        finally:
+            self._num_orders -= 1
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            exchange.add_done_callback(_drop)
+            raise
+
+    async def _exchange_uploaded(self, path: str, incoming: IncomingAdapter, descriptor: int) -> Any:
+        """Closes the descriptor."""
+        files = [(file.name, file.num_bytes) for file in incoming.files]
+        try:
+            # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
+            with TemporaryDirectory(prefix="blora-upload-") as folder:
+                return await self._exchange(path, ReadUploaded(self._order(path, None), files, folder), descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def _exchange(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
+        if self._is_closed:
+            raise EngineUnavailable("the engine was shut down")
+        try:
+            return await asyncio.wait_for(self._answer(path, order, descriptor), READ_TIMEOUT)
+        except TimeoutError:
+            problem = f"reading it took more than {READ_TIMEOUT:g} s"
+        except ChannelClosed:
+            problem = "the loader ended while reading it"
+        await self.stop()
+        if self._is_closed:
+            raise EngineUnavailable("the engine was shut down")
+        raise AdapterRejected(path, [problem])
 
     async def _answer(self, path: str, order: ToLoader, descriptor: int | None) -> Any:
         if self._child is not None and self._child.process.returncode is not None:
             await self.stop()  # it ended while it was idle: no fault of this adapter's
         if self._child is None:
             self._child = await start_child("blora.engine.adapter_loader", FromLoader)
+            if self._is_closed:  # while it started
+                raise ChannelClosed
         if descriptor is None:
             self._child.send(order)
         else:
@@ -125,9 +188,16 @@ class AdapterReader:
     async def close(self) -> None:
         """Stops for good: loads that are under way or queued end with EngineUnavailable."""
         self._is_closed = True
+        await self._hub.close()
         await self.stop()
 
     async def stop(self) -> None:
         child, self._child = self._child, None
         if child is not None:
             await child.stop(0)
+
+
+def _drop(exchange: "asyncio.Task[Any]") -> None:
+    """Of an answer that nobody takes."""
+    if not exchange.cancelled() and exchange.exception() is None and isinstance(exchange.result(), PackedAdapter):
+        os.close(exchange.result().descriptor)

@@ -12,7 +12,7 @@ def resolve_adapter(path: str) -> Path:
     """A folder as it is; what looks like a hub id is downloaded. Raises AdapterRejected when it is neither."""
     folder = Path(path)
     try:
-        if not _is_hub_id(path) or folder.exists():
+        if not is_hub_id(path) or folder.exists():
             return folder
     except (OSError, ValueError) as error:
         raise AdapterRejected(path[:80], ["is not a usable path"]) from error
@@ -25,5 +25,6 @@ def resolve_adapter(path: str) -> Path:
         raise AdapterRejected(path, [f"is neither a folder nor to be had from the hub: {error}"]) from error
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
+    """Whether it looks like one; a folder may have such a name, too."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))

@@ -1,6 +1,7 @@
 """AdapterTokenizers: which tokenizer a request uses: the model's, or that with what an adapter's folder brings.
 
-A folder's added tokens, special tokens and chat template are taken; its vocabulary has to be the model's.
+A folder's added tokens, special tokens and chat template are taken; its vocabulary has to be the model's. What is in
+them may be a stranger's: its template is judged once, by `judge`, where nobody waits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,12 @@ from dataclasses import replace
 
 from blora.adapters import AdapterRejected, AdapterReport, AdapterText, AddedToken
 
+from .chat_template import check_template
 from .errors import InvalidRequest
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, num_prepared_characters
 
-MAX_EXTENDED = 64  # different additions at a time: each is a copy of the model's tokenizer, some 10 to 30 MB
+MAX_EXTENDED = 64  # different additions at a time: of long tokens each takes some MB
+MAX_PREPARED = 200_000  # characters of added tokens: a fifth of a second
 
 
 class AdapterTokenizers:
@@ -22,17 +25,28 @@ class AdapterTokenizers:
         self._base_tokens = base.added_token_contents()
         self._own: dict[str, Tokenizer] = {}  # by digest, of adapters that add or replace anything
 
+    def judge(self, path: str, text: AdapterText) -> tuple[str, ...]:
+        """Returns the warnings that `add` would. Raises AdapterRejected for what it would refuse, and for a template
+        that would hold everybody up: it may take seconds to find that out."""
+        tokenizer, warnings = self._make(path, text)
+        if tokenizer.chat_template is not None and tokenizer.chat_template != self.base.chat_template:
+            try:
+                check_template(tokenizer.chat_template)
+            except ValueError as error:
+                raise AdapterRejected(path, [str(error)]) from error
+        return warnings
+
     def add(self, path: str, digest: str, text: AdapterText) -> tuple[str, ...]:
-        """Takes in an adapter's text; returns warnings. Raises AdapterRejected with everything that cannot be used."""
+        """Takes in a text that was judged; returns warnings. Raises AdapterRejected where its tokens cannot be used."""
         tokenizer, warnings = self._make(path, text)
         if tokenizer is not self.base:
             self._own[digest] = tokenizer
         return warnings
 
     def check_report(self, report: AdapterReport) -> AdapterReport:
-        """A report that tells of the text, too, what `add` would."""
+        """A report that tells of the text, too, what `judge` does."""
         try:
-            _, warnings = self._make(report.path, report.text)
+            warnings = self.judge(report.path, report.text)
         except AdapterRejected as error:
             return replace(report, problems=(*report.problems, *error.problems))
         return replace(report, warnings=(*report.warnings, *warnings))
@@ -72,6 +86,10 @@ class AdapterTokenizers:
     def _derive(
         self, path: str, tokens: tuple[AddedToken, ...], special_tokens: Mapping[str, str], template: str | None
     ) -> Tokenizer:
+        num_prepared = num_prepared_characters(tokens)
+        if num_prepared > MAX_PREPARED:
+            problem = f"its added tokens take {num_prepared} characters of preparation, at most {MAX_PREPARED}"
+            raise AdapterRejected(path, [problem])
         extended = {known.added_tokens: known for known in self._own.values() if known.added_tokens}
         if tokens and tokens not in extended and len(extended) >= MAX_EXTENDED:
             raise AdapterRejected(path, [f"its added tokens differ from those of {MAX_EXTENDED} others, the most kept"])

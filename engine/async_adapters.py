@@ -6,23 +6,27 @@ Knows no request: whether work may begin, and that requests be aborted, it asks 
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 
 from .adapter_catalog import AdapterCatalog
-from .adapter_reader import AdapterReader, PackedAdapter
+from .adapter_reader import ANYWHERE, AdapterReader, PackedAdapter, Place
+from .adapter_source import is_hub_id
 from .adapter_upload import IncomingAdapter, UploadedFile
 from .channel import Child
 from .engine_connection import EngineConnection
 from .errors import QueueFull
 from .folder_follower import FolderFollower
-from .frames import FromEngine, GetState, LoadAdapter, PinAdapter, StateReply, UnloadAdapter, WarmAdapter
+from .frames import FromEngine, GetState, LoadAdapter, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 
+logger = logging.getLogger(__name__)
 MAX_UPLOADS = 4  # at once: each may hold AdapterSources.upload_bytes of memory
 UPLOAD_TIMEOUT = 600.0  # seconds
 
@@ -31,7 +35,8 @@ UPLOAD_TIMEOUT = 600.0  # seconds
 class AdapterSources:
     """Where adapters may come from while the engine runs."""
 
-    roots: Sequence[str] | None  # folders that loaded ones must lie in; None allows any
+    roots: Sequence[str] | None  # folders that loaded ones must lie in; None allows any, and the hub
+    is_hub_allowed: bool
     upload_bytes: int  # of an uploaded one, at most; 0 takes none
     watched: str | None  # a folder each of whose subfolders is an adapter
     watch_interval: float  # seconds
@@ -71,7 +76,7 @@ class AsyncAdapters:
         if folder is not None:
             self._follower = FolderFollower(
                 look=lambda: self._reader.look_into(folder),
-                load=lambda name: self._load(name, Path(folder) / name, [folder]),
+                load=lambda name: self._load(name, Path(folder) / name, Place([folder], is_hub_allowed=False)),
                 unload=self.unload,
             )
             self._follower.start(self._sources.watch_interval)
@@ -86,10 +91,29 @@ class AsyncAdapters:
         for digest, descriptor in list(self._images.items()):
             await engine.send_with(LoadAdapter(self._catalog.table_of(digest)), descriptor)
         for digest in filter(self._catalog.is_pinned, self._images):
-            engine.send(PinAdapter(self._connection.next_call_id(), digest, True))
+            call_id = self._connection.next_call_id()
+            engine.send(PinAdapter(call_id, digest, True))
+            self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
+
+    def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
+        if reply.cancelled() or reply.exception() is not None or reply.result().is_done:
+            return
+        names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
+        logger.warning("there is no room any more to pin %s: the pin ends", names)
+        self._catalog.drop_pins(digest)
+        self.wake_watchers()
+
+    def lose_engine(self) -> None:
+        """An engine that is gone has freed everything."""
+        self._catalog.break_off_events()
+        self.forget_unpublished()
+
+    def note_residency(self, changes: Mapping[str, bool]) -> None:
+        self._catalog.note_residency(changes)
+        self.wake_watchers()
 
     def forget_unpublished(self) -> None:
-        """An engine that is gone has freed everything; what no name means is not loaded again."""
+        """What no name means is not loaded again."""
         for digest in [digest for digest in self._images if not self._catalog.is_published(digest)]:
             self.forget(digest)
 
@@ -106,11 +130,11 @@ class AsyncAdapters:
     # They come.
 
     async def load(self, name: str, path: str | Path, *, pinned: bool) -> AdapterInfo:
-        return await self._report(name, await self._load(name, path, self._allowed_roots(path)), pinned)
+        return await self._report(name, await self._load(name, path, self._allowed_place(path)), pinned)
 
     async def load_from_anywhere(self, name: str, path: str | Path) -> None:
         """For whoever started the engine: roots limit those who come later."""
-        await self._load(name, path, roots=None)
+        await self._load(name, path, ANYWHERE)
 
     async def upload(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool
@@ -147,23 +171,25 @@ class AsyncAdapters:
         return replace(info, report=report)
 
     async def inspect(self, path: str | Path) -> AdapterReport:
-        roots = self._allowed_roots(path)
         self._check_can_read(path)
-        return self._catalog.check_report(await self._reader.inspect(str(path), roots))
+        return self._catalog.check_room(await self._reader.inspect(str(path), self._allowed_place(path)))
 
-    def _allowed_roots(self, path: str | Path) -> Sequence[str] | None:
-        if self._sources.roots is not None and not self._sources.roots:
+    def _allowed_place(self, path: str | Path) -> Place:
+        roots, is_hub_allowed = self._sources.roots, self._sources.is_hub_allowed
+        if roots is None:
+            return ANYWHERE
+        if not roots and not (is_hub_allowed and is_hub_id(str(path))):
             raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
-        return self._sources.roots
+        return Place(roots, is_hub_allowed)
 
     def _check_can_read(self, path: str | Path) -> None:
         self._catalog.check_path(path)
         self._connection.check_open()
 
-    async def _load(self, name: str, path: str | Path, roots: Sequence[str] | None) -> AdapterReport:
+    async def _load(self, name: str, path: str | Path, place: Place) -> AdapterReport:
         self._catalog.check_name(name)
         self._check_can_read(path)
-        return await self._take_in(name, str(path), await self._reader.read(str(path), roots))
+        return await self._take_in(name, str(path), await self._reader.read(str(path), place))
 
     async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
         table, descriptor = packed.table, packed.descriptor
@@ -245,6 +271,9 @@ class AsyncAdapters:
             with contextlib.suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
                 self._catalog.set_pinned(name, False)
             raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+        with contextlib.suppress(AdapterNotFound):
+            self._catalog.note_pin(name)
+            self.wake_watchers()
         if not self._catalog.is_pinned(digest) and self._catalog.is_published(digest):
             self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
         return await self.get(name)

@@ -52,9 +52,10 @@ class AsyncLLM:
     """vLLM's AsyncLLM in shape. Use as `async with AsyncLLM(model) as llm`, or call start() and shutdown().
 
     adapters: name -> PEFT folder or hub id, loaded at start. adapter_roots: folders that adapters loaded later must lie
-    in; None allows any. adapter_upload_bytes: of an uploaded one, at most; 0 takes none. adapter_watch:
-    a folder each of whose subfolders is loaded under its name, again when it changes, and unloaded when it goes; looked
-    into every adapter_watch_interval seconds. Other options are those of EngineConfig.
+    in; None allows any, and hub ids; adapter_hub allows these beside roots. adapter_upload_bytes: of an uploaded one,
+    at most; 0 takes none. adapter_watch: a folder each of whose subfolders is loaded under its name, again when it
+    changes, and unloaded when it goes; looked into every adapter_watch_interval seconds. Other options are those of
+    EngineConfig.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class AsyncLLM:
         *,
         adapters: Mapping[str, str | Path] | None = None,
         adapter_roots: Sequence[str | Path] | None = None,
+        adapter_hub: bool = False,
         adapter_upload_bytes: int = 0,
         adapter_watch: str | Path | None = None,
         adapter_watch_interval: float = 2.0,
@@ -72,7 +74,7 @@ class AsyncLLM:
         self._start_adapters = adapter_paths(adapters)
         roots = None if adapter_roots is None else [checked_folder("adapter_roots", root) for root in adapter_roots]
         watched = None if adapter_watch is None else checked_folder("adapter_watch", adapter_watch)
-        self._sources = AdapterSources(roots, adapter_upload_bytes, watched, adapter_watch_interval)
+        self._sources = AdapterSources(roots, adapter_hub, adapter_upload_bytes, watched, adapter_watch_interval)
         self._connection = EngineConnection()
         self._supervisor = EngineSupervisor(
             self._connection,
@@ -121,7 +123,7 @@ class AsyncLLM:
             adapters = self._adapters_or_none = AsyncAdapters(
                 front_end.adapters,
                 self._connection,
-                AdapterReader(model, targets, ready.dtype, ready.page_bytes),
+                AdapterReader(model, targets, ready.dtype, ready.page_bytes, ready.facts),
                 self._sources,
                 self._check_can_begin,
                 self._abort_users,
@@ -141,13 +143,16 @@ class AsyncLLM:
         for reader in list(self._readers.values()):
             self._front_end.outputs.remove(reader.user)
             reader.grown.set()
-        self._adapters.forget_unpublished()
+        self._adapters.lose_engine()
 
     async def _equip_engine(self, engine: Child[FromEngine]) -> None:
         await self._adapters.give_all(engine)
 
     async def drain(self) -> None:
-        """Refuses new requests with EngineUnavailable and waits until those that run are finished."""
+        """Refuses new requests with EngineUnavailable and waits until those that run are finished. Raises
+        EngineUnavailable, and changes nothing, before start() has come to its end."""
+        if not self._is_started:
+            raise self._connection.unavailable()
         self._is_draining = True
         self._tell_serving()
         await self._idle.wait()
@@ -339,6 +344,8 @@ class AsyncLLM:
             self._readers[user].grown.set()
         for digest in updates.unloaded:
             self._adapters.forget(digest)
+        if updates.residency:
+            self._adapters.note_residency(updates.residency)
 
     # Adapters.
 
@@ -403,7 +410,7 @@ class AsyncLLM:
 
     async def get_info(self) -> EngineInfo:
         state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))
-        facts = self._ready.facts
+        facts, usage = self._ready.facts, self._front_end.usage
         return EngineInfo(
             model=self._config.model,
             dtype=self._ready.dtype,
@@ -417,6 +424,9 @@ class AsyncLLM:
             num_waiting=state.num_waiting,
             version=version("blora"),
             **asdict(state.counts),
+            num_requests=usage.num_requests,
+            num_generated_tokens=usage.num_generated_tokens,
+            queue_seconds=usage.queue_seconds,
         )
 
     async def chat(

@@ -88,7 +88,7 @@ def receive_descriptor(descriptors: socket.socket) -> int:
     return received[0]
 
 
-@dataclass
+@dataclass(eq=False)
 class Child(Generic[Incoming]):
     """The parent's side of a child process, for asyncio."""
 

@@ -1,9 +1,10 @@
 """Chat templates: programs of a model or an adapter that make a text of a conversation. Runs them, in a sandbox.
 
 A template can be a stranger's, and all requests wait while it runs: it is stopped when it takes too long, and
-when it makes too much.
+when it makes too much. Before, where nobody waits, `check_template` finds out what it takes to prepare.
 """
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -18,23 +19,42 @@ from jinja2.parser import Parser
 
 from .template_sandbox import TemplateSandbox, budget
 
-MAX_SECONDS = 1.0  # of this thread's work; a long conversation takes some milliseconds
-MAX_COMPILE_SECONDS = 2.0  # 20 KB, more than any model's, take 0.6 s
+logger = logging.getLogger(__name__)
+MAX_SECONDS = 1.0  # of this thread's work; a thousand messages take a tenth
+SECONDS_AT_LEAST, SECONDS_PER_MESSAGE = 0.1, 0.01  # a short conversation may take no longer than that
+MAX_COMPILE_SECONDS = 0.2  # 20 KB, more than any model's, take 0.1 s
+MAX_CHECK_SECONDS = 2.0  # several times as long, because the clock is looked at
 TEMPLATE_CODE = "<template>"  # what Jinja calls the file of compiled code
+GREETING = ({"role": "user", "content": "Hello."},)
 
 
 def check_template(source: str) -> None:
-    """Raises ValueError for what is no program, or takes too long to become one."""
+    """Raises ValueError for what is no program, takes too long to become one, or does not end when it is greeted. May
+    take seconds of work to find out."""
     try:
+        with _stopped_after(MAX_CHECK_SECONDS), budget():
+            _compile.__wrapped__(source)
+        started = time.thread_time()
         _compile(source)
+        seconds = time.thread_time() - started
     except Exception as error:  # of Jinja's parser or Python's, which limits how deep blocks may stand in each other
         raise ValueError(f"the chat template is not valid: {error}") from error
+    if seconds > MAX_COMPILE_SECONDS:
+        raise ValueError(f"the chat template takes more than {MAX_COMPILE_SECONDS:g} s to prepare")
+    try:
+        render_template(source, messages=GREETING, tools=None, documents=None, add_generation_prompt=True)
+    except (TimeoutError, MemoryError) as error:
+        raise ValueError(f"the chat template does not come to its end: {error}") from error
+    except Exception:  # it may want more of a conversation
+        logger.debug("a chat template refuses a greeting", exc_info=True)
 
 
 def render_template(source: str, /, **variables: Any) -> str:
-    """Raises whatever the program raises, and TimeoutError, and MemoryError for more than `budget` allows."""
+    """Raises whatever the program raises, and TimeoutError, and MemoryError for more than `budget` allows. A stranger's
+    program has to be checked before."""
     template = _compile(source)
-    with _stopped_after(MAX_SECONDS), budget():
+    seconds = min(SECONDS_AT_LEAST + SECONDS_PER_MESSAGE * len(variables.get("messages", ())), MAX_SECONDS)
+    with _stopped_after(seconds), budget():
         return str(template.render(**variables))
 
 
@@ -64,7 +84,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
 def _compile(template: str) -> Any:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     sandbox = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    with _stopped_after(MAX_COMPILE_SECONDS), budget():
+    with budget():
         return sandbox.from_string(template)
 
 

@@ -59,17 +59,16 @@ def check_distinct(identities: Sequence[object], requests: Sequence[LoRARequest]
             raise InvalidRequest("lora_request", f"{requests[index].lora_name!r:.140} is an adapter named before")
 
 
-def check_together(requests: Sequence[LoRARequest], tables: Sequence[ImageTable]) -> None:
-    """Raises InvalidRequest for adapters whose changes cannot be summed."""
-    for request, table in zip(requests, tables, strict=True):
-        if table.invocation_tokens and len(requests) > 1:
-            name = f"{request.lora_name!r:.140}"
-            raise InvalidRequest("lora_request", f"{name} is an activated LoRA (aLoRA), which takes no partner")
-        if table.is_exclusive and (len(requests) > 1 or request.lora_scale != 1):
-            name = f"{request.lora_name!r:.140}"
-            raise InvalidRequest(
-                "lora_request", f"{name} is no sum (DoRA or trained rows), and takes no scale and no partner"
-            )
+def check_partners(request: LoRARequest, table: ImageTable, num_adapters: int) -> None:
+    """Raises InvalidRequest for an adapter that cannot be summed with others, or scaled. num_adapters: of the request,
+    this one included."""
+    name = f"{request.lora_name!r:.140}"
+    if table.invocation_tokens and num_adapters > 1:
+        raise InvalidRequest("lora_request", f"{name} is an activated LoRA (aLoRA), which takes no partner")
+    if table.is_exclusive and (num_adapters > 1 or request.lora_scale != 1):
+        raise InvalidRequest(
+            "lora_request", f"{name} is no sum (DoRA or trained rows), and takes no scale and no partner"
+        )
 
 
 def find_activation(tables: Sequence[ImageTable], prompt: Sequence[int]) -> int:

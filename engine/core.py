@@ -113,6 +113,10 @@ class EngineCore:
         gone, self._unloaded = self._unloaded, []
         return gone
 
+    def take_residency_changes(self) -> dict[str, bool]:
+        """See AdapterResidency.take_changes."""
+        return self._residency.take_changes()
+
     def pin_adapter(self, digest: str) -> bool:
         """Makes an adapter resident for good; False when there is no room for it beside what was accepted."""
         return self.scheduler.pin(digest)
@@ -126,11 +130,14 @@ class EngineCore:
 
     def adapter_state(self, digest: str) -> AdapterState:
         residency = self._residency
+        copied = residency.copy_counts(digest)
         return AdapterState(
             is_resident=residency.is_resident(digest),
             is_pinned=residency.is_pinned(digest),
             num_requests=residency.num_requests(digest),
-            num_copies=residency.num_copies(digest),
+            num_copies=copied.num_copies,
+            num_copied_pages=copied.num_pages,
+            copy_seconds=copied.seconds,
         )
 
     @property

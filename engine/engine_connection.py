@@ -73,12 +73,15 @@ class EngineConnection:
         """Sends a message, made of a call id, that the engine answers."""
         call_id = self.next_call_id()
         self.send(message(call_id))
-        call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[call_id] = call
+        return self.expect(call_id)
+
+    def expect(self, call_id: int) -> "asyncio.Future[Any]":
+        """The answer to a message that was sent with this id."""
+        call = self._calls[call_id] = asyncio.get_running_loop().create_future()
         return call
 
     def next_call_id(self) -> int:
-        """For a message whose answer nobody waits for."""
+        """For a message whose answer nobody waits for, or that is sent to a child before it is attached: `expect`."""
         self._num_calls += 1
         return self._num_calls
 

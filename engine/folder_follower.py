@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from .adapter_watch import AdapterWatch
-from .errors import AdapterError, AdapterNotFound, AdapterRejected, EngineUnavailable
+from .errors import AdapterError, AdapterNotFound, AdapterRejected, EngineUnavailable, QueueFull
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class FolderFollower:
                     self._run_beside(self._take_away(name))
                 for name in changes.to_load:
                     await self._take_in(name)
-            except (AdapterRejected, EngineUnavailable) as error:  # what was loaded stays
+            except (AdapterRejected, EngineUnavailable, QueueFull) as error:  # what was loaded stays
                 logger.warning("the watched folder cannot be followed now: %s", error)
             await asyncio.sleep(interval)
 
@@ -57,7 +57,7 @@ class FolderFollower:
             logger.info("adapter %s is loaded from the watched folder", name)
         except AdapterError as error:
             logger.warning("the watched adapter %s is tried again when it changes: %s", name, error)
-        except EngineUnavailable:
+        except (EngineUnavailable, QueueFull):
             self._watch.retry(name)
             raise
         except Exception:  # a fault of ours that this folder has found: the others are followed all the same

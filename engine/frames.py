@@ -1,4 +1,4 @@
-"""The messages between the front end, the engine process and the adapter loader. Fixed schemas, no code."""
+"""The messages between the front end, the engine process, the adapter loader and downloads. Fixed schemas, no code."""
 
 import msgspec
 
@@ -99,6 +99,7 @@ class Updates(Frame, frozen=True):
 
     rows: list[RowUpdate]
     unloaded: list[str]  # digests of adapters that are gone
+    residency: dict[str, bool]  # digest -> whether it is resident now, of adapters for which that has changed
 
 
 class PinReply(Frame, frozen=True):
@@ -129,7 +130,9 @@ class ReadAdapter(Frame, frozen=True):
     targets: list[TargetModule]
     dtype: str
     page_bytes: int
-    model: str  # folder or .gguf file, for adapters that are defined by the base model's weights
+    max_weights: int  # that fit into the arena: an adapter of more is not even read
+    vocab_size: int  # width of the logits
+    model: str  # folder or .gguf file, for its tokenizer, and for adapters that are defined by its weights
 
 
 class InspectAdapter(Frame, frozen=True):
@@ -175,3 +178,18 @@ class FolderSeen(Frame, frozen=True):
 
 
 FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected | FolderSeen
+
+
+# Front end -> download and back.
+
+
+class LocateAdapter(Frame, frozen=True):
+    path: str  # a hub id
+    max_file_bytes: int
+
+
+class AdapterLocated(Frame, frozen=True):
+    folder: str
+
+
+FromDownload = AdapterLocated | AdapterUnreadable

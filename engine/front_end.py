@@ -13,12 +13,12 @@ from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
 from .batch import Call, Prompt
-from .composition import Adapter, check_distinct, check_together, find_activation, read_adapters
+from .composition import Adapter, check_distinct, check_partners, find_activation, read_adapters
 from .config import EngineConfig
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
-from .outputs import LoRARequest
+from .outputs import AdapterUsage, LoRARequest
 from .tokenizer import Message, Tokenizer
 from .validator import (
     Facts,
@@ -74,6 +74,7 @@ class FrontEnd:
         self.facts = facts
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
         self.outputs = OutputProcessor(self._count)
+        self.usage = AdapterUsage()  # of all requests, those for the base model too
         self._config = config
         self._seeds = random.Random(config.seed)  # None seeds from the system
         self._next_id = 0
@@ -99,15 +100,23 @@ class FrontEnd:
         return checked
 
     def _check_adapters(self, adapter: Adapter) -> tuple[LoRARequest, ...]:
-        """Only None is the base model. What has no path to load from has to be loaded."""
+        """Only None is the base model. What has no path to load from has to be loaded, and what is loaded has to go
+        with the others before these are."""
         requests = read_adapters(adapter)
+        digests: dict[LoRARequest, str] = {}  # of what is loaded
         for request in requests:
             if not self.adapters.is_to_load(request):
-                self.adapters.resolve(request.lora_name)
+                digests[request] = self.adapters.resolve(request.lora_name)
             else:
                 self.adapters.check_name(request.lora_name)
                 self.adapters.check_path(request.lora_path)
+        self._check_sum(digests, len(requests))
         return requests
+
+    def _check_sum(self, digests: Mapping[LoRARequest, str], num_adapters: int) -> None:
+        check_distinct(list(digests.values()), list(digests))
+        for request, digest in digests.items():
+            check_partners(request, self.adapters.table_of(digest), num_adapters)
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
         """What has to be loaded before these calls can be prepared, each name once."""
@@ -173,6 +182,7 @@ class FrontEnd:
         return Prepared(user, requests)
 
     def _count(self, user: UserRequest) -> None:
+        self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, _ in user.adapters:
             self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
 
@@ -238,8 +248,7 @@ class FrontEnd:
 
     def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
         """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""
-        digests = [self.adapters.resolve(request.lora_name) for request in requests]
-        check_distinct(digests, requests)
-        check_together(requests, [self.adapters.table_of(digest) for digest in digests])
+        digests = {request: self.adapters.resolve(request.lora_name) for request in requests}
+        self._check_sum(digests, len(requests))
         # -0.0 becomes 0.0: equal scales are equal bits.
-        return tuple((digest, float(use.lora_scale) + 0.0) for digest, use in zip(digests, requests, strict=True))
+        return tuple((digest, float(use.lora_scale) + 0.0) for use, digest in digests.items())

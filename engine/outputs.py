@@ -3,6 +3,7 @@
 The shapes and names are vLLM's where vLLM has them. Pure data: no torch, no wire.
 """
 
+import time
 from dataclasses import dataclass, field
 
 from blora.adapters.report import AdapterReport
@@ -117,6 +118,18 @@ class AdapterUsage:
     queue_seconds: float = 0.0  # from accepted to first scheduled
     last_used: float = 0.0  # time.time() of the last end; 0 is never
 
+    def plus(self, num_prompt_tokens: int, num_cached_tokens: int, metrics: RequestMetrics) -> "AdapterUsage":
+        """With one more request, which has just ended."""
+        waited = metrics.scheduled_ts - metrics.queued_ts if metrics.scheduled_ts else 0.0
+        return AdapterUsage(
+            num_requests=self.num_requests + 1,
+            num_prompt_tokens=self.num_prompt_tokens + num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens + num_cached_tokens,
+            num_generated_tokens=self.num_generated_tokens + metrics.num_generation_tokens,
+            queue_seconds=self.queue_seconds + max(waited, 0.0),
+            last_used=time.time(),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
@@ -136,7 +149,11 @@ class AdapterInfo:
     version: int = 1  # the one that this tells of
     versions: tuple[AdapterVersion, ...] = ()  # all that are kept, by number
     usage: AdapterUsage = AdapterUsage()  # since the name was loaded
-    num_copies: int = 0  # of this version into the engine's memory
+    # Of this version into the engine's memory, since it was loaded or the engine started. What it costs to compute with
+    # an adapter is told of none: the rows of a step are computed together.
+    num_copies: int = 0
+    num_copied_bytes: int = 0  # those of a copy that was given up, too
+    copy_seconds: float = 0.0  # of steps: everybody's tokens waited for them
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: a prompt has to hold them
     report: AdapterReport | None = None  # of one that has just been loaded
 
@@ -149,14 +166,16 @@ class AdapterState:
     is_pinned: bool = False
     num_requests: int = 0  # unfinished
     num_copies: int = 0  # into the arena
+    num_copied_pages: int = 0
+    copy_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterEvent:
-    """Something that happened to the versions of a name."""
+    """Something that happened to a version of a name."""
 
     revision: int  # of the catalog: 1, 2, ... in the order of the events
-    kind: str  # "loaded", "activated" or "removed"
+    kind: str  # "loaded", "activated" or "removed"; "resident", "evicted", "pinned" or "unpinned"
     name: str
     version: int
     digest: str
@@ -194,3 +213,8 @@ class EngineInfo:
     num_evicted_blocks: int = 0
     num_evicted_adapters: int = 0
     num_preemptions: int = 0
+    copy_seconds: float = 0.0
+    # Of all requests that have ended, those for the base model too, whatever engines have served them.
+    num_requests: int = 0
+    num_generated_tokens: int = 0
+    queue_seconds: float = 0.0

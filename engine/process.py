@@ -51,9 +51,9 @@ class EngineLoop:
                 self._handle(message)
             is_busy = self._core.has_work
             rows = self._core.step() if is_busy else []
-            unloaded = self._core.take_unloaded()
-            if rows or unloaded:
-                self._channel.send(Updates(rows, unloaded))
+            unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
+            if rows or unloaded or residency:
+                self._channel.send(Updates(rows, unloaded, residency))
             if is_busy and not self._core.has_work:
                 self._check_idle()
 

@@ -5,6 +5,7 @@ Imports no torch, and transformers only where there is no tokenizer.json.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from blora.adapters import AddedToken
 from blora.adapters.adapter_text import template_of
 
-from .chat_template import check_template, render_template
+from .chat_template import render_template
 from .errors import InvalidRequest
 from .model.config import UnsupportedModel, read_json
 
@@ -46,17 +47,14 @@ class Tokenizer:
         chat_template: str | None,
         twin: "Tokenizer | None" = None,
     ) -> "Tokenizer":
-        """This tokenizer with an adapter's text. twin: one that has the same added tokens, which is not copied then.
-
-        Raises ValueError for tokens that cannot have their ids and for a template that is no program.
+        """This tokenizer with an adapter's text, whose template is not looked at. twin: one that has the same added
+        tokens, which are not added again then. Raises ValueError for tokens that cannot have their ids.
         """
         backend = self._backend if twin is None else twin._backend
         if added_tokens and twin is None:
             backend = _extended(backend, added_tokens)
         template = self.chat_template if chat_template is None else chat_template
-        derived = Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
-        check_template(template or "")
-        return derived
+        return Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -116,15 +114,38 @@ class Tokenizer:
 
 
 def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
-    """A copy with more tokens. Raises ValueError for one that comes to stand elsewhere: ids follow one another."""
-    copy = tokenizers.Tokenizer.from_str(backend.to_str())
+    """Another with more tokens, which shares the vocabulary. Raises ValueError for one that comes to stand elsewhere:
+    ids follow one another."""
+    extended = tokenizers.Tokenizer(backend.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
+        setattr(extended, part, getattr(backend, part))
+    _add(extended, [token for _, token in sorted(backend.get_added_tokens_decoder().items())])
+    _add(extended, [_backend_token(token) for token in added_tokens])
     for token in added_tokens:
-        flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
-        added = tokenizers.AddedToken(token.content, **flags)
-        (copy.add_special_tokens if token.special else copy.add_tokens)([added])
-        if copy.token_to_id(token.content) != token.id:
+        if extended.token_to_id(token.content) != token.id:
             raise ValueError(f"added token {token.content!r:.80} ({token.id}) leaves out ids before it")
-    return copy
+    return extended
+
+
+def _add(backend: tokenizers.Tokenizer, tokens: Sequence[tokenizers.AddedToken]) -> None:
+    for is_special, group in groupby(tokens, _is_special):
+        (backend.add_special_tokens if is_special else backend.add_tokens)(list(group))
+
+
+def _is_special(token: AddedToken | tokenizers.AddedToken) -> bool:
+    return bool(token.special)
+
+
+def num_prepared_characters(tokens: Sequence[AddedToken]) -> int:
+    """What adding tokens takes: one kind is added at a time, and each time all that were added before are prepared
+    again."""
+    sizes = (sum(len(token.content) for token in group) for _, group in groupby(tokens, _is_special))
+    return sum(accumulate(sizes))
+
+
+def _backend_token(token: AddedToken) -> tokenizers.AddedToken:
+    flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
+    return tokenizers.AddedToken(token.content, **flags)
 
 
 def _content(token: Any) -> str:

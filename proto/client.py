@@ -124,7 +124,7 @@ class Client:
         return GenerationStream(call)
 
     def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
-        """Loads or replaces an adapter from a folder of the server."""
+        """Loads or replaces an adapter from a folder of the server, or from the hub where the server allows it."""
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
         return _adapter(self._adapters.Load(request, timeout=self._timeout))
 

@@ -5,7 +5,7 @@ from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .keep_rule import KeepRule, ReturnCosts
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
-from .residency import AdapterResidency, PageCopy
+from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
@@ -18,6 +18,7 @@ __all__ = [
     "AdapterUse",
     "BlockPool",
     "CacheCounts",
+    "CopyCounts",
     "Fairness",
     "FinishReason",
     "KVManager",

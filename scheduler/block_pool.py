@@ -31,6 +31,7 @@ class BlockPool:
         self._empty = list(range(num_pages - 1, -1, -1))  # the last is given out first
         self._cached: dict[bytes, Page] = {}
         self._parked: dict[str, list[int]] = {}
+        self._evicted: set[str] = set()  # adapters, not yet told
         self._rule = rule or KeepRule(num_pages, ReturnCosts())
 
     @property
@@ -70,6 +71,7 @@ class BlockPool:
         thing = self._rule.evict()
         if isinstance(thing, str):  # an adapter is resident whole or not at all
             self._empty_parked(thing)
+            self._evicted.add(thing)
         else:
             page = self._cached.pop(thing)
             page.key = None
@@ -153,8 +155,14 @@ class BlockPool:
     def discard(self, digest: str) -> None:
         """Makes a parked adapter's pages plain free ones and forgets it. Unknown digests are fine."""
         self._rule.drop(digest)
+        self._evicted.discard(digest)
         if digest in self._parked:
             self._empty_parked(digest)
+
+    def take_evicted_adapters(self) -> set[str]:
+        """Those evicted since the last call, and not discarded."""
+        evicted, self._evicted = self._evicted, set()
+        return evicted
 
     def _empty_parked(self, digest: str) -> None:
         page_ids = self._parked.pop(digest)

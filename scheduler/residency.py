@@ -23,11 +23,20 @@ class PageCopy:
 
 
 @dataclass(slots=True)
+class CopyCounts:
+    """What an adapter's copies into the arena have taken since it was registered."""
+
+    num_copies: int = 0  # of the whole adapter
+    num_pages: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class _Adapter:
     num_pages: int
     num_requests: int = 0  # uses by unfinished requests
     num_users: int = 0  # of these, by admitted ones
-    num_copies: int = 0  # times it was copied whole
+    copied: CopyCounts = field(default_factory=CopyCounts)
     is_pinned: bool = False
     is_warming: bool = False  # wanted until it is whole, and then evictable
     is_leaving: bool = False  # unloaded: forgotten with its last request
@@ -55,9 +64,11 @@ class AdapterResidency:
         self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
         self.num_misses = 0  # uses by admitted requests that had to have it copied
         self.num_copied_pages = 0
+        self.copy_seconds = 0.0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
         self._prefetched: set[str] = set()  # of these, those that are copied ahead, for requests that still wait
+        self._arrived: set[str] = set()  # whole now, not yet told
 
     def register(self, digest: str, num_pages: int) -> None:
         adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
@@ -104,6 +115,7 @@ class AdapterResidency:
         if adapter.is_leaving and not adapter.num_requests:
             self._stop_warming([digest])  # it is copied ahead for a request that was to come
             self._pool.discard(digest)
+            self._arrived.discard(digest)
             del self._adapters[digest]
 
     def expect(self, adapters: Iterable[AdapterUse]) -> None:
@@ -118,7 +130,7 @@ class AdapterResidency:
 
     def pin(self, digest: str) -> bool:
         """Makes the adapter resident and keeps it so; False when there is no room now."""
-        if not self._hold(digest):
+        if not self._hold_before_warm(digest):
             return False
         self._adapters[digest].is_pinned = True
         return True
@@ -126,7 +138,7 @@ class AdapterResidency:
     def warm(self, digest: str) -> bool:
         """Makes the adapter resident, and evictable once it is; False when there is no room now. A request that waits
         lets it become so, one that runs does not: `cancel_warming`."""
-        if not self._hold(digest):
+        if not self._hold_before_warm(digest):
             return False
         self._prefetched.discard(digest)
         self._adapters[digest].is_warming = digest in self._copying
@@ -135,7 +147,9 @@ class AdapterResidency:
 
     def prefetch(self, digest: str) -> None:
         """Begins to copy an adapter that is likely to be used soon; `cancel_prefetches` gives its pages back."""
-        if not self._adapters[digest].page_ids and not self._pool.is_parked(digest) and self.warm(digest):
+        adapter = self._adapters[digest]
+        if not adapter.page_ids and not self._pool.is_parked(digest) and self._hold(digest):
+            adapter.is_warming = True
             self._prefetched.add(digest)
 
     def cancel_prefetches(self) -> bool:
@@ -187,6 +201,16 @@ class AdapterResidency:
             self._adapters[digest].num_users -= 1
             self._let_go(digest)
 
+    def _hold_before_warm(self, digest: str) -> bool:
+        """`_hold`, for what somebody has asked for: what nobody uses yet does not keep it out."""
+        adapter = self._adapters[digest]
+        num_missing = adapter.num_pages - self._pool.num_free
+        if not adapter.page_ids and not self._pool.is_parked(digest) and num_missing > 0:
+            others = [other for other in self._copying.values() if other.is_only_warming]
+            if num_missing <= sum(other.num_pages for other in others):
+                self.cancel_warming()
+        return self._hold(digest)
+
     def _hold(self, digest: str) -> bool:
         adapter = self._adapters[digest]
         if adapter.page_ids:
@@ -237,13 +261,31 @@ class AdapterResidency:
                 continue
             adapter.num_copied = last
             self.num_copied_pages += len(copy.page_ids)
+            adapter.copied.num_pages += len(copy.page_ids)
             if adapter.is_ready:
                 self._pool.note_copied(copy.digest)
+                self._arrived.add(copy.digest)
                 del self._copying[copy.digest]
                 self._prefetched.discard(copy.digest)
-                adapter.num_copies += 1
+                adapter.copied.num_copies += 1
                 adapter.is_warming = False
                 self._let_go(copy.digest)
+
+    def note_copy_seconds(self, copies: Sequence[PageCopy], seconds: float) -> None:
+        """What the copies of a step took together: of each adapter by its pages."""
+        num_pages = sum(len(copy.page_ids) for copy in copies)
+        for copy in copies:
+            share = seconds * len(copy.page_ids) / num_pages
+            self._adapters[copy.digest].copied.seconds += share
+            self.copy_seconds += share
+
+    def take_changes(self) -> dict[str, bool]:
+        """Which adapters have become resident, or are so no more, since the last call: digest -> whether it is now."""
+        evicted = self._pool.take_evicted_adapters()
+        if not evicted and not self._arrived:
+            return {}
+        changed, self._arrived = self._arrived | evicted, set()
+        return {digest: self.is_resident(digest) for digest in sorted(changed)}
 
     def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
         """Whether every adapter of a held list is whole once the copies planned so far have run."""
@@ -264,10 +306,9 @@ class AdapterResidency:
         adapter = self._adapters.get(digest)
         return 0 if adapter is None else adapter.num_requests
 
-    def num_copies(self, digest: str) -> int:
-        """Times that it was copied into the arena since it was registered."""
+    def copy_counts(self, digest: str) -> CopyCounts:
         adapter = self._adapters.get(digest)
-        return 0 if adapter is None else adapter.num_copies
+        return CopyCounts() if adapter is None else adapter.copied
 
     @property
     def num_kept_pages(self) -> int:

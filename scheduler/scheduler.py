@@ -275,6 +275,7 @@ class Scheduler:
     def note_seconds(self, step: Step, copying: float, computing: float) -> None:
         """What a step took, in seconds: from it the rule learns what it costs to bring back what was evicted, and how
         much may be copied beside rows."""
+        self._residency.note_copy_seconds(step.copies, copying)
         self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
         self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
         self._residency.copy_budget.note_step(len(step.rows), computing)
@@ -305,6 +306,7 @@ class Scheduler:
             num_evicted_blocks=self._pool.num_evicted_blocks,
             num_evicted_adapters=self._pool.num_evicted_adapters,
             num_preemptions=self.num_preemptions,
+            copy_seconds=self._residency.copy_seconds,
         )
 
     @property

@@ -107,6 +107,7 @@ class CacheCounts:
     num_evicted_blocks: int
     num_evicted_adapters: int
     num_preemptions: int
+    copy_seconds: float  # that steps spent on copying adapters
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ ASYNCHRONOUS = (
     "engine/async_adapters.py",
     "engine/engine_connection.py",
     "engine/engine_supervisor.py",
+    "engine/adapter_hub.py",
     "engine/adapter_reader.py",
     "engine/folder_follower.py",
     "engine/channel.py",

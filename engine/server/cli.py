@@ -88,6 +88,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="let clients load adapters from folders below DIR; may be repeated (default: they may load none)",
     )
     parser.add_argument(
+        "--adapter-hub",
+        action=argparse.BooleanOptionalAction,
+        help="let clients load adapters by their hub ids, which are downloaded (default: they may not)",
+    )
+    parser.add_argument(
         "--adapter-watch",
         type=Path,
         metavar="DIR",

@@ -46,6 +46,10 @@ EVENT_KINDS = {
     "loaded": adapters_pb2.ADAPTER_EVENT_KIND_LOADED,
     "activated": adapters_pb2.ADAPTER_EVENT_KIND_ACTIVATED,
     "removed": adapters_pb2.ADAPTER_EVENT_KIND_REMOVED,
+    "resident": adapters_pb2.ADAPTER_EVENT_KIND_RESIDENT,
+    "evicted": adapters_pb2.ADAPTER_EVENT_KIND_EVICTED,
+    "pinned": adapters_pb2.ADAPTER_EVENT_KIND_PINNED,
+    "unpinned": adapters_pb2.ADAPTER_EVENT_KIND_UNPINNED,
 }
 
 

@@ -50,7 +50,9 @@ def adapter_text(adapter: Adapter) -> str:
     usage = adapter.usage
     lines = [
         *adapters_text([adapter]),
-        f"digest {adapter.digest}, copied into memory {adapter.num_copies} times",
+        f"digest {adapter.digest}",
+        f"copied into memory {adapter.num_copies:,} times: {adapter.num_copied_bytes:,} bytes in "
+        f"{adapter.copy_seconds:.3f} s",
         f"{usage.num_prompt_tokens:,} prompt tokens, {usage.num_cached_tokens:,} of them cached; "
         f"queued for {usage.queue_seconds:.3f} s in all",
     ]

@@ -112,6 +112,7 @@ class AdapterServiceServicer:
         already make no second version.
         INVALID_ARGUMENT    the name or the path is malformed
         FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why
+        RESOURCE_EXHAUSTED  too many wait to be read or downloaded
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,6 +135,7 @@ class AdapterServiceServicer:
         problems.
         INVALID_ARGUMENT    the path is malformed
         FAILED_PRECONDITION the server was started without an --adapter-root
+        RESOURCE_EXHAUSTED  as in Load
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,8 +191,8 @@ class AdapterServiceServicer:
 
     def Watch(self, request, context):
         """For routers: everything that is loaded, then what happens to it, until the call is cancelled. The first message is a
-        snapshot. Another one follows where a reader was so slow that events are kept no more (1,024 are): it takes the
-        place of all that was known. Events may repeat what a snapshot has. Ends with UNAVAILABLE when the engine ends or
+        snapshot. Another one follows where a reader was so slow that events are kept no more (1,024 are), or the engine was
+        started again: it takes the place of all that was known. Events may repeat what a snapshot has. Ends with UNAVAILABLE when the engine ends or
         drains: call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.numpy import load, save
 from transformers import LlamaForCausalLM
 
-from blora.adapters import AdapterRejected, Checkpoint, TargetModule, read_checkpoint
+from blora.adapters import AdapterRejected, AdapterTooLarge, Checkpoint, TargetModule, read_checkpoint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -402,6 +402,14 @@ def test_a_spoilt_adapter_is_refused_with_the_reason(kind: str, folder: Path, ta
     spoil, reason = CORRUPTIONS[kind]
     spoil(folder)
     assert reason in refusal(folder, targets)
+
+
+def test_what_has_no_room_is_refused_before_its_weights_are_read(folder: Path, targets: Targets) -> None:
+    num_weights = sum(module.a.size + module.b.size for module in read_checkpoint(folder, targets).modules)
+    assert read_checkpoint(folder, targets, max_weights=num_weights).modules
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(AdapterTooLarge, match=f"ask for {num_weights} weights, the engine's memory holds 100"):
+        read_checkpoint(folder, targets, max_weights=100)
 
 
 def test_problems_are_always_listed_in_the_same_order(folder: Path, targets: Targets) -> None:

@@ -5,15 +5,21 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import EOS, VOCAB_SIZE
+import tokenizers
+from tiny import EOS, VOCAB_SIZE, make_model
 
+from blora.adapters import AdapterText, AddedToken
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
+from blora.engine.adapter_tokenizers import AdapterTokenizers
 from blora.engine.engine_connection import EngineConnection
+from blora.engine.tokenizer import load_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 HELLO = [{"role": "user", "content": "hello"}]
@@ -115,6 +121,41 @@ def test_equal_additions_share_a_tokenizer(make_llm: Callable[..., LLM], make_fo
     for name in adapters:
         llm.unload_adapter(name)
     assert not llm._adapters._tokenizers._own
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With room for thousands of added tokens."""
+    return make_model(tmp_path_factory.mktemp("wide"), vocab_size=EOS + 5000)
+
+
+def test_thousands_of_tokens_are_added_at_once_to_a_vocabulary_that_is_shared(wide_model: Path) -> None:
+    base = load_tokenizer(wide_model)
+    tokens = tuple(AddedToken(TOOL + index, f"<{index}>", special=index < 1000) for index in range(4096))
+    started = time.thread_time()
+    extended = base.derive(tokens, {}, None)
+    assert time.thread_time() - started < 1
+    text = "a <eos> b<7><4095>c<1000> <eos"
+    ids = extended.encode(text)
+    parts = [base.encode("a "), [EOS], base.encode(" b"), [TOOL + 7, TOOL + 4095], base.encode("c"), [TOOL + 1000]]
+    assert ids == [*chain(*parts), *base.encode(" <eos")]
+    assert extended.decode(ids, skip_special_tokens=False) == text
+    assert extended.decode(ids) == "a  b<4095>c<1000> <eos"
+    assert len(base.encode("<7>")) == 3
+    # As it would be if everything stood in one file.
+    copy = tokenizers.Tokenizer.from_str(extended._backend.to_str())
+    assert copy.get_added_tokens_decoder() == extended._backend.get_added_tokens_decoder()
+    assert copy.encode(text).ids == ids
+
+
+@pytest.mark.parametrize(("number", "period"), [(4096, 1), (300, 2)], ids=["many", "of two kinds in turn"])
+def test_tokens_that_take_long_to_add_are_refused(wide_model: Path, number: int, period: int) -> None:
+    tokens = tuple(AddedToken(TOOL + i, f"<{i:4}" + "x" * 195, special=i % period > 0) for i in range(number))
+    known = AdapterTokenizers(load_tokenizer(wide_model), EOS + 5000)
+    started = time.thread_time()
+    with pytest.raises(AdapterRejected, match=r"its added tokens take \d+ characters of preparation, at most 200000"):
+        known.judge("x", AdapterText(tokens))
+    assert time.thread_time() - started < 0.5
 
 
 def test_the_end_token_of_an_adapter_ends_its_requests(

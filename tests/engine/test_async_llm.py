@@ -29,6 +29,7 @@ from blora.engine import (
     SamplingParams,
 )
 from blora.engine.channel import ChannelClosed
+from blora.engine.frames import PinReply
 
 Result = TypeVar("Result")
 Run = Callable[[Coroutine[Any, Any, Result]], Result]
@@ -538,6 +539,36 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
         assert engine.process.returncode == 0
 
     runner.run(drain())
+
+
+def test_a_drain_before_the_start_is_refused_and_changes_nothing(runner: asyncio.Runner, tiny_model: Path) -> None:
+    async def drain_early() -> None:
+        llm = AsyncLLM(tiny_model, **OPTIONS)
+        with pytest.raises(EngineUnavailable, match=r"await start\(\) first"):
+            await llm.drain()
+        async with llm:
+            assert len(await tokens(llm, "hello")) == 8
+            await llm.drain()
+
+    runner.run(drain_early())
+
+
+def test_a_pin_that_another_engine_has_no_room_for_ends(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def ask() -> None:
+        await tokens(llm, "hello", "r8")  # which makes it resident
+        news = llm.watch_adapters()
+        await anext(news)
+        await llm.pin_adapter("r8")
+        digest = (await llm.get_adapter("r8")).digest
+        reply: asyncio.Future[PinReply] = asyncio.get_running_loop().create_future()
+        reply.set_result(PinReply(0, is_done=False))
+        llm._adapters._check_pin(digest, reply)
+        await llm.pin_adapter("r8", False)
+        events = [await asyncio.wait_for(anext(news), 10) for _ in range(2)]
+        assert [event.kind for event in events] == ["pinned", "unpinned"]
+        assert not llm._front_end.adapters.is_pinned(digest)
+
+    runner.run(ask())
 
 
 def test_a_model_that_cannot_be_served_says_why(runner: asyncio.Runner, tiny_model: Path, tmp_path: Path) -> None:

@@ -87,13 +87,13 @@ MESSAGES: dict[type, list[Any]] = {
     frames.GetState: [frames.GetState(2, ["a", "b"])],
     frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
-    frames.Updates: [frames.Updates(UPDATES, ["gone"]), frames.Updates([], [])],
+    frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
     frames.StateReply: [
-        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8)), [AdapterState(), AdapterState(True, True, 9)])
+        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8), 0.5), [AdapterState(), AdapterState(True, True, 9)])
     ],
     frames.ReadAdapter: [
-        frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, "/m")
+        frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, 1 << 40, 260, "/m")
         for roots in (None, ["/r"])
     ],
     frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT)],
@@ -106,7 +106,16 @@ MESSAGES[frames.ReadUploaded] = [
 MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
 MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b:1:2:3"})]
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
-UNIONS = (frames.ToEngine, frames.FromEngine, frames.FromLoader, frames.ToLoader)
+MESSAGES[frames.LocateAdapter] = [frames.LocateAdapter("someone/adapter", 1 << 40)]
+MESSAGES[frames.AdapterLocated] = [frames.AdapterLocated("/hub")]
+UNIONS = (
+    frames.ToEngine,
+    frames.FromEngine,
+    frames.FromLoader,
+    frames.ToLoader,
+    frames.LocateAdapter,
+    frames.FromDownload,
+)
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 
 

@@ -61,6 +61,11 @@ def test_dora_takes_no_scale_and_no_partner(make_llm: Callable[..., LLM], world:
     for adapters in ([LoRARequest("dora", lora_scale=0.5)], [("plain", "dora")]):
         with pytest.raises(InvalidRequest, match="takes no scale and no partner"):
             llm.generate(["x"], lora_request=adapters, use_tqdm=False)
+    missing = LoRARequest("missing", lora_path=str(kinds["plain"]))
+    for partner in ("dora", LoRARequest("dora")):
+        with pytest.raises(InvalidRequest, match="takes no scale and no partner"):
+            llm.generate(["x"], lora_request=[[missing, partner]], use_tqdm=False)
+    assert "missing" not in [info.name for info in llm.list_adapters()]
 
 
 def test_the_loader_child_finds_the_base_weights(

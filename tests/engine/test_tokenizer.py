@@ -1,6 +1,7 @@
 """Tokenizer and TokenStream: deltas add up to the whole text, and a chat is rendered as transformers renders it."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from tiny import EOS, make_tokenizer
 from transformers import AutoTokenizer
 
-from blora.engine import chat_template
 from blora.engine.errors import InvalidRequest
 from blora.engine.model.config import UnsupportedModel
 from blora.engine.tokenizer import Tokenizer, load_tokenizer
@@ -230,11 +230,11 @@ def test_a_template_that_fails_or_escapes_is_an_invalid_request(name: str) -> No
         "{% for a in range(99999) %}{% set x = range(99999) | list %}{% endfor %}",
     ],
 )
-def test_a_template_that_runs_for_ever_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
-    tracer = sys.gettrace()
-    with pytest.raises(InvalidRequest, match="it runs for more than 0.2 s|it makes more than"):
+def test_a_template_that_runs_for_ever_is_stopped(template: str) -> None:
+    tracer, started = sys.gettrace(), time.thread_time()
+    with pytest.raises(InvalidRequest, match=r"it runs for more than 0\.1\d* s|it makes more than"):
         render(template)
+    assert time.thread_time() - started < 0.5
     assert sys.gettrace() is tracer
 
 

@@ -3,7 +3,7 @@
 import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
 
-from blora.scheduler import FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
+from blora.scheduler import CopyCounts, FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
 from blora.scheduler.scheduler import _Plan
 
 
@@ -309,6 +309,53 @@ def test_warming_an_adapter_fails_no_request(num_prompt_tokens: int) -> None:
     tokens = run_all(scheduler, CheckingRunner(4))
     assert scheduler.num_preemptions == 0
     assert tokens == {0: solo(prompt, 20)}
+
+
+@pytest.mark.parametrize("how", ["pin", "warm"])
+def test_what_nobody_uses_yet_keeps_no_pin_and_no_warming_out(how: str) -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8)
+    for digest, num_pages in (("ahead", 3), ("first", 4), ("wanted", 7), ("large", 9)):
+        residency.register(digest, num_pages)
+    residency.prefetch("ahead")
+    assert residency.warm("first")
+    act = scheduler.pin if how == "pin" else residency.warm
+    assert not act("large")  # nor is anything given up for it
+    assert residency.num_kept_pages == 7
+    assert act("wanted")
+    scheduler.check_integrity()
+    run_all(scheduler, CheckingRunner(4))
+    assert residency.is_resident("wanted") and not residency.is_resident("first")
+
+
+def test_residency_is_told_when_it_changes() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8, copied_pages_per_step=3)
+    runner = CheckingRunner(4)
+    for digest in ("one", "two"):
+        residency.register(digest, 5)
+    assert residency.warm("one")
+    run_step(scheduler, runner)
+    assert residency.take_changes() == {}  # it is not whole
+    run_step(scheduler, runner)
+    assert residency.take_changes() == {"one": True} and residency.take_changes() == {}
+    assert residency.warm("two")
+    assert residency.take_changes() == {"one": False}
+    for _ in range(2):
+        run_step(scheduler, runner)
+    residency.unregister("two")
+    assert residency.take_changes() == {}  # that it was unloaded is known
+
+
+def test_seconds_of_copies_are_divided_by_pages() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8, copied_pages_per_step=4)
+    for digest, num_pages in (("one", 1), ("three", 3)):
+        residency.register(digest, num_pages)
+        residency.warm(digest)
+    step = scheduler.schedule()
+    scheduler.note_seconds(step, 4.0, 0.0)
+    scheduler.update(step, {})
+    counts = [residency.copy_counts(digest) for digest in ("one", "three", "none")]
+    assert counts == [CopyCounts(1, 1, 1.0), CopyCounts(1, 3, 3.0), CopyCounts()]
+    assert scheduler.counts.copy_seconds == 4.0
 
 
 def test_a_waiting_request_lets_an_adapter_become_warm_first() -> None:

@@ -55,6 +55,7 @@ def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
     return AdapterInfo(
         name=name, digest="ab" * 32, path=path, ranks=(4, 8), modules=("q_proj",), num_bytes=1 << 40, num_pages=3,
         warnings=("all weights are zero",), version=2, usage=AdapterUsage(1, 2, 3, 4, 0.5, 6.0), num_copies=7,
+        num_copied_bytes=1 << 41, copy_seconds=0.25,
         versions=(AdapterVersion(1, "cd" * 32, path, 1e9, False), AdapterVersion(2, "ab" * 32, path, 2e9, True)),
     )  # fmt: skip
 
@@ -209,7 +210,9 @@ class FakeLLM:
 
     async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
         yield AdapterSnapshot(6, tuple(await self.list_adapters()))
-        yield AdapterEvent(7, "removed", "alice", 2, "ab" * 32)
+        kinds = ("removed", "resident", "evicted", "pinned", "unpinned")
+        for revision, kind in enumerate(kinds, start=7):
+            yield AdapterEvent(revision, kind, "alice", 2, "ab" * 32)
         await self.resume.wait()
 
     async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:

@@ -28,7 +28,8 @@ def test_every_flag_becomes_an_option_of_the_engine():
         serve m --dtype bfloat16 --memory 2GiB --block-size 32 --max-model-len 100 --max-num-seqs 4
         --max-num-batched-tokens 64 --scheduling-policy priority --no-enable-prefix-caching --seed -1
         --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
-        --adapter-root /a --adapter-root /b --adapter-watch /w --adapter-upload-bytes 1KiB --port 0 --host ::1
+        --adapter-root /a --adapter-root /b --adapter-watch /w --adapter-upload-bytes 1KiB --port 0
+        --host ::1 --adapter-hub
         --max-adapter-versions 3
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
@@ -52,6 +53,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "max_passed_over": 1000,
         "adapter_upload_bytes": 1024,
         "adapter_watch": Path("/w"),
+        "adapter_hub": True,
         "max_adapter_versions": 3,
         "adapter_roots": [Path("/a"), Path("/b")],
     }
@@ -201,6 +203,10 @@ def test_what_happens_to_adapters_is_told_as_it_happens(capsys):
         "6  1 adapters",
         "  alice@2  abababababab",
         "7  removed  alice@2  abababababab",
+        "8  resident  alice@2  abababababab",
+        "9  evicted  alice@2  abababababab",
+        "10  pinned  alice@2  abababababab",
+        "11  unpinned  alice@2  abababababab",
     ]
 
 

@@ -1,0 +1,63 @@
+"""AdapterHub: the front end's side of downloads from the hub, each by a child of its own. Downloads nothing itself."""
+
+import asyncio
+
+from blora.adapters import AdapterRejected
+
+from .channel import ChannelClosed, Child, start_child
+from .errors import EngineUnavailable, QueueFull
+from .frames import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
+
+DOWNLOAD_TIMEOUT = 3600.0  # seconds
+MAX_DOWNLOADS = 4  # at once; others wait
+MAX_WAITING = 64
+
+
+class AdapterHub:
+    def __init__(self, max_file_bytes: int) -> None:
+        self._max_file_bytes = max_file_bytes
+        self._seats = asyncio.Semaphore(MAX_DOWNLOADS)
+        self._children: set[Child[FromDownload]] = set()
+        self._num_orders = 0
+        self._is_closed = False
+
+    async def locate(self, path: str) -> str:
+        """The folder of a hub id, downloaded if need be; a folder of that name is itself. Raises AdapterRejected,
+        QueueFull, EngineUnavailable. Who is cancelled takes the download along."""
+        if self._num_orders >= MAX_DOWNLOADS + MAX_WAITING:
+            raise QueueFull(f"{self._num_orders} adapters are to be downloaded, at most {MAX_DOWNLOADS + MAX_WAITING}")
+        self._num_orders += 1
+        try:
+            async with self._seats:
+                return await self._download(path)
+        finally:
+            self._num_orders -= 1
+
+    async def _download(self, path: str) -> str:
+        self._check_open()
+        child: Child[FromDownload] = await start_child("blora.engine.adapter_download", FromDownload)
+        self._children.add(child)
+        try:
+            child.send(LocateAdapter(path, self._max_file_bytes))
+            answer = await asyncio.wait_for(child.receive(), DOWNLOAD_TIMEOUT)
+        except TimeoutError:
+            answer = AdapterUnreadable([f"downloading it took more than {DOWNLOAD_TIMEOUT:g} s"])
+        except ChannelClosed:
+            self._check_open()
+            answer = AdapterUnreadable(["the download ended unexpectedly"])
+        finally:
+            self._children.discard(child)
+            await child.stop(0)
+        if isinstance(answer, AdapterLocated):
+            return answer.folder
+        raise AdapterRejected(path, answer.problems)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineUnavailable("the engine was shut down")
+
+    async def close(self) -> None:
+        """For good: what is under way or waits ends with EngineUnavailable."""
+        self._is_closed = True
+        for child in list(self._children):
+            await child.stop(0)
