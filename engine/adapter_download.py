@@ -31,8 +31,7 @@ def locate(order: LocateAdapter) -> AdapterLocated | AdapterUnreadable:
 
 def main() -> None:
     os.nice(19)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the front end ends it
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever is asked to end need not finish a download
     channel = open_channel(sys.argv[1:], LocateAdapter)
     with contextlib.suppress(ChannelClosed):
         for order in channel.receive(wait=True):

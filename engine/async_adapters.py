@@ -96,7 +96,8 @@ class AsyncAdapters:
             self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
 
     def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
-        if reply.cancelled() or reply.exception() is not None or reply.result().is_done:
+        has_failed = reply.cancelled() or reply.exception() is not None  # this engine has ended, too
+        if has_failed or reply.result().is_done or not self._catalog.is_pinned(digest):
             return
         names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
         logger.warning("there is no room any more to pin %s: the pin ends", names)
