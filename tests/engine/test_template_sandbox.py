@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +64,32 @@ def test_a_hostile_program_is_stopped_soon_and_takes_little(kind: str) -> None:
     assert str(caught.value)
     assert time.thread_time() - started < MAX_SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_KB
+
+
+class Garbage:
+    """What is said in a destructor is lost."""
+
+    def __del__(self) -> None:
+        time.sleep(0)
+
+
+def test_a_program_is_stopped_whatever_garbage_is_collected_meanwhile() -> None:
+    program = (
+        "{% for _ in range(99999) %}{% for _ in range(99999) %}{% set _ = items|map(attribute='x')|list %}{% endfor %}"
+    )
+    started = time.thread_time()
+    with pytest.raises(TimeoutError):
+        render_template(program + "{% endfor %}", messages=MESSAGES, items=Collected())
+    assert time.thread_time() - started < MAX_SECONDS
+
+
+class Collected:
+    """Makes garbage whenever it is looked at."""
+
+    def __iter__(self) -> Iterator[Garbage]:
+        for _ in range(100):
+            Garbage()
+        return iter(())
 
 
 BLOCK = "{% for a in messages %}"
