@@ -27,9 +27,11 @@ from .frames import (
     ReadUploaded,
     ToLoader,
 )
+from .page_size import max_weights
 from .validator import Facts
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
+MAX_TIMEOUTS = 10  # in a row, of a loader that spends them waiting for a core: it is nicer than everybody
 MAX_WAITING = 256  # orders
 DOWNLOAD_ROOM = 4  # times the arena: a file in float32 beside a table that is not loaded
 LEAST_DOWNLOAD = 64 << 20  # bytes of a file
@@ -66,8 +68,8 @@ class AdapterReader:
         """model: folder or .gguf file. targets: its modules that LoRA can land on. dtype, page_bytes: of the images."""
         self._model, self._targets = str(model), list(targets)
         self._dtype, self._page_bytes, self._vocab_size = dtype, page_bytes, facts.vocab_size
-        self._arena_bytes = facts.num_pages * page_bytes
-        self._hub = AdapterHub(max(DOWNLOAD_ROOM * self._arena_bytes, LEAST_DOWNLOAD))
+        self._max_weights = max_weights(facts.num_pages, page_bytes, dtype)
+        self._hub = AdapterHub(max(DOWNLOAD_ROOM * facts.num_pages * page_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -118,7 +120,7 @@ class AdapterReader:
             targets=self._targets,
             dtype=self._dtype,
             page_bytes=self._page_bytes,
-            max_weights=self._arena_bytes // (4 if self._dtype == "float32" else 2),
+            max_weights=self._max_weights,
             vocab_size=self._vocab_size,
             model=self._model,
         )
@@ -153,16 +155,33 @@ class AdapterReader:
     async def _exchange(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
         if self._is_closed:
             raise EngineUnavailable("the engine was shut down")
+        answer = asyncio.create_task(self._answer(path, order, descriptor))
         try:
-            return await asyncio.wait_for(self._answer(path, order, descriptor), READ_TIMEOUT)
+            return await self._in_time(answer)
         except TimeoutError:
             problem = f"reading it took more than {READ_TIMEOUT:g} s"
         except ChannelClosed:
             problem = "the loader ended while reading it"
+        finally:
+            answer.cancel()
         await self.stop()
         if self._is_closed:
             raise EngineUnavailable("the engine was shut down")
         raise AdapterRejected(path, [problem])
+
+    async def _in_time(self, answer: "asyncio.Task[Any]") -> Any:
+        """Raises TimeoutError. No fault of an adapter's is that the machine is busy."""
+        for _ in range(MAX_TIMEOUTS):
+            before = self._seconds_without_core()
+            await asyncio.wait({answer}, timeout=READ_TIMEOUT)
+            if answer.done():
+                return answer.result()
+            if self._seconds_without_core() - before < READ_TIMEOUT / 2:
+                break
+        raise TimeoutError
+
+    def _seconds_without_core(self) -> float:
+        return 0.0 if self._child is None else self._child.seconds_without_core()
 
     async def _answer(self, path: str, order: ToLoader, descriptor: int | None) -> Any:
         if self._child is not None and self._child.process.returncode is not None:

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -129,6 +130,12 @@ class Child(Generic[Incoming]):
     def receive_descriptor(self) -> int:
         """The file descriptor that the last frame announced; the caller closes it."""
         return receive_descriptor(self.descriptors)
+
+    def seconds_without_core(self) -> float:
+        """For how long it was ready to work and others had the cores, so far; 0 where the kernel does not say."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
 
     async def stop(self, grace: float) -> None:
         """Closes the channel, which asks the child to end; kills it if it does not within `grace` seconds."""

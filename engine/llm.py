@@ -32,6 +32,7 @@ from .model.targets import adapter_targets
 from .options import adapter_paths, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterInfo, RequestOutput
+from .page_size import max_weights
 from .startup import start_engine
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -202,8 +203,9 @@ class LLM:
         """
         self._adapters.check_name(name)
         self._adapters.check_path(path)
-        targets = adapter_targets(self._engine.model_config)
-        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base)
+        targets, engine = adapter_targets(self._engine.model_config), self._engine
+        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype)
+        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base, max_weights=limit)
         image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
         self._adapters.check_size(str(path), image.table.num_pages)
         self._adapters.judge_text(str(path), image.table.text)

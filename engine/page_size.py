@@ -18,6 +18,11 @@ def page_bytes_for(block_bytes: int, largest_piece: int) -> int:
     return -(-max(block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
 
 
+def max_weights(num_pages: int, page_bytes: int, dtype: str) -> int:
+    """Weights of an adapter that the arena could hold with nothing else in it."""
+    return num_pages * page_bytes // ITEM_BYTES[dtype]
+
+
 def page_bytes_of(config: ModelConfig, dtype: str, block_size: int) -> int:
     """Bytes of a page of an engine of this model. block_size: tokens."""
     layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])

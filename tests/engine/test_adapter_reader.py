@@ -18,6 +18,7 @@ from tiny import EOS, make_adapter, make_model
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, adapter_hub, adapter_reader
 from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
+from blora.engine.channel import Child
 
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "threads": 1}
 HUB_ID = "someone/adapter"
@@ -41,7 +42,8 @@ def stopped_loader(llm: AsyncLLM) -> Iterator[int]:
     try:
         yield loader.process.pid
     finally:
-        os.kill(loader.process.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it was killed
+            os.kill(loader.process.pid, signal.SIGCONT)
 
 
 def descriptors() -> int:
@@ -106,6 +108,34 @@ def test_only_so_many_loads_wait(
             with pytest.raises(QueueFull, match="2 adapters wait to be read"):
                 await llm.load_adapter("more", tiny_adapters["r4"])
         assert len(await asyncio.gather(*tasks)) == 3
+
+    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+
+
+@pytest.mark.parametrize("is_starved", [True, False])
+def test_a_loader_that_gets_no_core_is_given_more_time(
+    tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch, is_starved: bool
+) -> None:
+    monkeypatch.setattr(adapter_reader, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(Child, "seconds_without_core", lambda _: time.monotonic() if is_starved else 0.0)
+
+    async def body(llm: AsyncLLM) -> None:
+        with stopped_loader(llm):
+            load = asyncio.create_task(llm.load_adapter("one", tiny_adapters["r4"]))
+            await asyncio.sleep(0.5)
+        if is_starved:
+            assert (await load).ranks == (4,)
+        else:
+            with pytest.raises(AdapterRejected, match=r"reading it took more than 0.2 s"):
+                await load
+
+    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+
+
+def test_the_kernel_says_how_long_a_child_had_no_core(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        loader = llm._adapters._reader._child
+        assert loader is not None and 0 < loader.seconds_without_core() < 60
 
     run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
 
