@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Where there is a compiler, kernels that it does not take are an error and not left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test kernels-grid sanitize peers check format model train clean
+.PHONY: demo test kernels-grid sanitize gpu-kernels peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -31,6 +31,11 @@ sanitize: $(READY)
 	export ASAN_OPTIONS=detect_leaks=0,abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1,abort_on_error=1 && \
 	$(BIN)/python -m pytest -s tests/engine/kernels --kernels "$$folder" && \
 	cd tests && ../$(BIN)/python -m kernel_cases.grid --kernels "$$folder" --cases $(SANITIZED_CASES)
+
+# The GPU's LoRA kernels compiled for every architecture, and the roofline of a step; needs no GPU, takes minutes.
+gpu-kernels: $(READY)
+	$(BIN)/blora bench triton --json bench/results/triton.json
+	$(BIN)/blora bench roofline --json bench/results/roofline.json
 
 # The same work on other engines: makes their environments (some GB), then most of an hour.
 peers: $(READY) model

@@ -13,7 +13,8 @@ import torch
 
 from .device_pool import DevicePool
 from .image import Chunk, ImageTable, PackedModule
-from .lora import LoRAMetadata, LoRAPlanner, Segment
+from .layout import Layout
+from .lora import LoRAMetadata, LoRAPlanner, Segment, check_segments
 from .lora_module import Array
 
 CHUNK = np.dtype([("at", "u8"), ("first", "i4"), ("count", "i4")], align=True)
@@ -83,16 +84,11 @@ def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
     return (address, *sizes, module.scaling, module.in_features, num_rows)
 
 
-def _check_segments(segments: Sequence[Segment]) -> None:
-    last = 0
-    for segment in segments:
-        if not last <= segment.start < segment.end:
-            raise ValueError(f"segments: {segment.start} to {segment.end} comes after {last}")
-        last = segment.end
-
-
 class CpuLoRA(LoRAPlanner):
     def __init__(self, pool: DevicePool, num_sites: int) -> None:
+        """Raises ValueError for a pool that these kernels cannot read."""
+        if pool.layout is not Layout.VECTORS:
+            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.VECTORS}")
         self._pool = pool
         self._num_sites = num_sites
 
@@ -101,7 +97,7 @@ class CpuLoRA(LoRAPlanner):
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> CpuLoRAMetadata:
         """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
-        _check_segments(segments)
+        check_segments(segments)
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._locate) for digest in digests}
         addresses = {

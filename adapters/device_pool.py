@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 
 from .image import ImageTable
+from .layout import Layout
 from .targets import TargetKind
 
 Derived = TypeVar("Derived")
 
 
 class DevicePool:
-    def __init__(self, pages: Tensor, dtype: torch.dtype) -> None:
-        """pages: the arena, [num_pages, page_bytes] uint8. dtype: of the matrices."""
+    def __init__(self, pages: Tensor, dtype: torch.dtype, layout: Layout = Layout.VECTORS) -> None:
+        """pages: the arena, [num_pages, page_bytes] uint8. dtype, layout: of the matrices, as the kernels read them."""
         self.pages = pages
         self.dtype = dtype
+        self.layout = layout
         self._images: dict[str, tuple[ImageTable, Tensor]] = {}
         self._changing_head: set[str] = set()
         self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
@@ -29,8 +31,8 @@ class DevicePool:
         is_fitting = image.shape == (table.num_pages, self.pages.shape[1]) and image.dtype == torch.uint8
         if not is_fitting or image.device != self.pages.device:
             raise ValueError(f"an image of {list(image.shape)} {image.dtype} for {table.num_pages} pages")
-        if getattr(torch, table.dtype) != self.dtype:
-            raise ValueError(f"an image of {table.dtype} for a pool of {self.dtype}")
+        if (getattr(torch, table.dtype), table.layout) != (self.dtype, self.layout):
+            raise ValueError(f"an image of {table.dtype} {table.layout} for a pool of {self.dtype} {self.layout}")
         self._images[table.digest] = (table, image)
         if any(module.kind is TargetKind.HEAD for module in table.modules):
             self._changing_head.add(table.digest)

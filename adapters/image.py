@@ -1,20 +1,13 @@
 """AdapterImage: an adapter packed for the arena, page by page. numpy only, no torch.
 
-Ranks are taken in groups of 16, 8 and 4 (the last one filled up with zeros), and everything stands in lines of 64
-bytes, as wide as a vector. A unit is 4 bytes of inputs: two bfloat16, one float.
+Matrices stand in the pieces of a Layout, which the kernels of a backend ask for.
 
-- A line of A in a group of 16 ranks holds one unit of inputs of each rank; in a group of 8 two, in one of 4 four, those
-  of a rank side by side. So a kernel multiplies a line by units of x and has sums for each rank in its lanes.
-- A group of B stands in panels of 16 outputs, each [units of ranks, 16 outputs, ranks of a unit], as the native kernels
-  take any weight.
-
-- A vector over the outputs (lora_module.py's shift and gain) is float32 in panels of 16.
+- A vector over the outputs (lora_module.py's shift and gain) is float32 in the layout's panels.
 
 - A of an embedding has a row of each token's ranks, of each group; trained rows of a table are rows too.
 
-All are cut into pieces that are not divided: 8 lines of A, a panel of B or of a vector, a row. Pieces stand in chunks:
-contiguous, 64-byte aligned, never larger than a page. An adapter's pages need not be adjacent in the arena, because
-every chunk is found by (page of the image, offset in it).
+Pieces are not divided. They stand in chunks: contiguous, 64-byte aligned, never larger than a page. An adapter's pages
+need not be adjacent in the arena, because every chunk is found by (page of the image, offset in it).
 """
 
 from collections.abc import Iterator
@@ -25,16 +18,11 @@ import numpy as np
 from .adapter_text import AdapterText
 from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
+from .layout import ALIGNMENT, Layout
 from .lora_module import Array
 from .targets import TargetKind
 
-ALIGNMENT = 64  # bytes
-LINE_BYTES = 64
-UNIT_BYTES = 4
-PANEL = 16  # outputs
-GROUPS = (16, 8, 4)  # ranks
-LINES = 8  # of a piece of A
-LARGEST_PIECE = 1024  # bytes, a panel of 16 ranks in float; a page has to hold one
+LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; a page has to hold one
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -81,6 +69,7 @@ class ImageTable:
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
     text: AdapterText = AdapterText()
     is_exclusive: bool = False  # takes no request scale and no partner
+    layout: Layout = Layout.VECTORS
 
     @property
     def num_bytes(self) -> int:
@@ -93,12 +82,13 @@ class AdapterImage:
     pages: Array  # [num_pages, page_bytes] uint8
 
 
-def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
+def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Layout = Layout.VECTORS) -> AdapterImage:
     """Packs a checkpoint in the model's dtype. Raises AdapterTooLarge where a page holds no piece."""
     writer = _PageWriter(page_bytes)
     modules = []
     for module in checkpoint.modules:
         target = module.target
+        a, b = _convert(module.a, dtype), _convert(module.b, dtype)
         modules.append(
             PackedModule(
                 name=target.name,
@@ -108,10 +98,10 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
                 out_features=target.out_features,
                 rank=module.rank,
                 scaling=module.scaling,
-                a=tuple(writer.write(piece) for piece in _pieces_of(target.kind, _convert(module.a, dtype))),
-                b=tuple(writer.write(piece) for piece in _pieces_of_b(_convert(module.b, dtype))),
-                shift=() if module.shift is None else writer.write(_pieces_of_vector(module.shift)),
-                gain=() if module.gain is None else writer.write(_pieces_of_vector(module.gain)),
+                a=tuple(writer.write(piece) for piece in _pieces_of(target.kind, a, layout)),
+                b=tuple(writer.write(piece) for piece in _pieces_of_b(b, layout)),
+                shift=() if module.shift is None else writer.write(_pieces_of_vector(module.shift, layout)),
+                gain=() if module.gain is None else writer.write(_pieces_of_vector(module.gain, layout)),
                 kind=target.kind,
                 rows=() if module.rows is None else writer.write(_as_bytes(_convert(module.rows.rows, dtype))),
                 row_ids=() if module.rows is None else module.rows.ids,
@@ -128,31 +118,15 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int) -> AdapterImage:
         invocation_tokens=checkpoint.invocation_tokens,
         text=checkpoint.text,
         is_exclusive=checkpoint.is_exclusive,
+        layout=layout,
     )
     return AdapterImage(table, pages)
 
 
-def rank_groups(rank: int) -> list[int]:
-    """The widths of a matrix's groups of ranks: together as many as it has, or up to three more."""
-    widths = [GROUPS[0]] * (rank // GROUPS[0])
-    rest = rank % GROUPS[0]
-    if rest > GROUPS[1] + GROUPS[2]:
-        return [*widths, GROUPS[0]]
-    if rest > GROUPS[2]:
-        widths.append(GROUPS[1])
-        rest -= GROUPS[1]
-    return [*widths, GROUPS[2]] if rest > 0 else widths
-
-
-def units_per_line(width: int) -> int:
-    """Units of inputs of each rank in a line of A, for a group of `width` ranks."""
-    return GROUPS[0] // width
-
-
-def _split(matrix: Array) -> Iterator[tuple[int, Array]]:
+def _split(matrix: Array, layout: Layout) -> Iterator[tuple[int, Array]]:
     """matrix: [rank, n]. Yields the width of each group and its ranks: [width, n], filled up with zeros."""
     first = 0
-    for width in rank_groups(len(matrix)):
+    for width in layout.rank_groups(len(matrix)):
         group = np.zeros((width, matrix.shape[1]), matrix.dtype)
         part = matrix[first : first + width]
         group[: len(part)] = part
@@ -160,39 +134,38 @@ def _split(matrix: Array) -> Iterator[tuple[int, Array]]:
         first += width
 
 
-def _pieces_of(kind: TargetKind, a: Array) -> Iterator[Array]:
+def _pieces_of(kind: TargetKind, a: Array, layout: Layout) -> Iterator[Array]:
     """a: [rank, in_features]. Yields each group as [pieces, bytes of a piece] uint8."""
     if kind is not TargetKind.EMBEDDING:
-        return _pieces_of_a(a)
-    return (_as_bytes(group.T) for _, group in _split(a))
+        return _pieces_of_a(a, layout)
+    return (_as_bytes(group.T) for _, group in _split(a, layout))
 
 
-def _pieces_of_a(a: Array) -> Iterator[Array]:
+def _pieces_of_a(a: Array, layout: Layout) -> Iterator[Array]:
     """a: [rank, in_features]. Yields each group as [pieces, bytes of a piece] uint8."""
-    per_unit = UNIT_BYTES // a.itemsize
-    for width, group in _split(a):
-        per_line = units_per_line(width) * per_unit  # inputs of each rank
-        num_lines = -(-a.shape[1] // (per_line * LINES)) * LINES
+    for width, group in _split(a, layout):
+        per_line = layout.inputs_per_line(width, a.itemsize)
+        num_lines = -(-a.shape[1] // (per_line * layout.lines)) * layout.lines
         padded = np.zeros((width, num_lines * per_line), a.dtype)
         padded[:, : a.shape[1]] = group
         lines = padded.reshape(width, num_lines, per_line).transpose(1, 0, 2)
-        yield _as_bytes(lines.reshape(num_lines // LINES, -1))
+        yield _as_bytes(lines.reshape(num_lines // layout.lines, -1))
 
 
-def _pieces_of_b(b: Array) -> Iterator[Array]:
+def _pieces_of_b(b: Array, layout: Layout) -> Iterator[Array]:
     """b: [out_features, rank]. Yields each group as [panels, bytes of a panel] uint8."""
-    per_unit = UNIT_BYTES // b.itemsize
-    num_panels = -(-len(b) // PANEL)
-    padded = np.zeros((num_panels * PANEL, b.shape[1]), b.dtype)
+    per_unit = layout.ranks_per_unit(b.itemsize)
+    num_panels = -(-len(b) // layout.panel)
+    padded = np.zeros((num_panels * layout.panel, b.shape[1]), b.dtype)
     padded[: len(b)] = b
-    for width, group in _split(padded.T):
-        panels = group.reshape(width // per_unit, per_unit, num_panels, PANEL).transpose(2, 0, 3, 1)
+    for width, group in _split(padded.T, layout):
+        panels = group.reshape(width // per_unit, per_unit, num_panels, layout.panel).transpose(2, 0, 3, 1)
         yield _as_bytes(panels.reshape(num_panels, -1))
 
 
-def _pieces_of_vector(vector: Array) -> Array:
+def _pieces_of_vector(vector: Array, layout: Layout) -> Array:
     """vector: [out_features]. Returns [panels, bytes of a panel] uint8."""
-    padded = np.zeros((-(-len(vector) // PANEL), PANEL), "<f4")
+    padded = np.zeros((-(-len(vector) // layout.panel), layout.panel), "<f4")
     padded.reshape(-1)[: len(vector)] = vector
     return _as_bytes(padded)
 

@@ -24,6 +24,15 @@ class Segment:
     adapters: tuple[tuple[str, float], ...]  # (digest, request scale), in order of addition
 
 
+def check_segments(segments: Sequence[Segment]) -> None:
+    """Raises ValueError for segments that are empty, overlap or are in no order."""
+    last = 0
+    for segment in segments:
+        if not last <= segment.start < segment.end:
+            raise ValueError(f"segments: {segment.start} to {segment.end} comes after {last}")
+        last = segment.end
+
+
 class LoRAMetadata:
     """What `plan` prepared for one step; its content is the backend's own."""
 

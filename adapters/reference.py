@@ -3,14 +3,15 @@
 All products are summed in float32 and each output is rounded to y's type once, after the last adapter of its list.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .device_pool import DevicePool
-from .image import LINE_BYTES, LINES, PANEL, UNIT_BYTES, Chunk, ImageTable, PackedModule, rank_groups, units_per_line
+from .image import Chunk, ImageTable, PackedModule
+from .layout import Layout
 from .lora import LoRABackend, LoRAMetadata, Segment
 from .targets import TargetKind
 
@@ -23,18 +24,19 @@ class GroupWeights:
     a: tuple[Tensor, ...]  # each [some pieces, elements of a piece]
     b: tuple[Tensor, ...]
 
-    def matrices(self, in_features: int, out_features: int, is_embedding: bool) -> tuple[Tensor, Tensor]:
+    def matrices(
+        self, in_features: int, out_features: int, is_embedding: bool, layout: Layout
+    ) -> tuple[Tensor, Tensor]:
         """[width, in_features] and [out_features, width] in float32."""
         a, b = torch.cat(self.a), torch.cat(self.b)
-        per_unit = UNIT_BYTES // a.itemsize
-        whole_a = a.T if is_embedding else self._whole_a(a, in_features)
-        panels = b.view(len(b), self.width // per_unit, PANEL, per_unit)
+        per_unit = layout.ranks_per_unit(b.itemsize)
+        whole_a = a.T if is_embedding else self._whole_a(a, in_features, layout)
+        panels = b.view(len(b), self.width // per_unit, layout.panel, per_unit)
         whole_b = panels.transpose(1, 2).reshape(-1, self.width)[:out_features]
         return whole_a.float(), whole_b.float()
 
-    def _whole_a(self, a: Tensor, in_features: int) -> Tensor:
-        per_unit = UNIT_BYTES // a.itemsize
-        lines = a.view(-1, self.width, units_per_line(self.width) * per_unit)
+    def _whole_a(self, a: Tensor, in_features: int, layout: Layout) -> Tensor:
+        lines = a.view(-1, self.width, layout.inputs_per_line(self.width, a.itemsize))
         return lines.transpose(0, 1).flatten(1)[:, :in_features]
 
 
@@ -46,12 +48,19 @@ class SliceWeights:
     in_features: int
     out_features: int
     scaling: float
+    layout: Layout
     groups: tuple[GroupWeights, ...]
     shift: tuple[Tensor, ...]  # views of pieces, or nothing
     gain: tuple[Tensor, ...]
     kind: TargetKind
     rows: tuple[Tensor, ...]  # views of trained rows, or nothing
     row_ids: Tensor  # [num_rows] int64, ascending; nothing is all
+
+    def products(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """[width, in_features] of A and [out_features, width] of B in float32, of each group of ranks."""
+        is_embedding = self.kind is TargetKind.EMBEDDING
+        for group in self.groups:
+            yield group.matrices(self.in_features, self.out_features, is_embedding, self.layout)
 
     def vector(self, pieces: tuple[Tensor, ...]) -> Tensor:
         """[out_features] float32"""
@@ -101,25 +110,28 @@ class ReferenceLoRA(LoRABackend):
                     y[rows] = _embed(token_ids[rows], y[rows], weights, scale)
 
     def _view_sites(self, table: ImageTable, page_ids: Sequence[int]) -> SiteWeights:
-        dtype = self._pool.dtype
+        dtype, layout = self._pool.dtype, table.layout
         sites: dict[int, list[SliceWeights]] = {}
         for module in table.modules:
             groups = tuple(
                 GroupWeights(
                     width,
-                    a=tuple(self._view(chunk, page_ids, _piece_of_a(module, width, dtype), dtype) for chunk in a),
-                    b=tuple(self._view(chunk, page_ids, PANEL * width, dtype) for chunk in b),
+                    a=tuple(
+                        self._view(chunk, page_ids, _piece_of_a(module, width, layout, dtype), dtype) for chunk in a
+                    ),
+                    b=tuple(self._view(chunk, page_ids, layout.panel * width, dtype) for chunk in b),
                 )
-                for width, a, b in zip(rank_groups(module.rank), module.a, module.b, strict=True)
+                for width, a, b in zip(layout.rank_groups(module.rank), module.a, module.b, strict=True)
             )
             weights = SliceWeights(
                 module.column,
                 module.in_features,
                 module.out_features,
                 module.scaling,
+                layout,
                 groups,
-                shift=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.shift),
-                gain=tuple(self._view(chunk, page_ids, PANEL, torch.float32) for chunk in module.gain),
+                shift=tuple(self._view(chunk, page_ids, layout.panel, torch.float32) for chunk in module.shift),
+                gain=tuple(self._view(chunk, page_ids, layout.panel, torch.float32) for chunk in module.gain),
                 kind=module.kind,
                 rows=tuple(self._view(chunk, page_ids, _row_width(module), dtype) for chunk in module.rows),
                 row_ids=torch.tensor(module.row_ids, dtype=torch.int64),
@@ -139,8 +151,7 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
     x32, total = x.float(), y.float()
     for weights, scale in changes:
         columns = slice(weights.column, weights.column + weights.out_features)
-        for group in weights.groups:
-            a, b = group.matrices(weights.in_features, weights.out_features, False)
+        for a, b in weights.products():
             total[:, columns] += (x32 @ a.T * (scale * weights.scaling)) @ b.T
         if weights.gain:
             total[:, columns] *= weights.vector(weights.gain)
@@ -155,8 +166,7 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
 def _embed(token_ids: Tensor, y: Tensor, weights: SliceWeights, scale: float) -> Tensor:
     """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
     total = y.float()
-    for group in weights.groups:
-        a, b = group.matrices(weights.in_features, weights.out_features, True)
+    for a, b in weights.products():
         total += (a.T[token_ids] * (scale * weights.scaling)) @ b.T
     if weights.gain:
         total *= weights.vector(weights.gain)
@@ -174,6 +184,8 @@ def _row_width(module: PackedModule) -> int:
     return module.out_features if module.kind is TargetKind.EMBEDDING else module.in_features
 
 
-def _piece_of_a(module: PackedModule, width: int, dtype: torch.dtype) -> int:
+def _piece_of_a(module: PackedModule, width: int, layout: Layout, dtype: torch.dtype) -> int:
     """Elements of a piece of A."""
-    return width if module.kind is TargetKind.EMBEDDING else LINES * LINE_BYTES // dtype.itemsize
+    if module.kind is TargetKind.EMBEDDING:
+        return width
+    return layout.lines * width * layout.inputs_per_line(width, dtype.itemsize)

@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
     _add_many(programs.add_parser("adapters", help="up to thousands of adapters, and loading them under traffic"))
     _add_fairness(programs.add_parser("fairness", help="time to first token by adapter, fair or not, simulated"))
+    _add_triton(programs.add_parser("triton", help="what the GPU's LoRA kernels compile to; needs no GPU"))
+    _add_roofline(programs.add_parser("roofline", help="what adapters cost a step on GPUs, by arithmetic"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
 
@@ -136,6 +138,31 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=_count, default=4, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--starts", type=_count, default=3, metavar="N", help="of the server (default: %(default)s)")
     parser.add_argument("--adapter-folder", type=Path, default=Path(".cache/bench-adapters"), metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_triton(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--architectures", type=_counts, default=(80, 90, 100, 120), metavar="LIST", help="(default: all)"
+    )
+    parser.add_argument(
+        "--dtypes", type=_words, default=("bfloat16", "float16"), metavar="LIST", help="(default: both)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_roofline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shapes",
+        type=_words,
+        default=("llama-7b", "llama-3-8b", "llama-3-70b"),
+        metavar="LIST",
+        help="(default: all)",
+    )
+    parser.add_argument("--adapters", type=_counts, default=(1, 2, 4, 8, 16, 32, 64), metavar="LIST")
+    parser.add_argument("--rows", type=_count, default=64, metavar="N", help="of a decode step (default: %(default)s)")
+    parser.add_argument("--context", type=_count, default=512, metavar="TOKENS", help="of each row (%(default)s)")
+    parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
 
 

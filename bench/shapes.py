@@ -37,7 +37,23 @@ LLAMA_7B = replace(
     sliding_windows=(None,) * 32,
     tie_word_embeddings=False,
 )
-SHAPES = {"smollm2-135m": SMOLLM2_135M, "llama-7b": LLAMA_7B}
+LLAMA_3_8B = replace(
+    LLAMA_7B, vocab_size=128256, intermediate_size=14336, num_kv_heads=8, rope=RopeConfig("default", 500000.0)
+)
+LLAMA_3_70B = replace(
+    LLAMA_3_8B,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_layers=80,
+    num_heads=64,
+    sliding_windows=(None,) * 80,
+)
+SHAPES = {
+    "smollm2-135m": SMOLLM2_135M,
+    "llama-7b": LLAMA_7B,
+    "llama-3-8b": LLAMA_3_8B,
+    "llama-3-70b": LLAMA_3_70B,
+}
 
 
 def shape_of(name: str) -> ModelConfig:

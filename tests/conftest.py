@@ -1,5 +1,9 @@
 """What tests share: tiny models made once, the real one, and engines that are checked for leaks when a test ends."""
 
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # before torch imports triton: there is no GPU to compile kernels for
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.checkpoint import Array, LoRAModule
-from blora.adapters.image import ALIGNMENT, DTYPES, LARGEST_PIECE, LINES, PANEL, Chunk, rank_groups
+from blora.adapters.image import DTYPES, LARGEST_PIECE, Chunk
+from blora.adapters.layout import ALIGNMENT, LINES, PANEL, TILE, Layout
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
 SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
@@ -42,14 +43,29 @@ def as_torch_stores(matrix: Array, dtype: str) -> bytes:
 
 def packed_groups(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
     """What stands in each group's chunks: [pieces, elements]."""
-    per_unit = 1 if image.table.dtype == "float32" else 2
+    layout, per_unit = image.table.layout, 1 if image.table.dtype == "float32" else 2
     for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
         first = 0
-        for width, a, b in zip(rank_groups(packed.rank), packed.a, packed.b, strict=True):
+        for width, a, b in zip(layout.rank_groups(packed.rank), packed.a, packed.b, strict=True):
             ranks = slice(first, first + width)
-            yield pieces_of_a(module.a[ranks], width, per_unit), a
-            yield pieces_of_b(module.b[:, ranks], width, per_unit), b
+            if layout is Layout.TILES:
+                yield tiles_of(module.a[ranks], width), a
+                yield tiles_of(module.b[:, ranks].T, width), b
+            else:
+                yield pieces_of_a(module.a[ranks], width, per_unit), a
+                yield pieces_of_b(module.b[:, ranks], width, per_unit), b
             first += width
+
+
+def tiles_of(matrix: Array, width: int) -> Array:
+    """matrix: [ranks, n]. Returns [pieces, 128 of each rank]."""
+    tiles = []
+    for first in range(0, matrix.shape[1], TILE):
+        tile = np.zeros((width, TILE), np.float32)
+        part = matrix[:, first : first + TILE]
+        tile[: len(part), : part.shape[1]] = part
+        tiles.append(tile.reshape(-1))
+    return np.stack(tiles)
 
 
 def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
@@ -108,23 +124,28 @@ def check_places(taken: list[tuple[int, int, int]], image: AdapterImage) -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page_bytes", [1024, 1088, 4096, 1 << 20])
-def test_every_matrix_reads_back_as_torch_converts_it(dtype: str, page_bytes: int) -> None:
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("spare", [0, 64, 7168, 1 << 20])
+def test_every_matrix_reads_back_as_torch_converts_it(dtype: str, layout: Layout, spare: int) -> None:
     checkpoint = make_checkpoint(SHAPES)
-    check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
+    page_bytes = layout.largest_piece(getattr(torch, dtype).itemsize) + spare
+    check_image(pack(checkpoint, dtype, page_bytes, layout), checkpoint, dtype)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=5),
+    shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=5),
+    layout=st.sampled_from(Layout),
     dtype=st.sampled_from(DTYPES),
     slack=st.integers(0, 20),
     seed=st.integers(0, 1 << 32),
 )
-def test_any_shapes_fit_any_page_that_holds_a_piece(shapes: list[Shape], dtype: str, slack: int, seed: int) -> None:
+def test_any_shapes_fit_any_page_that_holds_a_piece(
+    shapes: list[Shape], layout: Layout, dtype: str, slack: int, seed: int
+) -> None:
     checkpoint = make_checkpoint(shapes, seed)
-    page_bytes = LARGEST_PIECE + slack * ALIGNMENT
-    check_image(pack(checkpoint, dtype, page_bytes), checkpoint, dtype)
+    page_bytes = layout.largest_piece(4) + slack * ALIGNMENT
+    check_image(pack(checkpoint, dtype, page_bytes, layout), checkpoint, dtype)
 
 
 def test_ties_go_to_the_even_bfloat16() -> None:
@@ -171,16 +192,20 @@ def test_small_pages_split_matrices() -> None:
 
 @pytest.mark.parametrize("rank", range(1, 70))
 def test_groups_hold_all_ranks_and_fewer_than_four_more(rank: int) -> None:
-    widths = rank_groups(rank)
-    assert rank <= sum(widths) < rank + 4
-    assert sorted(widths, reverse=True) == widths and set(widths) <= {16, 8, 4}
-    assert widths.count(8) <= 1 and widths.count(4) <= 1
+    for layout in Layout:
+        widths = layout.rank_groups(rank)
+        assert rank <= sum(widths) < rank + 4
+        assert sorted(widths, reverse=True) == widths and set(widths) <= {16, 12, 8, 4}
+        assert [width for width in widths if width < 16] == widths[rank // 16 :] or rank % 16 > 12
+    assert 12 not in Layout.VECTORS.rank_groups(rank)
+    assert len(Layout.TILES.rank_groups(rank)) == -(-rank // 16)
 
 
+@pytest.mark.parametrize("layout", Layout)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks_cost_their_bytes_and_no_more(dtype: str) -> None:
-    shapes = [(rank, 128, 64) for rank in (1, 3, 8, 12, 20, 64)]
-    image = pack(make_checkpoint(shapes), dtype, 1 << 20)
+def test_ranks_cost_their_bytes_and_no_more(dtype: str, layout: Layout) -> None:
+    shapes = [(rank, 128, 256) for rank in (1, 3, 8, 12, 20, 64)]
+    image = pack(make_checkpoint(shapes), dtype, 1 << 20, layout)
     used = np.flatnonzero(image.pages[0])[-1] + 1
     item_bytes: int = getattr(torch, dtype).itemsize
     assert used <= sum(-(-rank // 4) * 4 * (num_in + num_out) for rank, num_in, num_out in shapes) * item_bytes

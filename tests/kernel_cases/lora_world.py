@@ -13,7 +13,8 @@ from blora.adapters import Checkpoint, TargetModule, pack
 from blora.adapters.checkpoint import LoRAModule
 from blora.adapters.cpu import CpuLoRA, CpuLoRAMetadata
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.image import LINE_BYTES, LINES, PANEL, AdapterImage, rank_groups
+from blora.adapters.image import AdapterImage
+from blora.adapters.layout import LINE_BYTES, LINES, PANEL, Layout
 from blora.adapters.lora import Segment
 from blora.engine.kernels.library import Epilogue, Kernels
 
@@ -230,7 +231,7 @@ def _poison_rest(image: AdapterImage, item_bytes: int) -> None:
     """Makes NaN of the bytes of an image that no chunk covers."""
     is_used = np.zeros(image.pages.shape, dtype=bool)
     for module in image.table.modules:
-        for width, a, b in zip(rank_groups(module.rank), module.a, module.b, strict=True):
+        for width, a, b in zip(Layout.VECTORS.rank_groups(module.rank), module.a, module.b, strict=True):
             for chunks, piece_bytes in ((a, LINES * LINE_BYTES), (b, PANEL * width * item_bytes)):
                 for chunk in chunks:
                     is_used[chunk.page, chunk.offset : chunk.offset + chunk.num_pieces * piece_bytes] = True

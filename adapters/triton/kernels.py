@@ -1,0 +1,189 @@
+"""The two kernels of TritonLoRA: `shrink` makes h = A x, `expand` adds B h to y.
+
+What they read beside x and y are tables of integers; the structures are written by step_table.py (uses, tiles),
+adapter_table.py (modules, lines) and sites.py (panels). Weights stand in pieces of [ranks of a group, 128], row by row
+(Layout.TILES), found by the 64-byte line of the arena that they begin at, so that neither an adapter's pages nor a
+matrix need be contiguous.
+
+All sums are float32. A row of h is summed in splits of the inputs at fixed places, the splits one after another;
+whether programs of their own write each split's sum to a plane or one program makes all of them, the bits are the same.
+Nothing is added up by atomics. So what a row gets depends on the row and the kernel's BLOCK_ROWS, and on no other row.
+
+Either kernel is a loop over work that the step's header tells on the device: the grid may be the exact number of pieces
+of work, or any fixed number of programs, as a CUDA graph needs it.
+
+BLOCK_ROWS is 1 for tiles of a single row, which are multiplied without tensor cores and without rows of padding, else
+at least 16. Pointers are to: x [tokens, num_inputs], y [tokens, outputs of the site], h [planes, rows of h, modules of
+the site, groups, 16] float32, weights: the arena in elements of x's type, vectors: the arena in float32.
+"""
+
+import triton
+import triton.language as tl
+
+RANKS = tl.constexpr(16)  # of a group
+TILE = tl.constexpr(128)  # inputs or outputs of a piece
+LINE_BYTES = tl.constexpr(64)
+STAGES = tl.constexpr(5)  # of the loop over the pieces of A: what the next ones need is loaded meanwhile
+USE_FIELDS = tl.constexpr(5)  # int64: address of the adapter's table, bits of the scale, row of h, first token, tokens
+TILE_FIELDS = tl.constexpr(4)  # int64: first token, tokens, first use, uses
+MODULE_FIELDS = tl.constexpr(8)  # int32: rank, A, B, bits of the scaling, has gain, gain, has shift, shift
+PANEL_FIELDS = tl.constexpr(5)  # int32: module, panel of it, panels of the module, first column in the site, columns
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels below run on the CPU, an operation at a time (TRITON_INTERPRET)."""
+    return not isinstance(shrink, triton.JITFunction)
+
+
+@triton.jit
+def find_piece(table, entry, arena, item_bytes: tl.constexpr):
+    """Where a piece begins whose line is an entry of the adapter's table."""
+    return arena + tl.load(table + entry).to(tl.int64) * (LINE_BYTES // item_bytes)
+
+
+@triton.jit
+def group_width(rank, group):
+    """Ranks of a group as they are stored."""
+    return tl.minimum((rank - group * RANKS + 3) // 4 * 4, RANKS)
+
+
+@triton.jit
+def sum_split(
+    x_rows, is_row, num_inputs, table, lines, weights, width, first, last, item_bytes: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """The products with pieces [first, last) of a group of A: [BLOCK_ROWS, 16] float32. x_rows: [BLOCK_ROWS]."""
+    ranks = tl.arange(0, RANKS)
+    inputs = tl.arange(0, TILE)
+    if BLOCK_ROWS == 1:
+        products = tl.zeros([RANKS, TILE], tl.float32)
+        for piece in tl.range(first, last, num_stages=STAGES):
+            a_at = find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * TILE + inputs[None, :]
+            a = tl.load(a_at, mask=ranks[:, None] < width, other=0.0)
+            at = piece * TILE + inputs
+            x = tl.load(x_rows[:, None] + at[None, :], mask=at[None, :] < num_inputs, other=0.0)  # of the one row
+            products += a.to(tl.float32) * x.to(tl.float32)
+        return tl.sum(products, axis=1)[None, :]
+    total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
+    for piece in tl.range(first, last, num_stages=STAGES):
+        a_at = find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * TILE + inputs[None, :]
+        a = tl.load(a_at, mask=ranks[:, None] < width, other=0.0)
+        at = piece * TILE + inputs
+        x = tl.load(x_rows[:, None] + at[None, :], mask=is_row[:, None] & (at[None, :] < num_inputs), other=0.0)
+        total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
+    return total
+
+
+# Numbers that differ from site to site, or from step to step, are no reason to compile again.
+@triton.jit(do_not_specialize=["num_inputs", "first_module", "num_modules", "num_splits", "split_pieces", "num_planes"])
+def shrink(
+    x, h, weights, header, uses, x_stride, num_inputs, first_module, num_modules, num_splits, split_pieces, num_planes,
+    BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """h[plane] = A x for every (use, module, group of ranks). header: [uses, tiles, rows of h, groups] int64.
+
+    num_splits: of the inputs, split_pieces pieces each but for the last. num_planes: num_splits, or 1 for the sum.
+    """
+    item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
+    num_pieces = tl.cdiv(num_inputs, TILE)
+    num_rows = tl.load(header + 2)
+    num_groups = tl.load(header + 3)
+    for work in range(tl.program_id(0), tl.load(header) * num_modules * num_planes, tl.num_programs(0)):
+        plane = work % num_planes
+        module = work // num_planes % num_modules
+        use = uses + work // num_planes // num_modules * USE_FIELDS
+        table = tl.load(use).to(tl.pointer_type(tl.int32))
+        rank = tl.load(table + (first_module + module) * MODULE_FIELDS)
+        lines = tl.load(table + (first_module + module) * MODULE_FIELDS + 1)
+        rows = tl.arange(0, BLOCK_ROWS)
+        is_row = rows < tl.load(use + 4)
+        x_rows = x + (tl.load(use + 3) + rows) * x_stride
+        h_row = plane * num_rows + tl.load(use + 2) + rows
+        for group in range(tl.cdiv(rank, RANKS)):
+            total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
+            for split in range(plane, tl.where(num_planes == 1, num_splits, plane + 1)):
+                first = split * split_pieces
+                total += sum_split(
+                    x_rows, is_row, num_inputs, table, lines + group * num_pieces, weights, group_width(rank, group),
+                    first, tl.minimum(first + split_pieces, num_pieces), item_bytes, BLOCK_ROWS,
+                )  # fmt: skip
+            h_at = ((h_row * num_modules + module) * num_groups + group) * RANKS
+            tl.store(h + h_at[:, None] + tl.arange(0, RANKS)[None, :], total, mask=is_row[:, None])
+
+
+@triton.jit
+def load_h(h_at, is_row, plane_stride, num_planes, BLOCK_ROWS: tl.constexpr):
+    """The sum of the planes, one after another: [BLOCK_ROWS, 16] float32. h_at: [BLOCK_ROWS]."""
+    ranks = tl.arange(0, RANKS)
+    total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
+    for plane in range(num_planes):
+        at = h_at[:, None] + plane * plane_stride + ranks[None, :]
+        total += tl.load(at, mask=is_row[:, None], other=0.0)
+    return total
+
+
+@triton.jit
+def add_product(total, h, b):
+    """total + h b. h: [rows, 16], b: [16, outputs], both of the weights' type; total: [rows, outputs] float32."""
+    if total.shape[0] == 1:
+        return total + tl.sum(tl.trans(h.to(tl.float32)) * b.to(tl.float32), axis=0)[None, :]
+    return tl.dot(h, b, total, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["num_panels", "first_module", "num_modules", "num_planes"])
+def expand(
+    y, h, weights, vectors, header, uses, tiles, panels, y_stride, num_panels, first_module, num_modules, num_planes,
+    BLOCK_ROWS: tl.constexpr, ALIGNMENT: tl.constexpr,
+):  # fmt: skip
+    """y = gain * (y + scale * scaling * B h) + scale * shift, for each use of a tile in order; y is rounded once.
+
+    A program has 128 outputs of one module and the rows of one tile, and is the only one that writes them. ALIGNMENT:
+    of every module's first column and of its outputs, in columns.
+    """
+    item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
+    ranks = tl.arange(0, RANKS)
+    outputs = tl.arange(0, TILE)
+    rows = tl.arange(0, BLOCK_ROWS)
+    num_groups = tl.load(header + 3)
+    h_stride = num_modules * num_groups * RANKS
+    plane_stride = tl.load(header + 2) * h_stride
+    for work in range(tl.program_id(0), tl.load(header + 1) * num_panels, tl.num_programs(0)):
+        geometry = panels + work % num_panels * PANEL_FIELDS
+        module = tl.load(geometry)
+        panel = tl.load(geometry + 1)
+        module_panels = tl.load(geometry + 2)
+        column = tl.multiple_of(tl.load(geometry + 3), ALIGNMENT)
+        is_column = outputs < tl.multiple_of(tl.load(geometry + 4), ALIGNMENT)
+        tile = tiles + work // num_panels * TILE_FIELDS
+        is_row = rows < tl.load(tile + 1)
+        y_at = y + (tl.load(tile) + rows)[:, None] * y_stride + (column + outputs)[None, :]
+        mask = is_row[:, None] & is_column[None, :]
+        total = tl.load(y_at, mask=mask, other=0.0).to(tl.float32)
+        is_changed = 0
+        first_use = tl.load(tile + 2)
+        for i in range(tl.load(tile + 3)):
+            use = uses + (first_use + i) * USE_FIELDS
+            table = tl.load(use).to(tl.pointer_type(tl.int32))
+            scale = tl.load(use + 1).to(tl.int32).to(tl.float32, bitcast=True)
+            entry = table + (first_module + module) * MODULE_FIELDS
+            rank = tl.load(entry)
+            lines = tl.load(entry + 2) + panel
+            factor = scale * tl.load(entry + 3).to(tl.float32, bitcast=True)
+            has_gain = tl.load(entry + 4)
+            has_shift = tl.load(entry + 6)
+            is_changed |= rank | has_gain | has_shift
+            h_at = h + (tl.load(use + 2) + rows) * h_stride + module * num_groups * RANKS
+            for group in range(tl.cdiv(rank, RANKS)):
+                change = load_h(h_at + group * RANKS, is_row, plane_stride, num_planes, BLOCK_ROWS) * factor
+                piece = find_piece(table, lines + group * module_panels, weights, item_bytes)
+                b_at = piece + ranks[:, None] * TILE + outputs[None, :]
+                b = tl.load(b_at, mask=ranks[:, None] < group_width(rank, group), other=0.0)
+                total = add_product(total, change.to(b.dtype), b)
+            if has_gain != 0:
+                gain = find_piece(table, tl.load(entry + 5) + panel, vectors, 4)
+                total *= tl.load(gain + outputs)[None, :]
+            if has_shift != 0:
+                shift = find_piece(table, tl.load(entry + 7) + panel, vectors, 4)
+                total += scale * tl.load(shift + outputs)[None, :]
+        if is_changed != 0:
+            tl.store(y_at, total.to(y.dtype.element_ty), mask=mask)

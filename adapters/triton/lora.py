@@ -1,0 +1,187 @@
+"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Run by the CUDA runner's model; tests run it on the
+CPU in Triton's interpreter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..device_pool import DevicePool
+from ..image import ImageTable
+from ..layout import ALIGNMENT, GROUP, Layout
+from ..lora import LoRABackend, LoRAMetadata, Segment, check_segments
+from ..targets import TargetModule
+from . import kernels
+from .adapter_table import AdapterTable, make_adapter_table
+from .configurations import expand_configuration, shrink_configuration
+from .sites import Site, lay_out_sites
+from .step_table import StepSize, StepTable, choose_block_rows, make_step_table
+from .tables import TableModule, TableReader
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedAdapter:
+    table: AdapterTable
+    tables: Mapping[int, TableModule]  # by site: what the kernels do not compute
+
+
+@dataclass(slots=True)
+class TritonMetadata(LoRAMetadata):
+    """A step as the kernels read it. num_programs: of each kernel; None is one for each piece of work."""
+
+    size: StepSize
+    content: Tensor  # [4 + num_uses * 5 + num_tiles * 4] int64: header, uses, tiles
+    h: Tensor  # float32: scratch, enough for every site
+    segments: Sequence[Segment]
+    adapters: Mapping[str, PlacedAdapter]  # kept alive: the content has addresses of theirs
+    num_programs: int | None = None
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether some of the change is not computed by the kernels."""
+        return any(adapter.tables for adapter in self.adapters.values())
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Header, uses and tiles."""
+        return _split(self.content, self.size)
+
+
+class TritonLoRA(LoRABackend):
+    def __init__(self, pool: DevicePool, targets: Sequence[TargetModule]) -> None:
+        """targets: all modules of the model that LoRA can land on. Raises ValueError for a pool that these kernels
+        cannot read."""
+        pages = pool.pages
+        if pool.layout is not Layout.TILES:
+            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.TILES}")
+        if pages.shape[1] % ALIGNMENT or not pages.is_contiguous() or pages.numel() // ALIGNMENT >= 1 << 31:
+            raise ValueError(f"an arena of {list(pages.shape)} bytes: its lines cannot be numbered")
+        if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
+            raise ValueError("Triton's interpreter has no bfloat16 and computes wrong values")
+        self._pool = pool
+        self._sites = lay_out_sites(targets, pages.device)
+        self._weights, self._vectors = pages.view(pool.dtype), pages.view(torch.float32)
+        self._reader = TableReader(pages, pool.dtype)
+
+    def changes_head(self, digest: str) -> bool:
+        return self._pool.changes_head(digest)
+
+    def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> TritonMetadata:
+        """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
+        adapters = self._find(segments, adapter_pages)
+        step = _tabulate(segments, adapters, choose_block_rows(segments))
+        content = self._upload(torch.from_numpy(step.content))
+        h = torch.empty(self._scratch_size(step.size, step.size), dtype=torch.float32, device=content.device)
+        return TritonMetadata(step.size, content, h, segments, adapters)
+
+    def plan_fixed(self, size: StepSize, num_programs: int) -> TritonMetadata:
+        """What a CUDA graph is captured with: buffers for steps up to `size`, at first of no work, and grids of
+        `num_programs`. `refill` decides what a replay computes."""
+        device = self._pool.pages.device
+        content = torch.zeros(sum(size.parts), dtype=torch.int64, device=device)
+        h = torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=device)
+        return TritonMetadata(size, content, h, (), {}, num_programs)
+
+    def refill(
+        self, fixed: TritonMetadata, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]
+    ) -> bool:
+        """Writes a step's tables into the buffers of `plan_fixed`, in the order of the stream. Returns False, and
+        changes nothing, for a step that they do not hold, or of which the kernels do not compute all: it is to be
+        planned and run without a graph. Raises as `plan`."""
+        adapters = self._find(segments, adapter_pages)
+        step = _tabulate(segments, adapters, fixed.size.block_rows)
+        is_held = step.size.num_uses <= fixed.size.num_uses and step.size.num_tiles <= fixed.size.num_tiles
+        if not is_held or any(adapter.tables for adapter in adapters.values()):
+            return False
+        if self._scratch_size(step.size, fixed.size) > len(fixed.h):
+            return False
+        for part, content in zip(fixed.parts, _split(torch.from_numpy(step.content), step.size), strict=True):
+            part[: len(content)].copy_(self._upload(content), non_blocking=True)
+        fixed.segments, fixed.adapters = segments, adapters
+        return True
+
+    def _find(
+        self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]
+    ) -> dict[str, PlacedAdapter]:
+        check_segments(segments)
+        digests = {digest for segment in segments for digest, _ in segment.adapters}
+        return {digest: self._pool.derive(digest, adapter_pages[digest], self._place) for digest in digests}
+
+    def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
+        metadata = _own(metadata)
+        shape = self._sites.by_site.get(site)
+        if shape is None:
+            return
+        self._check(shape, x, y)
+        self._change(shape, x, y, metadata)
+        for segment in metadata.segments:
+            rows = slice(segment.start, segment.end)
+            for digest, _ in segment.adapters:
+                module = metadata.adapters[digest].tables.get(site)
+                if module is not None:
+                    module.project(x[rows], y[rows])
+
+    def _change(self, site: Site, x: Tensor, y: Tensor, metadata: TritonMetadata) -> None:
+        size, num_planes = metadata.size, metadata.size.num_planes(site)
+        header, uses, tiles = metadata.parts
+        kernels.shrink[(metadata.num_programs or size.num_uses * site.num_modules * num_planes,)](
+            x, metadata.h, self._weights, header, uses,
+            x.stride(0), site.in_features, site.first_module, site.num_modules, site.num_splits, site.split_pieces,
+            num_planes, **shrink_configuration(size.block_rows).arguments,
+        )  # fmt: skip
+        kernels.expand[(metadata.num_programs or size.num_tiles * len(site.panels),)](
+            y, metadata.h, self._weights, self._vectors, header, uses, tiles, site.panels,
+            y.stride(0), len(site.panels), site.first_module, site.num_modules, num_planes,
+            **expand_configuration(size.block_rows, site.alignment).arguments,
+        )  # fmt: skip
+
+    def embed(self, site: int, token_ids: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
+        metadata = _own(metadata)
+        for segment in metadata.segments:
+            rows = slice(segment.start, segment.end)
+            for digest, scale in segment.adapters:
+                module = metadata.adapters[digest].tables.get(site)
+                if module is not None:
+                    y[rows] = module.embed(token_ids[rows], y[rows], scale)
+
+    def _place(self, table: ImageTable, page_ids: Sequence[int]) -> PlacedAdapter:
+        pages = self._pool.pages
+        if len(page_ids) != table.num_pages or not all(page in range(len(pages)) for page in page_ids):
+            raise ValueError(f"{table.num_pages} of {len(pages)} pages are wanted, not {page_ids}")
+        content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
+        return PlacedAdapter(content, self._reader.read(table, page_ids))
+
+    def _upload(self, content: Tensor) -> Tensor:
+        device = self._pool.pages.device
+        return content.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else content
+
+    def _scratch_size(self, step: StepSize, planned: StepSize) -> int:
+        """Elements of h at the site that needs most. planned: of the step that decides on planes."""
+        sites = self._sites.by_site.values()
+        planes = max((planned.num_planes(site) * site.num_modules for site in sites), default=0)
+        return planes * step.num_rows * step.num_groups * GROUP
+
+    def _check(self, site: Site, x: Tensor, y: Tensor) -> None:
+        is_row_major = x.stride(1) == y.stride(1) == 1
+        if x.dtype != self._pool.dtype or y.dtype != x.dtype or x.shape[1] != site.in_features or not is_row_major:
+            raise ValueError(f"x {list(x.shape)} {x.dtype}, y {list(y.shape)} {y.dtype} for {site.in_features} inputs")
+
+
+def _split(content: Tensor, size: StepSize) -> tuple[Tensor, Tensor, Tensor]:
+    """Header, uses and tiles."""
+    uses_at, tiles_at = np.cumsum(size.parts[:2]).tolist()
+    return content[:uses_at], content[uses_at:tiles_at], content[tiles_at:]
+
+
+def _tabulate(segments: Sequence[Segment], adapters: Mapping[str, PlacedAdapter], block_rows: int) -> StepTable:
+    addresses = {digest: adapter.table.address for digest, adapter in adapters.items()}
+    num_groups = max((adapter.table.num_groups for adapter in adapters.values()), default=0)
+    return make_step_table(segments, addresses, num_groups, block_rows)
+
+
+def _own(metadata: LoRAMetadata) -> TritonMetadata:
+    if not isinstance(metadata, TritonMetadata):
+        raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
+    return metadata

@@ -1,0 +1,84 @@
+"""Sites: what the kernels have to know of a model's fused projections, the same for every adapter and every step."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..layout import TILE
+from ..targets import TargetKind, TargetModule
+
+SPLIT_PIECES = 4  # of a split of the inputs, at least
+MAX_SPLITS = 16
+WIDEST_ALIGNMENT = 16  # columns
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    in_features: int
+    first_module: int  # among those of all sites
+    num_modules: int
+    panels: Tensor  # [num_panels, 5] int32: see kernels.py
+    alignment: int  # of every module's first column and width
+    split_pieces: int
+    num_splits: int  # of the inputs, for this number of inputs always the same
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """The modules that LoRA can land on, but for the embedding, by site."""
+
+    by_site: Mapping[int, Site]
+    modules: Mapping[tuple[int, int], int]  # (site, first column) -> index among the modules of all sites
+
+    @property
+    def num_modules(self) -> int:
+        return len(self.modules)
+
+
+def lay_out_sites(targets: Iterable[TargetModule], device: torch.device) -> Sites:
+    modules = sorted(
+        (target for target in targets if target.kind is not TargetKind.EMBEDDING),
+        key=lambda target: (target.site, target.offset),
+    )
+    by_site: dict[int, Site] = {}
+    first = 0
+    for site, group in groupby(modules, key=lambda target: target.site):
+        members = list(group)
+        by_site[site] = _lay_out(members, first, device)
+        first += len(members)
+    return Sites(by_site, {(target.site, target.offset): index for index, target in enumerate(modules)})
+
+
+def _lay_out(members: list[TargetModule], first: int, device: torch.device) -> Site:
+    panels = [
+        (module, panel, -(-target.out_features // TILE), target.offset + panel * TILE, width)
+        for module, target in enumerate(members)
+        for panel, width in enumerate(_panel_widths(target.out_features))
+    ]
+    num_pieces = -(-members[0].in_features // TILE)
+    split_pieces = max(SPLIT_PIECES, -(-num_pieces // MAX_SPLITS))
+    return Site(
+        in_features=members[0].in_features,
+        first_module=first,
+        num_modules=len(members),
+        panels=torch.from_numpy(np.array(panels, np.int32)).to(device),
+        alignment=_alignment(members),
+        split_pieces=split_pieces,
+        num_splits=-(-num_pieces // split_pieces),
+    )
+
+
+def _panel_widths(out_features: int) -> list[int]:
+    return [min(TILE, out_features - first) for first in range(0, out_features, TILE)]
+
+
+def _alignment(members: list[TargetModule]) -> int:
+    """The kernel reads neighbouring columns at once where it knows that it may."""
+    is_aligned = all(
+        target.offset % WIDEST_ALIGNMENT == 0 and target.out_features % WIDEST_ALIGNMENT == 0 for target in members
+    )
+    return WIDEST_ALIGNMENT if is_aligned else 1

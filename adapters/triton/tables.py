@@ -1,0 +1,121 @@
+"""What adapters do to embeddings and trained rows of a table, by torch's gathers: these sites are met once per step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..image import Chunk, ImageTable, PackedModule
+from ..layout import TILE, Layout
+from ..targets import TargetKind
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Pieces of one size, wherever they are in the arena."""
+
+    arena: Tensor  # [elements]
+    starts: Tensor  # [num_pieces] int64: first element of each
+    width: int  # elements of a piece
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """ids: [n] int64. Returns [n, width] float32."""
+        columns = torch.arange(self.width, device=ids.device)
+        return self.arena[self.starts[ids][:, None] + columns].float()
+
+    def whole(self) -> Tensor:
+        """[num_pieces, width] float32"""
+        return self.gather(torch.arange(len(self.starts), device=self.starts.device))
+
+
+@dataclass(frozen=True, slots=True)
+class TableModule:
+    """A module that the kernels do not compute, or of which they do not compute all."""
+
+    out_features: int
+    scaling: float
+    a: Sequence[Pieces]  # of an embedding: a row of ranks for each token, of each group
+    b: Sequence[Pieces]  # [ranks, 128 outputs] each, of each group
+    gain: Pieces | None
+    rows: Pieces | None  # trained ones
+    row_chunks: Sequence[Tensor]  # views of the rows: [some rows, width] each
+    row_ids: Tensor  # [num_rows] int64, ascending; nothing is all
+
+    def embed(self, token_ids: Tensor, y: Tensor, scale: float) -> Tensor:
+        """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
+        total = y.float()
+        for a, b in zip(self.a, self.b, strict=True):
+            panels = b.whole().view(len(b.starts), a.width, TILE)
+            matrix = panels.transpose(0, 1).flatten(1)[:, : self.out_features]  # [ranks, hidden]
+            total = total + (a.gather(token_ids) * (scale * self.scaling)) @ matrix
+        if self.gain is not None:
+            total = total * self.gain.whole().flatten()[: self.out_features]
+        if self.rows is not None:
+            total = self._with_rows(token_ids, total)
+        return total.to(y.dtype)
+
+    def _with_rows(self, token_ids: Tensor, total: Tensor) -> Tensor:
+        assert self.rows is not None
+        if not len(self.row_ids):
+            return self.rows.gather(token_ids)
+        at = torch.searchsorted(self.row_ids, token_ids).clamp(max=len(self.row_ids) - 1)
+        return torch.where((self.row_ids[at] == token_ids)[:, None], self.rows.gather(at), total)
+
+    def project(self, x: Tensor, y: Tensor) -> None:
+        """Logits of trained rows in place. x: [n, hidden], y: [n, vocabulary]."""
+        first = 0
+        for rows in self.row_chunks:
+            logits, end = x @ rows.T, first + len(rows)
+            if len(self.row_ids):
+                y[:, self.row_ids[first:end]] = logits
+            else:
+                y[:, first:end] = logits
+            first = end
+
+
+class TableReader:
+    """Finds such modules in the pages of an adapter."""
+
+    def __init__(self, pages: Tensor, dtype: torch.dtype) -> None:
+        """pages: the arena, [num_pages, page_bytes] uint8."""
+        self._page_bytes = pages.shape[1]
+        self._weights, self._vectors = pages.view(dtype).flatten(), pages.view(torch.float32).flatten()
+
+    def read(self, table: ImageTable, page_ids: Sequence[int]) -> dict[int, TableModule]:
+        """By site."""
+        is_table = (module for module in table.modules if module.kind is TargetKind.EMBEDDING or module.rows)
+        return {module.site: self._read_module(module, page_ids) for module in is_table}
+
+    def _read_module(self, module: PackedModule, page_ids: Sequence[int]) -> TableModule:
+        is_embedding = module.kind is TargetKind.EMBEDDING
+        widths = Layout.TILES.rank_groups(module.rank) if is_embedding else []
+        row_width = module.out_features if is_embedding else module.in_features
+        rows = self._pieces(module.rows, page_ids, self._weights, row_width) if module.rows else None
+        return TableModule(
+            out_features=module.out_features,
+            scaling=module.scaling,
+            a=[self._pieces(part, page_ids, self._weights, n) for n, part in zip(widths, module.a, strict=False)],
+            b=[
+                self._pieces(part, page_ids, self._weights, n * TILE) for n, part in zip(widths, module.b, strict=False)
+            ],
+            gain=self._pieces(module.gain, page_ids, self._vectors, TILE) if module.gain and is_embedding else None,
+            rows=rows,
+            row_chunks=[] if rows is None or is_embedding else list(_views(rows, module.rows)),
+            row_ids=torch.tensor(module.row_ids, dtype=torch.int64, device=self._weights.device),
+        )
+
+    def _pieces(self, chunks: Sequence[Chunk], page_ids: Sequence[int], arena: Tensor, width: int) -> Pieces:
+        starts = [
+            (page_ids[chunk.page] * self._page_bytes + chunk.offset) // arena.itemsize
+            + width * np.arange(chunk.num_pieces, dtype=np.int64)
+            for chunk in chunks
+        ]
+        return Pieces(arena, torch.from_numpy(np.concatenate(starts)).to(arena.device), width)
+
+
+def _views(rows: Pieces, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
+    for chunk in chunks:
+        start = int(rows.starts[chunk.first])
+        yield rows.arena[start : start + chunk.num_pieces * rows.width].view(-1, rows.width)
