@@ -7,6 +7,7 @@ from .adapter_text import AdapterText, AddedToken
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
+from .layout import Layout
 from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
@@ -22,6 +23,7 @@ __all__ = [
     "AddedToken",
     "Checkpoint",
     "ImageTable",
+    "Layout",
     "Registry",
     "TargetModule",
     "Version",

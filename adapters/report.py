@@ -15,6 +15,7 @@ from .base_tensors import BaseTensors
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterRejected, AdapterTooLarge
 from .image import ImageTable, pack
+from .layout import Layout
 from .lora_module import LoRAModule
 from .targets import TargetModule
 
@@ -71,11 +72,12 @@ def inspect_adapter(
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
     max_weights: int | None = None,
+    layout: Layout = Layout.VECTORS,
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
         checkpoint = read_checkpoint(folder, targets, roots, base, max_weights)
-        return report_of(checkpoint, pack(checkpoint, dtype, page_bytes).table)
+        return report_of(checkpoint, pack(checkpoint, dtype, page_bytes, layout).table)
     except AdapterRejected as error:
         return AdapterReport(error.source, error.problems)
     except AdapterTooLarge as error:

@@ -65,7 +65,7 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
         checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_weights)
         if not checkpoint.text.is_empty:
             _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text)
-        image = pack(checkpoint, order.dtype, order.page_bytes)
+        image = pack(checkpoint, order.dtype, order.page_bytes, order.layout)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
         return
@@ -99,7 +99,7 @@ def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> 
 def _inspect(order: ReadAdapter) -> AdapterReport:
     folder, base = Path(order.path), _base_weights(order.model)
     report = inspect_adapter(
-        folder, order.targets, order.dtype, order.page_bytes, _roots(order), base, order.max_weights
+        folder, order.targets, order.dtype, order.page_bytes, _roots(order), base, order.max_weights, order.layout
     )
     return report if report.text.is_empty else _tokenizers(order.model, order.vocab_size).check_report(report)
 

@@ -25,10 +25,10 @@ from .frames import (
     LookInto,
     ReadAdapter,
     ReadUploaded,
+    Ready,
     ToLoader,
 )
 from .page_size import max_weights
-from .validator import Facts
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
 MAX_TIMEOUTS = 10  # in a row, of a loader that spends them waiting for a core: it is nicer than everybody
@@ -64,12 +64,12 @@ class AdapterReader:
     taken for that of the next order, and another loader takes longer to start.
     """
 
-    def __init__(self, model: Path, targets: Sequence[TargetModule], dtype: str, page_bytes: int, facts: Facts) -> None:
-        """model: folder or .gguf file. targets: its modules that LoRA can land on. dtype, page_bytes: of the images."""
-        self._model, self._targets = str(model), list(targets)
-        self._dtype, self._page_bytes, self._vocab_size = dtype, page_bytes, facts.vocab_size
-        self._max_weights = max_weights(facts.num_pages, page_bytes, dtype)
-        self._hub = AdapterHub(max(DOWNLOAD_ROOM * facts.num_pages * page_bytes, LEAST_DOWNLOAD))
+    def __init__(self, model: Path, targets: Sequence[TargetModule], engine: Ready) -> None:
+        """model: folder or .gguf file. targets: its modules that LoRA can land on. engine: what reads the images."""
+        self._model, self._targets, self._engine = str(model), list(targets), engine
+        num_pages = engine.facts.num_pages
+        self._max_weights = max_weights(num_pages, engine.page_bytes, engine.dtype)
+        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.page_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -118,10 +118,11 @@ class AdapterReader:
             path=path,
             roots=None if roots is None else list(roots),
             targets=self._targets,
-            dtype=self._dtype,
-            page_bytes=self._page_bytes,
+            dtype=self._engine.dtype,
+            page_bytes=self._engine.page_bytes,
+            layout=self._engine.layout,
             max_weights=self._max_weights,
-            vocab_size=self._vocab_size,
+            vocab_size=self._engine.facts.vocab_size,
             model=self._model,
         )
 

@@ -123,7 +123,7 @@ class AsyncLLM:
             adapters = self._adapters_or_none = AsyncAdapters(
                 front_end.adapters,
                 self._connection,
-                AdapterReader(model, targets, ready.dtype, ready.page_bytes, ready.facts),
+                AdapterReader(model, targets, ready),
                 self._sources,
                 self._check_can_begin,
                 self._abort_users,

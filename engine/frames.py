@@ -2,7 +2,7 @@
 
 import msgspec
 
-from blora.adapters import AdapterReport, ImageTable, TargetModule
+from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
 from blora.scheduler import AdapterUse, CacheCounts, Request, RowUpdate, SamplingParams
 
 from .config import EngineConfig
@@ -88,6 +88,7 @@ class Ready(Frame, frozen=True):
     facts: Facts
     dtype: str
     page_bytes: int
+    layout: Layout  # of adapters
 
 
 class StartFailed(Frame, frozen=True):
@@ -130,6 +131,7 @@ class ReadAdapter(Frame, frozen=True):
     targets: list[TargetModule]
     dtype: str
     page_bytes: int
+    layout: Layout
     max_weights: int  # that fit into the arena: an adapter of more is not even read
     vocab_size: int  # width of the logits
     model: str  # folder or .gguf file, for its tokenizer, and for adapters that are defined by its weights

@@ -206,7 +206,7 @@ class LLM:
         targets, engine = adapter_targets(self._engine.model_config), self._engine
         limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype)
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base, max_weights=limit)
-        image = pack(checkpoint, self._engine.dtype, self._engine.page_bytes)
+        image = pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout)
         self._adapters.check_size(str(path), image.table.num_pages)
         self._adapters.judge_text(str(path), image.table.text)
         table = self._adapters.add_text(str(path), image.table)
@@ -222,8 +222,10 @@ class LLM:
             folder = resolve_adapter(str(path))
         except AdapterRejected as error:
             return AdapterReport(str(path), error.problems)
-        targets = adapter_targets(self._engine.model_config)
-        report = inspect_adapter(folder, targets, self._engine.dtype, self._engine.page_bytes, base=self._base)
+        targets, engine = adapter_targets(self._engine.model_config), self._engine
+        report = inspect_adapter(
+            folder, targets, engine.dtype, engine.page_bytes, base=self._base, layout=engine.layout
+        )
         return self._adapters.check_report(report)
 
     def activate_adapter(self, name: str, version: int) -> AdapterInfo:

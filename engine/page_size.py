@@ -1,6 +1,6 @@
 """How many bytes a page of the arena has, from a model's shape. Plain ints: told without torch and an engine."""
 
-from blora.adapters.image import LARGEST_PIECE
+from blora.adapters import Layout
 
 from .model.config import ModelConfig
 
@@ -23,7 +23,7 @@ def max_weights(num_pages: int, page_bytes: int, dtype: str) -> int:
     return num_pages * page_bytes // ITEM_BYTES[dtype]
 
 
-def page_bytes_of(config: ModelConfig, dtype: str, block_size: int) -> int:
-    """Bytes of a page of an engine of this model. block_size: tokens."""
+def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.VECTORS) -> int:
+    """Bytes of a page of an engine of this model. block_size: tokens. layout: of adapters."""
     layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])
-    return page_bytes_for(config.num_layers * layer_bytes, LARGEST_PIECE)
+    return page_bytes_for(config.num_layers * layer_bytes, layout.largest_piece(ITEM_BYTES["float32"]))

@@ -120,7 +120,7 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         is_ours = isinstance(error, EngineStartError)  # and says all there is to say
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes))
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout))
     return engine
 
 

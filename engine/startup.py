@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from blora.adapters import Layout
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler
 
@@ -34,6 +35,7 @@ class StartedEngine:
     facts: Facts
     dtype: str
     page_bytes: int
+    layout: Layout  # of adapters
 
 
 def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
@@ -64,9 +66,8 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
     scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy, Fairness(config.max_passed_over))
     facts = Facts(model_config.vocab_size, max_model_len, config.block_size, num_pages)
-    return StartedEngine(
-        EngineCore(arena, scheduler, residency, adapters, runner), model_config, facts, dtype_name, page_bytes
-    )
+    core = EngineCore(arena, scheduler, residency, adapters, runner)
+    return StartedEngine(core, model_config, facts, dtype_name, page_bytes, adapters.layout)
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from blora.adapters import AdapterReport, AdapterText, AddedToken, ImageTable, TargetModule
+from blora.adapters import AdapterReport, AdapterText, AddedToken, ImageTable, Layout, TargetModule
 from blora.adapters.image import Chunk, PackedModule
 from blora.adapters.report import ModuleReport
 from blora.engine import frames
@@ -85,7 +85,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
-    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096)],
+    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.TILES)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
@@ -93,7 +93,9 @@ MESSAGES: dict[type, list[Any]] = {
         frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8), 0.5), [AdapterState(), AdapterState(True, True, 9)])
     ],
     frames.ReadAdapter: [
-        frames.ReadAdapter("/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, 1 << 40, 260, "/m")
+        frames.ReadAdapter(
+            "/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, Layout.VECTORS, 1 << 40, 260, "/m"
+        )
         for roots in (None, ["/r"])
     ],
     frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT)],

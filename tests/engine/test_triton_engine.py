@@ -1,0 +1,62 @@
+"""A whole engine with the GPU's LoRA kernels, in Triton's interpreter: its tokens are the reference's."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from adapter_kinds import KINDS, make_kinds
+
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.layout import Layout
+from blora.adapters.triton.lora import TritonLoRA
+from blora.engine import LLM, SamplingParams, startup
+from blora.engine import backend as backends
+from blora.engine.arena import Arena
+from blora.engine.attention.reference import ReferenceAttention
+from blora.engine.backend import Backend
+from blora.engine.model.config import ModelConfig
+from blora.engine.model.decoder import CausalLM
+from blora.engine.model.targets import adapter_targets
+from blora.engine.model.weights import ModelWeights
+from blora.engine.page_size import page_bytes_of
+from blora.engine.sampler import TORCH_PICKER
+
+GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+
+
+@pytest.fixture
+def backend() -> str:
+    return "reference"
+
+
+def build(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
+    attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
+    lora = TritonLoRA(adapters, adapter_targets(config))
+    return Backend(CausalLM(config, weights, attention, lora), attention, lora, TORCH_PICKER)
+
+
+def generate(llm: LLM, adapters: dict[str, Path]) -> list[list[int]]:
+    """A base row, a row of each adapter, and one of two adapters with scales."""
+    for name, folder in adapters.items():
+        llm.load_adapter(name, folder)
+    uses = [None, *adapters, {"plain": 0.5, "lora-bias": -1.0}]
+    prompts = [f"{index} and so on"[: 4 + index] for index in range(len(uses))]
+    outputs = llm.generate(prompts, GREEDY, lora_request=uses, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_every_kind_of_adapter_in_one_batch(
+    make_llm: Callable[..., LLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapters = make_kinds(tmp_path)
+    assert adapters.keys() == KINDS.keys()
+    options = {"memory": "16MB", "max_num_batched_tokens": 48}
+    expected = generate(make_llm(model, **options), adapters)
+    monkeypatch.setattr(backends, "_build_reference", build)
+    monkeypatch.setattr(startup, "DevicePool", partial(DevicePool, layout=Layout.TILES))
+    monkeypatch.setattr(startup, "page_bytes_of", partial(page_bytes_of, layout=Layout.TILES))
+    llm = make_llm(model, **options)
+    assert generate(llm, adapters) == expected
+    assert isinstance(llm._core._runner._lora, TritonLoRA)
+    assert len({tuple(tokens) for tokens in expected}) > len(expected) // 2
