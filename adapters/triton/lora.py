@@ -1,7 +1,7 @@
 """TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Run by the CUDA runner's model; tests run it on the
 CPU in Triton's interpreter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,20 @@ from ..device_pool import DevicePool
 from ..image import ImageTable
 from ..layout import ALIGNMENT, GROUP, Layout
 from ..lora import LoRABackend, LoRAMetadata, Segment, check_segments
+from ..lora_module import Array
 from ..targets import TargetModule
 from . import kernels
 from .adapter_table import AdapterTable, make_adapter_table
 from .configurations import expand_configuration, shrink_configuration
 from .sites import Site, lay_out_sites
-from .step_table import StepSize, StepTable, choose_block_rows, make_step_table
+from .step_table import StepSize, choose_block_rows, make_step_table
 from .tables import TableModule, TableReader
+
+Send = Callable[..., Sequence[Tensor]]  # arrays of integers to tensors of the device, int64
+
+
+def on_host(*parts: Array) -> list[Tensor]:
+    return [torch.from_numpy(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +53,14 @@ class TritonMetadata(LoRAMetadata):
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Header, uses and tiles."""
-        return _split(self.content, self.size)
+        uses_at, tiles_at = np.cumsum(self.size.parts[:2]).tolist()
+        return self.content[:uses_at], self.content[uses_at:tiles_at], self.content[tiles_at:]
 
 
 class TritonLoRA(LoRABackend):
-    def __init__(self, pool: DevicePool, targets: Sequence[TargetModule]) -> None:
-        """targets: all modules of the model that LoRA can land on. Raises ValueError for a pool that these kernels
-        cannot read."""
+    def __init__(self, pool: DevicePool, targets: Sequence[TargetModule], send: Send = on_host) -> None:
+        """targets: all modules of the model that LoRA can land on. send: integers of a step to the pool's device.
+        Raises ValueError for a pool that these kernels cannot read."""
         pages = pool.pages
         if pool.layout is not Layout.TILES:
             raise ValueError(f"weights in the layout {pool.layout}, not {Layout.TILES}")
@@ -60,7 +68,7 @@ class TritonLoRA(LoRABackend):
             raise ValueError(f"an arena of {list(pages.shape)} bytes: its lines cannot be numbered")
         if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
             raise ValueError("Triton's interpreter has no bfloat16 and computes wrong values")
-        self._pool = pool
+        self._pool, self._send = pool, send
         self._sites = lay_out_sites(targets, pages.device)
         self._weights, self._vectors = pages.view(pool.dtype), pages.view(torch.float32)
         self._reader = TableReader(pages, pool.dtype)
@@ -70,44 +78,43 @@ class TritonLoRA(LoRABackend):
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> TritonMetadata:
         """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
-        adapters = self._find(segments, adapter_pages)
-        step = _tabulate(segments, adapters, choose_block_rows(segments))
-        content = self._upload(torch.from_numpy(step.content))
-        h = torch.empty(self._scratch_size(step.size, step.size), dtype=torch.float32, device=content.device)
-        return TritonMetadata(step.size, content, h, segments, adapters)
+        check_segments(segments)
+        digests = {digest for segment in segments for digest, _ in segment.adapters}
+        adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._place) for digest in digests}
+        return self._plan(segments, adapters, choose_block_rows(segments))
+
+    def _plan(
+        self, segments: Sequence[Segment], adapters: Mapping[str, PlacedAdapter], block_rows: int
+    ) -> TritonMetadata:
+        addresses = {digest: adapter.table.address for digest, adapter in adapters.items()}
+        num_groups = max((adapter.table.num_groups for adapter in adapters.values()), default=0)
+        step = make_step_table(segments, addresses, num_groups, block_rows)
+        (content,) = self._send(step.content)
+        return TritonMetadata(step.size, content, self._scratch(step.size), segments, adapters)
 
     def plan_fixed(self, size: StepSize, num_programs: int) -> TritonMetadata:
         """What a CUDA graph is captured with: buffers for steps up to `size`, at first of no work, and grids of
         `num_programs`. `refill` decides what a replay computes."""
-        device = self._pool.pages.device
-        content = torch.zeros(sum(size.parts), dtype=torch.int64, device=device)
-        h = torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=device)
-        return TritonMetadata(size, content, h, (), {}, num_programs)
+        content = torch.zeros(sum(size.parts), dtype=torch.int64, device=self._pool.pages.device)
+        return TritonMetadata(size, content, self._scratch(size), (), {}, num_programs)
 
-    def refill(
-        self, fixed: TritonMetadata, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]
-    ) -> bool:
-        """Writes a step's tables into the buffers of `plan_fixed`, in the order of the stream. Returns False, and
-        changes nothing, for a step that they do not hold, or of which the kernels do not compute all: it is to be
-        planned and run without a graph. Raises as `plan`."""
-        adapters = self._find(segments, adapter_pages)
-        step = _tabulate(segments, adapters, fixed.size.block_rows)
-        is_held = step.size.num_uses <= fixed.size.num_uses and step.size.num_tiles <= fixed.size.num_tiles
-        if not is_held or any(adapter.tables for adapter in adapters.values()):
+    def refill(self, fixed: TritonMetadata, planned: LoRAMetadata) -> bool:
+        """Writes what was planned of a step into the buffers of `plan_fixed`, in the order of the stream. Returns
+        False, and changes nothing, for a step that they do not hold, or of which the kernels do not compute all: it is
+        to be run without a graph."""
+        planned = _own(planned)
+        if planned.has_tables:
             return False
-        if self._scratch_size(step.size, fixed.size) > len(fixed.h):
+        if planned.size.block_rows != fixed.size.block_rows:
+            planned = self._plan(planned.segments, planned.adapters, fixed.size.block_rows)
+        size = planned.size
+        is_held = size.num_uses <= fixed.size.num_uses and size.num_tiles <= fixed.size.num_tiles
+        if not is_held or self._scratch_size(size, fixed.size) > len(fixed.h):
             return False
-        for part, content in zip(fixed.parts, _split(torch.from_numpy(step.content), step.size), strict=True):
-            part[: len(content)].copy_(self._upload(content), non_blocking=True)
-        fixed.segments, fixed.adapters = segments, adapters
+        for part, content in zip(fixed.parts, planned.parts, strict=True):
+            part[: len(content)].copy_(content)
+        fixed.segments, fixed.adapters = planned.segments, planned.adapters
         return True
-
-    def _find(
-        self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]
-    ) -> dict[str, PlacedAdapter]:
-        check_segments(segments)
-        digests = {digest for segment in segments for digest, _ in segment.adapters}
-        return {digest: self._pool.derive(digest, adapter_pages[digest], self._place) for digest in digests}
 
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         metadata = _own(metadata)
@@ -153,9 +160,8 @@ class TritonLoRA(LoRABackend):
         content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
         return PlacedAdapter(content, self._reader.read(table, page_ids))
 
-    def _upload(self, content: Tensor) -> Tensor:
-        device = self._pool.pages.device
-        return content.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else content
+    def _scratch(self, size: StepSize) -> Tensor:
+        return torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=self._pool.pages.device)
 
     def _scratch_size(self, step: StepSize, planned: StepSize) -> int:
         """Elements of h at the site that needs most. planned: of the step that decides on planes."""
@@ -167,18 +173,6 @@ class TritonLoRA(LoRABackend):
         is_row_major = x.stride(1) == y.stride(1) == 1
         if x.dtype != self._pool.dtype or y.dtype != x.dtype or x.shape[1] != site.in_features or not is_row_major:
             raise ValueError(f"x {list(x.shape)} {x.dtype}, y {list(y.shape)} {y.dtype} for {site.in_features} inputs")
-
-
-def _split(content: Tensor, size: StepSize) -> tuple[Tensor, Tensor, Tensor]:
-    """Header, uses and tiles."""
-    uses_at, tiles_at = np.cumsum(size.parts[:2]).tolist()
-    return content[:uses_at], content[uses_at:tiles_at], content[tiles_at:]
-
-
-def _tabulate(segments: Sequence[Segment], adapters: Mapping[str, PlacedAdapter], block_rows: int) -> StepTable:
-    addresses = {digest: adapter.table.address for digest, adapter in adapters.items()}
-    num_groups = max((adapter.table.num_groups for adapter in adapters.values()), default=0)
-    return make_step_table(segments, addresses, num_groups, block_rows)
 
 
 def _own(metadata: LoRAMetadata) -> TritonMetadata:

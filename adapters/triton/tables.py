@@ -1,6 +1,6 @@
 """What adapters do to embeddings and trained rows of a table, by torch's gathers: these sites are met once per step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,20 +102,22 @@ class TableReader:
             ],
             gain=self._pieces(module.gain, page_ids, self._vectors, TILE) if module.gain and is_embedding else None,
             rows=rows,
-            row_chunks=[] if rows is None or is_embedding else list(_views(rows, module.rows)),
+            row_chunks=[] if is_embedding else [self._view(chunk, page_ids, row_width) for chunk in module.rows],
             row_ids=torch.tensor(module.row_ids, dtype=torch.int64, device=self._weights.device),
         )
 
     def _pieces(self, chunks: Sequence[Chunk], page_ids: Sequence[int], arena: Tensor, width: int) -> Pieces:
         starts = [
-            (page_ids[chunk.page] * self._page_bytes + chunk.offset) // arena.itemsize
-            + width * np.arange(chunk.num_pieces, dtype=np.int64)
+            self._start(chunk, page_ids, arena) + width * np.arange(chunk.num_pieces, dtype=np.int64)
             for chunk in chunks
         ]
         return Pieces(arena, torch.from_numpy(np.concatenate(starts)).to(arena.device), width)
 
+    def _view(self, chunk: Chunk, page_ids: Sequence[int], width: int) -> Tensor:
+        """[pieces, width]"""
+        start = self._start(chunk, page_ids, self._weights)
+        return self._weights[start : start + chunk.num_pieces * width].view(-1, width)
 
-def _views(rows: Pieces, chunks: Sequence[Chunk]) -> Iterator[Tensor]:
-    for chunk in chunks:
-        start = int(rows.starts[chunk.first])
-        yield rows.arena[start : start + chunk.num_pieces * rows.width].view(-1, rows.width)
+    def _start(self, chunk: Chunk, page_ids: Sequence[int], arena: Tensor) -> int:
+        """The chunk's first element in the arena."""
+        return (page_ids[chunk.page] * self._page_bytes + chunk.offset) // arena.itemsize

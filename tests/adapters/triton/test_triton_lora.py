@@ -193,7 +193,7 @@ def test_a_fixed_grid_computes_whatever_step_is_filled_in(num_programs: int, exa
     assert bits(result) == bits(y)
     for runs in ([(1, []), (2, [("r64", 1.0)])], [(2, [("r1", 2.0), ("r8", 1.0)])], [(1, [("gains", 1.0)])] * 2):
         segments, _ = segments_of(runs)
-        assert lora.refill(fixed, segments, placed.page_ids)
+        assert lora.refill(fixed, lora.plan(segments, placed.page_ids))
         result = y.clone()
         lora.run(0, x, result, fixed)
         assert bits(result) == bits(exact.run(placed, 0, x, y, segments))
@@ -213,7 +213,7 @@ def test_a_step_that_does_not_fit_is_left_to_plan(runs: Runs, exact: World) -> N
     lora = exact.triton.lora
     assert isinstance(lora, TritonLoRA)
     fixed = lora.plan_fixed(GRAPH, 4)
-    assert lora.refill(fixed, [Segment(0, 1, (("r8", 1.0),))], exact.triton.page_ids)
+    assert lora.refill(fixed, lora.plan([Segment(0, 1, (("r8", 1.0),))], exact.triton.page_ids))
     before = fixed.content.clone()
-    assert not lora.refill(fixed, segments_of(runs)[0], exact.triton.page_ids)
+    assert not lora.refill(fixed, lora.plan(segments_of(runs)[0], exact.triton.page_ids))
     assert torch.equal(fixed.content, before)
