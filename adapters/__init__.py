@@ -3,7 +3,7 @@
 This module imports no torch, because the front end needs the registry; `device_pool`, `lora` and `reference` do.
 """
 
-from .adapter_text import AdapterText, AddedToken
+from .adapter_text import MAX_ADDED_TOKENS, AdapterText, AddedToken
 from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
@@ -13,6 +13,7 @@ from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
 
 __all__ = [
+    "MAX_ADDED_TOKENS",
     "AdapterError",
     "AdapterImage",
     "AdapterNotFound",

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from .adapter_text import AdapterText, TextError, encode_text, read_adapter_text
+from .adapter_text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
 from .base_tensors import BaseTensors
 from .errors import AdapterRejected, AdapterTooLarge
 from .lora_module import Array, LoRAModule
 from .matching import Matcher, is_targeted, warnings_of
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .targets import TargetKind, TargetModule
+from .token_tables import table_shape
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -41,11 +42,13 @@ class Checkpoint:
     ignored_tensors: tuple[str, ...] = ()  # of the file: tables that are the base model's
     num_bytes: int = 0  # of both files
     text: AdapterText = AdapterText()
+    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether it is no sum that others could be added to, nor scaled: DoRA, trained rows of tables."""
-        return any(module.gain is not None or module.rows is not None for module in self.modules)
+        """Whether it is no sum that others could be added to, nor scaled: DoRA, rows of tables, its own vocabulary."""
+        is_sum = all(module.gain is None and module.rows is None for module in self.modules)
+        return not is_sum or self.vocab_size is not None
 
 
 def read_checkpoint(
@@ -89,6 +92,7 @@ def read_checkpoint(
         num_bytes=len(config_bytes) + len(weights),
         invocation_tokens=config.invocation_tokens,
         text=text,
+        vocab_size=matcher.vocab_size,
     )
 
 
@@ -108,8 +112,11 @@ def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
     for target in targets:
         rank = config.rank_of(target.name) if is_targeted(config, target) else 0
         elements += rank * (target.in_features + target.out_features) + VECTORS * target.out_features
-        if target.kind is not TargetKind.LINEAR:  # its whole table, trained or the base model's
-            elements += target.in_features * target.out_features
+        if target.kind is not TargetKind.LINEAR:  # its whole table: trained, the base model's, or both and a copy
+            size, width = table_shape(target)
+            num_tables = 3 if config.modules_to_save else 1
+            elements += num_tables * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS
+            elements += 2 * len(config.tokens_of(target.name)) * width
     return elements * 4 + MAX_HEADER_BYTES
 
 

@@ -45,6 +45,7 @@ class NativeAdapter:
     shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
     has_vectors: bool  # a shift or a gain anywhere
     row_ids: Sequence[Array]  # [num_rows] int64 of each slice
+    vocab_size: int  # one past the last token that it has a row of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class CpuLoRAMetadata(LoRAMetadata):
     num_tokens: int  # one past the last that has an adapter
     num_sites: int
     dtype: torch.dtype
+    vocab_size: int
 
     def num_inputs(self, site: int) -> int:
         """Of the layer, as the adapters that land on it know it; 0 when none does."""
@@ -78,7 +80,7 @@ def _parts(module: PackedModule) -> tuple[Sequence[Chunk], ...]:
 
 def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
     """What follows the addresses of chunks in a SLICE."""
-    num_rows = len(ids) or sum(chunk.num_pieces for chunk in module.rows)
+    num_rows = len(ids) or module.end_of_rows
     address = ids.ctypes.data if len(ids) else 0
     sizes = (module.column, module.out_features, module.rank)
     return (address, *sizes, module.scaling, module.in_features, num_rows)
@@ -114,7 +116,15 @@ class CpuLoRA(LoRAPlanner):
         has_vectors = any(adapter.has_vectors for adapter in adapters.values())
         plan = np.array([(len(uses), has_vectors, uses.ctypes.data)], dtype=PLAN)
         num_tokens = max((segment.end for segment in segments), default=0)
-        return CpuLoRAMetadata(plan, uses, list(adapters.values()), num_tokens, self._num_sites, self._pool.dtype)
+        return CpuLoRAMetadata(
+            plan=plan,
+            uses=uses,
+            adapters=list(adapters.values()),
+            num_tokens=num_tokens,
+            num_sites=self._num_sites,
+            dtype=self._pool.dtype,
+            vocab_size=max((adapter.vocab_size for adapter in adapters.values()), default=0),
+        )
 
     def _locate(self, table: ImageTable, page_ids: Sequence[int]) -> NativeAdapter:
         num_pages = len(self._pool.pages)
@@ -142,7 +152,8 @@ class CpuLoRA(LoRAPlanner):
             end = max(module.column + module.out_features, shapes.get(module.site, (0, 0))[1])
             shapes[module.site] = (module.in_features, end)
         has_vectors = any(module.shift or module.gain for module in modules)
-        return NativeAdapter(slices, sites, chunks, shapes, has_vectors, row_ids)
+        vocab_size = max((module.end_of_rows for module in modules), default=0)
+        return NativeAdapter(slices, sites, chunks, shapes, has_vectors, row_ids, vocab_size)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
         """[num_chunks] CHUNK."""

@@ -24,6 +24,7 @@ class DevicePool:
         self.layout = layout
         self._images: dict[str, tuple[ImageTable, Tensor]] = {}
         self._changing_head: set[str] = set()
+        self._vocab_sizes: dict[str, int] = {}  # of adapters that have their own
         self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
 
     def add(self, table: ImageTable, image: Tensor) -> None:
@@ -36,10 +37,13 @@ class DevicePool:
         self._images[table.digest] = (table, image)
         if any(module.kind is TargetKind.HEAD for module in table.modules):
             self._changing_head.add(table.digest)
+        if table.vocab_size is not None:
+            self._vocab_sizes[table.digest] = table.vocab_size
 
     def remove(self, digest: str) -> None:
         self._images.pop(digest, None)
         self._changing_head.discard(digest)
+        self._vocab_sizes.pop(digest, None)
         self._derived.pop(digest, None)
 
     def __contains__(self, digest: str) -> bool:
@@ -48,6 +52,10 @@ class DevicePool:
     def changes_head(self, digest: str) -> bool:
         """Whether an adapter lands on the LM head."""
         return digest in self._changing_head
+
+    def vocab_size_of(self, digest: str) -> int | None:
+        """The number of logits of an adapter's rows, where it is not the model's."""
+        return self._vocab_sizes.get(digest)
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
         """Copies the images first, first + 1, ... into the pages page_ids."""

@@ -52,8 +52,13 @@ class PackedModule:
     shift: tuple[Chunk, ...] = ()  # [out_features], or nothing
     gain: tuple[Chunk, ...] = ()  # [out_features], or nothing
     kind: TargetKind = TargetKind.LINEAR
-    rows: tuple[Chunk, ...] = ()  # trained rows of a table
-    row_ids: tuple[int, ...] = ()  # theirs, ascending; none is all
+    rows: tuple[Chunk, ...] = ()  # rows of tokens in a table
+    row_ids: tuple[int, ...] = ()  # theirs, ascending; none is 0, 1, ...
+
+    @property
+    def end_of_rows(self) -> int:
+        """One past the last token that it has a row of."""
+        return self.row_ids[-1] + 1 if self.row_ids else sum(chunk.num_pieces for chunk in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ class ImageTable:
     text: AdapterText = AdapterText()
     is_exclusive: bool = False  # takes no request scale and no partner
     layout: Layout = Layout.VECTORS
+    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
 
     @property
     def num_bytes(self) -> int:
@@ -119,6 +125,7 @@ def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Layout = L
         text=checkpoint.text,
         is_exclusive=checkpoint.is_exclusive,
         layout=layout,
+        vocab_size=checkpoint.vocab_size,
     )
     return AdapterImage(table, pages)
 

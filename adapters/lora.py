@@ -4,7 +4,7 @@ Semantics of `run`, for every segment and every (adapter, scale) of its list, in
     y[t, offset:offset + out] += scale * alpha / r * B (A x[t])
 and where the adapter has a gain (DoRA) or a shift (trained biases) of the slice, then
     y[t, offset:offset + out] = gain * y[t, offset:offset + out] + scale * shift
-Trained rows of a table stand for the base model's: an embedding or a logit is theirs.
+Trained rows of a table stand for the base model's, or behind them: an embedding or a logit is theirs.
 A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
 """
 
@@ -35,6 +35,8 @@ def check_segments(segments: Sequence[Segment]) -> None:
 
 class LoRAMetadata:
     """What `plan` prepared for one step; its content is the backend's own."""
+
+    vocab_size: int = 0  # one past the last token that any of its adapters has rows of; 0 where none has
 
 
 class LoRAPlanner(ABC):

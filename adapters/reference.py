@@ -53,8 +53,8 @@ class SliceWeights:
     shift: tuple[Tensor, ...]  # views of pieces, or nothing
     gain: tuple[Tensor, ...]
     kind: TargetKind
-    rows: tuple[Tensor, ...]  # views of trained rows, or nothing
-    row_ids: Tensor  # [num_rows] int64, ascending; nothing is all
+    rows: tuple[Tensor, ...]  # views of rows of tokens, or nothing
+    row_ids: Tensor  # [num_rows] int64, ascending; nothing is 0, 1, ...
 
     def products(self) -> Iterator[tuple[Tensor, Tensor]]:
         """[width, in_features] of A and [out_features, width] of B in float32, of each group of ranks."""
@@ -74,6 +74,7 @@ SiteWeights = Mapping[int, Sequence[SliceWeights]]  # site -> slices that the ad
 class ReferenceMetadata(LoRAMetadata):
     segments: Sequence[Segment]
     weights: Mapping[str, SiteWeights]  # digest -> site -> slices
+    vocab_size: int
 
 
 class ReferenceLoRA(LoRABackend):
@@ -86,7 +87,8 @@ class ReferenceLoRA(LoRABackend):
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> ReferenceMetadata:
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         weights = {digest: self._pool.derive(digest, adapter_pages[digest], self._view_sites) for digest in digests}
-        return ReferenceMetadata(segments, weights)
+        vocab_size = max((self._pool.vocab_size_of(digest) or 0 for digest in digests), default=0)
+        return ReferenceMetadata(segments, weights, vocab_size)
 
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         if not isinstance(metadata, ReferenceMetadata):
@@ -158,8 +160,9 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
         if weights.shift:
             total[:, columns] += scale * weights.vector(weights.shift)
         if weights.rows:
-            ids = weights.row_ids if len(weights.row_ids) else slice(None)
-            total[:, ids] = x32 @ torch.cat(weights.rows).float().T
+            rows = torch.cat(weights.rows).float()
+            ids = weights.row_ids if len(weights.row_ids) else slice(len(rows))
+            total[:, ids] = x32 @ rows.T
     y.copy_(total)
 
 
@@ -167,7 +170,7 @@ def _embed(token_ids: Tensor, y: Tensor, weights: SliceWeights, scale: float) ->
     """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
     total = y.float()
     for a, b in weights.products():
-        total += (a.T[token_ids] * (scale * weights.scaling)) @ b.T
+        total += (a.T[token_ids.clamp(max=weights.in_features - 1)] * (scale * weights.scaling)) @ b.T
     if weights.gain:
         total *= weights.vector(weights.gain)
     if weights.rows:

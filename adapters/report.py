@@ -57,6 +57,7 @@ class AdapterReport:
     num_host_bytes: int = 0  # packed, in host memory
     num_device_bytes: int = 0  # in the arena, while resident
     num_pages: int = 0  # of the arena
+    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
     text: AdapterText = AdapterText()  # for whoever knows the model's tokenizer; not shown
 
     @property
@@ -102,6 +103,7 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
         num_host_bytes=table.num_bytes,
         num_device_bytes=table.num_bytes,
         num_pages=table.num_pages,
+        vocab_size=table.vocab_size,
         text=table.text,
     )
 

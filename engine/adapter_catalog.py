@@ -107,14 +107,14 @@ class AdapterCatalog:
         if num_pages + 1 > self._facts.num_pages:
             raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
 
-    def judge_text(self, path: str, text: AdapterText) -> None:
+    def judge_text(self, path: str, table: ImageTable) -> None:
         """Once, before `add_text`. Raises AdapterRejected, maybe after seconds of work."""
-        self._tokenizers.judge(path, text)
+        self._tokenizers.judge(path, table.text, table.vocab_size)
 
     def add_text(self, path: str, table: ImageTable) -> ImageTable:
         """Takes in what an adapter says about text, which was judged, until `forget`, and out of its table, to which
         warnings come. Raises AdapterRejected."""
-        warnings = self._tokenizers.add(path, table.digest, table.text)
+        warnings = self._tokenizers.add(path, table.digest, table.text, table.vocab_size)
         return replace(table, text=AdapterText(), warnings=(*table.warnings, *warnings))
 
     def check_report(self, report: AdapterReport) -> AdapterReport:
@@ -270,6 +270,11 @@ class AdapterCatalog:
     @property
     def base_tokenizer(self) -> Tokenizer:
         return self._tokenizers.base
+
+    def facts_of(self, digests: Sequence[str]) -> Facts:
+        """What a request for these adapters is checked against: one may have a vocabulary of its own."""
+        own = [size for digest in digests if (size := self._tables[digest].vocab_size) is not None]
+        return replace(self._facts, vocab_size=own[0]) if own else self._facts
 
     def table_of(self, digest: str) -> ImageTable:
         return self._tables[digest]

@@ -64,7 +64,7 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
     try:
         checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_weights)
         if not checkpoint.text.is_empty:
-            _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text)
+            _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text, checkpoint.vocab_size)
         image = pack(checkpoint, order.dtype, order.page_bytes, order.layout)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))

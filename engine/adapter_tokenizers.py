@@ -19,16 +19,17 @@ MAX_PREPARED = 200_000  # characters of added tokens: a fifth of a second
 
 class AdapterTokenizers:
     def __init__(self, base: Tokenizer, vocab_size: int) -> None:
-        """vocab_size: width of the logits."""
+        """vocab_size: width of the model's logits."""
         self.base = base
         self._vocab_size = vocab_size
         self._base_tokens = base.added_token_contents()
         self._own: dict[str, Tokenizer] = {}  # by digest, of adapters that add or replace anything
 
-    def judge(self, path: str, text: AdapterText) -> tuple[str, ...]:
-        """Returns the warnings that `add` would. Raises AdapterRejected for what it would refuse, and for a template
-        that would hold everybody up: it may take seconds to find that out."""
-        tokenizer, warnings = self._make(path, text)
+    def judge(self, path: str, text: AdapterText, vocab_size: int | None = None) -> tuple[str, ...]:
+        """Returns the warnings that `add` would. vocab_size: the adapter's own, None is the model's. Raises
+        AdapterRejected for what it would refuse, and for a template that would hold everybody up: it may take seconds
+        to find that out."""
+        tokenizer, warnings = self._make(path, text, vocab_size or self._vocab_size)
         if tokenizer.chat_template is not None and tokenizer.chat_template != self.base.chat_template:
             try:
                 check_template(tokenizer.chat_template)
@@ -36,9 +37,9 @@ class AdapterTokenizers:
                 raise AdapterRejected(path, [str(error)]) from error
         return warnings
 
-    def add(self, path: str, digest: str, text: AdapterText) -> tuple[str, ...]:
+    def add(self, path: str, digest: str, text: AdapterText, vocab_size: int | None = None) -> tuple[str, ...]:
         """Takes in a text that was judged; returns warnings. Raises AdapterRejected where its tokens cannot be used."""
-        tokenizer, warnings = self._make(path, text)
+        tokenizer, warnings = self._make(path, text, vocab_size or self._vocab_size)
         if tokenizer is not self.base:
             self._own[digest] = tokenizer
         return warnings
@@ -46,13 +47,13 @@ class AdapterTokenizers:
     def check_report(self, report: AdapterReport) -> AdapterReport:
         """A report that tells of the text, too, what `judge` does."""
         try:
-            warnings = self.judge(report.path, report.text)
+            warnings = self.judge(report.path, report.text, report.vocab_size)
         except AdapterRejected as error:
             return replace(report, problems=(*report.problems, *error.problems))
         return replace(report, warnings=(*report.warnings, *warnings))
 
-    def _make(self, path: str, text: AdapterText) -> tuple[Tokenizer, tuple[str, ...]]:
-        tokens, warnings = self._additions(path, text)
+    def _make(self, path: str, text: AdapterText, vocab_size: int) -> tuple[Tokenizer, tuple[str, ...]]:
+        tokens, warnings = self._additions(path, text, vocab_size)
         named = dict(text.special_tokens)
         named.pop("pad_token", None)  # stands in no prompt and in no answer
         known = self.base.special_tokens
@@ -62,20 +63,24 @@ class AdapterTokenizers:
             return self.base, warnings
         return self._derive(path, tokens, special_tokens, template), warnings
 
-    def _additions(self, path: str, text: AdapterText) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
+    def _additions(
+        self, path: str, text: AdapterText, vocab_size: int
+    ) -> tuple[tuple[AddedToken, ...], tuple[str, ...]]:
         tokens = [token for token in text.added_tokens if self._base_tokens.get(token.id) != token.content]
         # A token for padding stands in no prompt; most training sets one, whether or not the model has a row for it.
         pad = dict(text.special_tokens).get("pad_token")
-        unused = [token for token in tokens if token.content == pad and token.id >= self._vocab_size]
-        problems = [problem for token in tokens if token not in unused if (problem := self._problem(token))]
+        unused = [token for token in tokens if token.content == pad and token.id >= vocab_size]
+        used = [token for token in tokens if token not in unused]
+        problems = [problem for token in used if (problem := self._problem(token, vocab_size))]
         if problems:
             raise AdapterRejected(path, problems)
         warnings = [f"{_named(token)} is beyond the model's vocabulary, and left out: it pads" for token in unused]
-        return tuple(token for token in tokens if token not in unused), tuple(warnings)
+        return tuple(used), tuple(warnings)
 
-    def _problem(self, token: AddedToken) -> str | None:
-        if token.id >= self._vocab_size:
-            return f"{_named(token)} is beyond the model's vocabulary of {self._vocab_size}"
+    def _problem(self, token: AddedToken, vocab_size: int) -> str | None:
+        if token.id >= vocab_size:
+            whose = "the model's" if vocab_size == self._vocab_size else "its own"
+            return f"{_named(token)} is beyond {whose} vocabulary of {vocab_size}"
         known_id, known_token = self.base.token_id(token.content), self.base.token(token.id)
         if known_id not in (None, token.id):
             return f"{_named(token)} is {known_id} in the model's tokenizer"

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 class Model(Protocol):
+    vocab_size: int  # of the base model
+
     def forward(self, batch: ForwardBatch) -> Tensor: ...
 
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor: ...

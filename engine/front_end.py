@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blora.adapters import base_name
+from blora.adapters import MAX_ADDED_TOKENS, base_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from .adapter_catalog import AdapterCatalog
@@ -23,8 +23,10 @@ from .tokenizer import Message, Tokenizer
 from .validator import (
     Facts,
     as_plain,
+    as_token_ids,
     check_messages,
     check_salt,
+    check_sampled_tokens,
     check_sampling,
     check_tenant,
     check_text,
@@ -90,13 +92,14 @@ class FrontEnd:
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         tenant = check_tenant(call.tenant)
-        check_sampling(sampling, self.facts)
-        sampling = as_plain(sampling)
         adapters = self._check_adapters(call.adapter)
+        facts = self._facts_for(adapters)
+        check_sampling(sampling, facts)
+        sampling = as_plain(sampling)
         tokenizer = self.tokenizer_of(adapters)
         text, token_ids, salt = self._read_prompt(call.prompt, tokenizer)
         checked = Checked(call.prompt, tokenizer, text, token_ids, salt, sampling, adapters, priority, tenant)
-        self._resolve_max_tokens(checked, set())  # what it cannot be with whatever adapter
+        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), facts)  # what cannot be with any adapter
         return checked
 
     def _check_adapters(self, adapter: Adapter) -> tuple[LoRARequest, ...]:
@@ -133,16 +136,16 @@ class FrontEnd:
         if num_unfinished + num_new > limit:
             raise QueueFull(f"{num_unfinished} requests are unfinished, at most {limit}")
 
-    def _resolve_max_tokens(self, call: Checked, digests: set[str]) -> int:
-        return resolve_max_tokens(call.token_ids, call.sampling, self.adapters.num_pages(digests), self.facts)
-
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
         adapters, or does not invoke one that has to be invoked; changes nothing but the id count."""
         sampling, uses = call.sampling, self._resolve(call.adapters)
-        call = self._read_again(call, self.adapters.tokenizer_of([digest for digest, _ in uses]))
-        max_tokens = self._resolve_max_tokens(call, {digest for digest, _ in uses})
-        activation = find_activation([self.adapters.table_of(digest) for digest, _ in uses], call.token_ids)
+        digests = [digest for digest, _ in uses]
+        call, facts = self._read_again(call, self.adapters.tokenizer_of(digests)), self.adapters.facts_of(digests)
+        check_sampled_tokens(sampling, facts)
+        max_tokens = resolve_max_tokens(call.token_ids, sampling, self.adapters.num_pages(digests), facts)
+        activation = find_activation([self.adapters.table_of(digest) for digest in digests], call.token_ids)
+        eos_token_ids = self._eos_token_ids(call.tokenizer, facts)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
@@ -154,7 +157,7 @@ class FrontEnd:
                 max_tokens=max_tokens,
                 seed=seed,
                 sample_index=index,
-                eos_token_ids=self._eos_token_ids(call.tokenizer),
+                eos_token_ids=eos_token_ids,
                 adapters=uses,
                 activation=activation,
                 priority=call.priority,
@@ -225,7 +228,7 @@ class FrontEnd:
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             if len(prompt) > self.facts.max_model_len:  # before it is copied
                 raise InvalidRequest("prompt", f"{len(prompt)} tokens, at most {self.facts.max_model_len} are taken")
-            return None, list(prompt)
+            return None, as_token_ids("prompt", prompt)
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
 
     def _encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool, tokenizer: Tokenizer) -> list[int]:
@@ -236,15 +239,27 @@ class FrontEnd:
 
     def tokenizer_of(self, requests: Sequence[LoRARequest]) -> Tokenizer:
         """What requests for these adapters use; of those that are still to be loaded nothing is known yet."""
-        loaded = [request.lora_name for request in requests if not self.adapters.is_to_load(request)]
-        return self.adapters.tokenizer_of(list(map(self.adapters.resolve, loaded)))
+        return self.adapters.tokenizer_of(self._loaded(requests))
 
-    def _eos_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+    def _loaded(self, requests: Sequence[LoRARequest]) -> list[str]:
+        """The digests of those that are not still to be loaded."""
+        loaded = (request.lora_name for request in requests if not self.adapters.is_to_load(request))
+        return list(map(self.adapters.resolve, loaded))
+
+    def _facts_for(self, requests: Sequence[LoRARequest]) -> Facts:
+        """What a request for these adapters is checked against; one that is still to be loaded may add tokens."""
+        digests = self._loaded(requests)
+        if len(digests) == len(requests):
+            return self.adapters.facts_of(digests)
+        return replace(self.facts, vocab_size=self.facts.vocab_size + MAX_ADDED_TOKENS)
+
+    def _eos_token_ids(self, tokenizer: Tokenizer, facts: Facts) -> frozenset[int]:
         """The model's own, and the one that an adapter was trained to end with."""
         eos = None if tokenizer is self.adapters.base_tokenizer else tokenizer.eos_token_id
-        if eos is None or eos >= self.facts.vocab_size:
+        if eos is None and facts is self.facts:
             return self.defaults.eos_token_ids
-        return self.defaults.eos_token_ids | {eos}
+        all_of_them = self.defaults.eos_token_ids | ({eos} if eos is not None else set())
+        return frozenset(token_id for token_id in all_of_them if token_id < facts.vocab_size)
 
     def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
         """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""

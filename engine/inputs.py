@@ -23,6 +23,12 @@ class ForwardBatch:
     lora: LoRAMetadata | None  # None when no token of the step has an adapter
     logits_lora: LoRAMetadata | None = None  # of logits_at; None when no adapter there changes the head
 
+    def base_token_ids(self, vocab_size: int) -> Tensor:
+        """token_ids, but any tokens of the model's vocabulary for those that only an adapter has: its embedding takes
+        their place."""
+        has_others = self.lora is not None and self.lora.vocab_size > vocab_size
+        return self.token_ids.clamp(max=vocab_size - 1) if has_others else self.token_ids
+
 
 def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
     """Rows with the same adapters stand together, so that lists of adapters are few segments; base rows first."""

@@ -208,7 +208,7 @@ class LLM:
         checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base, max_weights=limit)
         image = pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout)
         self._adapters.check_size(str(path), image.table.num_pages)
-        self._adapters.judge_text(str(path), image.table.text)
+        self._adapters.judge_text(str(path), image.table)
         table = self._adapters.add_text(str(path), image.table)
         self._core.load_adapter(table, torch.from_numpy(image.pages))
         self._let_go(self._adapters.publish(name, str(path), table))

@@ -40,7 +40,8 @@ class ModelRunner:
         results = {row.request_id: RowResult() for row in rows}
         if sampled:
             logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
-            results |= zip((row.request_id for row in sampled), sample(logits, sampled, self._picker), strict=True)
+            samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled))
+            results |= zip((row.request_id for row in sampled), samples, strict=True)
         for row, prompt_logprobs in self._prompt_logprobs(rows, hidden, step.adapter_pages):
             results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
         return results
@@ -64,4 +65,15 @@ class ModelRunner:
             part = slice(start, start + MAX_LOGITS_ROWS)
             # An activated LoRA, which changes a part of a row only, changes no head.
             lora = plan_logits([(row.adapters, len(hidden[part]))], adapter_pages, self._lora)
-            yield from token_logprobs(self._model.compute_logits(hidden[part], lora), targets[part], num_best)
+            logits = self._model.compute_logits(hidden[part], lora)[:, : self._vocab_size(row)]
+            yield from token_logprobs(logits, targets[part], num_best)
+
+    def _vocab_sizes(self, rows: Sequence[ScheduledRow]) -> list[int] | None:
+        """Of each row's logits; None where all are the model's."""
+        if not any(self._pool.vocab_size_of(digest) for row in rows for digest, _ in row.adapters):
+            return None
+        return [self._vocab_size(row) for row in rows]
+
+    def _vocab_size(self, row: ScheduledRow) -> int:
+        own = (self._pool.vocab_size_of(digest) for digest, _ in row.adapters)
+        return next((size for size in own if size is not None), self._model.vocab_size)

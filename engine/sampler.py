@@ -33,16 +33,19 @@ class Best:
 class Picker(Protocol):
     """The two passes over whole rows of logits; a backend may have faster ones."""
 
-    def best(self, logits: Tensor) -> Best:
-        """logits: [num_rows, vocab_size] float32."""
+    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+        """logits: [num_rows, widest vocab_size] float32. vocab_sizes: of each row; None where all are so wide."""
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         """A token from softmax(logits / temperature). logits: [vocab_size] float32. key: `draw_key`'s."""
 
 
 class TorchPicker:
-    def best(self, logits: Tensor) -> Best:
-        return Best(logits.argmax(dim=1).tolist(), torch.isfinite(logits).all(dim=1).tolist())
+    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+        if vocab_sizes is None:
+            return Best(logits.argmax(dim=1).tolist(), torch.isfinite(logits).all(dim=1).tolist())
+        rows = [row[:size] for row, size in zip(logits, vocab_sizes, strict=True)]
+        return Best([int(row.argmax()) for row in rows], [bool(torch.isfinite(row).all()) for row in rows])
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         scores = _scores(logits, temperature)
@@ -53,9 +56,15 @@ class TorchPicker:
 TORCH_PICKER = TorchPicker()
 
 
-def sample(logits: Tensor, rows: Sequence[ScheduledRow], picker: Picker = TORCH_PICKER) -> list[RowResult]:
-    """One result per row. logits: [num_rows, vocab_size] float32, raw; changed in place."""
-    best = picker.best(logits)
+def sample(
+    logits: Tensor,
+    rows: Sequence[ScheduledRow],
+    picker: Picker = TORCH_PICKER,
+    vocab_sizes: Sequence[int] | None = None,
+) -> list[RowResult]:
+    """One result per row. logits: [num_rows, widest vocab_size] float32, raw; changed in place. vocab_sizes: of each
+    row, where they differ; what stands behind a row's own is not looked at."""
+    best = picker.best(logits, vocab_sizes)
     results = []
     for index, row in enumerate(rows):
         if not best.is_finite[index]:
@@ -63,7 +72,8 @@ def sample(logits: Tensor, rows: Sequence[ScheduledRow], picker: Picker = TORCH_
         elif row.sampling.temperature == 0 and not _has_constraints(row) and row.sampling.logprobs is None:
             results.append(RowResult(best.token_ids[index]))
         else:
-            results.append(_sample_row(logits[index], row, picker))
+            own = logits[index] if vocab_sizes is None else logits[index, : vocab_sizes[index]]
+            results.append(_sample_row(own, row, picker))
     return results
 
 

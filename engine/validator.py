@@ -3,7 +3,8 @@
 Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<` and `>`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
@@ -53,7 +54,7 @@ OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 class Facts:
     """What a request is checked against."""
 
-    vocab_size: int  # width of the logits
+    vocab_size: int  # width of the logits: the model's, or an adapter's own
     max_model_len: int  # tokens of prompt and output
     block_size: int  # tokens
     num_pages: int  # of the arena
@@ -79,6 +80,11 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
     _check_stops(params)
+    check_sampled_tokens(params, facts)
+
+
+def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
+    """The tokens that it names."""
     if params.stop_token_ids is not None:
         _check_type("stop_token_ids", params.stop_token_ids, Sequence, "a list of token ids")
         check_token_ids("stop_token_ids", params.stop_token_ids, facts, MAX_STOP_TOKEN_IDS)
@@ -113,8 +119,8 @@ def _check_float(name: str, value: object, low: float, high: float) -> None:
 
 
 def _check_int(name: str, value: object, low: int, high: int | None) -> None:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if not is_int or value < low or (high is not None and value > high):  # type: ignore[operator]
+    integer = _as_integer(value)
+    if integer is None or integer < low or (high is not None and integer > high):
         bound = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise InvalidRequest(name, f"{value!r} is not an integer {bound}")
 
@@ -145,9 +151,38 @@ def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_num
     """Against the width of the logits, not the tokenizer's length: an index beyond it would hit another's memory."""
     if len(token_ids) > max_number:
         raise InvalidRequest(name, f"{len(token_ids)} tokens, at most {max_number} are taken")
+    if not token_ids or (_are_plain(token_ids) and min(token_ids) >= 0 and max(token_ids) < facts.vocab_size):
+        return
     for token_id in token_ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < facts.vocab_size:
-            raise InvalidRequest(name, f"{token_id!r} is not a token id from 0 to {facts.vocab_size - 1}")
+        integer = _as_integer(token_id)
+        if integer is None or not 0 <= integer < facts.vocab_size:
+            raise InvalidRequest(name, f"{token_id!r:.80} is not a token id from 0 to {facts.vocab_size - 1}")
+
+
+def as_token_ids(name: str, token_ids: Iterable[object]) -> list[int]:
+    """As ints: whatever is an integer counts, such as numpy's. Whether there are such tokens is not looked at."""
+    values = list(token_ids)
+    return values if _are_plain(values) else [_token_id(name, value) for value in values]  # type: ignore[return-value]
+
+
+def _token_id(name: str, value: object) -> int:
+    integer = _as_integer(value)
+    if integer is None:
+        raise InvalidRequest(name, f"{value!r:.80} is not a token id")
+    return integer
+
+
+def _are_plain(values: Iterable[object]) -> bool:
+    """Whether all are ints, without a step in Python for each."""
+    return set(map(type, values)) <= {int}
+
+
+def _as_integer(value: object) -> int | None:
+    """None for what is none: a number with a point, and a boolean too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_text(text: object, facts: Facts) -> str:

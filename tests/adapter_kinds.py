@@ -22,6 +22,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "tables": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     "saved-head": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
     "dora-tables": {"r": 3, "target_modules": ["embed_tokens", "lm_head", "down_proj"], "use_dora": True},
+    "added": {"r": 4, "target_modules": ["q_proj"], "vocab_size": 263},
+    "added-tables": {"r": 2, "modules_to_save": ["embed_tokens", "lm_head"], "vocab_size": 288},
+    "added-head": {"r": 2, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"], "vocab_size": 261},
+    "added-tokens": {"r": 3, "trainable_token_indices": [261, 101, 260, 262], "vocab_size": 264},
+    "added-lora": {"r": 5, "target_modules": ["embed_tokens", "lm_head", "q_proj"], "vocab_size": 270},
+    "added-dora": {"r": 3, "target_modules": ["embed_tokens", "lm_head"], "use_dora": True, "vocab_size": 262},
+    "narrow": {"r": 4, "target_modules": ["o_proj", "up_proj"], "vocab_size": 240},
+    "narrow-lora": {"r": 4, "target_modules": ["embed_tokens", "lm_head"], "vocab_size": 241},
 }
 
 

@@ -64,9 +64,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def make_adapter(model: Path, folder: Path, seed: int = 0, **fields: Any) -> Path:
-    """A PEFT folder with random weights, large enough to change most tokens."""
+def load_resized(model: Path, vocab_size: int | None) -> LlamaForCausalLM:
+    """As a user resizes it for tokens that the tokenizer has got."""
     base = LlamaForCausalLM.from_pretrained(model)
+    if vocab_size is not None:
+        base.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return base
+
+
+def make_adapter(model: Path, folder: Path, seed: int = 0, vocab_size: int | None = None, **fields: Any) -> Path:
+    """A PEFT folder with random weights, large enough to change most tokens. vocab_size: of the resized model."""
+    torch.manual_seed(seed)
+    base = load_resized(model, vocab_size)
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ALL_MODULES, "task_type": "CAUSAL_LM"}
     torch.manual_seed(seed)
     with quiet():

@@ -32,6 +32,7 @@ def on_host(*parts: Array) -> list[Tensor]:
 class PlacedAdapter:
     table: AdapterTable
     tables: Mapping[int, TableModule]  # by site: what the kernels do not compute
+    vocab_size: int  # one past the last token that it has a row of
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class TritonMetadata(LoRAMetadata):
     segments: Sequence[Segment]
     adapters: Mapping[str, PlacedAdapter]  # kept alive: the content has addresses of theirs
     num_programs: int | None = None
+    vocab_size: int = 0
 
     @property
     def has_tables(self) -> bool:
@@ -90,7 +92,8 @@ class TritonLoRA(LoRABackend):
         num_groups = max((adapter.table.num_groups for adapter in adapters.values()), default=0)
         step = make_step_table(segments, addresses, num_groups, block_rows)
         (content,) = self._send(step.content)
-        return TritonMetadata(step.size, content, self._scratch(step.size), segments, adapters)
+        vocab_size = max((adapter.vocab_size for adapter in adapters.values()), default=0)
+        return TritonMetadata(step.size, content, self._scratch(step.size), segments, adapters, vocab_size=vocab_size)
 
     def plan_fixed(self, size: StepSize, num_programs: int) -> TritonMetadata:
         """What a CUDA graph is captured with: buffers for steps up to `size`, at first of no work, and grids of
@@ -158,7 +161,8 @@ class TritonLoRA(LoRABackend):
         if len(page_ids) != table.num_pages or not all(page in range(len(pages)) for page in page_ids):
             raise ValueError(f"{table.num_pages} of {len(pages)} pages are wanted, not {page_ids}")
         content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
-        return PlacedAdapter(content, self._reader.read(table, page_ids))
+        vocab_size = max((module.end_of_rows for module in table.modules), default=0)
+        return PlacedAdapter(content, self._reader.read(table, page_ids), vocab_size)
 
     def _scratch(self, size: StepSize) -> Tensor:
         return torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=self._pool.pages.device)

@@ -39,9 +39,9 @@ class TableModule:
     a: Sequence[Pieces]  # of an embedding: a row of ranks for each token, of each group
     b: Sequence[Pieces]  # [ranks, 128 outputs] each, of each group
     gain: Pieces | None
-    rows: Pieces | None  # trained ones
+    rows: Pieces | None  # of tokens
     row_chunks: Sequence[Tensor]  # views of the rows: [some rows, width] each
-    row_ids: Tensor  # [num_rows] int64, ascending; nothing is all
+    row_ids: Tensor  # [num_rows] int64, ascending; nothing is 0, 1, ...
 
     def embed(self, token_ids: Tensor, y: Tensor, scale: float) -> Tensor:
         """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
@@ -49,7 +49,7 @@ class TableModule:
         for a, b in zip(self.a, self.b, strict=True):
             panels = b.whole().view(len(b.starts), a.width, TILE)
             matrix = panels.transpose(0, 1).flatten(1)[:, : self.out_features]  # [ranks, hidden]
-            total = total + (a.gather(token_ids) * (scale * self.scaling)) @ matrix
+            total = total + (a.gather(token_ids.clamp(max=len(a.starts) - 1)) * (scale * self.scaling)) @ matrix
         if self.gain is not None:
             total = total * self.gain.whole().flatten()[: self.out_features]
         if self.rows is not None:

@@ -7,7 +7,7 @@
 extern "C" {
 void blora_rms_norm(const void*, const void*, int32_t, int32_t, float, int32_t, void*);
 void blora_silu_mul(const void*, int32_t, int32_t, int32_t, void*);
-void blora_linear(const Linear*, const void*, void*, int32_t, int32_t, const LoraPlan*);
+void blora_linear(const Linear*, const void*, void*, int32_t, int32_t, int32_t, const LoraPlan*);
 void blora_attention(const AttentionLayer*, const AttentionPlan*, const void*, void*);
 }
 
@@ -36,21 +36,21 @@ void run_layer(const DecoderLayer& layer, const Activations& at, const Attention
     const int32_t tokens = at.num_tokens, hidden = layer.qkv.in, dtype = layer.qkv.dtype;
     blora_rms_norm(at.hidden, layer.input_norm, tokens, hidden, layer.eps, dtype, at.normed);
     clock.count(NORM);
-    blora_linear(&layer.qkv, at.normed, at.qkv, tokens, STORE, lora);
+    blora_linear(&layer.qkv, at.normed, at.qkv, tokens, layer.qkv.out, STORE, lora);
     clock.count(LINEAR);
     blora_attention(&layer.attention, rows, at.qkv, at.attended);
     clock.count(ATTENTION);
-    blora_linear(&layer.out, at.attended, at.hidden, tokens, ADD, lora);
+    blora_linear(&layer.out, at.attended, at.hidden, tokens, hidden, ADD, lora);
     clock.count(LINEAR);
     blora_rms_norm(at.hidden, layer.post_attention_norm, tokens, hidden, layer.eps, dtype, at.normed);
     clock.count(NORM);
     if (at.gate_up) {
-        blora_linear(&layer.gate_up, at.normed, at.gate_up, tokens, STORE, lora);
+        blora_linear(&layer.gate_up, at.normed, at.gate_up, tokens, layer.gate_up.out, STORE, lora);
         blora_silu_mul(at.gate_up, tokens, layer.down.in, dtype, at.gated);
     } else {
-        blora_linear(&layer.gate_up, at.normed, at.gated, tokens, SILU_MUL, lora);
+        blora_linear(&layer.gate_up, at.normed, at.gated, tokens, layer.down.in, SILU_MUL, lora);
     }
-    blora_linear(&layer.down, at.gated, at.hidden, tokens, ADD, lora);
+    blora_linear(&layer.down, at.gated, at.hidden, tokens, hidden, ADD, lora);
     clock.count(LINEAR);
 }
 

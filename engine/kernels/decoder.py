@@ -22,6 +22,7 @@ class CpuCausalLM:
     def __init__(self, kernels: Kernels, config: ModelConfig, weights: ModelWeights, attention: CpuAttention) -> None:
         self._kernels = kernels
         self._config = config
+        self.vocab_size = config.vocab_size  # of the base model
         self._weights = weights  # kept alive: the layers hold addresses
         self._attention = attention
         self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
@@ -54,7 +55,7 @@ class CpuCausalLM:
         if not isinstance(rows, CpuAttentionMetadata) or not isinstance(lora, CpuLoRAMetadata | None):
             raise TypeError(f"metadata of another backend: {type(rows).__name__}, {type(lora).__name__}")
         hidden, normed, *others = self._allocate(len(batch.token_ids))
-        self._embed(batch.token_ids, hidden)
+        self._embed(batch.base_token_ids(self.vocab_size), hidden)
         site = embedding_site(self._config.num_layers)
         if lora is not None and lora.num_inputs(site):
             self._kernels.embed(site, batch.token_ids, hidden, lora)
@@ -64,10 +65,12 @@ class CpuCausalLM:
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32."""
+        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
+        where an adapter has added tokens: of other rows nothing stands there."""
         if not isinstance(lora, CpuLoRAMetadata | None):
             raise TypeError(f"metadata of another backend: {type(lora).__name__}")
-        logits = torch.empty(len(hidden), self._config.vocab_size)
+        width = self.vocab_size if lora is None else max(self.vocab_size, lora.vocab_size)
+        logits = torch.empty(len(hidden), width)
         self._kernels.linear(self._head, hidden, logits, Epilogue.STORE_FLOAT, lora)
         if lora is not None:
             self._kernels.replace_logits(self._head, hidden, logits, lora)

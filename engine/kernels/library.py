@@ -28,7 +28,7 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "base": set[str](),
 }
-INTERFACE = 5  # types.h has the same number
+INTERFACE = 6  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -126,7 +126,7 @@ class Kernels:
         if not hasattr(library, "blora_interface") or library.blora_interface() != INTERFACE:
             raise ValueError(f"{path.name} was built from other sources")
         self._linear = library.blora_linear
-        self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_void_p]
+        self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p]
         self._pack = library.blora_pack
         self._pack.argtypes = [c_void_p, c_int32, c_int32, c_int32]
         self._unpack_rows = library.blora_unpack_rows
@@ -138,7 +138,7 @@ class Kernels:
         self._attention = library.blora_attention
         self._attention.argtypes = [POINTER(AttentionLayer), POINTER(AttentionPlan), c_void_p, c_void_p]
         self._scan = library.blora_scan
-        self._scan.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p]
+        self._scan.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p]
         for function in (self._linear, self._pack, self._unpack_rows, self._rms_norm, self._silu_mul, self._attention):
             function.restype = None
         self._scan.restype = None
@@ -189,7 +189,8 @@ class Kernels:
         """y = epilogue(x W^T + what the step's adapters add + bias), rounded once.
 
         x: [num_tokens, in]. STORE and ADD: y [num_tokens, out]; SILU_MUL: [num_tokens, out / 2], where out is a
-        multiple of 32; STORE_FLOAT: [num_tokens, out] float32. lora: the step's adapters.
+        multiple of 32; STORE_FLOAT: [num_tokens, out or more] float32, where more is left as it is.
+        lora: the step's adapters.
         """
         epilogue = Epilogue(epilogue)
         layer = linear.layer
@@ -198,9 +199,12 @@ class Kernels:
         if epilogue is Epilogue.SILU_MUL and layer.out % (2 * PANEL):
             raise ValueError(f"gate and up of {layer.out} outputs are not whole panels")
         check_shape("x", x, dtype, (None, layer.in_))
-        check_shape("y", y, torch.float32 if epilogue is Epilogue.STORE_FLOAT else dtype, (num_tokens, width))
+        if epilogue is Epilogue.STORE_FLOAT:
+            _check_logits(y, num_tokens, width)
+        else:
+            check_shape("y", y, dtype, (num_tokens, width))
         address = _lora_address(lora, layer, num_tokens)
-        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, epilogue, address)
+        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, y.shape[1], epilogue, address)
 
     def unpack_rows(self, linear: PackedLinear, ids: Tensor, y: Tensor) -> None:
         """y[i] = the weight's row ids[i]. ids: [n] int64, y: [n, in]."""
@@ -216,18 +220,24 @@ class Kernels:
         check_shape("ids", ids, torch.int64, (None,))
         check_shape("y", y, lora.dtype, (len(ids), None))
         layer = LinearLayer(None, None, y.shape[1], lora.num_inputs(site), site, dtype_code("lora", lora.dtype))
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < max(layer.in_, 1):
-            raise ValueError(f"ids: not all are tokens of {layer.in_}")
+        if any(adapter.shapes.get(site, (0, y.shape[1]))[1] != y.shape[1] for adapter in lora.adapters):
+            raise ValueError(f"y: embeddings of {y.shape[1]} are not as wide as an adapter's")
+        num_ids = max(layer.in_, lora.vocab_size, 1)
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_ids:
+            raise ValueError(f"ids: not all are tokens of {num_ids}")
         address = _lora_address(lora, layer, len(ids))
         self._embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
 
     def replace_logits(self, head: PackedLinear, x: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
-        """The logits of rows that the step's adapters have in place of the head's. x: [n, in], y: [n, out] float32."""
+        """The logits of rows that the step's adapters have in place of the head's, or beyond them.
+
+        x: [n, in], y: [n, out or more] float32, wide enough for all of them.
+        """
         layer = head.layer
         check_shape("x", x, head.weight.dtype, (None, layer.in_))
-        check_shape("y", y, torch.float32, (len(x), layer.out))
+        _check_logits(y, len(x), max(layer.out, lora.vocab_size))
         address = _lora_address(lora, layer, len(x))
-        self._replace_logits(address, layer.site, x.data_ptr(), layer.in_, layer.out, layer.dtype, y.data_ptr())
+        self._replace_logits(address, layer.site, x.data_ptr(), layer.in_, y.shape[1], layer.dtype, y.data_ptr())
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
         """x, y: [n, width], weight: [width]. y may be x."""
@@ -280,15 +290,22 @@ class Kernels:
         seconds = None if self.seconds is None else self.seconds.data_ptr()
         self._decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
 
-    def scan(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; returns
-        [n] int64 and [n] bool."""
+    def scan(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; vocab_sizes:
+        [n] how many of them a row has, None is all. Returns [n] int64 and [n] bool."""
         check_shape("logits", logits, torch.float32, (None, None))
-        ids = torch.empty(len(logits), dtype=torch.int64)
-        is_finite = torch.empty(len(logits), dtype=torch.bool)
-        if not logits.shape[1]:
+        num_rows, width = logits.shape
+        ids = torch.empty(num_rows, dtype=torch.int64)
+        is_finite = torch.empty(num_rows, dtype=torch.bool)
+        if not width:
             raise ValueError("logits: no vocabulary")
-        self._scan(logits.data_ptr(), *logits.shape, ids.data_ptr(), is_finite.data_ptr())
+        if vocab_sizes is None:
+            sizes = None
+        elif len(vocab_sizes) == num_rows and all(1 <= size <= width for size in vocab_sizes):
+            sizes = (c_int32 * num_rows)(*vocab_sizes)
+        else:
+            raise ValueError(f"logits: {num_rows} rows of {width} are not of {vocab_sizes}")
+        self._scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
         return ids, is_finite
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
@@ -321,6 +338,12 @@ def dtype_code(name: str, dtype: torch.dtype) -> int:
     if dtype not in DTYPES:
         raise ValueError(f"{name}: there are no kernels for {dtype}")
     return DTYPES[dtype]
+
+
+def _check_logits(y: Tensor, num_rows: int, width: int) -> None:
+    check_shape("y", y, torch.float32, (num_rows, None))
+    if y.shape[1] < width:
+        raise ValueError(f"y: {y.shape[1]} columns for {width} logits")
 
 
 def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int | None]) -> None:

@@ -24,6 +24,7 @@ struct Call {
     const void* x;
     void* y;
     int tokens;
+    int64_t y_stride;
     int epilogue;
     const std::vector<Change>* changes;
     void* h;  // Input of the dtype
@@ -49,7 +50,7 @@ void store_rows(const Call& call, int token, int rows, int column, const float* 
         if (count <= 0) return;
         const VecF bias = bias_at<T>(*call.layer, at, count);
         for (int row = 0; row < rows; ++row) {
-            Y* y = (Y*)call.y + (int64_t)(token + row) * out + at;
+            Y* y = (Y*)call.y + (token + row) * call.y_stride + at;
             VecF value = load(tile + row * TILE_STRIDE + v * LANES) + bias;
             if (is_added) value = load_part(y, count) + value;
             store_part(y, value, count);
@@ -67,7 +68,7 @@ void store_gated(const Call& call, int token, int rows, int column, const float*
         for (int row = 0; row < rows; ++row) {
             const int64_t i = (int64_t)row * TILE_STRIDE + v * LANES;
             VecF value = silu(load(gate + i) + gate_bias) * (load(up + i) + up_bias);
-            store_part((T*)call.y + (int64_t)(token + row) * out + at, value, count);
+            store_part((T*)call.y + (token + row) * call.y_stride + at, value, count);
         }
     }
 }
@@ -228,10 +229,12 @@ void unpack_rows(const T* packed, int in, const int64_t* ids, int count, T* y) {
 
 extern "C" {
 
-// x: [tokens, in] of the layer's dtype. y: see Epilogue. plan: null where no token has an adapter.
+// x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no token
+// has an adapter.
 BLORA_API void blora_linear(
-    const Linear* layer, const void* x, void* y, int32_t tokens, int32_t epilogue, const LoraPlan* plan) {
-    blora::Call call = {layer, x, y, tokens, epilogue, nullptr, nullptr, nullptr};
+    const Linear* layer, const void* x, void* y, int32_t tokens, int32_t y_stride, int32_t epilogue,
+    const LoraPlan* plan) {
+    blora::Call call = {layer, x, y, tokens, y_stride, epilogue, nullptr, nullptr, nullptr};
     if (layer->dtype == FLOAT32) blora::run<float>(call, plan);
     else blora::run<blora::bf16>(call, plan);
 }

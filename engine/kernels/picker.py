@@ -1,5 +1,7 @@
 """CpuPicker: the passes over whole rows of logits on the native kernels."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ..sampler import Best
@@ -10,8 +12,8 @@ class CpuPicker:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
-    def best(self, logits: Tensor) -> Best:
-        token_ids, is_finite = self._kernels.scan(logits)
+    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+        token_ids, is_finite = self._kernels.scan(logits, vocab_sizes)
         return Best(token_ids.tolist(), is_finite.tolist())
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:

@@ -91,10 +91,13 @@ struct Draw {
 
 extern "C" {
 
-// logits: [rows, vocab]. ids: [rows] the first of the largest. is_finite: [rows].
-BLORA_API void blora_scan(const float* logits, int32_t rows, int32_t vocab, int64_t* ids, uint8_t* is_finite) {
-#pragma omp parallel for schedule(static) if (rows > 1 && (int64_t)rows * vocab >= blora::PARALLEL_VALUES)
-    for (int row = 0; row < rows; ++row) blora::scan_row(logits + (int64_t)row * vocab, vocab, ids + row, is_finite + row);
+// logits: [rows, stride], of which a row has its first vocabs[row]; null is all. ids: [rows] the first of the largest.
+// is_finite: [rows].
+BLORA_API void blora_scan(
+    const float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, int64_t* ids, uint8_t* is_finite) {
+#pragma omp parallel for schedule(static) if (rows > 1 && (int64_t)rows * stride >= blora::PARALLEL_VALUES)
+    for (int row = 0; row < rows; ++row)
+        blora::scan_row(logits + (int64_t)row * stride, vocabs ? vocabs[row] : stride, ids + row, is_finite + row);
 }
 
 // A draw from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample, position).

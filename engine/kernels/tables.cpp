@@ -1,4 +1,5 @@
-// What adapters make of embeddings and logits: LoRA on an embedding, and trained rows in place of a table's.
+// What adapters make of embeddings and logits: LoRA on an embedding, and rows of their own: in place of a table's, or of
+// tokens behind its end.
 //
 // Everything of a token is computed by itself and in one order.
 
@@ -11,9 +12,9 @@
 namespace blora {
 namespace {
 
-// The number of a token's trained row, or -1.
+// The number of a token's own row, or -1.
 int64_t row_of(const LoraSlice& slice, int64_t token) {
-    if (!slice.row_ids) return token;
+    if (!slice.row_ids) return token < slice.num_rows ? token : -1;
     const int64_t *end = slice.row_ids + slice.num_rows, *at = std::lower_bound(slice.row_ids, end, token);
     return at < end && *at == token ? at - slice.row_ids : -1;
 }
@@ -49,12 +50,14 @@ template <class T>
 void embed_use(const LoraUse& use, const LoraSlice& slice, int64_t token, int width, float* sums) {
     if (slice.rows) {
         const int64_t row = row_of(slice, token);
-        const LoraChunk* chunk = slice.rows;
-        if (row < 0) return;
-        const T* values = row_at<T>(chunk, row, width);
-        for (int i = 0; i < width; ++i) sums[i] = to_float(values[i]);
-        return;
+        if (row >= 0) {
+            const LoraChunk* chunk = slice.rows;
+            const T* values = row_at<T>(chunk, row, width);
+            for (int i = 0; i < width; ++i) sums[i] = to_float(values[i]);
+            return;
+        }
     }
+    if (token >= slice.in) return;
     add_product<T>(slice, use.scale, token, sums);
     if (!slice.gain) return;
     const LoraChunk* chunk = slice.gain;
@@ -91,7 +94,7 @@ float dot_row(const T* x, const T* row, int width) {
 }
 
 template <class T>
-void replace_logits(const LoraUse& use, const LoraSlice& slice, const T* x, int in, int vocab, float* y) {
+void replace_logits(const LoraUse& use, const LoraSlice& slice, const T* x, int in, int64_t y_stride, float* y) {
 #pragma omp parallel
     {
         const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
@@ -102,17 +105,17 @@ void replace_logits(const LoraUse& use, const LoraSlice& slice, const T* x, int 
             const T* row = row_at<T>(chunk, k, in);
             const int64_t id = slice.row_ids ? slice.row_ids[k] : k;
             for (int token = use.start; token < use.end; ++token)
-                y[(int64_t)token * vocab + id] = dot_row(x + (int64_t)token * in, row, in);
+                y[token * y_stride + id] = dot_row(x + (int64_t)token * in, row, in);
         }
     }
 }
 
 template <class T>
-void replace_all(const LoraPlan& plan, int site, const T* x, int in, int vocab, float* y) {
+void replace_all(const LoraPlan& plan, int site, const T* x, int in, int64_t y_stride, float* y) {
     for (int i = 0; i < plan.num_uses; ++i) {
         const LoraUse& use = plan.uses[i];
         for (int slice = use.sites[site]; slice < use.sites[site + 1]; ++slice)
-            if (use.slices[slice].rows) replace_logits<T>(use, use.slices[slice], x, in, vocab, y);
+            if (use.slices[slice].rows) replace_logits<T>(use, use.slices[slice], x, in, y_stride, y);
     }
 }
 
@@ -128,10 +131,10 @@ BLORA_API void blora_embed(
     else blora::embed(*plan, site, ids, width, (blora::bf16*)y);
 }
 
-// x: [tokens, in] of the dtype, y: [tokens, vocab] float, logits; those of trained rows become x times the row.
+// x: [tokens, in] of the dtype, y: [tokens, y_stride] float, logits; those of an adapter's own rows become x times the row.
 BLORA_API void blora_replace_logits(
-    const LoraPlan* plan, int32_t site, const void* x, int32_t in, int32_t vocab, int32_t dtype, float* y) {
-    if (dtype == FLOAT32) blora::replace_all(*plan, site, (const float*)x, in, vocab, y);
-    else blora::replace_all(*plan, site, (const blora::bf16*)x, in, vocab, y);
+    const LoraPlan* plan, int32_t site, const void* x, int32_t in, int32_t y_stride, int32_t dtype, float* y) {
+    if (dtype == FLOAT32) blora::replace_all(*plan, site, (const float*)x, in, y_stride, y);
+    else blora::replace_all(*plan, site, (const blora::bf16*)x, in, y_stride, y);
 }
 }

@@ -7,7 +7,7 @@
 
 // Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
 // library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 5
+#define BLORA_INTERFACE 6
 
 extern "C" {
 
@@ -25,8 +25,8 @@ struct LoraSlice {
     const LoraChunk* b;
     const LoraChunk* shift;  // [out] float in panels, or null; see vectors.h
     const LoraChunk* gain;   // [out] float in panels, or null
-    const LoraChunk* rows;   // trained rows of an embedding or a head, or null; see tables.cpp
-    const int64_t* row_ids;  // [num_rows] ascending; null is all
+    const LoraChunk* rows;   // rows of tokens in an embedding or a head, or null; see tables.cpp
+    const int64_t* row_ids;  // [num_rows] ascending; null is 0, 1, ...
     int32_t column;        // first output in the site
     int32_t out;
     int32_t rank;

@@ -71,8 +71,9 @@ class CausalLM:
         self._embedding = weights.embedding
         self._layers = [DecoderLayer(config, weights, i, attention, lora) for i in range(config.num_layers)]
         self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
-        self._head = Linear(weights.lm_head, None, head_site(config.num_layers), lora)
-        self._embedding_site = embedding_site(config.num_layers)
+        self._head = weights.lm_head
+        self._head_site, self._embedding_site = head_site(config.num_layers), embedding_site(config.num_layers)
+        self.vocab_size = config.vocab_size  # of the base model
         self._lora = lora
         self._cos, self._sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
 
@@ -80,7 +81,7 @@ class CausalLM:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
         cos, sin = self._cos[batch.positions, None], self._sin[batch.positions, None]
-        x = F.embedding(batch.token_ids, self._embedding)  # [num_tokens, hidden]
+        x = F.embedding(batch.base_token_ids(self.vocab_size), self._embedding)  # [num_tokens, hidden]
         if batch.lora is not None:
             self._lora.embed(self._embedding_site, batch.token_ids, x, batch.lora)
         for layer in self._layers:
@@ -89,5 +90,10 @@ class CausalLM:
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32."""
-        return self._head.forward(hidden, lora).float()
+        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
+        where an adapter has added tokens: of other rows nothing stands there."""
+        logits = F.linear(hidden, self._head)
+        if lora is not None:
+            logits = F.pad(logits, (0, max(lora.vocab_size - self.vocab_size, 0)))
+            self._lora.run(self._head_site, hidden, logits, lora)
+        return logits.float()

@@ -20,6 +20,7 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
         ("kind", report.kind),
         ("digest", report.digest),
         ("tensors", f"{len(report.applied_tensors)} applied, {len(report.ignored_tensors)} ignored"),
+        *([("vocabulary", f"{report.vocab_size:,} tokens, its own")] if report.vocab_size else []),
         ("on disk", f"{report.num_disk_bytes:,} bytes"),
         ("in host memory", f"{report.num_host_bytes:,} bytes"),
         ("in the arena", f"{report.num_device_bytes:,} bytes in {report.num_pages} pages"),

@@ -272,7 +272,7 @@ class AdapterVersion(_message.Message):
     def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., loaded_at: _Optional[float] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
-    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages")
+    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages", "vocab_size")
     PATH_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +286,7 @@ class AdapterReport(_message.Message):
     NUM_HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     path: str
     problems: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
@@ -299,7 +300,8 @@ class AdapterReport(_message.Message):
     num_host_bytes: int
     num_device_bytes: int
     num_pages: int
-    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
+    vocab_size: int
+    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
 class ModuleReport(_message.Message):
     __slots__ = ("name", "rank", "scaling", "norm")

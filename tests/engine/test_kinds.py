@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_kinds import make_kinds
+from adapter_kinds import KINDS, make_kinds
 from peft import PeftModel
-from tiny import quiet
-from transformers import LlamaForCausalLM
+from tiny import load_resized, quiet
 
 from blora.engine import LLM, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
@@ -18,9 +17,9 @@ NUM_TOKENS = 12
 NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
 
 
-def peft_logprobs(model: Path, adapter: Path | None, tokens: list[int]) -> torch.Tensor:
+def peft_logprobs(model: Path, adapter: Path | None, tokens: list[int], vocab_size: int | None) -> torch.Tensor:
     """[num_tokens, vocab]: of what follows each token."""
-    base = LlamaForCausalLM.from_pretrained(model)
+    base = load_resized(model, vocab_size)
     with quiet():
         adapted = base if adapter is None else PeftModel.from_pretrained(base, adapter)
     with torch.inference_mode():
@@ -38,7 +37,7 @@ def test_every_kind_equals_peft_in_one_mixed_batch(
 ) -> None:
     model, kinds = world
     llm = make_llm(model, adapters={name: str(path) for name, path in kinds.items()}, max_num_batched_tokens=50)
-    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3)
+    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True, logprobs=3, prompt_logprobs=1)
     batch = [(prompt, name) for prompt in PROMPTS for name in (None, *kinds)]
     outputs = llm.generate(
         [prompt for prompt, _ in batch], sampling, lora_request=[name for _, name in batch], use_tqdm=False
@@ -46,9 +45,11 @@ def test_every_kind_equals_peft_in_one_mixed_batch(
     answers = set()
     for (prompt, name), output in zip(batch, outputs, strict=True):
         ours = output.outputs[0]
-        expected = peft_logprobs(model, kinds.get(name or ""), output.prompt_token_ids + ours.token_ids)
-        for position, entries in enumerate(ours.logprobs or ()):
-            row = expected[len(output.prompt_token_ids) - 1 + position]
+        tokens, vocab_size = output.prompt_token_ids + ours.token_ids, KINDS.get(name or "", {}).get("vocab_size")
+        expected = peft_logprobs(model, kinds.get(name or ""), tokens, vocab_size)
+        told = [*(output.prompt_logprobs or ())[1:], *(ours.logprobs or ())]
+        assert len(told) == len(tokens) - 1
+        for position, (row, entries) in enumerate(zip(expected, told, strict=False)):
             for token, entry in entries.items():
                 assert abs(entry.logprob - row[token]) < NEAR, (prompt, name, position, token)
         answers.add((prompt, *ours.token_ids))

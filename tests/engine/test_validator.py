@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from blora.engine.errors import InvalidRequest
 from blora.engine.validator import (
     MAX_BYTES_PER_TOKEN,
     Facts,
+    as_plain,
+    as_token_ids,
     check_messages,
     check_salt,
     check_sampling,
@@ -275,3 +279,27 @@ def test_a_conversation_is_checked_before_it_is_rendered(messages: Any) -> None:
 
 def test_a_good_conversation_passes() -> None:
     check_messages([{"role": "user", "content": "hello"}, {"role": "assistant", "content": ""}], FACTS)
+
+
+INTEGERS: list[Any] = [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7)]
+
+
+@pytest.mark.parametrize("seven", INTEGERS, ids=repr)
+def test_integers_of_other_libraries_are_taken_as_ints(seven: Any) -> None:
+    assert as_token_ids("prompt", [1, seven]) == [1, 7]
+    params = SamplingParams(seed=seven, max_tokens=seven, stop_token_ids=[seven], logit_bias={int(seven): 1.0})
+    check_sampling(params, FACTS)
+    plain = as_plain(params)
+    assert (plain.seed, plain.max_tokens, plain.stop_token_ids) == (7, 7, (7,))
+    assert {type(value) for value in (plain.seed, plain.max_tokens, *(plain.stop_token_ids or ()))} == {int}
+
+
+@pytest.mark.parametrize("other", [1.0, np.float64(1), np.bool_(True), True, "1", None, [1], 1j], ids=repr)
+def test_what_is_no_integer_is_no_token(other: Any) -> None:
+    refused(lambda: as_token_ids("prompt", [1, other]), "prompt")
+    refused(lambda: check_sampling(SamplingParams(stop_token_ids=[other]), FACTS), "stop_token_ids")
+
+
+def test_integers_of_other_libraries_have_the_same_range() -> None:
+    refused(lambda: check_sampling(SamplingParams(stop_token_ids=[np.int64(VOCAB)]), FACTS), "stop_token_ids")
+    refused(lambda: check_sampling(SamplingParams(stop_token_ids=[np.int64(-1)]), FACTS), "stop_token_ids")

@@ -13,11 +13,15 @@ import torch.nn.functional as F
 from compute_threads import compute_threads
 from torch import Tensor
 
+from blora.adapters.lora import Segment
 from blora.engine.kernels.library import PANEL, Epilogue, Kernels
 from blora.engine.model.layers import RMSNorm
+from blora.engine.sampler import TORCH_PICKER
 
 from .attention_world import Shape, World
+from .decoder_world import Decoders, make_config
 from .lora_world import Adapter, LoRAWorld, Site, Uses, segments_of, uses_of
+from .table_world import TableAdapter, TableWorld
 
 DTYPES = (torch.float32, torch.bfloat16)
 SCALES = (1.0, 1.0, 0.5, -1.5, 0.0)
@@ -252,5 +256,144 @@ def _rows_case(kind: type[RowsCase]) -> Callable[[random.Random, int], Case]:
     return draw
 
 
+@dataclass(frozen=True)
+class SamplingCase(RowsCase):
+    """The best token and a draw of each row, which has the first few of the logits."""
+
+    def check(self, kernels: Kernels) -> None:
+        rng = random.Random(self.seed)
+        logits = rng.choice([0.0, 0.1, 3.0, 1e30]) * self.normal(self.num_rows, self.width).float()
+        logits.view(-1)[:: rng.randint(3, 50)] = rng.choice([0.0, -torch.inf])
+        sizes = None if rng.random() < 0.5 else [rng.randint(1, self.width) for _ in range(self.num_rows)]
+        rows = [row[:size] for row, size in zip(logits, sizes or [self.width] * self.num_rows, strict=True)]
+        with compute_threads(self.num_threads):
+            ids, is_finite = kernels.scan(logits, sizes)
+        assert ids.tolist() == [int(row.argmax()) for row in rows]
+        assert is_finite.tolist() == [bool(row.isfinite().all()) for row in rows]
+        temperature, key = rng.choice([1e-3, 0.7, 1.0, 5.0]), rng.getrandbits(64)
+        for row in rows:
+            if row.max() > -torch.inf:
+                assert kernels.draw(row, temperature, key) == TORCH_PICKER.draw(row, temperature, key)
+
+
+@dataclass(frozen=True)
+class TableCase:
+    """Embeddings and logits of adapters that change the tables, or have rows of their own behind them."""
+
+    seed: int
+    num_threads: int
+    dtype: torch.dtype
+    vocab: int
+    hidden: int
+    adapters: dict[str, TableAdapter]
+    runs: list[tuple[int, Uses]]
+    page_bytes: int
+
+    def check(self, kernels: Kernels) -> None:
+        world = TableWorld(kernels, self.dtype, self.vocab, self.hidden, self.adapters, self.page_bytes, self.seed)
+        uses, segments = uses_of(self.runs), segments_of(self.runs)
+        ids = self._ids(uses)
+        base, x = world.rows(len(uses)), world.rows(len(uses))
+        with compute_threads(self.num_threads):
+            embedded, logits = world.embed(ids, base, segments), world.logits(x, segments)
+        world.check_embed(ids, base, segments, embedded)
+        world.check_logits(x, segments, logits)
+        for token, own in enumerate(uses):
+            row, alone = slice(token, token + 1), [Segment(0, 1, own)] if own else []
+            if own:
+                assert torch.equal(world.embed(ids[row], base[row], alone), embedded[row]), f"bits of token {token}"
+            expected = world.logits(x[row].clone(), alone)
+            together = logits[row, : expected.shape[1]]
+            is_same = (together == expected) | (together.isnan() & expected.isnan())  # NaN is not written
+            assert is_same.all(), f"bits of the logits of token {token} differ from its solo call"
+
+    def _ids(self, uses: Sequence[Uses]) -> Tensor:
+        rng = random.Random(self.seed)
+        own = [tuple(token for name, _ in use for token in self.adapters[name].ids) for use in uses]
+        return torch.tensor(
+            [rng.choice(ids) if ids and rng.random() < 0.5 else rng.randrange(self.vocab) for ids in own]
+        )
+
+
+def _table_case(rng: random.Random, seed: int) -> TableCase:
+    dtype, vocab = rng.choice(DTYPES), _size(rng, 300)
+    adapters = {name: _table_adapter(rng, vocab) for name in "abcd"[: rng.randint(1, 4)]}
+    runs = [(size, uses[:1]) for size, uses in _runs(rng, list(adapters))]
+    return TableCase(
+        seed=seed,
+        num_threads=rng.randint(1, 2),
+        dtype=dtype,
+        vocab=vocab,
+        hidden=4 // dtype.itemsize * _size(rng, 120),
+        adapters=adapters,
+        runs=[*runs, (1, (("a", 1.0),))],
+        page_bytes=rng.choice([1024, 1088, 4096]),
+    )
+
+
+def _table_adapter(rng: random.Random, vocab: int) -> TableAdapter:
+    """A product, rows, or both; rows of all tokens, of some, of added ones."""
+    rank = rng.choice([0, rng.randint(1, 40)])
+    num_rows = vocab + rng.choice([0, rng.randint(1, 20), -rng.randrange(vocab)])
+    some = sorted(rng.sample(range(vocab + 20), rng.randint(1, 20)))
+    behind = range(vocab, vocab + rng.randint(1, 20))
+    row_ids = rng.choice([None if rank else (), (), tuple(some), tuple(behind)])
+    return TableAdapter(rank, row_ids, num_rows, rank > 0 and rng.random() < 0.3, rng.choice([0.25, 1.0, 2.0]))
+
+
+@dataclass(frozen=True)
+class DecoderCase:
+    """All layers in one call, with adapters on every module."""
+
+    seed: int
+    num_threads: int
+    dtype: torch.dtype
+    fields: dict[str, object]
+    lengths: list[int]
+    segments: list[Segment]
+
+    def check(self, kernels: Kernels) -> None:
+        decoders = Decoders(kernels, make_config(**self.fields), self.dtype, self.lengths)
+        expected = decoders.plain_logits(self.segments)
+        with compute_threads(self.num_threads):
+            together = decoders.native_logits(self.segments)
+        allowed = 0.1 if self.dtype == torch.bfloat16 else 1e-4  # by the size of all: bfloat16 rounds at many places
+        error = (together - expected).norm() / expected.norm()
+        assert error < allowed, error
+        assert torch.equal(together, decoders.native_logits(self.segments)), "bits differ from those of one thread"
+
+
+def _decoder_case(rng: random.Random, seed: int) -> DecoderCase:
+    lengths = [_size(rng, 30) for _ in range(rng.randint(1, 4))]
+    kv_heads = rng.choice([1, 2])
+    cuts = sorted(rng.sample(range(sum(lengths) + 1), min(4, sum(lengths) + 1)))
+    fields: dict[str, object] = {name: rng.random() < 0.5 for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm")}
+    fields |= {
+        "hidden_size": 2 * _size(rng, 30),
+        "intermediate_size": 2 * _size(rng, 60),
+        "num_kv_heads": kv_heads,
+        "num_heads": kv_heads * rng.randint(1, 3),
+        "head_dim": 2 * rng.randint(1, 10),
+        "tie_word_embeddings": rng.random() < 0.5,
+        "sliding_windows": (None, rng.choice([None, rng.randint(1, 20)])),
+    }
+    return DecoderCase(
+        seed=seed,
+        num_threads=rng.randint(1, 2),
+        dtype=rng.choice(DTYPES),
+        fields=fields,
+        lengths=lengths,
+        segments=[
+            Segment(start, end, (("a", rng.choice(SCALES)),)) for start, end in zip(cuts[::2], cuts[1::2], strict=False)
+        ],
+    )
+
+
 # How often each is drawn: the more there is to go wrong, the oftener.
-KINDS = [_linear_case] * 5 + [_attention_case] * 4 + [_rows_case(kind) for kind in (NormCase, SiluCase, LookupCase)]
+KINDS = [
+    *[_linear_case] * 5,
+    *[_attention_case] * 4,
+    *[_table_case] * 2,
+    _decoder_case,
+    *(_rows_case(kind) for kind in (NormCase, SiluCase, LookupCase, SamplingCase)),
+]

@@ -1,0 +1,220 @@
+"""TokenTables: what a checkpoint says about embedding and head: trained rows, and rows of added tokens. numpy only.
+
+PEFT saves both tables, trained or not, when the vocabulary was resized. Rows of such a table that are the base model's
+are left out; those of added tokens are the adapter's own, and an adapter's vocabulary is as long as its tables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .adapter_text import MAX_ADDED_TOKENS
+from .lora_module import Array, LoRAModule, TrainedRows
+from .named_tensors import MAX_VALUE, PREFIX, NamedTensors
+from .peft_config import PeftConfig
+from .targets import TargetKind, TargetModule
+
+TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows in spite of its name
+# Where PEFT writes a table that it has not trained, by what it has wrapped the module in.
+BASE_PARTS = ("weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
+# Copies of what stands elsewhere, which it writes beside a resized table and does not read again.
+COPIES = ("modules_to_save.weight", "token_adapter.trainable_tokens_original")
+
+
+class TokenTables:
+    def __init__(self, tensors: NamedTensors, config: PeftConfig, targets: Sequence[TargetModule]) -> None:
+        self._tensors = tensors
+        self._config = config
+        self._targets = [target for target in targets if target.kind is not TargetKind.LINEAR]
+        self._model_size = table_shape(self._targets[0])[0] if self._targets else 0
+        self.size = self._find_size()  # tokens
+
+    @property
+    def own_size(self) -> int | None:
+        """The length of the tables where it is not the model's."""
+        return None if self.size == self._model_size else self.size
+
+    def _find_size(self) -> int:
+        tables = {
+            f"{target.name}.{part}": len(table)
+            for target in self._targets
+            for part in BASE_PARTS
+            if (table := self._tensors.find(target.name, part)) is not None and table.ndim
+        }
+        trained = [token_id for target in self._targets for token_id in self._config.tokens_of(target.name)]
+        size = next(iter(tables.values()), max([self._model_size - 1, *trained]) + 1)
+        problem = None
+        if any(length != size for length in tables.values()):
+            problem = f"tables have different numbers of rows: {tables}"
+        elif size - self._model_size > MAX_ADDED_TOKENS:
+            added = f"{size - self._model_size} tokens are added to the model's {self._model_size}"
+            problem = f"{added}, at most {MAX_ADDED_TOKENS} are taken"
+        elif size != self._model_size and self._config.invocation_tokens:
+            problem = f"an activated LoRA with {size} tokens is not served: what it does not change is the model's"
+        if problem is None:
+            return size
+        self._tensors.problems.append(problem)
+        return self._model_size
+
+    def resized(self, target: TargetModule) -> TargetModule:
+        """A table with the shape that it had in training."""
+        if target.kind is TargetKind.EMBEDDING:
+            return replace(target, in_features=self.size)
+        return replace(target, out_features=self.size)
+
+    def take_rows(self, target: TargetModule) -> TrainedRows | None:
+        """Rows of a resized table that are no more the model's: all of them (modules_to_save), trained ones
+        (trainable_token_indices), and those of added tokens, before what LoRA makes of them."""
+        for part in COPIES:
+            self._tensors.ignore(target.name, part)
+        if self._is_saved(target):
+            table = self._tensors.take(target.name, "weight")
+            self._tensors.ignore(target.name, "original_module.weight")
+            table = self._tensors.check(target.name, "weight", table, table_shape(target))
+            return None if table is None else TrainedRows((), table)
+        for part in BASE_PARTS:
+            self._leave_out(target, part)
+        trained = self._take_trained_tokens(target)
+        return trained if self.size <= self._model_size else self._with_added(target, trained)
+
+    def are_trained(self, rows: TrainedRows) -> bool:
+        """Whether any are of the model's own tokens."""
+        return not rows.ids or rows.ids[0] < self._model_size
+
+    def _take_trained_tokens(self, target: TargetModule) -> TrainedRows | None:
+        source, ids = self._trained_tokens(target)
+        if not ids:
+            return None
+        rows = self._tensors.find(source, TOKENS_PART)
+        self._tensors.take(target.name, TOKENS_PART)
+        rows = self._tensors.check(target.name, TOKENS_PART, rows, (len(ids), table_shape(target)[1]))
+        if max(ids) >= self.size:
+            self._tensors.problems.append(f"trainable_token_indices: {max(ids)} is none of {self.size} tokens")
+        if rows is None:
+            return None
+        order = np.argsort(ids)
+        return TrainedRows(tuple(ids[i] for i in order), rows[order])
+
+    def _is_saved(self, target: TargetModule) -> bool:
+        is_tied = self._config.ensure_weight_tying and target.tied_to is not None
+        return self._config.saves(target.name) or (is_tied and self._config.saves(str(target.tied_to)))
+
+    def _trained_tokens(self, target: TargetModule) -> tuple[str, tuple[int, ...]]:
+        """Whose rows stand for the target's, and which: PEFT saves those of tied tables once."""
+        own = self._config.tokens_of(target.name)
+        tied_to = target.tied_to
+        if tied_to is None or (own and self._tensors.find(target.name, TOKENS_PART) is not None):
+            return target.name, own
+        tied = self._config.tokens_of(tied_to)
+        return (tied_to, tied) if not own or own == tied else (target.name, own)
+
+    def _leave_out(self, target: TargetModule, part: str) -> None:
+        """PEFT saves the base model's table beside what it trains; one that was trained unsaid would be lost."""
+        table, name, shape = self._tensors.take(target.name, part), f"{PREFIX}{target.name}.{part}", table_shape(target)
+        if table is None:
+            return
+        if table.shape != shape:
+            self._tensors.problems.append(f"{name} has shape {list(table.shape)}, the model's is {list(shape)}")
+            return
+        base = self._base(target)
+        if base is not None and not _is_same_table(table[: self._model_size], base[: self.size]):
+            self._tensors.problems.append(f"{name} differs from the base model's, and modules_to_save does not name it")
+        if self.size <= self._model_size:
+            self._tensors.ignored.add(name)
+
+    def _with_added(self, target: TargetModule, trained: TrainedRows | None) -> TrainedRows:
+        """Trained rows, and those of added tokens, which may be trained too."""
+        first, (_, width) = self._model_size, table_shape(target)
+        added = np.full((self.size - first, width), np.nan, np.float32)
+        table = self._base_table(target)
+        if table is not None and table.shape == table_shape(target):
+            added[:] = table[first:]
+        old = 0 if trained is None else sum(token_id < first for token_id in trained.ids)
+        if trained is not None and trained.ids[-1] < self.size:
+            added[np.array(trained.ids[old:], int) - first] = trained.rows[old:]
+        if not (np.abs(added) <= MAX_VALUE).all():
+            missing = f"rows of the added tokens {first} to {self.size - 1} are missing or not finite"
+            self._tensors.problems.append(f"{target.name}: {missing}; save_embedding_layers=True saves them")
+        ids = tuple(range(first, self.size))
+        return (
+            TrainedRows(ids, added)
+            if trained is None
+            else TrainedRows(trained.ids[:old] + ids, np.concatenate((trained.rows[:old], added)))
+        )
+
+    def _base_table(self, target: TargetModule) -> Array | None:
+        """The untrained table as the checkpoint has it, of tied tables perhaps once."""
+        tied = [other.name for other in self._targets if target.name == other.tied_to or other.name == target.tied_to]
+        tables = (
+            self._tensors.find(name, part)
+            for name in (target.name, *tied)
+            for part in BASE_PARTS
+            if part != "weight" or not self._config.saves(name)
+        )
+        return next((table for table in tables if table is not None), None)
+
+    def _base(self, target: TargetModule) -> Array | None:
+        """The model's own table: [its vocabulary, hidden_size]."""
+        return self._tensors.base(f"{target.tied_to or target.name}.weight", (self._model_size, table_shape(target)[1]))
+
+    def base_weight(self, target: TargetModule, added: TrainedRows | None) -> Array | None:
+        """The untrained table, resized as it was in training: [size, hidden_size]."""
+        base = self._base(target)
+        if base is None or added is None:
+            return None if base is None else base[: self.size]
+        return np.concatenate((base, added.rows))
+
+    def fit(self, change: LoRAModule, target: TargetModule) -> LoRAModule:
+        """A change of a resized table as one of the model's: what becomes of added tokens are whole rows."""
+        if self.own_size is None:
+            return change
+        size, is_embedding, rows = self._model_size, target.kind is TargetKind.EMBEDDING, change.rows
+        if rows is not None and change.rank:
+            if change.shift is not None:
+                self._tensors.problems.append(f"{target.name}: lora_bias together with added tokens is not served")
+            rows = TrainedRows(rows.ids, _changed_rows(change, rows, is_embedding))
+        return replace(
+            change,
+            target=target,
+            a=_resize(change.a, size, axis=1) if is_embedding else change.a,
+            b=change.b if is_embedding else _resize(change.b, size),
+            gain=change.gain if change.gain is None or is_embedding else _resize(change.gain, size),
+            shift=change.shift if change.shift is None or is_embedding else _resize(change.shift, size),
+            rows=rows,
+        )
+
+
+def _changed_rows(change: LoRAModule, rows: TrainedRows, is_embedding: bool) -> Array:
+    """What LoRA makes of rows of a table."""
+    ids = np.array(rows.ids)
+    product = (change.b @ change.a[:, ids]).T if is_embedding else change.b[ids] @ change.a
+    changed: Array = rows.rows + change.scaling * product
+    if change.gain is not None:
+        changed *= change.gain if is_embedding else change.gain[ids, None]
+    return changed
+
+
+def _resize(array: Array, size: int, axis: int = 0) -> Array:
+    """Cut, or filled up with zeros: there are no tokens of which these would be."""
+    kept = np.take(array, range(min(size, array.shape[axis])), axis)
+    padding = [(0, 0)] * array.ndim
+    padding[axis] = (0, size - kept.shape[axis])
+    return np.pad(kept, padding)
+
+
+def table_shape(target: TargetModule) -> tuple[int, int]:
+    """Of an embedding or a head: [vocabulary, hidden_size]."""
+    shape = (target.in_features, target.out_features)
+    return shape if target.kind is TargetKind.EMBEDDING else (shape[1], shape[0])
+
+
+def _is_same_table(table: Array, base: Array) -> bool:
+    """Whether it is the base model's, in its type or in a half-precision one that the adapter was saved in."""
+    if np.array_equal(table, base):
+        return True
+    bits = np.ascontiguousarray(base).view(np.uint32)
+    bfloat16 = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    with np.errstate(over="ignore"):
+        float16 = base.astype(np.float16).astype(np.float32)
+    return np.array_equal(table, bfloat16) or np.array_equal(table, float16)
