@@ -40,6 +40,7 @@ class Checkpoint:
     kind: str = "LoRA"
     tensor_names: tuple[str, ...] = ()  # of the file, those that are applied
     ignored_tensors: tuple[str, ...] = ()  # of the file: tables that are the base model's
+    refused_tensors: tuple[str, ...] = ()  # of the file: those that do not fit; then it is not to be used
     num_bytes: int = 0  # of both files
     text: AdapterText = AdapterText()
     vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
@@ -49,6 +50,15 @@ class Checkpoint:
         """Whether it is no sum that others could be added to, nor scaled: DoRA, rows of tables, its own vocabulary."""
         is_sum = all(module.gain is None and module.rows is None for module in self.modules)
         return not is_sum or self.vocab_size is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a folder is, and why it is refused if it is."""
+
+    problems: tuple[str, ...]
+    kind: str = ""
+    checkpoint: Checkpoint | None = None  # as far as it could be read; whole where there is no problem
 
 
 def read_checkpoint(
@@ -64,36 +74,52 @@ def read_checkpoint(
 
     Raises AdapterRejected with everything that does not fit, AdapterTooLarge before weights are read.
     """
-    source = str(folder)
+    judged = judge_checkpoint(folder, targets, roots, base, max_weights)
+    if judged.problems or judged.checkpoint is None:
+        raise AdapterRejected(str(folder), judged.problems)
+    return judged.checkpoint
+
+
+def judge_checkpoint(
+    folder: Path,
+    targets: Sequence[TargetModule],
+    roots: Sequence[Path] | None = None,
+    base: BaseTensors | None = None,
+    max_weights: int | None = None,
+) -> Judgement:
+    """As `read_checkpoint`, which has no more to tell of what is refused. Raises AdapterTooLarge."""
+    kind = ""
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
         config = parse_config(config_bytes)
+        kind = config.kind
         _check_size(config, targets, max_weights)
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
         text = read_adapter_text(partial(_read_optional, folder, roots))
         matcher = Matcher(tensors, config, targets, base)
         modules = matcher.match()
+        warnings = warnings_of(config, modules, targets)
     except ConfigError as error:
-        raise AdapterRejected(source, error.problems) from error
+        return Judgement(tuple(error.problems), kind)
     except (_Unreadable, TextError) as error:
-        raise AdapterRejected(source, [str(error)]) from error
-    if matcher.problems:
-        raise AdapterRejected(source, matcher.problems)
+        return Judgement((str(error),), kind)
     parts = [config_bytes, weights] if text.is_empty else [config_bytes, weights, encode_text(text)]
-    return Checkpoint(
-        path=source,
+    checkpoint = Checkpoint(
+        path=str(folder),
         digest=hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest(),
         modules=modules,
-        warnings=warnings_of(config, modules, targets),
-        kind=config.kind,
-        tensor_names=tuple(sorted(tensors.keys() - matcher.ignored)),
+        warnings=warnings,
+        kind=kind,
+        tensor_names=tuple(sorted(tensors.keys() - matcher.ignored - matcher.refused)),
         ignored_tensors=tuple(sorted(matcher.ignored)),
+        refused_tensors=tuple(sorted(matcher.refused)),
         num_bytes=len(config_bytes) + len(weights),
         invocation_tokens=config.invocation_tokens,
         text=text,
         vocab_size=matcher.vocab_size,
     )
+    return Judgement(tuple(matcher.problems), kind, checkpoint)
 
 
 def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_weights: int | None) -> None:

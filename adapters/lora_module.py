@@ -22,6 +22,7 @@ class TrainedRows:
 
     ids: tuple[int, ...]  # ascending; none is all of them
     rows: Array  # [number of ids, or the vocabulary; hidden_size] float32
+    norm: float | None = None  # of what they differ by from the base model's, if these are at hand
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,11 @@ class Matcher:
         return self._tensors.ignored
 
     @property
+    def refused(self) -> set[str]:
+        """Tensors that do not fit."""
+        return self._tensors.refused
+
+    @property
     def vocab_size(self) -> int | None:
         """The adapter's own, where its tables are longer or shorter than the model's."""
         return self._tables.own_size
@@ -48,7 +53,7 @@ class Matcher:
         """The changes, in the order of the model's targets."""
         found = [self._change(target) for target in self._targets]
         changes = tuple(change for change in found if change is not None)
-        self.problems.extend(f"tensor {name} lands on no module of the model" for name in self._tensors.left)
+        self._tensors.refuse_left()
         self.problems.extend(_unserved_names(self._config, self._targets))
         if not changes and not self.problems:
             self.problems.append("no tensor lands on a module of the model")

@@ -18,12 +18,13 @@ class NamedTensors:
         self._left = dict(tensors)
         self._base = base
         self.ignored: set[str] = set()  # tensors that are the base model's own
+        self.refused: set[str] = set()  # tensors that do not fit
         self.problems: list[str] = []
 
-    @property
-    def left(self) -> list[str]:
-        """The names of those that nobody has taken."""
-        return [*self._left]
+    def refuse_left(self) -> None:
+        """Notes those that nobody has taken."""
+        self.refused.update(self._left)
+        self.problems += [f"tensor {name} lands on no module of the model" for name in self._left]
 
     def find(self, module: str, part: str) -> Array | None:
         """A tensor, taken or not."""
@@ -48,18 +49,26 @@ class NamedTensors:
             self.problems.append(f"{short} holds values that are not finite or beyond {MAX_VALUE:g}")
         else:
             return tensor
+        if tensor is not None:
+            self.refused.add(f"{PREFIX}{module}.{part}")
         return None
 
     def base(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """The base model's tensor of this name, or None and a problem."""
-        problem = "is not at hand"
-        if self._base is not None:
-            try:
-                tensor = self._base.get(name)
-                if tensor.shape == shape:
-                    return tensor
-                problem = f"has shape {list(tensor.shape)}, not {list(shape)}"
-            except OSError as error:
-                problem = f"cannot be read: {error}"
-        self.problems.append(f"{name} of the base model, which this adapter builds on, {problem}")
-        return None
+        tensor, problem = self._find_base(name, shape)
+        if tensor is None:
+            self.problems.append(f"{name} of the base model, which this adapter builds on, {problem}")
+        return tensor
+
+    def base_if_known(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        return self._find_base(name, shape)[0]
+
+    def _find_base(self, name: str, shape: tuple[int, ...]) -> tuple[Array | None, str]:
+        """And why there is none."""
+        if self._base is None:
+            return None, "is not at hand"
+        try:
+            tensor = self._base.get(name)
+        except OSError as error:
+            return None, f"cannot be read: {error}"
+        return (tensor, "") if tensor.shape == shape else (None, f"has shape {list(tensor.shape)}, not {list(shape)}")

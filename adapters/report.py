@@ -5,15 +5,15 @@ numpy only, no torch. A refused adapter has a report too, whose problems are tho
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from .adapter_text import AdapterText
 from .base_tensors import BaseTensors
-from .checkpoint import Checkpoint, read_checkpoint
-from .errors import AdapterRejected, AdapterTooLarge
+from .checkpoint import Checkpoint, Judgement, judge_checkpoint
+from .errors import AdapterTooLarge
 from .image import ImageTable, pack
 from .layout import Layout
 from .lora_module import LoRAModule
@@ -30,6 +30,9 @@ class ModuleReport:
     rank: int
     scaling: float
     norm: float  # Frobenius norm of scaling * B @ A
+    gain_norm: float = 0.0  # of DoRA's gain over its outputs, minus 1
+    shift_norm: float = 0.0  # of what is added to its outputs: trained biases
+    rows_norm: float | None = None  # of what rows of a table differ by from the model's, where these were at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class LayerReport:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """problems: why it is refused, all of them; one without any is loaded. What a refused one lacks is empty or 0."""
+    """problems: why it is refused, all of them; one without any is loaded. A refused one tells what could be judged:
+    its kind, its tensors, the ranks of modules that fit. What it lacks is empty or 0."""
 
     path: str
     problems: tuple[str, ...] = ()
@@ -53,6 +57,7 @@ class AdapterReport:
     layers: tuple[LayerReport, ...] = ()
     applied_tensors: tuple[str, ...] = ()  # names in the file
     ignored_tensors: tuple[str, ...] = ()
+    refused_tensors: tuple[str, ...] = ()  # that do not fit; only of a refused adapter
     num_disk_bytes: int = 0  # of the files that are read
     num_host_bytes: int = 0  # packed, in host memory
     num_device_bytes: int = 0  # in the arena, while resident
@@ -77,19 +82,34 @@ def inspect_adapter(
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
-        checkpoint = read_checkpoint(folder, targets, roots, base, max_weights)
-        return report_of(checkpoint, pack(checkpoint, dtype, page_bytes, layout).table)
-    except AdapterRejected as error:
-        return AdapterReport(error.source, error.problems)
+        judged = judge_checkpoint(folder, targets, roots, base, max_weights)
+        if judged.problems or judged.checkpoint is None:
+            return _refusal(str(folder), judged)
+        return report_of(judged.checkpoint, pack(judged.checkpoint, dtype, page_bytes, layout).table)
     except AdapterTooLarge as error:
         return AdapterReport(str(folder), (str(error),))
 
 
-def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
-    modules = tuple(
-        ModuleReport(module.target.name, module.rank, module.scaling, change_norm(module))
-        for module in checkpoint.modules
+def _refusal(path: str, judged: Judgement) -> AdapterReport:
+    report = AdapterReport(path, judged.problems, kind=judged.kind)
+    known = judged.checkpoint
+    if known is None:
+        return report
+    return replace(
+        report,
+        modules=tuple(
+            ModuleReport(module.target.name, module.rank, module.scaling, change_norm(module))
+            for module in known.modules
+        ),
+        applied_tensors=known.tensor_names,
+        ignored_tensors=known.ignored_tensors,
+        refused_tensors=known.refused_tensors,
+        num_disk_bytes=known.num_bytes,
     )
+
+
+def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
+    modules = tuple(map(_report_module, checkpoint.modules))
     return AdapterReport(
         path=checkpoint.path,
         warnings=table.warnings,
@@ -105,6 +125,18 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
         num_pages=table.num_pages,
         vocab_size=table.vocab_size,
         text=table.text,
+    )
+
+
+def _report_module(module: LoRAModule) -> ModuleReport:
+    return ModuleReport(
+        name=module.target.name,
+        rank=module.rank,
+        scaling=module.scaling,
+        norm=change_norm(module),
+        gain_norm=0.0 if module.gain is None else float(np.linalg.norm(module.gain - 1)),
+        shift_norm=0.0 if module.shift is None else float(np.linalg.norm(module.shift)),
+        rows_norm=None if module.rows is None else module.rows.norm,
     )
 
 

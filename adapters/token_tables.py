@@ -66,6 +66,20 @@ class TokenTables:
     def take_rows(self, target: TargetModule) -> TrainedRows | None:
         """Rows of a resized table that are no more the model's: all of them (modules_to_save), trained ones
         (trainable_token_indices), and those of added tokens, before what LoRA makes of them."""
+        rows = self._take_rows(target)
+        return None if rows is None else replace(rows, norm=self._change_norm(target, rows))
+
+    def _change_norm(self, target: TargetModule, rows: TrainedRows) -> float | None:
+        """Frobenius norm of what they differ by from the model's; added ones differ by themselves."""
+        base = self._tensors.base_if_known(self._weight_name(target), (self._model_size, table_shape(target)[1]))
+        if base is None:
+            return None
+        ids = np.array(rows.ids or range(len(rows.rows)))
+        is_added = ids >= len(base)
+        square = np.sum(rows.rows[is_added] ** 2, dtype=np.float64)
+        return float(np.sqrt(square + np.sum((rows.rows[~is_added] - base[ids[~is_added]]) ** 2, dtype=np.float64)))
+
+    def _take_rows(self, target: TargetModule) -> TrainedRows | None:
         for part in COPIES:
             self._tensors.ignore(target.name, part)
         if self._is_saved(target):
@@ -116,10 +130,13 @@ class TokenTables:
             return
         if table.shape != shape:
             self._tensors.problems.append(f"{name} has shape {list(table.shape)}, the model's is {list(shape)}")
+            self._tensors.refused.add(name)
             return
         base = self._base(target)
         if base is not None and not _is_same_table(table[: self._model_size], base[: self.size]):
             self._tensors.problems.append(f"{name} differs from the base model's, and modules_to_save does not name it")
+            self._tensors.refused.add(name)
+            return
         if self.size <= self._model_size:
             self._tensors.ignored.add(name)
 
@@ -156,7 +173,10 @@ class TokenTables:
 
     def _base(self, target: TargetModule) -> Array | None:
         """The model's own table: [its vocabulary, hidden_size]."""
-        return self._tensors.base(f"{target.tied_to or target.name}.weight", (self._model_size, table_shape(target)[1]))
+        return self._tensors.base(self._weight_name(target), (self._model_size, table_shape(target)[1]))
+
+    def _weight_name(self, target: TargetModule) -> str:
+        return f"{target.tied_to or target.name}.weight"
 
     def base_weight(self, target: TargetModule, added: TrainedRows | None) -> Array | None:
         """The untrained table, resized as it was in training: [size, hidden_size]."""
@@ -173,7 +193,7 @@ class TokenTables:
         if rows is not None and change.rank:
             if change.shift is not None:
                 self._tensors.problems.append(f"{target.name}: lora_bias together with added tokens is not served")
-            rows = TrainedRows(rows.ids, _changed_rows(change, rows, is_embedding))
+            rows = replace(rows, rows=_changed_rows(change, rows, is_embedding))
         return replace(
             change,
             target=target,

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 from blora.proto.v1.adapters_pb2 import Adapter, AdapterEventKind, WatchAdaptersResponse
 from blora.proto.v1.adapters_pb2 import AdapterReport as ReportMessage
+from blora.proto.v1.adapters_pb2 import ModuleReport as ModuleMessage
 
 if TYPE_CHECKING:  # a client has no numpy
-    from blora.adapters.report import AdapterReport
+    from blora.adapters.report import AdapterReport, ModuleReport
 
 
 def report_text(report: "AdapterReport | ReportMessage") -> str:
-    """A refused adapter: its problems. A good one: its size, its layers and its modules."""
+    """A refused adapter: its problems, and what is known. A good one: its size, its layers and its modules."""
     if report.problems:
-        return "\n".join([f"{report.path} is refused:", *(f"  {problem}" for problem in report.problems)])
+        return "\n".join(
+            [f"{report.path} is refused:", *(f"  {problem}" for problem in report.problems), *_known(report)]
+        )
     facts = (
         ("path", report.path),
         ("kind", report.kind),
@@ -27,10 +30,30 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
     )
     notes = [f"ignored: {name}" for name in report.ignored_tensors]
     notes += [f"warning: {warning}" for warning in report.warnings]
-    modules = [(m.name, str(m.rank), f"{m.scaling:g}", f"{m.norm:.4g}") for m in report.modules]
-    layers = [(layer.name, "", "", f"{layer.norm:.4g}") for layer in report.layers]
-    changes = table([("module", "rank", "scaling", "norm of change"), *modules, ("layer", "", "", ""), *layers])
+    modules = [
+        (m.name, str(m.rank), f"{m.scaling:g}", *(f"{n:.4g}" if n else "" for n in _norms(m))) for m in report.modules
+    ]
+    layers = [(layer.name, "", "", f"{layer.norm:.4g}", "", "", "") for layer in report.layers]
+    head = ("module", "rank", "scaling", "norm of change", "of gain - 1", "of shift", "of rows")
+    changes = table([head, *modules, ("layer", *[""] * 6), *layers])
     return "\n".join([*(f"{name:<15} {value}" for name, value in facts), *notes, "", *changes])
+
+
+def _known(report: "AdapterReport | ReportMessage") -> Iterable[str]:
+    """Of a refused adapter."""
+    if report.kind:
+        yield f"kind {report.kind}"
+    fates = (report.applied_tensors, report.ignored_tensors, report.refused_tensors)
+    if any(fates):
+        yield "tensors: {} fit, {} ignored, {} do not fit".format(*map(len, fates))
+    yield from (f"does not fit: {name}" for name in report.refused_tensors)
+    ranks = sorted({module.rank for module in report.modules if module.rank})
+    if ranks:
+        yield f"ranks {', '.join(map(str, ranks))} on {len(report.modules)} modules that fit"
+
+
+def _norms(module: "ModuleReport | ModuleMessage") -> tuple[float | None, ...]:
+    return module.norm, module.gain_norm, module.shift_norm, module.rows_norm
 
 
 def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:

@@ -272,7 +272,7 @@ class AdapterVersion(_message.Message):
     def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., loaded_at: _Optional[float] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
-    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages", "vocab_size")
+    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages", "vocab_size", "refused_tensors")
     PATH_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +287,7 @@ class AdapterReport(_message.Message):
     NUM_DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_TENSORS_FIELD_NUMBER: _ClassVar[int]
     path: str
     problems: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
@@ -301,19 +302,26 @@ class AdapterReport(_message.Message):
     num_device_bytes: int
     num_pages: int
     vocab_size: int
-    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    refused_tensors: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., vocab_size: _Optional[int] = ..., refused_tensors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModuleReport(_message.Message):
-    __slots__ = ("name", "rank", "scaling", "norm")
+    __slots__ = ("name", "rank", "scaling", "norm", "gain_norm", "shift_norm", "rows_norm")
     NAME_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     SCALING_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
+    GAIN_NORM_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_NORM_FIELD_NUMBER: _ClassVar[int]
+    ROWS_NORM_FIELD_NUMBER: _ClassVar[int]
     name: str
     rank: int
     scaling: float
     norm: float
-    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., norm: _Optional[float] = ...) -> None: ...
+    gain_norm: float
+    shift_norm: float
+    rows_norm: float
+    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ..., scaling: _Optional[float] = ..., norm: _Optional[float] = ..., gain_norm: _Optional[float] = ..., shift_norm: _Optional[float] = ..., rows_norm: _Optional[float] = ...) -> None: ...
 
 class LayerReport(_message.Message):
     __slots__ = ("name", "norm")

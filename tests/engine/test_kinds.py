@@ -8,12 +8,14 @@ import pytest
 import torch
 from adapter_kinds import KINDS, make_kinds
 from peft import PeftModel
+from safetensors.numpy import load_file
 from tiny import load_resized, quiet
 
 from blora.engine import LLM, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
 PROMPTS = ["a first prompt", "another, which is a little longer than the first", "x"]
 NUM_TOKENS = 12
+WEIGHTS = "adapter_model.safetensors"
 NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
 
 
@@ -67,6 +69,21 @@ def test_dora_takes_no_scale_and_no_partner(make_llm: Callable[..., LLM], world:
         with pytest.raises(InvalidRequest, match="takes no scale and no partner"):
             llm.generate(["x"], lora_request=[[missing, partner]], use_tqdm=False)
     assert "missing" not in [info.name for info in llm.list_adapters()]
+
+
+def test_reports_tell_every_kind_of_change(make_llm: Callable[..., LLM], world: tuple[Path, dict[str, Path]]) -> None:
+    model, kinds = world
+    llm = make_llm(model, memory="8MB")
+    told = {name: llm.inspect_adapter(path).modules for name, path in kinds.items()}
+    assert all(module.gain_norm > 0 for module in told["dora"])
+    assert all(module.shift_norm > 0 for module in told["lora-bias"])
+    assert all(module.gain_norm == module.shift_norm == 0 and module.rows_norm is None for module in told["plain"])
+    with torch.inference_mode():
+        table = load_file(kinds["saved-head"] / WEIGHTS)["base_model.model.lm_head.weight"]
+        change = torch.from_numpy(table) - load_resized(model, None).lm_head.weight
+    (head,) = (module for module in told["saved-head"] if module.name == "lm_head")
+    assert head.rows_norm == pytest.approx(change.norm().item(), rel=1e-5)
+    assert all(module.rows_norm for module in told["added"] if module.name in ("lm_head", "model.embed_tokens"))
 
 
 def test_the_loader_child_finds_the_base_weights(
