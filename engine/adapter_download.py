@@ -5,7 +5,6 @@ the cache and is not asked for again.
 """
 
 import contextlib
-import os
 import resource
 import signal
 import sys
@@ -13,6 +12,7 @@ import sys
 from blora.adapters import AdapterRejected
 
 from .adapter_source import resolve_adapter
+from .background import go_to_background
 from .channel import ChannelClosed, open_channel
 from .frames import AdapterLocated, AdapterUnreadable, LocateAdapter
 
@@ -30,7 +30,7 @@ def locate(order: LocateAdapter) -> AdapterLocated | AdapterUnreadable:
 
 
 def main() -> None:
-    os.nice(19)
+    go_to_background()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever is asked to end need not finish a download
     channel = open_channel(sys.argv[1:], LocateAdapter)
     with contextlib.suppress(ChannelClosed):

@@ -25,6 +25,7 @@ from blora.adapters import (
 
 from .adapter_tokenizers import AdapterTokenizers
 from .adapter_watch import look_into
+from .background import go_to_background
 from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import (
@@ -119,7 +120,7 @@ def _tokenizers(model: str, vocab_size: int) -> AdapterTokenizers:
 
 
 def main() -> None:
-    os.nice(19)
+    go_to_background()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(WORST_TO_LOSE)
     # The front end decides when this process ends: it closes the channel.
