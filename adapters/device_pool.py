@@ -22,7 +22,8 @@ class DevicePool:
         self.pages = pages
         self.dtype = dtype
         self.layout = layout
-        self._images: dict[str, tuple[ImageTable, Tensor]] = {}
+        self._tables: dict[str, ImageTable] = {}
+        self._images: dict[str, Tensor] = {}  # [num_pages, page_bytes] uint8; none of an adapter whose image is dropped
         self._changing_head: set[str] = set()
         self._vocab_sizes: dict[str, int] = {}  # of adapters that have their own
         self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
@@ -34,20 +35,30 @@ class DevicePool:
             raise ValueError(f"an image of {list(image.shape)} {image.dtype} for {table.num_pages} pages")
         if (getattr(torch, table.dtype), table.layout) != (self.dtype, self.layout):
             raise ValueError(f"an image of {table.dtype} {table.layout} for a pool of {self.dtype} {self.layout}")
-        self._images[table.digest] = (table, image)
+        self._tables[table.digest], self._images[table.digest] = table, image
         if any(module.kind is TargetKind.HEAD for module in table.modules):
             self._changing_head.add(table.digest)
         if table.vocab_size is not None:
             self._vocab_sizes[table.digest] = table.vocab_size
 
-    def remove(self, digest: str) -> None:
+    def drop_image(self, digest: str) -> None:
+        """What is in the arena stays usable; to be copied again, the adapter has to be added again."""
         self._images.pop(digest, None)
+
+    def remove(self, digest: str) -> None:
+        self.drop_image(digest)
+        self._tables.pop(digest, None)
         self._changing_head.discard(digest)
         self._vocab_sizes.pop(digest, None)
         self._derived.pop(digest, None)
 
     def __contains__(self, digest: str) -> bool:
+        """Whether there is an image to copy."""
         return digest in self._images
+
+    def images(self) -> set[str]:
+        """The adapters that there are images of."""
+        return set(self._images)
 
     def changes_head(self, digest: str) -> bool:
         """Whether an adapter lands on the LM head."""
@@ -59,9 +70,9 @@ class DevicePool:
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
         """Copies the images first, first + 1, ... into the pages page_ids."""
-        table, image = self._images[digest]
-        if not 0 <= first <= first + len(page_ids) <= table.num_pages or min(page_ids, default=0) < 0:
-            raise ValueError(f"pages {page_ids} for those of the image from {first} of {table.num_pages}")
+        image = self._images[digest]
+        if not 0 <= first <= first + len(page_ids) <= len(image) or min(page_ids, default=0) < 0:
+            raise ValueError(f"pages {page_ids} for those of the image from {first} of {len(image)}")
         self.pages[torch.tensor(page_ids)] = image[first : first + len(page_ids)]
 
     def derive(
@@ -70,7 +81,7 @@ class DevicePool:
         """What `build` makes of an adapter's table and its pages; kept as long as it has these pages."""
         known = self._derived.get(digest)
         if known is None or known[0] != tuple(page_ids):
-            known = (tuple(page_ids), build(self._images[digest][0], page_ids))
+            known = (tuple(page_ids), build(self._tables[digest], page_ids))
             self._derived[digest] = known
         derived: Derived = known[1]
         return derived

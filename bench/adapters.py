@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from blora.engine.host_cache import Source
+
 from . import loading, machine
 from .measured_engine import MeasuredEngine, Setup
 from .random_adapters import ALL_MODULES, make_adapters
@@ -65,7 +67,7 @@ def _engine(args: argparse.Namespace, count: int) -> MeasuredEngine:
     for index in range(count):
         original = llm._adapters.named(engine._names[index % FILES]).table
         table = replace(original, digest=f"{index:064x}")
-        llm._core.load_adapter(table, llm._core._pool._images[original.digest][1])
+        llm._keep(table, llm._core._pool._images[original.digest], Source("", ""))
         llm._adapters.publish(_name(index), "", table)
     return engine
 

@@ -80,6 +80,7 @@ class MeasuredEngine:
             "max_num_seqs": max(setup.max_rows, WARM_ROWS),
             "max_model_len": min(setup.max_len, config.max_position_embeddings),
             "enable_prefix_caching": False,
+            "host_cache": None,
             "generation_config": "vllm",
         }
         return options

@@ -288,7 +288,7 @@ class AdapterCatalog:
         name, version = self._registry.find(reference)
         return NamedAdapter(name, version, self._tables[version.digest])
 
-    def describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
+    def describe(self, adapter: NamedAdapter, state: AdapterState, in_host_memory: bool) -> AdapterInfo:
         """What is known of an adapter here, and what the engine says of it."""
         table, version = adapter.table, adapter.version
         return AdapterInfo(
@@ -301,6 +301,7 @@ class AdapterCatalog:
             num_pages=table.num_pages,
             pinned=state.is_pinned,
             resident=state.is_resident,
+            in_host_memory=in_host_memory,
             num_requests=state.num_requests,
             warnings=table.warnings,
             version=version.number,

@@ -28,6 +28,7 @@ from .frames import (
     Ready,
     ToLoader,
 )
+from .host_cache import Source
 from .page_size import max_weights
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
@@ -43,7 +44,15 @@ class PackedAdapter:
 
     table: ImageTable
     report: AdapterReport
-    descriptor: int  # of the sealed image; whoever has it closes it
+    source: Source
+    descriptor: int  # of the sealed image
+    upload: TemporaryDirectory[str] | None = None  # what source is in, if it is ours
+
+    def close(self) -> None:
+        """For whoever has it and keeps none of it."""
+        os.close(self.descriptor)
+        if self.upload is not None:
+            self.upload.cleanup()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +90,15 @@ class AdapterReader:
         packed: PackedAdapter = await self._ask(lambda: self._exchange(path, order))
         return replace(packed, report=replace(packed.report, path=path))
 
+    async def read_again(self, source: Source) -> PackedAdapter:
+        """What was read there before, or is there now. Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        order = self._order(source.folder, source.roots)
+        packed: PackedAdapter = await self._ask(lambda: self._exchange(source.path, order))
+        return packed
+
     async def read_uploaded(self, path: str, incoming: IncomingAdapter) -> PackedAdapter:
-        """path: what it is called. Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        """path: what it is called. Its files are kept, to be read again. Raises AdapterRejected, QueueFull,
+        EngineUnavailable."""
         # A descriptor of our own: one who is cancelled closes `incoming`.
         packed: PackedAdapter = await self._ask(
             lambda: self._exchange_uploaded(path, incoming, os.dup(incoming.descriptor))
@@ -148,8 +164,13 @@ class AdapterReader:
         files = [(file.name, file.num_bytes) for file in incoming.files]
         try:
             # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
-            with TemporaryDirectory(prefix="blora-upload-") as folder:
-                return await self._exchange(path, ReadUploaded(self._order(path, None), files, folder), descriptor)
+            folder = TemporaryDirectory(prefix="blora-upload-")
+            try:
+                order = ReadUploaded(self._order(path, None), files, folder.name)
+                return replace(await self._exchange(path, order, descriptor), upload=folder)
+            except BaseException:
+                folder.cleanup()
+                raise
         finally:
             os.close(descriptor)
 
@@ -197,7 +218,7 @@ class AdapterReader:
             await self._child.send_with(order, descriptor)
         match await self._child.receive():
             case AdapterRead(table, report):
-                return PackedAdapter(table, report, self._child.receive_descriptor())
+                return PackedAdapter(table, report, _source(path, order), self._child.receive_descriptor())
             case AdapterInspected(report):
                 return report
             case FolderSeen(adapters):
@@ -217,7 +238,17 @@ class AdapterReader:
             await child.stop(0)
 
 
+def _source(path: str, order: ToLoader) -> Source:
+    """Where what an order has brought can be read again."""
+    match order:
+        case ReadAdapter(folder, roots):
+            return Source(path, str(Path(folder).absolute()), roots)
+        case ReadUploaded():
+            return Source(path, order.folder)
+    raise ValueError(f"{type(order).__name__} brings no adapter")
+
+
 def _drop(exchange: "asyncio.Task[Any]") -> None:
     """Of an answer that nobody takes."""
     if not exchange.cancelled() and exchange.exception() is None and isinstance(exchange.result(), PackedAdapter):
-        os.close(exchange.result().descriptor)
+        exchange.result().close()

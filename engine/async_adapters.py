@@ -1,29 +1,39 @@
 """AsyncAdapters: what AsyncLLM does with adapters: read, give to the engine, name, let go, and tell who watches.
 
-Owns the sealed images of what the engine has or is to have again, the unloads that are waited for, and the loader.
-Knows no request: whether work may begin, and that requests be aborted, it asks of whoever made it.
+Owns the images of what the engine has, by AdapterImages, what is on its way out, and the loader. Knows no request:
+whether work may begin, and that requests be aborted, it asks of whoever made it.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 
-from .adapter_catalog import AdapterCatalog
+from .adapter_catalog import AdapterCatalog, NamedAdapter
+from .adapter_images import AdapterImages
 from .adapter_reader import ANYWHERE, AdapterReader, PackedAdapter, Place
 from .adapter_source import is_hub_id
 from .adapter_upload import IncomingAdapter, UploadedFile
 from .channel import Child
 from .engine_connection import EngineConnection
-from .errors import QueueFull
+from .errors import EngineUnavailable, QueueFull
 from .folder_follower import FolderFollower
-from .frames import FromEngine, GetState, LoadAdapter, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
+from .frames import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
+from .host_cache import HostCache
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 
 logger = logging.getLogger(__name__)
@@ -48,8 +58,9 @@ class AsyncAdapters:
     def __init__(
         self,
         catalog: AdapterCatalog,
+        cache: HostCache,
         connection: EngineConnection,
-        reader: AdapterReader,
+        make_reader: Callable[[], AdapterReader],
         sources: AdapterSources,
         check_can_begin: Callable[[], None],
         abort_users: Callable[[str, Collection[str]], None],
@@ -57,12 +68,14 @@ class AsyncAdapters:
         """check_can_begin: raises EngineUnavailable when nothing new may begin. abort_users: ends the requests that
         use any of these digests under a name."""
         self._catalog = catalog
+        self._cache = cache
         self._connection = connection
-        self._reader = reader
+        self._reader = make_reader()
+        self._images = AdapterImages(cache, catalog, connection, make_reader(), on_release=self.settle)
         self._sources = sources
         self._check_can_begin = check_can_begin
         self._abort_users = abort_users
-        self._images: dict[str, int] = {}  # digest -> descriptor of the sealed image
+        self._leaving: set[str] = set()  # what no name means, and the engine was not told yet: it may be held
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
         self._changed = asyncio.Event()  # set, and another put in its place, when names or serving change
         self._num_uploads = 0
@@ -88,12 +101,12 @@ class AsyncAdapters:
     async def give_all(self, engine: Child[FromEngine]) -> None:
         """Gives another engine, which nobody uses yet, what the one before had. Raises ChannelClosed."""
         self.forget_unpublished()
-        for digest, descriptor in list(self._images.items()):
-            await engine.send_with(LoadAdapter(self._catalog.table_of(digest)), descriptor)
-        for digest in filter(self._catalog.is_pinned, self._images):
-            call_id = self._connection.next_call_id()
-            engine.send(PinAdapter(call_id, digest, True))
-            self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
+        await self._images.give_all(engine)
+        for digest in filter(self._catalog.is_pinned, self._cache.digests()):
+            if digest in self._cache:  # or it is being brought back for its pin
+                call_id = self._connection.next_call_id()
+                engine.send(PinAdapter(call_id, digest, True))
+                self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
 
     def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
         has_failed = reply.cancelled() or reply.exception() is not None  # this engine has ended, too
@@ -102,6 +115,8 @@ class AsyncAdapters:
         names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
         logger.warning("there is no room any more to pin %s: the pin ends", names)
         self._catalog.drop_pins(digest)
+        self._cache.note_unpinned()
+        self.settle()
         self.wake_watchers()
 
     def lose_engine(self) -> None:
@@ -115,8 +130,8 @@ class AsyncAdapters:
 
     def forget_unpublished(self) -> None:
         """What no name means is not loaded again."""
-        for digest in [digest for digest in self._images if not self._catalog.is_published(digest)]:
-            self.forget(digest)
+        self._leaving |= {digest for digest in self._cache.digests() if not self._catalog.is_published(digest)}
+        self.settle()
 
     async def close(self) -> None:
         """When the engine has been stopped: all that it had is free."""
@@ -124,9 +139,12 @@ class AsyncAdapters:
             if not unload.done():
                 unload.set_result(None)
         await self._reader.close()
-        for descriptor in self._images.values():
-            os.close(descriptor)
-        self._images.clear()
+        await self._images.close()
+
+    def check_integrity(self, uses: Iterable[str]) -> None:
+        """uses: a digest for each adapter of each unfinished request. Raises RuntimeError unless every image and every
+        reference to one has its owner."""
+        self._images.check_integrity(uses)
 
     # They come.
 
@@ -193,32 +211,47 @@ class AsyncAdapters:
         return await self._take_in(name, str(path), await self._reader.read(str(path), place))
 
     async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
-        table, descriptor = packed.table, packed.descriptor
-        with self._catalog.expecting(table.digest):
-            try:
-                self._catalog.check_size(path, table.num_pages)
-                table = self._catalog.add_text(path, table)
-                await self._connection.send_with(LoadAdapter(table), descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            self._keep_image(table, descriptor)
-            self._let_go(self._catalog.publish(name, path, table))
+        with self._catalog.expecting(packed.table.digest):
+            table = self._check(path, packed)
+            await self._images.give(table, packed)
+            lost = self._catalog.publish(name, path, table)
+        self._leaving.discard(table.digest)
         unload = self._unloads.pop(table.digest, None)
         if unload is not None:
             unload.set_result(None)  # it was on its way out and is wanted again
+        self._let_go(lost)
         return replace(packed.report, warnings=table.warnings, text=table.text)
 
-    def _keep_image(self, table: ImageTable, descriptor: int) -> None:
-        known = self._images.pop(table.digest, None)
-        if known is not None:
-            os.close(known)
-        self._images[table.digest] = descriptor
+    def _check(self, path: str, packed: PackedAdapter) -> ImageTable:
+        """Takes in what it says about text, too. Closes one that is refused."""
+        try:
+            self._catalog.check_size(path, packed.table.num_pages)
+            return self._catalog.add_text(path, packed.table)
+        except BaseException:
+            packed.close()
+            raise
+
+    @asynccontextmanager
+    async def _in_memory(self, digest: str) -> AsyncIterator[None]:
+        """Meanwhile an adapter's image stays in host memory, into which it is brought back first."""
+        with self._images.holding(digest):
+            await self._images.bring_back([digest])
+            yield
+
+    def is_missing(self, digests: Iterable[str]) -> bool:
+        """Whether any of these adapters has to be brought back before requests that hold it can be computed."""
+        return bool(self._cache.missing(digests))
+
+    async def bring_back(self, digests: Iterable[str]) -> None:
+        """Raises AdapterRejected for an adapter that is no longer what was loaded, EngineUnavailable."""
+        await self._images.bring_back(digests)
 
     # They go.
 
     async def activate(self, name: str, version: int) -> AdapterInfo:
-        self._let_go(self._catalog.activate(name, version))
+        digest = self._catalog.resolve(f"{name}@{version}")
+        async with self._in_memory(digest):  # a version that cannot be had any more is not activated
+            self._let_go(self._catalog.activate(name, version))
         return await self.get(name)
 
     async def unload(self, name: str, *, abort: bool = False) -> AdapterInfo:
@@ -235,15 +268,30 @@ class AsyncAdapters:
         return info
 
     def _let_go(self, digests: Iterable[str]) -> None:
-        """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
+        """Adapters may have lost a name: with the last one they go, with the last pinned one they may be evicted."""
         self.wake_watchers()
         for digest in digests:
-            if not self._connection.is_open:
-                self.forget(digest)  # an engine that is gone has freed it; the next one is not given it
-            elif not self._catalog.is_published(digest):
-                self._connection.send(UnloadAdapter(digest))
+            if not self._catalog.is_published(digest):
+                self._leaving.add(digest)
             elif not self._catalog.is_pinned(digest):
-                self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
+                self._unpin(digest)
+        self.settle()
+
+    def _unpin(self, digest: str) -> None:
+        self._cache.note_unpinned()
+        with suppress(EngineUnavailable):  # the next engine is not told of the pin
+            self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
+
+    def settle(self) -> None:
+        """After something may have let go of adapters: what no name means goes, idle images beyond the limit go."""
+        for digest in [digest for digest in self._leaving if not self._cache.is_used(digest)]:
+            self._leaving.remove(digest)
+            if self._connection.is_open:
+                with suppress(EngineUnavailable):  # it has ended, and this is forgotten when that is noticed
+                    self._connection.send(UnloadAdapter(digest))
+            else:
+                self.forget(digest)  # an engine that is gone has freed it; the next one is not given it
+        self._images.drop_excess()
 
     def forget(self, digest: str) -> None:
         """The engine has freed an adapter."""
@@ -252,42 +300,53 @@ class AsyncAdapters:
             unload.set_result(None)
         if not self._catalog.is_published(digest):
             self._catalog.forget(digest)
-            descriptor = self._images.pop(digest, None)
-            if descriptor is not None:
-                os.close(descriptor)
+            self._images.forget(digest)
 
     # Where they are.
 
     async def warm(self, name: str) -> AdapterInfo:
         digest = self._catalog.resolve(name)
-        if not (await self._connection.call(lambda call_id: WarmAdapter(call_id, digest))).is_done:
-            raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+        async with self._in_memory(digest):
+            if not (await self._connection.call(lambda call_id: WarmAdapter(call_id, digest))).is_done:
+                raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
         return await self.get(name)
 
     async def pin(self, name: str, pinned: bool = True) -> AdapterInfo:
         adapter = self._catalog.named(name)
-        name, digest = adapter.reference, adapter.table.digest
-        self._catalog.set_pinned(name, pinned)  # at once: requests are checked against it from now on
-        if pinned and not (await self._connection.call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
-            with contextlib.suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
-                self._catalog.set_pinned(name, False)
-            raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        with contextlib.suppress(AdapterNotFound):
-            self._catalog.note_pin(name)
+        self._catalog.set_pinned(adapter.reference, pinned)  # at once: requests are checked against it from now on
+        digest = adapter.table.digest
+        if pinned:
+            await self._pin(adapter)
+        with suppress(AdapterNotFound):  # it has gone meanwhile
+            self._catalog.note_pin(adapter.reference)
             self.wake_watchers()
         if not self._catalog.is_pinned(digest) and self._catalog.is_published(digest):
-            self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
-        return await self.get(name)
+            self._unpin(digest)
+        self.settle()
+        return await self.get(adapter.reference)
+
+    async def _pin(self, adapter: NamedAdapter) -> None:
+        digest = adapter.table.digest
+        try:
+            async with self._in_memory(digest):
+                if not (await self._connection.call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
+                    raise AdapterTooLarge(f"there is no room now to pin adapter {adapter.reference!r}")
+        except (AdapterRejected, AdapterTooLarge):
+            with suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
+                self._catalog.set_pinned(adapter.reference, False)
+            raise
 
     async def get(self, name: str) -> AdapterInfo:
         adapter = self._catalog.named(name)
-        (state,) = await self._states([adapter.table.digest])
-        return self._catalog.describe(adapter, state)
+        return self._describe(adapter, *await self._states([adapter.table.digest]))
 
     async def all(self) -> list[AdapterInfo]:
         adapters = self._catalog.all()
         states = await self._states([adapter.table.digest for adapter in adapters])
-        return [self._catalog.describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+        return [self._describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+
+    def _describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
+        return self._catalog.describe(adapter, state, adapter.table.digest in self._cache)
 
     async def _states(self, digests: list[str]) -> list[AdapterState]:
         reply: StateReply = await self._connection.call(lambda call_id: GetState(call_id, digests))

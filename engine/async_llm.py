@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .engine_connection import EngineConnection
 from .engine_supervisor import EngineSupervisor
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .frames import AddRequest, FinishRequests, FromEngine, GetState, StateReply, Updates
-from .front_end import Checked, FrontEnd
+from .front_end import Checked, FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .model.config import load_model_config
 from .model.hub import resolve_model
@@ -122,8 +123,9 @@ class AsyncLLM:
             self._ready = ready
             adapters = self._adapters_or_none = AsyncAdapters(
                 front_end.adapters,
+                front_end.host_cache,
                 self._connection,
-                AdapterReader(model, targets, ready),
+                lambda: AdapterReader(model, targets, ready),
                 self._sources,
                 self._check_can_begin,
                 self._abort_users,
@@ -242,13 +244,21 @@ class AsyncLLM:
         self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None = None
     ) -> AsyncGenerator[list[RequestOutput], None]:
         """Rows that grow together. With a kind they are shown so, under their index."""
-        readers = await self._begin(calls, label, kind)
+        prepared = await self._begin(calls, label)
+        grown = asyncio.Event()
+        readers = [_Reader(entry.user, grown) for entry in prepared]
+        for reader in readers:
+            self._readers[reader.user] = reader
+            self._idle.clear()
+            reader.user.output_kind = kind or reader.user.output_kind
         texts = self._front_end.outputs
         unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
+        submission: asyncio.Task[None] | None = None
         try:
+            submission = self._submit(prepared, grown)
             while unfinished:
-                await readers[0].grown.wait()
-                readers[0].grown.clear()
+                await grown.wait()
+                grown.clear()
                 news = {index: texts.take(user) for index, user in unfinished.items()}
                 unfinished = {index: user for index, user in unfinished.items() if not user.is_finished}
                 is_lost = not all(texts.is_known(user) for user in unfinished.values())
@@ -261,11 +271,16 @@ class AsyncLLM:
                     yield outputs
                 if is_lost:
                     raise EngineUnavailable("the engine ended unexpectedly while it computed this request")
+                if submission is not None and submission.done():
+                    submission.result()
         finally:
+            if submission is not None:
+                submission.cancel()
             for reader in readers:
                 self._end(reader)
 
-    async def _begin(self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None) -> list[_Reader]:
+    async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
+        """Checks and accepts."""
         self._check_can_begin()
         self._check_label(label)
         checked = [self._front_end.check(call) for call in calls]
@@ -275,20 +290,28 @@ class AsyncLLM:
         self._check_label(label)
         prepared = [self._front_end.prepare(call, label) for call in checked]
         self._front_end.accept(prepared)
-        grown = asyncio.Event()
-        readers = [_Reader(entry.user, grown) for entry in prepared]
-        self._readers |= {reader.user: reader for reader in readers}
-        try:
-            for entry in prepared:
-                self._idle.clear()
-                entry.user.output_kind = kind or entry.user.output_kind
+        return prepared
+
+    def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
+        """Gives accepted requests to the engine: at once, or in a task when images of their adapters have been read
+        again."""
+        digests = {digest for entry in prepared for _, digest in entry.user.adapters}
+        if not self._adapters.is_missing(digests):
+            self._send(prepared)
+            return None
+        submission = asyncio.create_task(self._send_when_read(prepared, digests))
+        submission.add_done_callback(partial(_wake, grown))
+        return submission
+
+    async def _send_when_read(self, prepared: Sequence[Prepared], digests: Iterable[str]) -> None:
+        await self._adapters.bring_back(digests)
+        self._send(prepared)
+
+    def _send(self, prepared: Sequence[Prepared]) -> None:
+        for entry in prepared:
+            if self._front_end.outputs.is_known(entry.user):  # it may have ended while its adapter was read
                 for request in entry.requests:
                     self._connection.send(AddRequest.of(request))
-        except BaseException:
-            for reader in readers:
-                self._end(reader)
-            raise
-        return readers
 
     async def _load_missing(self, calls: Sequence[Checked]) -> None:
         """vLLM's way: a path comes with the request. Those who ask together load it once."""
@@ -315,12 +338,13 @@ class AsyncLLM:
             self._idle.set()
 
     def _finish(self, sample_ids: Sequence[int]) -> None:
-        """Ends samples in the engine; one that is dead has forgotten them already."""
+        """Ends samples in the engine; one that is dead has forgotten them already. Then what they alone used may go."""
         if sample_ids:
             try:
                 self._connection.send(FinishRequests(list(sample_ids)))
             except EngineUnavailable:
                 logger.debug("the engine is gone, and its requests with it")
+        self._adapters.settle()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests by their ids; unknown and finished ones are fine."""
@@ -375,7 +399,8 @@ class AsyncLLM:
 
     async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
         """Makes a name mean a version that is kept, such as the one before. Running requests finish on what they began
-        with. Raises AdapterNotFound."""
+        with. Raises AdapterNotFound, AdapterRejected for one that had to be read again and is no longer what was
+        loaded."""
         return await self._adapters.activate(name, version)
 
     async def warm_adapter(self, name: str) -> AdapterInfo:
@@ -408,9 +433,14 @@ class AsyncLLM:
 
     # Facts.
 
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when an adapter's image in host memory, or a reference to it, has no owner."""
+        uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
+        self._adapters.check_integrity(uses)
+
     async def get_info(self) -> EngineInfo:
         state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))
-        facts, usage = self._ready.facts, self._front_end.usage
+        facts, usage, cache = self._ready.facts, self._front_end.usage, self._front_end.host_cache
         return EngineInfo(
             model=self._config.model,
             dtype=self._ready.dtype,
@@ -427,6 +457,12 @@ class AsyncLLM:
             num_requests=usage.num_requests,
             num_generated_tokens=usage.num_generated_tokens,
             queue_seconds=usage.queue_seconds,
+            num_host_bytes=cache.num_bytes,
+            max_host_bytes=cache.max_bytes,
+            num_host_uses=cache.num_uses,
+            num_host_hits=cache.num_hits,
+            num_host_reads=cache.num_reads,
+            num_host_failures=cache.num_failures,
         )
 
     async def chat(
@@ -454,3 +490,11 @@ class AsyncLLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
+
+
+def _wake(grown: asyncio.Event, submission: "asyncio.Task[None]") -> None:
+    """For whoever reads to see what came of it; that it is looked at here keeps asyncio from reporting what nobody is
+    left to see."""
+    if not submission.cancelled():
+        submission.exception()
+    grown.set()

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from blora.scheduler import POLICIES
 
+from .memory import parse_memory
+
 OPTIONAL_COUNTS = ("max_model_len", "threads")
 COUNTS = (
     "block_size",
@@ -25,9 +27,10 @@ class EngineConfig:
     """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
     1) of the memory this process may use. threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much
     of adapters may be copied into the arena between two steps; while rows are computed it is also no more than takes a
-    fifth of a step. scheduling_policy: "fcfs", the order of arrival;
-    "priority", lower priority values first; "fair", lower priority values first and, within a priority, fair shares of
-    service for tenants and for each tenant's adapters.
+    fifth of a step. host_cache: bytes for idle adapters in host memory, as memory is given; beyond it they are read
+    again when they are asked for; None sets no limit. scheduling_policy: "fcfs", the order of arrival; "priority",
+    lower priority values first; "fair", lower priority values first and, within a priority, fair shares of service for
+    tenants and for each tenant's adapters.
     """
 
     model: str  # Hugging Face folder, hub id or .gguf file
@@ -49,7 +52,8 @@ class EngineConfig:
     seed: int | None = None  # of requests that bring none; None draws afresh
     generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones
     adapter_copy_bytes: int = 64 << 20
-    max_adapter_versions: int = 2  # of each name in host memory, the active one included
+    host_cache: int | float | str | None = 0.25
+    max_adapter_versions: int = 2  # of each name, the active one included
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -58,6 +62,8 @@ class EngineConfig:
             raise ValueError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
         if self.scheduling_policy not in POLICIES:
             raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is not one of {', '.join(POLICIES)}")
+        if self.host_cache is not None:
+            parse_memory(self.host_cache, 1 << 40, "host_cache")
         for name in ("tenant_weights", "adapter_weights"):
             _check_weights(name, getattr(self, name))
         if self.generation_config not in ("auto", "vllm"):

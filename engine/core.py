@@ -41,6 +41,7 @@ class EngineCore:
         self._pool = pool
         self._runner = runner
         self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
+        self._dropping: set[str] = set()  # adapters whose image goes once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet told
 
     # Requests.
@@ -94,6 +95,13 @@ class EngineCore:
         self._pool.add(table, image)
         self._residency.register(table.digest, table.num_pages)
         self._leaving.discard(table.digest)
+        self._dropping.discard(table.digest)
+
+    def drop_image(self, digest: str) -> None:
+        """Lets go of an adapter's images, once they are copied if they are being copied. No request may use it until
+        it is loaded again; resident it stays."""
+        self._dropping.add(digest)
+        self._drop_unused()
 
     def unload_adapter(self, digest: str) -> None:
         """Refuses nothing and waits for nothing: the adapter goes with the last unfinished request that uses it."""
@@ -102,11 +110,18 @@ class EngineCore:
         self._drop_unused()
 
     def _drop_unused(self) -> None:
-        """Frees the images of unloaded adapters whose last request has ended."""
+        """Frees what unloaded adapters whose last request has ended had, and images that were to be dropped."""
         for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
             self._leaving.remove(digest)
             self._pool.remove(digest)
             self._unloaded.append(digest)
+        for digest in [digest for digest in self._dropping if not self._residency.is_being_copied(digest)]:
+            self._dropping.remove(digest)
+            self._pool.drop_image(digest)
+
+    def images(self) -> set[str]:
+        """The adapters whose image is kept: not unloaded, nor to be dropped."""
+        return self._pool.images() - self._dropping
 
     def take_unloaded(self) -> list[str]:
         """The adapters that are gone since the last call."""
@@ -146,8 +161,12 @@ class EngineCore:
         return self.scheduler.num_free_pages
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one."""
+        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one, or when an adapter
+        that may have to be copied has no image."""
         self.scheduler.check_integrity()
+        lost = [digest for digest in self._residency.to_be_copied() if digest not in self._pool]
+        if lost:
+            raise RuntimeError(f"adapters {lost} are used, and their images are gone")
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless no request is left, and nothing holds a page but adapters that are pinned or still

@@ -58,6 +58,12 @@ class LoadAdapter(Frame, frozen=True):
     table: ImageTable
 
 
+class DropImage(Frame, frozen=True):
+    """Of an adapter that nobody uses; it comes again with LoadAdapter."""
+
+    digest: str
+
+
 class UnloadAdapter(Frame, frozen=True):
     digest: str
 
@@ -78,7 +84,9 @@ class GetState(Frame, frozen=True):
     digests: list[str]
 
 
-ToEngine = Start | AddRequest | FinishRequests | LoadAdapter | UnloadAdapter | PinAdapter | WarmAdapter | GetState
+ToEngine = (
+    Start | AddRequest | FinishRequests | LoadAdapter | DropImage | UnloadAdapter | PinAdapter | WarmAdapter | GetState
+)
 
 
 # Engine -> front end.
@@ -148,7 +156,7 @@ class ReadUploaded(Frame, frozen=True):
 
     order: ReadAdapter
     files: list[tuple[str, int]]  # name and bytes
-    folder: str  # empty, for the loader to write them into; whoever asks takes it away
+    folder: str  # empty, for the loader to write them into; it is of whoever asks
 
 
 class LookInto(Frame, frozen=True):

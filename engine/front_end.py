@@ -1,6 +1,7 @@
 """FrontEnd: everything between a user's call and the engine's requests that is the same in process and over a wire.
 
-Owns the tokenizer, the catalog of adapters and the texts of unfinished requests. Runs no step and imports no torch.
+Owns the tokenizer, the catalog of adapters, the count of their images and the texts of unfinished requests. Runs no
+step and imports no torch.
 """
 
 import random
@@ -17,6 +18,8 @@ from .composition import Adapter, check_distinct, check_partners, find_activatio
 from .config import EngineConfig
 from .errors import InvalidRequest, QueueFull
 from .generation_config import GenerationDefaults
+from .host_cache import HostCache
+from .memory import parse_memory, usable_memory
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterUsage, LoRARequest
 from .tokenizer import Message, Tokenizer
@@ -75,7 +78,8 @@ class FrontEnd:
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
-        self.outputs = OutputProcessor(self._count)
+        self.host_cache = HostCache(_host_bytes(config))
+        self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model too
         self._config = config
         self._seeds = random.Random(config.seed)  # None seeds from the system
@@ -184,9 +188,10 @@ class FrontEnd:
         )
         return Prepared(user, requests)
 
-    def _count(self, user: UserRequest) -> None:
+    def _end(self, user: UserRequest) -> None:
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
-        for name, _ in user.adapters:
+        for name, digest in user.adapters:
+            self.host_cache.release(digest)
             self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
 
     def _weights(self, call: Checked) -> tuple[float, float]:
@@ -195,10 +200,12 @@ class FrontEnd:
         return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
-        """Takes checked requests in, all or none. Raises QueueFull."""
+        """Takes checked requests in, all or none. Their adapters are held until they end. Raises QueueFull."""
         self._check_room(sum(len(entry.requests) for entry in prepared))
         for entry in prepared:
             self.outputs.add(entry.user)
+            for _, digest in entry.user.adapters:
+                self.host_cache.use(digest)
 
     def _read_again(self, call: Checked, tokenizer: Tokenizer) -> Checked:
         """An adapter that was loaded since the call was checked may read its prompt differently."""
@@ -267,3 +274,8 @@ class FrontEnd:
         self._check_sum(digests, len(requests))
         # -0.0 becomes 0.0: equal scales are equal bits.
         return tuple((digest, float(use.lora_scale) + 0.0) for use, digest in digests.items())
+
+
+def _host_bytes(config: EngineConfig) -> int | None:
+    """A fraction is of what is free now, beside the model's weights."""
+    return None if config.host_cache is None else parse_memory(config.host_cache, usable_memory(), "host_cache")

@@ -1,6 +1,7 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from tqdm import tqdm
 
 from blora.adapters import (
+    AdapterImage,
     AdapterRejected,
     AdapterReport,
     AdapterTooLarge,
+    Checkpoint,
+    ImageTable,
     inspect_adapter,
     pack,
     read_checkpoint,
@@ -24,13 +28,13 @@ from .adapter_source import resolve_adapter
 from .base_weights import BaseWeights
 from .batch import Conversation, Prompt, conversations, pair_up
 from .composition import Adapter, read_adapters
-from .core import EngineCore
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
+from .host_cache import Source
 from .model.hub import resolve_model
 from .model.targets import adapter_targets
 from .options import adapter_paths, engine_config
-from .output_processor import UserRequest
+from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
 from .page_size import max_weights
 from .startup import start_engine
@@ -38,42 +42,40 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 
 class RowStream:
-    """Rows that grow together: an iterator over the outputs of each step, from requests accepted when it is made.
+    """Rows that grow together: an iterator over the outputs of each step, from requests accepted before it is made.
 
     Several may be open at once: whoever steps, steps for everybody, and each takes what is its own.
     """
 
-    def __init__(self, core: EngineCore, front_end: FrontEnd, prepared: Sequence[Prepared]) -> None:
-        self._core = core
-        self._front_end = front_end
-        self._unfinished: list[UserRequest] = []
-        front_end.accept(prepared)
-        self._unfinished = [entry.user for entry in prepared]
-        for entry in prepared:
-            for request in entry.requests:
-                core.add_request(request)
+    def __init__(
+        self,
+        outputs: OutputProcessor,
+        users: Iterable[UserRequest],
+        step: Callable[[], None],
+        finish: Callable[[Sequence[int]], None],
+    ) -> None:
+        """step: takes one for all requests. finish: ends samples in the core."""
+        self._outputs, self._step, self._finish = outputs, step, finish
+        self._unfinished = list(users)
 
     def __iter__(self) -> "RowStream":
         return self
 
     def __next__(self) -> list[RequestOutput]:
         while self._unfinished:
-            news = [self._front_end.outputs.take(user) for user in self._unfinished if user.has_news]
+            news = [self._outputs.take(user) for user in self._unfinished if user.has_news]
             self._unfinished = [user for user in self._unfinished if not user.is_finished]
             outputs = [output for output in news if output is not None]
             if outputs:
                 return outputs
-            _, to_finish = self._front_end.outputs.process(self._core.step())
-            for sample_id in to_finish:
-                self._core.finish(sample_id)
+            self._step()
         raise StopIteration
 
     def close(self) -> None:
         """Aborts what is unfinished. Idempotent."""
-        for user in self._unfinished:
-            for sample_id in self._front_end.outputs.remove(user):
-                self._core.finish(sample_id)
-        self._unfinished = []
+        unfinished, self._unfinished = self._unfinished, []
+        for user in unfinished:
+            self._finish(self._outputs.remove(user))
 
     def __enter__(self) -> "RowStream":
         return self
@@ -89,7 +91,8 @@ class LLM:
     """Generates text for batches of (prompt, adapter) pairs.
 
     model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at once.
-    Other options are those of EngineConfig. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
+    Other options are those of EngineConfig. What has left the host cache is read again in the caller's thread, before
+    anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
     """
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
@@ -129,7 +132,7 @@ class LLM:
         prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant)
         final: dict[str, RequestOutput] = {}
         progress = tqdm(total=len(prepared), desc="requests", disable=not use_tqdm)
-        with progress, RowStream(self._core, self._front_end, prepared) as stream:
+        with progress, self._begin(prepared) as stream:
             for outputs in stream:
                 for output in outputs:
                     if output.finished:
@@ -171,7 +174,30 @@ class LLM:
         prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.DELTA)
         for index, entry in enumerate(prepared):
             entry.user.request_id = str(index)
-        return RowStream(self._core, self._front_end, prepared)
+        return self._begin(prepared)
+
+    def _begin(self, prepared: Sequence[Prepared]) -> RowStream:
+        """Accepts, reads again what has to be, and gives the requests to the core."""
+        self._front_end.accept(prepared)
+        stream = RowStream(self._front_end.outputs, [entry.user for entry in prepared], self._step, self._finish)
+        try:
+            self._bring_back({digest for entry in prepared for _, digest in entry.user.adapters})
+        except BaseException:
+            stream.close()
+            raise
+        for entry in prepared:
+            for request in entry.requests:
+                self._core.add_request(request)
+        return stream
+
+    def _step(self) -> None:
+        _, to_finish = self._front_end.outputs.process(self._core.step())
+        self._finish(to_finish)
+
+    def _finish(self, sample_ids: Sequence[int]) -> None:
+        for sample_id in sample_ids:
+            self._core.finish(sample_id)
+        self._settle()
 
     def _prepare(
         self,
@@ -203,16 +229,55 @@ class LLM:
         """
         self._adapters.check_name(name)
         self._adapters.check_path(path)
-        targets, engine = adapter_targets(self._engine.model_config), self._engine
-        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype)
-        checkpoint = read_checkpoint(resolve_adapter(str(path)), targets, base=self._base, max_weights=limit)
-        image = pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout)
+        folder = resolve_adapter(str(path))
+        checkpoint = self._read(folder)
+        image = self._pack(checkpoint)
         self._adapters.check_size(str(path), image.table.num_pages)
         self._adapters.judge_text(str(path), image.table)
         table = self._adapters.add_text(str(path), image.table)
-        self._core.load_adapter(table, torch.from_numpy(image.pages))
+        self._keep(table, torch.from_numpy(image.pages), Source(str(path), str(folder.absolute())))
         self._let_go(self._adapters.publish(name, str(path), table))
         return replace(self.get_adapter(name), report=report_of(checkpoint, table))
+
+    def _read(self, folder: Path) -> Checkpoint:
+        targets, engine = adapter_targets(self._engine.model_config), self._engine
+        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype)
+        return read_checkpoint(folder, targets, base=self._base, max_weights=limit)
+
+    def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
+        return pack(checkpoint, self._engine.dtype, self._engine.page_bytes, self._engine.layout)
+
+    def _keep(self, table: ImageTable, image: torch.Tensor, source: Source) -> None:
+        """image: [table.num_pages, page_bytes] uint8."""
+        self._core.load_adapter(table, image)
+        self._front_end.host_cache.add(table.digest, table.num_bytes, source)
+
+    def _bring_back(self, digests: Iterable[str]) -> None:
+        """Reads adapters that are held again where their images are gone. Raises AdapterRejected."""
+        cache = self._front_end.host_cache
+        for digest in cache.missing(digests):
+            source = cache.source_of(digest)
+            try:
+                checkpoint = self._read(Path(source.folder))
+                if checkpoint.digest != digest:
+                    raise AdapterRejected(source.folder, [f"its digest is {checkpoint.digest}"])
+            except AdapterRejected as error:
+                cache.num_failures += 1
+                raise source.changed(digest, error.problems) from None
+            image = self._pack(checkpoint)
+            self._keep(self._adapters.table_of(digest), torch.from_numpy(image.pages), source)
+            cache.num_reads += 1
+
+    @contextmanager
+    def _in_memory(self, digest: str) -> Iterator[None]:
+        """Meanwhile an adapter's image stays in host memory, into which it is brought back first."""
+        self._front_end.host_cache.hold(digest)
+        try:
+            self._bring_back([digest])
+            yield
+        finally:
+            self._front_end.host_cache.release(digest)
+            self._settle()
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """What loading a PEFT folder or hub id would come to; loads nothing. What is wrong with it stands in the
@@ -229,18 +294,21 @@ class LLM:
         return self._adapters.check_report(report)
 
     def activate_adapter(self, name: str, version: int) -> AdapterInfo:
-        """Makes a name mean a version that is kept, such as the one before. Raises AdapterNotFound."""
-        self._let_go(self._adapters.activate(name, version))
+        """Makes a name mean a version that is kept, such as the one before. Raises AdapterNotFound, AdapterRejected for
+        one that had to be read again and is no longer what was loaded."""
+        with self._in_memory(self._adapters.resolve(f"{name}@{version}")):  # what cannot be had is not activated
+            self._let_go(self._adapters.activate(name, version))
         return self.get_adapter(name)
 
     def warm_adapter(self, name: str) -> AdapterInfo:
         """Makes an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when running
         requests leave no room now."""
         digest = self._adapters.resolve(name)
-        if not self._core.warm_adapter(digest):
-            raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
-        while self._core.has_work and not self._core.adapter_state(digest).is_resident:
-            self._step()
+        with self._in_memory(digest):
+            if not self._core.warm_adapter(digest):
+                raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+            while self._core.has_work and not self._core.adapter_state(digest).is_resident:
+                self._step()
         return self.get_adapter(name)
 
     def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
@@ -249,15 +317,9 @@ class LLM:
         info = self.get_adapter(name)
         digests = self._adapters.withdraw(name)
         for user in self._front_end.outputs.users_of(info.name, digests) if abort else ():
-            for sample_id in self._front_end.outputs.fail(user, FinishReason.ABORT):
-                self._core.finish(sample_id)
+            self._finish(self._front_end.outputs.fail(user, FinishReason.ABORT))
         self._let_go(digests)
         return info
-
-    def _step(self) -> None:
-        _, to_finish = self._front_end.outputs.process(self._core.step())
-        for sample_id in to_finish:
-            self._core.finish(sample_id)
 
     def _let_go(self, digests: Iterable[str]) -> None:
         """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
@@ -265,17 +327,32 @@ class LLM:
             if not self._adapters.is_published(digest):
                 self._core.unload_adapter(digest)
             elif not self._adapters.is_pinned(digest):
-                self._core.unpin_adapter(digest)
-        self._forget_unloaded()
+                self._unpin(digest)
+        self._settle()
+
+    def _unpin(self, digest: str) -> None:
+        self._core.unpin_adapter(digest)
+        self._front_end.host_cache.note_unpinned()
+
+    def _settle(self) -> None:
+        """After something may have let go of adapters: what the core has freed is forgotten, idle images beyond the
+        limit go."""
+        for digest in self._core.take_unloaded():
+            self._adapters.forget(digest)
+            self._front_end.host_cache.forget(digest)
+        for digest in self._front_end.host_cache.take_excess(self._adapters.is_pinned):
+            self._core.drop_image(digest)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         digest = self._adapters.resolve(name)
-        if pinned and not self._core.pin_adapter(digest):
-            raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-        self._adapters.set_pinned(name, pinned)
+        with self._in_memory(digest) if pinned else nullcontext():
+            if pinned and not self._core.pin_adapter(digest):
+                raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
+            self._adapters.set_pinned(name, pinned)
         if not self._adapters.is_pinned(digest):
-            self._core.unpin_adapter(digest)
+            self._unpin(digest)
+        self._settle()
         return self.get_adapter(name)
 
     def get_adapter(self, name: str) -> AdapterInfo:
@@ -286,11 +363,8 @@ class LLM:
         return [self._describe(adapter) for adapter in self._adapters.all()]
 
     def _describe(self, adapter: NamedAdapter) -> AdapterInfo:
-        return self._adapters.describe(adapter, self._core.adapter_state(adapter.table.digest))
-
-    def _forget_unloaded(self) -> None:
-        for digest in self._core.take_unloaded():
-            self._adapters.forget(digest)
+        digest = adapter.table.digest
+        return self._adapters.describe(adapter, self._core.adapter_state(digest), digest in self._front_end.host_cache)
 
     # Facts.
 
@@ -302,8 +376,10 @@ class LLM:
         return self._front_end.defaults.sampling
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one."""
+        """Raises RuntimeError when a page, a table, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
+        uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
+        self._front_end.host_cache.check_integrity(uses, self._core.images())
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""

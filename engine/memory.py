@@ -1,4 +1,4 @@
-"""How many bytes the arena may have: reads the limits of this process and the user's wish, allocates nothing."""
+"""How many bytes the arena and the host cache may have: reads limits and the user's wish, allocates nothing."""
 
 import math
 import re
@@ -14,28 +14,29 @@ def is_fraction(memory: int | float | str) -> bool:
     return isinstance(memory, float) and memory <= 1
 
 
-def parse_memory(memory: int | float | str, usable: int) -> int:
-    """Bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. Raises ValueError."""
+def parse_memory(memory: int | float | str, usable: int, option: str = "memory") -> int:
+    """Bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. option: what it is called.
+    Raises ValueError."""
     if isinstance(memory, str):
-        return _parse_text(memory, usable)
+        return _parse_text(memory, usable, option)
     if isinstance(memory, float) and 0 < memory <= 1:
         return int(memory * usable)
     if isinstance(memory, bool) or not isinstance(memory, int | float) or not 1 <= memory < math.inf:
-        raise ValueError(f"memory: {memory!r} is neither a number of bytes nor a fraction up to 1")
+        raise ValueError(f"{option}: {memory!r} is neither a number of bytes nor a fraction up to 1")
     return int(memory)
 
 
-def _parse_text(text: str, usable: int) -> int:
+def _parse_text(text: str, usable: int, option: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
     if match is None:
-        raise ValueError(f"memory: {text!r} is not a size such as 2GiB, 512M or a fraction such as 0.5")
+        raise ValueError(f"{option}: {text!r} is not a size such as 2GiB, 512M or a fraction such as 0.5")
     number, unit = match.groups()
     if not unit and "." in number:
         if not 0 < float(number) <= 1:
-            raise ValueError(f"memory: {text!r} is neither a size with a unit nor a fraction up to 1")
+            raise ValueError(f"{option}: {text!r} is neither a size with a unit nor a fraction up to 1")
         return int(float(number) * usable)
     size = float(number) * UNITS[unit or ""]
-    return parse_memory(int(size) if size < math.inf else size, usable)
+    return parse_memory(int(size) if size < math.inf else size, usable, option)
 
 
 def usable_memory(root: Path = Path("/")) -> int:

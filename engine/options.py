@@ -17,7 +17,7 @@ REPLACED = {
     "enable_lora": "adapters can always be loaded, and cost nothing until they are used",
     "max_loras": "there are no slots: KV blocks and adapters share one arena, see memory=",
     "max_lora_rank": "every rank is stored at its true size, see memory=",
-    "max_cpu_loras": "every loaded adapter is kept in host memory",
+    "max_cpu_loras": "use host_cache=, in bytes or as a fraction; adapters beyond it are read again",
     "lora_dtype": "adapters have the model's dtype",
     "gpu_memory_utilization": "use memory=, in bytes or as a fraction",
     "kv_cache_memory_bytes": "use memory=, which is for KV blocks and adapters together",

@@ -123,10 +123,13 @@ class OutputProcessor:
             grown[request] = None
         return list(grown), to_finish
 
+    def users(self) -> list[UserRequest]:
+        """Unfinished requests."""
+        return list({request: None for request, _ in self._samples.values()})
+
     def users_of(self, name: str, digests: Collection[str]) -> list[UserRequest]:
         """Unfinished requests that named an adapter and got one of these contents."""
-        users = {request: None for request, _ in self._samples.values()}
-        return [user for user in users if any(use[0] == name and use[1] in digests for use in user.adapters)]
+        return [user for user in self.users() if any(use[0] == name and use[1] in digests for use in user.adapters)]
 
     def take(self, request: UserRequest) -> RequestOutput | None:
         """What the user is to be shown now, if anything. A slow reader gets fewer, larger outputs, never a backlog."""

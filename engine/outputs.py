@@ -155,6 +155,7 @@ class AdapterInfo:
     num_copied_bytes: int = 0  # those of a copy that was given up, too
     copy_seconds: float = 0.0  # of steps: everybody's tokens waited for them
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: a prompt has to hold them
+    in_host_memory: bool = True  # if not, it is read again when it is asked for
     report: AdapterReport | None = None  # of one that has just been loaded
 
 
@@ -218,3 +219,10 @@ class EngineInfo:
     num_requests: int = 0
     num_generated_tokens: int = 0
     queue_seconds: float = 0.0
+    # Of the host cache, since AsyncLLM was started; see HostCache.
+    num_host_bytes: int = 0
+    max_host_bytes: int | None = None
+    num_host_uses: int = 0
+    num_host_hits: int = 0
+    num_host_reads: int = 0
+    num_host_failures: int = 0

@@ -17,6 +17,7 @@ from .core import EngineCore
 from .errors import EngineStartError
 from .frames import (
     AddRequest,
+    DropImage,
     FinishRequests,
     GetState,
     LoadAdapter,
@@ -79,6 +80,8 @@ class EngineLoop:
             case LoadAdapter(table):
                 image = map_sealed(self._channel.receive_descriptor(), table.num_bytes)
                 core.load_adapter(table, torch.from_numpy(image).view(table.num_pages, table.page_bytes))
+            case DropImage(digest):
+                core.drop_image(digest)
             case UnloadAdapter(digest):
                 core.unload_adapter(digest)
             case PinAdapter(call_id, digest, is_pinned):

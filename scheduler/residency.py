@@ -1,7 +1,8 @@
 """AdapterResidency: which adapters have pages in the arena, and who uses them. Moves no byte: it plans page copies.
 
-An adapter is *registered* (its page images are in host memory), then *held* (its pages are taken because a request or a
-pin uses it; ready once every page is copied), then *parked* (idle and whole, evictable, see BlockPool) or gone.
+An adapter is *registered* (its page images are in host memory as long as requests use it), then *held* (its pages
+are taken because a request or a pin uses it; ready once every page is copied), then *parked* (idle and whole,
+evictable, see BlockPool) or gone.
 """
 
 from collections import Counter
@@ -179,8 +180,10 @@ class AdapterResidency:
         return sum(adapter.num_pages - adapter.num_copied for adapter in self._copying.values())
 
     def unpin(self, digest: str) -> None:
-        self._adapters[digest].is_pinned = False
-        self._let_go(digest)
+        """One that is not registered is not pinned."""
+        if digest in self._adapters:
+            self._adapters[digest].is_pinned = False
+            self._let_go(digest)
 
     def acquire(self, adapters: Sequence[AdapterUse]) -> bool:
         """Counts one more user of each adapter and takes the pages of those that have none; all of them or nothing."""
@@ -322,6 +325,13 @@ class AdapterResidency:
     @property
     def is_copying(self) -> bool:
         return bool(self._copying)
+
+    def is_being_copied(self, digest: str) -> bool:
+        return digest in self._copying
+
+    def to_be_copied(self) -> set[str]:
+        """The adapters that are being copied, and those that requests use, which may be evicted and copied again."""
+        return self._copying.keys() | {digest for digest, adapter in self._adapters.items() if adapter.num_requests}
 
     def in_use(self) -> set[str]:
         """The adapters that are held and whole."""

@@ -19,6 +19,7 @@ ASYNCHRONOUS = (
     "engine/engine_connection.py",
     "engine/engine_supervisor.py",
     "engine/adapter_hub.py",
+    "engine/adapter_images.py",
     "engine/adapter_reader.py",
     "engine/folder_follower.py",
     "engine/channel.py",

@@ -115,6 +115,12 @@ def _add_engine_options(group: Any) -> None:
         metavar="SIZE",
         help="for KV and adapters: bytes, a size such as 2GiB or 512M, or a fraction, such as 0.5, of what is free",
     )
+    group.add_argument(
+        "--host-cache",
+        type=_memory,
+        metavar="SIZE",
+        help="for adapters that are not in use, in host memory; beyond it they are read from their folders again",
+    )
     group.add_argument("--block-size", type=_count, metavar="TOKENS", help="in a block of the KV cache")
     group.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="of prompt and output together")
     group.add_argument("--max-num-seqs", type=_count, metavar="N", help="requests that run at once")

@@ -63,7 +63,7 @@ def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:
 
 
 def _line(adapter: Adapter) -> tuple[str, ...]:
-    place = "pinned" if adapter.pinned else "yes" if adapter.resident else "no"
+    place = "pinned" if adapter.pinned else "yes" if adapter.resident else "no" if adapter.in_host_memory else "on disk"
     counts = (adapter.num_requests, adapter.usage.num_requests, adapter.usage.num_generated_tokens)
     ranks = ",".join(map(str, adapter.ranks))
     return adapter.name, str(adapter.version), ranks, f"{adapter.num_bytes:,}", place, *map("{:,}".format, counts)

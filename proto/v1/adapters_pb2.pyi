@@ -202,7 +202,7 @@ class AdapterEvent(_message.Message):
     def __init__(self, kind: _Optional[_Union[AdapterEventKind, str]] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies", "invocation_tokens", "num_copied_bytes", "copy_seconds")
+    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies", "invocation_tokens", "num_copied_bytes", "copy_seconds", "in_host_memory")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,7 @@ class Adapter(_message.Message):
     INVOCATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     COPY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IN_HOST_MEMORY_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     path: str
@@ -239,7 +240,8 @@ class Adapter(_message.Message):
     invocation_tokens: _containers.RepeatedScalarFieldContainer[int]
     num_copied_bytes: int
     copy_seconds: float
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ..., invocation_tokens: _Optional[_Iterable[int]] = ..., num_copied_bytes: _Optional[int] = ..., copy_seconds: _Optional[float] = ...) -> None: ...
+    in_host_memory: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ..., invocation_tokens: _Optional[_Iterable[int]] = ..., num_copied_bytes: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., in_host_memory: _Optional[bool] = ...) -> None: ...
 
 class AdapterUsage(_message.Message):
     __slots__ = ("num_requests", "num_prompt_tokens", "num_cached_tokens", "num_generated_tokens", "queue_seconds", "last_used")

@@ -30,8 +30,12 @@ class AdapterServiceStub:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
 
     Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
-    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    "name@2" means the second one. Of each name the active version and those that were active last are kept,
+    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+
+    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
+    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
+    what was loaded. One that was uploaded keeps its files on the server for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.
@@ -99,8 +103,12 @@ class AdapterServiceServicer:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
 
     Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
-    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    "name@2" means the second one. Of each name the active version and those that were active last are kept,
+    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+
+    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
+    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
+    what was loaded. One that was uploaded keeps its files on the server for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.
@@ -144,6 +152,7 @@ class AdapterServiceServicer:
     def Activate(self, request, context):
         """Makes a name mean a version that is kept, such as the one before. Requests that run finish on what they began with.
         The pin of the version that was active ends.
+        FAILED_PRECONDITION the version had to be read again, and its files are no longer what was loaded
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,8 +273,12 @@ class AdapterService:
     """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
 
     Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept in host
-    memory, --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    "name@2" means the second one. Of each name the active version and those that were active last are kept,
+    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+
+    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
+    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
+    what was loaded. One that was uploaded keeps its files on the server for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
     UNAVAILABLE: the engine is starting, draining or being restarted.

@@ -241,7 +241,7 @@ def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
             await llm.unload_adapter(info.name)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
-        assert not llm._adapters._images and not llm._readers and not llm._front_end.adapters._tables
+        assert not llm._adapters._images._descriptors and not llm._readers and not llm._front_end.adapters._tables
         assert num_finished > 300
 
     run(tiny_model, body)

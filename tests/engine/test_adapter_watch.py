@@ -121,7 +121,7 @@ def test_folders_come_change_and_go_under_traffic(
         assert (await llm.get_adapter("mine")).path == str(watched / "mine")
         shutil.rmtree(watched / "mine")
         await until(lambda: is_version(llm, "mine", 0))
-        assert not llm._adapters._images
+        assert not llm._adapters._images._descriptors
 
     run(tiny_model, watched, body)
 

@@ -205,7 +205,7 @@ def test_unloading_the_only_name_of_weights_returns_when_they_are_free(
         await asyncio.sleep(0.1)
         await llm.unload_adapter("r2")
         assert running.done() or len(await running) == 200
-        assert digest not in llm._adapters._images
+        assert digest not in llm._adapters._images._descriptors
         await llm.load_adapter("r2", tiny_adapters["r2"])
 
     runner.run(unload())

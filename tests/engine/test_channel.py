@@ -81,6 +81,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.AddRequest: [frames.AddRequest.of(REQUEST), frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0))],
     frames.FinishRequests: [frames.FinishRequests([]), frames.FinishRequests(list(range(1000)))],
     frames.LoadAdapter: [frames.LoadAdapter(TABLE)],
+    frames.DropImage: [frames.DropImage("digest")],
     frames.UnloadAdapter: [frames.UnloadAdapter("digest")],
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],

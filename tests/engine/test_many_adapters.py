@@ -10,6 +10,7 @@ from tiny import make_adapter
 
 from blora.adapters import ImageTable, pack, read_checkpoint
 from blora.engine import LLM, SamplingParams
+from blora.engine.host_cache import Source
 from blora.engine.model.targets import lora_targets
 
 RANKS = (4, 8, 16, 32, 64, 128)
@@ -18,12 +19,12 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
 def test_2000_adapters_with_memory_for_40(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> None:
-    llm = make_llm(memory="8MB", block_size=4, max_num_seqs=16)
+    llm = make_llm(memory="8MB", block_size=4, max_num_seqs=16, host_cache=None)
     images = [image_of(llm, make_adapter(tiny_model, tmp_path / str(rank), rank, r=rank)) for rank in RANKS]
     for index in range(NUM_ADAPTERS):  # the same few weights under many digests
         table, image = images[index % len(RANKS)]
         table = replace(table, digest=f"{index:064x}")
-        llm._core.load_adapter(table, image)
+        llm._keep(table, image, Source("", ""))
         llm._adapters.publish(f"adapter{index}", "", table)
     num_pages = sum(images[index % len(RANKS)][0].num_pages for index in range(NUM_ADAPTERS))
     assert 20 < NUM_ADAPTERS * llm._core.arena.num_pages / num_pages < 60

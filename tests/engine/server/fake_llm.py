@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 INFO = EngineInfo(
     model="fake", dtype="float32", vocab_size=1 << 17, max_model_len=64, block_size=16, num_pages=8, page_bytes=4096,
-    num_free_pages=5, num_running=1, num_waiting=2, version="0",
+    num_free_pages=5, num_running=1, num_waiting=2, version="0", max_host_bytes=1 << 33,
 )  # fmt: skip
 
 
