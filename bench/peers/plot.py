@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-INCHES = (7.0, 4.2)
+INCHES = (9.6, 4.8)
 DPI = 150
 BAR_GROUP = 0.8  # of the space between two groups of bars
 
@@ -64,7 +64,7 @@ def adapters_plot(summary: Mapping[str, Any]) -> Figure:
         if any(base):
             axes.bar(places, base, width, color=color, alpha=0.3, label=f"{title}, base")
         axes.bar(places, adapters, width * 0.6, color=color, label=f"{title}, adapters")
-    axes.set_xticks(range(len(cases)), [case["name"] for case in cases])
+    axes.set_xticks(range(len(cases)), [case["name"].replace(", ", "\n") for case in cases])
     finish(axes, summary, "Rows with adapters (rank 16, all modules) and without")
     return figure
 
@@ -96,7 +96,7 @@ def finish(axes: Axes, summary: Mapping[str, Any], title: str) -> None:
     axes.set_title(f"{title}\n{machine['cpu']}, {machine['threads']} threads, bf16 (llama.cpp Q4_1)", fontsize="medium")
     axes.set_ylabel("decode tokens/s")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 if __name__ == "__main__":
