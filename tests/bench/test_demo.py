@@ -91,7 +91,14 @@ def test_held_out_inputs_are_never_trained_on(task: Task) -> None:
 def test_ctrl_c_ends_the_demo_and_its_server(shown: str, num_signals: int, real_model: Path) -> None:
     command = [sys.executable, "-u", "bench/demo/run.py", "--model", str(real_model)]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as demo:
         assert demo.stdout is not None
         while shown not in demo.stdout.readline():
