@@ -214,9 +214,9 @@ class AsyncLLM:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
 
         A LoRARequest loads what is not loaded once nothing else is wrong; a sequence of adapters, or a mapping of names
-        to scales, is their sum. Raises at the first iteration, before
-        anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Raises
-        EngineUnavailable later when the engine dies.
+        to scales, is their sum. Raises at the first iteration, before anything is allocated: InvalidRequest,
+        AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Later it raises AdapterRejected for an adapter
+        that had to be read again and is no longer what was loaded, and EngineUnavailable when the engine dies.
         """
         call = Call(prompt, sampling_params, lora_request, priority, tenant)
         async with aclosing(self._run([call], request_id)) as news:

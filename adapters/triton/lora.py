@@ -1,5 +1,5 @@
-"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Run by the CUDA runner's model; tests run it on the
-CPU in Triton's interpreter."""
+"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. No backend chooses it yet; tests run it, and an
+engine on it, on the CPU in Triton's interpreter."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

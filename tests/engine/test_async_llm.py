@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from settled import check_settled
 
 from blora.engine import (
     LLM,
@@ -56,19 +57,7 @@ def shared(runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Pa
 @pytest.fixture
 def llm(runner: asyncio.Runner, shared: AsyncLLM) -> Iterator[AsyncLLM]:
     yield shared
-    runner.run(settle(shared))
-
-
-async def settle(llm: AsyncLLM) -> None:
-    """Everything is back soon after a test."""
-    for _ in range(200):
-        info = await llm.get_info()
-        if (info.num_running, info.num_waiting) == (0, 0):
-            break
-        await asyncio.sleep(0.02)
-    assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
-    assert all(adapter.num_requests == 0 for adapter in await llm.list_adapters())
-    assert not llm._readers and not llm._front_end.outputs.num_unfinished
+    runner.run(check_settled(shared))
 
 
 async def last(llm: AsyncLLM, prompt: Any, sampling: SamplingParams = GREEDY, **options: Any) -> RequestOutput:

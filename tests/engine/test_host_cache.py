@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from settled import check_settled
 
 from blora.engine import LLM, AdapterNotFound, AdapterRejected, AsyncLLM, EngineUnavailable, QueueFull, SamplingParams
 from blora.engine.adapter_reader import PackedAdapter
@@ -228,26 +229,13 @@ async def finish_reason(llm: AsyncLLM, adapter: str, **options: Any) -> str | No
     return outputs[-1].outputs[0].finish_reason
 
 
-async def settled(llm: AsyncLLM) -> None:
-    """Everything is back."""
-    for _ in range(200):
-        info = await llm.get_info()
-        if (info.num_running, info.num_waiting) == (0, 0):
-            break
-        await asyncio.sleep(0.02)
-    assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
-    assert not llm._readers and not llm._front_end.outputs.num_unfinished
-    assert not llm._adapters._images._reads and not llm._adapters._leaving
-    llm.check_integrity()
-
-
 def run(
     model: Path, adapters: dict[str, Path], body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **more: Any
 ) -> None:
     async def whole() -> None:
         async with AsyncLLM(str(model), adapters=adapters, **OPTIONS | {"host_cache": SMALL} | more) as llm:
             await body(llm)
-            await settled(llm)
+            await check_settled(llm)
 
     asyncio.run(asyncio.wait_for(whole(), 60))
 

@@ -1,0 +1,22 @@
+"""After a test of AsyncLLM: everything is back."""
+
+import asyncio
+
+from blora.engine import AsyncLLM
+
+LONGEST = 4.0  # seconds
+INTERVAL = 0.02
+
+
+async def check_settled(llm: AsyncLLM) -> None:
+    """Waits until no request is left in the engine, and finds nothing that one held."""
+    for _ in range(int(LONGEST / INTERVAL)):
+        info = await llm.get_info()
+        if (info.num_running, info.num_waiting) == (0, 0):
+            break
+        await asyncio.sleep(INTERVAL)
+    assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
+    assert all(adapter.num_requests == 0 for adapter in await llm.list_adapters())
+    assert not llm._readers and not llm._front_end.outputs.num_unfinished
+    assert not llm._adapters._images._reads and not llm._adapters._leaving
+    llm.check_integrity()
