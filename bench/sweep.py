@@ -30,9 +30,7 @@ def run(args: argparse.Namespace) -> int:
     for index, work in enumerate(works):
         print(f"point {index + 1} of {len(works)}: {describe_point(work)}", file=sys.stderr, flush=True)
         measured = measure(engine, work, args.rounds, args.warmups)
-        report["points"].append(
-            {name: measured[name] for name in ("workload", "resident_adapters", "neighbour_cores", "rounds", "median")}
-        )
+        report["points"].append({name: measured[name] for name in KEPT})
         write_json(args.folder / FILE, report)
     for path in draw(report, args.folder):
         print(path)
