@@ -72,6 +72,13 @@ def test_each_library_stays_where_it_belongs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_only_the_device_names_torch_cuda(path: Path) -> None:
+    """What goes past it could not be watched: see tests/recording_device.py."""
+    if relative(path) != "engine/cuda/device.py":
+        assert "torch.cuda" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     if relative(path) != "engine/server/cli.py":
         text = path.read_text()

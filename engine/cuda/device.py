@@ -1,0 +1,194 @@
+"""Device: the one way to torch.cuda. Streams, events, graphs and memory of one GPU; no other file names torch.cuda.
+
+So all ordering can be watched: tests put a device in its place that records what is launched, recorded and waited for,
+and runs on a machine without a GPU.
+
+What is launched runs on the current stream, in order; `compute` is the current one unless `use` says otherwise. Between
+streams there is no order but what `Stream.wait` makes, and none between a stream and the host but `synchronize`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import EngineStartError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Result = TypeVar("Result")
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    def is_done(self) -> bool:
+        """Whether all that was launched before it has run; does not wait."""
+
+    def synchronize(self) -> None:
+        """The host waits until all that was launched before it has run."""
+
+
+class Stream(Protocol):
+    def record(self) -> Event:
+        """The point behind what was launched on this stream so far."""
+
+    def wait(self, event: Event) -> None:
+        """What is launched on this stream from now on runs after the event. The host does not wait."""
+
+
+class Graph(Protocol):
+    def replay(self) -> None:
+        """Launches on the current stream what was captured, with the tensors it was captured with."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes of the whole GPU, whoever has them."""
+
+    free: int
+    total: int
+
+
+class Device(Protocol):
+    torch_device: torch.device
+    compute: Stream  # the step's
+
+    def new_stream(self) -> Stream: ...
+
+    def use(self, stream: Stream) -> AbstractContextManager[None]:
+        """Inside, what is launched goes to this stream."""
+
+    def pinned(self, *shape: int) -> Tensor:
+        """uint8 on the host, which `copy` reads without the host waiting for it."""
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Launches a copy; source, pinned, must keep its content until that has run. Same shape and dtype."""
+
+    def send(self, *parts: Array) -> Sequence[Tensor]:
+        """Launches a copy of arrays of the host, which may change at once. Returns tensors of the device with their
+        shapes and dtypes."""
+
+    def capture(self, run: Callable[[], Result]) -> tuple[Graph, Result]:
+        """Runs it once for what is only made at the first time, then captures it; what it returns is written by each
+        replay. Graphs share their memory: what one has returned is valid until another is replayed."""
+
+    def synchronize(self) -> None:
+        """The host waits for all streams."""
+
+    def memory(self) -> DeviceMemory: ...
+
+    def measure_peak(self, run: Callable[[], object]) -> int:
+        """The most bytes that it took at a time, beside what was held before."""
+
+    def describe(self) -> str:
+        """Name and capability of the GPU."""
+
+
+class CudaEvent:
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self.event = event
+
+    def is_done(self) -> bool:
+        return bool(self.event.query())
+
+    def synchronize(self) -> None:
+        self.event.synchronize()
+
+
+class CudaStream:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def record(self) -> CudaEvent:
+        event = torch.cuda.Event()  # without timing, which would make waiting slower
+        event.record(self.stream)
+        return CudaEvent(event)
+
+    def wait(self, event: Event) -> None:
+        if not isinstance(event, CudaEvent):
+            raise TypeError(f"an event of another device: {type(event).__name__}")
+        self.stream.wait_event(event.event)
+
+
+class CudaGraph:
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self.graph = graph
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class CudaDevice:
+    """Has never run: there was no GPU where it was written."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises EngineStartError where there is no such GPU."""
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            raise EngineStartError(f"backend: torch {torch.__version__} finds no GPU of number {index}")
+        torch.cuda.set_device(index)
+        self.torch_device = torch.device("cuda", index)
+        self.compute = CudaStream(torch.cuda.current_stream())
+        self._capture_stream = torch.cuda.Stream()  # the same for all: graphs that share memory must share it, too
+        self._graph_memory: Any = None
+
+    def new_stream(self) -> CudaStream:
+        return CudaStream(torch.cuda.Stream())
+
+    @contextmanager
+    def use(self, stream: Stream) -> Iterator[None]:
+        if not isinstance(stream, CudaStream):
+            raise TypeError(f"a stream of another device: {type(stream).__name__}")
+        with torch.cuda.stream(stream.stream):
+            yield
+
+    def pinned(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source, non_blocking=True)
+
+    def send(self, *parts: Array) -> Sequence[Tensor]:
+        # The caching allocator of pinned memory gives none out again before the copies from it have run.
+        return [
+            torch.from_numpy(part).pin_memory().to(self.torch_device, non_blocking=True) for part in map(_owned, parts)
+        ]
+
+    def capture(self, run: Callable[[], Result]) -> tuple[CudaGraph, Result]:
+        self.synchronize()
+        with torch.cuda.stream(self._capture_stream):
+            run()  # Triton compiles, cuBLAS makes its workspace: neither can be captured
+        self.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._graph_memory, stream=self._capture_stream):
+            result = run()
+        self._graph_memory = self._graph_memory or graph.pool()
+        return CudaGraph(graph), result
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def memory(self) -> DeviceMemory:
+        self.synchronize()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return DeviceMemory(free, total)
+
+    def measure_peak(self, run: Callable[[], object]) -> int:
+        self.memory()  # gives back what is only cached
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()  # what torch took from the driver, which is more than tensors fill
+        run()
+        self.synchronize()
+        return int(torch.cuda.max_memory_reserved()) - before
+
+    def describe(self) -> str:
+        properties = torch.cuda.get_device_properties(self.torch_device)
+        return f"{properties.name}, sm{properties.major}{properties.minor}, {properties.total_memory} bytes"
+
+
+def _owned(part: Array) -> Array:
+    return np.ascontiguousarray(part)
