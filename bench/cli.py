@@ -4,6 +4,8 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
+from blora.engine.config import BACKENDS
+
 from .workload import POPULARITIES
 
 HELP = "measure throughput, kernels and steps on this machine"
@@ -169,7 +171,7 @@ def _add_roofline(parser: argparse.ArgumentParser) -> None:
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--backend", choices=("auto", "cpu", "reference"), default="auto")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
     parser.add_argument("--memory", metavar="SIZE", help="for KV and adapters (default: what the work needs)")
 

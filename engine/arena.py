@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .page_size import ALIGNMENT, kv_layer_bytes
 
+CPU = torch.device("cpu")
 SLACK = 64  # bytes behind the last page: a vector load may begin in a page and end behind it
 
 
@@ -34,18 +35,16 @@ class KVLayout:
 
 
 class Arena:
-    def __init__(self, layout: KVLayout, num_pages: int, page_bytes: int) -> None:
+    def __init__(self, layout: KVLayout, num_pages: int, page_bytes: int, device: torch.device = CPU) -> None:
         if page_bytes < layout.block_bytes or page_bytes % ALIGNMENT:
             raise ValueError(f"a page of {page_bytes} bytes cannot hold a KV block of {layout.block_bytes} bytes")
         self.layout = layout
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system
-        # as pages are first written. torch.zeros would write all of it now.
-        memory = mmap.mmap(-1, num_pages * page_bytes + SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Adapters are read from many places at a time: with small pages a kernel waits for addresses, not for bytes.
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        self.pages = torch.frombuffer(memory, dtype=torch.uint8)[:-SLACK].view(num_pages, page_bytes)
+        if device.type == "cpu":
+            self.pages = _host_pages(num_pages, page_bytes)
+        else:
+            self.pages = torch.zeros(num_pages, page_bytes, dtype=torch.uint8, device=device)
 
     def kv_layer(self, layer: int) -> Tensor:
         """The K and V of one layer in every page, a view: [num_pages, 2, num_kv_heads, block_size, head_dim]."""
@@ -53,3 +52,12 @@ class Arena:
         slab = self.pages[:, layer * layout.layer_bytes : (layer + 1) * layout.layer_bytes]
         shape = (self.num_pages, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
         return slab.view(layout.dtype).view(shape)
+
+
+def _host_pages(num_pages: int, page_bytes: int) -> Tensor:
+    # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system as
+    # pages are first written. torch.zeros would write all of it now.
+    memory = mmap.mmap(-1, num_pages * page_bytes + SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Adapters are read from many places at a time: with small pages a kernel waits for addresses, not for bytes.
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:-SLACK].view(num_pages, page_bytes)

@@ -1,4 +1,7 @@
-"""Which kernels a model runs on: builds the model with its attention and LoRA, for one choice of backend."""
+"""Which kernels a model runs on: builds the model with its attention and LoRA, for one choice of backend.
+
+What only a GPU needs is imported when its backend is chosen, and not before.
+"""
 
 import logging
 from collections.abc import Callable
@@ -8,15 +11,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from blora.adapters import Layout
 from blora.adapters.cpu import CpuLoRA
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner
 from blora.adapters.reference import ReferenceLoRA
+from blora.adapters.send import Send, on_host
 
-from .arena import Arena
+from .arena import CPU, Arena
 from .attention.base import AttentionPlanner
 from .attention.cpu import CpuAttention, check_shape
 from .attention.reference import ReferenceAttention
+from .cuda.device import has_gpu
 from .errors import EngineStartError
 from .inputs import ForwardBatch
 from .kernels.decoder import CpuCausalLM
@@ -24,6 +30,7 @@ from .kernels.library import DTYPES, Kernels, load_kernels
 from .kernels.picker import CpuPicker
 from .model.config import ModelConfig
 from .model.decoder import CausalLM
+from .model.ops import TorchOps
 from .model.rope import rope_cache
 from .model.targets import num_sites
 from .model.weights import ModelWeights
@@ -48,24 +55,51 @@ class Backend:
     attention: AttentionPlanner
     lora: LoRAPlanner
     picker: Picker
+    send: Send = on_host  # the integers of a step, to where the model is
 
 
 BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool], Backend]
 
 
-def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BuildBackend:
-    """name: "cpu", "reference", or "auto" for native kernels where they can be used. Raises EngineStartError."""
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A backend, and what has to be known before there is an arena and a model to build it from."""
+
+    build: BuildBackend
+    layout: Layout = Layout.VECTORS  # of adapters
+    device: torch.device = CPU  # of the arena and the weights
+
+
+def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
+    """name: "cuda", "cpu", "reference", or "auto" for the first of them that can be used. Raises EngineStartError."""
     if name == "reference":
-        return _build_reference
+        return BackendChoice(_build_reference)
+    if name == "cuda":
+        return _choose_cuda(config, dtype)
+    if name == "auto" and has_gpu():
+        try:
+            return _choose_cuda(config, dtype)
+        except EngineStartError as error:
+            logger.warning("there is a GPU, but it is not used: %s", error)
+    return _choose_cpu(name, config, dtype, block_size)
+
+
+def _choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
+    from .cuda.backend import choose_cuda
+
+    return choose_cuda(config, dtype)
+
+
+def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
     kernels = load_kernels()
     obstacle = _obstacle(kernels, config, dtype, block_size)
     if kernels is not None and obstacle is None:
         logger.info("native kernels: %s", kernels.instruction_set)
-        return lambda *parts: _build_cpu(kernels, *parts)
+        return BackendChoice(lambda *parts: _build_cpu(kernels, *parts))
     if name == "cpu":
         raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
     logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
-    return _build_reference
+    return BackendChoice(_build_reference)
 
 
 def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int) -> str | None:
@@ -84,7 +118,7 @@ def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, 
 def _build_reference(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = ReferenceLoRA(adapters)
-    return Backend(CausalLM(config, weights, attention, lora), attention, lora, TORCH_PICKER)
+    return Backend(CausalLM(config, weights, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)
 
 
 def _build_cpu(

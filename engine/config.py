@@ -18,7 +18,7 @@ COUNTS = (
     "max_adapter_versions",
     *OPTIONAL_COUNTS,
 )
-BACKENDS = ("auto", "cpu", "reference")
+BACKENDS = ("auto", "cpu", "cuda", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -36,7 +36,7 @@ class EngineConfig:
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
-    backend: str = "auto"  # "cpu": native kernels; "reference": plain torch; "auto": native where they can be used
+    backend: str = "auto"  # the first usable of "cuda": FlashInfer; "cpu": native kernels; "reference": plain torch
     memory: int | float | str = 0.5
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens of prompt and output; None is the model's

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment
+from blora.adapters.send import Send, on_host
 from blora.scheduler import AdapterUse, ScheduledRow
 
 from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows
@@ -40,8 +41,10 @@ def build_batch(
     adapter_pages: Mapping[str, Sequence[int]],
     attention: AttentionPlanner,
     lora: LoRAPlanner,
+    send: Send = on_host,
 ) -> ForwardBatch:
-    """rows: in batch order. adapter_pages: digest -> arena pages of every adapter the rows use."""
+    """rows: in batch order. adapter_pages: digest -> arena pages of every adapter the rows use. send: to the device of
+    the model."""
     token_ids: list[int] = []
     positions: list[int] = []
     logits_at: list[int] = []
@@ -53,10 +56,11 @@ def build_batch(
     # In batch order, the last row has adapters if any has.
     segments = _segments_of(_runs(rows)) if rows[-1].adapters else []
     sampled = [(row.adapters, 1) for row in rows if row.is_sampled] if segments else []
+    on_device = send(*(np.array(part, dtype=np.int64) for part in (token_ids, positions, logits_at)))
     return ForwardBatch(
-        token_ids=torch.tensor(token_ids),
-        positions=torch.tensor(positions),
-        logits_at=torch.tensor(logits_at, dtype=torch.int64),
+        token_ids=on_device[0],
+        positions=on_device[1],
+        logits_at=on_device[2],
         attention=attention.plan(_paged_rows(rows)),
         lora=lora.plan(segments, adapter_pages) if segments else None,
         logits_lora=plan_logits(sampled, adapter_pages, lora),

@@ -22,6 +22,7 @@ class ModelRunner:
         self._attention = backend.attention
         self._lora = backend.lora
         self._picker = backend.picker
+        self._send = backend.send
         self._pool = pool
 
     @torch.inference_mode()
@@ -34,7 +35,7 @@ class ModelRunner:
     def execute(self, step: Step) -> dict[int, RowResult]:
         """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV."""
         rows = in_batch_order(step.rows)
-        batch = build_batch(rows, step.adapter_pages, self._attention, self._lora)
+        batch = build_batch(rows, step.adapter_pages, self._attention, self._lora, self._send)
         hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
         sampled = [row for row in rows if row.is_sampled]
         results = {row.request_id: RowResult() for row in rows}

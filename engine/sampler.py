@@ -49,7 +49,7 @@ class TorchPicker:
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         scores = _scores(logits, temperature)
-        candidates = torch.arange(len(scores))[scores > -torch.inf]
+        candidates = torch.arange(len(scores), device=scores.device)[scores > -torch.inf]
         return _pick(scores, candidates, key)
 
 
@@ -102,25 +102,26 @@ def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
     """Biases, then penalties, as in vLLM; last the tokens that cannot be drawn yet, which nothing brings back."""
     params = row.sampling
     if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias))
-        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype)
+        ids = torch.tensor(list(params.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
     _apply_penalties(logits, row)
     if row.num_output_tokens < params.min_tokens and row.stop_token_ids:
-        logits[torch.tensor(list(row.stop_token_ids))] = -torch.inf
+        logits[torch.tensor(list(row.stop_token_ids), device=logits.device)] = -torch.inf
 
 
 def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
     params = row.sampling
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(row.token_ids)))
+        seen = torch.tensor(sorted(set(row.token_ids)), device=logits.device)
         values = logits[seen]
         values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
         logits[seen] = values.clamp(max=torch.finfo(logits.dtype).max)  # a tiny penalty must not make infinity
     output = row.token_ids[row.num_prompt_tokens :]
     if output and (params.frequency_penalty or params.presence_penalty):
         counts = Counter(output)
-        penalty = params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
-        logits[torch.tensor(list(counts))] -= penalty
+        times = torch.tensor(list(counts.values()), device=logits.device)
+        penalty = params.frequency_penalty * times + params.presence_penalty
+        logits[torch.tensor(list(counts), device=logits.device)] -= penalty
 
 
 def _draw(logits: Tensor, row: ScheduledRow, picker: Picker) -> int:
@@ -157,7 +158,7 @@ def _candidates(scores: Tensor, params: SamplingParams) -> Tensor:
 
 def _head(scores: Tensor, size: int) -> Tensor:
     """The best `size` tokens and all that equal the last of them, the best first, equals in order of their ids."""
-    ids = torch.arange(len(scores))
+    ids = torch.arange(len(scores), device=scores.device)
     if size < len(scores):
         ids = ids[scores >= scores.topk(size).values[-1]]
     return ids[scores[ids].sort(descending=True, stable=True).indices]
@@ -214,7 +215,7 @@ def _shift_right(bits: Tensor, count: int) -> Tensor:
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_best: int) -> list[TokenLogprob]:
     """Per row, the log-probability and rank of its token, then those of the best. logits: [num_rows, vocab_size]."""
     logprobs = logits.float().log_softmax(dim=1)
-    chosen = logprobs.gather(1, torch.tensor(token_ids)[:, None])  # [num_rows, 1]
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])  # [num_rows, 1]
     ranks = (logprobs > chosen).sum(dim=1) + 1
     best, best_ids = logprobs.topk(num_best, dim=1)
     return [

@@ -45,19 +45,19 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     model_config = load_model_config(model)
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype = getattr(torch, dtype_name)
+    choice = choose_backend(config.backend, model_config, dtype, config.block_size)
     layout = KVLayout(
         model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype
     )
-    page_bytes = page_bytes_of(model_config, dtype_name, config.block_size)
+    page_bytes = page_bytes_of(model_config, dtype_name, config.block_size, choice.layout)
     max_model_len = _max_model_len(config, model_config)
     num_weight_bytes = model_config.num_parameters * dtype.itemsize
     num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
-    build_backend = choose_backend(config.backend, model_config, dtype, config.block_size)
-    arena = Arena(layout, num_pages, page_bytes)
-    adapters = DevicePool(arena.pages, dtype)
+    arena = Arena(layout, num_pages, page_bytes, choice.device)
+    adapters = DevicePool(arena.pages, dtype, choice.layout)
     started = time.monotonic()
-    weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True)
-    runner = ModelRunner(build_backend(model_config, weights, arena, adapters), adapters)
+    weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True, device=choice.device)
+    runner = ModelRunner(choice.build(model_config, weights, arena, adapters), adapters)
     logger.info("loaded %s in %.1f s", model, time.monotonic() - started)
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
     pool = BlockPool(num_pages)

@@ -1,7 +1,7 @@
-"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. No backend chooses it yet; tests run it, and an
-engine on it, on the CPU in Triton's interpreter."""
+"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Tests run it, and engines on it, on the CPU in
+Triton's interpreter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..device_pool import DevicePool
 from ..image import ImageTable
 from ..layout import ALIGNMENT, GROUP, Layout
 from ..lora import LoRABackend, LoRAMetadata, Segment, check_segments
-from ..lora_module import Array
+from ..send import Send, on_host
 from ..targets import TargetModule
 from . import kernels
 from .adapter_table import AdapterTable, make_adapter_table
@@ -20,12 +20,6 @@ from .configurations import expand_configuration, shrink_configuration
 from .sites import Site, lay_out_sites
 from .step_table import StepSize, choose_block_rows, make_step_table
 from .tables import TableModule, TableReader
-
-Send = Callable[..., Sequence[Tensor]]  # arrays of integers to tensors of the device, int64
-
-
-def on_host(*parts: Array) -> list[Tensor]:
-    return [torch.from_numpy(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

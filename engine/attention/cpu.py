@@ -7,7 +7,6 @@ Holds what the kernel needs to know of each layer. How K and V stand in a block 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +24,9 @@ from ..kernels.library import (
 )
 from ..kernels.library import check_shape as check_tensor
 from ..model.config import ModelConfig
-from .base import AttentionMetadata, AttentionPlanner, PagedRows
+from .base import AttentionMetadata, AttentionPlanner, Bounds, PagedRows
 
 MAX_WINDOW = 2**31 - 1
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class CpuAttention(AttentionPlanner):
         self._kernels = kernels
         self._arena = arena
         self._kept = (cos, sin, qk_norms)
-        self._max_positions = len(cos)
+        self._bounds = Bounds(arena.num_pages, arena.layout.block_size, len(cos))
         self.layers = [
             AttentionLayer(
                 pages=arena.pages.data_ptr(),
@@ -75,20 +73,10 @@ class CpuAttention(AttentionPlanner):
         seq_lens = np.array(rows.seq_lens, dtype=np.int32)
         tables = np.fromiter(chain.from_iterable(rows.block_tables), dtype=np.int32)
         table_at = np.array([0, *accumulate(map(len, rows.block_tables))], dtype=np.int32)
-        self._check(rows, np.diff(starts), seq_lens, tables, np.diff(table_at))
+        self._bounds.check(np.diff(starts), seq_lens, tables, np.diff(table_at))
         arrays = (starts, seq_lens, tables, table_at)
         plan = AttentionPlan(len(seq_lens), int(starts[-1]), *(array.ctypes.data for array in arrays))
         return CpuAttentionMetadata(plan, arrays)
-
-    def _check(self, rows: PagedRows, query_lens: Array, seq_lens: Array, tables: Array, table_lens: Array) -> None:
-        if not len(query_lens) == len(seq_lens) == len(table_lens):
-            raise ValueError(f"rows: {len(query_lens)}, {len(seq_lens)} and {len(table_lens)} of them")
-        is_whole = (query_lens >= 1) & (seq_lens >= query_lens) & (seq_lens <= self._max_positions)
-        is_held = seq_lens <= table_lens.astype(np.int64) * self._arena.layout.block_size
-        if not (is_whole & is_held).all():
-            raise ValueError(f"rows: {rows.query_lens} queries of {rows.seq_lens} tokens in {table_lens} blocks")
-        if ((tables < 0) | (tables >= self._arena.num_pages)).any():
-            raise ValueError("block_tables: pages outside the arena")
 
     def run(self, layer: int, qkv: Tensor, y: Tensor, metadata: AttentionMetadata) -> None:
         """Attends with q, k and v as the projection left them. Shapes: see Kernels.attention."""

@@ -122,6 +122,10 @@ class CudaGraph:
         self.graph.replay()
 
 
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
 class CudaDevice:
     """Has never run: there was no GPU where it was written."""
 
@@ -131,7 +135,7 @@ class CudaDevice:
             raise EngineStartError(f"backend: torch {torch.__version__} finds no GPU of number {index}")
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
-        self.compute = CudaStream(torch.cuda.current_stream())
+        self.compute: Stream = CudaStream(torch.cuda.current_stream())
         self._capture_stream = torch.cuda.Stream()  # the same for all: graphs that share memory must share it, too
         self._graph_memory: Any = None
 

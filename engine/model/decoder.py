@@ -1,7 +1,10 @@
 """The decoder of Llama and its kin: one forward pass over a batch of rows. Knows no request, no cache policy, no file.
 
-What differs between the architectures (biases, norms on q and k, windows) is in the config, not in subclasses.
+What differs between the architectures (biases, norms on q and k, windows) is in the config, not in subclasses; what
+differs between backends is in the attention, LoRA and ops they bring.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,36 +15,42 @@ from blora.adapters.lora import LoRABackend, LoRAMetadata
 from ..attention.base import AttentionBackend
 from ..inputs import ForwardBatch
 from .config import ModelConfig
-from .layers import GatedMLP, Linear, RMSNorm
-from .rope import rope_cache, rotate
+from .layers import GatedMLP, Linear
+from .ops import DecoderOps
 from .targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
 from .weights import ModelWeights, layer_sites
 
 
 class Attention:
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, layer: int, attention: AttentionBackend, lora: LoRABackend
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        layer: int,
+        attention: AttentionBackend,
+        lora: LoRABackend,
+        ops: DecoderOps,
     ) -> None:
         qkv, o, _, _ = layer_sites(weights, layer)
-        qk_norm = weights.layers[layer].qk_norm
         self._qkv = Linear(qkv.weight, qkv.bias, site_of(layer, QKV), lora)
         self._o = Linear(o.weight, o.bias, site_of(layer, OUT), lora)
-        self._qk_norm = None if qk_norm is None else RMSNorm(qk_norm, config.rms_norm_eps)
+        self._qk_norm = weights.layers[layer].qk_norm
         self._num_heads = config.num_heads
         self._num_qk_heads = config.num_heads + config.num_kv_heads
         self._head_dim = config.head_dim
         self._layer = layer
         self._window = config.sliding_windows[layer]
         self._attention = attention
+        self._ops = ops
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch) -> Tensor:
-        """x: [num_tokens, hidden], cos and sin: [num_tokens, 1, head_dim // 2]. Returns [num_tokens, hidden]."""
+    def forward(self, x: Tensor, angles: Any, batch: ForwardBatch) -> Tensor:
+        """x: [num_tokens, hidden], angles: of the ops. Returns [num_tokens, hidden]."""
         # The heads of q, of k and of v, one after another: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
         heads = self._qkv.forward(x, batch.lora).view(len(x), -1, self._head_dim)
         qk, v = heads[:, : self._num_qk_heads], heads[:, self._num_qk_heads :]
         if self._qk_norm is not None:
-            qk = self._qk_norm.forward(qk)
-        qk = rotate(qk, cos, sin)
+            qk = self._ops.norm_heads(qk, self._qk_norm)
+        qk = self._ops.rotate(qk, angles)
         q, k = qk[:, : self._num_heads], qk[:, self._num_heads :]
         y = self._attention.run(self._layer, q, k, v, batch.attention, self._window)
         return self._o.forward(y, batch.lora)
@@ -49,44 +58,60 @@ class Attention:
 
 class DecoderLayer:
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, layer: int, attention: AttentionBackend, lora: LoRABackend
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        layer: int,
+        attention: AttentionBackend,
+        lora: LoRABackend,
+        ops: DecoderOps,
     ) -> None:
-        norms = weights.layers[layer]
         _, _, gate_up, down = layer_sites(weights, layer)
-        self._input_norm = RMSNorm(norms.input_norm, config.rms_norm_eps)
-        self._attention = Attention(config, weights, layer, attention, lora)
-        self._post_attention_norm = RMSNorm(norms.post_attention_norm, config.rms_norm_eps)
-        self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora)
+        self.input_norm = weights.layers[layer].input_norm
+        self._attention = Attention(config, weights, layer, attention, lora, ops)
+        self._post_attention_norm = weights.layers[layer].post_attention_norm
+        self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora, ops)
+        self._ops = ops
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch) -> Tensor:
-        """x: [num_tokens, hidden]. Returns the same shape."""
-        x = x + self._attention.forward(self._input_norm.forward(x), cos, sin, batch)
-        return x + self._mlp.forward(self._post_attention_norm.forward(x), batch.lora)
+    def forward(self, normed: Tensor, residual: Tensor, angles: Any, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """normed: the input norm of residual, [num_tokens, hidden] each. Returns what is to be added, and to what."""
+        x = self._attention.forward(normed, angles, batch)
+        normed, residual = self._ops.add_norm(x, residual, self._post_attention_norm)
+        return self._mlp.forward(normed, batch.lora), residual
 
 
 class CausalLM:
     def __init__(
-        self, config: ModelConfig, weights: ModelWeights, attention: AttentionBackend, lora: LoRABackend
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        attention: AttentionBackend,
+        lora: LoRABackend,
+        ops: DecoderOps,
     ) -> None:
         self._embedding = weights.embedding
-        self._layers = [DecoderLayer(config, weights, i, attention, lora) for i in range(config.num_layers)]
-        self._norm = RMSNorm(weights.norm, config.rms_norm_eps)
+        self._layers = [DecoderLayer(config, weights, i, attention, lora, ops) for i in range(config.num_layers)]
+        self._norm = weights.norm
         self._head = weights.lm_head
         self._head_site, self._embedding_site = head_site(config.num_layers), embedding_site(config.num_layers)
         self.vocab_size = config.vocab_size  # of the base model
         self._lora = lora
-        self._cos, self._sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
+        self._ops = ops
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
-        cos, sin = self._cos[batch.positions, None], self._sin[batch.positions, None]
-        x = F.embedding(batch.base_token_ids(self.vocab_size), self._embedding)  # [num_tokens, hidden]
+        angles = self._ops.angles(batch.positions)
+        residual = F.embedding(batch.base_token_ids(self.vocab_size), self._embedding)  # [num_tokens, hidden]
         if batch.lora is not None:
-            self._lora.embed(self._embedding_site, batch.token_ids, x, batch.lora)
-        for layer in self._layers:
-            x = layer.forward(x, cos, sin, batch)
-        return self._norm.forward(x)
+            self._lora.embed(self._embedding_site, batch.token_ids, residual, batch.lora)
+        # A layer's last sum is made with the norm that comes after it.
+        norms = [*(layer.input_norm for layer in self._layers), self._norm]
+        normed = self._ops.norm(residual, norms[0])
+        for layer, next_norm in zip(self._layers, norms[1:], strict=True):
+            x, residual = layer.forward(normed, residual, angles, batch)
+            normed, residual = self._ops.add_norm(x, residual, next_norm)
+        return normed
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:

@@ -1,11 +1,11 @@
 """The layers a decoder is made of: plain objects that hold tensors. They know no checkpoint and no cache."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 
+from .ops import DecoderOps
 from .weights import Projection
 
 
@@ -27,29 +27,17 @@ class Linear:
         return y
 
 
-class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension: normalised in float32, weighted in x's dtype."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        """weight: [width], or any shape that spreads over x."""
-        self._weight = weight
-        self._eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self._eps)
-        return self._weight * normed.to(x.dtype)
-
-
 class GatedMLP:
     """down(silu(gate(x)) * up(x)), gate and up computed together."""
 
-    def __init__(self, gate_up: Projection, down: Projection, sites: tuple[int, int], lora: LoRABackend) -> None:
+    def __init__(
+        self, gate_up: Projection, down: Projection, sites: tuple[int, int], lora: LoRABackend, ops: DecoderOps
+    ) -> None:
         """sites: of gate_up and of down."""
         self._gate_up = Linear(gate_up.weight, gate_up.bias, sites[0], lora)
         self._down = Linear(down.weight, down.bias, sites[1], lora)
+        self._ops = ops
 
     def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
         """x: [num_tokens, hidden]. Returns the same shape."""
-        gate, up = self._gate_up.forward(x, metadata).chunk(2, dim=-1)  # [num_tokens, intermediate] each
-        return self._down.forward(F.silu(gate) * up, metadata)
+        return self._down.forward(self._ops.silu_and_mul(self._gate_up.forward(x, metadata)), metadata)

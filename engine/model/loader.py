@@ -8,15 +8,20 @@ from tqdm import tqdm
 
 from .checkpoint import CheckpointError, WeightSource
 from .config import ModelConfig
-from .weights import ModelWeights, Place, allocate, places
+from .weights import CPU, ModelWeights, Place, allocate, places
 
 HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints carry it
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_weights(config: ModelConfig, source: WeightSource, dtype: torch.dtype, progress: bool) -> ModelWeights:
-    """progress: shows a bar on stderr. Raises CheckpointError with all that is missing, unused or of another shape."""
-    weights = allocate(config, dtype)
+def load_weights(
+    config: ModelConfig, source: WeightSource, dtype: torch.dtype, progress: bool, device: torch.device = CPU
+) -> ModelWeights:
+    """device: of the weights. progress: shows a bar on stderr.
+
+    Raises CheckpointError with all that is missing, unused or of another shape.
+    """
+    weights = allocate(config, dtype, device)
     wanted = places(weights, config)
     problems = _problems(config, wanted, source)
     if problems:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .config import ModelConfig
 from .targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets, site_of
 
+CPU = torch.device("cpu")
 PANEL = 16  # rows
 
 
@@ -44,8 +45,13 @@ class Place:
     shape: tuple[int, ...]
 
 
-def allocate(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
+def allocate(config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> ModelWeights:
     """Uninitialised memory, which the system commits as it is written."""
+    with device:
+        return _allocate(config, dtype)
+
+
+def _allocate(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
     embedding = _matrix(config.vocab_size, config.hidden_size, dtype)
     return ModelWeights(
         embedding=embedding,

@@ -1,7 +1,6 @@
 """A whole engine with the GPU's LoRA kernels, in Triton's interpreter: its tokens are the reference's."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,14 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
 from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM, SamplingParams, startup
-from blora.engine import backend as backends
 from blora.engine.arena import Arena
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.backend import Backend
+from blora.engine.backend import Backend, BackendChoice
 from blora.engine.model.config import ModelConfig
 from blora.engine.model.decoder import CausalLM
+from blora.engine.model.ops import TorchOps
 from blora.engine.model.targets import adapter_targets
 from blora.engine.model.weights import ModelWeights
-from blora.engine.page_size import page_bytes_of
 from blora.engine.sampler import TORCH_PICKER
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
@@ -33,7 +31,7 @@ def backend() -> str:
 def build(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = TritonLoRA(adapters, adapter_targets(config))
-    return Backend(CausalLM(config, weights, attention, lora), attention, lora, TORCH_PICKER)
+    return Backend(CausalLM(config, weights, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)
 
 
 def generate(llm: LLM, adapters: dict[str, Path]) -> list[list[int]]:
@@ -53,9 +51,7 @@ def test_every_kind_of_adapter_in_one_batch(
     assert adapters.keys() == KINDS.keys()
     options = {"memory": "16MB", "max_num_batched_tokens": 48}
     expected = generate(make_llm(model, **options), adapters)
-    monkeypatch.setattr(backends, "_build_reference", build)
-    monkeypatch.setattr(startup, "DevicePool", partial(DevicePool, layout=Layout.TILES))
-    monkeypatch.setattr(startup, "page_bytes_of", partial(page_bytes_of, layout=Layout.TILES))
+    monkeypatch.setattr(startup, "choose_backend", lambda *_: BackendChoice(build, Layout.TILES))
     llm = make_llm(model, **options)
     assert generate(llm, adapters) == expected
     assert isinstance(llm._core._runner._lora, TritonLoRA)

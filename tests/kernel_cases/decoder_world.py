@@ -24,6 +24,7 @@ from blora.engine.kernels.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
 from blora.engine.model.config import ModelConfig
 from blora.engine.model.decoder import CausalLM
+from blora.engine.model.ops import TorchOps
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate, places
@@ -91,7 +92,8 @@ class Decoders:
         arena, pool = self._make_arena()
         attention = ReferenceAttention(arena, self.config.num_heads, self.config.head_dim**-0.5)
         lora = ReferenceLoRA(pool)
-        self.plain, self.plain_planners = CausalLM(self.config, weights, attention, lora), (attention, lora)
+        self.plain = CausalLM(self.config, weights, attention, lora, TorchOps(self.config))
+        self.plain_planners = attention, lora
 
     def _make_native(self, weights: ModelWeights) -> None:
         arena, pool = self._make_arena()

@@ -1,0 +1,53 @@
+"""The CUDA backend: FlashInfer's attention, norms and sampling, and our LoRA kernels in Triton, in one model."""
+
+import logging
+from functools import partial
+from typing import Any
+
+import torch
+
+from blora.adapters import Layout
+from blora.adapters.device_pool import DevicePool
+
+from ..arena import Arena
+from ..attention.flashinfer import FlashInferAttention, check_shape
+from ..backend import Backend, BackendChoice
+from ..errors import EngineStartError
+from ..model.config import ModelConfig
+from ..model.decoder import CausalLM
+from ..model.targets import adapter_targets
+from ..model.weights import ModelWeights
+from .device import CudaDevice, Device
+from .library import load_flashinfer
+from .ops import FlashInferOps
+from .picker import CudaPicker
+
+logger = logging.getLogger(__name__)
+
+
+def choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
+    """Raises EngineStartError where there is no GPU, a package is missing or the model is not for these kernels."""
+    try:
+        check_shape(config, dtype)
+    except ValueError as error:
+        raise EngineStartError(f"backend: FlashInfer's kernels cannot be used: {error}") from error
+    flashinfer = load_flashinfer()
+    device = open_device()
+    logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
+    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device.torch_device)
+
+
+def open_device() -> Device:
+    """Raises EngineStartError where there is no GPU."""
+    return CudaDevice()
+
+
+def build_cuda(
+    flashinfer: Any, device: Device, config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool
+) -> Backend:
+    from blora.adapters.triton.lora import TritonLoRA
+
+    attention = FlashInferAttention(flashinfer, arena, config, adapters.dtype, device.send)
+    lora = TritonLoRA(adapters, adapter_targets(config), device.send)
+    model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device))
+    return Backend(model, attention, lora, CudaPicker(), device.send)
