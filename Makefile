@@ -64,10 +64,11 @@ train: $(READY) model
 	$(BIN)/python bench/demo/train_adapters.py --model $(MODEL)
 
 # torch comes first and at its tested version, so that nothing else brings another one with its gigabytes of CUDA.
-$(READY): pyproject.toml setup.py constraints.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
+$(READY): pyproject.toml setup.py constraints.txt flashinfer.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	BLORA_KERNELS=$(KERNELS) $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement flashinfer.txt
 	touch $@
 
 # mypy finds the mapped packages through this link.

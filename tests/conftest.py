@@ -6,9 +6,11 @@ os.environ["TRITON_INTERPRET"] = "1"  # before torch imports triton: there is no
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import real_flashinfer
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_adapter, make_model
@@ -63,6 +65,12 @@ def tiny_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def real_model() -> Path:
     assert (REAL_MODEL / "config.json").exists(), "run `make model` first"
     return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The installed flashinfer, which needs no GPU to be imported."""
+    return real_flashinfer.load(tmp_path_factory.mktemp("flashinfer"))
 
 
 @pytest.fixture(params=["reference", "cpu"])

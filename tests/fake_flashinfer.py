@@ -158,7 +158,7 @@ class _PagedWrapper:
     def _check_run(self, q: Tensor, k: Tensor, v: Tensor, window_left: int | None) -> None:
         require(self._is_planned, "run without a plan")
         require(q.dtype == self._q_dtype, f"q: {q.dtype}, planned for {self._q_dtype}")
-        require(k.dtype == v.dtype == self._kv_dtype, f"KV: {k.dtype}, planned for {self._kv_dtype}")
+        require(k.dtype == v.dtype == self._kv_dtype, f"KV: {k.dtype} {v.dtype}, planned for {self._kv_dtype}")
         require(q.shape == (self._num_queries, self._num_heads, self._head_dim), f"q: {list(q.shape)}")
         inner = (
             (self._num_kv_heads, self._page_size) if self._layout == "HND" else (self._page_size, self._num_kv_heads)

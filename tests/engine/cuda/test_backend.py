@@ -1,0 +1,67 @@
+"""What is refused before anything is allocated, and what is imported when."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cuda_models import save_model
+from fake_flashinfer import FakeFlashInfer
+
+from blora.engine import LLM, EngineStartError
+from blora.engine import backend as backends
+
+OPTIONS = {"backend": "cuda", "memory": "2MB"}
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "triton"])
+def test_a_missing_package_is_named_with_what_to_install(
+    name: str, wide_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", FakeFlashInfer())
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineStartError, match=rf"{name}.*pip install 'blora\[cuda\]'"):
+        LLM(str(wide_model), dtype="float16", **OPTIONS)
+
+
+def test_a_machine_without_a_gpu(wide_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", FakeFlashInfer())
+    with pytest.raises(EngineStartError, match="no GPU"):
+        LLM(str(wide_model), dtype="float16", **OPTIONS)
+
+
+@pytest.mark.usefixtures("flashinfer")
+@pytest.mark.parametrize(
+    ("fields", "dtype", "message"),
+    [({}, "float32", "not in float32"), ({"head_dim": 48}, "float16", "heads of 48; it has kernels for 64, 128")],
+)
+def test_what_the_kernels_cannot_do(fields: dict[str, Any], dtype: str, message: str, tmp_path: Path) -> None:
+    model = save_model(tmp_path, "LlamaForCausalLM", **fields)
+    with pytest.raises(EngineStartError, match=message):
+        LLM(str(model), dtype=dtype, **OPTIONS)
+
+
+@pytest.mark.parametrize("is_usable", [True, False])
+def test_auto_takes_a_gpu_where_there_is_one(
+    is_usable: bool, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    llm = LLM(str(wide_model), dtype="float16" if is_usable else "float32", memory="2MB", block_size=4)
+    llm.generate("a", use_tqdm=False)
+    assert bool(flashinfer.log.calls) == is_usable
+
+
+IMPORTS = """
+import sys
+from blora.engine import LLM
+llm = LLM(sys.argv[1], backend=sys.argv[2], memory="2MB", block_size=4, max_num_batched_tokens=8)
+llm.generate("a", use_tqdm=False)
+sys.exit(any(name.split(".")[0] in ("flashinfer", "triton") for name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_other_backends_import_neither(backend: str, tiny_model: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS, str(tiny_model), backend], capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]

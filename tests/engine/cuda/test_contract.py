@@ -1,0 +1,73 @@
+"""Our calls against the installed library: the fake's parameters are its, and whatever an engine calls binds to it."""
+
+import inspect
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import fake_flashinfer
+import pytest
+import torch
+from cuda_models import WINDOWED, save_model
+from fake_flashinfer import Call, FakeFlashInfer
+
+from blora.engine import LLM, SamplingParams
+
+FAKE = FakeFlashInfer()
+FUNCTIONS = (
+    "append_paged_kv_cache",
+    "rmsnorm",
+    "fused_add_rmsnorm",
+    "apply_rope_with_cos_sin_cache_inplace",
+    "silu_and_mul",
+)
+WRAPPERS = ("BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper")
+NAMES = [*FUNCTIONS, *(f"{wrapper}.{method}" for wrapper in WRAPPERS for method in ("__init__", "plan", "run"))]
+
+
+def find(module: Any, name: str) -> Callable[..., Any]:
+    # `plan` of decode hands on whatever it is given.
+    name = name.replace("BatchDecodeWithPagedKVCacheWrapper.plan", "BatchDecodeWithPagedKVCacheWrapper._plan_impl")
+    found: Callable[..., Any] = reduce(getattr, name.split("."), module)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> None:
+    """Those that it has: of the same defaults, and at the same places where they may be given without a name."""
+    theirs = inspect.signature(find(real, name)).parameters
+    ours = inspect.signature(reduce(getattr, name.split("."), fake_flashinfer)).parameters
+    places = list(theirs)
+    for place, (parameter, own) in enumerate(ours.items()):
+        assert parameter in theirs, parameter
+        assert own.default == theirs[parameter].default, parameter
+        if own.kind is not inspect.Parameter.KEYWORD_ONLY:
+            assert places[place] == parameter
+
+
+@pytest.fixture
+def calls(flashinfer: FakeFlashInfer, make_pair: Callable[..., tuple[LLM, LLM]], tmp_path: Path) -> list[Call]:
+    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both."""
+    model = save_model(tmp_path / "model", "Qwen3ForCausalLM", **WINDOWED)
+    _, llm = make_pair(model, max_num_batched_tokens=8)
+    sampling = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    llm.generate(["a prompt of some length", "b"], sampling, use_tqdm=False)
+    return flashinfer.log.calls
+
+
+def test_every_call_of_an_engine_binds(calls: list[Call], real: Any) -> None:
+    for call in calls:
+        target = inspect.signature(find(real, call.name))
+        is_method = "." in call.name
+        target.bind(*([None] if is_method else []), *call.args, **call.kwargs)
+    assert {call.name for call in calls} == set(NAMES)
+
+
+def test_every_plan_says_what_the_library_would_guess(calls: list[Call]) -> None:
+    """Its defaults are float16 and no causality."""
+    plans = [call for call in calls if call.name.endswith(".plan")]
+    assert {call.kwargs["window_left"] for call in plans} == {-1, 4}
+    for call in plans:
+        assert call.kwargs["q_data_type"] == call.kwargs["kv_data_type"] == torch.float16
+        assert call.kwargs.get("causal", True)
