@@ -1,10 +1,11 @@
 """DevicePool: adapter weights in the arena. Copies page images in, keeps what backends derive from where they stand.
 
-Owns the host cache (the images). Which pages an adapter has is told to it at every call.
+Owns the host cache (the images). Which pages an adapter has is told to it at every call; how bytes get there, by its
+copier.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,28 @@ from .targets import TargetKind
 Derived = TypeVar("Derived")
 
 
+class Copier(Protocol):
+    def copy(self, pages: Tensor, page_ids: Sequence[int], images: Tensor) -> None:
+        """Copies images into the pages page_ids of an arena. images: [len(page_ids), page_bytes] uint8, on the host."""
+
+
+class HostCopier:
+    """For an arena that is host memory."""
+
+    def copy(self, pages: Tensor, page_ids: Sequence[int], images: Tensor) -> None:
+        pages[torch.tensor(page_ids)] = images
+
+
+HOST_COPIER = HostCopier()
+
+
 class DevicePool:
-    def __init__(self, pages: Tensor, dtype: torch.dtype, layout: Layout = Layout.VECTORS) -> None:
+    def __init__(
+        self, pages: Tensor, dtype: torch.dtype, layout: Layout = Layout.VECTORS, copier: Copier = HOST_COPIER
+    ) -> None:
         """pages: the arena, [num_pages, page_bytes] uint8. dtype, layout: of the matrices, as the kernels read them."""
         self.pages = pages
+        self._copier = copier
         self.dtype = dtype
         self.layout = layout
         self._tables: dict[str, ImageTable] = {}
@@ -29,9 +48,10 @@ class DevicePool:
         self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
 
     def add(self, table: ImageTable, image: Tensor) -> None:
-        """Keeps an adapter's page images. image: [table.num_pages, page_bytes] uint8, never written to again."""
+        """Keeps an adapter's page images. image: [table.num_pages, page_bytes] uint8 on the host, never
+        written to again."""
         is_fitting = image.shape == (table.num_pages, self.pages.shape[1]) and image.dtype == torch.uint8
-        if not is_fitting or image.device != self.pages.device:
+        if not is_fitting or image.device.type != "cpu":
             raise ValueError(f"an image of {list(image.shape)} {image.dtype} for {table.num_pages} pages")
         if (getattr(torch, table.dtype), table.layout) != (self.dtype, self.layout):
             raise ValueError(f"an image of {table.dtype} {table.layout} for a pool of {self.dtype} {self.layout}")
@@ -73,7 +93,7 @@ class DevicePool:
         image = self._images[digest]
         if not 0 <= first <= first + len(page_ids) <= len(image) or min(page_ids, default=0) < 0:
             raise ValueError(f"pages {page_ids} for those of the image from {first} of {len(image)}")
-        self.pages[torch.tensor(page_ids)] = image[first : first + len(page_ids)]
+        self._copier.copy(self.pages, page_ids, image[first : first + len(page_ids)])
 
     def derive(
         self, digest: str, page_ids: Sequence[int], build: Callable[[ImageTable, Sequence[int]], Derived]

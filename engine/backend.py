@@ -22,7 +22,7 @@ from .arena import CPU, Arena
 from .attention.base import AttentionPlanner
 from .attention.cpu import CpuAttention, check_shape
 from .attention.reference import ReferenceAttention
-from .cuda.device import has_gpu
+from .cuda.device import Device, has_gpu
 from .errors import EngineStartError
 from .inputs import ForwardBatch
 from .kernels.decoder import CpuCausalLM
@@ -67,7 +67,11 @@ class BackendChoice:
 
     build: BuildBackend
     layout: Layout = Layout.VECTORS  # of adapters
-    device: torch.device = CPU  # of the arena and the weights
+    device: Device | None = None  # of the arena and the weights; None is the CPU's memory
+
+    @property
+    def torch_device(self) -> torch.device:
+        return CPU if self.device is None else self.device.torch_device
 
 
 def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:

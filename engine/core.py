@@ -63,10 +63,10 @@ class EngineCore:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
         step = self.scheduler.schedule(time.monotonic())
         planned = time.monotonic()
-        self._runner.copy(step)
-        copied = time.monotonic()
+        self._runner.begin_copies(step)
         results = self._execute(step)
-        self.scheduler.note_seconds(step, copied - planned, time.monotonic() - copied)
+        copying = self._runner.finish_copies()
+        self.scheduler.note_seconds(step, copying, time.monotonic() - planned - copying)
         updates = self.scheduler.update(step, results)
         self._drop_unused()
         return updates

@@ -1,4 +1,5 @@
-"""ModelRunner: executes a step: copies, one forward pass over the mixed batch, sampling. Holds no request state."""
+"""ModelRunner: executes a step: one forward pass over the mixed batch, sampling; and its copies. Holds no request
+state."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
 from .backend import Backend
+from .copies import StepCopies
 from .inputs import build_batch, in_batch_order, plan_logits
 from .sampler import sample, token_logprobs
 
@@ -17,19 +19,24 @@ MAX_LOGITS_ROWS = 256  # prompt logprobs are projected in slices: a row of logit
 
 
 class ModelRunner:
-    def __init__(self, backend: Backend, pool: DevicePool) -> None:
+    def __init__(self, backend: Backend, pool: DevicePool, copies: StepCopies) -> None:
         self._model = backend.model
         self._attention = backend.attention
         self._lora = backend.lora
         self._picker = backend.picker
         self._send = backend.send
         self._pool = pool
+        self._copies = copies
 
     @torch.inference_mode()
-    def copy(self, step: Step) -> None:
-        """Runs the step's adapter copies; they come before anything is computed with these pages."""
-        for copy in step.copies:
-            self._pool.copy(copy.digest, copy.first, copy.page_ids)
+    def begin_copies(self, step: Step) -> None:
+        """Comes before `execute`: what it computes with is there, or will be when it gets to it."""
+        self._copies.begin(step)
+
+    @torch.inference_mode()
+    def finish_copies(self) -> float:
+        """Comes after `execute`, even if it failed. Returns the seconds that the step's copies took."""
+        return self._copies.finish()
 
     @torch.inference_mode()
     def execute(self, step: Step) -> dict[int, RowResult]:
@@ -39,8 +46,9 @@ class ModelRunner:
         hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
         sampled = [row for row in rows if row.is_sampled]
         results = {row.request_id: RowResult() for row in rows}
-        if sampled:
-            logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
+        logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora) if sampled else None
+        self._copies.go_on()
+        if logits is not None:
             samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled))
             results |= zip((row.request_id for row in sampled), samples, strict=True)
         for row, prompt_logprobs in self._prompt_logprobs(rows, hidden, step.adapter_pages):

@@ -12,9 +12,11 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler
 
 from .arena import Arena, KVLayout
-from .backend import choose_backend
+from .backend import BackendChoice, choose_backend
 from .config import EngineConfig
+from .copies import CopiesBefore, StepCopies
 from .core import EngineCore
+from .cuda.copies import CopiesBeside, PageCopier
 from .errors import EngineStartError
 from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
@@ -53,21 +55,35 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     max_model_len = _max_model_len(config, model_config)
     num_weight_bytes = model_config.num_parameters * dtype.itemsize
     num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
-    arena = Arena(layout, num_pages, page_bytes, choice.device)
-    adapters = DevicePool(arena.pages, dtype, choice.layout)
+    arena = Arena(layout, num_pages, page_bytes, choice.torch_device)
+    num_copied_pages = max(config.adapter_copy_bytes // page_bytes, 1)
+    adapters, copies = _adapters(choice, arena, dtype, num_copied_pages)
     started = time.monotonic()
-    weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True, device=choice.device)
-    runner = ModelRunner(choice.build(model_config, weights, arena, adapters), adapters)
+    weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True, device=choice.torch_device)
+    runner = ModelRunner(choice.build(model_config, weights, arena, adapters), adapters, copies)
     logger.info("loaded %s in %.1f s", model, time.monotonic() - started)
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
     pool = BlockPool(num_pages)
-    residency = AdapterResidency(pool, config.adapter_copy_bytes // page_bytes)
+    residency = AdapterResidency(pool, num_copied_pages, copies.is_beside)
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
     limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
     scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy, Fairness(config.max_passed_over))
     facts = Facts(model_config.vocab_size, max_model_len, config.block_size, num_pages)
     core = EngineCore(arena, scheduler, residency, adapters, runner)
     return StartedEngine(core, model_config, facts, dtype_name, page_bytes, adapters.layout)
+
+
+def _adapters(
+    choice: BackendChoice, arena: Arena, dtype: torch.dtype, num_copied_pages: int
+) -> tuple[DevicePool, StepCopies]:
+    """num_copied_pages: in one step, at most."""
+    device = choice.device
+    if device is None:
+        pool = DevicePool(arena.pages, dtype, choice.layout)
+        return pool, CopiesBefore(pool)
+    copier = PageCopier(device, arena.page_bytes, num_copied_pages)
+    pool = DevicePool(arena.pages, dtype, choice.layout, copier)
+    return pool, CopiesBeside(pool, device, copier)
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -59,8 +59,10 @@ class _Adapter:
 
 
 class AdapterResidency:
-    def __init__(self, pool: BlockPool, max_copied_pages_per_step: int) -> None:
+    def __init__(self, pool: BlockPool, max_copied_pages_per_step: int, are_copies_beside_rows: bool = False) -> None:
+        """are_copies_beside_rows: the copies of a step run beside its rows, which use what earlier steps copied."""
         self._pool = pool
+        self._are_copies_beside_rows = are_copies_beside_rows
         self.copy_budget = CopyBudget(max_copied_pages_per_step, pool.costs)
         self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
         self.num_misses = 0  # uses by admitted requests that had to have it copied
@@ -291,8 +293,11 @@ class AdapterResidency:
         return {digest: self.is_resident(digest) for digest in sorted(changed)}
 
     def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
-        """Whether every adapter of a held list is whole once the copies planned so far have run."""
-        return all(self._adapters[digest].num_planned == self._adapters[digest].num_pages for digest, _ in adapters)
+        """Whether rows of the step that is being planned may use every adapter of a held list."""
+        held = (self._adapters[digest] for digest, _ in adapters)
+        if self._are_copies_beside_rows:
+            return all(adapter.is_ready for adapter in held)
+        return all(adapter.num_planned == adapter.num_pages for adapter in held)
 
     def page_table(self, digest: str) -> Sequence[int]:
         return self._adapters[digest].page_ids

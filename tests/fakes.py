@@ -10,6 +10,7 @@ from blora.scheduler import (
     Fairness,
     KVManager,
     Limits,
+    PageCopy,
     Request,
     RowResult,
     SamplingParams,
@@ -32,11 +33,17 @@ class CheckingRunner:
         self.guilty: set[int] = set()  # requests that make a step fail
         self.num_steps = 0
 
-    def copy(self, step: Step) -> None:
+    def begin_copies(self, step: Step) -> None:
         for copy in step.copies:
-            for index, page in enumerate(copy.page_ids, copy.first):
-                self._clear(page)
-                self.adapter_cells[page] = (copy.digest, index)
+            self._note_copy(copy)
+
+    def finish_copies(self) -> None:
+        """All is done when it begins."""
+
+    def _note_copy(self, copy: PageCopy) -> None:
+        for index, page in enumerate(copy.page_ids, copy.first):
+            self._clear(page)
+            self.adapter_cells[page] = (copy.digest, index)
 
     def _clear(self, page: int) -> None:
         self.adapter_cells.pop(page, None)
@@ -92,9 +99,10 @@ def make_scheduler(
     copied_pages_per_step: int = 2,
     enable_prefix_caching: bool = True,
     fairness: Fairness = DEFAULT_FAIRNESS,
+    are_copies_beside_rows: bool = False,
 ) -> tuple[Scheduler, AdapterResidency, BlockPool]:
     pool = BlockPool(num_pages)
-    residency = AdapterResidency(pool, copied_pages_per_step)
+    residency = AdapterResidency(pool, copied_pages_per_step, are_copies_beside_rows)
     kv = KVManager(pool, block_size, enable_prefix_caching)
     limits = Limits(max_num_batched_tokens, max_num_seqs)
     return Scheduler(limits, pool, kv, residency, policy, fairness), residency, pool

@@ -34,7 +34,7 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
     flashinfer = load_flashinfer()
     device = open_device()
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
-    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device.torch_device)
+    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device)
 
 
 def open_device() -> Device:

@@ -9,7 +9,7 @@ from blora.scheduler.scheduler import _Plan
 
 def run_step(scheduler: Scheduler, runner: CheckingRunner) -> tuple[Step, list[RowUpdate]]:
     step = scheduler.schedule()
-    runner.copy(step)
+    runner.begin_copies(step)
     updates = scheduler.update(step, runner.execute(step))
     scheduler.check_integrity()
     return step, updates

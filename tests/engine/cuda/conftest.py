@@ -10,7 +10,9 @@ from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 from tiny import make_model
 
+from blora.adapters.lora import Segment
 from blora.engine import LLM
+from blora.engine.attention.base import PagedRows
 from blora.engine.cuda import backend as cuda_backend
 
 # Heads that FlashInfer has kernels for.
@@ -51,3 +53,51 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
     for llm in made:
         llm.check_idle()
     assert flashinfer.log.calls
+
+
+class PageWatch:
+    """Notes on the device which pages of the arena the kernels of each step read and write, replayed ones included."""
+
+    def __init__(self, device: RecordingDevice, llm: LLM) -> None:
+        self._device = device
+        core = llm._core
+        self._block_size = core.arena.layout.block_size
+        self._kv: set[int] = set()
+        self._new: set[int] = set()
+        self._weights: set[int] = set()
+        self.written: set[int] = set()  # ever, by rows
+        device.watch(core.arena.pages)
+        attention, lora = core._runner._attention, core._runner._lora
+        self._before(attention, "plan", self._note_rows)
+        self._before(attention, "refill", lambda _, rows: self._note_rows(rows))
+        self._before(lora, "plan", self._note_segments)
+        self._before(attention, "run", lambda *_: device.kernel(self._note_attention))
+        self._before(lora, "run", lambda *_: device.kernel(self._note_lora))
+
+    def _before(self, owner: Any, name: str, note: Callable[..., None]) -> None:
+        original = getattr(owner, name)
+
+        def noted(*args: Any) -> Any:
+            note(*args)
+            return original(*args)
+
+        setattr(owner, name, noted)
+
+    def _note_rows(self, rows: PagedRows) -> None:
+        spans = zip(rows.query_lens, rows.seq_lens, rows.block_tables, strict=True)
+        size = self._block_size
+        tables = [(table[: -(-end // size)], (end - length) // size) for length, end, table in spans]
+        self._kv = {page for table, _ in tables for page in table}
+        self._new = {page for table, first in tables for page in table[first:]}
+        self._weights = set()
+
+    def _note_segments(self, segments: list[Segment], adapter_pages: dict[str, list[int]]) -> None:
+        digests = {digest for segment in segments for digest, _ in segment.adapters}
+        self._weights |= {page for digest in digests for page in adapter_pages[digest]}
+
+    def _note_attention(self) -> None:
+        self.written |= self._new
+        self._device.note("attention", reads=self._kv, writes=self._new)
+
+    def _note_lora(self) -> None:
+        self._device.note("lora", reads=self._weights)

@@ -1,0 +1,49 @@
+"""StepCopies: when a step's adapter copies run, before its rows or beside them."""
+
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from blora.adapters.device_pool import DevicePool
+from blora.scheduler import PageCopy, Step
+
+
+class StepCopies(Protocol):
+    is_beside: bool  # the rows of a step do not wait for its copies, and may not use what these bring
+
+    def begin(self, step: Step) -> None:
+        """Comes before anything of the step is computed."""
+
+    def go_on(self) -> None:
+        """What the step's rows need is launched, and nobody has waited for it yet."""
+
+    def finish(self) -> float:
+        """Comes after the step, even if it failed: no copy is left out. Returns the seconds of the host that the step's
+        copies took."""
+
+
+class CopiesBefore:
+    """Where copying and computing share the processor: what is copied in a step can be used in it."""
+
+    is_beside = False
+
+    def __init__(self, pool: DevicePool) -> None:
+        self._pool = pool
+        self._seconds = 0.0
+
+    def begin(self, step: Step) -> None:
+        self._seconds = run_copies(self._pool, step.copies)
+
+    def go_on(self) -> None:
+        pass
+
+    def finish(self) -> float:
+        return self._seconds
+
+
+def run_copies(pool: DevicePool, copies: Sequence[PageCopy]) -> float:
+    """Returns the seconds that it took."""
+    started = time.monotonic()
+    for copy in copies:
+        pool.copy(copy.digest, copy.first, copy.page_ids)
+    return time.monotonic() - started
