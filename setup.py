@@ -11,11 +11,16 @@ from setuptools import Extension, setup
 
 FOLDER = "engine/kernels"
 SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "tables")]
-HEADERS = [f"{FOLDER}/{name}.h" for name in ("simd", "pack", "multiply", "lora", "norm", "scratch", "types", "vectors")]
+HEADERS = [
+    f"{FOLDER}/{name}.h"
+    for name in ("fetches", "lora", "multiply", "norm", "pack", "scratch", "simd", "tiles", "types", "vectors")
+]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 FLAGS = {"base": []}
 if platform.machine() == "x86_64":
-    FLAGS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+    AVX512BF16 = [*AVX512, "-mavx512bf16"]
+    FLAGS |= {"avx2": ["-mavx2", "-mfma"], "avx512": AVX512, "avx512bf16": AVX512BF16}
+    FLAGS |= {"amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]}
 # Results must not depend on what the compiler likes to fuse or reorder.
 COMMON = ["-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 

@@ -108,7 +108,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rows", type=_counts, default=(1, 4, 8, 16, 32, 64, 128), metavar="LIST", help="of linears")
     parser.add_argument("--ranks", type=_counts, default=(4, 8, 16, 32, 64), metavar="LIST", help="of LoRA")
-    parser.add_argument("--instruction-set", metavar="NAME", help="avx512bf16, avx512, avx2 or base (the best)")
+    parser.add_argument("--instruction-set", metavar="NAME", help="amx, avx512bf16, avx512, avx2 or base (the best)")
     parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each figure (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")

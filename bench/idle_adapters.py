@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{rows} rows{neighbours.warning}", file=sys.stderr, flush=True)
     report = {
         "kind": "idle adapters",
-        **machine.describe(),
+        **machine.describe(args.backend),
         **describe_engine(engines[1]),
         "resident_adapters": engines[1].num_resident,
         "points": points,

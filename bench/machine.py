@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from blora.engine.kernels.library import load_kernels
+from blora.engine.backend import kernels_of
 
 PACKAGES = ("blora", "torch", "numpy", "transformers", "tokenizers")
 
 
-def describe() -> dict[str, Any]:
-    """As plain data for JSON: {"date": ..., "machine": {...}, "versions": {...}}."""
-    kernels = load_kernels()
+def describe(backend: str = "auto") -> dict[str, Any]:
+    """As plain data for JSON: {"date": ..., "machine": {...}, "versions": {...}}. backend: of the engine."""
+    kernels = kernels_of(backend)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {

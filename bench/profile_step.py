@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from blora.engine import AsyncLLM, SamplingParams, runner
-from blora.engine.kernels.library import load_kernels
+from blora.engine.backend import kernels_of
+from blora.engine.kernels.library import Kernels
 
 from . import machine
 from .measured_engine import MeasuredEngine, Setup
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             columns[f"{work.rows} base"][IPC] = added
     report = {
         "kind": "step",
-        **machine.describe(),
+        **machine.describe(args.backend),
         **describe_engine(engine),
         "neighbour_cores": neighbours.cores,
         "milliseconds": columns,
@@ -112,7 +113,7 @@ def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     with Stopwatch() as stopwatch:
         watch(stopwatch, engine)
         num_steps = len(_plain_steps(engine, work))
-    kernels = load_kernels()
+    kernels = kernels_of(engine.setup.backend)
     if kernels is not None:
         kernels.seconds = None
     return stopwatch.records[-num_steps:]
@@ -133,12 +134,11 @@ def watch(stopwatch: Stopwatch, engine: MeasuredEngine) -> None:
     for name in ("forward", "compute_logits"):
         stopwatch.watch(model_runner._model, name, FORWARD)
     stopwatch.watch(llm._front_end.outputs, "process", OUTPUTS)
-    watch_kernels(stopwatch)
+    watch_kernels(stopwatch, kernels_of(engine.setup.backend))
 
 
-def watch_kernels(stopwatch: Stopwatch) -> None:
+def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
     """The methods that check a call, and the native functions below them."""
-    kernels = load_kernels()
     if kernels is None:
         return
     seconds = kernels.seconds = torch.zeros(len(PARTS), dtype=torch.float64)

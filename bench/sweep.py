@@ -26,7 +26,12 @@ KEPT = ("workload", "resident_adapters", "neighbour_cores", "rounds", "median") 
 def run(args: argparse.Namespace) -> int:
     works = list(workloads(args))
     engine = MeasuredEngine(_setup(args, works))
-    report: dict[str, Any] = {"kind": "sweep", **machine.describe(), **describe_engine(engine), "points": []}
+    report: dict[str, Any] = {
+        "kind": "sweep",
+        **machine.describe(args.backend),
+        **describe_engine(engine),
+        "points": [],
+    }
     for index, work in enumerate(works):
         print(f"point {index + 1} of {len(works)}: {describe_point(work)}", file=sys.stderr, flush=True)
         measured = measure(engine, work, args.rounds, args.warmups)

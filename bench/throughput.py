@@ -86,7 +86,7 @@ def measure(engine: MeasuredEngine, work: Workload, rounds: int, warmups: int) -
         print(f"round {turn + 1} of {rounds}: {brief}", file=sys.stderr, flush=True)
     return {
         "kind": "throughput",
-        **machine.describe(),
+        **machine.describe(engine.setup.backend),
         **describe_engine(engine),
         "workload": asdict(work),
         "resident_adapters": engine.num_resident,

@@ -26,6 +26,7 @@ from .cuda.device import Device, has_gpu
 from .errors import EngineStartError
 from .inputs import ForwardBatch
 from .kernels.decoder import CpuCausalLM
+from .kernels.instruction_sets import INSTRUCTION_SETS, instruction_sets
 from .kernels.library import DTYPES, Kernels, load_kernels
 from .kernels.picker import CpuPicker
 from .model.config import ModelConfig
@@ -75,7 +76,8 @@ class BackendChoice:
 
 
 def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
-    """name: "cuda", "cpu", "reference", or "auto" for the first of them that can be used. Raises EngineStartError."""
+    """name: "cuda", "cpu", an instruction set for its build of the native kernels, "reference", or "auto" for the first of
+    them that can be used. Raises EngineStartError."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
@@ -95,15 +97,27 @@ def _choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
 
 
 def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
-    kernels = load_kernels()
+    kernels = kernels_of(name)
     obstacle = _obstacle(kernels, config, dtype, block_size)
     if kernels is not None and obstacle is None:
         logger.info("native kernels: %s", kernels.instruction_set)
         return BackendChoice(lambda *parts: _build_cpu(kernels, *parts))
-    if name == "cpu":
+    if name != "auto":
         raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
     logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
     return BackendChoice(_build_reference)
+
+
+def kernels_of(name: str) -> Kernels | None:
+    """The native kernels of a backend, None where they were not built. Raises EngineStartError where they may not run."""
+    if name not in INSTRUCTION_SETS:
+        return load_kernels()
+    if name not in instruction_sets():
+        raise EngineStartError(f"backend: this machine runs {', '.join(instruction_sets())}, not {name}")
+    try:
+        return load_kernels(name)
+    except PermissionError as error:
+        raise EngineStartError(f"backend: {error}") from error
 
 
 def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int) -> str | None:

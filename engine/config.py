@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from blora.scheduler import POLICIES
 
+from .kernels.instruction_sets import INSTRUCTION_SETS
 from .memory import parse_memory
 
 OPTIONAL_COUNTS = ("max_model_len", "threads")
@@ -18,7 +19,7 @@ COUNTS = (
     "max_adapter_versions",
     *OPTIONAL_COUNTS,
 )
-BACKENDS = ("auto", "cpu", "cuda", "reference")
+BACKENDS = ("auto", "cpu", *INSTRUCTION_SETS, "cuda", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -30,13 +31,15 @@ class EngineConfig:
     fifth of a step. host_cache: bytes for idle adapters in host memory, as memory is given; beyond it they are read
     again when they are asked for; None sets no limit. scheduling_policy: "fcfs", the order of arrival; "priority",
     lower priority values first; "fair", lower priority values first and, within a priority, fair shares of service for
-    tenants and for each tenant's adapters.
+    tenants and for each tenant's adapters. backend: "auto", the first usable of "cuda", FlashInfer; "cpu", the native
+    kernels; "reference", plain torch. The name of an instruction set, such as "avx512bf16", is that build of the native
+    kernels: for the same bits on machines of which some have a better one.
     """
 
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
-    backend: str = "auto"  # the first usable of "cuda": FlashInfer; "cpu": native kernels; "reference": plain torch
+    backend: str = "auto"
     memory: int | float | str = 0.5
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens of prompt and output; None is the model's

@@ -19,16 +19,11 @@ from torch import Tensor
 
 from blora.adapters.cpu import CpuLoRAMetadata
 
+from .instruction_sets import instruction_sets
+
 logger = logging.getLogger(__name__)
 
-# From the best to the one that runs everywhere, with the flags of /proc/cpuinfo that each needs.
-INSTRUCTION_SETS = {
-    "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    "avx2": {"avx2", "fma"},
-    "base": set[str](),
-}
-INTERFACE = 6  # types.h has the same number
+INTERFACE = 7  # types.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -117,7 +112,7 @@ class PackedLinear:
 
 class Kernels:
     """Shapes are checked at every call, and everything has to be contiguous: what is wrong raises ValueError, a library
-    that was built from other sources too."""
+    that was built from other sources too. PermissionError: the operating system keeps back what the library needs."""
 
     def __init__(self, instruction_set: str, path: Path) -> None:
         self.instruction_set = instruction_set
@@ -125,6 +120,8 @@ class Kernels:
         library = ctypes.PyDLL(str(path))
         if not hasattr(library, "blora_interface") or library.blora_interface() != INTERFACE:
             raise ValueError(f"{path.name} was built from other sources")
+        if not library.blora_may_run():
+            raise PermissionError(f"the system does not let this process use the registers of {instruction_set}")
         self._linear = library.blora_linear
         self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p]
         self._pack = library.blora_pack
@@ -357,27 +354,18 @@ def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[i
         )
 
 
-def instruction_sets() -> list[str]:
-    """Those that this machine runs, the best first."""
-    flags = _cpu_flags()
-    return [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
-
-
-def _cpu_flags() -> set[str]:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
-
-
 @cache
 def load_kernels(instruction_set: str | None = None) -> Kernels | None:
-    """The build for an instruction set, or the best that was built and runs here; None when there is none of these
-    sources."""
+    """The build for an instruction set, or the best that was built and may run here; None when there is none of these
+    sources. PermissionError: the operating system keeps back what that instruction set needs."""
     for name in instruction_sets() if instruction_set is None else [instruction_set]:
         for path in Path(__file__).parent.glob(f"_{name}.*so"):
             try:
                 return Kernels(name, path)
+            except PermissionError as error:
+                if instruction_set is not None:
+                    raise
+                logger.warning("%s", error)
             except ValueError as error:
                 logger.warning("%s: install blora again", error)
     return None

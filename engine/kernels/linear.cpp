@@ -8,6 +8,7 @@
 
 #include "lora.h"
 #include "scratch.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace blora {
@@ -84,6 +85,29 @@ void for_neighbours(const Columns& columns, Work work) {
     }
 }
 
+// What a thread holds while it multiplies base weights of type T.
+template <class T>
+struct Registers {
+    explicit Registers(int) {}
+};
+#if defined(BLORA_TILES)
+template <>
+struct Registers<bf16> : TileRegisters {
+    using TileRegisters::TileRegisters;
+};
+#endif
+
+template <class T>
+void multiply_base(
+    int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int in, int64_t ahead,
+    Fetches* fetches, float* tile) {
+#if defined(BLORA_TILES)
+    if constexpr (std::is_same_v<T, bf16>)
+        return multiply_by_tiles(rows, x, x_stride, panels, count, in, ahead, fetches, tile, TILE_STRIDE);
+#endif
+    multiply<T>(rows, x, x_stride, panels, count, PANEL, in, ahead, fetches, tile, TILE_STRIDE);
+}
+
 template <class T>
 void compute_tile(
     const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, Fetches& fetches, float* tile) {
@@ -98,9 +122,9 @@ void compute_tile(
         });
     const int64_t ahead = (int64_t)MULTIPLIED * PANEL * layer.in * (int64_t)sizeof(T);
     for (int p = 0; p < columns.count; p += MULTIPLIED)
-        multiply<T>(
-            rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), PANEL, layer.in, ahead,
-            &fetches, tile + p * PANEL, TILE_STRIDE);
+        multiply_base<T>(
+            rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), layer.in, ahead, &fetches,
+            tile + p * PANEL);
     if (call.changes)
         for_neighbours(columns, [&](int p, int count) {
             expand<T>(
@@ -163,6 +187,7 @@ void compute_columns(const Call& call, int thread, int num_threads) {
     for (int token = 0; token < call.tokens; token += height) {
         const int rows = std::min(height, call.tokens - token);
         const Input<T>* x = as_input((const T*)call.x + (int64_t)token * layer.in, (int64_t)rows * layer.in, converted);
+        [[maybe_unused]] const Registers<T> registers(rows);
         for (int first = from; first < to; first += width) {
             const int count = std::min(width, to - first);
             Columns columns = {{}, 0};
@@ -228,6 +253,9 @@ void unpack_rows(const T* packed, int in, const int64_t* ids, int count, T* y) {
 }  // namespace blora
 
 extern "C" {
+
+// Whether the operating system lets this process use the instructions of this build; to be asked before anything else.
+BLORA_API int32_t blora_may_run() { return blora::may_run(); }
 
 // x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no token
 // has an adapter.

@@ -16,8 +16,8 @@
 
 namespace blora {
 
-// BLORA_EMULATE gives the widest vectors and the pairwise product without the instructions for them, slowly: so the code
-// for machines that have them is tested on machines that do not.
+// BLORA_EMULATE gives the widest vectors, the pairwise product and tile registers without the instructions for them, slowly:
+// so the code for machines that have them is tested on machines that do not.
 #if defined(BLORA_EMULATE)
 constexpr int LANES = 16;
 #define BLORA_PAIRWISE 1

@@ -7,7 +7,7 @@
 
 // Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
 // library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 6
+#define BLORA_INTERFACE 7
 
 extern "C" {
 

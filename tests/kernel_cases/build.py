@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from blora.engine.kernels.library import instruction_sets
+from blora.engine.kernels.instruction_sets import instruction_sets
 
 ROOT = Path(__file__).parents[2]
-EMULATED = "emulated"  # the widest vectors and pairwise products, without the instructions for them
+EMULATED = "emulated"  # the widest vectors, pairwise products and tiles, without the instructions for them
 # What is found ends the process: a message alone would be lost among the tests. -O1 keeps reads that -O3 may leave out.
 SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

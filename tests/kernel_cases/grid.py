@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     print(f"{args.cases} cases from seed {args.seed} on {', '.join(args.build)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        libraries = [_load(name, args.kernels, Path(folder)) for name in args.build]
+        loaded = (_load(name, args.kernels, Path(folder)) for name in args.build)
+        libraries = [kernels for kernels in loaded if kernels is not None]
         failures = _walk(libraries, range(args.seed, args.seed + args.cases))
     print(f"{failures} cases failed" if failures else "all is well")
     return 1 if failures else 0
@@ -41,12 +42,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load(name: str, kernels: Path | None, folder: Path) -> Kernels:
-    if kernels is not None:
-        return Kernels(name, path_of(kernels, name))
-    if name == EMULATED:
-        return Kernels(name, build(name, folder))
-    built = load_kernels(name)
+def _load(name: str, kernels: Path | None, folder: Path) -> Kernels | None:
+    """None where the operating system does not let it run."""
+    try:
+        if kernels is not None:
+            return Kernels(name, path_of(kernels, name))
+        if name == EMULATED:
+            return Kernels(name, build(name, folder))
+        built = load_kernels(name)
+    except PermissionError as error:
+        print(error, flush=True)
+        return None
     if built is None:
         raise SystemExit(f"the kernels for {name} were not built")
     return built

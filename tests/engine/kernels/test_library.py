@@ -1,5 +1,6 @@
 """Which libraries are loaded."""
 
+import ctypes
 import re
 from ctypes.util import find_library
 from pathlib import Path
@@ -24,3 +25,19 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
         Kernels("math", Path(name))
     monkeypatch.setattr(library, "INTERFACE", library.INTERFACE + 1)
     assert library.load_kernels.__wrapped__() is None
+
+
+def test_the_next_best_is_taken_where_the_system_refuses_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, *others = library.instruction_sets()
+
+    class Refused(ctypes.PyDLL):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            if Path(name).name.startswith(f"_{best}."):
+                self.blora_may_run = lambda: 0
+
+    monkeypatch.setattr(ctypes, "PyDLL", Refused)
+    with pytest.raises(PermissionError, match=f"the registers of {best}"):
+        library.load_kernels.__wrapped__(best)
+    chosen = library.load_kernels.__wrapped__()
+    assert (chosen.instruction_set if chosen else None) == (others[0] if others else None)

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blora.engine.kernels.library import PANEL, Epilogue, Kernels, PackedLinear
+from blora.engine.kernels.instruction_sets import instruction_sets
+from blora.engine.kernels.library import PANEL, Epilogue, Kernels, PackedLinear, load_kernels
 
 SHAPES = [(16, 2), (1, 2), (33, 10), (48, 64), (96, 34), (64, 576), (160, 1030)]  # out, in
-ROWS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25, 100, 203]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 25, 33, 100, 203]
 
 
 def make_weight(out: int, in_: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -90,6 +91,36 @@ def test_a_row_has_the_same_bits_in_any_company(
         together = torch.empty(num_tokens, out)
         kernels.linear(linear, x[:num_tokens], together, Epilogue.STORE_FLOAT)
         assert torch.equal(together, alone[:num_tokens])
+
+
+@pytest.mark.parametrize(("out", "in_"), SHAPES)
+def test_tiles_compute_what_their_emulation_computes(emulated: Kernels, out: int, in_: int) -> None:
+    if "amx" not in instruction_sets():
+        pytest.skip("this machine has no tile registers")
+    try:
+        tiles = load_kernels("amx")
+    except PermissionError as error:
+        pytest.skip(str(error))
+    assert tiles is not None
+    linear, _, _ = make_linear(tiles, out, in_, torch.bfloat16)
+    x = rows_of(50, in_, torch.bfloat16)
+    y, expected = torch.empty(50, out), torch.empty(50, out)
+    tiles.linear(linear, x, y, Epilogue.STORE_FLOAT)
+    emulated.linear(linear, x, expected, Epilogue.STORE_FLOAT)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.usefixtures("num_threads")
+def test_products_of_torch_in_between_stay_right(kernels: Kernels) -> None:
+    """Torch computes in the same threads, with the same registers."""
+    linear, weight, bias = make_linear(kernels, 96, 64, torch.bfloat16)
+    x, other = rows_of(130, 64, torch.bfloat16), rows_of(64, 320, torch.bfloat16, seed=3)
+    alone, y = x @ other, torch.empty(130, 96)
+    assert_near(alone, x.double() @ other.double())
+    for num_tokens in (130, 5, 130):
+        kernels.linear(linear, x[:num_tokens], y[:num_tokens], Epilogue.STORE_FLOAT)
+        assert_near(y[:num_tokens], x[:num_tokens].double() @ weight.T + bias)
+        assert torch.equal(x @ other, alone)
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 37, 576])
