@@ -76,8 +76,8 @@ class BackendChoice:
 
 
 def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
-    """name: "cuda", "cpu", an instruction set for its build of the native kernels, "reference", or "auto" for the first of
-    them that can be used. Raises EngineStartError."""
+    """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
+    first of them that can be used. Raises EngineStartError."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
@@ -109,7 +109,7 @@ def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: 
 
 
 def kernels_of(name: str) -> Kernels | None:
-    """The native kernels of a backend, None where they were not built. Raises EngineStartError where they may not run."""
+    """The native kernels of a backend, None where there is no build. Raises EngineStartError where they may not run."""
     if name not in INSTRUCTION_SETS:
         return load_kernels()
     if name not in instruction_sets():
