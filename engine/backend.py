@@ -4,7 +4,7 @@ What only a GPU needs is imported when its backend is chosen, and not before.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner
 from blora.adapters.reference import ReferenceLoRA
 from blora.adapters.send import Send, on_host
+from blora.scheduler import ScheduledRow
 
 from .arena import CPU, Arena
 from .attention.base import AttentionPlanner
@@ -59,6 +60,17 @@ class Backend:
     send: Send = on_host  # the integers of a step, to where the model is
 
 
+class StepGraphs(Protocol):
+    """Steps that were captured before and are launched whole."""
+
+    def capture(self, sizes: Iterable[int], progress: bool) -> None:
+        """sizes: numbers of rows. progress: shows a bar on stderr."""
+
+    def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
+        """The logits of the rows: [num_rows, vocab_size] float32, valid until the next run; None, with nothing
+        launched, for a step that no graph holds. rows, adapter_pages: as `build_batch` takes them."""
+
+
 BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool], Backend]
 
 
@@ -69,6 +81,8 @@ class BackendChoice:
     build: BuildBackend
     layout: Layout = Layout.VECTORS  # of adapters
     device: Device | None = None  # of the arena and the weights; None is the CPU's memory
+    # Of a backend, a page that no request has, the pages of the longest row and of all rows of a step.
+    prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None
 
     @property
     def torch_device(self) -> torch.device:

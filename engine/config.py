@@ -25,14 +25,16 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
-    1) of the memory this process may use. threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much
-    of adapters may be copied into the arena between two steps; while rows are computed it is also no more than takes a
-    fifth of a step. host_cache: bytes for idle adapters in host memory, as memory is given; beyond it they are read
-    again when they are asked for; None sets no limit. scheduling_policy: "fcfs", the order of arrival; "priority",
-    lower priority values first; "fair", lower priority values first and, within a priority, fair shares of service for
-    tenants and for each tenant's adapters. backend: "auto", the first usable of "cuda", FlashInfer; "cpu", the native
-    kernels; "reference", plain torch. The name of an instruction set, such as "avx512bf16", is that build of the native
+    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up
+    to 1) of what is left of the memory this process may use, or of the GPU's; None is half of the one, 0.9 of the
+    other. enforce_eager: captures no CUDA graphs, without which a GPU waits for the host to launch each kernel.
+    threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much of adapters may be copied into the
+    arena between two steps; while rows are computed it is also no more than takes a fifth of a step. host_cache:
+    bytes for idle adapters in host memory, as memory is given; beyond it they are read again when they are asked
+    for; None sets no limit. scheduling_policy: "fcfs", the order of arrival; "priority", lower priority values
+    first; "fair", lower priority values first and, within a priority, fair shares of service for tenants and for
+    each tenant's adapters. backend: "auto", the first usable of "cuda", FlashInfer; "cpu", the native kernels;
+    "reference", plain torch. The name of an instruction set, such as "avx512bf16", is that build of the native
     kernels: for the same bits on machines of which some have a better one.
     """
 
@@ -40,7 +42,7 @@ class EngineConfig:
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
     backend: str = "auto"
-    memory: int | float | str = 0.5
+    memory: int | float | str | None = None
     block_size: int = 16  # tokens
     max_model_len: int | None = None  # tokens of prompt and output; None is the model's
     max_num_seqs: int = 128  # requests that run at once
@@ -51,6 +53,7 @@ class EngineConfig:
     adapter_weights: Mapping[str, float] = field(default_factory=dict)  # by name, among the adapters of a tenant
     max_passed_over: int = 65536  # tokens of service that others may get before a request that is next in its queue
     enable_prefix_caching: bool = True
+    enforce_eager: bool = False
     threads: int | None = None
     seed: int | None = None  # of requests that bring none; None draws afresh
     generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones
@@ -69,6 +72,9 @@ class EngineConfig:
             parse_memory(self.host_cache, 1 << 40, "host_cache")
         for name in ("tenant_weights", "adapter_weights"):
             _check_weights(name, getattr(self, name))
+        for name in ("enable_prefix_caching", "enforce_eager"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is neither True nor False")
         if self.generation_config not in ("auto", "vllm"):
             raise ValueError(f"generation_config: {self.generation_config!r} is neither 'auto' nor 'vllm'")
         for name in COUNTS:

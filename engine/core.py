@@ -171,7 +171,7 @@ class EngineCore:
     def check_idle(self) -> None:
         """Raises RuntimeError unless no request is left, and nothing holds a page but adapters that are pinned or still
         on their way, copied ahead for requests that have ended."""
-        num_held, num_kept = self.arena.num_pages - self.num_free_pages, self._residency.num_kept_pages
+        num_held, num_kept = self.scheduler.num_pages - self.num_free_pages, self._residency.num_kept_pages
         num_unfinished = self.scheduler.num_running + self.scheduler.num_waiting
         if num_unfinished or num_held != num_kept:
             raise RuntimeError(f"idle, but {num_unfinished} requests are left, {num_held} pages held, {num_kept} kept")

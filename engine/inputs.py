@@ -53,8 +53,7 @@ def build_batch(
         positions += range(row.start, row.end)
         if row.is_sampled:
             logits_at.append(len(token_ids) - 1)
-    # In batch order, the last row has adapters if any has.
-    segments = _segments_of(_runs(rows)) if rows[-1].adapters else []
+    segments = segments_of(rows)
     sampled = [(row.adapters, 1) for row in rows if row.is_sampled] if segments else []
     on_device = send(*(np.array(part, dtype=np.int64) for part in (token_ids, positions, logits_at)))
     return ForwardBatch(
@@ -65,6 +64,11 @@ def build_batch(
         lora=lora.plan(segments, adapter_pages) if segments else None,
         logits_lora=plan_logits(sampled, adapter_pages, lora),
     )
+
+
+def segments_of(rows: Sequence[ScheduledRow]) -> list[Segment]:
+    """rows: in batch order, so that the last row has adapters if any has."""
+    return _segments_of(_runs(rows)) if rows[-1].adapters else []
 
 
 def plan_logits(

@@ -23,7 +23,6 @@ REPLACED = {
     "kv_cache_memory_bytes": "use memory=, which is for KV blocks and adapters together",
     "swap_space": "a preempted request is computed again",
     "cpu_offload_gb": "weights are where they are computed with",
-    "enforce_eager": "nothing is captured or compiled",
     "enable_chunked_prefill": "prompts are always computed in chunks that fit max_num_batched_tokens",
     "trust_remote_code": "no code that comes with a model is ever run",
     "disable_log_stats": "no statistics are logged",

@@ -10,7 +10,7 @@ from torch import Tensor
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
-from .backend import Backend
+from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .inputs import build_batch, in_batch_order, plan_logits
 from .sampler import sample, token_logprobs
@@ -19,7 +19,10 @@ MAX_LOGITS_ROWS = 256  # prompt logprobs are projected in slices: a row of logit
 
 
 class ModelRunner:
-    def __init__(self, backend: Backend, pool: DevicePool, copies: StepCopies) -> None:
+    def __init__(
+        self, backend: Backend, pool: DevicePool, copies: StepCopies, graphs: StepGraphs | None = None
+    ) -> None:
+        """graphs: of the backend, for the steps that they hold."""
         self._model = backend.model
         self._attention = backend.attention
         self._lora = backend.lora
@@ -27,6 +30,7 @@ class ModelRunner:
         self._send = backend.send
         self._pool = pool
         self._copies = copies
+        self._graphs = graphs
 
     @torch.inference_mode()
     def begin_copies(self, step: Step) -> None:
@@ -42,18 +46,31 @@ class ModelRunner:
     def execute(self, step: Step) -> dict[int, RowResult]:
         """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV."""
         rows = in_batch_order(step.rows)
-        batch = build_batch(rows, step.adapter_pages, self._attention, self._lora, self._send)
-        hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
-        sampled = [row for row in rows if row.is_sampled]
         results = {row.request_id: RowResult() for row in rows}
-        logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora) if sampled else None
+        hidden, logits = self._launch(rows, step.adapter_pages)
         self._copies.go_on()
+        sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
             samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled))
             results |= zip((row.request_id for row in sampled), samples, strict=True)
-        for row, prompt_logprobs in self._prompt_logprobs(rows, hidden, step.adapter_pages):
-            results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
+        if hidden is not None:
+            for row, prompt_logprobs in self._prompt_logprobs(rows, hidden, step.adapter_pages):
+                results[row.request_id] = replace(results[row.request_id], prompt_logprobs=prompt_logprobs)
         return results
+
+    def _launch(
+        self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The hidden states, [num_tokens, hidden_size], but of a graph, where nobody asks for them; and the logits of
+        the sampled rows, if there are any: [num_sampled, vocab_size]."""
+        logits = None if self._graphs is None else self._graphs.run(rows, adapter_pages)
+        if logits is not None:
+            return None, logits
+        batch = build_batch(rows, adapter_pages, self._attention, self._lora, self._send)
+        hidden = self._model.forward(batch)
+        if any(row.is_sampled for row in rows):
+            logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
+        return hidden, logits
 
     def _prompt_logprobs(
         self, rows: Sequence[ScheduledRow], hidden: Tensor, adapter_pages: Mapping[str, Sequence[int]]

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,24 +10,27 @@ import torch
 
 from blora.adapters import Layout
 from blora.adapters.device_pool import DevicePool
-from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler
+from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Limits, Scheduler, Step
 
 from .arena import Arena, KVLayout
-from .backend import BackendChoice, choose_backend
+from .backend import BackendChoice, StepGraphs, choose_backend
 from .config import EngineConfig
 from .copies import CopiesBefore, StepCopies
 from .core import EngineCore
 from .cuda.copies import CopiesBeside, PageCopier
+from .cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
 from .errors import EngineStartError
 from .memory import is_fraction, parse_memory, usable_memory
 from .model.checkpoint import open_checkpoint
 from .model.config import ModelConfig, load_model_config
 from .model.loader import load_weights
+from .model.weights import ModelWeights
 from .page_size import page_bytes_of
 from .runner import ModelRunner
 from .validator import Facts
 
 logger = logging.getLogger(__name__)
+DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too
 SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
 
 
@@ -48,42 +52,98 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype = getattr(torch, dtype_name)
     choice = choose_backend(config.backend, model_config, dtype, config.block_size)
-    layout = KVLayout(
-        model_config.num_layers, model_config.num_kv_heads, model_config.head_dim, config.block_size, dtype
-    )
     page_bytes = page_bytes_of(model_config, dtype_name, config.block_size, choice.layout)
     max_model_len = _max_model_len(config, model_config)
-    num_weight_bytes = model_config.num_parameters * dtype.itemsize
-    num_pages = _num_pages(config, page_bytes, max_model_len, num_weight_bytes)
-    arena = Arena(layout, num_pages, page_bytes, choice.torch_device)
-    num_copied_pages = max(config.adapter_copy_bytes // page_bytes, 1)
-    adapters, copies = _adapters(choice, arena, dtype, num_copied_pages)
+    num_useful = config.max_num_seqs * -(-max_model_len // config.block_size) * SPARE_SHARE
+    limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
+    num_pages = 0
+    if choice.device is None:  # what cannot fit is refused before it is read
+        num_pages = _num_pages(config.memory, page_bytes, num_useful, model_config.num_parameters * dtype.itemsize)
+    taken = 0 if choice.device is None else choice.device.memory().taken
     started = time.monotonic()
     weights = load_weights(model_config, open_checkpoint(model), dtype, progress=True, device=choice.torch_device)
-    runner = ModelRunner(choice.build(model_config, weights, arena, adapters), adapters, copies)
     logger.info("loaded %s in %.1f s", model, time.monotonic() - started)
+    assembly = Assembly(
+        choice, model_config, weights, dtype, config.block_size, page_bytes, config.adapter_copy_bytes, max_model_len
+    )
+    sizes: list[int] = []
+    if choice.device is not None:
+        sizes = [] if config.enforce_eager else graph_sizes(config.max_num_seqs)
+        step, num_trial_pages = largest_step(limits, config.block_size, max_model_len)
+        use = measure(
+            choice.device, taken, lambda: assembly.build(num_trial_pages), num_trial_pages * page_bytes, step, sizes
+        )
+        num_pages = choose_num_pages(config.memory, use, PageNeeds(page_bytes, config.block_size, num_useful))
+    parts = assembly.build(num_pages)
+    parts.capture_all(sizes)
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
     pool = BlockPool(num_pages)
-    residency = AdapterResidency(pool, num_copied_pages, copies.is_beside)
+    residency = AdapterResidency(pool, assembly.num_copied_pages, parts.copies.is_beside)
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
-    limits = Limits(config.max_num_batched_tokens, config.max_num_seqs)
     scheduler = Scheduler(limits, pool, kv, residency, config.scheduling_policy, Fairness(config.max_passed_over))
     facts = Facts(model_config.vocab_size, max_model_len, config.block_size, num_pages)
-    core = EngineCore(arena, scheduler, residency, adapters, runner)
-    return StartedEngine(core, model_config, facts, dtype_name, page_bytes, adapters.layout)
+    core = EngineCore(parts.arena, scheduler, residency, parts.adapters, parts.runner)
+    return StartedEngine(core, model_config, facts, dtype_name, page_bytes, parts.adapters.layout)
 
 
-def _adapters(
-    choice: BackendChoice, arena: Arena, dtype: torch.dtype, num_copied_pages: int
-) -> tuple[DevicePool, StepCopies]:
-    """num_copied_pages: in one step, at most."""
-    device = choice.device
-    if device is None:
-        pool = DevicePool(arena.pages, dtype, choice.layout)
-        return pool, CopiesBefore(pool)
-    copier = PageCopier(device, arena.page_bytes, num_copied_pages)
-    pool = DevicePool(arena.pages, dtype, choice.layout, copier)
-    return pool, CopiesBeside(pool, device, copier)
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What computes a step, and where."""
+
+    arena: Arena
+    adapters: DevicePool
+    copies: StepCopies
+    runner: ModelRunner
+    graphs: StepGraphs | None  # none of which is captured yet
+
+    def run(self, step: Step) -> object:
+        return self.runner.execute(step)
+
+    def capture(self, size: int) -> None:
+        if self.graphs is not None:
+            self.graphs.capture([size], progress=False)
+
+    def capture_all(self, sizes: Sequence[int]) -> None:
+        if self.graphs is not None and sizes:
+            self.graphs.capture(sizes, progress=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Puts parts together around an arena: on a GPU once for a trial, and once for good."""
+
+    choice: BackendChoice
+    model_config: ModelConfig
+    weights: ModelWeights
+    dtype: torch.dtype
+    block_size: int  # tokens
+    page_bytes: int
+    copy_bytes: int  # of adapters, in one step, at most
+    max_model_len: int
+
+    @property
+    def num_copied_pages(self) -> int:
+        return max(self.copy_bytes // self.page_bytes, 1)
+
+    def build(self, num_pages: int) -> Parts:
+        """num_pages: for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph."""
+        config, device = self.model_config, self.choice.device
+        layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, self.block_size, self.dtype)
+        arena = Arena(layout, num_pages + (device is not None), self.page_bytes, self.choice.torch_device)
+        if device is None:
+            adapters = DevicePool(arena.pages, self.dtype, self.choice.layout)
+            copies: StepCopies = CopiesBefore(adapters)
+        else:
+            copier = PageCopier(device, self.page_bytes, self.num_copied_pages)
+            adapters = DevicePool(arena.pages, self.dtype, self.choice.layout, copier)
+            copies = CopiesBeside(adapters, device, copier)
+        backend = self.choice.build(config, self.weights, arena, adapters)
+        graphs = None
+        if self.choice.prepare_graphs is not None:
+            pages_per_row = -(-self.max_model_len // self.block_size)
+            # Pages that rows share are counted for each.
+            graphs = self.choice.prepare_graphs(backend, num_pages, pages_per_row, 2 * num_pages)
+        return Parts(arena, adapters, copies, ModelRunner(backend, adapters, copies, graphs), graphs)
 
 
 def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
@@ -94,12 +154,12 @@ def _max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return wanted
 
 
-def _num_pages(config: EngineConfig, page_bytes: int, max_model_len: int, num_weight_bytes: int) -> int:
+def _num_pages(memory: int | float | str | None, page_bytes: int, num_useful: int, num_weight_bytes: int) -> int:
     """Pages that the budget pays for. A fraction is of what is left beside the weights, and no more than is of use."""
     usable = max(usable_memory() - num_weight_bytes, 0)
-    budget = parse_memory(config.memory, usable)
-    if is_fraction(config.memory):
-        num_useful = config.max_num_seqs * -(-max_model_len // config.block_size) * SPARE_SHARE
+    wish = DEFAULT_SHARE if memory is None else memory
+    budget = parse_memory(wish, usable)
+    if is_fraction(wish):
         budget = min(budget, num_useful * page_bytes)
     if not 2 * page_bytes <= budget <= usable:
         raise EngineStartError(

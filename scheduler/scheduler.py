@@ -291,6 +291,11 @@ class Scheduler:
         return len(self._requests) - len(self._running)
 
     @property
+    def num_pages(self) -> int:
+        """For requests and adapters together."""
+        return self._pool.num_pages
+
+    @property
     def num_free_pages(self) -> int:
         return self._pool.num_free
 

@@ -11,7 +11,7 @@ from blora.adapters.device_pool import DevicePool
 
 from ..arena import Arena
 from ..attention.flashinfer import FlashInferAttention, check_shape
-from ..backend import Backend, BackendChoice
+from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
 from ..model.config import ModelConfig
 from ..model.decoder import CausalLM
@@ -34,12 +34,20 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
     flashinfer = load_flashinfer()
     device = open_device()
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
-    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device)
+    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device, partial(prepare_graphs, device))
 
 
 def open_device() -> Device:
     """Raises EngineStartError where there is no GPU."""
     return CudaDevice()
+
+
+def prepare_graphs(
+    device: Device, backend: Backend, scratch_page: int, pages_per_row: int, max_pages: int
+) -> StepGraphs:
+    from .graphs import DecodeGraphs
+
+    return DecodeGraphs(device, backend, scratch_page, pages_per_row, max_pages)
 
 
 def build_cuda(

@@ -52,6 +52,10 @@ class DeviceMemory:
     free: int
     total: int
 
+    @property
+    def taken(self) -> int:
+        return self.total - self.free
+
 
 class Device(Protocol):
     torch_device: torch.device

@@ -98,7 +98,7 @@ def test_options_of_vllm_are_taken_with_a_notice(
         {"threads": 0},
         {"seed": "x"},
         {"adapter_copy_bytes": -5},
-        {"memory": None},
+        {"enforce_eager": "no"},
         {"memory": [1]},
         {"adapters": ["/some/folder"]},
     ],

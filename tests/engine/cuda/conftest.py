@@ -1,7 +1,7 @@
 """Engines of backend="cuda" without a GPU: on a recording device and a fake FlashInfer, which are the CPU's."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from recording_device import RecordingDevice
 from tiny import make_model
 
 from blora.adapters.lora import Segment
+from blora.adapters.triton import kernels
+from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM
 from blora.engine.attention.base import PagedRows
+from blora.engine.attention.flashinfer import FlashInferAttention
 from blora.engine.cuda import backend as cuda_backend
+from blora.engine.cuda import graphs
 
 # Heads that FlashInfer has kernels for.
 SIZES = {"hidden_size": 64, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -29,7 +33,23 @@ def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> Fake
     fake = FakeFlashInfer(launch=device.kernel)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
     monkeypatch.setattr(cuda_backend, "open_device", lambda: device)
+    monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs one after another
+    for name in ("shrink", "expand"):
+        monkeypatch.setattr(kernels, name, LaunchedKernel(device, getattr(kernels, name)))
     return fake
+
+
+class LaunchedKernel:
+    """A Triton kernel that is launched on the device, and so captured there."""
+
+    def __init__(self, device: RecordingDevice, kernel: Any) -> None:
+        self._device, self._kernel = device, kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self._device.kernel(lambda: self._kernel[grid](*args, **kwargs))
+
+        return launch
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +66,7 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
     def make(model: Path, **options: Any) -> tuple[LLM, LLM]:
         # float16 is precise enough to compare tokens, and Triton's interpreter knows it.
         defaults = {"dtype": "float16", "memory": "8MB", "block_size": 4, "max_num_batched_tokens": 64}
+        defaults |= {"enforce_eager": True}  # graphs have tests of their own
         made.extend(LLM(str(model), backend=backend, **defaults | options) for backend in ("reference", "cuda"))
         return made[-2], made[-1]
 
@@ -58,21 +79,18 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
 class PageWatch:
     """Notes on the device which pages of the arena the kernels of each step read and write, replayed ones included."""
 
-    def __init__(self, device: RecordingDevice, llm: LLM) -> None:
-        self._device = device
-        core = llm._core
-        self._block_size = core.arena.layout.block_size
+    def __init__(self, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of engines that are built from now on."""
+        self._device, self._monkeypatch = device, monkeypatch
         self._kv: set[int] = set()
         self._new: set[int] = set()
         self._weights: set[int] = set()
         self.written: set[int] = set()  # ever, by rows
-        device.watch(core.arena.pages)
-        attention, lora = core._runner._attention, core._runner._lora
-        self._before(attention, "plan", self._note_rows)
-        self._before(attention, "refill", lambda _, rows: self._note_rows(rows))
-        self._before(lora, "plan", self._note_segments)
-        self._before(attention, "run", lambda *_: device.kernel(self._note_attention))
-        self._before(lora, "run", lambda *_: device.kernel(self._note_lora))
+        self._before(FlashInferAttention, "plan", self._note_rows)
+        self._before(FlashInferAttention, "refill", lambda attention, _, rows: self._note_rows(attention, rows))
+        self._before(TritonLoRA, "plan", self._note_segments)
+        self._before(FlashInferAttention, "run", lambda *_: device.kernel(self._note_attention))
+        self._before(TritonLoRA, "run", lambda *_: device.kernel(self._note_lora))
 
     def _before(self, owner: Any, name: str, note: Callable[..., None]) -> None:
         original = getattr(owner, name)
@@ -81,17 +99,19 @@ class PageWatch:
             note(*args)
             return original(*args)
 
-        setattr(owner, name, noted)
+        self._monkeypatch.setattr(owner, name, noted)
 
-    def _note_rows(self, rows: PagedRows) -> None:
+    def _note_rows(self, attention: FlashInferAttention, rows: PagedRows) -> None:
         spans = zip(rows.query_lens, rows.seq_lens, rows.block_tables, strict=True)
-        size = self._block_size
+        size = attention._layout.block_size
         tables = [(table[: -(-end // size)], (end - length) // size) for length, end, table in spans]
         self._kv = {page for table, _ in tables for page in table}
         self._new = {page for table, first in tables for page in table[first:]}
         self._weights = set()
 
-    def _note_segments(self, segments: list[Segment], adapter_pages: dict[str, list[int]]) -> None:
+    def _note_segments(
+        self, _: TritonLoRA, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]
+    ) -> None:
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         self._weights |= {page for digest in digests for page in adapter_pages[digest]}
 
@@ -101,3 +121,9 @@ class PageWatch:
 
     def _note_lora(self) -> None:
         self._device.note("lora", reads=self._weights)
+
+
+@pytest.fixture
+def watch(flashinfer: FakeFlashInfer, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> PageWatch:
+    assert flashinfer is sys.modules["flashinfer"]
+    return PageWatch(device, monkeypatch)

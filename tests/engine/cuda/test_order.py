@@ -39,22 +39,22 @@ OPTIONS = {"memory": "112kB", "max_num_seqs": 3, "adapter_copy_bytes": 20_000}
 
 
 def test_adapters_that_come_and_go(
-    make_pair: Pair, wide_model: Path, adapters: dict[str, Path], device: RecordingDevice
+    watch: PageWatch, make_pair: Pair, wide_model: Path, adapters: dict[str, Path], device: RecordingDevice
 ) -> None:
     reference, cuda = make_pair(wide_model, **OPTIONS)
-    PageWatch(device, cuda)
+    device.watch(cuda._core.arena.pages)
     assert run(cuda, adapters) == run(reference, adapters)
     counts = cuda._core.scheduler.counts
     assert counts.num_evicted_adapters >= 2
     check_order(device.log)
     launches = [entry for entry in device.log if isinstance(entry, Launch)]
     copied = {page for entry in launches if entry.name == "copy" for page in entry.writes}
-    used = {page for entry in launches if entry.name == "attention" for page in entry.writes}
     read = {page for entry in launches if entry.name == "lora" for page in entry.reads}
-    assert copied & used and copied == read  # pages change hands
+    assert copied & watch.written and copied == read  # pages change hands
 
 
 @pytest.mark.parametrize("forgotten", ["order", "note_step"])
+@pytest.mark.usefixtures("watch")
 def test_what_is_forgotten_is_found(
     make_pair: Pair,
     wide_model: Path,
@@ -65,7 +65,7 @@ def test_what_is_forgotten_is_found(
 ) -> None:
     monkeypatch.setattr(PageCopier, forgotten, lambda *_: None)
     _, cuda = make_pair(wide_model, **OPTIONS)
-    PageWatch(device, cuda)
+    device.watch(cuda._core.arena.pages)
     run(cuda, adapters)
     with pytest.raises(OrderError):
         check_order(device.log)

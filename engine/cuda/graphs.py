@@ -1,0 +1,145 @@
+"""DecodeGraphs: steps of decode rows as CUDA graphs, one for each size; without, the host launches every kernel again.
+
+A graph has the tensors it was captured with. A step is written into them: tokens, positions, the tables of attention,
+and what the LoRA kernels loop over, so that adapters of any rank come and go without another capture. A step that has
+fewer rows than its graph is filled up with rows that write and read one page that no request ever has. A step that no
+graph holds is left to whoever launches kernels one by one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from blora.adapters.triton.lora import TritonLoRA, TritonMetadata
+from blora.adapters.triton.step_table import StepSize
+from blora.scheduler import ScheduledRow
+
+from ..attention.base import PagedRows
+from ..attention.flashinfer import FixedDecode, FlashInferAttention
+from ..backend import Backend
+from ..inputs import ForwardBatch, segments_of
+from .device import Device, Graph
+
+# Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many
+# as run at a time on the largest GPU: 132 multiprocessors (H100), 8 on each.
+NUM_PROGRAMS = 1056
+MAX_RANK_GROUPS = 8  # of 16 ranks, of a graph's scratch where all its rows have adapters
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    graph: Graph
+    logits: Tensor  # [size, vocab_size] float32, written by each replay
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """All of one number of rows."""
+
+    token_ids: Tensor  # [size] int64
+    positions: Tensor  # [size] int64
+    attention: FixedDecode
+    lora: TritonMetadata
+    without_lora: Captured  # a step of base rows launches no LoRA kernel
+    with_lora: Captured
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.token_ids)
+
+
+class DecodeGraphs:
+    def __init__(self, device: Device, backend: Backend, scratch_page: int, pages_per_row: int, max_pages: int) -> None:
+        """backend: of FlashInfer and Triton. scratch_page: of the arena, no request's. pages_per_row: of the longest
+        sequence. max_pages: of all rows of a step together; one that has more is not held."""
+        self._device, self._backend = device, backend
+        self._attention, self._lora = _own(backend)
+        self._scratch_page = scratch_page
+        self._pages_per_row, self._max_pages = pages_per_row, max_pages
+        self._sized: dict[int, Sized] = {}
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted(self._sized)
+
+    @torch.inference_mode()
+    def capture(self, sizes: Iterable[int], progress: bool) -> None:
+        """Captures graphs of these sizes, the largest first, whose memory the others use again. progress: shows a bar
+        on stderr."""
+        descending = sorted(sizes, reverse=True)
+        for size in tqdm(descending, desc="capturing graphs", unit=" sizes", disable=not progress):
+            self._sized[size] = self._capture(size)
+
+    def _capture(self, size: int) -> Sized:
+        device = self._device.torch_device
+        token_ids, positions = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
+        attention = self._attention.plan_fixed(size, min(size * self._pages_per_row, self._max_pages + size))
+        step = StepSize(block_rows=1, num_uses=size, num_tiles=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
+        lora = self._lora.plan_fixed(step, NUM_PROGRAMS)
+        self._attention.refill(attention, self._padded([], size))
+        logits_at = torch.arange(size, device=device)
+        batch = ForwardBatch(token_ids, positions, logits_at, attention, None)
+        without_lora = self._captured(batch)
+        with_lora = self._captured(ForwardBatch(token_ids, positions, logits_at, attention, lora))
+        return Sized(token_ids, positions, attention, lora, without_lora, with_lora)
+
+    def _captured(self, batch: ForwardBatch) -> Captured:
+        model = self._backend.model
+        return Captured(*self._device.capture(lambda: model.compute_logits(model.forward(batch))))
+
+    def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
+        """The logits of the rows: [num_rows, vocab_size] float32, valid until the next run; None, with nothing
+        launched, for a step that no graph holds. rows, adapter_pages: as `build_batch` takes them."""
+        sized = self._sized_for(rows)
+        if sized is None:
+            return None
+        captured = self._fill_lora(sized, rows, adapter_pages)
+        if captured is None or not self._attention.refill(sized.attention, self._padded(rows, sized.num_rows)):
+            return None
+        self._fill_tokens(sized, rows)
+        captured.graph.replay()
+        return captured.logits[: len(rows)]
+
+    def _sized_for(self, rows: Sequence[ScheduledRow]) -> Sized | None:
+        if not all(row.num_new_tokens == 1 and row.is_sampled for row in rows):
+            return None
+        size = next((size for size in self.sizes if size >= len(rows)), None)
+        return None if size is None else self._sized[size]
+
+    def _fill_lora(
+        self, sized: Sized, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]
+    ) -> Captured | None:
+        """Which graph of the size computes the step's adapters."""
+        segments = segments_of(rows)
+        if not segments:
+            return sized.without_lora
+        if any(self._lora.changes_head(digest) for segment in segments for digest, _ in segment.adapters):
+            return None  # its rows' logits are computed apart, and may be wider
+        is_held = self._lora.refill(sized.lora, self._lora.plan(segments, adapter_pages))
+        return sized.with_lora if is_held else None
+
+    def _fill_tokens(self, sized: Sized, rows: Sequence[ScheduledRow]) -> None:
+        tokens = np.zeros((2, sized.num_rows), dtype=np.int64)
+        tokens[:, : len(rows)] = [row.token_ids[row.start] for row in rows], [row.start for row in rows]
+        (sent,) = self._backend.send(tokens)
+        sized.token_ids.copy_(sent[0])
+        sized.positions.copy_(sent[1])
+
+    def _padded(self, rows: Sequence[ScheduledRow], size: int) -> PagedRows:
+        num_more = size - len(rows)
+        return PagedRows(
+            query_lens=[1] * size,
+            seq_lens=[*(row.end for row in rows), *[1] * num_more],
+            block_tables=[*(row.block_table for row in rows), *[[self._scratch_page]] * num_more],
+        )
+
+
+def _own(backend: Backend) -> tuple[FlashInferAttention, TritonLoRA]:
+    attention, lora = backend.attention, backend.lora
+    if not isinstance(attention, FlashInferAttention) or not isinstance(lora, TritonLoRA):
+        raise TypeError(f"{type(attention).__name__} and {type(lora).__name__} have no fixed buffers")
+    return attention, lora

@@ -1,0 +1,154 @@
+"""Sizing: how many pages the arena of a GPU gets, from what a trial takes: the largest step and two graphs, measured.
+
+The trial runs on an arena that is just large enough for it. Nothing is guessed but that each further graph takes what
+the second one took beside the first, whose memory it shares.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from blora.scheduler import Limits, SamplingParams, ScheduledRow, Step
+
+from ..errors import EngineStartError
+from ..memory import is_fraction, parse_memory
+from .device import Device
+
+logger = logging.getLogger(__name__)
+DEFAULT_SHARE = 0.9  # of what is left: the driver and other processes need a little, and memory is cut into pieces
+
+
+class Trial(Protocol):
+    """An engine that is built to be measured, and dropped."""
+
+    def run(self, step: Step) -> object: ...
+
+    def capture(self, size: int) -> None:
+        """Captures the graphs of one number of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of a GPU."""
+
+    total: int
+    others: int  # had before this engine loaded anything
+    weights: int
+    workspaces: int  # of libraries and kernels, held for good
+    activations: int  # of the largest step, at their peak
+    graphs: int
+
+    @property
+    def left(self) -> int:
+        return self.total - self.others - self.weights - self.workspaces - self.activations - self.graphs
+
+    def describe(self) -> str:
+        return (
+            f"of {_gib(self.total)} GiB others have {_gib(self.others)}, weights {_gib(self.weights)}, workspaces "
+            f"{_gib(self.workspaces)}, the largest step {_gib(self.activations)}, graphs {_gib(self.graphs)}; "
+            f"{_gib(self.left)} are left"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PageNeeds:
+    page_bytes: int
+    block_size: int  # tokens
+    num_useful: int  # pages that all requests together can fill, with some to spare
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Ascending: 1, 2, 4, 8, 16, 24, ... and the largest."""
+    return sorted({size for size in (1, 2, 4, *range(8, max_num_seqs, 8)) if size < max_num_seqs} | {max_num_seqs})
+
+
+def largest_step(limits: Limits, block_size: int, max_model_len: int) -> tuple[Step, int]:
+    """A step of as many rows and tokens as there can be, all of them sampled, one with prompt logprobs, whose logits
+    are the largest of all. Returns it and the number of pages that it takes: 0, 1, ..."""
+    num_rows = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    shortest, num_longer = divmod(limits.max_num_batched_tokens, num_rows)
+    rows: list[ScheduledRow] = []
+    num_pages = 0
+    for index in range(num_rows):
+        length = min(shortest + (index < num_longer), max_model_len)
+        count = -(-length // block_size)
+        rows.append(_row(index, length, range(num_pages, num_pages + count)))
+        num_pages += count
+    return Step((), rows, {}), num_pages
+
+
+def _row(index: int, length: int, pages: range) -> ScheduledRow:
+    is_told = index == 0
+    sampling = SamplingParams(temperature=1.0, top_p=0.9, prompt_logprobs=1) if is_told else SamplingParams()
+    return ScheduledRow(
+        request_id=index,
+        start=0,
+        num_new_tokens=length,
+        token_ids=[0] * length,
+        num_prompt_tokens=length,
+        block_table=pages,
+        adapters=(),
+        activation=0,
+        sampling=sampling,
+        seed=0,
+        sample_index=0,
+        stop_token_ids=frozenset(),
+    )
+
+
+def measure(
+    device: Device,
+    others: int,
+    build_trial: Callable[[], Trial],
+    trial_bytes: int,
+    step: Step,
+    sizes: Sequence[int],
+) -> MemoryUse:
+    """others: bytes that were taken before the weights, which are there now. build_trial: with an arena of trial_bytes,
+    which are not counted. sizes: of graphs to come."""
+    before = device.memory()
+    trial = build_trial()
+    activations = device.measure_peak(lambda: trial.run(step))
+    after_step = device.memory().free
+    return MemoryUse(
+        total=before.total,
+        others=others,
+        weights=before.total - others - before.free,
+        workspaces=max(before.free - after_step - trial_bytes, 0),
+        activations=activations,
+        graphs=_measure_graphs(device, trial, sizes),
+    )
+
+
+def _measure_graphs(device: Device, trial: Trial, sizes: Sequence[int]) -> int:
+    """The largest two are captured; the others are taken to be like the second, which shares the first one's memory."""
+    taken: list[int] = []
+    for size in sorted(sizes, reverse=True)[:2]:
+        free = device.memory().free
+        trial.capture(size)
+        taken.append(free - device.memory().free)
+    return sum(taken) + (len(sizes) - len(taken)) * taken[-1] if taken else 0
+
+
+def choose_num_pages(memory: int | float | str | None, use: MemoryUse, needs: PageNeeds) -> int:
+    """memory: of the configuration; None is DEFAULT_SHARE of what is left. Raises EngineStartError."""
+    wish = DEFAULT_SHARE if memory is None else memory
+    budget = parse_memory(wish, max(use.left, 0))
+    if is_fraction(wish):
+        budget = min(budget, needs.num_useful * needs.page_bytes)
+    if not 2 * needs.page_bytes <= budget <= use.left:
+        raise EngineStartError(
+            f"memory: {budget} bytes is not between two pages ({2 * needs.page_bytes}) and what is left on the GPU, "
+            f"{use.left}: {use.describe()}; fewer max_num_batched_tokens or max_num_seqs take less"
+        )
+    num_pages = budget // needs.page_bytes
+    logger.info(
+        "GPU memory: %s; the arena gets %d pages of %d bytes (%s GiB), %d tokens of KV without adapters",
+        use.describe(), num_pages, needs.page_bytes, _gib(num_pages * needs.page_bytes), num_pages * needs.block_size,
+    )  # fmt: skip
+    return num_pages
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.2f}"

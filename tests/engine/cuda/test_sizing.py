@@ -1,0 +1,115 @@
+"""What a GPU's arena gets: measured, told, refused with the figures."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from recording_device import RecordingDevice
+
+from blora.engine import LLM, EngineStartError
+from blora.engine.cuda.sizing import MemoryUse, PageNeeds, choose_num_pages, largest_step, measure
+from blora.scheduler import Limits, Step
+
+USE = MemoryUse(total=1000, others=50, weights=300, workspaces=100, activations=150, graphs=100)
+NEEDS = PageNeeds(page_bytes=20, block_size=4, num_useful=1000)
+
+
+class Trial:
+    """Takes known bytes of a device."""
+
+    def __init__(self, device: RecordingDevice) -> None:
+        self.device, self.captured = device, []
+        device.hold(70)  # the arena's 30 and workspaces
+
+    def run(self, step: Step) -> None:
+        assert len(step.rows) == 2
+        self.device.hold(5)  # kernels that are loaded when they are first launched
+        torch.zeros(64) + torch.zeros(64)
+
+    def capture(self, size: int) -> None:
+        self.captured.append(size)
+        self.device.hold({8: 40, 4: 7}[size])
+
+
+def test_every_part_is_measured() -> None:
+    device, made = RecordingDevice(total_bytes=10_000), []
+    device.hold(1000 + 100)  # others and weights
+    step, num_pages = largest_step(Limits(9, 2), block_size=4, max_model_len=100)
+    assert [row.num_new_tokens for row in step.rows] == [5, 4] and num_pages == 3
+
+    def build() -> Trial:
+        made.append(Trial(device))
+        return made[0]
+
+    use = measure(device, 1000, build, 30, step, [1, 2, 4, 8])
+    assert use == MemoryUse(10_000, 1000, 100, 40 + 5, 3 * 256, 40 + 3 * 7)
+    assert made[0].captured == [8, 4]
+    assert use.left == 10_000 - 1100 - 45 - 768 - 61
+    assert measure(device, 0, lambda: Trial(device), 30, step, []).graphs == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "max_model_len", "lengths"),
+    [
+        (Limits(8, 3), 100, [3, 3, 2]),
+        (Limits(2, 3), 100, [1, 1]),
+        (Limits(64, 1), 10, [10]),
+    ],
+)
+def test_the_largest_step(limits: Limits, max_model_len: int, lengths: list[int]) -> None:
+    step, num_pages = largest_step(limits, 4, max_model_len)
+    assert [row.num_new_tokens for row in step.rows] == lengths
+    assert all(row.is_sampled for row in step.rows)
+    pages = [page for row in step.rows for page in row.block_table]
+    assert pages == list(range(num_pages)) and num_pages == sum(-(-length // 4) for length in lengths)
+    assert step.rows[0].sampling.prompt_logprobs is not None
+
+
+@pytest.mark.parametrize(
+    ("memory", "num_pages"), [(None, 13), (1.0, 15), (0.5, 7), ("0.5", 7), (100, 5), ("200B", 10), (300, 15)]
+)
+def test_the_arena_fills_what_the_budget_leaves(memory: int | float | str | None, num_pages: int) -> None:
+    assert USE.left == 300
+    assert choose_num_pages(memory, USE, NEEDS) == num_pages
+
+
+def test_no_more_than_is_of_use() -> None:
+    needs = PageNeeds(page_bytes=20, block_size=4, num_useful=6)
+    assert choose_num_pages(None, USE, needs) == 6
+    assert choose_num_pages(200, USE, needs) == 10  # asked for
+
+
+@pytest.mark.parametrize("memory", [301, 39, 0.1, "2GiB"])
+def test_too_little_is_refused_with_the_figures(memory: int | float | str) -> None:
+    with pytest.raises(EngineStartError, match=r"left on the GPU, 300: of .* GiB others have .* graphs"):
+        choose_num_pages(memory, USE, NEEDS)
+
+
+def test_a_model_that_leaves_nothing() -> None:
+    use = MemoryUse(total=1000, others=50, weights=900, workspaces=100, activations=150, graphs=0)
+    with pytest.raises(EngineStartError, match="left on the GPU, -200"):
+        choose_num_pages(None, use, NEEDS)
+
+
+Pair = Callable[..., tuple[LLM, LLM]]
+
+
+def test_an_engine_tells_what_it_chose(make_pair: Pair, wide_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="blora"):
+        _, cuda = make_pair(wide_model, max_num_batched_tokens=256)
+    (line,) = [record.message for record in caplog.records if record.message.startswith("GPU memory")]
+    num_pages = cuda._engine.facts.num_pages
+    assert f"the arena gets {num_pages} pages of 8192 bytes" in line and f"{num_pages * 4} tokens of KV" in line
+    assert cuda._core.num_free_pages == num_pages == 8_000_000 // 8192
+    assert len(cuda._core.arena.pages) == num_pages + 1
+
+
+def test_an_engine_that_finds_too_little_does_not_start(
+    make_pair: Pair, wide_model: Path, device: RecordingDevice
+) -> None:
+    make_pair(wide_model)
+    device.hold((1 << 30) - 1_000_000)
+    with pytest.raises(EngineStartError, match="the largest step"):
+        make_pair(wide_model, memory=None, max_num_batched_tokens=256)
