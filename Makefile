@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Where there is a compiler, kernels that it does not take are an error and not left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test kernels-grid sanitize gpu-kernels peers check format model train clean
+.PHONY: demo test kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -36,6 +36,16 @@ sanitize: $(READY)
 gpu-kernels: $(READY)
 	$(BIN)/blora bench triton --json bench/results/triton.json
 	$(BIN)/blora bench roofline --json bench/results/roofline.json
+
+# On a machine with a GPU: the Triton kernels' and the engine's tokens against the CPU's, speed, and a report to send back.
+gpu-test: $(VENV)/.cuda model
+	$(BIN)/blora bench gpu $(MODEL)
+
+# What only a GPU needs, some GB, and only where there is one.
+$(VENV)/.cuda: $(READY)
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'torch finds no GPU here')"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint flashinfer.txt --editable '.[dev,cuda]'
+	touch $@
 
 # The same work on other engines: makes their environments (some GB), then most of an hour.
 peers: $(READY) model

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_many(programs.add_parser("adapters", help="up to thousands of adapters, and loading them under traffic"))
     _add_fairness(programs.add_parser("fairness", help="time to first token by adapter, fair or not, simulated"))
     _add_triton(programs.add_parser("triton", help="what the GPU's LoRA kernels compile to; needs no GPU"))
+    _add_gpu(programs.add_parser("gpu", help="on a machine with a GPU: right tokens, speed, a report to send back"))
     _add_roofline(programs.add_parser("roofline", help="what adapters cost a step on GPUs, by arithmetic"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
@@ -166,6 +167,22 @@ def _add_roofline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=_count, default=512, metavar="TOKENS", help="of each row (%(default)s)")
     parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+
+
+def _add_gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="(default: %(default)s)")
+    parser.add_argument(
+        "--reference", choices=("reference", "cpu"), default="reference", help="backend of the CPU to compare with"
+    )
+    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
+    _add_adapters(parser)
+    parser.set_defaults(ranks=(8, 16, 32, 64))
+    _add_lengths(parser)
+    _add_rounds(parser, 3)
+    parser.add_argument(
+        "--output", type=Path, default=Path("bench/results"), metavar="DIR", help="of the report (default: %(default)s)"
+    )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

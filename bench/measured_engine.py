@@ -106,6 +106,10 @@ class MeasuredEngine:
     def num_resident(self) -> int:
         return sum(adapter.resident for adapter in self.llm.list_adapters())
 
+    def adapter_name(self, index: int | None) -> str | None:
+        """None is the base model."""
+        return None if index is None else self._names[index]
+
     def make_resident(self) -> None:
         """Every adapter is used once. Those that memory has no room for are copied again when they are needed."""
         for first in range(0, len(self._names), WARM_ROWS):
@@ -123,7 +127,7 @@ class MeasuredEngine:
     def run(self, prompts: Sequence[list[int]], adapters: Sequence[int | None], num_tokens: int) -> Pass:
         """All rows at once, greedy, num_tokens each. adapters: of each row, by index; None is the base model."""
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
-        names = [None if adapter is None else self._names[adapter] for adapter in adapters]
+        names = [self.adapter_name(adapter) for adapter in adapters]
         with Stopwatch() as stopwatch:
             stopwatch.watch(self.llm._core, "step", STEP, starts_record=True)
             started = time.monotonic()

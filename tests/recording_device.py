@@ -281,7 +281,8 @@ class RecordingDevice:
             raise CaptureError("a graph would send the same integers at every replay")
         return [torch.from_numpy(part.copy()) for part in parts]
 
-    def capture(self, run: Callable[[], Result]) -> tuple[RecordingGraph, Result]:
+    def capture(self, run: Callable[[], Result], beside: RecordingGraph | None = None) -> tuple[RecordingGraph, Result]:
+        assert beside is None or beside in self.graphs, "a graph that is gone"
         run()
         self.synchronize()
         self._tape = _Tape()

@@ -7,6 +7,7 @@ What is launched runs on the current stream, in order; `compute` is the current 
 streams there is no order but what `Stream.wait` makes, and none between a stream and the host but `synchronize`.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -76,9 +77,9 @@ class Device(Protocol):
         """Launches a copy of arrays of the host, which may change at once. Returns tensors of the device with their
         shapes and dtypes."""
 
-    def capture(self, run: Callable[[], Result]) -> tuple[Graph, Result]:
+    def capture(self, run: Callable[[], Result], beside: Graph | None = None) -> tuple[Graph, Result]:
         """Runs it once for what is only made at the first time, then captures it; what it returns is written by each
-        replay. Graphs share their memory: what one has returned is valid until another is replayed."""
+        replay. beside: a graph whose memory it shares: what one has returned is valid until another is replayed."""
 
     def synchronize(self) -> None:
         """The host waits for all streams."""
@@ -141,7 +142,6 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         self.compute: Stream = CudaStream(torch.cuda.current_stream())
         self._capture_stream = torch.cuda.Stream()  # the same for all: graphs that share memory must share it, too
-        self._graph_memory: Any = None
 
     def new_stream(self) -> CudaStream:
         return CudaStream(torch.cuda.Stream())
@@ -165,15 +165,17 @@ class CudaDevice:
             torch.from_numpy(part).pin_memory().to(self.torch_device, non_blocking=True) for part in map(_owned, parts)
         ]
 
-    def capture(self, run: Callable[[], Result]) -> tuple[CudaGraph, Result]:
+    def capture(self, run: Callable[[], Result], beside: Graph | None = None) -> tuple[CudaGraph, Result]:
+        if beside is not None and not isinstance(beside, CudaGraph):
+            raise TypeError(f"a graph of another device: {type(beside).__name__}")
         self.synchronize()
         with torch.cuda.stream(self._capture_stream):
             run()  # Triton compiles, cuBLAS makes its workspace: neither can be captured
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graph_memory, stream=self._capture_stream):
+        memory = None if beside is None else beside.graph.pool()
+        with torch.cuda.graph(graph, pool=memory, stream=self._capture_stream):
             result = run()
-        self._graph_memory = self._graph_memory or graph.pool()
         return CudaGraph(graph), result
 
     def synchronize(self) -> None:
@@ -181,6 +183,7 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         self.synchronize()
+        gc.collect()  # what is dropped and still hangs in a cycle
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return DeviceMemory(free, total)

@@ -61,6 +61,7 @@ class DecodeGraphs:
         self._scratch_page = scratch_page
         self._pages_per_row, self._max_pages = pages_per_row, max_pages
         self._sized: dict[int, Sized] = {}
+        self._first: Graph | None = None  # whose memory all share
 
     @property
     def sizes(self) -> list[int]:
@@ -89,7 +90,9 @@ class DecodeGraphs:
 
     def _captured(self, batch: ForwardBatch) -> Captured:
         model = self._backend.model
-        return Captured(*self._device.capture(lambda: model.compute_logits(model.forward(batch))))
+        captured = self._device.capture(lambda: model.compute_logits(model.forward(batch)), beside=self._first)
+        self._first = self._first or captured[0]
+        return Captured(*captured)
 
     def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
         """The logits of the rows: [num_rows, vocab_size] float32, valid until the next run; None, with nothing

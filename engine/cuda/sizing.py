@@ -108,17 +108,23 @@ def measure(
     """others: bytes that were taken before the weights, which are there now. build_trial: with an arena of trial_bytes,
     which are not counted. sizes: of graphs to come."""
     before = device.memory()
-    trial = build_trial()
-    activations = device.measure_peak(lambda: trial.run(step))
-    after_step = device.memory().free
+    activations, free, graphs = _try(device, build_trial, step, sizes)
+    device.memory()  # what the trial had is given back before anything takes its place
     return MemoryUse(
         total=before.total,
         others=others,
         weights=before.total - others - before.free,
-        workspaces=max(before.free - after_step - trial_bytes, 0),
+        workspaces=max(before.free - free - trial_bytes, 0),
         activations=activations,
-        graphs=_measure_graphs(device, trial, sizes),
+        graphs=graphs,
     )
+
+
+def _try(device: Device, build_trial: Callable[[], Trial], step: Step, sizes: Sequence[int]) -> tuple[int, int, int]:
+    """The peak of the step, what is free after it, what graphs take."""
+    trial = build_trial()
+    activations = device.measure_peak(lambda: trial.run(step))
+    return activations, device.memory().free, _measure_graphs(device, trial, sizes)
 
 
 def _measure_graphs(device: Device, trial: Trial, sizes: Sequence[int]) -> int:

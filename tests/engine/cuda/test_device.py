@@ -58,7 +58,7 @@ def test_a_capture_is_warmed_up_on_the_stream_of_the_capture(cuda: MagicMock) ->
     assert names(cuda, first)[0] == "synchronize"
     (warm_up,), (_, options) = cuda.stream.call_args.args, cuda.graph.call_args
     assert options["stream"] is warm_up and options["pool"] is None
-    device.capture(lambda: None)
+    device.capture(lambda: None, beside=graph)
     assert cuda.graph.call_args.kwargs["pool"] is cuda.CUDAGraph().pool()
     graph.replay()
     assert names(cuda)[-1] == "CUDAGraph().replay"

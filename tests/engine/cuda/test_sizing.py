@@ -1,14 +1,18 @@
 """What a GPU's arena gets: measured, told, refused with the figures."""
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from recording_device import RecordingDevice
 
-from blora.engine import LLM, EngineStartError
+from blora.engine import LLM, EngineStartError, SamplingParams
+from blora.engine.arena import Arena
 from blora.engine.cuda.sizing import MemoryUse, PageNeeds, choose_num_pages, largest_step, measure
 from blora.scheduler import Limits, Step
 
@@ -113,3 +117,29 @@ def test_an_engine_that_finds_too_little_does_not_start(
     device.hold((1 << 30) - 1_000_000)
     with pytest.raises(EngineStartError, match="the largest step"):
         make_pair(wide_model, memory=None, max_num_batched_tokens=256)
+
+
+def test_the_trial_is_gone_when_the_arena_is_made(
+    make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for two. It hangs in no cycle either, which would be freed too late."""
+    arenas: list[weakref.ref[Arena]] = []
+    original = Arena.__init__
+
+    def noted(self: Arena, *args: Any) -> None:
+        assert not [arena for arena in arenas if arena() is not None]
+        original(self, *args)
+        arenas.append(weakref.ref(self))
+
+    make_pair(wide_model)
+    gc.collect()
+    gc.disable()
+    try:
+        monkeypatch.setattr(Arena, "__init__", noted)
+        options = {"dtype": "float16", "memory": "8MB", "block_size": 4, "max_num_seqs": 2}
+        llm = LLM(str(wide_model), backend="cuda", max_num_batched_tokens=64, **options)
+        assert len(arenas) == 2 and llm._core.arena is arenas[1]()
+    finally:
+        gc.enable()
+    sampling = SamplingParams(temperature=0, max_tokens=2)
+    assert llm.generate("a", sampling, use_tqdm=False)
