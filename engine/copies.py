@@ -14,8 +14,9 @@ class StepCopies(Protocol):
     def begin(self, step: Step) -> None:
         """Comes before anything of the step is computed."""
 
-    def go_on(self) -> None:
-        """What the step's rows need is launched, and nobody has waited for it yet."""
+    def go_on(self, is_waited_for: bool) -> None:
+        """What the step's rows need is launched, and nobody has waited for it yet. is_waited_for: somebody will, who
+        reads the rows' tokens."""
 
     def finish(self) -> float:
         """Comes after the step, even if it failed: no copy is left out. Returns the seconds of the host that the step's
@@ -34,7 +35,7 @@ class CopiesBefore:
     def begin(self, step: Step) -> None:
         self._seconds = run_copies(self._pool, step.copies)
 
-    def go_on(self) -> None:
+    def go_on(self, is_waited_for: bool) -> None:
         pass
 
     def finish(self) -> float:

@@ -48,7 +48,7 @@ class ModelRunner:
         rows = in_batch_order(step.rows)
         results = {row.request_id: RowResult() for row in rows}
         hidden, logits = self._launch(rows, step.adapter_pages)
-        self._copies.go_on()
+        self._copies.go_on(is_waited_for=logits is not None)
         sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
             samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled))

@@ -90,25 +90,28 @@ class CopiesBeside:
         """copier: the pool's."""
         self._pool, self._device, self._copier = pool, device, copier
         self._left: Sequence[PageCopy] = ()
-        self._has_waited = True  # for the step's rows, as whoever reads their tokens does
         self._seconds = 0.0
 
     def begin(self, step: Step) -> None:
         self._left, self._seconds = step.copies, 0.0
-        self._has_waited = not step.rows or any(row.is_sampled for row in step.rows)
         self._copier.order(pages_of(step))
         if step.copies:
             self._copier.note_step()
 
-    def go_on(self) -> None:
-        copies, self._left = self._left, ()
-        self._seconds += run_copies(self._pool, copies)
+    def go_on(self, is_waited_for: bool) -> None:
+        self._run_left()
+        # Or nobody would know how long steps take that compute a part of a prompt; and what the host has planned with,
+        # in pinned memory of its own, may not change before it was read.
+        if not is_waited_for:
+            self._device.compute.record().synchronize()
 
     def finish(self) -> float:
-        self.go_on()
-        if not self._has_waited:  # or nobody would know how long steps take that only compute a part of a prompt
-            self._device.compute.record().synchronize()
+        self._run_left()
         return self._seconds
+
+    def _run_left(self) -> None:
+        copies, self._left = self._left, ()
+        self._seconds += run_copies(self._pool, copies)
 
 
 def pages_of(step: Step) -> set[int]:

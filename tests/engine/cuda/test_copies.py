@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes import CheckingRunner, make_request, make_scheduler
 from hypothesis import settings
-from recording_device import OrderError, RecordingDevice, check_order
+from recording_device import HostWait, OrderError, Record, RecordingDevice, check_order
 from scheduler_machine import BLOCK, SchedulerMachine
 from torch import Tensor
 
@@ -53,7 +53,7 @@ class DeviceRunner(CheckingRunner):
         self.device.note("rows", reads=read | adapters, writes=written)
         self.pages[sorted(written)] = KV
         self._check(read, step.adapter_pages)
-        self.copies.go_on()
+        self.copies.go_on(is_waited_for=True)
         return super().execute(step)
 
     def _tables(self, row: object) -> list[int]:
@@ -190,8 +190,21 @@ def test_copies_of_a_step_that_failed_are_not_left_out() -> None:
     assert pool.copied == []
     assert copies.finish() >= 0.01 and pool.copied == ["a"]
     copies.begin(step)
-    copies.go_on()
-    copies.go_on()  # rows that are run again
+    copies.go_on(is_waited_for=True)
+    copies.go_on(is_waited_for=True)  # rows that are run again
     assert copies.finish() >= 0.01 and pool.copied == ["a", "a"]
     copies.begin(Step((), (), {}))
     assert copies.finish() < 0.01
+
+
+def test_rows_that_nobody_waits_for_are_waited_for() -> None:
+    """A part of a prompt: what it was planned with is in pinned memory that the next plan writes to."""
+    beside = Beside()
+    copies = CopiesBeside(Pool(), beside.device, beside.copier)  # type: ignore[arg-type]
+    copies.begin(step_of(2, are_beside=True)[0])
+    beside.device.note("rows")
+    copies.go_on(is_waited_for=True)
+    assert not [entry for entry in beside.device.log if isinstance(entry, HostWait)]
+    copies.go_on(is_waited_for=False)
+    *_, record, wait = beside.device.log
+    assert record == Record("compute", wait.event) and isinstance(wait, HostWait)
