@@ -8,6 +8,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
 from .layout import Layout
+from .part import ModulePart, ModuleParts
 from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
 from .targets import TargetModule
@@ -25,6 +26,8 @@ __all__ = [
     "Checkpoint",
     "ImageTable",
     "Layout",
+    "ModulePart",
+    "ModuleParts",
     "Registry",
     "TargetModule",
     "Version",

@@ -8,10 +8,13 @@ Matrices stand in the pieces of a Layout, which the kernels of a backend ask for
 
 Pieces are not divided. They stand in chunks: contiguous, 64-byte aligned, never larger than a page. An adapter's pages
 need not be adjacent in the arena, because every chunk is found by (page of the image, offset in it).
+
+For ranks that share a model its shard is packed for each, and all into the same number of pages, one shard after
+another: whoever decides about pages decides for all.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
 from .layout import ALIGNMENT, Layout
 from .lora_module import Array
+from .part import ModuleParts, cut
 from .targets import TargetKind
 
 LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; a page has to hold one
@@ -67,29 +71,65 @@ class ImageTable:
 
     digest: str
     dtype: str
-    num_pages: int
+    num_pages: int  # of each shard
     page_bytes: int
-    modules: tuple[PackedModule, ...]
+    modules: tuple[PackedModule, ...]  # of the only shard, or the first
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
     text: AdapterText = AdapterText()
     is_exclusive: bool = False  # takes no request scale and no partner
     layout: Layout = Layout.VECTORS
     vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
+    further: tuple[tuple[PackedModule, ...], ...] = ()  # modules of each further shard
+
+    @property
+    def num_shards(self) -> int:
+        return 1 + len(self.further)
 
     @property
     def num_bytes(self) -> int:
-        return self.num_pages * self.page_bytes
+        """Of all shards."""
+        return self.num_shards * self.num_pages * self.page_bytes
+
+    def of_shard(self, index: int) -> "ImageTable":
+        """What the rank of one shard has to know; its pages begin at index * num_pages of the image."""
+        if not self.further:
+            return self
+        return replace(self, modules=(self.modules, *self.further)[index], further=())
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterImage:
     table: ImageTable
-    pages: Array  # [num_pages, page_bytes] uint8
+    pages: Array  # [num_shards * num_pages, page_bytes] uint8
 
 
-def pack(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Layout = Layout.VECTORS) -> AdapterImage:
-    """Packs a checkpoint in the model's dtype. Raises AdapterTooLarge where a page holds no piece."""
+def pack(
+    checkpoint: Checkpoint,
+    dtype: str,
+    page_bytes: int,
+    layout: Layout = Layout.VECTORS,
+    shards: Sequence[ModuleParts] = (),
+) -> AdapterImage:
+    """Packs a checkpoint in the model's dtype. shards: the parts of the modules in each, where there are several.
+    Raises AdapterTooLarge where a page holds no piece."""
+    if not shards:
+        return _pack_whole(checkpoint, dtype, page_bytes, layout)
+    images = [_pack_whole(_part_of(checkpoint, parts), dtype, page_bytes, layout) for parts in shards]
+    num_pages = max(image.table.num_pages for image in images)
+    pages = np.zeros((len(images), num_pages, page_bytes), dtype=np.uint8)
+    for part, image in zip(pages, images, strict=True):
+        part[: len(image.pages)] = image.pages
+    further = tuple(image.table.modules for image in images[1:])
+    table = replace(images[0].table, num_pages=num_pages, further=further)
+    return AdapterImage(table, pages.reshape(-1, page_bytes))
+
+
+def _part_of(checkpoint: Checkpoint, parts: ModuleParts) -> Checkpoint:
+    return replace(checkpoint, modules=tuple(cut(module, parts[module.target.name]) for module in checkpoint.modules))
+
+
+def _pack_whole(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Layout) -> AdapterImage:
     writer = _PageWriter(page_bytes)
     modules = []
     for module in checkpoint.modules:
@@ -226,4 +266,4 @@ class _PageWriter:
         return Chunk(len(self._pages) - 1, self._offset, first, min(num_pieces, num_fitting))
 
     def pages(self) -> Array:
-        return np.stack(self._pages)
+        return np.stack(self._pages) if self._pages else np.zeros((0, self._page_bytes), dtype=np.uint8)

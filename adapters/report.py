@@ -17,6 +17,7 @@ from .errors import AdapterTooLarge
 from .image import ImageTable, pack
 from .layout import Layout
 from .lora_module import LoRAModule
+from .part import ModuleParts
 from .targets import TargetModule
 
 LAYERS = ".layers."
@@ -79,13 +80,14 @@ def inspect_adapter(
     base: BaseTensors | None = None,
     max_weights: int | None = None,
     layout: Layout = Layout.VECTORS,
+    shards: Sequence[ModuleParts] = (),
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
         judged = judge_checkpoint(folder, targets, roots, base, max_weights)
         if judged.problems or judged.checkpoint is None:
             return _refusal(str(folder), judged)
-        return report_of(judged.checkpoint, pack(judged.checkpoint, dtype, page_bytes, layout).table)
+        return report_of(judged.checkpoint, pack(judged.checkpoint, dtype, page_bytes, layout, shards).table)
     except AdapterTooLarge as error:
         return AdapterReport(str(folder), (str(error),))
 

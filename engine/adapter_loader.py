@@ -17,6 +17,7 @@ from blora.adapters import (
     AdapterRejected,
     AdapterReport,
     AdapterTooLarge,
+    ModuleParts,
     inspect_adapter,
     pack,
     read_checkpoint,
@@ -39,6 +40,8 @@ from .frames import (
     ReadUploaded,
     ToLoader,
 )
+from .model.config import load_model_config
+from .model.shard import module_parts
 from .sealed_memory import seal
 from .tokenizer import load_tokenizer
 
@@ -66,7 +69,8 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
         checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_weights)
         if not checkpoint.text.is_empty:
             _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text, checkpoint.vocab_size)
-        image = pack(checkpoint, order.dtype, order.page_bytes, order.layout)
+        parts = _parts(order.model, order.num_ranks)
+        image = pack(checkpoint, order.dtype, order.page_bytes, order.layout, parts)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
         return
@@ -100,13 +104,26 @@ def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> 
 def _inspect(order: ReadAdapter) -> AdapterReport:
     folder, base = Path(order.path), _base_weights(order.model)
     report = inspect_adapter(
-        folder, order.targets, order.dtype, order.page_bytes, _roots(order), base, order.max_weights, order.layout
+        folder,
+        order.targets,
+        order.dtype,
+        order.page_bytes,
+        _roots(order),
+        base,
+        order.max_weights,
+        order.layout,
+        _parts(order.model, order.num_ranks),
     )
     return report if report.text.is_empty else _tokenizers(order.model, order.vocab_size).check_report(report)
 
 
 def _roots(order: ReadAdapter) -> list[Path] | None:
     return None if order.roots is None else [Path(root) for root in order.roots]
+
+
+@cache
+def _parts(model: str, num_ranks: int) -> tuple[ModuleParts, ...]:
+    return module_parts(load_model_config(Path(model)), num_ranks)
 
 
 @cache

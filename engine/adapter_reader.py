@@ -77,8 +77,8 @@ class AdapterReader:
         """model: folder or .gguf file. targets: its modules that LoRA can land on. engine: what reads the images."""
         self._model, self._targets, self._engine = str(model), list(targets), engine
         num_pages = engine.facts.num_pages
-        self._max_weights = max_weights(num_pages, engine.page_bytes, engine.dtype)
-        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.page_bytes, LEAST_DOWNLOAD))
+        self._max_weights = max_weights(num_pages, engine.page_bytes, engine.dtype) * engine.num_ranks
+        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.num_ranks * engine.page_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -140,6 +140,7 @@ class AdapterReader:
             max_weights=self._max_weights,
             vocab_size=self._engine.facts.vocab_size,
             model=self._model,
+            num_ranks=self._engine.num_ranks,
         )
 
     async def _ask(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

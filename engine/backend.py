@@ -33,6 +33,7 @@ from .kernels.picker import CpuPicker
 from .model.config import ModelConfig
 from .model.decoder import CausalLM
 from .model.ops import TorchOps
+from .model.rank_group import RankGroup
 from .model.rope import rope_cache
 from .model.targets import num_sites
 from .model.weights import ModelWeights
@@ -71,7 +72,7 @@ class StepGraphs(Protocol):
         launched, for a step that no graph holds. rows, adapter_pages: as `build_batch` takes them."""
 
 
-BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool], Backend]
+BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool, RankGroup], Backend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,30 +90,32 @@ class BackendChoice:
         return CPU if self.device is None else self.device.torch_device
 
 
-def choose_backend(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
+def choose_backend(
+    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, rank: int = 0, num_ranks: int = 1
+) -> BackendChoice:
     """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
-    first of them that can be used. Raises EngineStartError."""
+    first of them that can be used. config: of what a rank has of the model. Raises EngineStartError."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
-        return _choose_cuda(config, dtype)
+        return _choose_cuda(config, dtype, rank)
     if name == "auto" and has_gpu():
         try:
-            return _choose_cuda(config, dtype)
+            return _choose_cuda(config, dtype, rank)
         except EngineStartError as error:
             logger.warning("there is a GPU, but it is not used: %s", error)
-    return _choose_cpu(name, config, dtype, block_size)
+    return _choose_cpu(name, config, dtype, block_size, num_ranks)
 
 
-def _choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
+def _choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int) -> BackendChoice:
     from .cuda.backend import choose_cuda
 
-    return choose_cuda(config, dtype)
+    return choose_cuda(config, dtype, rank)
 
 
-def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int) -> BackendChoice:
+def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int) -> BackendChoice:
     kernels = kernels_of(name)
-    obstacle = _obstacle(kernels, config, dtype, block_size)
+    obstacle = _obstacle(kernels, config, dtype, block_size, num_ranks)
     if kernels is not None and obstacle is None:
         logger.info("native kernels: %s", kernels.instruction_set)
         return BackendChoice(lambda *parts: _build_cpu(kernels, *parts))
@@ -134,11 +137,15 @@ def kernels_of(name: str) -> Kernels | None:
         raise EngineStartError(f"backend: {error}") from error
 
 
-def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int) -> str | None:
+def _obstacle(
+    kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int
+) -> str | None:
     if kernels is None:
         return "they were not built from these sources; install blora again, with a C++ compiler"
     if dtype not in DTYPES:
         return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    if num_ranks > 1:
+        return f"they compute all layers in one call, and {num_ranks} ranks have to add up what each layer gives"
     try:
         check_shape(config, block_size)
     except ValueError as error:
@@ -147,14 +154,22 @@ def _obstacle(kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, 
     return None if all(width % 2 == 0 for width in widths) else "a layer has an odd number of inputs"
 
 
-def _build_reference(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
+def _build_reference(
+    config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool, group: RankGroup
+) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = ReferenceLoRA(adapters)
-    return Backend(CausalLM(config, weights, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)
+    model = CausalLM(config, weights, attention, lora, TorchOps(config), group)
+    return Backend(model, attention, lora, TORCH_PICKER)
 
 
 def _build_cpu(
-    kernels: Kernels, config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool
+    kernels: Kernels,
+    config: ModelConfig,
+    weights: ModelWeights,
+    arena: Arena,
+    adapters: DevicePool,
+    _alone: RankGroup,
 ) -> Backend:
     cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
     qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]

@@ -50,10 +50,21 @@ class Channel(Generic[Incoming]):
         except OSError as error:
             raise ChannelClosed from error
 
+    def wake_with(self, other: "Channel[Any]") -> None:
+        """`receive` returns, too, when there is something to be received there, or it is closed."""
+        self._selector.register(other._frames, selectors.EVENT_READ)
+
+    def close(self) -> None:
+        self._selector.close()
+        self._frames.close()
+        self._descriptors.close()
+
     def receive(self, wait: bool) -> list[Incoming]:
         """Every message that is here; waits for the first one if asked. Raises ChannelClosed."""
         messages = self._decode()
-        while self._selector.select(None if wait and not messages else 0):
+        while ready := self._selector.select(None if wait and not messages else 0):
+            if all(key.fileobj is not self._frames for key, _ in ready):
+                break
             try:
                 content = self._frames.recv(1 << 20)
             except OSError as error:

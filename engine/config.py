@@ -17,6 +17,7 @@ COUNTS = (
     "adapter_copy_bytes",
     "max_passed_over",
     "max_adapter_versions",
+    "tensor_parallel_size",
     *OPTIONAL_COUNTS,
 )
 BACKENDS = ("auto", "cpu", *INSTRUCTION_SETS, "cuda", "reference")
@@ -25,17 +26,17 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up
-    to 1) of what is left of the memory this process may use, or of the GPU's; None is half of the one, 0.9 of the
-    other. enforce_eager: captures no CUDA graphs, without which a GPU waits for the host to launch each kernel.
-    threads: of compute; None leaves torch's choice. adapter_copy_bytes: how much of adapters may be copied into the
-    arena between two steps; while rows are computed it is also no more than takes a fifth of a step. host_cache:
-    bytes for idle adapters in host memory, as memory is given; beyond it they are read again when they are asked
-    for; None sets no limit. scheduling_policy: "fcfs", the order of arrival; "priority", lower priority values
-    first; "fair", lower priority values first and, within a priority, fair shares of service for tenants and for
-    each tenant's adapters. backend: "auto", the first usable of "cuda", FlashInfer; "cpu", the native kernels;
-    "reference", plain torch. The name of an instruction set, such as "avx512bf16", is that build of the native
-    kernels: for the same bits on machines of which some have a better one.
+    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
+    1) of what is left of the memory this process may use, or of the GPU's; None is half of the one, 0.9 of the other;
+    of each rank, where there are several. enforce_eager: captures no CUDA graphs, without which a GPU waits for the
+    host to launch each kernel. threads: of compute, of all ranks together; None leaves torch's choice.
+    adapter_copy_bytes: how much of adapters may be copied into the arena between two steps; while rows are computed
+    it is also no more than takes a fifth of a step. host_cache: bytes for idle adapters in host memory, as memory is
+    given; beyond it they are read again when they are asked for; None sets no limit. scheduling_policy: "fcfs", the
+    order of arrival; "priority", lower priority values first; "fair", lower priority values first and, within a
+    priority, fair shares of service for tenants and for each tenant's adapters. backend: "auto", the first usable of
+    "cuda", FlashInfer; "cpu", the native kernels; "reference", plain torch. The name of an instruction set, such as
+    "avx512bf16", is that build of the native kernels: for the same bits on machines of which some have a better one.
     """
 
     model: str  # Hugging Face folder, hub id or .gguf file
@@ -54,6 +55,7 @@ class EngineConfig:
     max_passed_over: int = 65536  # tokens of service that others may get before a request that is next in its queue
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
+    tensor_parallel_size: int = 1  # ranks that share the model, each in a process of its own
     threads: int | None = None
     seed: int | None = None  # of requests that bring none; None draws afresh
     generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones

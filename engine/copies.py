@@ -1,17 +1,35 @@
 """StepCopies: when a step's adapter copies run, before its rows or beside them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from blora.adapters.device_pool import DevicePool
-from blora.scheduler import PageCopy, Step
+from blora.scheduler import PageCopy
+
+
+class PagedRow(Protocol):
+    @property
+    def block_table(self) -> Sequence[int]: ...
+
+
+class PagedStep(Protocol):
+    """What copies have to know of a step, the scheduler's or as a rank is told of it."""
+
+    @property
+    def copies(self) -> Sequence[PageCopy]: ...
+
+    @property
+    def rows(self) -> Sequence[PagedRow]: ...
+
+    @property
+    def adapter_pages(self) -> Mapping[str, Sequence[int]]: ...
 
 
 class StepCopies(Protocol):
     is_beside: bool  # the rows of a step do not wait for its copies, and may not use what these bring
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: PagedStep) -> None:
         """Comes before anything of the step is computed."""
 
     def go_on(self, is_waited_for: bool) -> None:
@@ -32,7 +50,7 @@ class CopiesBefore:
         self._pool = pool
         self._seconds = 0.0
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: PagedStep) -> None:
         self._seconds = run_copies(self._pool, step.copies)
 
     def go_on(self, is_waited_for: bool) -> None:

@@ -24,7 +24,9 @@ from blora.scheduler import (
 )
 
 from .arena import Arena
+from .errors import EngineBroken
 from .outputs import AdapterState
+from .ranks import NO_RANKS, Ranks
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -33,13 +35,20 @@ STEP_FAILED = "the engine could not compute this request"
 
 class EngineCore:
     def __init__(
-        self, arena: Arena, scheduler: Scheduler, residency: AdapterResidency, pool: DevicePool, runner: ModelRunner
+        self,
+        arena: Arena,
+        scheduler: Scheduler,
+        residency: AdapterResidency,
+        pool: DevicePool,
+        runner: ModelRunner,
+        ranks: Ranks = NO_RANKS,
     ) -> None:
         self.arena = arena
         self.scheduler = scheduler
         self._residency = residency
         self._pool = pool
         self._runner = runner
+        self._ranks = ranks
         self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
         self._dropping: set[str] = set()  # adapters whose image goes once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet told
@@ -63,6 +72,7 @@ class EngineCore:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
         step = self.scheduler.schedule(time.monotonic())
         planned = time.monotonic()
+        self._ranks.copy(step)
         self._runner.begin_copies(step)
         results = self._execute(step)
         copying = self._runner.finish_copies()
@@ -78,6 +88,8 @@ class EngineCore:
             return {}
         try:
             return self._runner.execute(step)
+        except EngineBroken:
+            raise
         except Exception:
             if len(step.rows) == 1:
                 logger.exception("request %d cannot be computed", step.rows[0].request_id)
@@ -91,8 +103,11 @@ class EngineCore:
     # Adapters.
 
     def load_adapter(self, table: ImageTable, image: Tensor) -> None:
-        """Makes an adapter usable. image: [num_pages, page_bytes] uint8, kept and never written to."""
-        self._pool.add(table, image)
+        """Makes an adapter usable. image: [num_shards * num_pages, page_bytes] uint8, kept and never written to; ranks
+        beside this one have been given it."""
+        if table.num_shards != self._ranks.size:
+            raise ValueError(f"an image for {table.num_shards} ranks, of which there are {self._ranks.size}")
+        self._pool.add(table.of_shard(0), image[: table.num_pages])
         self._residency.register(table.digest, table.num_pages)
         self._leaving.discard(table.digest)
         self._dropping.discard(table.digest)
@@ -114,10 +129,12 @@ class EngineCore:
         for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
             self._leaving.remove(digest)
             self._pool.remove(digest)
+            self._ranks.forget_adapter(digest)
             self._unloaded.append(digest)
         for digest in [digest for digest in self._dropping if not self._residency.is_being_copied(digest)]:
             self._dropping.remove(digest)
             self._pool.drop_image(digest)
+            self._ranks.drop_image(digest)
 
     def images(self) -> set[str]:
         """The adapters whose image is kept: not unloaded, nor to be dropped."""

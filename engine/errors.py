@@ -20,6 +20,10 @@ class EngineUnavailable(RuntimeError):
     """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
 
 
+class EngineBroken(RuntimeError):
+    """A rank of the engine has ended, or failed where the others did not: they compute nothing together any more."""
+
+
 class EngineStartError(RuntimeError):
     """The engine could not start: a model that does not load, or memory that does not suffice."""
 
@@ -29,6 +33,7 @@ __all__ = [
     "AdapterNotFound",
     "AdapterRejected",
     "AdapterTooLarge",
+    "EngineBroken",
     "EngineStartError",
     "EngineUnavailable",
     "InvalidRequest",

@@ -1,9 +1,12 @@
-"""The messages between the front end, the engine process, the adapter loader and downloads. Fixed schemas, no code."""
+"""The messages between the front end, the engine process, its ranks, the adapter loader and downloads.
+
+Fixed schemas, no code.
+"""
 
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
-from blora.scheduler import AdapterUse, CacheCounts, Request, RowUpdate, SamplingParams
+from blora.scheduler import AdapterUse, CacheCounts, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
 
 from .config import EngineConfig
 from .outputs import AdapterState
@@ -97,6 +100,7 @@ class Ready(Frame, frozen=True):
     dtype: str
     page_bytes: int
     layout: Layout  # of adapters
+    num_ranks: int
 
 
 class StartFailed(Frame, frozen=True):
@@ -130,6 +134,75 @@ class StateReply(Frame, frozen=True):
 FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
 
 
+# First rank of an engine -> another rank and back.
+
+
+class StartRank(Frame, frozen=True):
+    """The first message."""
+
+    config: EngineConfig
+    model: str  # folder or .gguf file
+    rank: int
+    num_pages: int
+    store: str  # the file where the ranks find each other
+
+
+class RankRow(msgspec.Struct, frozen=True):
+    """Part of a RankStep: what a rank that samples nothing has to know of a row."""
+
+    new_token_ids: list[int]
+    start: int
+    block_table: list[int]
+    adapters: tuple[AdapterUse, ...]
+    num_base_tokens: int
+    is_sampled: bool
+    num_scored_tokens: int
+
+    @staticmethod
+    def of(row: ScheduledRow) -> "RankRow":
+        return RankRow(
+            new_token_ids=list(row.new_token_ids),
+            start=row.start,
+            block_table=list(row.block_table),
+            adapters=row.adapters,
+            num_base_tokens=row.num_base_tokens,
+            is_sampled=row.is_sampled,
+            num_scored_tokens=row.num_scored_tokens,
+        )
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.new_token_ids)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_new_tokens
+
+
+class RankStep(Frame, frozen=True):
+    """One message a step."""
+
+    copies: list[PageCopy]
+    rows: list[RankRow]  # in batch order; none where there are only copies
+    adapter_pages: dict[str, list[int]]  # digest -> its pages, for every adapter the rows use
+
+
+class ForgetAdapter(Frame, frozen=True):
+    """Nobody uses it any more."""
+
+    digest: str
+
+
+ToRank = StartRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
+
+
+class RankLoaded(Frame, frozen=True):
+    """It has its weights, and waits for the others."""
+
+
+FromRank = RankLoaded | StartFailed
+
+
 # Front end -> adapter loader and back.
 
 
@@ -143,6 +216,7 @@ class ReadAdapter(Frame, frozen=True):
     max_weights: int  # that fit into the arena: an adapter of more is not even read
     vocab_size: int  # width of the logits
     model: str  # folder or .gguf file, for its tokenizer, and for adapters that are defined by its weights
+    num_ranks: int  # that share the model
 
 
 class InspectAdapter(Frame, frozen=True):

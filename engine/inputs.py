@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,31 @@ from blora.adapters.send import Send, on_host
 from blora.scheduler import AdapterUse, ScheduledRow
 
 from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows
+
+MAX_SCORED_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
+
+
+class BatchRow(Protocol):
+    """What the tensors of a step are built from: a row as it was scheduled, or as a rank is told of it."""
+
+    @property
+    def new_token_ids(self) -> Sequence[int]: ...
+    @property
+    def num_new_tokens(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def block_table(self) -> Sequence[int]: ...
+    @property
+    def adapters(self) -> tuple[AdapterUse, ...]: ...
+    @property
+    def num_base_tokens(self) -> int: ...
+    @property
+    def is_sampled(self) -> bool: ...
+    @property
+    def num_scored_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +63,7 @@ def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
 
 
 def build_batch(
-    rows: Sequence[ScheduledRow],
+    rows: Sequence[BatchRow],
     adapter_pages: Mapping[str, Sequence[int]],
     attention: AttentionPlanner,
     lora: LoRAPlanner,
@@ -49,7 +75,7 @@ def build_batch(
     positions: list[int] = []
     logits_at: list[int] = []
     for row in rows:
-        token_ids += row.token_ids[row.start : row.end]
+        token_ids += row.new_token_ids
         positions += range(row.start, row.end)
         if row.is_sampled:
             logits_at.append(len(token_ids) - 1)
@@ -66,7 +92,7 @@ def build_batch(
     )
 
 
-def segments_of(rows: Sequence[ScheduledRow]) -> list[Segment]:
+def segments_of(rows: Sequence[BatchRow]) -> list[Segment]:
     """rows: in batch order, so that the last row has adapters if any has."""
     return _segments_of(_runs(rows)) if rows[-1].adapters else []
 
@@ -81,7 +107,16 @@ def plan_logits(
     return lora.plan(segments, adapter_pages) if segments else None
 
 
-def _paged_rows(rows: Sequence[ScheduledRow]) -> PagedRows:
+def scored_slices(rows: Sequence[BatchRow]) -> Iterator[tuple[int, slice]]:
+    """Which hidden states are projected for prompt logprobs: the row's index, and a slice of the step's tokens."""
+    first = 0
+    for index, row in enumerate(rows):
+        for start in range(0, row.num_scored_tokens, MAX_SCORED_ROWS):
+            yield index, slice(first + start, first + min(start + MAX_SCORED_ROWS, row.num_scored_tokens))
+        first += row.num_new_tokens
+
+
+def _paged_rows(rows: Sequence[BatchRow]) -> PagedRows:
     return PagedRows(
         query_lens=[row.num_new_tokens for row in rows],
         seq_lens=[row.end for row in rows],
@@ -99,7 +134,7 @@ def _segments_of(runs: Iterable[tuple[tuple[AdapterUse, ...], int]]) -> list[Seg
     return segments
 
 
-def _runs(rows: Sequence[ScheduledRow]) -> Iterator[tuple[tuple[AdapterUse, ...], int]]:
+def _runs(rows: Sequence[BatchRow]) -> Iterator[tuple[tuple[AdapterUse, ...], int]]:
     """The adapters in force and the number of tokens: two runs for a row whose adapters are activated in this step."""
     for row in rows:
         num_base_tokens = row.num_base_tokens

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -37,6 +38,7 @@ from .options import adapter_paths, engine_config
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
 from .page_size import max_weights
+from .sealed_memory import map_sealed, seal
 from .startup import start_engine
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -235,22 +237,32 @@ class LLM:
         self._adapters.check_size(str(path), image.table.num_pages)
         self._adapters.judge_text(str(path), image.table)
         table = self._adapters.add_text(str(path), image.table)
-        self._keep(table, torch.from_numpy(image.pages), Source(str(path), str(folder.absolute())))
+        self._keep(image, table, Source(str(path), str(folder.absolute())))
         self._let_go(self._adapters.publish(name, str(path), table))
         return replace(self.get_adapter(name), report=report_of(checkpoint, table))
 
     def _read(self, folder: Path) -> Checkpoint:
         targets, engine = adapter_targets(self._engine.model_config), self._engine
-        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype)
+        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.ranks.size
         return read_checkpoint(folder, targets, base=self._base, max_weights=limit)
 
     def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
-        return pack(checkpoint, self._engine.dtype, self._engine.page_bytes, self._engine.layout)
+        engine = self._engine
+        return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.parts)
 
-    def _keep(self, table: ImageTable, image: torch.Tensor, source: Source) -> None:
-        """image: [table.num_pages, page_bytes] uint8."""
-        self._core.load_adapter(table, image)
+    def _keep(self, image: AdapterImage, table: ImageTable, source: Source) -> None:
+        """table: the image's, without or with its text."""
+        self._core.load_adapter(table, torch.from_numpy(self._shared(image)))
         self._front_end.host_cache.add(table.digest, table.num_bytes, source)
+
+    def _shared(self, image: AdapterImage) -> np.ndarray:
+        """Its pages, which the other ranks have too if there are any: then in memory that all of them map."""
+        ranks = self._engine.ranks
+        if ranks.size == 1:
+            return image.pages
+        descriptor = seal(image.pages)
+        ranks.load_adapter(image.table, descriptor)
+        return map_sealed(descriptor, image.table.num_bytes).reshape(image.pages.shape)
 
     def _bring_back(self, digests: Iterable[str]) -> None:
         """Reads adapters that are held again where their images are gone. Raises AdapterRejected."""
@@ -265,7 +277,7 @@ class LLM:
                 cache.num_failures += 1
                 raise source.changed(digest, error.problems) from None
             image = self._pack(checkpoint)
-            self._keep(self._adapters.table_of(digest), torch.from_numpy(image.pages), source)
+            self._keep(image, self._adapters.table_of(digest), source)
             cache.num_reads += 1
 
     @contextmanager
@@ -289,7 +301,13 @@ class LLM:
             return AdapterReport(str(path), error.problems)
         targets, engine = adapter_targets(self._engine.model_config), self._engine
         report = inspect_adapter(
-            folder, targets, engine.dtype, engine.page_bytes, base=self._base, layout=engine.layout
+            folder,
+            targets,
+            engine.dtype,
+            engine.page_bytes,
+            base=self._base,
+            layout=engine.layout,
+            shards=engine.parts,
         )
         return self._adapters.check_report(report)
 

@@ -30,7 +30,6 @@ REPLACED = {
 
 # Options that are served with one value only.
 SINGLE = {
-    "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
     "data_parallel_size": 1,
     "tokenizer": None,

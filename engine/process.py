@@ -14,7 +14,7 @@ import torch
 
 from .channel import Channel, ChannelClosed, open_channel
 from .core import EngineCore
-from .errors import EngineStartError
+from .errors import EngineBroken, EngineStartError
 from .frames import (
     AddRequest,
     DropImage,
@@ -32,6 +32,7 @@ from .frames import (
     Updates,
     WarmAdapter,
 )
+from .ranks import Ranks
 from .sealed_memory import map_sealed
 from .startup import StartedEngine, start_engine
 
@@ -40,14 +41,17 @@ IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
 
 
 class EngineLoop:
-    def __init__(self, channel: Channel[ToEngine], core: EngineCore) -> None:
+    def __init__(self, channel: Channel[ToEngine], core: EngineCore, ranks: Ranks) -> None:
         self._channel = channel
         self._core = core
+        self._ranks = ranks
+        ranks.wake(channel)
         self._last_check = 0.0  # time.monotonic()
 
     def run(self) -> None:
-        """Runs until the channel closes."""
+        """Runs until the channel closes. Raises EngineBroken when a rank ends."""
         while True:
+            self._ranks.check_alive()
             for message in self._channel.receive(wait=not self._core.has_work):
                 self._handle(message)
             is_busy = self._core.has_work
@@ -78,8 +82,10 @@ class EngineLoop:
                 for request_id in request_ids:
                     core.finish(request_id)
             case LoadAdapter(table):
-                image = map_sealed(self._channel.receive_descriptor(), table.num_bytes)
-                core.load_adapter(table, torch.from_numpy(image).view(table.num_pages, table.page_bytes))
+                descriptor = self._channel.receive_descriptor()
+                self._ranks.load_adapter(table, descriptor)
+                image = map_sealed(descriptor, table.num_bytes)
+                core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
             case DropImage(digest):
                 core.drop_image(digest)
             case UnloadAdapter(digest):
@@ -123,7 +129,7 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         is_ours = isinstance(error, EngineStartError)  # and says all there is to say
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout))
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.ranks.size))
     return engine
 
 
@@ -136,9 +142,12 @@ def main() -> None:
     try:
         engine = start(channel)
         if engine is not None:
-            EngineLoop(channel, engine.core).run()
+            EngineLoop(channel, engine.core, engine.ranks).run()
     except ChannelClosed:
         pass
+    except EngineBroken as error:
+        logger.critical("the engine ends: %s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,22 @@ class ScheduledRow:
         return self.start + self.num_new_tokens
 
     @property
+    def new_token_ids(self) -> Sequence[int]:
+        """[num_new_tokens]"""
+        return self.token_ids[self.start : self.end]
+
+    @property
+    def scored_token_ids(self) -> Sequence[int]:
+        """The prompt tokens that follow the first of the step's tokens, where their logprobs are asked for."""
+        if self.sampling.prompt_logprobs is None:
+            return ()
+        return self.token_ids[self.start + 1 : min(self.end + 1, self.num_prompt_tokens)]
+
+    @property
+    def num_scored_tokens(self) -> int:
+        return len(self.scored_token_ids)
+
+    @property
     def num_base_tokens(self) -> int:
         """Of this step's tokens, the first ones, which the adapters do not change."""
         return min(max(self.activation - self.start, 0), self.num_new_tokens) if self.adapters else self.num_new_tokens

@@ -155,8 +155,7 @@ class TritonLoRA(LoRABackend):
         if len(page_ids) != table.num_pages or not all(page in range(len(pages)) for page in page_ids):
             raise ValueError(f"{table.num_pages} of {len(pages)} pages are wanted, not {page_ids}")
         content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
-        vocab_size = max((module.end_of_rows for module in table.modules), default=0)
-        return PlacedAdapter(content, self._reader.read(table, page_ids), vocab_size)
+        return PlacedAdapter(content, self._reader.read(table, page_ids), table.vocab_size or 0)
 
     def _scratch(self, size: StepSize) -> Tensor:
         return torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=self._pool.pages.device)

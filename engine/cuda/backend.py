@@ -15,6 +15,7 @@ from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
 from ..model.config import ModelConfig
 from ..model.decoder import CausalLM
+from ..model.rank_group import RankGroup
 from ..model.targets import adapter_targets
 from ..model.weights import ModelWeights
 from .device import CudaDevice, Device
@@ -25,21 +26,22 @@ from .picker import CudaPicker
 logger = logging.getLogger(__name__)
 
 
-def choose_cuda(config: ModelConfig, dtype: torch.dtype) -> BackendChoice:
-    """Raises EngineStartError where there is no GPU, a package is missing or the model is not for these kernels."""
+def choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int = 0) -> BackendChoice:
+    """rank: of those that share a model, each on the GPU of its number. Raises EngineStartError where there is no GPU,
+    a package is missing or the model is not for these kernels."""
     try:
         check_shape(config, dtype)
     except ValueError as error:
         raise EngineStartError(f"backend: FlashInfer's kernels cannot be used: {error}") from error
     flashinfer = load_flashinfer()
-    device = open_device()
+    device = open_device(rank)
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
     return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device, partial(prepare_graphs, device))
 
 
-def open_device() -> Device:
-    """Raises EngineStartError where there is no GPU."""
-    return CudaDevice()
+def open_device(index: int) -> Device:
+    """Raises EngineStartError where there is no such GPU."""
+    return CudaDevice(index)
 
 
 def prepare_graphs(
@@ -51,11 +53,17 @@ def prepare_graphs(
 
 
 def build_cuda(
-    flashinfer: Any, device: Device, config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool
+    flashinfer: Any,
+    device: Device,
+    config: ModelConfig,
+    weights: ModelWeights,
+    arena: Arena,
+    adapters: DevicePool,
+    group: RankGroup,
 ) -> Backend:
     from blora.adapters.triton.lora import TritonLoRA
 
     attention = FlashInferAttention(flashinfer, arena, config, adapters.dtype, device.send)
     lora = TritonLoRA(adapters, adapter_targets(config), device.send)
-    model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device))
+    model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
     return Backend(model, attention, lora, CudaPicker(), device.send)

@@ -15,9 +15,9 @@ from collections.abc import Sequence, Set
 from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
-from blora.scheduler import PageCopy, Step
+from blora.scheduler import PageCopy
 
-from ..copies import run_copies
+from ..copies import PagedStep, run_copies
 from .device import Device, Event
 
 
@@ -92,7 +92,7 @@ class CopiesBeside:
         self._left: Sequence[PageCopy] = ()
         self._seconds = 0.0
 
-    def begin(self, step: Step) -> None:
+    def begin(self, step: PagedStep) -> None:
         self._left, self._seconds = step.copies, 0.0
         self._copier.order(pages_of(step))
         if step.copies:
@@ -114,7 +114,7 @@ class CopiesBeside:
         self._seconds += run_copies(self._pool, copies)
 
 
-def pages_of(step: Step) -> set[int]:
+def pages_of(step: PagedStep) -> set[int]:
     """All that its rows read or write."""
     tables = [row.block_table for row in step.rows]
     return set().union(*tables, *step.adapter_pages.values())

@@ -8,6 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from blora.adapters.part import Range
+
 from ..errors import EngineStartError
 from .config import read_json
 
@@ -31,6 +33,11 @@ class WeightSource(ABC):
     @abstractmethod
     def get(self, name: str) -> Tensor: ...
 
+    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+        """Some rows of a tensor, and of a matrix some columns; None is all."""
+        part = self.get(name)[slice(*rows)]
+        return part if columns is None else part[:, slice(*columns)]
+
 
 class SafetensorsSource(WeightSource):
     """The safetensors files of a Hugging Face folder, mapped into memory."""
@@ -50,6 +57,12 @@ class SafetensorsSource(WeightSource):
     def get(self, name: str) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
+
+    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+        """Reads no more than that."""
+        content = self._files[name].get_slice(name)
+        part: Tensor = content[slice(*rows)] if columns is None else content[slice(*rows), slice(*columns)]
+        return part
 
 
 def open_checkpoint(path: Path) -> WeightSource:

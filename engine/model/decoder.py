@@ -7,7 +7,6 @@ differs between backends is in the attention, LoRA and ops they bring.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blora.adapters.lora import LoRABackend, LoRAMetadata
@@ -17,7 +16,9 @@ from ..inputs import ForwardBatch
 from .config import ModelConfig
 from .layers import GatedMLP, Linear
 from .ops import DecoderOps
+from .rank_group import ALONE, RankGroup
 from .targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
+from .token_layers import LMHead, TokenEmbedding
 from .weights import ModelWeights, layer_sites
 
 
@@ -30,10 +31,11 @@ class Attention:
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
+        group: RankGroup,
     ) -> None:
         qkv, o, _, _ = layer_sites(weights, layer)
         self._qkv = Linear(qkv.weight, qkv.bias, site_of(layer, QKV), lora)
-        self._o = Linear(o.weight, o.bias, site_of(layer, OUT), lora)
+        self._o = Linear(o.weight, o.bias, site_of(layer, OUT), lora, group)
         self._qk_norm = weights.layers[layer].qk_norm
         self._num_heads = config.num_heads
         self._num_qk_heads = config.num_heads + config.num_kv_heads
@@ -65,12 +67,13 @@ class DecoderLayer:
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
+        group: RankGroup,
     ) -> None:
         _, _, gate_up, down = layer_sites(weights, layer)
         self.input_norm = weights.layers[layer].input_norm
-        self._attention = Attention(config, weights, layer, attention, lora, ops)
+        self._attention = Attention(config, weights, layer, attention, lora, ops, group)
         self._post_attention_norm = weights.layers[layer].post_attention_norm
-        self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora, ops)
+        self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora, ops, group)
         self._ops = ops
 
     def forward(self, normed: Tensor, residual: Tensor, angles: Any, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
@@ -81,6 +84,9 @@ class DecoderLayer:
 
 
 class CausalLM:
+    """A model, or one rank's shard of it: then config and weights are the shard's, and what it returns is the whole
+    model's in every rank, but logits, which the first rank has."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -88,13 +94,14 @@ class CausalLM:
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
+        group: RankGroup = ALONE,
     ) -> None:
-        self._embedding = weights.embedding
-        self._layers = [DecoderLayer(config, weights, i, attention, lora, ops) for i in range(config.num_layers)]
+        self._embedding = TokenEmbedding(weights.embedding, weights.tokens, group)
+        self._layers = [DecoderLayer(config, weights, i, attention, lora, ops, group) for i in range(config.num_layers)]
         self._norm = weights.norm
-        self._head = weights.lm_head
+        self._head = LMHead(weights.lm_head, weights.tokens, group)
         self._head_site, self._embedding_site = head_site(config.num_layers), embedding_site(config.num_layers)
-        self.vocab_size = config.vocab_size  # of the base model
+        self.vocab_size = weights.tokens.vocab_size  # of the base model
         self._lora = lora
         self._ops = ops
 
@@ -102,7 +109,7 @@ class CausalLM:
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Writes the step's KV. Returns the hidden states after the final norm: [num_tokens, hidden]."""
         angles = self._ops.angles(batch.positions)
-        residual = F.embedding(batch.base_token_ids(self.vocab_size), self._embedding)  # [num_tokens, hidden]
+        residual = self._embedding.forward(batch.base_token_ids(self.vocab_size))  # [num_tokens, hidden]
         if batch.lora is not None:
             self._lora.embed(self._embedding_site, batch.token_ids, residual, batch.lora)
         # A layer's last sum is made with the norm that comes after it.
@@ -116,9 +123,9 @@ class CausalLM:
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
         """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
-        where an adapter has added tokens: of other rows nothing stands there."""
-        logits = F.linear(hidden, self._head)
+        where an adapter has added tokens: of other rows nothing stands there. Ranks but the first return [n, 0]."""
+        num_added = 0 if lora is None else max(lora.vocab_size - self.vocab_size, 0)
+        logits = self._head.project(hidden, num_added)
         if lora is not None:
-            logits = F.pad(logits, (0, max(lora.vocab_size - self.vocab_size, 0)))
             self._lora.run(self._head_site, hidden, logits, lora)
-        return logits.float()
+        return self._head.gather(logits, num_added).float()

@@ -6,24 +6,36 @@ from torch import Tensor
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 
 from .ops import DecoderOps
+from .rank_group import ALONE, RankGroup
 from .weights import Projection
 
 
 class Linear:
-    """y = x W^T + b, and on top of it what the step's adapters add at this site."""
+    """y = x W^T + b, and on top of it what the step's adapters add at this site; then the sum over the ranks, where
+    each has some of the inputs. What adapters add is in that sum, and what is added once comes from the first rank."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, site: int | None, lora: LoRABackend) -> None:
-        """weight: [out, in], bias: [out]. site: None where no adapter can land."""
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        site: int | None,
+        lora: LoRABackend,
+        summed_over: RankGroup = ALONE,
+    ) -> None:
+        """weight: [out, in], bias: [out]. site: None where no adapter can land. summed_over: ranks that each have some
+        inputs of the layer."""
         self._weight = weight
-        self._bias = bias
+        self._bias = bias if summed_over.is_first else None
         self._site = site
         self._lora = lora
+        self._summed_over = summed_over
 
     def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
         """x: [num_tokens, in]. metadata: None when no token of the step has an adapter. Returns [num_tokens, out]."""
         y = F.linear(x, self._weight, self._bias)
         if metadata is not None and self._site is not None:
             self._lora.run(self._site, x, y, metadata)
+        self._summed_over.all_reduce(y)
         return y
 
 
@@ -31,11 +43,17 @@ class GatedMLP:
     """down(silu(gate(x)) * up(x)), gate and up computed together."""
 
     def __init__(
-        self, gate_up: Projection, down: Projection, sites: tuple[int, int], lora: LoRABackend, ops: DecoderOps
+        self,
+        gate_up: Projection,
+        down: Projection,
+        sites: tuple[int, int],
+        lora: LoRABackend,
+        ops: DecoderOps,
+        group: RankGroup = ALONE,
     ) -> None:
-        """sites: of gate_up and of down."""
+        """sites: of gate_up and of down. group: the ranks that the intermediate values are divided among."""
         self._gate_up = Linear(gate_up.weight, gate_up.bias, sites[0], lora)
-        self._down = Linear(down.weight, down.bias, sites[1], lora)
+        self._down = Linear(down.weight, down.bias, sites[1], lora, group)
         self._ops = ops
 
     def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:

@@ -8,27 +8,44 @@ from tqdm import tqdm
 
 from .checkpoint import CheckpointError, WeightSource
 from .config import ModelConfig
-from .weights import CPU, ModelWeights, Place, allocate, places
+from .shard import Shard
+from .weights import CPU, ModelWeights, Place, allocate, places, shard_places
 
 HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints carry it
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_weights(
-    config: ModelConfig, source: WeightSource, dtype: torch.dtype, progress: bool, device: torch.device = CPU
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: torch.dtype,
+    progress: bool,
+    device: torch.device = CPU,
+    shard: Shard | None = None,
 ) -> ModelWeights:
-    """device: of the weights. progress: shows a bar on stderr.
+    """device: of the weights. progress: shows a bar on stderr. shard: what to load of the model; None is all of it.
 
     Raises CheckpointError with all that is missing, unused or of another shape.
     """
-    weights = allocate(config, dtype, device)
-    wanted = places(weights, config)
+    weights = allocate(config, dtype, device, shard)
+    wanted = places(weights, config) if shard is None else shard_places(weights, config, shard)
     problems = _problems(config, wanted, source)
     if problems:
         raise CheckpointError(problems)
     for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=not progress):
-        place.view.copy_(source.get(name))
+        _fill(place, source, name)
     return weights
+
+
+def _fill(place: Place, source: WeightSource, name: str) -> None:
+    if place.rows is None:
+        place.view.copy_(source.get(name))
+        return
+    first = 0
+    for rows in place.rows:
+        part = source.get_part(name, rows, place.columns)
+        place.view[first : first + len(part)].copy_(part)
+        first += len(part)
 
 
 def _problems(config: ModelConfig, wanted: dict[str, Place], source: WeightSource) -> list[str]:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blora.adapters.part import Range
+
 from .config import ModelConfig
+from .shard import Shard, Tokens, all_tokens
 from .targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets, site_of
 
 CPU = torch.device("cpu")
@@ -30,6 +33,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
+    tokens: Tokens  # which rows the two tables have
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[LayerWeights, ...]  # [num_layers]
     sites: tuple[Projection, ...]  # [num_layers * SITES_PER_LAYER]
@@ -39,21 +43,30 @@ class ModelWeights:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor of a checkpoint goes. `view` may be wider than `shape`: the value is repeated over it."""
+    """Where a tensor of a checkpoint goes, or some of its rows and columns, one range after another. `view` may be
+    wider than they are: the value is repeated over it."""
 
     view: Tensor
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the whole tensor
+    rows: tuple[Range, ...] | None = None  # None is all
+    columns: Range | None = None
 
 
-def allocate(config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> ModelWeights:
-    """Uninitialised memory, which the system commits as it is written."""
+def allocate(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU, shard: Shard | None = None
+) -> ModelWeights:
+    """Uninitialised memory, which the system commits as it is written. shard: what to have of the model; None is all
+    of it."""
     with device:
-        return _allocate(config, dtype)
+        if shard is None:
+            return _allocate(config, dtype, all_tokens(config.vocab_size))
+        return _allocate(shard.config, dtype, shard.tokens)
 
 
-def _allocate(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
+def _allocate(config: ModelConfig, dtype: torch.dtype, tokens: Tokens) -> ModelWeights:
     embedding = _matrix(config.vocab_size, config.hidden_size, dtype)
     return ModelWeights(
+        tokens=tokens,
         embedding=embedding,
         layers=tuple(_allocate_layer(config, dtype) for _ in range(config.num_layers)),
         sites=tuple(_allocate_sites(config, dtype)),
@@ -104,6 +117,22 @@ def places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:
         if site.bias is not None:
             views[f"{target.name}.bias"] = site.bias[rows]
     return {name: Place(view, tuple(view.shape)) for name, view in views.items()} | _qk_norm_places(weights, config)
+
+
+def shard_places(weights: ModelWeights, config: ModelConfig, shard: Shard) -> dict[str, Place]:
+    """The places of a shard's weights. config: of the whole model."""
+    result = places(weights, shard.config)
+    tokens = ((shard.tokens.first, shard.tokens.end),)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in result:
+            result[name] = Place(result[name].view, (config.vocab_size, config.hidden_size), rows=tokens)
+    for whole in lora_targets(config):
+        part, weight, bias = shard.parts[whole.name], f"{whole.name}.weight", f"{whole.name}.bias"
+        shape = (whole.out_features, whole.in_features)
+        result[weight] = Place(result[weight].view, shape, rows=part.outputs, columns=part.inputs)
+        if bias in result:
+            result[bias] = Place(result[bias].view, shape[:1], rows=part.outputs)
+    return result
 
 
 def _qk_norm_places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:

@@ -146,6 +146,12 @@ def _add_engine_options(group: Any) -> None:
     group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of prefixes")
     group.add_argument("--enforce-eager", action="store_true", default=None, help="capture no CUDA graphs")
     group.add_argument("--seed", type=int, help="for requests that bring none")
+    group.add_argument(
+        "--tensor-parallel-size",
+        type=_count,
+        metavar="N",
+        help="processes that have a part of the model each",
+    )
     group.add_argument("--threads", type=_count, metavar="N", help="of compute")
     group.add_argument("--revision", help="of a model from the hub")
     group.add_argument(

@@ -21,6 +21,7 @@ from blora.engine.validator import Facts
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
+    PageCopy,
     Request,
     RequestOutputKind,
     RowUpdate,
@@ -86,7 +87,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
-    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.TILES)],
+    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.TILES, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
@@ -95,7 +96,16 @@ MESSAGES: dict[type, list[Any]] = {
     ],
     frames.ReadAdapter: [
         frames.ReadAdapter(
-            "/a", roots, [TargetModule("m.q_proj", 16, 32, 3, 8)], "float16", 4096, Layout.VECTORS, 1 << 40, 260, "/m"
+            "/a",
+            roots,
+            [TargetModule("m.q_proj", 16, 32, 3, 8)],
+            "float16",
+            4096,
+            Layout.VECTORS,
+            1 << 40,
+            260,
+            "/m",
+            2,
         )
         for roots in (None, ["/r"])
     ],
@@ -111,9 +121,22 @@ MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
 MESSAGES[frames.LocateAdapter] = [frames.LocateAdapter("someone/adapter", 1 << 40)]
 MESSAGES[frames.AdapterLocated] = [frames.AdapterLocated("/hub")]
+MESSAGES[frames.StartRank] = [frames.StartRank(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1, 64, "/store")]
+MESSAGES[frames.RankStep] = [
+    frames.RankStep([], [], {}),
+    frames.RankStep(
+        [PageCopy("d1", 3, (7, 5))],
+        [frames.RankRow([5, 6], 14, [1, 2**31], (("d1", 0.5),), 1, True, 0)],
+        {"d1": [7, 5]},
+    ),
+]
+MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
+MESSAGES[frames.RankLoaded] = [frames.RankLoaded()]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
+    frames.ToRank,
+    frames.FromRank,
     frames.FromLoader,
     frames.ToLoader,
     frames.LocateAdapter,

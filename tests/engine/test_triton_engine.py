@@ -16,6 +16,7 @@ from blora.engine.backend import Backend, BackendChoice
 from blora.engine.model.config import ModelConfig
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
+from blora.engine.model.rank_group import RankGroup
 from blora.engine.model.targets import adapter_targets
 from blora.engine.model.weights import ModelWeights
 from blora.engine.sampler import TORCH_PICKER
@@ -28,7 +29,7 @@ def backend() -> str:
     return "reference"
 
 
-def build(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool) -> Backend:
+def build(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool, _: RankGroup) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = TritonLoRA(adapters, adapter_targets(config))
     return Backend(CausalLM(config, weights, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)

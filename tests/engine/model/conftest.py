@@ -21,6 +21,7 @@ from blora.engine.model.config import load_model_config
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.loader import load_weights
 from blora.engine.model.ops import TorchOps
+from blora.engine.model.rank_group import ALONE
 from blora.engine.page_size import page_bytes_for
 
 VOCAB_SIZE = 97
@@ -85,7 +86,7 @@ class Driver:
             self.model: Any = CausalLM(config, weights, self.attention, lora or NoLoRA(), TorchOps(config))
         else:
             pool = DevicePool(arena.pages, dtype)
-            built = choose_backend(backend, config, dtype, BLOCK_SIZE).build(config, weights, arena, pool)
+            built = choose_backend(backend, config, dtype, BLOCK_SIZE).build(config, weights, arena, pool, ALONE)
             self.attention, self.model = built.attention, built.model
         pages = torch.randperm(NUM_PAGES, generator=torch.Generator().manual_seed(5)).tolist()
         self.tables = [pages[row::num_rows] for row in range(num_rows)]

@@ -1,0 +1,59 @@
+"""ModulePart: what one rank of several has of a module, and how an adapter's change of the module is cut to it.
+
+A module is split by its outputs, and every rank has all of A and its outputs of B; or by its inputs, and every rank has
+its inputs of A and all of B, so that the sum over ranks, which the base model makes of their outputs anyway, is the
+sum of their changes too. A gain goes with every summand, and a shift with one. numpy only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .lora_module import Array, LoRAModule, TrainedRows
+from .targets import TargetKind, TargetModule
+
+Range = tuple[int, int]  # first, and one past the last
+
+
+@dataclass(frozen=True, slots=True)
+class ModulePart:
+    target: TargetModule  # as the rank has it
+    inputs: Range  # of the whole module
+    outputs: tuple[Range, ...]  # of the whole module, one after another; some may be there twice
+    has_shift: bool = True  # whether it is the one summand that a shift goes with
+
+
+ModuleParts = Mapping[str, ModulePart]  # of a shard, by the module's name
+
+
+def cut(module: LoRAModule, part: ModulePart) -> LoRAModule:
+    """What remains of a change of a whole module. Views where it can be."""
+    first, end = part.inputs
+    rows = module.rows
+    if rows is not None and part.target.kind is TargetKind.HEAD:
+        rows = _cut_rows(rows, part.outputs[0], module.target.out_features)
+    return replace(
+        module,
+        target=part.target,
+        a=module.a[:, first:end],
+        b=_take(module.b, part.outputs),
+        shift=_take(module.shift, part.outputs) if module.shift is not None and part.has_shift else None,
+        gain=None if module.gain is None else _take(module.gain, part.outputs),
+        rows=rows,
+    )
+
+
+def _take(array: Array, ranges: tuple[Range, ...]) -> Array:
+    pieces = [array[first:end] for first, end in ranges]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _cut_rows(rows: TrainedRows, tokens: Range, vocab_size: int) -> TrainedRows:
+    """Tokens behind the model's vocabulary go with its last ones."""
+    first, end = tokens
+    if not rows.ids:
+        return replace(rows, rows=rows.rows[first : None if end == vocab_size else end])
+    ids = np.array(rows.ids)
+    is_kept = (ids >= first) & ((ids < end) | (end == vocab_size))
+    return replace(rows, ids=tuple((ids[is_kept] - first).tolist()), rows=rows.rows[is_kept])

@@ -1,0 +1,198 @@
+"""Assembly: the parts that compute a step in one process, from a configuration: the first rank's, or another's.
+
+Knows no scheduler and no other process.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blora.adapters.device_pool import DevicePool
+from blora.scheduler import Limits, Step
+
+from .arena import Arena, KVLayout
+from .backend import Backend, BackendChoice, StepGraphs, choose_backend
+from .config import EngineConfig
+from .copies import CopiesBefore, StepCopies
+from .cuda.copies import CopiesBeside, PageCopier
+from .cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
+from .errors import EngineStartError
+from .model.checkpoint import open_checkpoint
+from .model.config import ModelConfig, load_model_config
+from .model.loader import load_weights
+from .model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
+from .model.shard import Shard, shards_of
+from .model.weights import ModelWeights
+from .page_size import ITEM_BYTES, page_bytes_of
+from .ranks import NO_RANKS, Ranks
+from .runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """What a rank will have of a model, and what it will compute it with."""
+
+    config: EngineConfig
+    model: Path
+    whole: ModelConfig
+    shard: Shard
+    dtype: str
+    choice: BackendChoice
+
+    @property
+    def page_bytes(self) -> int:
+        return page_bytes_of(self.shard.config, self.dtype, self.config.block_size, self.choice.layout)
+
+    @property
+    def num_weight_bytes(self) -> int:
+        return self.shard.config.num_parameters * ITEM_BYTES[self.dtype]
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens. Raises EngineStartError."""
+        limit, wished = self.whole.max_position_embeddings, self.config.max_model_len
+        wanted = limit if wished is None else wished
+        if not 2 <= wanted <= limit:
+            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's {limit}")
+        return wanted
+
+    @property
+    def pages_per_row(self) -> int:
+        """Of the longest."""
+        return -(-self.max_model_len // self.config.block_size)
+
+    @property
+    def num_useful_pages(self) -> int:
+        return self.config.max_num_seqs * self.pages_per_row * SPARE_SHARE
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.config.max_num_batched_tokens, self.config.max_num_seqs)
+
+    @property
+    def num_copied_pages(self) -> int:
+        """In one step, at most."""
+        return max(self.config.adapter_copy_bytes // self.page_bytes, 1)
+
+    @property
+    def graph_sizes(self) -> list[int]:
+        """None with several ranks: nobody has seen their collectives in a graph."""
+        has_graphs = self.choice.prepare_graphs is not None and not self.config.enforce_eager
+        return graph_sizes(self.config.max_num_seqs) if has_graphs and self.shard.size == 1 else []
+
+    def load(self) -> "Assembly":
+        """Raises what loading raises."""
+        started = time.monotonic()
+        weights = load_weights(
+            self.whole,
+            open_checkpoint(self.model),
+            getattr(torch, self.dtype),
+            progress=self.shard.rank == 0,
+            device=self.choice.torch_device,
+            shard=self.shard if self.shard.size > 1 else None,
+        )
+        logger.info("loaded %s in %.1f s", self.model, time.monotonic() - started)
+        return Assembly(self, weights)
+
+
+def plan_shard(config: EngineConfig, model: Path, rank: int) -> ShardPlan:
+    """Raises EngineStartError for what cannot be split or computed so."""
+    whole, size = load_model_config(model), config.tensor_parallel_size
+    _share_threads(config.threads, size)
+    shard = shards_of(whole, size)[rank]
+    dtype = whole.dtype if config.dtype == "auto" else config.dtype
+    choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, rank, size)
+    return ShardPlan(config, model, whole, shard, dtype, choice)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What computes a step, and where."""
+
+    arena: Arena
+    adapters: DevicePool
+    copies: StepCopies
+    backend: Backend
+    runner: ModelRunner
+    graphs: StepGraphs | None  # none of which is captured yet
+
+    def run(self, step: Step) -> object:
+        return self.runner.execute(step)
+
+    def capture(self, size: int) -> None:
+        if self.graphs is not None:
+            self.graphs.capture([size], progress=False)
+
+    def capture_all(self, sizes: Sequence[int]) -> None:
+        if self.graphs is not None and sizes:
+            self.graphs.capture(sizes, progress=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Puts parts together around an arena: on a GPU once for a trial, and once for good."""
+
+    plan: ShardPlan
+    weights: ModelWeights
+
+    def connect(self, store: Path | None) -> RankGroup:
+        """store: the file where the ranks find each other, for which it waits; None where there is one."""
+        shard = self.plan.shard
+        return ALONE if store is None else ConnectedGroup(shard.rank, shard.size, store, self.plan.choice.torch_device)
+
+    def choose_num_pages(self, taken: int) -> int:
+        """On a GPU, by a trial of this rank's part. taken: bytes, before the weights. Raises EngineStartError."""
+        plan, device = self.plan, self.plan.choice.device
+        if device is None:
+            raise ValueError("there is no GPU to be measured")
+        step, num_trial_pages = largest_step(plan.limits, plan.config.block_size, plan.max_model_len)
+        group = MuteGroup(plan.shard.rank, plan.shard.size) if plan.shard.size > 1 else ALONE
+        use = measure(
+            device,
+            taken,
+            lambda: self.build(num_trial_pages, group),
+            num_trial_pages * plan.page_bytes,
+            step,
+            plan.graph_sizes,
+        )
+        needs = PageNeeds(plan.page_bytes, plan.config.block_size, plan.num_useful_pages)
+        return choose_num_pages(plan.config.memory, use, needs)
+
+    def build(self, num_pages: int, group: RankGroup, ranks: Ranks = NO_RANKS) -> Parts:
+        """num_pages: for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
+        ranks: that are told of every step."""
+        plan, choice = self.plan, self.plan.choice
+        config, dtype, device = plan.shard.config, getattr(torch, plan.dtype), choice.device
+        layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, plan.config.block_size, dtype)
+        arena = Arena(layout, num_pages + (device is not None), plan.page_bytes, choice.torch_device)
+        if device is None:
+            adapters = DevicePool(arena.pages, dtype, choice.layout)
+            copies: StepCopies = CopiesBefore(adapters)
+        else:
+            copier = PageCopier(device, plan.page_bytes, plan.num_copied_pages)
+            adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
+            copies = CopiesBeside(adapters, device, copier)
+        backend = choice.build(config, self.weights, arena, adapters, group)
+        graphs = None
+        if choice.prepare_graphs is not None and plan.shard.size == 1:
+            # Pages that rows share are counted for each.
+            graphs = choice.prepare_graphs(backend, num_pages, plan.pages_per_row, 2 * num_pages)
+        runner = ModelRunner(backend, adapters, copies, graphs, ranks)
+        return Parts(arena, adapters, copies, backend, runner, graphs)
+
+
+def _share_threads(threads: int | None, size: int) -> None:
+    """Ranks on one machine compute at the same time."""
+    if threads is not None:
+        torch.set_num_threads(max(threads // size, 1))
+    elif size > 1:
+        share = max(len(os.sched_getaffinity(0)) // size, 1)
+        torch.set_num_threads(min(torch.get_num_threads(), share))

@@ -1,0 +1,126 @@
+"""Shard: what one of several ranks has of a model, in ints: its heads, its part of every MLP, its tokens.
+
+q, k, v, gate and up are split by outputs, o and down by inputs: two sums over the ranks a layer. Query heads are
+divided evenly. Every rank has the key-value heads that its query heads look at, so that these are in several ranks
+where there are fewer of them than ranks, and where the numbers do not divide. Imports no torch.
+"""
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from blora.adapters import ModulePart, ModuleParts, TargetModule
+from blora.adapters.part import Range
+from blora.adapters.targets import TargetKind
+
+from ..errors import EngineStartError
+from .config import ModelConfig
+from .targets import adapter_targets
+
+UNIT = 16  # what does not divide is split at its multiples, which kernels like best
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Which rows of the embedding and of the head a rank has."""
+
+    first: int
+    end: int
+    vocab_size: int  # of the model
+    most: int  # that any rank has
+
+    @property
+    def are_last(self) -> bool:
+        return self.end == self.vocab_size
+
+
+def all_tokens(vocab_size: int) -> Tokens:
+    return Tokens(0, vocab_size, vocab_size, vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    rank: int
+    size: int  # number of ranks
+    config: ModelConfig  # of what it has
+    tokens: Tokens
+    parts: ModuleParts  # of everything an adapter can land on; all of an embedding
+
+
+def shards_of(config: ModelConfig, size: int) -> tuple[Shard, ...]:
+    """One for each of `size` ranks. Raises EngineStartError for what cannot be split so."""
+    if config.num_heads % size:
+        raise EngineStartError(
+            f"tensor_parallel_size: {config.num_heads} attention heads cannot be divided by {size} ranks"
+        )
+    return tuple(_shard(config, rank, size) for rank in range(size))
+
+
+def module_parts(config: ModelConfig, size: int) -> tuple[ModuleParts, ...]:
+    """What to pack an adapter for: each rank's parts, or nothing in particular where one has the whole model."""
+    return tuple(shard.parts for shard in shards_of(config, size)) if size > 1 else ()
+
+
+def _shard(config: ModelConfig, rank: int, size: int) -> Shard:
+    intermediate = _range(config.intermediate_size, rank, size, "intermediate_size")
+    first, end = _range(config.vocab_size, rank, size, "vocab_size")
+    _, most = _range(config.vocab_size, 0, size, "vocab_size")
+    kv_heads = _kv_heads(config, rank, size)
+    own = replace(
+        config,
+        num_heads=config.num_heads // size,
+        num_kv_heads=len(kv_heads),
+        intermediate_size=intermediate[1] - intermediate[0],
+        vocab_size=end - first,
+    )
+    cuts = _Cuts(rank, (rank * own.num_heads, (rank + 1) * own.num_heads), kv_heads, intermediate, (first, end))
+    parts = {
+        whole.name: cuts.part(whole, target, config.head_dim)
+        for whole, target in zip(adapter_targets(config), adapter_targets(own), strict=True)
+    }
+    return Shard(rank, size, own, Tokens(first, end, config.vocab_size, most), parts)
+
+
+def _range(total: int, rank: int, size: int, name: str) -> Range:
+    """Raises EngineStartError where a rank would have nothing."""
+    if total % size == 0:
+        width = total // size
+    else:
+        width = -(-total // (size * UNIT)) * UNIT
+    if width * (size - 1) >= total:
+        raise EngineStartError(f"tensor_parallel_size: {name} {total} is too small for {size} ranks")
+    return rank * width, min((rank + 1) * width, total)
+
+
+def _kv_heads(config: ModelConfig, rank: int, size: int) -> tuple[int, ...]:
+    """Those of the rank's query heads, as many query heads to each; one is there twice where that does not come out."""
+    group, num_heads = config.num_heads // config.num_kv_heads, config.num_heads // size
+    first, own_group = rank * num_heads, gcd(group, num_heads)
+    return tuple(head // group for head in range(first, first + num_heads, own_group))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cuts:
+    rank: int
+    heads: Range
+    kv_heads: tuple[int, ...]
+    intermediate: Range
+    tokens: Range
+
+    def part(self, whole: TargetModule, target: TargetModule, head_dim: int) -> ModulePart:
+        """target: the module in the shard's own model."""
+        inputs, outputs = (0, whole.in_features), ((0, whole.out_features),)
+        heads = (self.heads[0] * head_dim, self.heads[1] * head_dim)
+        match whole.name.rpartition(".")[2]:
+            case "q_proj":
+                return ModulePart(target, inputs, (heads,))
+            case "k_proj" | "v_proj":
+                return ModulePart(target, inputs, tuple((h * head_dim, (h + 1) * head_dim) for h in self.kv_heads))
+            case "gate_proj" | "up_proj":
+                return ModulePart(target, inputs, (self.intermediate,))
+            case "o_proj":
+                return ModulePart(target, heads, outputs, has_shift=self.rank == 0)
+            case "down_proj":
+                return ModulePart(target, self.intermediate, outputs, has_shift=self.rank == 0)
+        if whole.kind is TargetKind.HEAD:
+            return ModulePart(target, inputs, (self.tokens,))
+        return ModulePart(whole, inputs, outputs)  # the embedding, changed by every rank alike

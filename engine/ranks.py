@@ -1,0 +1,226 @@
+"""Ranks: the child processes that have the other shards of the model, as the first rank sees them.
+
+The first rank decides and samples; each of the others is told of every step and computes it on its shard. Owns their
+processes and the folder where they find each other. They end when their channel closes, however this process ends.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from blora.adapters import ImageTable
+from blora.scheduler import PageCopy, ScheduledRow, Step
+
+from .channel import Channel, ChannelClosed
+from .config import EngineConfig
+from .errors import EngineBroken, EngineStartError
+from .frames import (
+    DropImage,
+    ForgetAdapter,
+    FromRank,
+    LoadAdapter,
+    RankRow,
+    RankStep,
+    StartFailed,
+    StartRank,
+)
+
+GRACE = 5.0  # seconds for a rank to end by itself
+ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
+MODULE = "blora.engine.rank"
+
+
+@dataclass(frozen=True, slots=True)
+class RankProcess:
+    rank: int
+    process: "subprocess.Popen[bytes]"
+    channel: Channel[Any]
+
+    def send(self, message: Any, descriptor: int | None = None) -> None:
+        """Raises EngineBroken."""
+        try:
+            self.channel.send(message, descriptor)
+        except ChannelClosed:
+            raise EngineBroken(self._ended()) from None
+
+    def check_alive(self, seconds: float = 0) -> None:
+        """seconds: to wait for one that may be ending. Raises EngineBroken."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+            raise EngineBroken(self._ended())
+
+    def wait_until_loaded(self) -> None:
+        """Raises EngineStartError."""
+        try:
+            (answer,) = self.channel.receive(wait=True)
+        except ChannelClosed:
+            raise EngineStartError(f"{self._ended()} while it started") from None
+        if isinstance(answer, StartFailed):
+            raise EngineStartError(f"rank {self.rank}: {answer.reason}")
+
+    def _ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"rank {self.rank} has ended with status {self.process.wait(GRACE)}"
+        return f"rank {self.rank} has closed its channel"
+
+
+class Ranks:
+    """All but the first. Empty where the model is in one process."""
+
+    def __init__(self, others: Sequence[RankProcess], folder: "TemporaryDirectory[str] | None" = None) -> None:
+        """folder: of the file `store`."""
+        self._others = others
+        self._folder = folder
+        self._copies: list[PageCopy] = []  # that are still to be sent
+        self._why_broken: str | None = None
+        self._close = weakref.finalize(self, _end, others, folder)  # at exit, too
+
+    @property
+    def size(self) -> int:
+        """The number of ranks, the first one included."""
+        return 1 + len(self._others)
+
+    @property
+    def store(self) -> Path | None:
+        """The file where the ranks find each other; None where there are no others."""
+        return None if self._folder is None else Path(self._folder.name, "store")
+
+    # They start and end.
+
+    def load(self, config: EngineConfig, model: Path, num_pages: int) -> None:
+        """They begin to load the model. Raises EngineStartError for one that has ended."""
+        try:
+            for other in self._others:
+                other.send(StartRank(config, str(model), other.rank, num_pages, str(self.store)))
+        except EngineBroken as error:
+            raise EngineStartError(str(error)) from None
+
+    def wait_until_loaded(self) -> None:
+        """Until all wait to be connected. Raises EngineStartError."""
+        for other in self._others:
+            other.wait_until_loaded()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._close()
+
+    def check_alive(self) -> None:
+        """Raises EngineBroken."""
+        for other in self._others:
+            other.check_alive()
+
+    def wake(self, channel: Channel[Any]) -> None:
+        """Who waits for messages of this channel is to wake up when a rank ends, and to `check_alive`."""
+        for other in self._others:
+            channel.wake_with(other.channel)
+
+    # They do as the first one does.
+
+    def load_adapter(self, table: ImageTable, descriptor: int) -> None:
+        """descriptor: of the sealed image of all shards, which the caller closes."""
+        for other in self._others:
+            other.send(LoadAdapter(table), descriptor)
+
+    def drop_image(self, digest: str) -> None:
+        self._send_copies()
+        self._tell(DropImage(digest))
+
+    def forget_adapter(self, digest: str) -> None:
+        self._send_copies()
+        self._tell(ForgetAdapter(digest))
+
+    def copy(self, step: Step) -> None:
+        """The step's copies go with its rows, or alone where there are none."""
+        self._copies += step.copies
+        if not step.rows:
+            self._send_copies()
+
+    @contextlib.contextmanager
+    def computing(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Iterator[None]:
+        """The others compute these rows while the caller does. rows: in batch order. Raises EngineBroken for whatever
+        goes wrong: the others wait where the caller does not come, and cannot be told not to."""
+        if not self._others:
+            yield
+            return
+        self._send_step(rows, adapter_pages)
+        try:
+            yield
+        except BaseException as error:
+            self._break(f"the first rank failed where the others did not: {type(error).__name__}: {error}")
+            if isinstance(error, Exception):
+                raise EngineBroken(self._why_broken) from error
+            raise
+
+    def _break(self, why: str) -> None:
+        """For good. why: unless one of the others has ended by itself."""
+        for other in self._others:
+            try:
+                other.check_alive(ENDING)
+            except EngineBroken as error:
+                why = str(error)
+        self._why_broken = why
+        for other in self._others:
+            other.process.kill()
+
+    def _send_copies(self) -> None:
+        if self._copies:
+            self._send_step((), {})
+
+    def _send_step(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
+        pages = {digest: list(page_ids) for digest, page_ids in adapter_pages.items()}
+        copies, self._copies = self._copies, []
+        self._tell(RankStep(copies, [RankRow.of(row) for row in rows], pages))
+
+    def _tell(self, message: Any) -> None:
+        if self._why_broken is not None:
+            raise EngineBroken(self._why_broken)
+        for other in self._others:
+            other.send(message)
+
+
+def start_ranks(size: int) -> Ranks:
+    """Starts the processes of all ranks but the first, which wait to be told what to load."""
+    if size == 1:
+        return NO_RANKS
+    others: list[RankProcess] = []
+    folder = TemporaryDirectory(prefix="blora-ranks-", ignore_cleanup_errors=True)
+    try:
+        for rank in range(1, size):
+            others.append(_start(rank))
+    except BaseException:
+        _end(others, folder)
+        raise
+    return Ranks(others, folder)
+
+
+def _start(rank: int) -> RankProcess:
+    frames, child_frames = socket.socketpair()
+    descriptors, child_descriptors = socket.socketpair()
+    with child_frames, child_descriptors:
+        numbers = (child_frames.fileno(), child_descriptors.fileno())
+        command = [sys.executable, "-m", MODULE, *map(str, numbers)]
+        process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+    return RankProcess(rank, process, Channel(frames, descriptors, FromRank))
+
+
+def _end(others: Sequence[RankProcess], folder: "TemporaryDirectory[str] | None") -> None:
+    for other in others:
+        other.channel.close()
+    for other in others:
+        try:
+            other.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            other.process.kill()
+            other.process.wait()
+    if folder is not None:
+        folder.cleanup()
+
+
+NO_RANKS = Ranks(())

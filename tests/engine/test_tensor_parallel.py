@@ -1,0 +1,255 @@
+"""Ranks in processes of their own: an engine of two gives the tokens of one process, and ends when one of them does."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from adapter_kinds import make_kinds
+from compare import assert_same_tokens
+from mixed_batches import Solo, Troubles, random_row, run_batch
+from tiny import make_adapter
+
+from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
+from blora.engine import ranks as ranks_module
+from blora.engine import runner as runner_module
+from blora.engine.errors import EngineBroken, EngineUnavailable
+
+NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
+GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+PROMPTS = ["a first prompt", "another <go> one that is a little longer", "x"]
+OPTIONS: dict[str, Any] = {"backend": "reference", "block_size": 4}
+
+
+@dataclass(frozen=True)
+class World:
+    model: Path
+    adapters: dict[str, str]
+    one: LLM
+    two: LLM
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("parallel")
+    model, kinds = make_kinds(folder)
+    kinds["pattern"] = make_adapter(
+        model, folder / "pattern", 30, r=8, rank_pattern={"q_proj": 3, r"layers.1.mlp.down_proj": 5}
+    )
+    one = LLM(model, memory="16MB", **OPTIONS)
+    tokens = one.get_tokenizer().encode("<go>")
+    kinds["activated"] = make_adapter(model, folder / "activated", 31, r=3, alora_invocation_tokens=tokens)
+    adapters = {name: str(path) for name, path in kinds.items()}
+    two = LLM(model, memory="8MB", max_num_batched_tokens=50, tensor_parallel_size=2, **OPTIONS)
+    try:
+        for name, path in adapters.items():
+            for llm in (one, two):
+                llm.load_adapter(name, path)
+        yield World(model, adapters, one, two)
+        two.check_idle()
+    finally:
+        two._engine.ranks.close()
+
+
+def group_of(llm: LLM) -> Any:
+    return llm._core._runner._model._layers[0]._mlp._down._summed_over  # type: ignore[attr-defined]
+
+
+def test_every_kind_of_adapter_in_one_mixed_batch(world: World) -> None:
+    uses: list[Any] = [None, *world.adapters, {"plain": 0.5, "lora-bias": -1.0}, ("bias-all", "pattern")]
+    batch = [(prompt, use) for prompt in PROMPTS for use in uses if use != "activated" or "<go>" in prompt]
+    prompts, adapters = [prompt for prompt, _ in batch], [use for _, use in batch]
+    expected, actual = (
+        llm.generate(prompts, GREEDY, lora_request=adapters, use_tqdm=False) for llm in (world.one, world.two)
+    )
+    for entry, one, two in zip(batch, expected, actual, strict=True):
+        assert_same_tokens(one.outputs[0], two.outputs[0], entry)
+        told = zip(one.prompt_logprobs or (), two.prompt_logprobs or (), strict=True)
+        for position, (wanted, found) in enumerate(told):
+            for token, logprob in (wanted or {}).items():
+                assert abs(logprob.logprob - (found or {})[token].logprob) < NEAR, (entry, position)
+    assert len({tuple(output.outputs[0].token_ids) for output in actual}) > len(batch) * 3 // 4
+
+
+def test_sampled_and_penalised_tokens_are_those_of_one_process(world: World) -> None:
+    sampling = SamplingParams(temperature=0.8, top_p=0.9, top_k=30, seed=3, n=2, max_tokens=8, repetition_penalty=1.2)
+    uses = [None, "both", "added-lora"]
+    one, two = (llm.generate(PROMPTS, sampling, lora_request=uses, use_tqdm=False) for llm in (world.one, world.two))
+    assert [[o.token_ids for o in output.outputs] for output in one] == [
+        [o.token_ids for o in output.outputs] for output in two
+    ]
+
+
+def test_adapters_add_no_communication(world: World) -> None:
+    counts = {}
+    sampling = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    world.two.generate(PROMPTS[1], sampling, lora_request="plain", use_tqdm=False)  # it is resident then
+    for use in (None, "plain", "dora-tables", "added-tables", {"plain": 1.0, "pattern": 0.5}):
+        before = group_of(world.two).num_collectives
+        world.two.generate([PROMPTS[1]], sampling, lora_request=[use], use_tqdm=False)
+        counts[str(use)] = group_of(world.two).num_collectives - before
+    # In each of three steps one for the embedding, two for each of two layers, and one for the logits.
+    assert set(counts.values()) == {3 * 6}, counts
+
+
+@pytest.mark.timeout(300)
+def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) -> None:
+    names = [name for name in world.adapters if name != "activated"]
+    sizes = sorted(world.two.get_adapter(name).num_bytes // 2 for name in names)
+    page_bytes = world.two._core.arena.page_bytes
+    solo = Solo(LLM(world.model, memory="16MB", enable_prefix_caching=False, adapters=world.adapters, **OPTIONS))
+    llm = LLM(
+        world.model,
+        memory=sizes[-1] + sizes[-2] + 64 * page_bytes,  # of each rank: the other adapters are swapped
+        adapters=world.adapters,
+        tensor_parallel_size=2,
+        max_num_batched_tokens=64,
+        **OPTIONS,
+    )
+    try:
+        num_compared, troubles, rng = 0, Troubles(), random.Random(0)
+        while num_compared < 90:
+            rows = [random_row(rng, names) for _ in range(30)]
+            for index, output in run_batch(llm, rows, rng).items():
+                assert_same_tokens(solo.run(rows[index]), output, rows[index])
+                num_compared += 1
+        troubles.count(llm)
+        assert min(troubles.num_preempted, troubles.num_cached, troubles.num_evicted) >= 2, troubles
+        llm.check_idle()
+    finally:
+        llm._engine.ranks.close()
+
+
+def test_adapters_come_and_go_in_all_ranks(world: World) -> None:
+    for _ in range(2):
+        for llm in (world.one, world.two):
+            llm.load_adapter("other", world.adapters["dora-bias"])
+        one, two = (
+            llm.generate("a prompt", GREEDY, lora_request="other", use_tqdm=False) for llm in (world.one, world.two)
+        )
+        assert_same_tokens(one[0].outputs[0], two[0].outputs[0])
+        for llm in (world.one, world.two):
+            llm.unload_adapter("other")
+    report = world.two.inspect_adapter(world.adapters["plain"])
+    info = world.two.get_adapter("plain")
+    assert (report.num_pages, report.num_host_bytes) == (info.num_pages, info.num_bytes)
+    assert info.num_bytes == 2 * info.num_pages * world.two._core.arena.page_bytes
+
+
+def start_two(model: Path, **options: Any) -> LLM:
+    return LLM(model, **{"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS | options)
+
+
+def test_native_kernels_are_refused(world: World) -> None:
+    with pytest.raises(EngineStartError, match="2 ranks have to add up"):
+        start_two(world.model, backend="cpu")
+
+
+def test_a_rank_that_cannot_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks_module, "MODULE", "blora.engine.no_such_rank")
+    with pytest.raises(EngineStartError, match="rank 1 has ended with status 1 while it started"):
+        start_two(world.model)
+
+
+def test_a_rank_that_dies_ends_the_engine(world: World) -> None:
+    llm = start_two(world.model)
+    (rank,) = llm._engine.ranks._others
+    stream = llm.stream(PROMPTS, SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
+    next(stream)
+    rank.process.kill()
+    with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
+        for _ in stream:
+            pass
+    with pytest.raises(EngineBroken, match="rank 1 has ended"):
+        llm.generate("x", use_tqdm=False)
+    llm._engine.ranks.close()
+
+
+def test_a_step_that_fails_in_the_first_rank_alone_ends_the_engine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = start_two(world.model)
+    (rank,) = llm._engine.ranks._others
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("no sample")
+
+    monkeypatch.setattr(runner_module, "sample", fail)
+    with pytest.raises(EngineBroken, match="ArithmeticError: no sample"):
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert rank.process.wait(5) == -signal.SIGKILL
+    llm._engine.ranks.close()
+
+
+STARTS_AND_WAITS = """
+import sys, time
+from blora.engine import LLM
+llm = LLM(sys.argv[1], backend="reference", memory="2MB", tensor_parallel_size=2)
+print(llm._engine.ranks._others[0].process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_ranks_end_when_the_first_one_is_killed(world: World) -> None:
+    command = [sys.executable, "-c", STARTS_AND_WAITS, str(world.model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
+        assert first.stdout is not None
+        pid = int(first.stdout.readline())
+        assert is_running(pid)
+        first.kill()
+    deadline = time.monotonic() + 20
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def is_running(pid: int) -> bool:
+    """Not gone, and no zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def async_answer(llm: AsyncLLM, name: str | None) -> list[int]:
+    final = [output async for output in llm.generate("a prompt", GREEDY, lora_request=name)][-1]
+    return list(final.outputs[0].token_ids)
+
+
+def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -> None:
+    async def run() -> None:
+        expected = world.one.generate("a prompt", GREEDY, lora_request="dora-bias", use_tqdm=False)[0].outputs[0]
+        options = {"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS
+        async with AsyncLLM(world.model, adapters={"it": world.adapters["dora-bias"]}, **options) as llm:
+            assert await async_answer(llm, "it") == list(expected.token_ids)
+            engine = llm._connection.child.process.pid
+            (rank,) = children_of(engine)
+            os.kill(rank, signal.SIGKILL)
+            for _ in range(600):  # idle: it is noticed without a step
+                if llm._connection.is_open and llm._connection.child.process.pid != engine:
+                    break
+                await asyncio.sleep(0.05)
+            for _ in range(100):
+                try:
+                    assert await async_answer(llm, "it") == list(expected.token_ids)
+                    break
+                except EngineUnavailable:
+                    await asyncio.sleep(0.1)
+            else:
+                pytest.fail("the engine did not come back")
+            (another,) = children_of(llm._connection.child.process.pid)
+        assert not is_running(rank) and not is_running(another)
+
+    asyncio.run(run())
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
