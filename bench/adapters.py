@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from blora.adapters import AdapterImage
 from blora.engine.host_cache import Source
 
 from . import loading, machine
@@ -67,7 +68,8 @@ def _engine(args: argparse.Namespace, count: int) -> MeasuredEngine:
     for index in range(count):
         original = llm._adapters.named(engine._names[index % FILES]).table
         table = replace(original, digest=f"{index:064x}")
-        llm._keep(table, llm._core._pool._images[original.digest], Source("", ""))
+        image = AdapterImage(table, llm._core._pool._images[original.digest].numpy())
+        llm._keep(image, table, Source("", ""))
         llm._adapters.publish(_name(index), "", table)
     return engine
 

@@ -39,7 +39,7 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int = 0) -> Backe
     return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device, partial(prepare_graphs, device))
 
 
-def open_device(index: int) -> Device:
+def open_device(index: int = 0) -> Device:
     """Raises EngineStartError where there is no such GPU."""
     return CudaDevice(index)
 

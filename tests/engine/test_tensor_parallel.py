@@ -21,7 +21,11 @@ from tiny import make_adapter
 from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
 from blora.engine import ranks as ranks_module
 from blora.engine import runner as runner_module
+from blora.engine.assembly import plan_shard
+from blora.engine.config import EngineConfig
+from blora.engine.cuda.sizing import largest_step
 from blora.engine.errors import EngineBroken, EngineUnavailable
+from blora.engine.model.rank_group import MuteGroup
 
 NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)
@@ -253,3 +257,15 @@ def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_trial_of_one_rank_talks_to_nobody(world: World) -> None:
+    """As the arena of a GPU is sized: one rank runs the largest step, when the others are not there yet."""
+    config = EngineConfig(model=str(world.model), tensor_parallel_size=2, max_num_batched_tokens=48, **OPTIONS)
+    plan = plan_shard(config, world.model, 0)
+    step, num_pages = largest_step(plan.limits, config.block_size, plan.max_model_len)
+    group = MuteGroup(0, 2)
+    parts = plan.load().build(num_pages, group)
+    results = parts.runner.execute(step)
+    assert len(results) == len(step.rows) and all(result.error is None for result in results.values())
+    assert group.num_collectives == 0

@@ -32,7 +32,7 @@ def device() -> RecordingDevice:
 def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> FakeFlashInfer:
     fake = FakeFlashInfer(launch=device.kernel)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    monkeypatch.setattr(cuda_backend, "open_device", lambda _: device)
+    monkeypatch.setattr(cuda_backend, "open_device", lambda _=0: device)
     monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs one after another
     for name in ("shrink", "expand"):
         monkeypatch.setattr(kernels, name, LaunchedKernel(device, getattr(kernels, name)))
