@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tiny import make_adapter
 
-from blora.adapters import ImageTable, pack, read_checkpoint
+from blora.adapters import AdapterImage, ImageTable, pack, read_checkpoint
 from blora.engine import LLM, SamplingParams
 from blora.engine.host_cache import Source
 from blora.engine.model.targets import lora_targets
@@ -24,7 +24,7 @@ def test_2000_adapters_with_memory_for_40(tiny_model: Path, tmp_path: Path, make
     for index in range(NUM_ADAPTERS):  # the same few weights under many digests
         table, image = images[index % len(RANKS)]
         table = replace(table, digest=f"{index:064x}")
-        llm._keep(table, image, Source("", ""))
+        llm._keep(AdapterImage(table, image.numpy()), table, Source("", ""))
         llm._adapters.publish(f"adapter{index}", "", table)
     num_pages = sum(images[index % len(RANKS)][0].num_pages for index in range(NUM_ADAPTERS))
     assert 20 < NUM_ADAPTERS * llm._core.arena.num_pages / num_pages < 60
