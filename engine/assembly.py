@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from .page_size import ITEM_BYTES, page_bytes_of
 from .ranks import NO_RANKS, Ranks
 from .runner import ModelRunner
 
+KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch
 logger = logging.getLogger(__name__)
 SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
 
@@ -48,8 +49,12 @@ class ShardPlan:
     choice: BackendChoice
 
     @property
+    def kv_dtype(self) -> str:
+        return KV_DTYPES.get(self.config.kv_cache_dtype, self.dtype)
+
+    @property
     def page_bytes(self) -> int:
-        return page_bytes_of(self.shard.config, self.dtype, self.config.block_size, self.choice.layout)
+        return page_bytes_of(self.shard.config, self.kv_dtype, self.config.block_size, self.choice.layout)
 
     @property
     def num_weight_bytes(self) -> int:
@@ -110,6 +115,8 @@ def plan_shard(config: EngineConfig, model: Path, rank: int) -> ShardPlan:
     shard = shards_of(whole, size)[rank]
     dtype = whole.dtype if config.dtype == "auto" else config.dtype
     choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, rank, size)
+    if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
+        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda")
     return ShardPlan(config, model, whole, shard, dtype, choice)
 
 
@@ -171,7 +178,8 @@ class Assembly:
         ranks: that are told of every step."""
         plan, choice = self.plan, self.plan.choice
         config, dtype, device = plan.shard.config, getattr(torch, plan.dtype), choice.device
-        layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, plan.config.block_size, dtype)
+        kv_dtype = getattr(torch, plan.kv_dtype)
+        layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, plan.config.block_size, kv_dtype)
         arena = Arena(layout, num_pages + (device is not None), plan.page_bytes, choice.torch_device)
         if device is None:
             adapters = DevicePool(arena.pages, dtype, choice.layout)
@@ -181,6 +189,8 @@ class Assembly:
             adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
             copies = CopiesBeside(adapters, device, copier)
         backend = choice.build(config, self.weights, arena, adapters, group)
+        if plan.config.seed is not None:  # all requests have seeds, and are expected to give the same tokens again
+            backend = replace(backend, unseeded=None)
         graphs = None
         if choice.prepare_graphs is not None and plan.shard.size == 1:
             # Pages that rows share are counted for each.

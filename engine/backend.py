@@ -4,7 +4,7 @@ What only a GPU needs is imported when its backend is chosen, and not before.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,7 +37,7 @@ from .model.rank_group import RankGroup
 from .model.rope import rope_cache
 from .model.targets import num_sites
 from .model.weights import ModelWeights
-from .sampler import TORCH_PICKER, Picker
+from .sampler import TORCH_PICKER, Picker, UnseededPicker
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Backend:
     attention: AttentionPlanner
     lora: LoRAPlanner
     picker: Picker
+    unseeded: UnseededPicker | None = None  # draws for rows without a seed, where it has a faster way
     send: Send = on_host  # the integers of a step, to where the model is
 
 
@@ -84,6 +85,7 @@ class BackendChoice:
     device: Device | None = None  # of the arena and the weights; None is the CPU's memory
     # Of a backend, a page that no request has, the pages of the longest row and of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None
+    kv_dtypes: Collection[torch.dtype] = ()  # that KV may have instead of the model's
 
     @property
     def torch_device(self) -> torch.device:

@@ -22,6 +22,7 @@ COUNTS = (
 )
 BACKENDS = ("auto", "cpu", *INSTRUCTION_SETS, "cuda", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class EngineConfig:
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # of a hub id
     dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
+    kv_cache_dtype: str = "auto"  # "auto" is dtype; "fp8", which is e4m3, halves the KV's bytes; on CUDA
     backend: str = "auto"
     memory: int | float | str | None = None
     block_size: int = 16  # tokens
@@ -66,6 +68,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            known = ", ".join(KV_CACHE_DTYPES)
+            raise ValueError(f"kv_cache_dtype: {self.kv_cache_dtype!r} is not one of {known}")
         if self.backend not in BACKENDS:
             raise ValueError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
         if self.scheduling_policy not in POLICIES:

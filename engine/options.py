@@ -36,7 +36,6 @@ SINGLE = {
     "tokenizer_mode": "auto",
     "skip_tokenizer_init": False,
     "quantization": None,
-    "kv_cache_dtype": "auto",
     "load_format": "auto",
 }
 

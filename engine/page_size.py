@@ -5,7 +5,7 @@ from blora.adapters import Layout
 from .model.config import ModelConfig
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
 def kv_layer_bytes(num_kv_heads: int, block_size: int, head_dim: int, item_bytes: int) -> int:
@@ -24,6 +24,6 @@ def max_weights(num_pages: int, page_bytes: int, dtype: str) -> int:
 
 
 def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.VECTORS) -> int:
-    """Bytes of a page of an engine of this model. block_size: tokens. layout: of adapters."""
+    """Bytes of a page of an engine of this model. dtype: of KV. block_size: tokens. layout: of adapters."""
     layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])
     return page_bytes_for(config.num_layers * layer_bytes, layout.largest_piece(ITEM_BYTES["float32"]))

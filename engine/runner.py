@@ -32,6 +32,7 @@ class ModelRunner:
         self._attention = backend.attention
         self._lora = backend.lora
         self._picker = backend.picker
+        self._unseeded = backend.unseeded
         self._send = backend.send
         self._pool = pool
         self._copies = copies
@@ -75,7 +76,7 @@ class ModelRunner:
         self._copies.go_on(is_waited_for=logits is not None)
         sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
-            samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled))
+            samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled), self._unseeded)
             results |= zip((row.request_id for row in sampled), samples, strict=True)
         if hidden is not None:
             for request_id, logprobs in self._prompt_logprobs(rows, hidden, adapter_pages).items():

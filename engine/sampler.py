@@ -19,6 +19,7 @@ MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
 MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the multipliers of its finaliser
 HEAD = 1024  # tokens that filters are tried on before the whole vocabulary is sorted
+MIN_UNSEEDED_TEMPERATURE = 1e-3  # below, float32 cannot hold every logit / temperature; the exact way can
 NOT_FINITE = "the model's logits are not finite for this request"
 
 
@@ -38,6 +39,22 @@ class Picker(Protocol):
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         """A token from softmax(logits / temperature). logits: [vocab_size] float32. key: `draw_key`'s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Of a row that nobody expects a certain token of."""
+
+    params: SamplingParams
+    key: int  # `draw_key`'s: other bits for other draws
+
+
+class UnseededPicker(Protocol):
+    """Draws for all rows of a step together that no user gave a seed for, with the probabilities that `Picker` draws
+    with, but bits of its own, which may depend on a row's place in the batch."""
+
+    def draw_all(self, logits: Tensor, draws: Sequence[Draw], vocab_sizes: Sequence[int] | None) -> Sequence[int]:
+        """logits: [num_rows, widest vocab_size] float32. draws, vocab_sizes: of each row, as for `Picker.best`."""
 
 
 class TorchPicker:
@@ -61,20 +78,48 @@ def sample(
     rows: Sequence[ScheduledRow],
     picker: Picker = TORCH_PICKER,
     vocab_sizes: Sequence[int] | None = None,
+    unseeded: UnseededPicker | None = None,
 ) -> list[RowResult]:
     """One result per row. logits: [num_rows, widest vocab_size] float32, raw; changed in place. vocab_sizes: of each
-    row, where they differ; what stands behind a row's own is not looked at."""
+    row, where they differ; what stands behind a row's own is not looked at. unseeded: of rows that have no seed of
+    their own, where the engine has none for them either."""
     best = picker.best(logits, vocab_sizes)
+    drawn = {} if unseeded is None else _draw_unseeded(logits, rows, unseeded, vocab_sizes, best)
     results = []
     for index, row in enumerate(rows):
         if not best.is_finite[index]:
             results.append(RowResult(error=NOT_FINITE))
+        elif index in drawn:
+            results.append(RowResult(drawn[index]))
         elif row.sampling.temperature == 0 and not _has_constraints(row) and row.sampling.logprobs is None:
             results.append(RowResult(best.token_ids[index]))
         else:
             own = logits[index] if vocab_sizes is None else logits[index, : vocab_sizes[index]]
             results.append(_sample_row(own, row, picker))
     return results
+
+
+def _draw_unseeded(
+    logits: Tensor,
+    rows: Sequence[ScheduledRow],
+    picker: UnseededPicker,
+    vocab_sizes: Sequence[int] | None,
+    best: Best,
+) -> dict[int, int]:
+    """The tokens of the rows, by index, that want no more than a token. logits: as they are raw."""
+    indices = [index for index, row in enumerate(rows) if best.is_finite[index] and _wants_any_draw(row)]
+    if not indices:
+        return {}
+    draws = [Draw(rows[index].sampling, _draw_key(rows[index])) for index in indices]
+    sizes = None if vocab_sizes is None else [vocab_sizes[index] for index in indices]
+    own = logits if len(indices) == len(rows) else logits[torch.tensor(indices, device=logits.device)]
+    return dict(zip(indices, picker.draw_all(own, draws, sizes), strict=True))
+
+
+def _wants_any_draw(row: ScheduledRow) -> bool:
+    params = row.sampling
+    is_warm = params.temperature >= MIN_UNSEEDED_TEMPERATURE
+    return params.seed is None and is_warm and params.logprobs is None and not _has_constraints(row)
 
 
 def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
@@ -126,12 +171,16 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
 
 def _draw(logits: Tensor, row: ScheduledRow, picker: Picker) -> int:
     params = row.sampling
-    key = draw_key(row.seed, row.sample_index, len(row.token_ids))
+    key = _draw_key(row)
     has_filter = 0 < params.top_k < len(logits) or params.top_p < 1 or params.min_p > 0
     if not has_filter:
         return picker.draw(logits, params.temperature, key)
     scores = _scores(logits, params.temperature)
     return _pick(scores, _candidates(scores, params), key)
+
+
+def _draw_key(row: ScheduledRow) -> int:
+    return draw_key(row.seed, row.sample_index, len(row.token_ids))
 
 
 def _scores(logits: Tensor, temperature: float) -> Tensor:

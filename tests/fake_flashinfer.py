@@ -7,6 +7,7 @@ here. What it shares with the library is compared by tests/engine/cuda/test_cont
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -63,13 +64,18 @@ class FakeFlashInfer:
             silu_and_mul,
         ):
             setattr(self, function.__name__, self._recorded(function, launch))
+        self.sampling = SimpleNamespace(
+            **{function.__name__: self._recorded(function, launch, "sampling.") for function in SAMPLING}
+        )
         for wrapper in (BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper):
             made = type(wrapper.__name__, (wrapper,), {"log": self.log, "launch": staticmethod(launch)})
             setattr(self, wrapper.__name__, made)
 
-    def _recorded(self, function: Callable[..., Any], launch: Callable[[Kernel], Any]) -> Callable[..., Any]:
+    def _recorded(
+        self, function: Callable[..., Any], launch: Callable[[Kernel], Any], module: str = ""
+    ) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.log.calls.append(Call(function.__name__, args, kwargs))
+            self.log.calls.append(Call(module + function.__name__, args, kwargs))
             return launch(lambda: function(*args, **kwargs))
 
         return call
@@ -392,3 +398,76 @@ def silu_and_mul(input: Tensor, out: Tensor | None = None) -> Tensor:
     gate, up = input.float().chunk(2, dim=-1)
     y = (torch.nn.functional.silu(gate) * up).to(input.dtype)
     return y if out is None else out.copy_(y)
+
+
+# Sampling.
+
+
+def check_rows(values: Tensor, dtype: torch.dtype, probs: Tensor) -> None:
+    require(values.dtype == dtype and values.shape == probs.shape[:1], f"{values.dtype} {list(values.shape)}")
+
+
+def check_probs(probs: Tensor) -> None:
+    require(probs.dtype == torch.float32 and probs.ndim == 2 and probs.is_contiguous(), f"probs: {probs.dtype}")
+    require(((probs.sum(1) - 1).abs() < 1e-3).all(), "probs: a row that does not sum to 1")
+
+
+def softmax(logits: Tensor, temperature: Tensor | float | None = None) -> Tensor:
+    require(logits.dtype == torch.float32 and logits.ndim == 2, f"logits: {logits.dtype}")
+    check_rows(temperature, torch.float32, logits)
+    require((temperature > 0).all(), "temperature: nothing to divide by")
+    return (logits / temperature[:, None]).softmax(1)
+
+
+def top_k_renorm_probs(probs: Tensor, top_k: Tensor | int) -> Tensor:
+    check_probs(probs)
+    check_rows(top_k, torch.int32, probs)
+    require(((top_k >= 1) & (top_k <= probs.shape[1])).all(), f"top_k: {top_k}")
+    least = probs.sort(1, descending=True).values.gather(1, top_k[:, None].long() - 1)
+    return _renormed(probs, probs >= least)
+
+
+def top_p_renorm_probs(probs: Tensor, top_p: Tensor | float) -> Tensor:
+    check_probs(probs)
+    check_rows(top_p, torch.float32, probs)
+    ordered, ids = probs.sort(1, descending=True)
+    is_kept = torch.zeros_like(probs, dtype=torch.bool).scatter(1, ids, ordered.cumsum(1) - ordered < top_p[:, None])
+    return _renormed(probs, is_kept)
+
+
+def _renormed(probs: Tensor, is_kept: Tensor) -> Tensor:
+    kept = probs * is_kept
+    return kept / kept.sum(1, keepdim=True)
+
+
+def sampling_from_probs(probs: Tensor, *, seed: Any = None, offset: Any = None) -> Tensor:
+    """A row's place in the batch is among the bits it draws from, as in the library."""
+    check_probs(probs)
+    check_rows(seed, torch.int64, probs)
+    check_rows(offset, torch.int64, probs)
+    tokens = [
+        int(row.multinomial(1, generator=torch.Generator().manual_seed((int(key) + place * 7919) % (1 << 63))))
+        for place, (row, key) in enumerate(zip(probs, seed, strict=True))
+    ]
+    return torch.tensor(tokens, dtype=torch.int32)
+
+
+def top_p_sampling_from_probs(probs: Tensor, top_p: Tensor | float, *, seed: Any = None, offset: Any = None) -> Tensor:
+    return sampling_from_probs(top_p_renorm_probs(probs, top_p), seed=seed, offset=offset)
+
+
+def min_p_sampling_from_probs(probs: Tensor, min_p: Tensor | float, *, seed: Any = None, offset: Any = None) -> Tensor:
+    check_probs(probs)
+    check_rows(min_p, torch.float32, probs)
+    is_kept = probs >= min_p[:, None] * probs.max(1, keepdim=True).values
+    return sampling_from_probs(_renormed(probs, is_kept), seed=seed, offset=offset)
+
+
+SAMPLING = (
+    softmax,
+    top_k_renorm_probs,
+    top_p_renorm_probs,
+    sampling_from_probs,
+    top_p_sampling_from_probs,
+    min_p_sampling_from_probs,
+)

@@ -28,6 +28,7 @@ from ..model.config import ModelConfig
 from .base import Array, AttentionBackend, AttentionMetadata, Bounds, PagedRows
 
 WORKSPACE_BYTES = 128 << 20  # what FlashInfer recommends for partial results of long sequences, shared by all wrappers
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HEAD_DIMS = (64, 128, 256, 512)
 LAYOUT = "HND"
 KERNEL = "fa2"  # the one generation that serves every GPU, type and stride we have; "auto" may choose another by shape
@@ -92,7 +93,8 @@ class FlashInferAttention(AttentionBackend):
         send: Send,
         soft_cap: float | None = None,
     ) -> None:
-        """flashinfer: the module. dtype: of q and what is returned; KV is the arena's. soft_cap: scores become
+        """flashinfer: the module. dtype: of q and what is returned; KV is the arena's, of 8 bits or
+        the same. soft_cap: scores become
         soft_cap * tanh(score / soft_cap)."""
         check_shape(config, dtype)
         layout, device = arena.layout, arena.pages.device
@@ -102,6 +104,8 @@ class FlashInferAttention(AttentionBackend):
             config.head_dim,
         ):
             raise ValueError("the arena is laid out for other layers or heads than the model's")
+        if layout.dtype not in (dtype, *FP8):
+            raise ValueError(f"KV of {layout.dtype} for queries of {dtype}")
         self._flashinfer = flashinfer
         self._config = config
         self._dtype = dtype
@@ -256,8 +260,8 @@ class FlashInferAttention(AttentionBackend):
             raise RuntimeError("another step was planned meanwhile")
         kv, new = self._layers[layer], metadata.new
         self._flashinfer.append_paged_kv_cache(
-            k,
-            v,
+            self._stored(k),
+            self._stored(v),
             new.rows,
             new.positions,
             kv,
@@ -273,6 +277,14 @@ class FlashInferAttention(AttentionBackend):
             else:
                 y[part.tokens] = part.wrappers[window].run(q[part.tokens], kv)
         return y.flatten(1)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        """As the arena has it. What is too large for 8 bits is the largest, where a cast would make it NaN or inf."""
+        dtype = self._layout.dtype
+        if x.dtype == dtype:
+            return x
+        limit = torch.finfo(dtype).max
+        return x.clamp(-limit, limit).to(dtype)
 
 
 def check_shape(config: ModelConfig, dtype: torch.dtype) -> None:

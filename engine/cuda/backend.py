@@ -10,7 +10,7 @@ from blora.adapters import Layout
 from blora.adapters.device_pool import DevicePool
 
 from ..arena import Arena
-from ..attention.flashinfer import FlashInferAttention, check_shape
+from ..attention.flashinfer import FP8, FlashInferAttention, check_shape
 from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
 from ..model.config import ModelConfig
@@ -21,7 +21,7 @@ from ..model.weights import ModelWeights
 from .device import CudaDevice, Device
 from .library import load_flashinfer
 from .ops import FlashInferOps
-from .picker import CudaPicker
+from .picker import CudaPicker, CudaUnseededPicker
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int = 0) -> Backe
     flashinfer = load_flashinfer()
     device = open_device(rank)
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
-    return BackendChoice(partial(build_cuda, flashinfer, device), Layout.TILES, device, partial(prepare_graphs, device))
+    build, graphs = partial(build_cuda, flashinfer, device), partial(prepare_graphs, device)
+    return BackendChoice(build, Layout.TILES, device, graphs, kv_dtypes=FP8)
 
 
 def open_device(index: int = 0) -> Device:
@@ -66,4 +67,5 @@ def build_cuda(
     attention = FlashInferAttention(flashinfer, arena, config, adapters.dtype, device.send)
     lora = TritonLoRA(adapters, adapter_targets(config), device.send)
     model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
-    return Backend(model, attention, lora, CudaPicker(), device.send)
+    unseeded = CudaUnseededPicker(flashinfer.sampling, device.send)
+    return Backend(model, attention, lora, CudaPicker(), unseeded, device.send)

@@ -1,21 +1,68 @@
-"""CudaPicker: the passes over whole rows of logits on a GPU; what is found comes to the host in one copy."""
+"""The pickers of a GPU: passes over whole rows of logits there; what is found comes to the host in one copy."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampler import Best, TorchPicker
+from blora.adapters.send import Send
+
+from ..sampler import Best, Draw, TorchPicker
 
 
 class CudaPicker(TorchPicker):
     def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+        is_finite = logits.isfinite()
         if vocab_sizes is not None:
-            sizes = torch.tensor(vocab_sizes, device=logits.device)
-            is_own = torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]
-            logits = torch.where(is_own, logits, -torch.inf)
-            is_finite = (logits.isfinite() | ~is_own).all(dim=1)
-        else:
-            is_finite = logits.isfinite().all(dim=1)
-        token_ids, finite = torch.stack((logits.argmax(dim=1), is_finite.long())).tolist()
+            is_own = _is_own(logits, vocab_sizes)
+            logits, is_finite = logits.masked_fill(~is_own, -torch.inf), is_finite | ~is_own
+        token_ids, finite = torch.stack((logits.argmax(dim=1), is_finite.all(dim=1).long())).tolist()
         return Best(token_ids, [bool(value) for value in finite])
+
+
+class CudaUnseededPicker:
+    """FlashInfer's rejection sampling, which sorts nothing."""
+
+    def __init__(self, sampling: Any, send: Send) -> None:
+        """sampling: the module flashinfer.sampling."""
+        self._sampling = sampling
+        self._send = send
+
+    def draw_all(self, logits: Tensor, draws: Sequence[Draw], vocab_sizes: Sequence[int] | None) -> Sequence[int]:
+        if vocab_sizes is not None:
+            logits = logits.masked_fill(~_is_own(logits, vocab_sizes), -torch.inf)
+        vocab_size = logits.shape[1]
+        params = [draw.params for draw in draws]
+        temperatures, top_ps, min_ps = (
+            np.array([getattr(own, name) for own in params], dtype=np.float32)
+            for name in ("temperature", "top_p", "min_p")
+        )
+        top_ks = np.array([own.top_k if 0 < own.top_k < vocab_size else vocab_size for own in params], dtype=np.int32)
+        # The library's own generator would begin at the same place in every process.
+        keys = np.array([draw.key for draw in draws], dtype=np.uint64).view(np.int64)
+        temperature, top_p, min_p, top_k, seed, offset = self._send(
+            temperatures, top_ps, min_ps, top_ks, keys, np.zeros_like(keys)
+        )
+        bits = {"seed": seed, "offset": offset}
+        # Each filter where a row has it, in the order of the exact way: what top-k leaves is all there is.
+        probs = self._sampling.softmax(logits, temperature=temperature)
+        if (top_ks < vocab_size).any():
+            probs = self._sampling.top_k_renorm_probs(probs, top_k)
+        if (min_ps > 0).any():
+            if (top_ps < 1).any():
+                probs = self._sampling.top_p_renorm_probs(probs, top_p)
+            tokens = self._sampling.min_p_sampling_from_probs(probs, min_p, **bits)
+        elif (top_ps < 1).any():
+            tokens = self._sampling.top_p_sampling_from_probs(probs, top_p, **bits)
+        else:
+            tokens = self._sampling.sampling_from_probs(probs, **bits)
+        token_ids: list[int] = tokens.tolist()
+        return token_ids
+
+
+def _is_own(logits: Tensor, vocab_sizes: Sequence[int]) -> Tensor:
+    """Which logits are of a row's own vocabulary: [num_rows, widest vocab_size] bool."""
+    sizes = torch.tensor(vocab_sizes, device=logits.device)
+    return torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]

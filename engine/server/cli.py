@@ -15,6 +15,8 @@ from typing import Any
 
 from blora.scheduler import POLICIES
 
+from ..config import BACKENDS, KV_CACHE_DTYPES
+
 OWN_COMMANDS = ("serve", "client", "adapters")
 ADAPTER_ACTIONS = {
     "list": "all that are loaded",
@@ -108,7 +110,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine_options(group: Any) -> None:
+    group.add_argument("--backend", choices=BACKENDS, help="of kernels (default: auto, the first that can be used)")
     group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of weights and KV")
+    group.add_argument("--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="of KV alone; fp8 halves it, on CUDA")
     group.add_argument(
         "--memory",
         type=_memory,

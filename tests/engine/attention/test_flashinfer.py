@@ -14,7 +14,7 @@ from torch import Tensor
 from blora.adapters.send import on_host
 from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
-from blora.engine.attention.flashinfer import FixedDecode, FlashInferAttention
+from blora.engine.attention.flashinfer import FP8, FixedDecode, FlashInferAttention
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.model.config import ModelConfig, RopeConfig
 from blora.engine.page_size import page_bytes_for
@@ -44,11 +44,12 @@ class World:
 
     def __init__(
         self, library: Any, num_rows: int, heads: tuple[int, int] = (4, 2), block_size: int = 4,
-        dtype: torch.dtype = torch.float16, soft_cap: float | None = None,
+        dtype: torch.dtype = torch.float16, soft_cap: float | None = None, kv_dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         torch.manual_seed(0)
         self.config, self.dtype, self.heads = make_config(*heads), dtype, heads
-        self.arenas = [self._arena(block_size) for _ in range(2)]
+        self.kv_dtype = kv_dtype or dtype
+        self.arenas = [self._arena(block_size, kv) for kv in (dtype, self.kv_dtype)]
         self.reference = ReferenceAttention(self.arenas[0], heads[0], HEAD_DIM**-0.5)
         self.ours = FlashInferAttention(library, self.arenas[1], self.config, dtype, on_host, soft_cap)
         pages = torch.randperm(NUM_PAGES - 1, generator=torch.Generator().manual_seed(3)).tolist()
@@ -56,10 +57,10 @@ class World:
         self.spare_page = NUM_PAGES - 1
         self.lengths = [0] * num_rows
 
-    def _arena(self, block_size: int) -> Arena:
-        layout = KVLayout(len(WINDOWS), self.heads[1], HEAD_DIM, block_size, self.dtype)
+    def _arena(self, block_size: int, dtype: torch.dtype) -> Arena:
+        layout = KVLayout(len(WINDOWS), self.heads[1], HEAD_DIM, block_size, dtype)
         arena = Arena(layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0) + 64)  # a gap follows each page
-        arena.pages.view(self.dtype).fill_(torch.nan)
+        arena.pages.fill_(0xFF)  # NaN, whatever the type
         return arena
 
     def rows(self, new: Sequence[int]) -> PagedRows:
@@ -85,7 +86,8 @@ class World:
         expected_metadata = self.reference.plan(rows)
         for layer, window in enumerate(WINDOWS):
             q, k, v = self.draw(sum(rows.query_lens))
-            expected = self.reference.run(layer, q, k, v, expected_metadata, window)
+            rounded = (part.to(self.kv_dtype).to(self.dtype) for part in (k, v))
+            expected = self.reference.run(layer, q, *rounded, expected_metadata, window)
             actual = self.ours.run(layer, q, k, v, metadata, window)
             assert actual.dtype == self.dtype and actual.is_contiguous()
             tolerance = 0.003 if self.dtype is torch.float16 else 0.02
@@ -134,6 +136,28 @@ def test_a_soft_cap_bends_the_scores(library: Any) -> None:
     weights = (2.0 * torch.tanh(scores / 2.0)).softmax(-1)
     assert not torch.allclose(weights, scores.softmax(-1), atol=0.01)
     torch.testing.assert_close(y[1].float(), (weights @ v[:, 0].float())[0], rtol=0.003, atol=0.003)
+
+
+@pytest.mark.parametrize("kv_dtype", FP8)
+def test_kv_of_8_bits(library: Any, kv_dtype: torch.dtype) -> None:
+    """Against the reference on K and V rounded so."""
+    world = World(library, 3, kv_dtype=kv_dtype)
+    for new in STEPS["mixed order"]:
+        world.step(new)
+
+
+@pytest.mark.parametrize("kv_dtype", FP8)
+def test_what_8_bits_cannot_hold_is_the_largest_that_they_can(kv_dtype: torch.dtype) -> None:
+    world = World(FakeFlashInfer(), 1, kv_dtype=kv_dtype)
+    q, k, v = world.draw(1)
+    v[:] = 65504.0
+    y = world.ours.run(0, q, k, v, world.ours.plan(world.rows([1])), None)
+    assert (y == torch.finfo(kv_dtype).max).all()
+
+
+def test_kv_of_another_type(library: Any) -> None:
+    with pytest.raises(ValueError, match="queries of"):
+        World(library, 1, kv_dtype=torch.bfloat16)
 
 
 # Buffers of a CUDA graph.

@@ -67,7 +67,9 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
         # float16 is precise enough to compare tokens, and Triton's interpreter knows it.
         defaults = {"dtype": "float16", "memory": "8MB", "block_size": 4, "max_num_batched_tokens": 64}
         defaults |= {"enforce_eager": True}  # graphs have tests of their own
-        made.extend(LLM(str(model), backend=backend, **defaults | options) for backend in ("reference", "cuda"))
+        options = defaults | options
+        made.append(LLM(str(model), backend="reference", **options | {"kv_cache_dtype": "auto"}))
+        made.append(LLM(str(model), backend="cuda", **options))
         return made[-2], made[-1]
 
     yield make

@@ -65,3 +65,9 @@ sys.exit(any(name.split(".")[0] in ("flashinfer", "triton") for name in sys.modu
 def test_other_backends_import_neither(backend: str, tiny_model: Path) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS, str(tiny_model), backend], capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_other_backends_have_no_kv_of_8_bits(backend: str, tiny_model: Path) -> None:
+    with pytest.raises(EngineStartError, match="kv_cache_dtype: fp8 needs the backend cuda"):
+        LLM(str(tiny_model), backend=backend, kv_cache_dtype="fp8", memory="2MB")

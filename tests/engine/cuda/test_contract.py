@@ -22,8 +22,13 @@ FUNCTIONS = (
     "apply_rope_with_cos_sin_cache_inplace",
     "silu_and_mul",
 )
+SAMPLING = tuple(f"sampling.{function.__name__}" for function in fake_flashinfer.SAMPLING)
 WRAPPERS = ("BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper")
-NAMES = [*FUNCTIONS, *(f"{wrapper}.{method}" for wrapper in WRAPPERS for method in ("__init__", "plan", "run"))]
+NAMES = [
+    *FUNCTIONS,
+    *SAMPLING,
+    *(f"{wrapper}.{method}" for wrapper in WRAPPERS for method in ("__init__", "plan", "run")),
+]
 
 
 def find(module: Any, name: str) -> Callable[..., Any]:
@@ -37,7 +42,7 @@ def find(module: Any, name: str) -> Callable[..., Any]:
 def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> None:
     """Those that it has: of the same defaults, and at the same places where they may be given without a name."""
     theirs = inspect.signature(find(real, name)).parameters
-    ours = inspect.signature(reduce(getattr, name.split("."), fake_flashinfer)).parameters
+    ours = inspect.signature(reduce(getattr, name.removeprefix("sampling.").split("."), fake_flashinfer)).parameters
     places = list(theirs)
     for place, (parameter, own) in enumerate(ours.items()):
         assert parameter in theirs, parameter
@@ -50,16 +55,17 @@ def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> Non
 def calls(flashinfer: FakeFlashInfer, make_pair: Callable[..., tuple[LLM, LLM]], tmp_path: Path) -> list[Call]:
     """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both."""
     model = save_model(tmp_path / "model", "Qwen3ForCausalLM", **WINDOWED)
-    _, llm = make_pair(model, max_num_batched_tokens=8)
-    sampling = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-    llm.generate(["a prompt of some length", "b"], sampling, use_tqdm=False)
+    _, llm = make_pair(model, max_num_batched_tokens=8, seed=None)
+    llm.generate(["a prompt of some length", "b"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
+    for filters in ({}, {"top_p": 0.5}, {"top_k": 3}, {"top_p": 0.5, "min_p": 0.1}):
+        llm.generate("c", SamplingParams(max_tokens=1, **filters), use_tqdm=False)
     return flashinfer.log.calls
 
 
 def test_every_call_of_an_engine_binds(calls: list[Call], real: Any) -> None:
     for call in calls:
         target = inspect.signature(find(real, call.name))
-        is_method = "." in call.name
+        is_method = "Wrapper." in call.name
         target.bind(*([None] if is_method else []), *call.args, **call.kwargs)
     assert {call.name for call in calls} == set(NAMES)
 
