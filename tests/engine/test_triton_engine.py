@@ -9,7 +9,7 @@ from adapter_kinds import KINDS, make_kinds
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
 from blora.adapters.triton.lora import TritonLoRA
-from blora.engine import LLM, SamplingParams, startup
+from blora.engine import LLM, SamplingParams, assembly
 from blora.engine.arena import Arena
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import Backend, BackendChoice
@@ -52,7 +52,7 @@ def test_every_kind_of_adapter_in_one_batch(
     assert adapters.keys() == KINDS.keys()
     options = {"memory": "16MB", "max_num_batched_tokens": 48}
     expected = generate(make_llm(model, **options), adapters)
-    monkeypatch.setattr(startup, "choose_backend", lambda *_: BackendChoice(build, Layout.TILES))
+    monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.TILES))
     llm = make_llm(model, **options)
     assert generate(llm, adapters) == expected
     assert isinstance(llm._core._runner._lora, TritonLoRA)
