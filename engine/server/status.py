@@ -8,6 +8,7 @@ from ..errors import (
     AdapterNotFound,
     AdapterRejected,
     AdapterTooLarge,
+    EngineBroken,
     EngineUnavailable,
     InvalidRequest,
     QueueFull,
@@ -27,6 +28,7 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     AdapterTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    EngineBroken: grpc.StatusCode.UNAVAILABLE,
     RequestFailed: grpc.StatusCode.INTERNAL,
 }
 
