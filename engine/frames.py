@@ -200,7 +200,11 @@ class RankLoaded(Frame, frozen=True):
     """It has its weights, and waits for the others."""
 
 
-FromRank = RankLoaded | StartFailed
+class RankReady(Frame, frozen=True):
+    """It has all that it computes with, and waits for steps."""
+
+
+FromRank = RankLoaded | RankReady | StartFailed
 
 
 # Front end -> adapter loader and back.

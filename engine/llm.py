@@ -1,5 +1,6 @@
 """LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -261,7 +262,11 @@ class LLM:
         if ranks.size == 1:
             return image.pages
         descriptor = seal(image.pages)
-        ranks.load_adapter(image.table, descriptor)
+        try:
+            ranks.load_adapter(image.table, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return map_sealed(descriptor, image.table.num_bytes).reshape(image.pages.shape)
 
     def _bring_back(self, digests: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ from .frames import (
     ForgetAdapter,
     LoadAdapter,
     RankLoaded,
+    RankReady,
     RankRow,
     RankStep,
     StartFailed,
@@ -94,12 +95,15 @@ def start(channel: Channel[ToRank]) -> RankLoop | None:
         raise RuntimeError("the first message is not StartRank")
     try:
         assembly = plan_shard(first.config, Path(first.model), first.rank).load()
+        channel.send(RankLoaded())
+        parts = assembly.build(first.num_pages, assembly.connect(Path(first.store)))
+    except ChannelClosed:
+        raise
     except Exception as error:
         is_ours = isinstance(error, EngineStartError)  # and says all there is to say
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(RankLoaded())
-    parts = assembly.build(first.num_pages, assembly.connect(Path(first.store)))
+    channel.send(RankReady())
     return RankLoop(channel, assembly.plan.shard, parts)
 
 

@@ -31,6 +31,7 @@ from .frames import (
     StartFailed,
     StartRank,
 )
+from .sealed_memory import raise_descriptor_limit
 
 GRACE = 5.0  # seconds for a rank to end by itself
 ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
@@ -56,14 +57,17 @@ class RankProcess:
             self.process.wait(seconds)
             raise EngineBroken(self._ended())
 
-    def wait_until_loaded(self) -> None:
-        """Raises EngineStartError."""
+    def wait_for_answer(self) -> None:
+        """Until it has loaded, or is ready. Raises EngineStartError."""
         try:
             (answer,) = self.channel.receive(wait=True)
         except ChannelClosed:
-            raise EngineStartError(f"{self._ended()} while it started") from None
+            raise self.ended_at_start() from None
         if isinstance(answer, StartFailed):
             raise EngineStartError(f"rank {self.rank}: {answer.reason}")
+
+    def ended_at_start(self) -> EngineStartError:
+        return EngineStartError(f"{self._ended()} while it started")
 
     def _ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -105,7 +109,19 @@ class Ranks:
     def wait_until_loaded(self) -> None:
         """Until all wait to be connected. Raises EngineStartError."""
         for other in self._others:
-            other.wait_until_loaded()
+            other.wait_for_answer()
+
+    def wait_until_ready(self) -> None:
+        """Until all wait for steps. Raises EngineStartError."""
+        for other in self._others:
+            other.wait_for_answer()
+
+    def why_missing(self) -> EngineStartError:
+        """What is to be said when the first one waits for the others, and they do not come."""
+        for other in self._others:
+            if other.process.poll() is not None:
+                return other.ended_at_start()
+        return EngineStartError("the ranks did not find each other")
 
     def close(self) -> None:
         """Idempotent."""
@@ -125,8 +141,7 @@ class Ranks:
 
     def load_adapter(self, table: ImageTable, descriptor: int) -> None:
         """descriptor: of the sealed image of all shards, which the caller closes."""
-        for other in self._others:
-            other.send(LoadAdapter(table), descriptor)
+        self._tell(LoadAdapter(table), descriptor)
 
     def drop_image(self, digest: str) -> None:
         self._send_copies()
@@ -149,9 +164,11 @@ class Ranks:
         if not self._others:
             yield
             return
-        self._send_step(rows, adapter_pages)
         try:
+            self._send_step(rows, adapter_pages)
             yield
+        except EngineBroken:
+            raise
         except BaseException as error:
             self._break(f"the first rank failed where the others did not: {type(error).__name__}: {error}")
             if isinstance(error, Exception):
@@ -160,6 +177,8 @@ class Ranks:
 
     def _break(self, why: str) -> None:
         """For good. why: unless one of the others has ended by itself."""
+        if self._why_broken is not None:
+            return
         for other in self._others:
             try:
                 other.check_alive(ENDING)
@@ -178,17 +197,23 @@ class Ranks:
         copies, self._copies = self._copies, []
         self._tell(RankStep(copies, [RankRow.of(row) for row in rows], pages))
 
-    def _tell(self, message: Any) -> None:
+    def _tell(self, message: Any, descriptor: int | None = None) -> None:
+        """Raises EngineBroken. What only some of them have been told would put them out of step: that is the end."""
         if self._why_broken is not None:
             raise EngineBroken(self._why_broken)
-        for other in self._others:
-            other.send(message)
+        try:
+            for other in self._others:
+                other.send(message, descriptor)
+        except BaseException as error:
+            self._break(f"the other ranks could not be told: {type(error).__name__}: {error}")
+            raise
 
 
 def start_ranks(size: int) -> Ranks:
     """Starts the processes of all ranks but the first, which wait to be told what to load."""
     if size == 1:
         return NO_RANKS
+    raise_descriptor_limit()  # theirs, too: each adapter is one in every rank
     others: list[RankProcess] = []
     folder = TemporaryDirectory(prefix="blora-ranks-", ignore_cleanup_errors=True)
     try:

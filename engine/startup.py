@@ -8,13 +8,14 @@ from pathlib import Path
 from blora.adapters import Layout, ModuleParts
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Scheduler
 
-from .assembly import Parts, ShardPlan, plan_shard
+from .assembly import Assembly, Parts, ShardPlan, plan_shard
 from .backend import BackendChoice
 from .config import EngineConfig
 from .core import EngineCore
 from .errors import EngineStartError
 from .memory import is_fraction, parse_memory, usable_memory
 from .model.config import ModelConfig
+from .model.rank_group import RankGroup
 from .model.shard import module_parts
 from .ranks import Ranks, start_ranks
 from .validator import Facts
@@ -54,7 +55,8 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
             num_pages = assembly.choose_num_pages(taken)
         ranks.load(replace(config, backend=_name_of(plan.choice)), model, num_pages)
         ranks.wait_until_loaded()
-        parts = assembly.build(num_pages, assembly.connect(ranks.store), ranks)
+        parts = assembly.build(num_pages, _connect(assembly, ranks), ranks)
+        ranks.wait_until_ready()
         parts.capture_all(plan.graph_sizes)
     except BaseException:
         ranks.close()
@@ -73,6 +75,14 @@ def _make_core(plan: ShardPlan, parts: Parts, num_pages: int, ranks: Ranks) -> E
     fairness = Fairness(config.max_passed_over)
     scheduler = Scheduler(plan.limits, pool, kv, residency, config.scheduling_policy, fairness)
     return EngineCore(parts.arena, scheduler, residency, parts.adapters, parts.runner, ranks)
+
+
+def _connect(assembly: Assembly, ranks: Ranks) -> RankGroup:
+    """Raises EngineStartError for ranks that do not come."""
+    try:
+        return assembly.connect(ranks.store)
+    except RuntimeError as error:
+        raise ranks.why_missing() from error
 
 
 def _name_of(choice: BackendChoice) -> str:

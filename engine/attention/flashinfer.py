@@ -93,9 +93,8 @@ class FlashInferAttention(AttentionBackend):
         send: Send,
         soft_cap: float | None = None,
     ) -> None:
-        """flashinfer: the module. dtype: of q and what is returned; KV is the arena's, of 8 bits or
-        the same. soft_cap: scores become
-        soft_cap * tanh(score / soft_cap)."""
+        """flashinfer: the module. dtype: of q and what is returned; KV is the arena's, of 8 bits or the same.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap)."""
         check_shape(config, dtype)
         layout, device = arena.layout, arena.pages.device
         if (layout.num_layers, layout.num_kv_heads, layout.head_dim) != (

@@ -59,7 +59,9 @@ class ConnectedGroup(RankGroup):
         self.rank, self.size = rank, size
         self.num_collectives = 0
         file_store = FileStore(str(store), size)
-        file_store.set_timeout(CONNECT_TIMEOUT)
+        file_store.set(f"here/{rank}", "")
+        # Not left to the group, which waits for as long as for a collective.
+        file_store.wait([f"here/{other}" for other in range(size)], CONNECT_TIMEOUT)
         self._group = _nccl(file_store, rank, size) if device.type == "cuda" else _gloo(file_store, rank, size)
         self._gather_options = GatherOptions()
         self._gather_options.rootRank = 0

@@ -132,6 +132,7 @@ MESSAGES[frames.RankStep] = [
 ]
 MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
 MESSAGES[frames.RankLoaded] = [frames.RankLoaded()]
+MESSAGES[frames.RankReady] = [frames.RankReady()]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
