@@ -121,9 +121,14 @@ def test_folders_come_change_and_go_under_traffic(
         assert (await llm.get_adapter("mine")).path == str(watched / "mine")
         shutil.rmtree(watched / "mine")
         await until(lambda: is_version(llm, "mine", 0))
-        assert not llm._adapters._images._descriptors
+        await until(lambda: is_freed(llm))
 
     run(tiny_model, watched, body)
+
+
+async def is_freed(llm: AsyncLLM) -> bool:
+    """Names go at once, images when the engine has let go of them."""
+    return not llm._adapters._images._descriptors
 
 
 async def is_version(llm: AsyncLLM, name: str, number: int) -> bool:
