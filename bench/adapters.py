@@ -1,4 +1,4 @@
-"""Adapters by the thousand: throughput and time to first token against their number, and what loading does to traffic.
+"""Adapters by the thousand: throughput and time to first token against their number, then what loading does to traffic.
 
 The arena holds few of them. The many adapters have the weights of a few files under digests of their own: host memory
 is shared, copies into the arena are real.
@@ -9,7 +9,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from blora.engine.host_cache import Source
 
 from . import loading, machine
 from .measured_engine import MeasuredEngine, Setup
-from .random_adapters import ALL_MODULES, make_adapters
 from .table import Cell, format_table, write_json
 from .throughput import percentile
 
@@ -27,7 +26,7 @@ FILES = 8  # of different weights
 ROWS = 32  # at once
 FILE = "adapters.json"
 POPULARITIES = {"uniform": 0.0, "skewed": 1.0}  # adapter i is asked in proportion to i ** -alpha
-COLOURS = {"uniform": "#0072b2", "skewed": "#e69f00", "quiet": "#555555", "loading": "#0072b2"}
+COLOURS = {"uniform": "#0072b2", "skewed": "#e69f00"}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,16 +39,10 @@ def run(args: argparse.Namespace) -> int:
             report["points"].append({"popularity": popularity, "adapters": count, **point})
             print(f"{popularity}, {count} adapters: {point['throughput']:.0f} tokens/s", file=sys.stderr, flush=True)
             write_json(args.folder / FILE, report)
-    del engine
-    folders = make_adapters(
-        Path(args.model), args.adapter_folder / f"cold-{args.rank}", args.loads + 1, [args.rank], ALL_MODULES
-    )
-    report["loading"] = loading.measure(args.model, folders, {"memory": args.memory, "threads": args.threads})
-    write_json(args.folder / FILE, report)
     print(format_report(report))
-    for path in draw(report, args.folder):
-        print(path)
-    return 0
+    print(draw(report, args.folder))
+    del engine
+    return loading.run(args)
 
 
 def _engine(args: argparse.Namespace, count: int) -> MeasuredEngine:
@@ -82,21 +75,28 @@ def _point(engine: MeasuredEngine, count: int, alpha: float, args: argparse.Name
     """All requests are there from the start; a round that is not measured brings the popular ones into the arena."""
     weights = [(index + 1) ** -alpha for index in range(count)]
     draw = random.Random(f"{args.seed} {count} {alpha}")
-    for _ in range(2):
-        picks = draw.choices(range(count), weights, k=args.requests)
-        before = engine.llm._core.scheduler.counts
+    throughputs, first_tokens = list[float](), list[float]()
+    _pass(engine, draw.choices(range(count), weights, k=args.requests), args)
+    before = engine.llm._core.scheduler.counts
+    for _ in range(args.rounds):
         started = time.monotonic()
-        first_tokens = engine.first_tokens([_name(pick) for pick in picks], args.prompt_len, args.output_len)
-        seconds = time.monotonic() - started
+        first_tokens += _pass(engine, draw.choices(range(count), weights, k=args.requests), args)
+        throughputs.append(args.requests * args.output_len / (time.monotonic() - started))
     counts = engine.llm._core.scheduler.counts
     num_uses = counts.num_adapter_uses - before.num_adapter_uses
     return {
-        "throughput": args.requests * args.output_len / seconds,
+        "throughput": statistics.median(throughputs),
+        "throughputs": throughputs,
         "median_ttft_ms": 1e3 * statistics.median(first_tokens),
         "p99_ttft_ms": 1e3 * percentile(first_tokens, 0.99),
         "hit_rate": (counts.num_adapter_hits - before.num_adapter_hits) / num_uses,
         "copied_pages": counts.num_copied_pages - before.num_copied_pages,
     }
+
+
+def _pass(engine: MeasuredEngine, picks: Sequence[int], args: argparse.Namespace) -> list[float]:
+    """Returns the seconds to each request's first token."""
+    return engine.first_tokens([_name(pick) for pick in picks], args.prompt_len, args.output_len)
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -111,17 +111,11 @@ def format_report(report: Mapping[str, Any]) -> str:
         for point in report["points"]
     ]
     table = format_table(["", "tokens/s", "TTFT ms", "p99", "found resident %"], rows)
-    load = report["loading"]
-    gaps: list[list[Cell]] = [
-        [name, load[name]["p50_ms"], load[name]["p99_ms"], load[name]["longest_ms"]] for name in ("quiet", "loading")
-    ]
-    loads = format_table([f"between tokens, ms; {load['loaded']} loads", "p50", "p99", "longest"], gaps)
-    first = f"first token: {load['ttft_ms_cold']:.1f} ms from host memory, {load['ttft_ms_warm']:.1f} ms resident"
-    return f"{machine.summary(report)}\n\n{table}\n\n{loads}\np99 ratio {load['itl_p99_ratio']:.2f}; {first}"
+    return f"{machine.summary(report)}\n\n{table}"
 
 
-def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes two PNGs and returns them."""
+def draw(report: Mapping[str, Any], folder: Path) -> Path:
+    """Writes a PNG and returns it."""
     from matplotlib.figure import Figure
 
     counts = Figure(figsize=(9.0, 4.0), layout="constrained")
@@ -143,18 +137,4 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
         f"{report['model_id']}, rank {report['rank']}, {ROWS} rows, arena of {report['memory']}", fontsize=10
     )
     counts.savefig(folder / "adapters.png", dpi=130)
-    gaps = Figure(figsize=(7.0, 4.2), layout="constrained")
-    plot = gaps.subplots()
-    for name in ("quiet", "loading"):
-        figures = report["loading"][name]
-        tail = [1 - share + 1e-4 for share in figures["shares"]]
-        plot.plot(figures["gaps_ms"], tail, color=COLOURS[name], label=name)
-    plot.set_yscale("log")
-    plot.set_xscale("log")
-    plot.set_xlabel("ms between two tokens of a row")
-    plot.set_ylabel("share of gaps that are longer")
-    plot.set_title(f"{report['model_id']}, {report['loading']['loaded']} adapters loaded under traffic", fontsize=10)
-    plot.grid(alpha=0.3)
-    plot.legend()
-    gaps.savefig(folder / "adapters-loading.png", dpi=130)
-    return [folder / "adapters.png", folder / "adapters-loading.png"]
+    return folder / "adapters.png"

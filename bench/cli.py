@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
     _add_idle(programs.add_parser("idle_adapters", help="what base requests lose to adapters nobody asks for"))
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
-    _add_many(programs.add_parser("adapters", help="up to thousands of adapters, and loading them under traffic"))
+    _add_many(programs.add_parser("adapters", help="up to thousands of adapters, then what `loading` does"))
+    _add_loading(programs.add_parser("loading", help="what loading adapters does to the rows that decode"))
     _add_fairness(programs.add_parser("fairness", help="time to first token by adapter, fair or not, simulated"))
     _add_triton(programs.add_parser("triton", help="what the GPU's LoRA kernels compile to; needs no GPU"))
     _add_gpu(programs.add_parser("gpu", help="on a machine with a GPU: right tokens, speed, a report to send back"))
@@ -78,16 +79,21 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_many(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder")
+    _add_loading(parser)
     parser.add_argument("--adapters", type=_counts, default=(1, 8, 64, 512, 2000), metavar="LIST")
-    parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
-    parser.add_argument("--loads", type=_count, default=200, metavar="N", help="under traffic (default: %(default)s)")
-    parser.add_argument("--requests", type=_count, default=128, metavar="N", help="of a point (default: %(default)s)")
-    parser.add_argument("--memory", default="600M", metavar="SIZE", help="for KV and adapters (default: %(default)s)")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
+    parser.add_argument("--requests", type=_count, default=128, metavar="N", help="of a pass (default: %(default)s)")
+    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="passes (default: %(default)s)")
     parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
     parser.add_argument("--output-len", type=_count, default=32, metavar="TOKENS", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder")
+    parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
+    parser.add_argument("--loads", type=_count, default=200, metavar="N", help="under traffic (default: %(default)s)")
+    parser.add_argument("--memory", default="600M", metavar="SIZE", help="for KV and adapters (default: %(default)s)")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
     parser.add_argument("--adapter-folder", type=Path, default=Path(".cache/bench-adapters"), metavar="DIR")
     parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
 

@@ -1,4 +1,4 @@
-"""Plots of a sweep: decode throughput against rows, against the number of adapters, and adapters against the base."""
+"""Plots of a sweep: decode throughput against rows, adapters against the base by their number and by rows."""
 
 import argparse
 import json
@@ -96,18 +96,22 @@ def _rows_figure(report: Mapping[str, Any], points: Sequence[Point]) -> Figure:
 
 
 def _adapters_figure(report: Mapping[str, Any], points: Sequence[Point]) -> Figure:
+    """Ratios of passes that followed each other, since a machine's speed drifts: median and range of rounds."""
     rows = points[-1]["workload"]["rows"]
-    figure, axes = _figure(report, f"throughput and number of adapters, {rows} rows")
+    figure, axes = _figure(report, f"{rows} rows with adapters, the base model's speed is 1")
     for popularity in ("uniform", "skewed", "identical"):
         chosen = over_adapters(points, popularity)
-        decode = _medians(chosen, "adapters", "decode_throughput")
-        axes.plot(_values(chosen, "adapters"), decode, "o-", color=COLOURS[popularity], label=popularity)
-    uniform = over_adapters(points, "uniform")
-    adapters = _values(uniform, "adapters")
-    base = _medians(uniform, "base", "decode_throughput")
-    axes.plot(adapters, base, "--", color=BASE_COLOUR, label="base model")
-    _log_axis(axes, adapters, "adapters")
-    axes.set_ylabel("decode tokens/s")
+        medians = _medians(chosen, "ratio", "decode_throughput")
+        rounds = [[one["ratio"]["decode_throughput"] for one in point["rounds"]] for point in chosen]
+        ranges = (
+            [median - min(ratios) for median, ratios in zip(medians, rounds, strict=True)],
+            [max(ratios) - median for median, ratios in zip(medians, rounds, strict=True)],
+        )
+        adapters, colour = _values(chosen, "adapters"), COLOURS[popularity]
+        axes.errorbar(adapters, medians, ranges, fmt="o-", color=colour, label=popularity, elinewidth=0.7, capsize=2)
+    axes.axhline(1, color=BASE_COLOUR, linewidth=1)
+    _log_axis(axes, _values(over_adapters(points, "uniform"), "adapters"), "adapters")
+    axes.set_ylabel("decode tokens/s, of the base model's")
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
