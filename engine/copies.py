@@ -36,6 +36,10 @@ class StepCopies(Protocol):
         """What the step's rows need is launched, and nobody has waited for it yet. is_waited_for: somebody will, who
         reads the rows' tokens."""
 
+    def settle(self) -> None:
+        """Comes after rows that failed and before others of the step are computed: nothing of the failed ones runs any
+        more. Raises EngineBroken where nothing can be computed at all."""
+
     def finish(self) -> float:
         """Comes after the step, even if it failed: no copy is left out. Returns the seconds of the host that the step's
         copies took."""
@@ -54,6 +58,9 @@ class CopiesBefore:
         self._seconds = run_copies(self._pool, step.copies)
 
     def go_on(self, is_waited_for: bool) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def finish(self) -> float:

@@ -21,7 +21,7 @@ class EngineUnavailable(RuntimeError):
 
 
 class EngineBroken(RuntimeError):
-    """A rank of the engine has ended, or failed where the others did not: they compute nothing together any more."""
+    """The engine computes nothing any more: a rank of it has ended, or failed where the others did not; or its GPU."""
 
 
 class EngineStartError(RuntimeError):

@@ -49,7 +49,7 @@ class EngineLoop:
         self._last_check = 0.0  # time.monotonic()
 
     def run(self) -> None:
-        """Runs until the channel closes. Raises EngineBroken when a rank ends."""
+        """Runs until the channel closes. Raises EngineBroken when a rank ends, or the GPU."""
         while True:
             self._ranks.check_alive()
             for message in self._channel.receive(wait=not self._core.has_work):

@@ -12,6 +12,7 @@ from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
 from .backend import Backend, StepGraphs
 from .copies import StepCopies
+from .errors import EngineBroken
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
 from .ranks import NO_RANKS, Ranks
 from .sampler import sample, token_logprobs
@@ -51,7 +52,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, step: Step) -> dict[int, RowResult]:
-        """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV."""
+        """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV. Raises
+        whatever a row of it causes, and EngineBroken where no row can be computed any more."""
+        try:
+            return self._execute(step)
+        except EngineBroken:
+            raise
+        except Exception:
+            self._copies.settle()
+            raise
+
+    def _execute(self, step: Step) -> dict[int, RowResult]:
         rows, adapter_pages = in_batch_order(step.rows), step.adapter_pages
         logits = None if self._graphs is None else self._graphs.run(rows, adapter_pages)
         if logits is not None:

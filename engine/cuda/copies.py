@@ -18,6 +18,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import PageCopy
 
 from ..copies import PagedStep, run_copies
+from ..errors import EngineBroken
 from .device import Device, Event
 
 
@@ -104,6 +105,14 @@ class CopiesBeside:
         # in pinned memory of its own, may not change before it was read.
         if not is_waited_for:
             self._device.compute.record().synchronize()
+
+    def settle(self) -> None:
+        """An error of a kernel, such as an address outside memory, comes back from every call of the process from then
+        on: it is not the rows' and no row can be computed after it."""
+        try:
+            self._device.synchronize()
+        except RuntimeError as error:
+            raise EngineBroken(f"the GPU computes nothing any more: {error}") from error
 
     def finish(self) -> float:
         self._run_left()

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from cuda_models import WINDOWED, YARN, save_model
 from fake_flashinfer import FakeFlashInfer
+from recording_device import RecordingDevice
 from tiny import make_adapter
 
 from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM, CompletionOutput, SamplingParams
+from blora.engine.errors import EngineBroken
+from blora.engine.model.decoder import CausalLM
 
 Pair = Callable[..., tuple[LLM, LLM]]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2)
@@ -136,3 +139,39 @@ def test_kv_of_8_bits_takes_half_the_memory(make_pair: Pair, wide_model: Path, k
     num_same = sum(one.token_ids[0] == other.token_ids[0] for one, other in zip(ours, theirs, strict=True))
     assert num_same >= len(PROMPTS) // 2
     assert any(one.token_ids != other.token_ids for one, other in zip(ours, theirs, strict=True))  # rounded it is
+
+
+def test_rows_that_fail_are_done_with_before_others_are_computed(
+    make_pair: Pair, wide_model: Path, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they were planned with, in pinned memory, is planned over."""
+    _, cuda = make_pair(wide_model)
+    calls: list[str] = []
+
+    def fail(*_: Any) -> None:
+        calls.append("rows")
+        raise ValueError("rows that cannot be computed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CausalLM, "forward", fail)
+        patch.setattr(device, "synchronize", lambda: calls.append("settled"))
+        outputs = generate(cuda, PROMPTS[:2], [None, None])
+    assert all(output.error is not None for output in outputs)
+    assert calls == ["rows", "settled"] * 3  # both, then each alone
+    assert generate(cuda, PROMPTS[:1], [None])[0].error is None
+
+
+@pytest.mark.usefixtures("flashinfer")
+def test_a_gpu_that_fails_is_the_end_of_the_engine(
+    wide_model: Path, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request is guilty, and none can be computed in this process any more."""
+    llm = LLM(str(wide_model), backend="cuda", dtype="float16", memory="2MB", block_size=4, enforce_eager=True)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(CausalLM, "forward", fail)
+    monkeypatch.setattr(device, "synchronize", fail)
+    with pytest.raises(EngineBroken, match="illegal memory access"):
+        llm.generate(PROMPTS[:2], GREEDY, use_tqdm=False)
