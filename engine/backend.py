@@ -69,8 +69,8 @@ class StepGraphs(Protocol):
         """sizes: numbers of rows. progress: shows a bar on stderr."""
 
     def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
-        """The logits of the rows: [num_rows, vocab_size] float32, valid until the next run; None, with nothing
-        launched, for a step that no graph holds. rows, adapter_pages: as `build_batch` takes them."""
+        """The logits of the rows: [num_rows, vocab_size] float32; None, with nothing launched, for a step that no graph
+        holds. rows, adapter_pages: as `build_batch` takes them."""
 
 
 BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool, RankGroup], Backend]

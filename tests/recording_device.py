@@ -168,8 +168,10 @@ class RecordingStream:
 
 
 class RecordingGraph:
-    def __init__(self, device: "RecordingDevice", tape: Sequence[Callable[[], None]]) -> None:
-        self._device, self._tape = device, tape
+    def __init__(self, tape: Sequence[Callable[[], None]], result: Any) -> None:
+        """result: what the capture returned, whose memory no other graph may use."""
+        self._tape = tape
+        self.num_kept_bytes = sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         self.num_replays = 0
 
     def replay(self) -> None:
@@ -289,7 +291,7 @@ class RecordingDevice:
         try:
             with self._tape:
                 result = run()
-            self.graphs.append(RecordingGraph(self, self._tape.runs))
+            self.graphs.append(RecordingGraph(self._tape.runs, result))
         finally:
             self._tape = None
         return self.graphs[-1], result

@@ -53,6 +53,12 @@ def choose_block_rows(segments: Sequence[Segment]) -> int:
     return LONG_ROWS if max(lengths) >= LONG_ROWS else MEDIUM_ROWS
 
 
+def possible_block_rows(num_rows: int) -> list[int]:
+    """What `choose_block_rows` may choose for any segments of up to `num_rows` rows in all."""
+    fewest = {1: 1, MEDIUM_ROWS: ROWS_PER_SEGMENT + 1, LONG_ROWS: LONG_ROWS}
+    return [block_rows for block_rows, fewest_rows in fewest.items() if num_rows >= fewest_rows]
+
+
 def make_step_table(
     segments: Sequence[Segment], addresses: Mapping[str, int], num_groups: int, block_rows: int
 ) -> StepTable:

@@ -4,10 +4,13 @@ A graph has the tensors it was captured with. A step is written into them: token
 and what the LoRA kernels loop over, so that adapters of any rank come and go without another capture. A step that has
 fewer rows than its graph is filled up with rows that write and read one page that no request ever has. A step that no
 graph holds is left to whoever launches kernels one by one.
+
+A graph ends with the hidden states. What it returns has memory of its own, which no other graph may use: with logits,
+which are as wide as the vocabulary, that would be gigabytes for all sizes together.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from blora.adapters.triton.lora import TritonLoRA, TritonMetadata
-from blora.adapters.triton.step_table import StepSize
+from blora.adapters.triton.step_table import StepSize, possible_block_rows
 from blora.scheduler import ScheduledRow
 
 from ..attention.base import PagedRows
@@ -33,7 +36,8 @@ MAX_RANK_GROUPS = 8  # of 16 ranks, of a graph's scratch where all its rows have
 @dataclass(frozen=True, slots=True)
 class Captured:
     graph: Graph
-    logits: Tensor  # [size, vocab_size] float32, written by each replay
+    hidden: Tensor  # [size, hidden_size], written by each replay
+    lora: TritonMetadata | None = None  # what its LoRA kernels read; None where it launches none
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,8 @@ class Sized:
     token_ids: Tensor  # [size] int64
     positions: Tensor  # [size] int64
     attention: FixedDecode
-    lora: TritonMetadata
-    without_lora: Captured  # a step of base rows launches no LoRA kernel
-    with_lora: Captured
+    without_lora: Captured  # for a step of base rows
+    with_lora: Mapping[int, Captured]  # by the rows of a tile, of which a weight is read once for all
 
     @property
     def num_rows(self) -> int:
@@ -79,24 +82,28 @@ class DecodeGraphs:
         device = self._device.torch_device
         token_ids, positions = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(2))
         attention = self._attention.plan_fixed(size, min(size * self._pages_per_row, self._max_pages + size))
-        step = StepSize(block_rows=1, num_uses=size, num_tiles=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
-        lora = self._lora.plan_fixed(step, NUM_PROGRAMS)
         self._attention.refill(attention, self._padded([], size))
-        logits_at = torch.arange(size, device=device)
-        batch = ForwardBatch(token_ids, positions, logits_at, attention, None)
+        batch = ForwardBatch(token_ids, positions, torch.arange(size, device=device), attention, None)
         without_lora = self._captured(batch)
-        with_lora = self._captured(ForwardBatch(token_ids, positions, logits_at, attention, lora))
-        return Sized(token_ids, positions, attention, lora, without_lora, with_lora)
+        with_lora = {
+            block_rows: self._captured(batch, self._plan_lora(size, block_rows))
+            for block_rows in possible_block_rows(size)
+        }
+        return Sized(token_ids, positions, attention, without_lora, with_lora)
 
-    def _captured(self, batch: ForwardBatch) -> Captured:
-        model = self._backend.model
-        captured = self._device.capture(lambda: model.compute_logits(model.forward(batch)), beside=self._first)
-        self._first = self._first or captured[0]
-        return Captured(*captured)
+    def _plan_lora(self, size: int, block_rows: int) -> TritonMetadata:
+        step = StepSize(block_rows, num_uses=size, num_tiles=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
+        return self._lora.plan_fixed(step, NUM_PROGRAMS)
+
+    def _captured(self, batch: ForwardBatch, lora: TritonMetadata | None = None) -> Captured:
+        batch, model = replace(batch, lora=lora), self._backend.model
+        graph, hidden = self._device.capture(lambda: model.forward(batch), beside=self._first)
+        self._first = self._first or graph
+        return Captured(graph, hidden, lora)
 
     def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
-        """The logits of the rows: [num_rows, vocab_size] float32, valid until the next run; None, with nothing
-        launched, for a step that no graph holds. rows, adapter_pages: as `build_batch` takes them."""
+        """The logits of the rows: [num_rows, vocab_size] float32; None, with nothing launched, for a step that no graph
+        holds. rows, adapter_pages: as `build_batch` takes them."""
         sized = self._sized_for(rows)
         if sized is None:
             return None
@@ -105,7 +112,7 @@ class DecodeGraphs:
             return None
         self._fill_tokens(sized, rows)
         captured.graph.replay()
-        return captured.logits[: len(rows)]
+        return self._backend.model.compute_logits(captured.hidden[: len(rows)])
 
     def _sized_for(self, rows: Sequence[ScheduledRow]) -> Sized | None:
         if not all(row.num_new_tokens == 1 and row.is_sampled for row in rows):
@@ -122,8 +129,10 @@ class DecodeGraphs:
             return sized.without_lora
         if any(self._lora.changes_head(digest) for segment in segments for digest, _ in segment.adapters):
             return None  # its rows' logits are computed apart, and may be wider
-        is_held = self._lora.refill(sized.lora, self._lora.plan(segments, adapter_pages))
-        return sized.with_lora if is_held else None
+        planned = self._lora.plan(segments, adapter_pages)
+        captured = sized.with_lora[planned.size.block_rows]
+        assert captured.lora is not None
+        return captured if self._lora.refill(captured.lora, planned) else None
 
     def _fill_tokens(self, sized: Sized, rows: Sequence[ScheduledRow]) -> None:
         tokens = np.zeros((2, sized.num_rows), dtype=np.int64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from recording_device import RecordingDevice, check_order
+from recording_device import RecordingDevice, RecordingGraph, check_order
 from tiny import make_adapter
 from torch import Tensor
 
@@ -37,9 +37,11 @@ def buffers(sized: Sized) -> list[int]:
     table = sized.attention.new.table
     tensors: list[Tensor] = [
         sized.token_ids, sized.positions, sized.attention.new.rows, sized.attention.new.positions,
-        table.indptr, table.indices, table.last_page_len, sized.lora.content, sized.lora.h,
-        sized.with_lora.logits, sized.without_lora.logits,
+        table.indptr, table.indices, table.last_page_len, sized.without_lora.hidden,
     ]  # fmt: skip
+    for captured in sized.with_lora.values():
+        assert captured.lora is not None
+        tensors += [captured.lora.content, captured.lora.h, captured.hidden]
     return [tensor.data_ptr() for tensor in tensors]
 
 
@@ -110,9 +112,39 @@ def test_adapters_of_any_rank_come_and_go_without_a_capture(
 
 def test_base_rows_launch_no_lora_kernel(make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, cuda = make_pair(wide_model, **OPTIONS | {"max_num_seqs": 1})
-    with_lora = graphs_of(cuda)._sized[1].with_lora.graph
-    monkeypatch.setattr(with_lora, "replay", lambda: pytest.fail("a step of base rows"))
+    (with_lora,) = graphs_of(cuda)._sized[1].with_lora.values()
+    monkeypatch.setattr(with_lora.graph, "replay", lambda: pytest.fail("a step of base rows"))
     assert tokens(cuda, [None])
+
+
+def test_rows_of_one_adapter_share_its_weights(
+    make_pair: Pair, wide_model: Path, tmp_path: Path, counted: list[int | None]
+) -> None:
+    """As in eager steps: not each of its rows reads them all again."""
+    reference, cuda = make_pair(wide_model, **OPTIONS)
+    folder = make_adapter(wide_model, tmp_path / "a", 3, r=4, target_modules=MODULES)
+    for llm in (reference, cuda):
+        llm.load_adapter("a", folder)
+    assert tokens(cuda, ["a"] * 6, 3) == tokens(reference, ["a"] * 6, 3)
+    assert 6 in counted
+    sized = graphs_of(cuda)._sized[6]
+    assert sized.with_lora.keys() == {1, 16}
+    single, shared = sized.with_lora[1], sized.with_lora[16]
+    assert isinstance(single.graph, RecordingGraph) and isinstance(shared.graph, RecordingGraph)
+    assert single.graph.num_replays == 0 < shared.graph.num_replays
+    assert shared.lora is not None
+    assert shared.lora.content[:3].tolist() == [1, 1, 6]  # uses, tiles, rows
+
+
+def test_a_graph_keeps_nothing_as_wide_as_the_vocabulary(make_pair: Pair, wide_model: Path) -> None:
+    """What it returns is its own: logits of all sizes would be gigabytes."""
+    _, cuda = make_pair(wide_model, **OPTIONS)
+    config = cuda._engine.model_config
+    assert config.vocab_size > config.hidden_size
+    for sized in graphs_of(cuda)._sized.values():
+        for captured in (sized.without_lora, *sized.with_lora.values()):
+            assert isinstance(captured.graph, RecordingGraph)
+            assert captured.graph.num_kept_bytes == sized.num_rows * config.hidden_size * 2
 
 
 def run_composed(llm: LLM, folders: list[Path]) -> list[tuple[int, ...]]:
