@@ -14,6 +14,7 @@ from ..lora_module import Array
 from ..targets import TargetKind
 from .sites import Sites
 
+MAX_ARENA_BYTES = ALIGNMENT << 32  # whose lines have numbers of 32 bits
 MODULE_FIELDS = 8
 PARTS = 4  # of a module: A, B, gain, shift
 
@@ -21,8 +22,8 @@ PARTS = 4  # of a module: A, B, gain, shift
 @dataclass(frozen=True, slots=True)
 class AdapterTable:
     """content: [num_modules * 8 + num_pieces] int32 on the device: first a record of each module of the model (zeros
-    for one that the adapter leaves alone), then the line of the arena that each piece begins at. A record's indices are
-    those of content. See kernels.py."""
+    for one that the adapter leaves alone), then the line of the arena that each piece begins at, 32 bits without a
+    sign. A record's indices are those of content. See kernels.py."""
 
     content: Tensor
     num_groups: int  # of ranks, of the module that has most
@@ -72,12 +73,12 @@ def _parts(module: PackedModule, item_bytes: int) -> tuple[Part, Part, Part, Par
 
 
 def _lines(chunks: Part, page_ids: Sequence[int], page_bytes: int) -> Array:
-    """[num_pieces] int32: the line of the arena that each piece begins at."""
+    """[num_pieces] int32, the bits of uint32: the line of the arena that each piece begins at."""
     page, offset, num_pieces, piece_bytes = np.array(
         [(chunk.page, chunk.offset, chunk.num_pieces, piece_bytes) for chunk, piece_bytes in chunks], dtype=np.int64
     ).reshape(-1, 4).T  # fmt: skip
     begins = np.asarray(page_ids, np.int64)[page] * page_bytes + offset
     index = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)  # in its chunk
     lines = np.repeat(begins, num_pieces) + index * np.repeat(piece_bytes, num_pieces)
-    numbers: Array = (lines // ALIGNMENT).astype(np.int32)
+    numbers: Array = (lines // ALIGNMENT).astype(np.uint32).view(np.int32)
     return numbers

@@ -38,7 +38,7 @@ def is_interpreted() -> bool:
 @triton.jit
 def find_piece(table, entry, arena, item_bytes: tl.constexpr):
     """Where a piece begins whose line is an entry of the adapter's table."""
-    return arena + tl.load(table + entry).to(tl.int64) * (LINE_BYTES // item_bytes)
+    return arena + tl.load(table + entry).to(tl.uint32, bitcast=True).to(tl.int64) * (LINE_BYTES // item_bytes)
 
 
 @triton.jit
@@ -74,8 +74,11 @@ def sum_split(
     return total
 
 
-# Numbers that differ from site to site, or from step to step, are no reason to compile again.
-@triton.jit(do_not_specialize=["num_inputs", "first_module", "num_modules", "num_splits", "split_pieces", "num_planes"])
+# What differs from site to site, or from step to step, is no reason to compile again: numbers, and where tables begin.
+@triton.jit(
+    do_not_specialize=["num_inputs", "first_module", "num_modules", "num_splits", "split_pieces", "num_planes"],
+    do_not_specialize_on_alignment=["header", "uses"],
+)
 def shrink(
     x, h, weights, header, uses, x_stride, num_inputs, first_module, num_modules, num_splits, split_pieces, num_planes,
     BLOCK_ROWS: tl.constexpr,
@@ -130,7 +133,10 @@ def add_product(total, h, b):
     return tl.dot(h, b, total, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=["num_panels", "first_module", "num_modules", "num_planes"])
+@triton.jit(
+    do_not_specialize=["num_panels", "first_module", "num_modules", "num_planes"],
+    do_not_specialize_on_alignment=["header", "uses", "tiles", "panels"],
+)
 def expand(
     y, h, weights, vectors, header, uses, tiles, panels, y_stride, num_panels, first_module, num_modules, num_planes,
     BLOCK_ROWS: tl.constexpr, ALIGNMENT: tl.constexpr,

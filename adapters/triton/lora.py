@@ -15,8 +15,8 @@ from ..lora import LoRABackend, LoRAMetadata, Segment, check_segments
 from ..send import Send, on_host
 from ..targets import TargetModule
 from . import kernels
-from .adapter_table import AdapterTable, make_adapter_table
-from .configurations import expand_configuration, shrink_configuration
+from .adapter_table import MAX_ARENA_BYTES, AdapterTable, make_adapter_table
+from .configurations import BLOCK_ROWS, expand_configuration, shrink_configuration
 from .sites import Site, lay_out_sites
 from .step_table import StepSize, choose_block_rows, make_step_table
 from .tables import TableModule, TableReader
@@ -60,7 +60,7 @@ class TritonLoRA(LoRABackend):
         pages = pool.pages
         if pool.layout is not Layout.TILES:
             raise ValueError(f"weights in the layout {pool.layout}, not {Layout.TILES}")
-        if pages.shape[1] % ALIGNMENT or not pages.is_contiguous() or pages.numel() // ALIGNMENT >= 1 << 31:
+        if pages.shape[1] % ALIGNMENT or not pages.is_contiguous() or pages.numel() > MAX_ARENA_BYTES:
             raise ValueError(f"an arena of {list(pages.shape)} bytes: its lines cannot be numbered")
         if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
             raise ValueError("Triton's interpreter has no bfloat16 and computes wrong values")
@@ -68,6 +68,18 @@ class TritonLoRA(LoRABackend):
         self._sites = lay_out_sites(targets, pages.device)
         self._weights, self._vectors = pages.view(pool.dtype), pages.view(torch.float32)
         self._reader = TableReader(pages, pool.dtype)
+
+    def warm_up(self) -> None:
+        """Compiles all that `run` may launch, by steps of no work. Else the first request with an adapter would wait
+        for that, seconds, and every other request with it."""
+        kinds = {(site.in_features, site.out_features, site.alignment): site for site in self._sites.by_site.values()}
+        for block_rows in BLOCK_ROWS:
+            nothing = self.plan_fixed(StepSize(block_rows, 1, 1, 1, 1), num_programs=1)
+            for site in kinds.values():
+                self._change(site, self._zeros(1, site.in_features), self._zeros(1, site.out_features), nothing)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._pool.dtype, device=self._pool.pages.device)
 
     def changes_head(self, digest: str) -> bool:
         return self._pool.changes_head(digest)

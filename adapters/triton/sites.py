@@ -19,6 +19,7 @@ WIDEST_ALIGNMENT = 16  # columns
 @dataclass(frozen=True, slots=True)
 class Site:
     in_features: int
+    out_features: int  # of all modules
     first_module: int  # among those of all sites
     num_modules: int
     panels: Tensor  # [num_panels, 5] int32: see kernels.py
@@ -63,6 +64,7 @@ def _lay_out(members: list[TargetModule], first: int, device: torch.device) -> S
     split_pieces = max(SPLIT_PIECES, -(-num_pieces // MAX_SPLITS))
     return Site(
         in_features=members[0].in_features,
+        out_features=members[-1].offset + members[-1].out_features,
         first_module=first,
         num_modules=len(members),
         panels=torch.from_numpy(np.array(panels, np.int32)).to(device),

@@ -66,6 +66,7 @@ def build_cuda(
 
     attention = FlashInferAttention(flashinfer, arena, config, adapters.dtype, device.send)
     lora = TritonLoRA(adapters, adapter_targets(config), device.send)
+    lora.warm_up()
     model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
     unseeded = CudaUnseededPicker(flashinfer.sampling, device.send)
     return Backend(model, attention, lora, CudaPicker(), unseeded, device.send)

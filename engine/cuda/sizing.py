@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from blora.adapters.triton.adapter_table import MAX_ARENA_BYTES
 from blora.scheduler import Limits, SamplingParams, ScheduledRow, Step
 
 from ..errors import EngineStartError
@@ -106,9 +107,13 @@ def measure(
     sizes: Sequence[int],
 ) -> MemoryUse:
     """others: bytes that were taken before the weights, which are there now. build_trial: with an arena of trial_bytes,
-    which are not counted. sizes: of graphs to come."""
+    which are not counted. sizes: of graphs to come. Raises EngineStartError for a trial that fails: there is too little
+    memory for it, or a kernel that cannot be compiled."""
     before = device.memory()
-    activations, free, graphs = _try(device, build_trial, step, sizes)
+    try:
+        activations, free, graphs = _try(device, build_trial, step, sizes)
+    except Exception as error:
+        raise EngineStartError(f"the largest step cannot be computed: {type(error).__name__}: {error}") from error
     device.memory()  # what the trial had is given back before anything takes its place
     return MemoryUse(
         total=before.total,
@@ -141,8 +146,11 @@ def choose_num_pages(memory: int | float | str | None, use: MemoryUse, needs: Pa
     """memory: of the configuration; None is DEFAULT_SHARE of what is left. Raises EngineStartError."""
     wish = DEFAULT_SHARE if memory is None else memory
     budget = parse_memory(wish, max(use.left, 0))
+    most = MAX_ARENA_BYTES - needs.page_bytes  # the arena has a page more than requests and adapters
     if is_fraction(wish):
-        budget = min(budget, needs.num_useful * needs.page_bytes)
+        budget = min(budget, needs.num_useful * needs.page_bytes, most)
+    if budget > most:
+        raise EngineStartError(f"memory: {budget} bytes are more than an arena can have, {most}")
     if not 2 * needs.page_bytes <= budget <= use.left:
         raise EngineStartError(
             f"memory: {budget} bytes is not between two pages ({2 * needs.page_bytes}) and what is left on the GPU, "

@@ -1,18 +1,36 @@
 """TritonLoRA against the reference, in the interpreter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
-from triton_world import EMBEDDING, HEAD, RANKS, SHAPES, TARGETS, VOCABULARY, Use, World, assert_near, segments_of
+from triton_world import (
+    CHECKPOINTS,
+    EMBEDDING,
+    HEAD,
+    RANKS,
+    SHAPES,
+    TARGETS,
+    VOCABULARY,
+    Use,
+    World,
+    assert_near,
+    segments_of,
+)
 
+from blora.adapters import pack
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
 from blora.adapters.lora import LoRAMetadata, Segment
+from blora.adapters.triton import kernels, step_table
 from blora.adapters.triton import lora as triton_lora
-from blora.adapters.triton import step_table
+from blora.adapters.triton.adapter_table import MAX_ARENA_BYTES, make_adapter_table
 from blora.adapters.triton.lora import TritonLoRA
+from blora.adapters.triton.sites import lay_out_sites
 from blora.adapters.triton.step_table import StepSize
 
 Runs = list[tuple[int, list[Use]]]
@@ -176,6 +194,66 @@ def test_what_cannot_be_read_is_refused(exact: World) -> None:
     for bad_x, bad_y in ((x.half(), y), (x, y.half()), (x[:, :-1], y), (x.T.contiguous().T, y)):
         with pytest.raises(ValueError, match="for 160 inputs"):
             lora.run(1, bad_x, bad_y, metadata)
+
+
+class Compiler:
+    """In the place of a kernel: notes what Triton would compile for each launch, and runs nothing."""
+
+    def __init__(self, kernel: Any, compiled: set[Any]) -> None:
+        self._kernel, self._compiled = kernel, compiled
+
+    def __getitem__(self, _: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **constants: Any) -> None:
+            kinds = [self._kind(name, value) for name, value in zip(self._kernel.arg_names, args, strict=False)]
+            self._compiled.add((self._kernel.__name__, *kinds, *sorted(constants.items())))
+
+        return launch
+
+    def _kind(self, name: str, value: Any) -> Any:
+        """Of an argument: a type, and what is known of the value."""
+        options = self._kernel.kwargs
+        if isinstance(value, Tensor):
+            is_open = name in options["do_not_specialize_on_alignment"]
+            return value.dtype, not is_open and value.data_ptr() % 16 == 0
+        return "int" if name in options["do_not_specialize"] else (value == 1, value % 16 == 0)
+
+
+@pytest.mark.parametrize("block_rows", [1, 16, 64])
+def test_no_step_compiles_what_was_not_compiled_before(
+    block_rows: int, exact: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uses of odd and even numbers, whose tables begin at other places."""
+    compiled: set[Any] = set()
+    for name in ("shrink", "expand"):
+        monkeypatch.setattr(kernels, name, Compiler(getattr(kernels, name), compiled))
+    monkeypatch.setattr(triton_lora, "choose_block_rows", lambda _: block_rows)
+    lora = exact.triton.lora
+    assert isinstance(lora, TritonLoRA)
+    lora.warm_up()
+    at_start = set(compiled)
+    for runs in POPULARITY.values():
+        segments, num_tokens = segments_of(runs)
+        for site in SHAPES:
+            exact.run(exact.triton, site, *exact.rows(site, num_tokens), segments)
+    assert compiled == at_start
+
+
+@triton.jit
+def locate(table, arena, found):  # type: ignore[no-untyped-def]
+    """How far into the arena a piece begins, in bytes."""
+    tl.store(found, kernels.find_piece(table, 0, arena, 2).to(tl.int64) - arena.to(tl.int64))
+
+
+def test_pieces_are_found_in_the_largest_arena() -> None:
+    """Of a GPU with 192 GB: their lines are numbered beyond 31 bits."""
+    page_bytes, cpu = 1 << 30, torch.device("cpu")
+    table = pack(CHECKPOINTS["r8"], "float16", page_bytes, Layout.TILES).table
+    content = make_adapter_table(table, [190], lay_out_sites(TARGETS, cpu), 2, cpu).content
+    found = torch.zeros(1, dtype=torch.int64)
+    locate[(1,)](content[content[1] :], torch.zeros(1, dtype=torch.float16), found)
+    chunk = table.modules[0].a[0][0]
+    assert found.item() == 190 * page_bytes + chunk.offset
+    assert MAX_ARENA_BYTES == 256 << 30
 
 
 GRAPH = StepSize(block_rows=1, num_uses=8, num_tiles=6, num_rows=8, num_groups=4)

@@ -6,14 +6,17 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from recording_device import RecordingDevice
 
+from blora.adapters.triton.adapter_table import MAX_ARENA_BYTES
 from blora.engine import LLM, EngineStartError, SamplingParams
 from blora.engine.arena import Arena
 from blora.engine.cuda.sizing import MemoryUse, PageNeeds, choose_num_pages, largest_step, measure
+from blora.engine.model.decoder import CausalLM
 from blora.scheduler import Limits, Step
 
 USE = MemoryUse(total=1000, others=50, weights=300, workspaces=100, activations=150, graphs=100)
@@ -85,6 +88,15 @@ def test_no_more_than_is_of_use() -> None:
     assert choose_num_pages(200, USE, needs) == 10  # asked for
 
 
+def test_no_more_than_the_lora_kernels_can_number() -> None:
+    """Of a GPU with 288 GB."""
+    use = MemoryUse(total=288 << 30, others=0, weights=8 << 30, workspaces=0, activations=0, graphs=0)
+    needs = PageNeeds(page_bytes=2 << 20, block_size=16, num_useful=1 << 30)
+    assert choose_num_pages(1.0, use, needs) == MAX_ARENA_BYTES // (2 << 20) - 1
+    with pytest.raises(EngineStartError, match="more than an arena can have"):
+        choose_num_pages("260GiB", use, needs)
+
+
 @pytest.mark.parametrize("memory", [301, 39, 0.1, "2GiB"])
 def test_too_little_is_refused_with_the_figures(memory: int | float | str) -> None:
     with pytest.raises(EngineStartError, match=r"left on the GPU, 300: of .* GiB others have .* graphs"):
@@ -117,6 +129,17 @@ def test_an_engine_that_finds_too_little_does_not_start(
     device.hold((1 << 30) - 1_000_000)
     with pytest.raises(EngineStartError, match="the largest step"):
         make_pair(wide_model, memory=None, max_num_batched_tokens=256)
+
+
+def test_a_trial_that_fails_is_told_in_a_line(
+    make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that does not suffice for the largest step, or no compiler for FlashInfer's kernels."""
+    make_pair(wide_model)
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    monkeypatch.setattr(CausalLM, "forward", Mock(side_effect=error))
+    with pytest.raises(EngineStartError, match="the largest step cannot be computed: OutOfMemoryError: CUDA out of"):
+        make_pair(wide_model)
 
 
 def test_the_trial_is_gone_when_the_arena_is_made(
