@@ -21,6 +21,7 @@ from ..errors import EngineStartError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Result = TypeVar("Result")
+LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and what our kernels are compiled and measured for
 
 
 class Event(Protocol):
@@ -135,9 +136,12 @@ class CudaDevice:
     """Has never run: there was no GPU where it was written."""
 
     def __init__(self, index: int = 0) -> None:
-        """Raises EngineStartError where there is no such GPU."""
+        """Raises EngineStartError where there is no such GPU, or an old one."""
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise EngineStartError(f"backend: torch {torch.__version__} finds no GPU of number {index}")
+        if torch.cuda.get_device_capability(index) < LEAST_CAPABILITY:
+            name = torch.cuda.get_device_name(index)
+            raise EngineStartError("backend: {} is older than compute capability {}.{}".format(name, *LEAST_CAPABILITY))
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
         self.compute: Stream = CudaStream(torch.cuda.current_stream())

@@ -7,7 +7,9 @@ commands are entry points of the group "blora.commands": modules with HELP, `add
 import argparse
 import asyncio
 import logging
+import os
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     further = {} if argv and argv[0] in OWN_COMMANDS else further_commands()
     parser = build_parser(further)
     args = parser.parse_args(argv)
+    _add_tools()
     if args.command == "serve":
         return _serve(args, parser)
     if args.command == "client":
@@ -48,6 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(further[args.command].run(args))
     except ModuleNotFoundError as error:
         return _fail(f"the module {error.name} is missing; {args.command} needs: pip install 'blora[engine]'")
+
+
+def _add_tools() -> None:
+    """FlashInfer runs ninja, which is installed beside this command: PATH has that folder only where somebody has
+    activated the environment."""
+    folder = sysconfig.get_path("scripts")
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if folder not in folders:
+        os.environ["PATH"] = os.pathsep.join([*folders, folder])
 
 
 def further_commands() -> dict[str, Any]:

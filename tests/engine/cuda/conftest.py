@@ -17,7 +17,7 @@ from blora.engine import LLM
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.flashinfer import FlashInferAttention
 from blora.engine.cuda import backend as cuda_backend
-from blora.engine.cuda import graphs
+from blora.engine.cuda import graphs, library
 
 # Heads that FlashInfer has kernels for.
 SIZES = {"hidden_size": 64, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -32,6 +32,7 @@ def device() -> RecordingDevice:
 def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> FakeFlashInfer:
     fake = FakeFlashInfer(launch=device.kernel)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
+    monkeypatch.setattr(library, "_check_tools", lambda: None)
     monkeypatch.setattr(cuda_backend, "open_device", lambda _=0: device)
     monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs one after another
     for name in ("shrink", "expand"):

@@ -1,8 +1,10 @@
 """What is refused before anything is allocated, and what is imported when."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fake_flashinfer import FakeFlashInfer
 
 from blora.engine import LLM, EngineStartError
 from blora.engine import backend as backends
+from blora.engine.cuda import library
 
 OPTIONS = {"backend": "cuda", "memory": "2MB"}
 
@@ -25,8 +28,38 @@ def test_a_missing_package_is_named_with_what_to_install(
         LLM(str(wide_model), dtype="float16", **OPTIONS)
 
 
+@pytest.mark.parametrize("error", [PermissionError("/.cache"), RuntimeError("flashinfer-cubin version")])
+def test_a_package_that_cannot_be_imported_is_no_reason_to_end(
+    error: Exception, wide_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It makes folders and compares versions at that; "auto" takes the CPU then."""
+
+    def load(name: str) -> Any:
+        if name == "flashinfer":
+            raise error
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(library, "importlib", SimpleNamespace(import_module=load))
+    with pytest.raises(EngineStartError, match=f"flashinfer, which cannot be imported: {error}"):
+        LLM(str(wide_model), dtype="float16", **OPTIONS)
+    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    LLM(str(wide_model), dtype="float32", memory="2MB", block_size=4)
+    assert "there is a GPU, but it is not used" in caplog.text
+
+
+def test_kernels_are_compiled_with_ninja(wide_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "flashinfer", FakeFlashInfer())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineStartError, match="ninja, which is not on PATH"):
+        LLM(str(wide_model), dtype="float16", **OPTIONS)
+    (tmp_path / "ninja").touch(0o755)
+    with pytest.raises(EngineStartError, match="no GPU"):
+        LLM(str(wide_model), dtype="float16", **OPTIONS)
+
+
 def test_a_machine_without_a_gpu(wide_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FakeFlashInfer())
+    monkeypatch.setattr(library, "_check_tools", lambda: None)
     with pytest.raises(EngineStartError, match="no GPU"):
         LLM(str(wide_model), dtype="float16", **OPTIONS)
 

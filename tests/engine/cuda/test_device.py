@@ -21,6 +21,8 @@ FUNCTIONS = (
     "reset_peak_memory_stats",
     "memory_reserved",
     "max_memory_reserved",
+    "get_device_capability",
+    "get_device_name",
     "get_device_properties",
     "graph",
 )
@@ -36,6 +38,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     for name in ("Stream", "Event", "CUDAGraph"):
         calls.attach_mock(MagicMock(), name)
         monkeypatch.setattr(torch.cuda, name, getattr(calls, name))
+    calls.get_device_capability.return_value = (8, 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     return calls
@@ -48,6 +51,13 @@ def names(calls: MagicMock, first: int = 0) -> list[str]:
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(EngineStartError, match="finds no GPU"):
         CudaDevice()
+
+
+def test_an_old_gpu_is_refused_before_anything_is_compiled_for_it(cuda: MagicMock) -> None:
+    cuda.get_device_capability.return_value, cuda.get_device_name.return_value = (7, 5), "Tesla T4"
+    with pytest.raises(EngineStartError, match=r"Tesla T4 is older than compute capability 8\.0"):
+        CudaDevice()
+    assert "set_device" not in names(cuda)
 
 
 def test_a_capture_is_warmed_up_on_the_stream_of_the_capture(cuda: MagicMock) -> None:

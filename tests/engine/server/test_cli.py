@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -105,6 +106,24 @@ def test_version(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0 and capsys.readouterr().out.startswith("blora ")
+
+
+def test_what_is_installed_beside_the_command_is_found(monkeypatch):
+    """The environment need not be activated; what PATH had comes first."""
+    found = []
+
+    class Looking(FakeLLM):
+        def __init__(self, *_, **__):
+            super().__init__()
+            found.append(os.environ["PATH"])
+            self.error = EngineStartError("enough")
+
+    _replace_engine(monkeypatch, Looking)
+    scripts = sysconfig.get_path("scripts")
+    for before, after in (("/usr/bin", f"/usr/bin:{scripts}"), (f"{scripts}:/bin", f"{scripts}:/bin")):
+        monkeypatch.setenv("PATH", before)
+        assert cli.main(["serve", "m", "--port", "0"]) == 1
+        assert found.pop() == after
 
 
 @pytest.mark.parametrize(
