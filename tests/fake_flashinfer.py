@@ -95,6 +95,14 @@ def check_starts(name: str, starts: Tensor) -> None:
     require(len(starts) >= 2 and starts[0] == 0 and (starts.diff() >= 0).all(), f"{name}: {starts.tolist()}")
 
 
+def graph_workspace_bytes(num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int) -> int:
+    """What partial results of a decode step take in a graph on a GPU of 132 multiprocessors, each of them float32 with
+    its sum (attention/scheduler.cuh of the library, PrefillPlanImpl)."""
+    group, tile = num_heads // num_kv_heads, 16  # tile: of queries, for groups of up to so many
+    num_tiles = max(2 * 132 // num_kv_heads, -(-num_rows * group // tile) + num_rows - 1)
+    return num_heads * -(-num_tiles * tile // group) * (head_dim + 1) * 4
+
+
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
@@ -111,6 +119,7 @@ class _PagedWrapper:
         require(kv_layout in ("NHD", "HND"), f"kv_layout: {kv_layout}")
         require(backend in ("auto", "fa2"), f"backend: {backend} is not on every GPU")
         self._layout, self._use_cuda_graph = kv_layout, use_cuda_graph
+        self._float_workspace_buffer = float_workspace_buffer
         self._is_planned = False
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -253,10 +262,28 @@ class BatchDecodeWithPagedKVCacheWrapper(_PagedWrapper):
         if self._fixed is None:
             self._now = tuple(table.clone() for table in tables)
             return
+        needed = graph_workspace_bytes(len(last_page_len), num_qo_heads, num_kv_heads, head_dim)
+        room = self._float_workspace_buffer.numel()
+        require(room >= needed, f"workspace: {room} bytes, {needed} are needed")
         require(len(last_page_len) == len(self._fixed[2]), "another batch than the buffers'")
         require(len(indices) <= len(self._fixed[1]), "more pages than the buffer holds")
         for buffer, table in zip(self._fixed, tables, strict=True):
             buffer[: len(table)].copy_(table)
+
+    def workspace_size(
+        self, indptr: Tensor, indices: Tensor, last_page_len: Tensor, num_qo_heads: int, num_kv_heads: int,
+        head_dim: int, page_size: int, *, window_left: int = -1, logits_soft_cap: float | None = None,
+        q_data_type: Any = "float16", kv_data_type: Any = None, o_data_type: Any = None,
+        sm_scale: float | None = None,
+    ) -> tuple[int, int]:  # fmt: skip
+        options = {
+            "window_left": window_left, "logits_soft_cap": logits_soft_cap, "q_data_type": q_data_type,
+            "kv_data_type": kv_data_type, "o_data_type": o_data_type, "sm_scale": sm_scale,
+        }  # fmt: skip
+        heads = (num_qo_heads, num_kv_heads, head_dim)
+        self._note("workspace_size", (indptr, indices, last_page_len, *heads, page_size), options)
+        require(self._fixed is not None, "workspace_size: of a graph")
+        return graph_workspace_bytes(len(last_page_len), *heads), 1 << 20
 
     def _buffers(self) -> tuple[Tensor, ...]:
         return (self._qo, *(self._fixed or self._now))

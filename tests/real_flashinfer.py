@@ -37,12 +37,19 @@ class PlannedKernel:
         head_dim: int, _head_dim_vo: int, is_causal: bool, window_left: int, *_options: int,
     ) -> list[int]:  # fmt: skip
         assert num_queries == int(qo_indptr[-1]) and num_rows == len(seq_lens) == len(indptr) - 1
-        assert workspace.numel() == 128 << 20 and self._uses_window == (window_left >= 0)
+        assert workspace.numel() >= 128 << 20 and self._uses_window == (window_left >= 0)
         self._seq_lens, self._page_size, self._is_causal, self._window_left = (
             seq_lens.tolist(), page_size, is_causal, window_left,
         )  # fmt: skip
         self._heads = num_heads, num_kv_heads, head_dim
         return [1]
+
+    def workspace_size(
+        self, _workspace: Tensor, qo_indptr: Tensor, indptr: Tensor, seq_lens: Tensor, num_queries: int, num_rows: int,
+        num_heads: int, num_kv_heads: int, _page_size: int, is_graph: bool, head_dim: int, *_options: int,
+    ) -> list[int]:  # fmt: skip
+        assert is_graph and num_queries == num_rows == len(seq_lens) == len(indptr) - 1 == int(qo_indptr[-1])
+        return [fake_flashinfer.graph_workspace_bytes(num_rows, num_heads, num_kv_heads, head_dim), 1 << 20]
 
     def paged_run(
         self, _workspace: Tensor, _ints: Tensor, _plan: list[int], q: Tensor, k: Tensor, v: Tensor, qo_indptr: Tensor,

@@ -174,15 +174,21 @@ class FlashInferAttention(AttentionBackend):
             for size in (num_rows + 1, num_pages, num_rows, num_rows, num_rows)
         )
         rows.copy_(torch.arange(num_rows))
-        wrappers = {
-            window: self._decode_wrapper(
-                paged_kv_indptr_buffer=indptr,
-                paged_kv_indices_buffer=indices,
-                paged_kv_last_page_len_buffer=last_page_len,
-            )
-            for window in self._windows
+        buffers = {
+            "paged_kv_indptr_buffer": indptr,
+            "paged_kv_indices_buffer": indices,
+            "paged_kv_last_page_len_buffer": last_page_len,
         }
+        self._make_room(self._decode_wrapper(**buffers), num_rows)
+        wrappers = {window: self._decode_wrapper(**buffers) for window in self._windows}
         return FixedDecode(num_rows, NewTokens(rows, positions, PageTable(indptr, indices, last_page_len)), wrappers)
+
+    def _make_room(self, wrapper: Wrapper, num_rows: int) -> None:
+        """In a graph there is a partial result of every row, however short it is. Wrappers made before keep theirs."""
+        indptr, ones = torch.arange(num_rows + 1, dtype=torch.int32), torch.ones(num_rows, dtype=torch.int32)
+        num_bytes, _ = wrapper.workspace_size(indptr, ones, ones, *self._shape, **self._options(None))
+        if num_bytes > len(self._workspace):
+            self._workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self._device)
 
     def refill(self, fixed: FixedDecode, rows: PagedRows) -> bool:
         """Writes a step into the buffers of `plan_fixed`, in the order of the stream. Rows that only fill up have a
@@ -218,10 +224,7 @@ class FlashInferAttention(AttentionBackend):
                 table.indptr,
                 table.indices,
                 table.last_page_len,
-                self._config.num_heads,
-                self._config.num_kv_heads,
-                self._config.head_dim,
-                self._layout.block_size,
+                *self._shape,
                 **self._options(window),
             )
 
@@ -232,13 +235,15 @@ class FlashInferAttention(AttentionBackend):
                 table.indptr,
                 table.indices,
                 table.last_page_len,
-                self._config.num_heads,
-                self._config.num_kv_heads,
-                self._config.head_dim,
-                self._layout.block_size,
+                *self._shape,
                 causal=True,  # bottom-right: the last query sees the whole sequence
                 **self._options(window),
             )
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        config = self._config
+        return config.num_heads, config.num_kv_heads, config.head_dim, self._layout.block_size
 
     def _options(self, window: Window) -> dict[str, Any]:
         return {

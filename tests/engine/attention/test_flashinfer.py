@@ -187,6 +187,21 @@ def test_steps_in_fixed_buffers(library: Any, steps: list[list[int]]) -> None:
         assert fixed.new.positions.tolist() == [length - 1 for length in rows.seq_lens]
 
 
+@pytest.mark.parametrize(("num_rows", "is_enough"), [(100, True), (1000, False)])
+def test_the_workspace_holds_a_partial_result_of_every_row_of_a_graph(
+    library: Any, num_rows: int, is_enough: bool
+) -> None:
+    """With a KV head for each of 36 query heads, 1000 rows take more than what is recommended."""
+    world = World(library, 1, heads=(36, 36), block_size=1)
+    rows = PagedRows([1] * num_rows, [1] * num_rows, [[world.spare_page]] * num_rows)
+    recommended = world.ours._workspace
+    fixed = world.ours.plan_fixed(num_rows, num_pages=num_rows)
+    assert world.ours.refill(fixed, rows)
+    workspaces = {wrapper._float_workspace_buffer.data_ptr() for wrapper in fixed.wrappers.values()}
+    assert workspaces == {world.ours._workspace.data_ptr()}
+    assert (world.ours._workspace is recommended) == is_enough
+
+
 def tensors_of(fixed: FixedDecode) -> list[Tensor]:
     table = fixed.new.table
     return [fixed.new.rows, fixed.new.positions, table.indptr, table.indices, table.last_page_len]

@@ -28,6 +28,7 @@ NAMES = [
     *FUNCTIONS,
     *SAMPLING,
     *(f"{wrapper}.{method}" for wrapper in WRAPPERS for method in ("__init__", "plan", "run")),
+    "BatchDecodeWithPagedKVCacheWrapper.workspace_size",
 ]
 
 
@@ -53,9 +54,10 @@ def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> Non
 
 @pytest.fixture
 def calls(flashinfer: FakeFlashInfer, make_pair: Callable[..., tuple[LLM, LLM]], tmp_path: Path) -> list[Call]:
-    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both."""
+    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both, and in
+    graphs."""
     model = save_model(tmp_path / "model", "Qwen3ForCausalLM", **WINDOWED)
-    _, llm = make_pair(model, max_num_batched_tokens=8, seed=None)
+    _, llm = make_pair(model, max_num_batched_tokens=8, max_num_seqs=2, enforce_eager=False, seed=None)
     llm.generate(["a prompt of some length", "b"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
     for filters in ({}, {"top_p": 0.5}, {"top_k": 3}, {"top_p": 0.5, "min_p": 0.1}):
         llm.generate("c", SamplingParams(max_tokens=1, **filters), use_tqdm=False)
