@@ -187,7 +187,7 @@ class Assembly:
         else:
             copier = PageCopier(device, plan.page_bytes, plan.num_copied_pages)
             adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
-            copies = CopiesBeside(adapters, device, copier)
+            copies = CopiesBeside(adapters, device, copier, ranks)
         backend = choice.build(config, self.weights, arena, adapters, group)
         if plan.config.seed is not None:  # all requests have seeds, and are expected to give the same tokens again
             backend = replace(backend, unseeded=None)

@@ -8,8 +8,9 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ from .sealed_memory import raise_descriptor_limit
 
 GRACE = 5.0  # seconds for a rank to end by itself
 ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
+PAUSE = 1e-4  # seconds between two looks at what is waited for
 MODULE = "blora.engine.rank"
 
 
@@ -131,6 +133,13 @@ class Ranks:
         """Raises EngineBroken."""
         for other in self._others:
             other.check_alive()
+
+    def wait(self, is_done: Callable[[], bool]) -> None:
+        """Until something has come about that the others have a part in; at once where there are none. Raises
+        EngineBroken when one of them ends: a kernel that waits for it would never tell."""
+        while self._others and not is_done():
+            self.check_alive()
+            time.sleep(PAUSE)
 
     def wake(self, channel: Channel[Any]) -> None:
         """Who waits for messages of this channel is to wake up when a rank ends, and to `check_alive`."""

@@ -19,6 +19,7 @@ from blora.scheduler import PageCopy
 
 from ..copies import PagedStep, run_copies
 from ..errors import EngineBroken
+from ..ranks import NO_RANKS, Ranks
 from .device import Device, Event
 
 
@@ -87,9 +88,9 @@ class CopiesBeside:
 
     is_beside = True
 
-    def __init__(self, pool: DevicePool, device: Device, copier: PageCopier) -> None:
-        """copier: the pool's."""
-        self._pool, self._device, self._copier = pool, device, copier
+    def __init__(self, pool: DevicePool, device: Device, copier: PageCopier, ranks: Ranks = NO_RANKS) -> None:
+        """copier: the pool's. ranks: those that compute the step with this one."""
+        self._pool, self._device, self._copier, self._ranks = pool, device, copier, ranks
         self._left: Sequence[PageCopy] = ()
         self._seconds = 0.0
 
@@ -101,10 +102,12 @@ class CopiesBeside:
 
     def go_on(self, is_waited_for: bool) -> None:
         self._run_left()
+        end = self._device.compute.record()
+        self._ranks.wait(end.is_done)
         # Or nobody would know how long steps take that compute a part of a prompt; and what the host has planned with,
         # in pinned memory of its own, may not change before it was read.
         if not is_waited_for:
-            self._device.compute.record().synchronize()
+            end.synchronize()
 
     def settle(self) -> None:
         """An error of a kernel, such as an address outside memory, comes back from every call of the process from then

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, GatherOptions
 
 CONNECT_TIMEOUT = timedelta(seconds=120)
-TIMEOUT = timedelta(minutes=10)  # of a collective: one that dies is known of at once
+TIMEOUT = timedelta(minutes=10)  # of a collective of gloo, where one that dies is known of at once
+# Of one of NCCL, where the kernels of the others wait for one that dies: then the process is ended. Longer than a rank
+# takes in its first step for what is only made then.
+NCCL_TIMEOUT = timedelta(minutes=2)
 
 
 class RankGroup:
@@ -89,4 +92,6 @@ def _gloo(store: Any, rank: int, size: int) -> Any:
 def _nccl(store: Any, rank: int, size: int) -> Any:
     """Each rank's own device has to be the current one."""
     nccl: Any = torch.distributed.ProcessGroupNCCL
-    return nccl(store, rank, size, nccl.Options())
+    options = nccl.Options()
+    options._timeout = NCCL_TIMEOUT
+    return nccl(store, rank, size, options)
