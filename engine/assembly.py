@@ -6,7 +6,7 @@ Knows no scheduler and no other process.
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,10 +150,13 @@ class Assembly:
     plan: ShardPlan
     weights: ModelWeights
 
-    def connect(self, store: Path | None) -> RankGroup:
-        """store: the file where the ranks find each other, for which it waits; None where there is one."""
+    def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> RankGroup:
+        """store: the file where the ranks find each other, for which it waits; None where there is one. check_others:
+        called meanwhile, and raises where it is in vain."""
         shard = self.plan.shard
-        return ALONE if store is None else ConnectedGroup(shard.rank, shard.size, store, self.plan.choice.torch_device)
+        if store is None:
+            return ALONE
+        return ConnectedGroup(shard.rank, shard.size, store, self.plan.choice.torch_device, check_others)
 
     def choose_num_pages(self, taken: int) -> int:
         """On a GPU, by a trial of this rank's part. taken: bytes, before the weights. Raises EngineStartError."""

@@ -72,8 +72,8 @@ class EngineCore:
         """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
         step = self.scheduler.schedule(time.monotonic())
         planned = time.monotonic()
-        self._ranks.copy(step)
         self._runner.begin_copies(step)
+        self._ranks.copy(step)  # not if they fail here, which plans them again
         results = self._execute(step)
         copying = self._runner.finish_copies()
         self.scheduler.note_seconds(step, copying, time.monotonic() - planned - copying)

@@ -138,13 +138,17 @@ FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
 
 
 class StartRank(Frame, frozen=True):
-    """The first message."""
+    """The first message: what it loads."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
     rank: int
+
+
+class BuildRank(Frame, frozen=True):
+    """The second one, when it has met the others: what it computes steps with."""
+
     num_pages: int
-    store: str  # the file where the ranks find each other
 
 
 class RankRow(msgspec.Struct, frozen=True):
@@ -193,11 +197,11 @@ class ForgetAdapter(Frame, frozen=True):
     digest: str
 
 
-ToRank = StartRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
+ToRank = StartRank | BuildRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
 
 
 class RankLoaded(Frame, frozen=True):
-    """It has its weights, and waits for the others."""
+    """It has its weights, and comes to meet the others."""
 
 
 class RankReady(Frame, frozen=True):

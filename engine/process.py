@@ -147,6 +147,7 @@ def main() -> None:
         pass
     except EngineBroken as error:
         logger.critical("the engine ends: %s", error)
+        channel.close()  # first: a GPU that hangs may hold up what comes next, and the front end then ends it
         sys.exit(1)
 
 

@@ -1,12 +1,13 @@
 """The process of a rank that is not the first: computes every step on its shard of the model. Decides nothing.
 
-It ends when its channel closes, and when a step fails: the first rank sees that at the collective where they meet.
+It ends with the first rank, when its channel closes, and when a step or an adapter's image fails here: it cannot know
+whether the others have done it, and the first rank sees at the next collective, or before, that it is gone.
 """
 
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .assembly import Parts, plan_shard
 from .channel import Channel, ChannelClosed, open_channel
 from .errors import EngineStartError
 from .frames import (
+    BuildRank,
     DropImage,
     ForgetAdapter,
     LoadAdapter,
@@ -29,6 +31,8 @@ from .frames import (
     ToRank,
 )
 from .inputs import build_batch, plan_logits, scored_slices
+from .lifeline import hang_on
+from .meeting import path_of
 from .model.shard import Shard
 from .sealed_memory import map_sealed
 
@@ -59,7 +63,7 @@ class RankLoop:
                 self._pool.drop_image(digest)
             case ForgetAdapter(digest):
                 self._pool.remove(digest)
-            case StartRank():
+            case StartRank() | BuildRank():
                 raise RuntimeError("the rank is started already")
 
     def _load(self, table: ImageTable, descriptor: int) -> None:
@@ -88,15 +92,20 @@ class RankLoop:
             model.compute_logits(scored, plan_logits([(rows[index].adapters, len(scored))], adapter_pages, lora))
 
 
-def start(channel: Channel[ToRank]) -> RankLoop | None:
-    """Loads what the first message asks for and joins the other ranks; None when it cannot be loaded."""
-    first, *rest = channel.receive(wait=True)
-    if not isinstance(first, StartRank) or rest:
+def start(channel: Channel[ToRank], store: Path) -> RankLoop | None:
+    """Loads what the first message asks for and joins the other ranks; None when that fails."""
+    orders = _orders(channel)
+    first = next(orders)
+    if not isinstance(first, StartRank):
         raise RuntimeError("the first message is not StartRank")
     try:
         assembly = plan_shard(first.config, Path(first.model), first.rank).load()
         channel.send(RankLoaded())
-        parts = assembly.build(first.num_pages, assembly.connect(Path(first.store)))
+        group = assembly.connect(store)
+        second = next(orders)
+        if not isinstance(second, BuildRank):
+            raise RuntimeError("the second message is not BuildRank")
+        parts = assembly.build(second.num_pages, group)
     except ChannelClosed:
         raise
     except Exception as error:
@@ -107,14 +116,23 @@ def start(channel: Channel[ToRank]) -> RankLoop | None:
     return RankLoop(channel, assembly.plan.shard, parts)
 
 
+def _orders(channel: Channel[ToRank]) -> Iterator[ToRank]:
+    """One after another, though some may have come together."""
+    while True:
+        yield from channel.receive(wait=True)
+
+
 def main() -> None:
+    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the file where ranks meet."""
+    *sockets, lifeline, store = sys.argv[1:]
+    hang_on(int(lifeline))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
     # The first rank decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    channel: Channel[ToRank] = open_channel(sys.argv[1:], ToRank)
+    channel: Channel[ToRank] = open_channel(sockets, ToRank)
     try:
-        loop = start(channel)
+        loop = start(channel, path_of(int(store)))
         if loop is not None:
             loop.run()
     except ChannelClosed:

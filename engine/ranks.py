@@ -1,10 +1,17 @@
 """Ranks: the child processes that have the other shards of the model, as the first rank sees them.
 
 The first rank decides and samples; each of the others is told of every step and computes it on its shard. Owns their
-processes and the folder where they find each other. They end when their channel closes, however this process ends.
+processes and the file where they find each other. They end with this process, however it ends.
+
+What goes wrong with one request ends only that, where the ranks stay in step: whatever is found before the others are
+told of its rows, and whatever goes wrong between and behind the collectives, such as sampling: the first rank goes
+through with these first. Where they do not stay in step, it is the end of the engine: when one of them ends, be it that
+it cannot map an adapter; when the first one fails inside the model, where the others wait for it and cannot be told not
+to; when it is interrupted while it tells them something.
 """
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import TracebackType
 from typing import Any
 
 from blora.adapters import ImageTable
@@ -23,6 +30,7 @@ from .channel import Channel, ChannelClosed
 from .config import EngineConfig
 from .errors import EngineBroken, EngineStartError
 from .frames import (
+    BuildRank,
     DropImage,
     ForgetAdapter,
     FromRank,
@@ -32,6 +40,8 @@ from .frames import (
     StartFailed,
     StartRank,
 )
+from .meeting import create_meeting, path_of
+from .model.rank_group import RankGroup
 from .sealed_memory import raise_descriptor_limit
 
 GRACE = 5.0  # seconds for a rank to end by itself
@@ -45,6 +55,7 @@ class RankProcess:
     rank: int
     process: "subprocess.Popen[bytes]"
     channel: Channel[Any]
+    lifeline: int  # descriptor: when it closes, the rank ends, whatever it is doing
 
     def send(self, message: Any, descriptor: int | None = None) -> None:
         """Raises EngineBroken."""
@@ -52,6 +63,11 @@ class RankProcess:
             self.channel.send(message, descriptor)
         except ChannelClosed:
             raise EngineBroken(self._ended()) from None
+
+    def end(self) -> None:
+        """Begins to."""
+        self.channel.close()
+        os.close(self.lifeline)
 
     def check_alive(self, seconds: float = 0) -> None:
         """seconds: to wait for one that may be ending. Raises EngineBroken."""
@@ -77,16 +93,39 @@ class RankProcess:
         return f"rank {self.rank} has closed its channel"
 
 
+class Aside:
+    """What the first rank does alone between two collectives, `with` this: what goes wrong there keeps it from none of
+    the collectives to come, and is raised behind them."""
+
+    def __init__(self) -> None:
+        self._error: Exception | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._error = self._error or error
+        return True
+
+    def check(self) -> None:
+        """Raises what went wrong first."""
+        if self._error is not None:
+            raise self._error
+
+
 class Ranks:
     """All but the first. Empty where the model is in one process."""
 
-    def __init__(self, others: Sequence[RankProcess], folder: "TemporaryDirectory[str] | None" = None) -> None:
-        """folder: of the file `store`."""
+    def __init__(self, others: Sequence[RankProcess], meeting: int | None = None) -> None:
+        """meeting: the descriptor of the file `store`."""
         self._others = others
-        self._folder = folder
+        self._meeting = meeting
+        self._groups: list[RankGroup] = []
         self._copies: list[PageCopy] = []  # that are still to be sent
         self._why_broken: str | None = None
-        self._close = weakref.finalize(self, _end, others, folder)  # at exit, too
+        self._close = weakref.finalize(self, _end, others, meeting, self._groups)  # at exit, too
 
     @property
     def size(self) -> int:
@@ -96,34 +135,45 @@ class Ranks:
     @property
     def store(self) -> Path | None:
         """The file where the ranks find each other; None where there are no others."""
-        return None if self._folder is None else Path(self._folder.name, "store")
+        return None if self._meeting is None else path_of(self._meeting)
 
     # They start and end.
 
-    def load(self, config: EngineConfig, model: Path, num_pages: int) -> None:
+    def load(self, config: EngineConfig, model: Path) -> None:
         """They begin to load the model. Raises EngineStartError for one that has ended."""
+        for other in self._others:
+            self._order(other, StartRank(config, str(model), other.rank))
+
+    def wait_until_loaded(self) -> None:
+        """Until all come to meet this one. Raises EngineStartError."""
+        for other in self._others:
+            other.wait_for_answer()
+
+    def build(self, num_pages: int) -> None:
+        """They begin to, each an arena of so many pages. Raises EngineStartError."""
+        for other in self._others:
+            self._order(other, BuildRank(num_pages))
+
+    def _order(self, other: RankProcess, message: Any) -> None:
         try:
-            for other in self._others:
-                other.send(StartRank(config, str(model), other.rank, num_pages, str(self.store)))
+            other.send(message)
         except EngineBroken as error:
             raise EngineStartError(str(error)) from None
 
-    def wait_until_loaded(self) -> None:
-        """Until all wait to be connected. Raises EngineStartError."""
-        for other in self._others:
-            other.wait_for_answer()
+    def attach(self, group: RankGroup) -> None:
+        """group: where this rank meets the others."""
+        self._groups.append(group)
 
     def wait_until_ready(self) -> None:
         """Until all wait for steps. Raises EngineStartError."""
         for other in self._others:
             other.wait_for_answer()
 
-    def why_missing(self) -> EngineStartError:
-        """What is to be said when the first one waits for the others, and they do not come."""
+    def check_coming(self) -> None:
+        """While the first one waits for the others. Raises EngineStartError."""
         for other in self._others:
             if other.process.poll() is not None:
-                return other.ended_at_start()
-        return EngineStartError("the ranks did not find each other")
+                raise other.ended_at_start()
 
     def close(self) -> None:
         """Idempotent."""
@@ -167,22 +217,35 @@ class Ranks:
             self._send_copies()
 
     @contextlib.contextmanager
-    def computing(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Iterator[None]:
-        """The others compute these rows while the caller does. rows: in batch order. Raises EngineBroken for whatever
-        goes wrong: the others wait where the caller does not come, and cannot be told not to."""
-        if not self._others:
-            yield
-            return
+    def computing(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Iterator["Aside"]:
+        """The others compute these rows while the caller does. rows: in batch order. What goes wrong inside `with` what
+        is given is raised as it is, at the end, when all collectives are done. Raises EngineBroken for whatever goes
+        wrong elsewhere: the others wait where the caller does not come, and cannot be told not to."""
+        aside = Aside()
+        with self._in_step(rows, adapter_pages) if self._others else contextlib.nullcontext():
+            yield aside
+        aside.check()
+
+    @contextlib.contextmanager
+    def _in_step(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Iterator[None]:
         try:
             self._send_step(rows, adapter_pages)
             yield
-        except EngineBroken:
+            self.wait_for_collectives()
+        except EngineBroken as error:
+            self._break(str(error))
             raise
         except BaseException as error:
             self._break(f"the first rank failed where the others did not: {type(error).__name__}: {error}")
             if isinstance(error, Exception):
                 raise EngineBroken(self._why_broken) from error
             raise
+
+    def wait_for_collectives(self) -> None:
+        """Until those that are begun are done: comes before the host waits for what is behind them. Raises
+        EngineBroken."""
+        for group in self._groups:
+            self.wait(group.is_done)
 
     def _break(self, why: str) -> None:
         """For good. why: unless one of the others has ended by itself."""
@@ -224,37 +287,43 @@ def start_ranks(size: int) -> Ranks:
         return NO_RANKS
     raise_descriptor_limit()  # theirs, too: each adapter is one in every rank
     others: list[RankProcess] = []
-    folder = TemporaryDirectory(prefix="blora-ranks-", ignore_cleanup_errors=True)
+    meeting = create_meeting()
     try:
         for rank in range(1, size):
-            others.append(_start(rank))
+            others.append(_start(rank, meeting))
     except BaseException:
-        _end(others, folder)
+        _end(others, meeting, ())
         raise
-    return Ranks(others, folder)
+    return Ranks(others, meeting)
 
 
-def _start(rank: int) -> RankProcess:
+def _start(rank: int, meeting: int) -> RankProcess:
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
-    with child_frames, child_descriptors:
-        numbers = (child_frames.fileno(), child_descriptors.fileno())
-        command = [sys.executable, "-m", MODULE, *map(str, numbers)]
-        process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
-    return RankProcess(rank, process, Channel(frames, descriptors, FromRank))
+    child_lifeline, lifeline = os.pipe()
+    try:
+        with child_frames, child_descriptors:
+            numbers = (child_frames.fileno(), child_descriptors.fileno(), child_lifeline, meeting)
+            command = [sys.executable, "-m", MODULE, *map(str, numbers)]
+            process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
+    finally:
+        os.close(child_lifeline)
+    return RankProcess(rank, process, Channel(frames, descriptors, FromRank), lifeline)
 
 
-def _end(others: Sequence[RankProcess], folder: "TemporaryDirectory[str] | None") -> None:
+def _end(others: Sequence[RankProcess], meeting: int | None, groups: Sequence[RankGroup]) -> None:
     for other in others:
-        other.channel.close()
+        other.end()
+    for group in groups:
+        group.abort()
     for other in others:
         try:
             other.process.wait(GRACE)
         except subprocess.TimeoutExpired:
             other.process.kill()
             other.process.wait()
-    if folder is not None:
-        folder.cleanup()
+    if meeting is not None:
+        os.close(meeting)
 
 
 NO_RANKS = Ranks(())

@@ -14,7 +14,7 @@ from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .errors import EngineBroken
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
-from .ranks import NO_RANKS, Ranks
+from .ranks import NO_RANKS, Aside, Ranks
 from .sampler import sample, token_logprobs
 
 
@@ -66,36 +66,35 @@ class ModelRunner:
         rows, adapter_pages = in_batch_order(step.rows), step.adapter_pages
         logits = None if self._graphs is None else self._graphs.run(rows, adapter_pages)
         if logits is not None:
-            return self._results(rows, None, logits, adapter_pages)
+            self._copies.go_on(is_waited_for=True)
+            return self._results(rows, logits, {})
         batch = build_batch(rows, adapter_pages, self._attention, self._lora, self._send)
-        with self._ranks.computing(rows, adapter_pages):
+        with self._ranks.computing(rows, adapter_pages) as aside:
             hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
             if any(row.is_sampled for row in rows):
                 logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
-            return self._results(rows, hidden, logits, adapter_pages)
+            self._copies.go_on(is_waited_for=logits is not None)
+            prompt_logprobs = self._prompt_logprobs(rows, hidden, adapter_pages, aside)
+        return self._results(rows, logits, prompt_logprobs)
 
     def _results(
         self,
         rows: Sequence[ScheduledRow],
-        hidden: Tensor | None,
         logits: Tensor | None,
-        adapter_pages: Mapping[str, Sequence[int]],
+        prompt_logprobs: Mapping[int, Sequence[TokenLogprob]],
     ) -> dict[int, RowResult]:
-        """hidden: None of a graph, where nobody asks for them. logits: of the sampled rows, if there are any:
-        [num_sampled, vocab_size]."""
+        """logits: of the sampled rows, if there are any: [num_sampled, vocab_size]. prompt_logprobs: by request id."""
         results = {row.request_id: RowResult() for row in rows}
-        self._copies.go_on(is_waited_for=logits is not None)
         sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
             samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled), self._unseeded)
             results |= zip((row.request_id for row in sampled), samples, strict=True)
-        if hidden is not None:
-            for request_id, logprobs in self._prompt_logprobs(rows, hidden, adapter_pages).items():
-                results[request_id] = replace(results[request_id], prompt_logprobs=tuple(logprobs))
+        for request_id, logprobs in prompt_logprobs.items():
+            results[request_id] = replace(results[request_id], prompt_logprobs=tuple(logprobs))
         return results
 
     def _prompt_logprobs(
-        self, rows: Sequence[ScheduledRow], hidden: Tensor, adapter_pages: Mapping[str, Sequence[int]]
+        self, rows: Sequence[ScheduledRow], hidden: Tensor, adapter_pages: Mapping[str, Sequence[int]], aside: Aside
     ) -> dict[int, list[TokenLogprob]]:
         """By request id, of the prompt tokens that follow the tokens computed in this step, for rows that asked."""
         found: dict[int, list[TokenLogprob]] = {}
@@ -104,9 +103,11 @@ class ModelRunner:
             # An activated LoRA, which changes a part of a row only, changes no head.
             lora = plan_logits([(row.adapters, len(hidden[part]))], adapter_pages, self._lora)
             logits = self._model.compute_logits(hidden[part], lora)[:, : self._vocab_size(row)]
-            scored = found.setdefault(row.request_id, [])
-            targets = row.scored_token_ids[len(scored) : len(scored) + len(logits)]
-            scored += token_logprobs(logits, targets, row.sampling.prompt_logprobs or 0)
+            self._ranks.wait_for_collectives()
+            with aside:
+                scored = found.setdefault(row.request_id, [])
+                targets = row.scored_token_ids[len(scored) : len(scored) + len(logits)]
+                scored += token_logprobs(logits, targets, row.sampling.prompt_logprobs or 0)
         return found
 
     def _vocab_sizes(self, rows: Sequence[ScheduledRow]) -> list[int] | None:

@@ -50,12 +50,15 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
     taken = 0 if device is None else device.memory().taken
     ranks = start_ranks(config.tensor_parallel_size)
     try:
+        ranks.load(replace(config, backend=_name_of(plan.choice)), model)
         assembly = plan.load()
-        if device is not None:
-            num_pages = assembly.choose_num_pages(taken)
-        ranks.load(replace(config, backend=_name_of(plan.choice)), model, num_pages)
         ranks.wait_until_loaded()
-        parts = assembly.build(num_pages, _connect(assembly, ranks), ranks)
+        group = _connect(assembly, ranks)
+        ranks.attach(group)
+        if device is not None:  # the group is there, because it takes memory of the GPU
+            num_pages = assembly.choose_num_pages(taken)
+        ranks.build(num_pages)
+        parts = assembly.build(num_pages, group, ranks)
         ranks.wait_until_ready()
         parts.capture_all(plan.graph_sizes)
     except BaseException:
@@ -80,9 +83,10 @@ def _make_core(plan: ShardPlan, parts: Parts, num_pages: int, ranks: Ranks) -> E
 def _connect(assembly: Assembly, ranks: Ranks) -> RankGroup:
     """Raises EngineStartError for ranks that do not come."""
     try:
-        return assembly.connect(ranks.store)
+        return assembly.connect(ranks.store, ranks.check_coming)
     except RuntimeError as error:
-        raise ranks.why_missing() from error
+        ranks.check_coming()
+        raise EngineStartError(f"the ranks did not find each other: {error}") from error
 
 
 def _name_of(choice: BackendChoice) -> str:

@@ -5,6 +5,8 @@ several engines may be in a process, or other users of it. Collectives run in th
 the same in every rank.
 """
 
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import torch.distributed
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, GatherOptions
 
-CONNECT_TIMEOUT = timedelta(seconds=120)
+CONNECT_TIMEOUT = 120.0  # seconds
+CONNECT_PAUSE = 0.005  # seconds
 TIMEOUT = timedelta(minutes=10)  # of a collective of gloo, where one that dies is known of at once
 # Of one of NCCL, where the kernels of the others wait for one that dies: then the process is ended. Longer than a rank
 # takes in its first step for what is only made then.
@@ -39,6 +42,13 @@ class RankGroup:
         """x: of one shape in all ranks. Returns every rank's in the first rank, and nothing in others."""
         return [x]
 
+    def is_done(self) -> bool:
+        """Whether the collectives that are begun are; does not wait."""
+        return True
+
+    def abort(self) -> None:
+        """The last call: ends collectives that are begun, and what they hold of a GPU."""
+
 
 ALONE = RankGroup()
 
@@ -56,28 +66,58 @@ class MuteGroup(RankGroup):
 class ConnectedGroup(RankGroup):
     """Over gloo for host memory, over NCCL for GPUs."""
 
-    def __init__(self, rank: int, size: int, store: Path, device: torch.device) -> None:
-        """store: a file that all ranks name, in a folder that is theirs. Returns when all ranks are there; raises
-        RuntimeError if they do not come."""
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        store: Path,
+        device: torch.device,
+        check_others: Callable[[], None] = lambda: None,
+    ) -> None:
+        """store: a file that all ranks name, and nobody else. check_others: called while they come, and raises if they
+        cannot any more. Returns when all ranks are there; raises RuntimeError if they do not come."""
         self.rank, self.size = rank, size
         self.num_collectives = 0
         file_store = FileStore(str(store), size)
-        file_store.set(f"here/{rank}", "")
-        # Not left to the group, which waits for as long as for a collective.
-        file_store.wait([f"here/{other}" for other in range(size)], CONNECT_TIMEOUT)
-        self._group = _nccl(file_store, rank, size) if device.type == "cuda" else _gloo(file_store, rank, size)
+        _meet(file_store, rank, size, check_others)
+        self._group = _nccl(file_store, rank, size, device) if device.type == "cuda" else _gloo(file_store, rank, size)
+        self._last: Any = None  # collective; until it is known to be done
         self._gather_options = GatherOptions()
         self._gather_options.rootRank = 0
 
     def all_reduce(self, x: Tensor) -> None:
         self.num_collectives += 1
-        self._group.allreduce([x]).wait()
+        self._begun(self._group.allreduce([x]))
 
     def gather(self, x: Tensor) -> list[Tensor]:
         self.num_collectives += 1
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.is_first else []
-        self._group.gather([parts] if parts else [], [x], self._gather_options).wait()
+        self._begun(self._group.gather([parts] if parts else [], [x], self._gather_options))
         return parts
+
+    def _begun(self, collective: Any) -> None:
+        """What comes next waits for it: on a GPU its stream, and not the host."""
+        self._last = collective
+        collective.wait()
+
+    def is_done(self) -> bool:
+        if self._last is not None and self._last.is_completed():
+            self._last = None  # and what it holds
+        return self._last is None
+
+    def abort(self) -> None:
+        self._group.abort()
+
+
+def _meet(store: Any, rank: int, size: int, check_others: Callable[[], None]) -> None:
+    """Not left to the group, which waits for as long as for a collective."""
+    store.set(f"here/{rank}", "")
+    deadline = time.monotonic() + CONNECT_TIMEOUT
+    while not store.check([f"here/{other}" for other in range(size)]):
+        check_others()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not all of {size} ranks came within {CONNECT_TIMEOUT} s")
+        time.sleep(CONNECT_PAUSE)
 
 
 def _gloo(store: Any, rank: int, size: int) -> Any:
@@ -89,9 +129,12 @@ def _gloo(store: Any, rank: int, size: int) -> Any:
     return gloo(store, rank, size, options)
 
 
-def _nccl(store: Any, rank: int, size: int) -> Any:
-    """Each rank's own device has to be the current one."""
+def _nccl(store: Any, rank: int, size: int, device: torch.device) -> Any:
+    """device: the rank's own, which has to be the current one."""
     nccl: Any = torch.distributed.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = NCCL_TIMEOUT
-    return nccl(store, rank, size, options)
+    group = nccl(store, rank, size, options)
+    # Now, when who does not come is told at the start, and not at the first collective.
+    group.eager_connect_single_device(device)
+    return group

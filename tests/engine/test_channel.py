@@ -121,7 +121,8 @@ MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
 MESSAGES[frames.LocateAdapter] = [frames.LocateAdapter("someone/adapter", 1 << 40)]
 MESSAGES[frames.AdapterLocated] = [frames.AdapterLocated("/hub")]
-MESSAGES[frames.StartRank] = [frames.StartRank(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1, 64, "/store")]
+MESSAGES[frames.StartRank] = [frames.StartRank(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1)]
+MESSAGES[frames.BuildRank] = [frames.BuildRank(64)]
 MESSAGES[frames.RankStep] = [
     frames.RankStep([], [], {}),
     frames.RankStep(

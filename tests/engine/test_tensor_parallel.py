@@ -1,6 +1,7 @@
 """Ranks in processes of their own: an engine of two gives the tokens of one process, and ends when one of them does."""
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -10,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import pytest
 from adapter_kinds import make_kinds
 from compare import assert_same_tokens
 from mixed_batches import Solo, Troubles, random_row, run_batch
+from processes import children_of, is_running, wait_until_ended
 from tiny import make_adapter
 
+from blora.adapters.device_pool import DevicePool
 from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
 from blora.engine import ranks as ranks_module
 from blora.engine import runner as runner_module
@@ -27,8 +29,7 @@ from blora.engine.assembly import plan_shard
 from blora.engine.config import EngineConfig
 from blora.engine.cuda.sizing import largest_step
 from blora.engine.errors import EngineBroken, EngineUnavailable
-from blora.engine.model import rank_group
-from blora.engine.model.rank_group import MuteGroup
+from blora.engine.model.rank_group import ConnectedGroup, MuteGroup
 
 NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)
@@ -187,19 +188,107 @@ def test_a_rank_that_dies_ends_the_engine(world: World) -> None:
     llm._engine.ranks.close()
 
 
-def test_a_step_that_fails_in_the_first_rank_alone_ends_the_engine(
+def test_a_model_that_fails_in_the_first_rank_alone_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = start_two(world.model)
     (rank,) = llm._engine.ranks._others
 
     def fail(*_: Any) -> None:
-        raise ArithmeticError("no sample")
+        raise ArithmeticError("no norm")
 
-    monkeypatch.setattr(runner_module, "sample", fail)
-    with pytest.raises(EngineBroken, match="ArithmeticError: no sample"):
+    monkeypatch.setattr(llm._core._runner._model._layers[1]._ops, "add_norm", fail)  # type: ignore[attr-defined]
+    with pytest.raises(EngineBroken, match="ArithmeticError: no norm"):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert rank.process.wait(5) == -signal.SIGKILL
+    llm._engine.ranks.close()
+
+
+@pytest.mark.parametrize("what", ["sample", "token_logprobs", "build_batch"])
+def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Before the other ranks are told, between two collectives, or behind them. Whoever comes later gets answers."""
+    original, guilty = getattr(runner_module, what), world.two.get_tokenizer().encode(PROMPTS[1])
+
+    def fail(first: Any, second: Any, *others: Any) -> Any:
+        """Of the rows, or their tokens: those of one prompt."""
+        rows = {"sample": second, "build_batch": first, "token_logprobs": ()}[what]
+        if what == "token_logprobs":
+            is_guilty = list(second) == guilty[1 : 1 + len(second)]
+        else:
+            is_guilty = any(list(row.token_ids[: len(guilty)]) == guilty for row in rows)
+        if is_guilty:
+            raise ArithmeticError("this row")
+        return original(first, second, *others)
+
+    expected = world.one.generate(PROMPTS, GREEDY, use_tqdm=False)
+    monkeypatch.setattr(runner_module, what, fail)
+    actual = world.two.generate(PROMPTS, GREEDY, use_tqdm=False)
+    monkeypatch.undo()
+    assert [output.outputs[0].finish_reason for output in actual] == ["length", "error", "length"]
+    for index in (0, 2):
+        assert_same_tokens(expected[index].outputs[0], actual[index].outputs[0])
+    again = world.two.generate(PROMPTS, GREEDY, use_tqdm=False)
+    for one, two in zip(expected, again, strict=True):
+        assert_same_tokens(one.outputs[0], two.outputs[0])
+
+
+def test_a_copy_that_fails_in_the_first_rank_is_made_again_in_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = start_two(world.model)
+    llm.load_adapter("it", world.adapters["pattern"])
+
+    def fail(*_: Any) -> None:
+        raise OSError("no copy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DevicePool, "copy", fail)
+        with pytest.raises(OSError, match="no copy"):
+            llm.generate(PROMPTS, GREEDY, lora_request="it", use_tqdm=False)
+    one, two = (
+        engine.generate(PROMPTS, GREEDY, lora_request=name, use_tqdm=False)
+        for engine, name in ((world.one, "pattern"), (llm, "it"))
+    )
+    for expected, actual in zip(one, two, strict=True):
+        assert_same_tokens(expected.outputs[0], actual.outputs[0])
+    llm.check_idle()
+    llm._engine.ranks.close()
+
+
+class NeverDone:
+    """A collective of a GPU whose other side is gone."""
+
+    def is_completed(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("what", ["rows that are sampled", "a part of a prompt", "prompt_logprobs"])
+def test_a_rank_that_dies_is_noticed_where_collectives_tell_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """As over NCCL: the host is through with a collective at once, and who waits for the device would wait for good."""
+    llm = start_two(world.model, max_num_batched_tokens=8)
+    (rank,) = llm._engine.ranks._others
+
+    def begun(group: ConnectedGroup, collective: Any) -> None:
+        group._last = collective
+        with contextlib.suppress(RuntimeError):
+            collective.wait()
+            return
+        group._last = NeverDone()
+
+    monkeypatch.setattr(ConnectedGroup, "_begun", begun)
+    for reader in ("sample", "token_logprobs"):
+        monkeypatch.setattr(runner_module, reader, lambda *_: pytest.fail("the host waits for the device"))
+    prompts = {"rows that are sampled": "x", "a part of a prompt": "x" * 40, "prompt_logprobs": "x" * 6}
+    sampling = SamplingParams(max_tokens=3, prompt_logprobs=1 if what == "prompt_logprobs" else None)
+    rank.process.kill()
+    rank.process.wait()
+    monkeypatch.setattr(rank.channel, "send", lambda *_: None)  # it has been told, and then dies
+    with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
+        llm.generate(prompts[what], sampling, use_tqdm=False)
     llm._engine.ranks.close()
 
 
@@ -268,7 +357,7 @@ def test_ranks_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
 
 
 BROKEN_RANK = """
-import os
+import os, time
 from blora.engine import assembly, rank
 
 def fail(*_):
@@ -292,9 +381,30 @@ def test_a_rank_that_fails_once_it_is_loaded_is_told(
     (tmp_path / "broken_rank.py").write_text(BROKEN_RANK.format(what=what, failure=failure))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(ranks_module, "MODULE", "broken_rank")
-    monkeypatch.setattr(rank_group, "CONNECT_TIMEOUT", timedelta(seconds=3))
     with pytest.raises(EngineStartError, match=reason):
         start_two(world.model)
+
+
+@pytest.mark.parametrize("while_loading", [True, False])
+def test_a_rank_that_is_busy_ends_with_the_first_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_loading: bool
+) -> None:
+    """It would not read its channel: it loads for minutes, or waits for a GPU that waits for somebody who is gone."""
+    what = "ShardPlan.load" if while_loading else "ConnectedGroup"
+    text = BROKEN_RANK.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
+    (tmp_path / "busy_rank.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(ranks_module, "MODULE", "busy_rank")
+    ranks = ranks_module.start_ranks(2)
+    (rank,) = ranks._others
+    config = EngineConfig(model=str(world.model), tensor_parallel_size=2, **OPTIONS)
+    ranks.load(config, world.model)
+    while not (tmp_path / "busy").exists():
+        assert rank.process.poll() is None
+        time.sleep(0.01)
+    started = time.monotonic()
+    ranks.close()
+    assert rank.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
 
 
 STARTS_AND_WAITS = """
@@ -306,25 +416,18 @@ time.sleep(600)
 """
 
 
-def test_ranks_end_when_the_first_one_is_killed(world: World) -> None:
+def test_ranks_end_when_the_first_one_is_killed_and_leave_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-c", STARTS_AND_WAITS, str(world.model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
         assert first.stdout is not None
         pid = int(first.stdout.readline())
         assert is_running(pid)
         first.kill()
-    deadline = time.monotonic() + 20
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(pid)
-
-
-def is_running(pid: int) -> bool:
-    """Not gone, and no zombie that nobody waits for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until_ended(pid)
+    assert not list(tmp_path.iterdir())
 
 
 async def async_answer(llm: AsyncLLM, name: str | None) -> list[int]:
@@ -357,10 +460,6 @@ def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -
         assert not is_running(rank) and not is_running(another)
 
     asyncio.run(run())
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_trial_of_one_rank_talks_to_nobody(world: World) -> None:

@@ -1,11 +1,10 @@
 """Adapter pages that are copied beside the step: what reads and writes them is ordered, whatever happens."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from blora.engine.cuda.copies import CopiesBeside, PageCopier
 from blora.engine.errors import EngineBroken
-from blora.engine.model.rank_group import ConnectedGroup
 from blora.engine.ranks import RankProcess, Ranks
 from blora.scheduler import PageCopy, RowResult, Step
 
@@ -222,7 +220,7 @@ def test_a_rank_that_ends_is_seen_while_kernels_wait_for_it(monkeypatch: pytest.
     """As collectives of NCCL do, for ever."""
     beside = Beside()
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
-        ranks = Ranks([RankProcess(1, process, Mock())])
+        ranks = Ranks([RankProcess(1, process, Mock(), os.open(os.devnull, os.O_RDONLY))])
         copies = CopiesBeside(Pool(), beside.device, beside.copier, ranks)  # type: ignore[arg-type]
         copies.begin(step_of(2, are_beside=True)[0])
         copies.go_on(is_waited_for=True)  # what was launched has run
@@ -230,12 +228,3 @@ def test_a_rank_that_ends_is_seen_while_kernels_wait_for_it(monkeypatch: pytest.
         with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
             copies.go_on(is_waited_for=True)
         ranks.close()
-
-
-def test_collectives_of_a_gpu_that_hang_end_the_process_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nccl = Mock()
-    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", nccl, raising=False)
-    group = ConnectedGroup(0, 1, tmp_path / "store", torch.device("cuda"))
-    _, rank, size, options = nccl.call_args.args
-    assert group._group is nccl() and (rank, size) == (0, 1)
-    assert options is nccl.Options() and options._timeout == timedelta(minutes=2)

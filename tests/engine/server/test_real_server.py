@@ -1,78 +1,20 @@
 """`blora serve` as a process, with a real engine, seen from clients."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
-from blora.proto.client import Adapter, Client
-
-OPTIONS = ["--port", "0", "--memory", "2MB", "--block-size", "4", "--threads", "1", "--max-num-batched-tokens", "64"]
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
-LONG: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
-
-
-class Served:
-    """A running server and a client of it."""
-
-    def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
-        self.process = process
-        self.address = address
-        self.client = Client(address, timeout=60)
-
-    def settle(self) -> None:
-        """Soon after the last request everything is back."""
-        deadline = time.monotonic() + 20
-        while True:
-            info = self.client.info()
-            if info.num_running + info.num_waiting == 0 and info.num_free_pages == info.num_pages:
-                return
-            assert time.monotonic() < deadline, f"left behind: {info}"
-            time.sleep(0.02)
-
-    def wait_serving(self, is_serving: bool) -> None:
-        wanted = health_pb2.HealthCheckResponse.SERVING if is_serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        service = "blora.v1.GenerationService"
-        with grpc.insecure_channel(self.address) as channel:
-            for answer in health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service=service), timeout=60
-            ):
-                if answer.status == wanted:
-                    return
-
-    def engine_pid(self) -> int:
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "blora.engine.process"], capture_output=True, text=True
-        )
-        return int(children.stdout.split()[0])
-
-
-@contextmanager
-def serving(model: Path, *options: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), *OPTIONS, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            match = re.search(r"is serving .* on (\S+)", process.stdout.readline())
-            assert match is not None, "the server did not start"
-            served = Served(process, match[1])
-            yield served
-            served.client.close()
-        finally:
-            if process.poll() is None:
-                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +33,6 @@ def shared(tiny_model: Path, tiny_adapters: dict[str, Path], root: Path) -> Iter
 def server(shared: Served) -> Iterator[Served]:
     yield shared
     shared.settle()
-
-
-def tokens(server: Served, prompt: str, adapter: Adapter = None, **sampling: Any) -> list[int]:
-    return list(server.client.generate(prompt, adapter, **GREEDY | sampling).samples[0].token_ids)
-
-
-def refusal(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as raised:
-        call()
-    return raised.value.code(), raised.value.details()
 
 
 def test_mixed_rows_over_the_wire_equal_the_engine_in_process(
