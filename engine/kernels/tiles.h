@@ -13,7 +13,7 @@
 
 #include "multiply.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__) && !defined(BLORA_EMULATE)
+#if defined(__AMX_BF16__) && !defined(BLORA_EMULATE)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -45,8 +45,34 @@ constexpr int TILE_BYTES = 64;   // of a row of a tile
 constexpr int NUM_SUMS = 4;
 constexpr int NUM_REGISTERS = 8;
 
+// Denormals are taken for zero and made zero meanwhile, as tiles do it. What is computed in between has to come from memory
+// and go to memory, or the compiler may move it out.
+class NoDenormals {
+public:
+    NoDenormals() {
+#if defined(__x86_64__)
+        _mm_setcsr(before_ | 0x8040);
+        asm volatile("" : : : "memory");
+#endif
+    }
+    ~NoDenormals() {
+#if defined(__x86_64__)
+        asm volatile("" : : : "memory");
+        _mm_setcsr(before_);
+#endif
+    }
+    NoDenormals(const NoDenormals&) = delete;
+    NoDenormals& operator=(const NoDenormals&) = delete;
+
+private:
+#if defined(__x86_64__)
+    unsigned before_ = _mm_getcsr();
+#endif
+};
+
 #if defined(BLORA_EMULATE)
 
+// To the same bits but where a product is denormal or infinite: it is rounded before it is added.
 struct EmulatedTiles {
     char bytes[NUM_REGISTERS][TILE_ROWS][TILE_BYTES];
     int rows[NUM_REGISTERS];
@@ -69,6 +95,7 @@ inline void tile_store(void* target, int64_t stride) {
 }
 template <int SUM, int X, int WEIGHT>
 inline void tile_multiply() {
+    const NoDenormals guard;
     for (int row = 0; row < emulated_tiles.rows[SUM]; ++row) {
         VecF even = {}, odd = {};
         for (int pair = 0; pair < TILE_INPUTS / 2; ++pair) {
@@ -130,7 +157,7 @@ private:
     static void load(const Shape& shape) {
         std::copy(shape.rows, shape.rows + NUM_REGISTERS, emulated_tiles.rows);
     }
-    static void release() {}
+    static void release() { std::fill_n(emulated_tiles.rows, NUM_REGISTERS, 0); }
 #else
     static void load(const Shape& shape) { asm volatile("ldtilecfg %0" : : "m"(shape)); }
     static void release() { asm volatile("tilerelease" : :); }
@@ -224,31 +251,6 @@ void multiply_block(
         tile_store<SUM>(target, tile_stride * (int64_t)sizeof(float));
     });
 }
-
-// Denormals are taken for zero and made zero meanwhile, as tiles do it. What is computed in between has to come from memory
-// and go to memory, or the compiler may move it out.
-class NoDenormals {
-public:
-    NoDenormals() {
-#if defined(__x86_64__)
-        _mm_setcsr(before_ | 0x8040);
-        asm volatile("" : : : "memory");
-#endif
-    }
-    ~NoDenormals() {
-#if defined(__x86_64__)
-        asm volatile("" : : : "memory");
-        _mm_setcsr(before_);
-#endif
-    }
-    NoDenormals(const NoDenormals&) = delete;
-    NoDenormals& operator=(const NoDenormals&) = delete;
-
-private:
-#if defined(__x86_64__)
-    unsigned before_ = _mm_getcsr();
-#endif
-};
 
 // One row by vectors, to the same bits: they keep more reads of memory under way than tiles do.
 template <int PANELS>

@@ -1,6 +1,6 @@
 """Builds the kernels beside the installed ones: emulated, and watched by sanitizers. The recipe is that of setup.py.
 
-python tests/engine/kernels/kernel_build.py FOLDER    # sanitized, for `pytest --kernels FOLDER`
+python tests/kernel_cases/build.py FOLDER    # sanitized, for `pytest --kernels FOLDER`
 """
 
 import runpy
@@ -15,6 +15,7 @@ from blora.engine.kernels.instruction_sets import instruction_sets
 
 ROOT = Path(__file__).parents[2]
 EMULATED = "emulated"  # the widest vectors, pairwise products and tiles, without the instructions for them
+# Loads and stores of tiles are assembly, which no sanitizer sees: those of the emulation are what it watches.
 # What is found ends the process: a message alone would be lost among the tests. -O1 keeps reads that -O3 may leave out.
 SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

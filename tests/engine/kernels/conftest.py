@@ -5,7 +5,8 @@ widest vectors, pairwise products and tiles is tested everywhere, with these emu
 tests.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,24 +22,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return Kernels(EMULATED, build(EMULATED, tmp_path_factory.mktemp("kernels")))
+def load_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kernels]:
+    """Loads a build by its name; skips the test where the operating system does not let it run."""
+    folder = request.config.getoption("--kernels", default=None)
+
+    @cache
+    def load(name: str) -> Kernels:
+        try:
+            if folder is not None:
+                return Kernels(name, path_of(folder, name))
+            if name == EMULATED:
+                return Kernels(name, build(name, tmp_path_factory.mktemp("kernels")))
+            built = load_kernels(name)
+        except PermissionError as error:
+            pytest.skip(str(error))
+        assert built is not None, f"the kernels for {name} were not built"
+        return built
+
+    return load
 
 
 @pytest.fixture(params=builds())
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    folder = request.config.getoption("--kernels", default=None)
-    try:
-        if folder is not None:
-            return Kernels(request.param, path_of(folder, request.param))
-        if request.param == EMULATED:
-            kernels: Kernels = request.getfixturevalue("emulated")
-            return kernels
-        built = load_kernels(request.param)
-    except PermissionError as error:
-        pytest.skip(str(error))
-    assert built is not None, f"the kernels for {request.param} were not built"
-    return built
+def kernels(request: pytest.FixtureRequest, load_build: Callable[[str], Kernels]) -> Kernels:
+    return load_build(request.param)
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

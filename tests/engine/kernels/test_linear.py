@@ -1,17 +1,26 @@
 """The packed multiplication against a float64 product: every epilogue, shapes that fill no panel, any rows."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases.build import EMULATED
 from torch import Tensor
 
 from blora.engine.kernels.instruction_sets import instruction_sets
-from blora.engine.kernels.library import PANEL, Epilogue, Kernels, PackedLinear, load_kernels
+from blora.engine.kernels.library import PANEL, Epilogue, Kernels, PackedLinear
 
-SHAPES = [(16, 2), (1, 2), (33, 10), (48, 64), (96, 34), (64, 576), (160, 1030)]  # out, in
-ROWS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 25, 33, 100, 203]
+SHAPES = [(16, 2), (1, 2), (33, 10), (48, 64), (96, 34), (64, 576), (160, 1030), (530, 6), (1, 1030)]  # out, in
+ROWS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 25, 33, 97, 100, 203]
+# Powers of two of x and of the weights, from and below, where sums have to be rounded in a way of their own.
+EXPONENTS = {
+    "denormal sums": ((-67, -59), (-67, -59)),
+    "denormal inputs": ((-133, -120), (60, 127)),
+    "infinite sums": ((58, 66), (58, 66)),
+    "all": ((-133, 128), (-133, 128)),
+}
 
 
 def make_weight(out: int, in_: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -93,15 +102,39 @@ def test_a_row_has_the_same_bits_in_any_company(
         assert torch.equal(together, alone[:num_tokens])
 
 
+def values_of(shape: tuple[int, int], exponents: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
+    """Of both signs, some zero, of evenly spread exponents."""
+    generator = torch.Generator().manual_seed(seed)
+    mantissas = 1 + torch.randint(128, shape, generator=generator).double() / 128
+    signs = torch.randint(2, shape, generator=generator) * 2 - 1
+    kept = torch.rand(shape, generator=generator) > 0.1
+    return (signs * kept * mantissas * 2.0 ** torch.randint(*exponents, shape, generator=generator)).to(dtype)
+
+
+def bits(y: Tensor) -> Tensor:
+    """Signs of zeros count, and of what is no number nothing but that."""
+    return y.nan_to_num(torch.nan, torch.inf, -torch.inf).view(torch.int32)
+
+
+@pytest.mark.parametrize("exponents", EXPONENTS)
+@pytest.mark.parametrize("in_", [2, 10, 64, 94, 576])
+def test_a_row_has_the_same_bits_at_the_ends_of_the_range(
+    kernels: Kernels, dtype: torch.dtype, in_: int, exponents: str
+) -> None:
+    of_x, of_weights = EXPONENTS[exponents]
+    linear = kernels.pack_linear(values_of((112, in_), of_weights, dtype, seed=0))
+    x = values_of((97, in_), of_x, dtype, seed=1)
+    alone, together = torch.empty(len(x), 112), torch.empty(len(x), 112)
+    for row in range(len(x)):
+        kernels.linear(linear, x[row : row + 1], alone[row : row + 1], Epilogue.STORE_FLOAT)
+    kernels.linear(linear, x, together, Epilogue.STORE_FLOAT)
+    assert torch.equal(bits(together), bits(alone))
+
+
+@pytest.mark.skipif("amx" not in instruction_sets(), reason="this machine has no tile registers")
 @pytest.mark.parametrize(("out", "in_"), SHAPES)
-def test_tiles_compute_what_their_emulation_computes(emulated: Kernels, out: int, in_: int) -> None:
-    if "amx" not in instruction_sets():
-        pytest.skip("this machine has no tile registers")
-    try:
-        tiles = load_kernels("amx")
-    except PermissionError as error:
-        pytest.skip(str(error))
-    assert tiles is not None
+def test_tiles_compute_what_their_emulation_computes(load_build: Callable[[str], Kernels], out: int, in_: int) -> None:
+    tiles, emulated = load_build("amx"), load_build(EMULATED)
     linear, _, _ = make_linear(tiles, out, in_, torch.bfloat16)
     x = rows_of(50, in_, torch.bfloat16)
     y, expected = torch.empty(50, out), torch.empty(50, out)
