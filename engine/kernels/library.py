@@ -357,8 +357,12 @@ def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[i
 @cache
 def load_kernels(instruction_set: str | None = None) -> Kernels | None:
     """The build for an instruction set, or the best that was built and may run here; None when there is none of these
-    sources. PermissionError: the operating system keeps back what that instruction set needs."""
-    for name in instruction_sets() if instruction_set is None else [instruction_set]:
+    sources. ValueError: this machine does not run that instruction set. PermissionError: the operating system keeps
+    back what it needs."""
+    names = instruction_sets()
+    if instruction_set is not None and instruction_set not in names:
+        raise ValueError(f"this machine runs {', '.join(names)}, not {instruction_set}")
+    for name in names if instruction_set is None else [instruction_set]:
         for path in Path(__file__).parent.glob(f"_{name}.*so"):
             try:
                 return Kernels(name, path)

@@ -54,7 +54,7 @@ def test_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("flags", ["--shapes nothing", "--instruction-set nothing"])
 def test_kernels_that_are_not_there(flags: str) -> None:
-    with pytest.raises(SystemExit, match="nothing|no native kernels"):
+    with pytest.raises(SystemExit, match="nothing"):
         cli.main(["bench", "kernels", "--threads", "1", *flags.split()])
 
 

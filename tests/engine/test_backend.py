@@ -5,6 +5,7 @@ import pytest
 from blora.engine import backend
 from blora.engine.backend import kernels_of
 from blora.engine.errors import EngineStartError
+from blora.engine.kernels import library
 from blora.engine.kernels.instruction_sets import INSTRUCTION_SETS, instruction_sets
 
 
@@ -19,7 +20,8 @@ def test_a_name_of_an_instruction_set_is_that_build() -> None:
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_what_the_machine_does_not_run_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "instruction_sets", lambda: ["other"])
+    monkeypatch.setattr(library, "instruction_sets", lambda: ["other"])
+    monkeypatch.setattr(backend, "load_kernels", library.load_kernels.__wrapped__)
     with pytest.raises(EngineStartError, match=f"this machine runs other, not {name}"):
         kernels_of(name)
 

@@ -27,6 +27,13 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert library.load_kernels.__wrapped__() is None
 
 
+@pytest.mark.parametrize("name", ["nothing", "*", library.instruction_sets()[0]])
+def test_what_the_machine_does_not_run_is_not_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "instruction_sets", lambda: ["other"])
+    with pytest.raises(ValueError, match=f"this machine runs other, not {re.escape(name)}"):
+        library.load_kernels.__wrapped__(name)
+
+
 def test_the_next_best_is_taken_where_the_system_refuses_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     best, *others = library.instruction_sets()
 
