@@ -37,6 +37,7 @@ class Call:
 @dataclass
 class Log:
     calls: list[Call] = field(default_factory=list)
+    num_pages_read: int = 0  # by attention
 
     def names(self) -> set[str]:
         return {call.name for call in self.calls}
@@ -58,6 +59,7 @@ class FakeFlashInfer:
         self.log = Log()
         for function in (
             append_paged_kv_cache,
+            merge_state_in_place,
             rmsnorm,
             fused_add_rmsnorm,
             apply_rope_with_cos_sin_cache_inplace,
@@ -165,6 +167,7 @@ class _PagedWrapper:
 
         def kernel() -> Any:
             y, lse = self._compute(q, k, v, k_scale or 1.0, v_scale or 1.0)
+            self.log.num_pages_read += int(self._buffers()[1][-1])
             result = y.to(self._o_dtype) if out is None else out.copy_(y)
             return (result, lse) if return_lse else result
 
@@ -367,6 +370,20 @@ def append_paged_kv_cache(
             cells[pages, positions.long() % page_size] = new
         else:
             cells.view(torch.uint8)[pages, positions.long() % page_size] = new.view(torch.uint8)
+
+
+def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor, mask: Tensor | None = None) -> None:
+    """s, s_other: base 2, as `run` returns them."""
+    require(v.ndim == 3 and v.shape == v_other.shape and v.dtype == v_other.dtype, "v: of another shape or type")
+    require(s.shape == v.shape[:2] == s_other.shape, "s: of another shape than v's")
+    # The library would change a copy of sums of another type.
+    require(s.dtype == s_other.dtype == torch.float32, f"s: {s.dtype} {s_other.dtype}")
+    require(all(part.is_contiguous() for part in (v, s, v_other, s_other)), "merge: strides")
+    require(mask is None, "mask: nobody gives one")
+    total = torch.logaddexp2(s, s_other)
+    merged = v.float() * torch.exp2(s - total)[..., None] + v_other.float() * torch.exp2(s_other - total)[..., None]
+    v.copy_(merged)
+    s.copy_(total)
 
 
 # What is between.

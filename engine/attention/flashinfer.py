@@ -9,6 +9,11 @@ rows of padding, and differently than without the prompt. On their own decode ro
 same kernel that is captured in a CUDA graph. Where a step has both, their queries are gathered, which costs two passes
 over q and y; else the batch is taken as it stands.
 
+Decode rows that begin with the same long prefix read it once, in layers without a window: one call computes the queries
+of a group of them against their prefix, the decode call what is left of every row, and the two results are merged by
+their sums of exponentials. It is done where it saves WORTHWHILE_BYTES; a step that does is not replayed from a graph.
+FlashInfer's own cascade would apply a window to each level by itself.
+
 Everything is planned once per step from integers of the host, once for each width of window that the layers have.
 """
 
@@ -23,11 +28,15 @@ from torch import Tensor
 
 from blora.adapters.send import Send
 
-from ..arena import Arena
+from ..arena import Arena, KVLayout
 from ..model.config import ModelConfig
 from .base import Array, AttentionBackend, AttentionMetadata, Bounds, PagedRows
+from .shared_prefix import SharedPrefix, find_shared_prefixes
 
 WORKSPACE_BYTES = 128 << 20  # what FlashInfer recommends for partial results of long sequences, shared by all wrappers
+# KV that shared prefixes must save a layer on average: 60 microseconds of reading on an A100, 40 on an H100. Two more
+# calls and a merge take a fourth of it, kernels of a layer launched one by one instead of replayed the rest.
+WORTHWHILE_BYTES = 128 << 20
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HEAD_DIMS = (64, 128, 256, 512)
 LAYOUT = "HND"
@@ -56,11 +65,20 @@ class NewTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefixes:
+    """What the first rows of a part share: read by itself, and left out of what the part's own call reads."""
+
+    num_rows: int
+    wrapper: Wrapper
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Rows that one call computes."""
 
     wrappers: Mapping[Window, Wrapper]
     tokens: Tensor | None  # [num_queries] int64: their places in the batch; None is all of it
+    prefixes: Prefixes | None = None  # in layers without a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +140,8 @@ class FlashInferAttention(AttentionBackend):
             window: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, LAYOUT, backend=KERNEL)
             for window in self._windows
         }
+        self._prefixes = flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, LAYOUT, backend=KERNEL)
+        self._least_shared = _least_shared_pages(layout, config.sliding_windows)
         self._num_plans = 0
 
     def _decode_wrapper(self, **buffers: Tensor) -> Wrapper:
@@ -138,27 +158,41 @@ class FlashInferAttention(AttentionBackend):
     def plan(self, rows: PagedRows) -> FlashInferMetadata:
         """Raises ValueError for rows that reach beyond their tables, the arena or the rope table."""
         self._check(rows)
-        starts = [0, *accumulate(rows.query_lens)]
-        # Decode rows come first in the tables, whatever the order of the batch.
+        # Decode rows come first in the tables, whatever the order of the batch, of these the ones that share a prefix.
         order = sorted(range(len(rows.query_lens)), key=lambda row: rows.query_lens[row] > 1)
         num_decode = sum(length == 1 for length in rows.query_lens)
         table = self._table(rows, order)
+        shared = self._find_shared(table, num_decode)
+        if shared:
+            order = _with_first(order, [row for prefix in shared for row in prefix.rows])
+            table = self._table(rows, order)
         new_rows, positions = _new_tokens(rows, order)
-        at = _tokens_of(rows, starts, order)
-        is_mixed = 0 < num_decode < len(order)
         on_device = self._send(new_rows, positions, table.indptr, table.indices, table.last_page_len)
-        decode_at, prefill_at = self._send(at[:num_decode], at[num_decode:]) if is_mixed else (None, None)
         new = NewTokens(on_device[0], on_device[1], PageTable(*on_device[2:]))
+        decode_at, prefill_at = self._places(rows, order, num_decode)
         parts = []
         if num_decode:
-            self._plan_decode(self._decode, _rows_of(table, new.table, 0, num_decode))
-            parts.append(Part(self._decode, decode_at))
+            prefixes = self._plan_decode(self._decode, _rows_of(table, new.table, 0, num_decode), shared)
+            parts.append(Part(self._decode, decode_at, prefixes))
         if num_decode < len(order):
             lengths = [rows.query_lens[row] for row in order[num_decode:]]
             self._plan_prefill(lengths, _rows_of(table, new.table, num_decode, len(order)))
             parts.append(Part(self._prefill, prefill_at))
         self._num_plans += 1
         return FlashInferMetadata(self._num_plans, new, parts)
+
+    def _find_shared(self, table: PageTable, num_rows: int) -> list[SharedPrefix]:
+        """Of the first rows, which compute one token each."""
+        if self._least_shared is None or num_rows < 2:
+            return []
+        return find_shared_prefixes(table.indptr[: num_rows + 1], table.indices, self._least_shared)
+
+    def _places(self, rows: PagedRows, order: Sequence[int], num_decode: int) -> Sequence[Tensor | None]:
+        """Of decode and of prefill tokens in the batch; None where they are all of it, in order."""
+        at = _tokens_of(rows, order)
+        if not 0 < num_decode < len(order) and (at == np.arange(len(at))).all():
+            return None, None
+        return self._send(at[:num_decode], at[num_decode:])
 
     def _check(self, rows: PagedRows) -> None:
         query_lens, seq_lens = (np.array(part, dtype=np.int64) for part in (rows.query_lens, rows.seq_lens))
@@ -193,11 +227,13 @@ class FlashInferAttention(AttentionBackend):
     def refill(self, fixed: FixedDecode, rows: PagedRows) -> bool:
         """Writes a step into the buffers of `plan_fixed`, in the order of the stream. Rows that only fill up have a
         page that nobody reads. Returns False, and changes nothing, for a step that they do not hold: other than
-        num_rows rows, more than one token of a row, or more pages."""
+        num_rows rows, more than one token of a row, more pages, or prefixes that are better read once for all."""
         self._check(rows)
         table = self._table(rows, range(len(rows.query_lens)))
         is_held = len(table.indices) <= len(fixed.new.table.indices)
         if not is_held or len(rows.query_lens) != fixed.num_rows or any(length != 1 for length in rows.query_lens):
+            return False
+        if self._find_shared(table, fixed.num_rows):
             return False
         _, positions = _new_tokens(rows, range(len(rows.query_lens)))
         on_device, indices = self._send(positions, table.indices)
@@ -218,15 +254,42 @@ class FlashInferAttention(AttentionBackend):
             last_page_len=(seq_lens - 1) % block_size + np.int32(1),
         )
 
-    def _plan_decode(self, wrappers: Mapping[Window, Wrapper], table: PageTable) -> None:
+    def _plan_decode(
+        self, wrappers: Mapping[Window, Wrapper], table: PageTable, shared: Sequence[SharedPrefix] = ()
+    ) -> Prefixes | None:
+        """shared: what the first rows of the table share, in its order."""
+        rest = self._without(shared, table) if shared else table
         for window, wrapper in wrappers.items():
-            wrapper.plan(
-                table.indptr,
-                table.indices,
-                table.last_page_len,
-                *self._shape,
-                **self._options(window),
-            )
+            left = rest if window is None else table
+            wrapper.plan(left.indptr, left.indices, left.last_page_len, *self._shape, **self._options(window))
+        return self._plan_prefixes(shared, table) if shared else None
+
+    def _without(self, shared: Sequence[SharedPrefix], table: PageTable) -> PageTable:
+        """What is left of each row."""
+        counts = np.diff(table.indptr.numpy())
+        skipped = np.zeros_like(counts)
+        sizes, lengths = zip(*((len(prefix.rows), prefix.num_pages) for prefix in shared), strict=True)
+        skipped[: sum(sizes)] = np.repeat(lengths, sizes)
+        places = np.arange(counts.sum()) - np.repeat(table.indptr.numpy()[:-1], counts)
+        (kept,) = self._send(np.flatnonzero(places >= np.repeat(skipped, counts)))
+        indptr = np.array([0, *accumulate((counts - skipped).tolist())], dtype=np.int32)
+        return PageTable(torch.from_numpy(indptr), table.indices[kept], table.last_page_len)
+
+    def _plan_prefixes(self, shared: Sequence[SharedPrefix], table: PageTable) -> Prefixes:
+        sizes, num_pages = [len(prefix.rows) for prefix in shared], [prefix.num_pages for prefix in shared]
+        indptr = table.indptr.tolist()
+        firsts = [indptr[row] for row in accumulate([0, *sizes[:-1]])]  # of each group, where its first row's pages are
+        pages = [table.indices[first : first + count] for first, count in zip(firsts, num_pages, strict=True)]
+        self._prefixes.plan(
+            torch.tensor([0, *accumulate(sizes)], dtype=torch.int32),
+            torch.tensor([0, *accumulate(num_pages)], dtype=torch.int32),
+            torch.cat(pages),
+            torch.full((len(shared),), self._layout.block_size, dtype=torch.int32),
+            *self._shape,
+            causal=False,  # all of it is before every query
+            **self._options(None),
+        )
+        return Prefixes(sum(sizes), self._prefixes)
 
     def _plan_prefill(self, query_lens: Sequence[int], table: PageTable) -> None:
         for window, wrapper in self._prefill.items():
@@ -277,10 +340,21 @@ class FlashInferAttention(AttentionBackend):
         y = q.new_empty(q.shape)
         for part in metadata.parts:
             if part.tokens is None:
-                part.wrappers[window].run(q, kv, out=y)
+                self._attend(part, window, q, kv, out=y)
             else:
-                y[part.tokens] = part.wrappers[window].run(q[part.tokens], kv)
+                y[part.tokens] = self._attend(part, window, q[part.tokens], kv)
         return y.flatten(1)
+
+    def _attend(self, part: Part, window: Window, q: Tensor, kv: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        wrapper, prefixes = part.wrappers[window], part.prefixes
+        if prefixes is None or window is not None:
+            y: Tensor = wrapper.run(q, kv, out=out)
+            return y
+        y, sums = wrapper.run(q, kv, out=out, return_lse=True)
+        shared = slice(prefixes.num_rows)
+        y_shared, sums_shared = prefixes.wrapper.run(q[shared], kv, return_lse=True)
+        self._flashinfer.merge_state_in_place(y[shared], sums[shared], y_shared, sums_shared)
+        return y
 
     def _stored(self, x: Tensor) -> Tensor:
         """As the arena has it. What is too large for 8 bits is the largest, where a cast would make it NaN or inf."""
@@ -310,9 +384,23 @@ def _new_tokens(rows: PagedRows, order: Sequence[int]) -> tuple[Array, Array]:
     return np.repeat(table_rows, lengths), np.concatenate([*spans]).astype(np.int32)
 
 
-def _tokens_of(rows: PagedRows, starts: Sequence[int], order: Sequence[int]) -> Array:
+def _tokens_of(rows: PagedRows, order: Sequence[int]) -> Array:
     """The places in the batch of the tokens of the rows in this order: [num_tokens] int64."""
+    starts = [0, *accumulate(rows.query_lens)]
     return np.concatenate([np.arange(starts[row], starts[row] + rows.query_lens[row]) for row in order])
+
+
+def _with_first(order: Sequence[int], places: Sequence[int]) -> list[int]:
+    """What is at these places of the order comes first."""
+    are_first = set(places)
+    return [order[place] for place in places] + [row for place, row in enumerate(order) if place not in are_first]
+
+
+def _least_shared_pages(layout: KVLayout, windows: Sequence[Window]) -> int | None:
+    """How many blocks shared prefixes must save; None where no layer could. Only layers without a window read all of
+    a sequence, and they save for all."""
+    num_whole = sum(window is None for window in windows)
+    return -(-WORTHWHILE_BYTES * len(windows) // (num_whole * layout.layer_bytes)) if num_whole else None
 
 
 def _rows_of(table: PageTable, on_device: PageTable, first: int, last: int) -> PageTable:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from blora.adapters.send import on_host
 from blora.engine.arena import Arena, KVLayout
+from blora.engine.attention import flashinfer as flashinfer_attention
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.flashinfer import FP8, FixedDecode, FlashInferAttention
 from blora.engine.attention.reference import ReferenceAttention
@@ -223,6 +224,132 @@ def test_what_fixed_buffers_do_not_hold_changes_nothing(library: Any) -> None:
         assert all(map(torch.equal, tensors_of(fixed), before))
     with pytest.raises(ValueError, match="arena"):
         world.ours.refill(fixed, replace(rows, block_tables=[[0, 1, 2, NUM_PAGES]] * 3))
+
+
+# Prefixes that rows share.
+
+
+class SharedWorld(World):
+    """Rows 0, 2, 3 and 5 begin with the same 3 pages, rows 1 and 4 with 2 others, row 6 with none."""
+
+    GROUPS = ((0, 2, 3, 5), 3), ((1, 4), 2)
+
+    def __init__(self, library: Any, **options: Any) -> None:
+        super().__init__(library, 7, **options)
+        for (first, *others), num_pages in self.GROUPS:
+            for row in others:
+                self.tables[row][:num_pages] = self.tables[first][:num_pages]
+
+    def prefill(self, ends: Sequence[int]) -> None:
+        """ends: length of each row. What is shared is computed for the first row of a group alone."""
+        num_shared = {row: 4 * num_pages for (_, *others), num_pages in self.GROUPS for row in others}
+        firsts = [0 if row in num_shared else end for row, end in enumerate(ends)]
+        self.step(firsts)
+        for row, length in num_shared.items():
+            self.lengths[row] = length
+        self.step([end - length for end, length in zip(ends, self.lengths, strict=True)])
+
+
+@pytest.fixture
+def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little is saved."""
+    monkeypatch.setattr(flashinfer_attention, "WORTHWHILE_BYTES", 1)
+
+
+def prefixes_of(metadata: Any) -> list[int]:
+    """The rows of each part that share something."""
+    return [part.prefixes.num_rows for part in metadata.parts if part.prefixes is not None]
+
+
+ENDS = [13, 9, 20, 15, 12, 16, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("new", "num_sharing"),
+    [
+        ([1, 1, 1, 1, 1, 1, 1], [6]),
+        ([1, 0, 1, 0, 0, 0, 1], [2]),
+        ([2, 1, 1, 3, 1, 1, 1], [4]),  # beside rows that compute more
+        ([0, 1, 1, 0, 0, 0, 1], []),
+        ([3, 0, 2, 0, 0, 0, 0], []),
+    ],
+)
+@pytest.mark.usefixtures("sharing")
+def test_shared_prefixes_equal_the_reference(
+    library: Any, dtype: torch.dtype, new: list[int], num_sharing: list[int]
+) -> None:
+    world = SharedWorld(library, dtype=dtype)
+    world.prefill(ENDS)
+    for _ in range(3):
+        rows = world.rows(new)
+        metadata = world.ours.plan(rows)
+        assert prefixes_of(metadata) == num_sharing
+        world.check(rows, metadata)
+
+
+@pytest.mark.usefixtures("sharing")
+@pytest.mark.parametrize("kv_dtype", FP8)
+def test_shared_prefixes_of_8_bits(library: Any, kv_dtype: torch.dtype) -> None:
+    world = SharedWorld(library, kv_dtype=kv_dtype)
+    world.prefill(ENDS)
+    rows = world.rows([1] * 7)
+    metadata = world.ours.plan(rows)
+    assert prefixes_of(metadata) == [6]
+    world.check(rows, metadata)
+
+
+def test_shared_prefixes_with_a_soft_cap_give_what_each_row_gives_alone(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference has no soft cap."""
+    results = []
+    for least in (1, 1 << 40):
+        monkeypatch.setattr(flashinfer_attention, "WORTHWHILE_BYTES", least)
+        world = SharedWorld(library, soft_cap=1.0)
+        for page in range(NUM_PAGES):
+            world.arenas[1].kv_layer(0)[page] = torch.randn(2, 2, 4, HEAD_DIM) * 3
+        world.lengths = [end - 1 for end in ENDS]
+        metadata = world.ours.plan(world.rows([1] * 7))
+        assert bool(prefixes_of(metadata)) == (least == 1)
+        results.append(world.ours.run(0, *world.draw(7), metadata, None))
+    torch.testing.assert_close(*results, rtol=0.003, atol=0.003)
+
+
+@pytest.mark.usefixtures("sharing")
+def test_a_prefix_is_read_once(library: Any) -> None:
+    """In the layers without a window; the others read their last tokens as ever."""
+    if not isinstance(library, FakeFlashInfer):
+        pytest.skip("it counts nothing")
+    world = SharedWorld(library)
+    world.prefill(ENDS)
+    metadata = world.ours.plan(world.rows([1] * 7))
+    pages = sum(-(-length // 4) for length in world.lengths)
+    for layer, (window, expected) in enumerate(zip(WINDOWS, (pages - 3 * 3 - 2, pages, pages), strict=True)):
+        before = library.log.num_pages_read
+        world.ours.run(layer, *world.draw(7), metadata, window)
+        assert library.log.num_pages_read - before == expected
+
+
+@pytest.mark.usefixtures("sharing")
+def test_rows_that_share_are_not_written_into_fixed_buffers(library: Any) -> None:
+    world = SharedWorld(library)
+    world.prefill(ENDS)
+    fixed = world.ours.plan_fixed(3, num_pages=20)
+    assert not world.ours.refill(fixed, world.rows([1, 0, 1, 0, 0, 0, 1]))
+    rows = fill_up(world, world.rows([0, 1, 0, 1, 0, 0, 0]), 3)
+    assert world.ours.refill(fixed, rows)
+    world.check(rows, fixed)
+
+
+def test_little_is_not_worth_a_call(library: Any) -> None:
+    world = SharedWorld(library)
+    world.prefill(ENDS)
+    assert not prefixes_of(world.ours.plan(world.rows([1] * 7)))
+    layout = world.ours._layout
+    assert flashinfer_attention._least_shared_pages(layout, (None,)) == (128 << 20) / layout.layer_bytes
+    assert flashinfer_attention._least_shared_pages(layout, (None, 5)) == 2 * (128 << 20) / layout.layer_bytes
+    assert flashinfer_attention._least_shared_pages(layout, (5, 5)) is None
 
 
 # What is refused.

@@ -13,10 +13,12 @@ from cuda_models import WINDOWED, save_model
 from fake_flashinfer import Call, FakeFlashInfer
 
 from blora.engine import LLM, SamplingParams
+from blora.engine.attention import flashinfer as attention
 
 FAKE = FakeFlashInfer()
 FUNCTIONS = (
     "append_paged_kv_cache",
+    "merge_state_in_place",
     "rmsnorm",
     "fused_add_rmsnorm",
     "apply_rope_with_cos_sin_cache_inplace",
@@ -53,14 +55,23 @@ def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> Non
 
 
 @pytest.fixture
-def calls(flashinfer: FakeFlashInfer, make_pair: Callable[..., tuple[LLM, LLM]], tmp_path: Path) -> list[Call]:
-    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both, and in
-    graphs."""
+def calls(
+    flashinfer: FakeFlashInfer,
+    make_pair: Callable[..., tuple[LLM, LLM]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[Call]:
+    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both, with
+    prefixes that are shared, and in graphs."""
     model = save_model(tmp_path / "model", "Qwen3ForCausalLM", **WINDOWED)
     _, llm = make_pair(model, max_num_batched_tokens=8, max_num_seqs=2, enforce_eager=False, seed=None)
     llm.generate(["a prompt of some length", "b"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
     for filters in ({}, {"top_p": 0.5}, {"top_k": 3}, {"top_p": 0.5, "min_p": 0.1}):
         llm.generate("c", SamplingParams(max_tokens=1, **filters), use_tqdm=False)
+    monkeypatch.setattr(attention, "WORTHWHILE_BYTES", 1)
+    _, llm = make_pair(model, enforce_eager=True)
+    for prompts in (["a prompt of some length"], ["a prompt of some length 1", "a prompt of some length 2"]):
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), use_tqdm=False)
     return flashinfer.log.calls
 
 
@@ -78,4 +89,5 @@ def test_every_plan_says_what_the_library_would_guess(calls: list[Call]) -> None
     assert {call.kwargs["window_left"] for call in plans} == {-1, 4}
     for call in plans:
         assert call.kwargs["q_data_type"] == call.kwargs["kv_data_type"] == torch.float16
-        assert call.kwargs.get("causal", True)
+        assert "causal" in call.kwargs or "Decode" in call.name
+    assert {call.kwargs["causal"] for call in plans if "causal" in call.kwargs} == {True, False}

@@ -12,6 +12,7 @@ from tiny import make_adapter
 
 from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM, CompletionOutput, SamplingParams
+from blora.engine.attention import flashinfer as attention
 from blora.engine.errors import EngineBroken
 from blora.engine.model.decoder import CausalLM
 
@@ -21,7 +22,7 @@ PAGE_BYTES = 4096 * 2  # of wide_model: K and V of 4 tokens in 2 layers, 2 heads
 CLOSE = 0.1  # log-probabilities of models whose logits are wide: float16 is rounded in other places
 
 
-def generate(llm: LLM, prompts: Sequence[str], adapters: Sequence[Any], sampling: SamplingParams = GREEDY) -> Any:
+def generate(llm: LLM, prompts: Sequence[Any], adapters: Sequence[Any], sampling: SamplingParams = GREEDY) -> Any:
     outputs = llm.generate(list(prompts), sampling, lora_request=list(adapters), use_tqdm=False)
     return [output.outputs[0] for output in outputs]
 
@@ -101,6 +102,47 @@ def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
     scheduler = cuda._core.scheduler
     assert cuda._core.arena.page_bytes == PAGE_BYTES
     assert scheduler.num_preemptions > 0 and scheduler._kv.num_prefix_hits > 0
+
+
+@pytest.mark.parametrize("enforce_eager", [True, False])
+def test_prefixes_that_many_rows_share(
+    make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch, enforce_eager: bool
+) -> None:
+    """Two of them, one longer, and rows that share nothing; memory for a part of the rows, so that some are preempted.
+    Rows that share leave the graphs."""
+    monkeypatch.setattr(attention, "WORTHWHILE_BYTES", 1)
+    reference, cuda = make_pair(wide_model, memory=48 * PAGE_BYTES, max_num_seqs=12, enforce_eager=enforce_eager)
+    starts = ["the same beginning of some", "another, and a longer beginning of the others"]
+    prompts = [f"{starts[row % 2]} {row}" for row in range(10)] + ["alone", "on its own"]
+    nobody = [None] * len(prompts)
+    assert generate(cuda, starts, [None, None])  # so that they are there
+    assert_same(generate(reference, prompts, nobody), generate(cuda, prompts, nobody))
+    assert cuda._core.scheduler.num_preemptions > 0
+    merged = [len(call.args[0]) for call in flashinfer.log.calls if call.name == "merge_state_in_place"]
+    assert max(merged) > 5 and min(merged) >= 2
+
+
+def test_an_activated_adapter_shares_the_prefix_of_the_base_model(
+    make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Base rows and rows of an aLoRA, whose prefix before the invocation is the base model's; an ordinary adapter's
+    rows have KV of their own."""
+    monkeypatch.setattr(attention, "WORTHWHILE_BYTES", 1)
+    reference, cuda = make_pair(wide_model)
+    for llm in (reference, cuda):
+        llm.load_adapter("plain", make_adapter(wide_model, tmp_path / "plain", 1, r=4, target_modules=["q_proj"]))
+        folder = make_adapter(
+            wide_model, tmp_path / "late", 2, r=4, target_modules=["v_proj"], alora_invocation_tokens=[33, 63]
+        )
+        llm.load_adapter("late", folder)
+    prompts = [{"prompt_token_ids": [*range(70, 90), 33, 63, 65 + row]} for row in range(4)]
+    uses = [None, "late", "plain", "late"]
+    few = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2)
+    for llm in (reference, cuda):
+        generate(llm, prompts[:1], [None], few)
+    assert_same(generate(reference, prompts, uses, few), generate(cuda, prompts, uses, few))
+    merged = {len(call.args[0]) for call in flashinfer.log.calls if call.name == "merge_state_in_place"}
+    assert max(merged) == 3
 
 
 def test_a_row_does_not_change_with_its_neighbours(make_pair: Pair, wide_model: Path) -> None:
