@@ -155,6 +155,15 @@ class FlashInferAttention(AttentionBackend):
             **buffers,
         )
 
+    def warm_up(self) -> None:
+        """Compiles what the largest step, which is tried at the start, does not use: else the first rows that share a
+        prefix would wait for it, a minute, and all others with them."""
+        if self._least_shared is not None:
+            num_heads, _, head_dim, _ = self._shape
+            y = torch.zeros(2, 1, num_heads, head_dim, dtype=self._dtype, device=self._device)
+            sums = torch.zeros(2, 1, num_heads, dtype=torch.float32, device=self._device)
+            self._flashinfer.merge_state_in_place(y[0], sums[0], y[1], sums[1])
+
     def plan(self, rows: PagedRows) -> FlashInferMetadata:
         """Raises ValueError for rows that reach beyond their tables, the arena or the rope table."""
         self._check(rows)

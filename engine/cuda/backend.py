@@ -65,6 +65,7 @@ def build_cuda(
     from blora.adapters.triton.lora import TritonLoRA
 
     attention = FlashInferAttention(flashinfer, arena, config, adapters.dtype, device.send)
+    attention.warm_up()
     lora = TritonLoRA(adapters, adapter_targets(config), device.send)
     lora.warm_up()
     model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
