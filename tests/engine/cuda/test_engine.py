@@ -27,16 +27,16 @@ def generate(llm: LLM, prompts: Sequence[Any], adapters: Sequence[Any], sampling
     return [output.outputs[0] for output in outputs]
 
 
-def assert_same(expected: Sequence[CompletionOutput], actual: Sequence[CompletionOutput]) -> None:
+def assert_same(expected: Sequence[CompletionOutput], actual: Sequence[CompletionOutput], close: float = CLOSE) -> None:
     """Row by row up to where the reference's two best tokens are close; most rows have to come to their end."""
     num_whole = 0
     for row, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         for at, (token, wanted) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=True)):
             best, second = sorted((entry.logprob for entry in theirs.logprobs[at].values()), reverse=True)[:2]
             if token != wanted:
-                assert best - second < CLOSE, (row, at, best, second)
+                assert best - second < close, (row, at, best, second)
                 break
-            assert abs(ours.logprobs[at][token].logprob - best) < CLOSE, (row, at)
+            assert abs(ours.logprobs[at][token].logprob - best) < close, (row, at)
         else:
             num_whole += 1
     assert num_whole > len(expected) * 0.7

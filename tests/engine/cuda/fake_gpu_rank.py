@@ -1,0 +1,19 @@
+"""A rank of backend="cuda" that is not the first, as a process: on a recording device and a fake FlashInfer."""
+
+from fake_flashinfer import FakeFlashInfer
+from recording_device import RecordingDevice
+
+from blora.engine import rank
+from blora.engine.cuda import backend as cuda_backend
+
+
+def main() -> None:
+    device = RecordingDevice()
+    flashinfer = FakeFlashInfer(launch=device.kernel)
+    cuda_backend.load_flashinfer = lambda: flashinfer
+    cuda_backend.open_device = lambda _=0: device
+    rank.main()
+
+
+if __name__ == "__main__":
+    main()
