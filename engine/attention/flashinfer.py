@@ -199,9 +199,10 @@ class FlashInferAttention(AttentionBackend):
     def _places(self, rows: PagedRows, order: Sequence[int], num_decode: int) -> Sequence[Tensor | None]:
         """Of decode and of prefill tokens in the batch; None where they are all of it, in order."""
         at = _tokens_of(rows, order)
-        if not 0 < num_decode < len(order) and (at == np.arange(len(at))).all():
-            return None, None
-        return self._send(at[:num_decode], at[num_decode:])
+        if 0 < num_decode < len(order):
+            return self._send(at[:num_decode], at[num_decode:])
+        is_in_order = (at == np.arange(len(at))).all()  # prefill alone always is
+        return None if is_in_order else self._send(at)[0], None
 
     def _check(self, rows: PagedRows) -> None:
         query_lens, seq_lens = (np.array(part, dtype=np.int64) for part in (rows.query_lens, rows.seq_lens))
