@@ -168,14 +168,35 @@ def _base_seconds(config: ModelConfig, gpu: Gpu, num_gpus: int, rows: int, conte
     layer = [target for target in lora_targets(config) if target.site < SITES_PER_LAYER]
     num_weights = config.num_layers * sum(target.in_features * target.out_features for target in layer)
     num_weights += config.vocab_size * config.hidden_size
-    kv_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * ITEM_BYTES * context * rows
-    bytes_read, flops = num_weights * ITEM_BYTES + kv_bytes, 2 * num_weights * rows
+    bytes_read, flops = num_weights * ITEM_BYTES + _kv_bytes(config, context * rows), 2 * num_weights * rows
     limit = max(bytes_read / gpu.dram, flops / gpu.tensor_flops) / num_gpus
     return limit / EFFICIENCY + config.num_layers * BASE_KERNELS * LATENCY
 
 
+def _kv_bytes(config: ModelConfig, tokens: int) -> int:
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * ITEM_BYTES * tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCost:
+    """KV of a step whose rows begin with the same prefix, on one of several GPUs. The rows' own tokens are left out."""
+
+    bytes_apart: float  # read for each row
+    bytes_once: float  # read for all of them
+    saved_seconds: float  # after what two more kernels of each layer take; that the step leaves the graph is not in it
+
+
+def prefix_cost(config: ModelConfig, gpu: Gpu, num_gpus: int, rows: int, prefix: int) -> PrefixCost:
+    """prefix: tokens in common. For models without windows."""
+    once = _kv_bytes(config, prefix) / num_gpus
+    saved = (rows - 1) * once / gpu.dram / EFFICIENCY - 2 * config.num_layers * LATENCY
+    return PrefixCost(rows * once, once, saved)
+
+
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION = ALL_MODULES[:4]
+
+PREFIX = 8192  # tokens that all rows begin with, in the table of shared prefixes
 
 # What others published of the cost of adapters, and the case here that is nearest to it.
 # source, theirs, rank, modules, rows, adapters before and after
@@ -198,6 +219,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{model} on {num_gpus} {name}: {args.rows} rows of {args.context} tokens, rank {args.rank}")
             print(_format(costs))
             report += [{"model": model, "gpu": name, "num_gpus": num_gpus} | asdict(cost) for cost in costs]
+    print(f"\nKV that {args.rows} rows read of a prefix of {PREFIX} tokens, for each row and once for all")
+    print(_compare_prefixes(args.shapes, args.rows))
     print("\nPublished (Llama-7B, A100), and what is expected here of the nearest case")
     print(_compare(args.context))
     if args.json is not None:
@@ -222,6 +245,17 @@ def _format(costs: Sequence[Cost]) -> str:
         for cost in costs
     ]
     return format_table(header, rows)
+
+
+def _compare_prefixes(models: Sequence[str], rows: int) -> str:
+    lines: list[list[Cell]] = []
+    for model in models:
+        num_gpus = NUM_GPUS.get(model, 1)
+        for name, gpu in GPUS.items():
+            cost = prefix_cost(shape_of(model), gpu, num_gpus, rows, PREFIX)
+            case = f"{model} on {num_gpus} {name}"
+            lines.append([case, cost.bytes_apart / 1e9, cost.bytes_once / 1e9, 1e3 * cost.saved_seconds])
+    return format_table(("case", "each GB", "once GB", "saved ms"), lines)
 
 
 def _compare(context: int) -> str:

@@ -65,10 +65,19 @@ def test_the_base_model_of_a_step() -> None:
     assert 0 < cost(1).overhead < cost(8).overhead < cost(64).overhead < 0.5
 
 
+def test_a_prefix_is_read_once() -> None:
+    """Of Llama-7B, without grouped queries: 512 KiB of KV a token."""
+    cost = roofline.prefix_cost(LLAMA_7B, roofline.GPUS["A100"], 1, 64, 8192)
+    assert (cost.bytes_once, cost.bytes_apart) == (8192 << 19, 64 * 8192 << 19)
+    assert cost.saved_seconds == pytest.approx(63 * (8192 << 19) / 2.04e12 / 0.8 - 64 * 2.5e-6)
+    assert roofline.prefix_cost(LLAMA_7B, roofline.GPUS["A100"], 1, 1, 8192).saved_seconds < 0
+
+
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(f"bench roofline --adapters 1,8 --json {tmp_path / 'roofline.json'}".split()) == 0
     table = capsys.readouterr().out
     assert "llama-3-70b on 4 H100" in table and "Published" in table
+    assert "64 rows read of a prefix of 8192 tokens" in table
     costs = json.loads((tmp_path / "roofline.json").read_text())["costs"]
     assert [(each["model"], each["gpu"], each["adapters"]) for each in costs][:3] == [
         ("llama-7b", "A100", 1),
