@@ -1,12 +1,16 @@
 """Which native kernels a backend's name means."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from blora.engine import backend
-from blora.engine.backend import kernels_of
+from blora.engine.backend import choose_backend, kernels_of
 from blora.engine.errors import EngineStartError
 from blora.engine.kernels import library
 from blora.engine.kernels.instruction_sets import INSTRUCTION_SETS, instruction_sets
+from blora.engine.model.config import load_model_config
 
 
 def test_a_name_of_an_instruction_set_is_that_build() -> None:
@@ -33,3 +37,18 @@ def test_what_the_system_refuses_is_an_error_of_the_start(monkeypatch: pytest.Mo
     monkeypatch.setattr(backend, "load_kernels", refuse)
     with pytest.raises(EngineStartError, match="backend: no registers of base"):
         kernels_of("base")
+
+
+def test_without_a_build_auto_falls_back_with_one_warning_and_cpu_refuses(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    monkeypatch.setattr(backend, "load_kernels", lambda *_: None)
+    config = load_model_config(tiny_model)
+    choice = choose_backend("auto", config, torch.float32, 16)
+    assert choice == choose_backend("reference", config, torch.float32, 16)
+    (warning,) = caplog.records
+    assert "falling back to the reference kernels" in warning.message
+    assert "install blora again, with a C++ compiler" in warning.message
+    with pytest.raises(EngineStartError, match="the native kernels cannot be used: they were not built"):
+        choose_backend("cpu", config, torch.float32, 16)
