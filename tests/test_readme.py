@@ -1,5 +1,6 @@
 """The README is true: its tree names every file, and its examples run."""
 
+import json
 import os
 import re
 import subprocess
@@ -26,6 +27,14 @@ def test_the_tree_names_no_file_that_is_gone() -> None:
     proto = {path.name for path in (ROOT / "proto").rglob("*.proto")}
     named = set(re.findall(r"[\w]+\.(?:py|proto)", tree))
     assert named <= files | proto
+
+
+@pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
+def test_what_loading_does_is_what_was_measured(name: str) -> None:
+    measured = json.loads((ROOT / "bench/results/loading.json").read_text())
+    text = (ROOT / name).read_text()
+    assert f"{measured['loaded']} cold adapters" in text
+    assert f"{measured['itl_p99_ratio']:.2f}" in text
 
 
 @pytest.mark.usefixtures("real_model")
