@@ -121,10 +121,13 @@ void compute_tile(
             fetch_b<T>(*call.changes, token, rows, columns.panels[p] * PANEL, count, fetches);
         });
     const int64_t ahead = (int64_t)MULTIPLIED * PANEL * layer.in * (int64_t)sizeof(T);
-    for (int p = 0; p < columns.count; p += MULTIPLIED)
-        multiply_base<T>(
-            rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), layer.in, ahead, &fetches,
-            tile + p * PANEL);
+    {
+        [[maybe_unused]] const Registers<T> registers(rows);
+        for (int p = 0; p < columns.count; p += MULTIPLIED)
+            multiply_base<T>(
+                rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), layer.in, ahead, &fetches,
+                tile + p * PANEL);
+    }
     if (call.changes)
         for_neighbours(columns, [&](int p, int count) {
             expand<T>(
@@ -187,7 +190,6 @@ void compute_columns(const Call& call, int thread, int num_threads) {
     for (int token = 0; token < call.tokens; token += height) {
         const int rows = std::min(height, call.tokens - token);
         const Input<T>* x = as_input((const T*)call.x + (int64_t)token * layer.in, (int64_t)rows * layer.in, converted);
-        [[maybe_unused]] const Registers<T> registers(rows);
         for (int first = from; first < to; first += width) {
             const int count = std::min(width, to - first);
             Columns columns = {{}, 0};

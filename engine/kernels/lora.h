@@ -1,82 +1,16 @@
-// What adapters add at one site: h = s A x for every (use, slice, group of ranks), then y += B h on the tiles of the base
-// product.
-//
-// Ranks are taken in groups of 16, 8 and 4, the last one filled up with zeros. A unit is 4 bytes of inputs: two bfloat16,
-// one float. A line is 64 bytes: one unit of each of 16 ranks, two of each of 8 or four of each of 4, those of a rank side
-// by side, so that a lane sums for one rank. A group of A stands in pieces of 8 lines; a group of B in panels as those of
-// any weight (adapters/image.py packs both).
+// What adapters add at one site: h = s A x for every change (changes.h), then y += B h on the tiles of the base product.
 //
 // All sums are float. An element of h is summed over the inputs in one order and, as an input of B, rounded like any other
 // input. Everything depends on its own row only.
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
+#include "changes.h"
+#include "lora_tiles.h"
 #include "multiply.h"
-#include "types.h"
 
 namespace blora {
 
-constexpr int LINES = 8;                   // of a piece
-constexpr int LINE_BYTES = 64;
 constexpr int TILE_PANELS = 32;            // of a tile: wide, so that a B is read in long runs
-
-// The width of the group that the next ranks are taken in.
-inline int group_width(int ranks_left) { return ranks_left > 12 ? 16 : ranks_left > 4 ? 8 : 4; }
-
-// One group of ranks of one slice of one use.
-struct Change {
-    const LoraChunk* a;
-    const LoraChunk* b;
-    int num_pieces;        // of A
-    int width;             // ranks
-    int start, end;        // tokens
-    int column, out;       // of the slice in the site
-    float scale;
-    int64_t h;             // where its [end - start, width] inputs of B begin
-};
-
-// Where a piece stands. chunk: one that it is not before; moves on to its own.
-inline const char* piece_at(const LoraChunk*& chunk, int piece, int piece_bytes) {
-    while (piece >= chunk->first + chunk->count) ++chunk;
-    return chunk->at + (int64_t)(piece - chunk->first) * piece_bytes;
-}
-
-// The chunks of the next group.
-inline const LoraChunk* behind(const LoraChunk* chunk, int num_pieces) {
-    while (chunk->first + chunk->count < num_pieces) ++chunk;
-    return chunk + 1;
-}
-
-template <class T>
-int num_pieces(int in, int width) {
-    const int per_piece = PANEL / width * PACK<T> * LINES;  // inputs
-    return (in + per_piece - 1) / per_piece;
-}
-
-// Returns the number of elements of h.
-template <class T>
-int64_t collect_changes(const LoraPlan& plan, int site, int in, std::vector<Change>& changes) {
-    changes.clear();
-    int64_t size = 0;
-    for (int i = 0; i < plan.num_uses; ++i) {
-        const LoraUse& use = plan.uses[i];
-        for (const LoraSlice* slice = use.slices + use.sites[site]; slice < use.slices + use.sites[site + 1]; ++slice) {
-            const LoraChunk* a = slice->a;
-            const LoraChunk* b = slice->b;
-            for (int rank = 0; rank < slice->rank;) {
-                const int width = group_width(slice->rank - rank), pieces = num_pieces<T>(in, width);
-                changes.push_back({a, b, pieces, width, use.start, use.end, slice->column, slice->out,
-                                   use.scale * slice->scaling, size});
-                size += (int64_t)(use.end - use.start) * width;
-                rank += width;
-                if (rank < slice->rank) a = behind(a, pieces), b = behind(b, num_panels(slice->out));
-            }
-        }
-    }
-    return size;
-}
 
 // acc += line * x, unit by unit.
 inline VecF dot(VecF acc, VecU line, VecU x, float) { return fma((VecF)line, (VecF)x, acc); }
@@ -87,21 +21,6 @@ inline VecF dot(VecF acc, VecU line, VecU x, bf16) {
     acc = fma((VecF)(line << 16), (VecF)(x << 16), acc);
     return fma((VecF)(line & 0xffff0000u), (VecF)(x & 0xffff0000u), acc);
 #endif
-}
-
-// UNITS units of x again and again, which is what a line is multiplied by.
-template <int UNITS>
-inline VecU repeat(const uint32_t* x) {
-    if constexpr (UNITS == 1) return splat_bits(load_as<uint32_t>(x));
-#if defined(__AVX512F__)
-    if constexpr (UNITS == 2) return (VecU)_mm512_set1_epi64(load_as<int64_t>(x));
-    if constexpr (UNITS == 4) return (VecU)_mm512_maskz_broadcast_i32x4(0xffff, load_as<__m128i>(x));
-#endif
-    uint32_t units[UNITS];
-    std::memcpy(units, x, sizeof units);
-    VecU result;
-    for (int i = 0; i < LANES; ++i) result[i] = units[i % UNITS];
-    return result;
 }
 
 // Sums of ROWS rows with a group of ranks: lines of even and of odd number apart, so that more sums are under way.
@@ -182,9 +101,10 @@ void shrink_units(const Change& change, const Change* next, int token, int end, 
     shrink_rows<T, UNITS, 1>(change, next, token, end, x, in, h);
 }
 
-// This thread's part of the shrink. Work is cut where the threads' shares of its cost meet, between tokens.
-template <class T>
-void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h, int thread, int num_threads) {
+// Calls work(number of a change, first, last) for what a thread does of all: tokens [first, last). Work is cut where the
+// threads' shares of its cost meet, between tokens.
+template <class Work>
+void for_parts(const std::vector<Change>& changes, int thread, int num_threads, Work work) {
     constexpr int READ = 6;   // reading a line costs about as much as computing with it for so many tokens
     constexpr int TOGETHER = 8;
     int64_t total = 0;
@@ -202,15 +122,36 @@ void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h,
             return change.start + (int)((tokens + TOGETHER / 2) / TOGETHER * TOGETHER);
         };
         const int first = std::min(cut(from), change.end), last = std::min(cut(to), change.end);
+        if (first < last) work(i, first, last);
+        at += cost;
+    }
+}
+
+// This thread's part of the shrink.
+template <class T>
+void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h, int thread, int num_threads) {
+    for_parts(changes, thread, num_threads, [&](size_t i, int first, int last) {
+        const Change& change = changes[i];
         const Change* next = i + 1 < changes.size() ? &changes[i + 1] : nullptr;
-        if (first < last) switch (change.width) {
+        switch (change.width) {
             case 16: shrink_units<T, 1>(change, next, first, last, x, in, h); break;
             case 8: shrink_units<T, 2>(change, next, first, last, x, in, h); break;
             default: shrink_units<T, 4>(change, next, first, last, x, in, h);
         }
-        at += cost;
-    }
+    });
 }
+#if defined(BLORA_TILES)
+template <>
+inline void shrink<bf16>(
+    const std::vector<Change>& changes, const bf16* x, int in, bf16* h, int thread, int num_threads) {
+    static thread_local std::vector<Part> parts;
+    parts.clear();
+    for_parts(changes, thread, num_threads, [&](size_t i, int first, int last) {
+        parts.push_back({&changes[i], first, last});
+    });
+    TileShrink(x, in, h).run(parts);
+}
+#endif
 
 // What is common to a change and a tile: tokens [token, token + rows), outputs [column, column + columns) of the site.
 struct Overlap {
@@ -262,6 +203,15 @@ void fetch_b(const std::vector<Change>& changes, int token, int rows, int column
     }
 }
 
+// tile += h times panels. h: [rows, width].
+template <class T>
+void add_panels(int rows, const Input<T>* h, int width, const T* const* panels, int count, float* tile, int tile_stride) {
+#if defined(BLORA_TILES)
+    if constexpr (std::is_same_v<T, bf16>) return add_by_tiles(rows, h, width, panels, count, tile, tile_stride);
+#endif
+    multiply<T, true>(rows, h, width, panels, count, PANEL, width, 0, nullptr, tile, tile_stride);
+}
+
 // Adds the changes to a tile: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
 template <class T>
 void expand(
@@ -280,9 +230,8 @@ void expand(
         const int first = (both.from - change.column) / PANEL, count = (both.to - both.from) / PANEL;
         const LoraChunk* chunk = change.b;
         for (int p = 0; p < count; ++p) weights[p] = (const T*)piece_at(chunk, first + p, panel_bytes<T>(change));
-        multiply<T, true>(
-            both.end - both.start, inputs, change.width, weights, count, PANEL, change.width, 0, nullptr,
-            target + (both.from - column), tile_stride);
+        add_panels<T>(
+            both.end - both.start, inputs, change.width, weights, count, target + (both.from - column), tile_stride);
     }
 }
 

@@ -85,6 +85,21 @@ inline VecF pairwise(VecF acc, VecU a, VecU b) {
 
 inline VecU splat_bits(uint32_t value) { return VecU{} + value; }
 
+// 4 * UNITS bytes again and again.
+template <int UNITS>
+inline VecU repeat(const void* source) {
+    if constexpr (UNITS == 1) return splat_bits(load_as<uint32_t>(source));
+#if defined(__AVX512F__)
+    if constexpr (UNITS == 2) return (VecU)_mm512_set1_epi64(load_as<int64_t>(source));
+    if constexpr (UNITS == 4) return (VecU)_mm512_maskz_broadcast_i32x4(0xffff, load_as<__m128i>(source));
+#endif
+    uint32_t units[UNITS];
+    std::memcpy(units, source, sizeof units);
+    VecU result;
+    for (int i = 0; i < LANES; ++i) result[i] = units[i % UNITS];
+    return result;
+}
+
 inline VecF select(VecI mask, VecF yes, VecF no) { return (VecF)((mask & (VecI)yes) | (~mask & (VecI)no)); }
 
 inline VecF max(VecF a, VecF b) { return select(a > b, a, b); }

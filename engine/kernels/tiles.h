@@ -75,7 +75,7 @@ private:
 // To the same bits but where a product is denormal or infinite: it is rounded before it is added.
 struct EmulatedTiles {
     char bytes[NUM_REGISTERS][TILE_ROWS][TILE_BYTES];
-    int rows[NUM_REGISTERS];
+    int rows[NUM_REGISTERS], row_bytes[NUM_REGISTERS];
 };
 inline thread_local EmulatedTiles emulated_tiles;
 
@@ -86,19 +86,21 @@ inline void tile_zero() {
 template <int TILE>
 inline void tile_load(const void* source, int64_t stride) {
     for (int row = 0; row < emulated_tiles.rows[TILE]; ++row)
-        std::memcpy(emulated_tiles.bytes[TILE][row], (const char*)source + row * stride, TILE_BYTES);
+        std::memcpy(
+            emulated_tiles.bytes[TILE][row], (const char*)source + row * stride, emulated_tiles.row_bytes[TILE]);
 }
 template <int TILE>
 inline void tile_store(void* target, int64_t stride) {
     for (int row = 0; row < emulated_tiles.rows[TILE]; ++row)
-        std::memcpy((char*)target + row * stride, emulated_tiles.bytes[TILE][row], TILE_BYTES);
+        std::memcpy(
+            (char*)target + row * stride, emulated_tiles.bytes[TILE][row], emulated_tiles.row_bytes[TILE]);
 }
 template <int SUM, int X, int WEIGHT>
 inline void tile_multiply() {
     const NoDenormals guard;
     for (int row = 0; row < emulated_tiles.rows[SUM]; ++row) {
         VecF even = {}, odd = {};
-        for (int pair = 0; pair < TILE_INPUTS / 2; ++pair) {
+        for (int pair = 0; pair < emulated_tiles.row_bytes[X] / 4; ++pair) {
             const VecU x = splat_bits(load_as<uint32_t>(emulated_tiles.bytes[X][row] + 4 * pair));
             const VecU weights = load_as<VecU>(emulated_tiles.bytes[WEIGHT][pair]);
             even = fma((VecF)(x << 16), (VecF)(weights << 16), even);
@@ -130,16 +132,17 @@ inline void tile_multiply() {
 
 #endif
 
-// A thread's tile registers while it multiplies up to `rows` rows at once. Given back in the end, so that others who use
-// tiles in this thread, and the system when it changes threads, find none of it.
+// A thread's tile registers while it multiplies up to `rows` rows at once, `inputs` of a step. Given back in the end, so
+// that others who use tiles in this thread, and the system when it changes threads, find none of it.
 class TileRegisters {
 public:
-    explicit TileRegisters(int rows) {
+    explicit TileRegisters(int rows, int inputs = TILE_INPUTS) {
         Shape shape = {1, 0, {}, {}, {}};
         for (int tile = 0; tile < NUM_REGISTERS; ++tile) {
-            shape.row_bytes[tile] = TILE_BYTES;
+            const bool is_x = tile == NUM_SUMS || tile == NUM_SUMS + 1;
+            shape.row_bytes[tile] = (uint16_t)(is_x ? inputs * sizeof(bf16) : TILE_BYTES);
             // With a second register for x there are 16 rows and more.
-            shape.rows[tile] = (uint8_t)(tile <= NUM_SUMS ? std::min(rows, TILE_ROWS) : TILE_ROWS);
+            shape.rows[tile] = (uint8_t)(tile <= NUM_SUMS ? std::min(rows, TILE_ROWS) : is_x ? TILE_ROWS : inputs / 2);
         }
         load(shape);
     }
@@ -156,6 +159,7 @@ private:
 #if defined(BLORA_EMULATE)
     static void load(const Shape& shape) {
         std::copy(shape.rows, shape.rows + NUM_REGISTERS, emulated_tiles.rows);
+        std::copy(shape.row_bytes, shape.row_bytes + NUM_REGISTERS, emulated_tiles.row_bytes);
     }
     static void release() { std::fill_n(emulated_tiles.rows, NUM_REGISTERS, 0); }
 #else
@@ -252,19 +256,20 @@ void multiply_block(
     });
 }
 
-// One row by vectors, to the same bits: they keep more reads of memory under way than tiles do.
-template <int PANELS>
+// One row by vectors, to the same bits: they keep more reads of memory under way than tiles do. Lane i of a panel is
+// multiplied by every UNITS-th pair of x, from pair i % UNITS on, as if these stood alone: `in` is a multiple of 2 * UNITS.
+template <int PANELS, int UNITS = 1>
 void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahead, Run run, float* tile) {
     static_assert(VECS == 1);
     const NoDenormals guard;
     const bf16* weights[PANELS];
     for (int panel = 0; panel < PANELS; ++panel) weights[panel] = panels[panel];
     VecF sums[PANELS] = {};
-    for (int input = 0; input < in; input += TILE_INPUTS) {
-        const int inputs = std::min(in - input, TILE_INPUTS);
+    for (int input = 0; input < in; input += TILE_INPUTS * UNITS) {
+        const int inputs = std::min(in - input, TILE_INPUTS * UNITS);
         VecF even[PANELS] = {}, odd[PANELS] = {};
-        for (int i = 0; i < inputs; i += 2) {
-            const VecU pair = splat_bits(load_as<uint32_t>(x + input + i));
+        for (int i = 0; i < inputs; i += 2 * UNITS) {
+            const VecU pair = repeat<UNITS>(x + input + i);
             for (int panel = 0; panel < PANELS; ++panel) {
                 const VecU both = load_as<VecU>(weights[panel]);
                 __builtin_prefetch((const char*)weights[panel] + ahead, 0, 2);
@@ -279,11 +284,21 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
         }
         for (int panel = 0; panel < PANELS; ++panel) {
             // A tile goes on with zeros, which turn -0 into 0.
-            if (inputs < TILE_INPUTS) even[panel] += VecF{}, odd[panel] += VecF{};
+            if (inputs < TILE_INPUTS * UNITS) even[panel] += VecF{}, odd[panel] += VecF{};
             sums[panel] += even[panel] + odd[panel];
         }
     }
     for (int panel = 0; panel < PANELS; ++panel) store(tile + panel * PANEL, sums[panel]);
+}
+
+template <int UNITS = 1>
+void multiply_row_by_panels(
+    const bf16* x, const bf16* const* panels, int count, int in, int64_t ahead, Fetches* fetches, float* tile) {
+    auto run = [&] { return fetches ? fetches->take(in / 2 / UNITS) : Run(); };
+    int panel = 0;
+    for (; panel + 4 <= count; panel += 4)
+        multiply_row<4, UNITS>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
+    for (; panel < count; ++panel) multiply_row<1, UNITS>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
 }
 
 // As multiply(), with tile registers for `rows` rows. Where they are no multiple of 16 the last tile begins earlier, and
@@ -294,12 +309,7 @@ inline void multiply_by_tiles(
     const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, passes = (tiles + 1) / 2;
     auto first_row = [&](int i) { return std::min(i * TILE_ROWS, rows - height); };
     auto run = [&] { return fetches ? fetches->take(in / 2) : Run(); };
-    if (rows == 1) {
-        int panel = 0;
-        for (; panel + 4 <= count; panel += 4) multiply_row<4>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
-        for (; panel < count; ++panel) multiply_row<1>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
-        return;
-    }
+    if (rows == 1) return multiply_row_by_panels(x, panels, count, in, ahead, fetches, tile);
     for (int pass = 0; pass < passes; ++pass) {
         // Each pass fetches its share: what is asked for in bursts is waited for.
         const int from = TILE_ROWS * pass / passes, to = TILE_ROWS * (pass + 1) / passes;
@@ -323,6 +333,79 @@ inline void multiply_by_tiles(
             all(first_rows, std::integral_constant<int, 4>());
         }
     }
+}
+
+// What follows adds the product of one step, of up to 32 inputs, to what is in a tile.
+
+// ROW_TILES times PANELS sums at once. x: in its registers already.
+template <int ROW_TILES, int PANELS>
+void add_block(const bf16* const* panels, float* const (&rows)[ROW_TILES], int column, int64_t stride) {
+    unrolled<PANELS>([&](auto j) {
+        constexpr int PANEL_ = decltype(j)::value, WEIGHT = NUM_SUMS + 2 + PANEL_ % 2;
+        tile_load<WEIGHT>(panels[PANEL_], TILE_BYTES);
+        unrolled<ROW_TILES>([&](auto i) {
+            constexpr int ROW = decltype(i)::value, SUM = ROW * PANELS + PANEL_;
+            tile_load<SUM>(rows[ROW] + column + PANEL_ * PANEL, stride);
+            tile_multiply<SUM, NUM_SUMS + ROW, WEIGHT>();
+        });
+    });
+    unrolled<ROW_TILES * PANELS>([&](auto sum) {
+        constexpr int SUM = decltype(sum)::value;
+        tile_store<SUM>(rows[SUM / PANELS] + column + SUM % PANELS * PANEL, stride);
+    });
+}
+
+template <int ROW_TILES>
+void add_rows(
+    const int (&first_rows)[ROW_TILES], const bf16* x, int inputs, const bf16* const* panels, int count, float* tile,
+    int tile_stride) {
+    constexpr int WIDE = NUM_SUMS / ROW_TILES;
+    const int64_t stride = tile_stride * (int64_t)sizeof(float);
+    float* rows[ROW_TILES];
+    for (int i = 0; i < ROW_TILES; ++i) rows[i] = tile + (int64_t)first_rows[i] * tile_stride;
+    unrolled<ROW_TILES>([&](auto i) {
+        constexpr int ROW = decltype(i)::value;
+        tile_load<NUM_SUMS + ROW>(x + (int64_t)first_rows[ROW] * inputs, inputs * (int64_t)sizeof(bf16));
+    });
+    int panel = 0;
+    for (; panel + WIDE <= count; panel += WIDE) add_block<ROW_TILES, WIDE>(panels + panel, rows, panel * PANEL, stride);
+    for (; panel < count; ++panel) add_block<ROW_TILES, 1>(panels + panel, rows, panel * PANEL, stride);
+}
+
+template <int PANELS>
+void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) {
+    const NoDenormals guard;
+    VecF even[PANELS] = {}, odd[PANELS] = {};
+    for (int i = 0; i < inputs; i += 2) {
+        const VecU pair = splat_bits(load_as<uint32_t>(x + i));
+        for (int panel = 0; panel < PANELS; ++panel) {
+            const VecU both = load_as<VecU>(panels[panel] + i * PANEL);
+            even[panel] = fma((VecF)(pair << 16), (VecF)(both << 16), even[panel]);
+            odd[panel] = fma((VecF)(pair & 0xffff0000u), (VecF)(both & 0xffff0000u), odd[panel]);
+        }
+    }
+    for (int panel = 0; panel < PANELS; ++panel)
+        store(tile + panel * PANEL, load(tile + panel * PANEL) + (even[panel] + odd[panel]));
+}
+
+// tile[row][panel * 16 + i] += the sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
+inline void add_by_tiles(
+    int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* tile, int tile_stride) {
+    if (rows == 1) {
+        int panel = 0;
+        for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, tile + panel * PANEL);
+        for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, tile + panel * PANEL);
+        return;
+    }
+    const TileRegisters registers(rows, inputs);
+    const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    // A last tile that begins earlier has rows of the one before it: both are loaded before either is stored.
+    int row_tile = tiles % 2;
+    if (row_tile) add_rows<1>({0}, x, inputs, panels, count, tile, tile_stride);
+    for (; row_tile < tiles; row_tile += 2)
+        add_rows<2>(
+            {row_tile * TILE_ROWS, std::min((row_tile + 1) * TILE_ROWS, rows - height)}, x, inputs, panels, count, tile,
+            tile_stride);
 }
 
 #endif

@@ -13,7 +13,7 @@ extern "C" {
 
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
 
-// Pieces that stand one after another in a page: 8 lines of A, a panel of B or of a vector each (see lora.h).
+// Pieces that stand one after another in a page: 8 lines of A, a panel of B or of a vector each (see changes.h).
 struct LoraChunk {
     const char* at;
     int32_t first, count;  // pieces of the group of ranks

@@ -21,6 +21,7 @@ SITES = {
 }
 EVERYWHERE = (16, 4, 9, 21)  # ranks, as many as there are slices
 TOKENS = [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 24, 25, 31, 95, 96, 97, 191, 193, 300]
+SEGMENT_SIZES = [1, 2, 3, 15, 16, 17, 33, 47, 96, 97]
 FLOAT = [Epilogue.STORE, Epilogue.STORE_FLOAT, Epilogue.ADD]
 
 A: Uses = (("a", 1.0),)
@@ -165,6 +166,55 @@ def test_threads_cut_large_batches_anywhere(
     together = world.run(x, Epilogue.STORE_FLOAT, segments_of(runs), before)
     torch.set_num_threads(1)
     assert torch.equal(together, world.solo(x, Epilogue.STORE_FLOAT, uses, before))
+
+
+@pytest.mark.parametrize(("in_", "page_bytes"), [(30, 1 << 16), (256, 1 << 16), (274, 1024), (576, 1 << 13)])
+def test_a_row_has_the_same_bits_in_a_segment_of_any_size(
+    kernels: Kernels, dtype: torch.dtype, num_threads: int, in_: int, page_bytes: int
+) -> None:
+    """Few rows and many are computed in ways of their own."""
+    site = Site(in_, 144, ((0, 48), (48, 80), (128, 16)))
+    ranks = {"a": (16, 16, 16), "b": (8, 4, 8), "c": (4, 28, 12), "d": (64, 0, 70)}
+    adapters = {name: Adapter(own, 0.5) for name, own in ranks.items()}
+    world = LoRAWorld(kernels, dtype, site, adapters, page_bytes)
+    x, before = world.rows(97), world.before(97, Epilogue.STORE_FLOAT)
+    assert torch.get_num_threads() == num_threads
+    for uses in (A, B, (("c", 1.0),), (("d", 1.0), ("b", -0.5))):
+        torch.set_num_threads(1)
+        alone = world.solo(x, Epilogue.STORE_FLOAT, [uses] * 97, before)
+        torch.set_num_threads(num_threads)
+        for size in SEGMENT_SIZES:
+            together = world.run(x[:size], Epilogue.STORE_FLOAT, [Segment(0, size, uses)], before[:size])
+            assert torch.equal(together, alone[:size])
+        runs = [(size, uses) for size in (1, 33, 2, 17, 15, 16, 13)]
+        assert torch.equal(world.run(x, Epilogue.STORE_FLOAT, segments_of(runs), before), alone)
+
+
+# Powers of two of x, from and below, and a scale of the request, where sums have to be rounded in a way of their own.
+@pytest.mark.parametrize(
+    ("exponents", "scale"),
+    [((-130, -115), 1.0), ((-20, 0), 2.0**-120), ((-133, 1), 2.0**-60), ((110, 127), 1.0), ((60, 70), 2.0**60)],
+    ids=["small x", "small h", "all", "large x", "large h"],
+)
+def test_a_row_has_the_same_bits_at_the_ends_of_the_range(
+    kernels: Kernels, dtype: torch.dtype, exponents: tuple[int, int], scale: float
+) -> None:
+    world = make_world(kernels, dtype, Site(270, 64, ((0, 64),)), (16,), (8,), (4,), (28,))
+    generator = torch.Generator().manual_seed(0)
+    x = (world.rows(33).double() * 2.0 ** torch.randint(*exponents, (33, 270), generator=generator)).to(dtype)
+    x[3, 5], x[20, 269], x[32, 31] = torch.nan, torch.inf, -torch.inf
+    before = world.before(33, Epilogue.STORE_FLOAT)
+    for name in "abcd":
+        uses = ((name, scale),)
+        alone = world.solo(x, Epilogue.STORE_FLOAT, [uses] * 33, before)
+        for size in SEGMENT_SIZES[1:6]:
+            together = world.run(x[:size], Epilogue.STORE_FLOAT, [Segment(0, size, uses)], before[:size])
+            assert torch.equal(bits(together), bits(alone[:size]))
+
+
+def bits(y: torch.Tensor) -> torch.Tensor:
+    """Signs of zeros count, and of what is no number nothing but that."""
+    return y.nan_to_num(torch.nan, torch.inf, -torch.inf).view(torch.int32)
 
 
 def test_a_site_that_an_adapter_leaves_alone_keeps_its_bits(kernels: Kernels, dtype: torch.dtype) -> None:

@@ -1,0 +1,176 @@
+// h = s A x by tiles, or by vectors to the same bits where there is one row (tiles.h). bfloat16 only.
+//
+// A group of A is a panel of 16 lanes: in one of 16 ranks a lane is a rank, in narrower ones UNITS neighbours are, each of
+// which sums over every UNITS-th pair of x. For tiles such pairs are put side by side, and of the products of all lanes
+// those of the pairs' own are taken.
+#pragma once
+
+#include "changes.h"
+#include "scratch.h"
+#include "tiles.h"
+
+#if defined(BLORA_TILES)
+
+namespace blora {
+
+// What a thread computes of one change: tokens [first, last).
+struct Part {
+    const Change* change;
+    int first, last;
+};
+
+class TileShrink {
+public:
+    TileShrink(const bf16* x, int in, bf16* h) : x_(x), in_(in), h_(h) {}
+
+    // Neighbours that read the same rows of x are multiplied together, and what comes next is fetched meanwhile.
+    void run(const std::vector<Part>& parts) {
+        const Part *part = parts.data(), *end = part + parts.size();
+        for (const Part* next = together(part, end); part < end; part = next, next = together(part, end)) {
+            fetch(next, together(next, end));
+            switch (part->change->width) {
+                case 16: shrink<1>(part, next); break;
+                case 8: shrink<2>(part, next); break;
+                default: shrink<4>(part, next);
+            }
+        }
+    }
+
+private:
+    static constexpr int MAX_TOGETHER = 4;
+    static constexpr int ROWS = 96;  // at once: the rows of x are to stay in a near cache
+    static constexpr int STRIDE = MAX_TOGETHER * PANEL;
+
+    // Everything that a thread needs memory for.
+    struct Memory {
+        Scratch a, x, sums;
+        Fetches fetches;
+    };
+
+    // Sums of rows with lanes: plane i holds those of the lanes whose number is i modulo UNITS.
+    struct Sums {
+        float* at;
+        int64_t plane;
+    };
+
+    static const Part* together(const Part* part, const Part* end) {
+        const Part* next = part;
+        while (next < std::min(part + MAX_TOGETHER, end) && next->first == part->first && next->last == part->last &&
+               next->change->width == part->change->width)
+            ++next;
+        return next;
+    }
+
+    void fetch(const Part* part, const Part* end) {
+        memory_.fetches.clear();
+        for (; part < end; ++part) {
+            const LoraChunk* chunk = part->change->a;
+            for (int piece = 0; piece < part->change->num_pieces; piece += chunk++->count)
+                memory_.fetches.add(chunk->at, (int64_t)chunk->count * LINES * LINE_BYTES);
+        }
+    }
+
+    // A as it stands, or put together in `copy` where it stands in several chunks.
+    static const bf16* whole_a(const Change& change, char* copy) {
+        const LoraChunk* chunk = change.a;
+        if (chunk->count >= change.num_pieces) return (const bf16*)(const void*)chunk->at;
+        char* target = copy;
+        for (int piece = 0; piece < change.num_pieces; piece += chunk++->count) {
+            std::memcpy(target, chunk->at, (size_t)chunk->count * LINES * LINE_BYTES);
+            target += (int64_t)chunk->count * LINES * LINE_BYTES;
+        }
+        return (const bf16*)(const void*)copy;
+    }
+
+    template <int UNITS>
+    void shrink(const Part* parts, const Part* end) {
+        const int count = (int)(end - parts);
+        const int64_t a_bytes = (int64_t)parts->change->num_pieces * LINES * LINE_BYTES;
+        char* copies = memory_.a.get<char>(count * a_bytes);
+        const bf16* panels[MAX_TOGETHER];
+        for (int i = 0; i < count; ++i) panels[i] = whole_a(*parts[i].change, copies + i * a_bytes);
+        for (int token = parts->first; token < parts->last; token += ROWS) {
+            const int rows = std::min(ROWS, parts->last - token);
+            const Sums sums =
+                rows == 1 ? multiply_one<UNITS>(token, panels, count) : multiply<UNITS>(token, rows, panels, count);
+            for (int i = 0; i < count; ++i) store_sums<UNITS>(*parts[i].change, token, rows, sums, i * PANEL);
+        }
+    }
+
+    // Inputs of a lane, with those that the last line is filled up with.
+    template <int UNITS>
+    int lane_inputs() const {
+        return (in_ / 2 + UNITS - 1) / UNITS * 2;
+    }
+
+    template <int UNITS>
+    Sums multiply_one(int token, const bf16* const* panels, int count) {
+        const int in = lane_inputs<UNITS>() * UNITS;
+        const bf16* x = x_ + (int64_t)token * in_;
+        if (in > in_) {
+            bf16* filled = memory_.x.get<bf16>(in);
+            std::copy(x, x + in_, filled);
+            std::fill(filled + in_, filled + in, 0);
+            x = filled;
+        }
+        float* sums = memory_.sums.get<float>(STRIDE);
+        multiply_row_by_panels<UNITS>(x, panels, count, in, 0, &memory_.fetches, sums);
+        return {sums, 0};
+    }
+
+    template <int UNITS>
+    Sums multiply(int token, int rows, const bf16* const* panels, int count) {
+        const TileRegisters registers(rows);
+        const bf16* x = x_ + (int64_t)token * in_;
+        const int in = lane_inputs<UNITS>();
+        const int64_t plane = (int64_t)rows * STRIDE;
+        float* sums = memory_.sums.get<float>(UNITS * plane);
+        if constexpr (UNITS > 1) x = spread<UNITS>(x, rows);
+        for (int unit = 0; unit < UNITS; ++unit)
+            multiply_by_tiles(
+                rows, x + (int64_t)unit * rows * in, in, panels, count, in, 0, &memory_.fetches, sums + unit * plane,
+                STRIDE);
+        return {sums, plane};
+    }
+
+    // Returns [UNITS, rows, lane_inputs].
+    template <int UNITS>
+    const bf16* spread(const bf16* x, int rows) {
+        const int units = in_ / 2, lines = lane_inputs<UNITS>() / 2;
+        uint32_t* result = memory_.x.get<uint32_t>((size_t)UNITS * rows * lines);
+        for (int row = 0; row < rows; ++row, x += in_)
+            for (int unit = 0; unit < UNITS; ++unit) {
+                uint32_t* target = result + ((int64_t)unit * rows + row) * lines;
+                const int whole = (units - unit + UNITS - 1) / UNITS;  // lines that the row reaches
+                for (int line = 0; line < whole; ++line) target[line] = load_as<uint32_t>(x + 2 * (line * UNITS + unit));
+                if (whole < lines) target[whole] = 0;
+            }
+        return (const bf16*)(const void*)result;
+    }
+
+    template <int UNITS>
+    void store_sums(const Change& change, int token, int rows, const Sums& sums, int lane) const {
+        constexpr int WIDTH = PANEL / UNITS;
+        bf16* target = h_ + change.h + (int64_t)(token - change.start) * WIDTH;
+        for (int row = 0; row < rows; ++row, target += WIDTH) {
+            const float* own = sums.at + (int64_t)row * STRIDE + lane;
+            float totals[PANEL] = {};
+            for (int rank = 0; rank < WIDTH; ++rank) {
+                totals[rank] = own[rank * UNITS];
+                for (int i = 1; i < UNITS; ++i) totals[rank] += own[i * sums.plane + rank * UNITS + i];
+            }
+            bf16 stored[PANEL];
+            store(stored, splat(change.scale) * load(totals));
+            std::memcpy(target, stored, WIDTH * sizeof(bf16));
+        }
+    }
+
+    static inline thread_local Memory memory_;
+    const bf16* x_;  // [tokens, in]
+    int in_;
+    bf16* h_;
+};
+
+}  // namespace blora
+
+#endif
