@@ -1,4 +1,4 @@
-// h = s A x by tiles, or by vectors to the same bits where there is one row (tiles.h). bfloat16 only.
+// h = s A x by tiles, or by vectors to the same bits where there are few rows (tiles.h). bfloat16 only.
 //
 // A group of A is a panel of 16 lanes: in one of 16 ranks a lane is a rank, in narrower ones UNITS neighbours are, each of
 // which sums over every UNITS-th pair of x. For tiles such pairs are put side by side, and of the products of all lanes
@@ -91,8 +91,9 @@ private:
         for (int i = 0; i < count; ++i) panels[i] = whole_a(*parts[i].change, copies + i * a_bytes);
         for (int token = parts->first; token < parts->last; token += ROWS) {
             const int rows = std::min(ROWS, parts->last - token);
-            const Sums sums =
-                rows == 1 ? multiply_one<UNITS>(token, panels, count) : multiply<UNITS>(token, rows, panels, count);
+            // Narrow groups read A once for each unit by tiles.
+            const Sums sums = rows < 2 * UNITS ? multiply_by_vectors<UNITS>(token, rows, panels, count)
+                                               : multiply_by_tiles<UNITS>(token, rows, panels, count);
             for (int i = 0; i < count; ++i) store_sums<UNITS>(*parts[i].change, token, rows, sums, i * PANEL);
         }
     }
@@ -104,22 +105,23 @@ private:
     }
 
     template <int UNITS>
-    Sums multiply_one(int token, const bf16* const* panels, int count) {
+    Sums multiply_by_vectors(int token, int rows, const bf16* const* panels, int count) {
         const int in = lane_inputs<UNITS>() * UNITS;
-        const bf16* x = x_ + (int64_t)token * in_;
-        if (in > in_) {
-            bf16* filled = memory_.x.get<bf16>(in);
-            std::copy(x, x + in_, filled);
-            std::fill(filled + in_, filled + in, 0);
-            x = filled;
+        float* sums = memory_.sums.get<float>((size_t)rows * STRIDE);
+        bf16* filled = in > in_ ? memory_.x.get<bf16>(in) : nullptr;
+        for (int row = 0; row < rows; ++row) {
+            const bf16* x = x_ + (int64_t)(token + row) * in_;
+            if (filled) {
+                std::fill(std::copy(x, x + in_, filled), filled + in, 0);
+                x = filled;
+            }
+            multiply_row_by_panels<UNITS>(x, panels, count, in, 0, &memory_.fetches, sums + (int64_t)row * STRIDE);
         }
-        float* sums = memory_.sums.get<float>(STRIDE);
-        multiply_row_by_panels<UNITS>(x, panels, count, in, 0, &memory_.fetches, sums);
         return {sums, 0};
     }
 
     template <int UNITS>
-    Sums multiply(int token, int rows, const bf16* const* panels, int count) {
+    Sums multiply_by_tiles(int token, int rows, const bf16* const* panels, int count) {
         const TileRegisters registers(rows);
         const bf16* x = x_ + (int64_t)token * in_;
         const int in = lane_inputs<UNITS>();
@@ -127,7 +129,7 @@ private:
         float* sums = memory_.sums.get<float>(UNITS * plane);
         if constexpr (UNITS > 1) x = spread<UNITS>(x, rows);
         for (int unit = 0; unit < UNITS; ++unit)
-            multiply_by_tiles(
+            blora::multiply_by_tiles(
                 rows, x + (int64_t)unit * rows * in, in, panels, count, in, 0, &memory_.fetches, sums + unit * plane,
                 STRIDE);
         return {sums, plane};

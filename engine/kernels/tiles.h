@@ -272,7 +272,7 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
             const VecU pair = repeat<UNITS>(x + input + i);
             for (int panel = 0; panel < PANELS; ++panel) {
                 const VecU both = load_as<VecU>(weights[panel]);
-                __builtin_prefetch((const char*)weights[panel] + ahead, 0, 2);
+                if (ahead) __builtin_prefetch((const char*)weights[panel] + ahead, 0, 2);
                 weights[panel] += 2 * PANEL;
                 even[panel] = fma((VecF)(pair << 16), (VecF)(both << 16), even[panel]);
                 odd[panel] = fma((VecF)(pair & 0xffff0000u), (VecF)(both & 0xffff0000u), odd[panel]);
@@ -374,7 +374,6 @@ void add_rows(
 
 template <int PANELS>
 void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) {
-    const NoDenormals guard;
     VecF even[PANELS] = {}, odd[PANELS] = {};
     for (int i = 0; i < inputs; i += 2) {
         const VecU pair = splat_bits(load_as<uint32_t>(x + i));
@@ -392,6 +391,7 @@ void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) 
 inline void add_by_tiles(
     int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* tile, int tile_stride) {
     if (rows == 1) {
+        const NoDenormals guard;
         int panel = 0;
         for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, tile + panel * PANEL);
         for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, tile + panel * PANEL);
