@@ -6,6 +6,8 @@
 
 #include <omp.h>
 
+#include <optional>
+
 #include "lora.h"
 #include "scratch.h"
 #include "tiles.h"
@@ -87,13 +89,20 @@ void for_neighbours(const Columns& columns, Work work) {
 
 // What a thread holds while it multiplies base weights of type T.
 template <class T>
-struct Registers {
+class Registers {
+public:
     explicit Registers(int) {}
 };
 #if defined(BLORA_TILES)
 template <>
-struct Registers<bf16> : TileRegisters {
-    using TileRegisters::TileRegisters;
+class Registers<bf16> {
+public:
+    explicit Registers(int rows) {
+        if (rows > 1) registers_.emplace(rows);
+    }
+
+private:
+    std::optional<TileRegisters> registers_;
 };
 #endif
 

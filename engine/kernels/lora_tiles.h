@@ -106,18 +106,44 @@ private:
 
     template <int UNITS>
     Sums multiply_by_vectors(int token, int rows, const bf16* const* panels, int count) {
-        const int in = lane_inputs<UNITS>() * UNITS;
+        const NoDenormals guard;
+        const int units = in_ / 2, lines = lane_inputs<UNITS>() / 2, filled = lines * UNITS;
         float* sums = memory_.sums.get<float>((size_t)rows * STRIDE);
-        bf16* filled = in > in_ ? memory_.x.get<bf16>(in) : nullptr;
+        uint32_t* even = memory_.x.get<uint32_t>(2 * (size_t)filled);
+        uint32_t* odd = even + filled;
         for (int row = 0; row < rows; ++row) {
             const bf16* x = x_ + (int64_t)(token + row) * in_;
-            if (filled) {
-                std::fill(std::copy(x, x + in_, filled), filled + in, 0);
-                x = filled;
-            }
-            multiply_row_by_panels<UNITS>(x, panels, count, in, 0, &memory_.fetches, sums + (int64_t)row * STRIDE);
+            for (int i = 0; i < units; ++i) even[i] = (uint32_t)x[2 * i] << 16, odd[i] = (uint32_t)x[2 * i + 1] << 16;
+            for (int i = units; i < filled; ++i) even[i] = odd[i] = 0;
+            for (int i = 0; i < count; ++i)
+                multiply_row<UNITS>(
+                    even, odd, panels[i], lines, memory_.fetches.take(lines), sums + (int64_t)row * STRIDE + i * PANEL);
         }
         return {sums, 0};
+    }
+
+    // As a tile does it (see the one of tiles.h), by UNITS even and odd inputs of x for a line, given as floats.
+    template <int UNITS>
+    static void multiply_row(
+        const uint32_t* even_x, const uint32_t* odd_x, const bf16* weights, int lines, Run run, float* result) {
+        constexpr int STEP = TILE_INPUTS / 2;  // lines
+        VecF sum = {};
+        for (int line = 0; line < lines; line += STEP) {
+            const int count = std::min(lines - line, STEP);
+            VecF even = {}, odd = {};
+            for (int i = 0; i < count; ++i, weights += 2 * PANEL, even_x += UNITS, odd_x += UNITS) {
+                const VecU both = load_as<VecU>(weights);
+                even = fma((VecF)repeat<UNITS>(even_x), (VecF)(both << 16), even);
+                odd = fma((VecF)repeat<UNITS>(odd_x), (VecF)(both & 0xffff0000u), odd);
+                if (run.lines > 0) {
+                    __builtin_prefetch(run.at, 0, 2);
+                    --run.lines, run.at += LINE;
+                }
+            }
+            if (count < STEP) even += VecF{}, odd += VecF{};
+            sum += even + odd;
+        }
+        store(result, sum);
     }
 
     template <int UNITS>

@@ -256,23 +256,22 @@ void multiply_block(
     });
 }
 
-// One row by vectors, to the same bits: they keep more reads of memory under way than tiles do. Lane i of a panel is
-// multiplied by every UNITS-th pair of x, from pair i % UNITS on, as if these stood alone: `in` is a multiple of 2 * UNITS.
-template <int PANELS, int UNITS = 1>
+// One row by vectors, to the same bits: they keep more reads of memory under way than tiles do.
+template <int PANELS>
 void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahead, Run run, float* tile) {
     static_assert(VECS == 1);
     const NoDenormals guard;
     const bf16* weights[PANELS];
     for (int panel = 0; panel < PANELS; ++panel) weights[panel] = panels[panel];
     VecF sums[PANELS] = {};
-    for (int input = 0; input < in; input += TILE_INPUTS * UNITS) {
-        const int inputs = std::min(in - input, TILE_INPUTS * UNITS);
+    for (int input = 0; input < in; input += TILE_INPUTS) {
+        const int inputs = std::min(in - input, TILE_INPUTS);
         VecF even[PANELS] = {}, odd[PANELS] = {};
-        for (int i = 0; i < inputs; i += 2 * UNITS) {
-            const VecU pair = repeat<UNITS>(x + input + i);
+        for (int i = 0; i < inputs; i += 2) {
+            const VecU pair = splat_bits(load_as<uint32_t>(x + input + i));
             for (int panel = 0; panel < PANELS; ++panel) {
                 const VecU both = load_as<VecU>(weights[panel]);
-                if (ahead) __builtin_prefetch((const char*)weights[panel] + ahead, 0, 2);
+                __builtin_prefetch((const char*)weights[panel] + ahead, 0, 2);
                 weights[panel] += 2 * PANEL;
                 even[panel] = fma((VecF)(pair << 16), (VecF)(both << 16), even[panel]);
                 odd[panel] = fma((VecF)(pair & 0xffff0000u), (VecF)(both & 0xffff0000u), odd[panel]);
@@ -284,21 +283,11 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
         }
         for (int panel = 0; panel < PANELS; ++panel) {
             // A tile goes on with zeros, which turn -0 into 0.
-            if (inputs < TILE_INPUTS * UNITS) even[panel] += VecF{}, odd[panel] += VecF{};
+            if (inputs < TILE_INPUTS) even[panel] += VecF{}, odd[panel] += VecF{};
             sums[panel] += even[panel] + odd[panel];
         }
     }
     for (int panel = 0; panel < PANELS; ++panel) store(tile + panel * PANEL, sums[panel]);
-}
-
-template <int UNITS = 1>
-void multiply_row_by_panels(
-    const bf16* x, const bf16* const* panels, int count, int in, int64_t ahead, Fetches* fetches, float* tile) {
-    auto run = [&] { return fetches ? fetches->take(in / 2 / UNITS) : Run(); };
-    int panel = 0;
-    for (; panel + 4 <= count; panel += 4)
-        multiply_row<4, UNITS>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
-    for (; panel < count; ++panel) multiply_row<1, UNITS>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
 }
 
 // As multiply(), with tile registers for `rows` rows. Where they are no multiple of 16 the last tile begins earlier, and
@@ -309,7 +298,12 @@ inline void multiply_by_tiles(
     const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, passes = (tiles + 1) / 2;
     auto first_row = [&](int i) { return std::min(i * TILE_ROWS, rows - height); };
     auto run = [&] { return fetches ? fetches->take(in / 2) : Run(); };
-    if (rows == 1) return multiply_row_by_panels(x, panels, count, in, ahead, fetches, tile);
+    if (rows == 1) {
+        int panel = 0;
+        for (; panel + 4 <= count; panel += 4) multiply_row<4>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
+        for (; panel < count; ++panel) multiply_row<1>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
+        return;
+    }
     for (int pass = 0; pass < passes; ++pass) {
         // Each pass fetches its share: what is asked for in bursts is waited for.
         const int from = TILE_ROWS * pass / passes, to = TILE_ROWS * (pass + 1) / passes;
@@ -390,11 +384,13 @@ void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) 
 // tile[row][panel * 16 + i] += the sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
 inline void add_by_tiles(
     int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* tile, int tile_stride) {
-    if (rows == 1) {
+    if (rows < 4) {  // setting the registers up takes longer
         const NoDenormals guard;
-        int panel = 0;
-        for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, tile + panel * PANEL);
-        for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, tile + panel * PANEL);
+        for (int row = 0; row < rows; ++row, x += inputs, tile += tile_stride) {
+            int panel = 0;
+            for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, tile + panel * PANEL);
+            for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, tile + panel * PANEL);
+        }
         return;
     }
     const TileRegisters registers(rows, inputs);
