@@ -165,9 +165,10 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
             if state.st_size > max_bytes:
                 raise _Unreadable(f"{path.name} has {state.st_size} bytes, at most {max_bytes} are read")
             content = file.read(state.st_size + 1)  # allocates as much as it is asked for
+            is_same = os.fstat(file.fileno()).st_mtime_ns == state.st_mtime_ns  # or it may be half of each of two
     except (OSError, RuntimeError, ValueError) as error:
         raise _Unreadable(_missing(path, error)) from error
-    if len(content) != state.st_size:
+    if len(content) != state.st_size or not is_same:
         raise _Unreadable(f"{path.name} changed while it was read")
     return content
 

@@ -20,9 +20,16 @@ Look = Mapping[str, str]  # name of a subfolder -> what changes when its files d
 def look_into(folder: Path) -> dict[str, str]:
     """The subfolders that hold an adapter's two files. Opens none of them. Raises OSError for an unreadable folder."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_valid_name(entry.name) and entry.is_dir()]
+        names = [entry.name for entry in entries if is_valid_name(entry.name) and _is_folder(entry)]
     looks = {name: _fingerprint(folder / name) for name in names}
     return {name: fingerprint for name, fingerprint in looks.items() if fingerprint}
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a loop, or to where we may not look: the others are looked at all the same
+        return False
 
 
 def _fingerprint(folder: Path) -> str:

@@ -379,6 +379,7 @@ class AsyncLLM:
         has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
+        Where there is no room now to pin it, AdapterTooLarge too: it is loaded all the same, and not pinned.
         """
         return await self._adapters.load(name, path, pinned=pinned)
 

@@ -243,9 +243,14 @@ class LLM:
         return replace(self.get_adapter(name), report=report_of(checkpoint, table))
 
     def _read(self, folder: Path) -> Checkpoint:
-        targets, engine = adapter_targets(self._engine.model_config), self._engine
-        limit = max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.ranks.size
-        return read_checkpoint(folder, targets, base=self._base, max_weights=limit)
+        targets = adapter_targets(self._engine.model_config)
+        return read_checkpoint(folder, targets, base=self._base, max_weights=self._max_weights)
+
+    @property
+    def _max_weights(self) -> int:
+        """Of an adapter that the arena could hold."""
+        engine = self._engine
+        return max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.ranks.size
 
     def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
         engine = self._engine
@@ -311,6 +316,7 @@ class LLM:
             engine.dtype,
             engine.page_bytes,
             base=self._base,
+            max_weights=self._max_weights,
             layout=engine.layout,
             shards=engine.parts,
         )

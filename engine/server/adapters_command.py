@@ -4,8 +4,8 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
-from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
 from blora.proto.client import Client
@@ -59,9 +59,19 @@ def _inspect_here(args: argparse.Namespace) -> int:
 def _inspect_there(args: argparse.Namespace) -> int:
     with Client(args.target) as client:
         report = client.inspect_adapter(args.path)
-    print(_as_json(report) if args.json else report_text(report))
+    print(json.dumps(_fields(report), indent=2) if args.json else report_text(report))
     return 1 if report.problems else 0
 
 
-def _as_json(message: Message) -> str:
-    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def _fields(message: Message) -> dict[str, Any]:
+    """As `asdict` has them. Protobuf's own JSON writes integers of 64 bits as texts, and leaves out what is unset."""
+    return {field.name: _value(message, field.name, field.has_presence) for field in message.DESCRIPTOR.fields}
+
+
+def _value(message: Message, name: str, has_presence: bool) -> Any:
+    if has_presence and not message.HasField(name):
+        return None
+    value = getattr(message, name)
+    if isinstance(value, bool | int | float | str):
+        return value
+    return [_fields(entry) if isinstance(entry, Message) else entry for entry in value]

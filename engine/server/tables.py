@@ -79,6 +79,7 @@ def adapter_text(adapter: Adapter) -> str:
         f"{adapter.copy_seconds:.3f} s",
         f"{usage.num_prompt_tokens:,} prompt tokens, {usage.num_cached_tokens:,} of them cached; "
         f"queued for {usage.queue_seconds:.3f} s in all",
+        f"last used {_time(usage.last_used)}" if usage.last_used else "never used",
     ]
     for kept in adapter.versions:
         state = "active" if kept.active else "kept"

@@ -133,6 +133,12 @@ def with_doubled_name(content: bytes) -> bytes:
     return with_header(text[:-1] + f",{json.dumps(A)}:{json.dumps(second)}}}".encode()) + data + bytes(512)
 
 
+def with_long_header(content: bytes) -> bytes:
+    """A good file but for spaces behind its header, which safetensors would take."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return with_header(content[8 : 8 + length].ljust((1 << 20) + 8)) + content[8 + length :]
+
+
 def many_tensors(folder: Path) -> None:
     entries = {f"t{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(50_000)}
     (folder / WEIGHTS).write_bytes(with_header(json.dumps(entries).encode()))
@@ -297,6 +303,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "header length 2**40": (with_length(1 << 40), "no valid safetensors header"),
     "header length 2**63": (with_length(1 << 63), "no valid safetensors header"),
     "header length 2**64-1": (with_length((1 << 64) - 1), "no valid safetensors header"),
+    "header longer than is parsed": (weights(with_long_header), "no valid safetensors header of at most 1048576 bytes"),
     "header one byte short": (weights(one_byte_short), "not a valid safetensors file"),
     "header not JSON": (content(with_header(b"x" * 64)), "not a valid safetensors file"),
     "header not an object": (content(with_header(b"[]" + b" " * 62)), "not a valid safetensors file"),
@@ -634,6 +641,25 @@ def test_rewriting_the_file_does_not_change_what_was_read(folder: Path, targets:
         file.write(b"\xff" * (folder / WEIGHTS).stat().st_size)
     for module, a in zip(checkpoint.modules, before, strict=True):
         np.testing.assert_array_equal(module.a, a)
+
+
+def test_a_file_that_is_rewritten_while_it_is_read_is_refused(
+    folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size tells nothing: what was read may be half of the old weights and half of the new ones."""
+    plain_fstat = os.fstat
+    os.utime(folder / WEIGHTS, ns=(0, 0))
+
+    def look_and_rewrite(descriptor: int) -> os.stat_result:
+        state = plain_fstat(descriptor)
+        if state.st_mtime_ns == 0:
+            content = (folder / WEIGHTS).read_bytes()
+            with (folder / WEIGHTS).open("r+b") as file:
+                file.write(content)
+        return state
+
+    monkeypatch.setattr(os, "fstat", look_and_rewrite)
+    assert f"{WEIGHTS} changed while it was read" in refusal(folder, targets)
 
 
 def test_reading_takes_memory_in_proportion_to_the_file(folder: Path, targets: Targets) -> None:

@@ -393,6 +393,19 @@ def test_a_watch_ends_with_the_engine(tiny_model: Path, how: str) -> None:
     run(tiny_model, body)
 
 
+def test_what_there_is_no_room_to_pin_is_loaded_all_the_same(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        await llm.pin_adapter("r24")
+        with pytest.raises(AdapterTooLarge, match="no room now to pin adapter 'r4@1'"):
+            await llm.load_adapter("r4", tiny_adapters["r4"], pinned=True)
+        info = await llm.get_adapter("r4")
+        assert info.version == 1 and not info.pinned
+        await llm.unload_adapter("r24")
+        assert (await llm.pin_adapter("r4")).pinned
+
+    run(tiny_model, body, memory="110KB", adapters={"r24": tiny_adapters["r24"]})
+
+
 def test_a_root_that_is_no_folder_is_refused_at_once(tiny_model: Path, tmp_path: Path) -> None:
     for root in (tmp_path / "missing", tiny_model / "config.json"):
         with pytest.raises(ValueError, match="adapter_roots: .* is not a folder"):

@@ -66,6 +66,7 @@ def test_a_look_finds_whole_adapters_and_opens_nothing(watched: Path, tiny_adapt
     shutil.copytree(tiny_adapters["r4"], watched / "fifo")
     (watched / "fifo/adapter_model.safetensors").unlink()
     os.mkfifo(watched / "fifo/adapter_model.safetensors")
+    (watched / "loop").symlink_to("loop")
     before = look_into(watched)
     assert set(before) == {"good", "fifo"}
     os.utime(watched / "good/adapter_config.json", ns=(0, 0))
@@ -160,6 +161,7 @@ def test_a_folder_that_leads_out_and_one_that_is_broken_harm_nobody(
 ) -> None:
     async def body(llm: AsyncLLM) -> None:
         (watched / "link").symlink_to(tiny_adapters["r4"])
+        (watched / "loop").symlink_to("loop")
         place(tiny_adapters["r4"], watched / "broken")
         (watched / "broken/adapter_model.safetensors").write_bytes(b"x" * 100)
         place(tiny_adapters["r4"], watched / "good")

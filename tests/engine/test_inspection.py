@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import make_adapter
 
-from blora.engine import LLM, EngineStartError
+from blora.engine import LLM, AdapterTooLarge, EngineStartError
 from blora.engine.inspection import inspect
 
 
@@ -35,9 +35,16 @@ def test_inspecting_loads_nothing(make_llm: Callable[..., LLM], tiny_adapters: d
 
 
 def test_what_the_memory_cannot_hold_is_a_problem(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
-    llm = make_llm(memory=16384)
-    report = llm.inspect_adapter(tiny_adapters["r64"])
+    ample = make_llm()
+    num_pages = ample.inspect_adapter(tiny_adapters["r4"]).num_pages
+    llm = make_llm(memory=num_pages * ample._core.arena.page_bytes)
+    report = llm.inspect_adapter(tiny_adapters["r4"])
     assert report.digest and "pages of memory" in report.problems[0]
+    # What no arena of this size holds is told before its weights are read, as a load tells it.
+    (problem,) = llm.inspect_adapter(tiny_adapters["r64"]).problems
+    with pytest.raises(AdapterTooLarge) as caught:
+        llm.load_adapter("it", tiny_adapters["r64"])
+    assert problem == str(caught.value) and "its ranks ask for" in problem
 
 
 def test_a_model_that_is_none_says_so(tiny_adapters: dict[str, Path]) -> None:
@@ -57,6 +64,16 @@ def test_the_command_needs_no_torch(tiny_model: Path, tiny_adapters: dict[str, P
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["kind"] == "rsLoRA" and len(report["modules"]) == 4 and report["layers"][0]["norm"] > 0
+
+
+def test_a_model_that_is_none_is_one_line_of_the_command(
+    tiny_adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from blora.engine.server.cli import main
+
+    assert main(["adapters", "inspect", str(tiny_adapters["r4"]), "--model", "/nowhere/model"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("blora: ") and "does not exist" in error and error.count("\n") == 1
 
 
 def test_the_table_can_be_read(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:

@@ -1,14 +1,16 @@
 """The command line: flags, what they become, and what a terminal shows."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fake_llm import FakeLLM, ask
+from fake_llm import REPORT, FakeLLM, ask
 
 from blora.engine.errors import AdapterNotFound, EngineStartError
 from blora.engine.server import cli
@@ -196,7 +198,17 @@ def test_what_operators_see_of_adapters(capsys):
     shown = capsys.readouterr().out
     assert "version 1  kept    cdcdcdcdcdcd  2001-09-09 01:46:40+00:00" in shown and "version 2  active" in shown
     assert "2 prompt tokens, 3 of them cached; queued for 0.500 s in all" in shown
+    assert "last used 1970-01-01 00:00:06+00:00" in shown
     assert "warning: all weights are zero" in shown
+
+
+def test_a_report_of_a_server_is_the_json_of_one_without(capsys):
+    argv = ["adapters", "inspect", REPORT.path, "--json", "--target"]
+    assert ask(lambda asking: cli.main([*argv, asking.target])) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = {name: value for name, value in asdict(REPORT).items() if name != "text"}
+    assert told == json.loads(json.dumps(expected))
+    assert told["num_disk_bytes"] == 1 << 33 and told["vocab_size"] is None
 
 
 @pytest.mark.parametrize(
