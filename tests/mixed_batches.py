@@ -5,6 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
+from blora.engine.composition import Adapter
 from blora.engine.llm import RowStream
 
 Growth = Generator[list[RequestOutput], None, None]  # rows as they are so far, when they grow
@@ -14,7 +15,7 @@ SHARED_PREFIXES = ["the same beginning of several prompts, ", "another one; "]
 @dataclass(frozen=True)
 class Row:
     prompt: str
-    adapter: str | None
+    adapter: Adapter
     sampling: SamplingParams
 
 

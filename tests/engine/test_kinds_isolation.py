@@ -1,17 +1,34 @@
-"""Isolation with adapters of every kind: a row of a mixed batch gives what it gives alone, on the cpu bit for bit."""
+"""Isolation with adapters of every kind, sums and activated ones: a row of a mixed batch gives what it gives alone, on
+the cpu bit for bit."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from adapter_kinds import make_kinds
 from compare import assert_same_tokens
-from mixed_batches import Solo, Troubles, random_row, run_batch
+from mixed_batches import Row, Solo, Troubles, random_row, run_batch
+from tiny import make_adapter
 
 from blora.engine import LLM
+from blora.engine.tokenizer import load_tokenizer
 
 NUM_COMPARED = 1000
+INVOCATION = "<go>"
+SUMMABLE = ("plain", "bias-all", "bias-lora-only", "lora-bias", "embedding", "head", "both")
+
+
+def random_use(rng: random.Random, kinds: Sequence[str]) -> Row:
+    """A row for one adapter of any kind, for a sum of two with scales, or for the base model."""
+    row, choice = random_row(rng, kinds), rng.random()
+    if choice < 0.2:
+        names = rng.sample(SUMMABLE, 2)
+        return replace(row, adapter={name: rng.choice([1.0, 0.5, -0.75, 0.0]) for name in names})
+    if choice < 0.3:
+        return replace(row, adapter={"activated": rng.choice([1.0, 0.5])}, prompt=f"{row.prompt}{INVOCATION}ab")
+    return row
 
 
 @pytest.mark.timeout(600)
@@ -22,7 +39,10 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
     if backend == "reference" and dtype == "bfloat16":
         pytest.skip("torch rounds by shape")
     model, kinds = make_kinds(tmp_path, tie_word_embeddings=dtype == "bfloat16")
-    options = {"model": model, "dtype": dtype, "adapters": {name: str(path) for name, path in kinds.items()}}
+    tokens = list(load_tokenizer(model).encode(INVOCATION))
+    activated = make_adapter(model, tmp_path / "activated", 7, r=6, alora_invocation_tokens=tokens)
+    adapters = {name: str(path) for name, path in [*kinds.items(), ("activated", activated)]}
+    options = {"model": model, "dtype": dtype, "adapters": adapters}
     solo = Solo(make_llm(enable_prefix_caching=False, memory="32MB", **options))
     llms = [
         make_llm(memory="32MB", max_num_batched_tokens=200, **options),
@@ -30,7 +50,7 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
     ]
     num_compared, troubles, rng = 0, Troubles(), random.Random(0)
     while num_compared < NUM_COMPARED:
-        rows = [random_row(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
+        rows = [random_use(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
         for index, output in run_batch(rng.choice(llms), rows, rng).items():
             expected = solo.run(rows[index])
             if backend == "cpu":
