@@ -13,7 +13,20 @@ FOLDER = "engine/kernels"
 SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "tables")]
 HEADERS = [
     f"{FOLDER}/{name}.h"
-    for name in ("changes", "fetches", "lora", "lora_tiles", "multiply", "norm", "pack", "scratch", "simd", "tiles", "types", "vectors")
+    for name in (
+        "changes",
+        "fetches",
+        "lora",
+        "lora_tiles",
+        "multiply",
+        "norm",
+        "pack",
+        "scratch",
+        "simd",
+        "tiles",
+        "types",
+        "vectors",
+    )
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 FLAGS = {"base": []}

@@ -41,15 +41,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(engines: list[MeasuredEngine], work: Workload, rounds: int) -> list[list[float]]:
-    """The median decode step of each engine in each round, in milliseconds: [rounds][engines]."""
+    """The median decode step of each engine in each round, in milliseconds: [rounds][engines]. Who comes first
+    alternates: what runs second may be faster or slower for that alone."""
     prompts = work.prompts(engines[0].vocab_size)
     base: list[int | None] = [None] * work.rows
     for engine in engines:
         engine.run(prompts, base, WARM_TOKENS)
-    return [
-        [1e3 * statistics.median(engine.run(prompts, base, work.output_len).decode_steps) for engine in engines]
-        for _ in range(rounds)
-    ]
+    steps = []
+    for number in range(rounds):
+        order = range(len(engines))[:: -1 if number % 2 else 1]
+        taken = {
+            index: 1e3 * statistics.median(engines[index].run(prompts, base, work.output_len).decode_steps)
+            for index in order
+        }
+        steps.append([taken[index] for index in range(len(engines))])
+    return steps
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -37,9 +37,17 @@ class CpuAttentionMetadata(AttentionMetadata):
 
 class CpuAttention(AttentionPlanner):
     def __init__(
-        self, kernels: Kernels, arena: Arena, config: ModelConfig, cos: Tensor, sin: Tensor, qk_norms: Sequence[Tensor]
+        self,
+        kernels: Kernels,
+        arena: Arena,
+        config: ModelConfig,
+        cos: Tensor,
+        sin: Tensor,
+        qk_norms: Sequence[Tensor],
+        soft_cap: float | None = None,
     ) -> None:
-        """cos, sin: [max_positions, head_dim // 2] float32. qk_norms: of each layer, or none."""
+        """cos, sin: [max_positions, head_dim // 2] float32. qk_norms: of each layer, or none. soft_cap: scores become
+        soft_cap * tanh(score / soft_cap)."""
         check_shape(config, arena.layout.block_size)
         _check_fit(arena.layout, config, cos, sin, qk_norms)
         self._kernels = kernels
@@ -56,7 +64,7 @@ class CpuAttention(AttentionPlanner):
                 qk_norm=qk_norms[layer].data_ptr() if qk_norms else None,
                 eps=config.rms_norm_eps,
                 scale=config.head_dim**-0.5,
-                softcap=0.0,
+                softcap=soft_cap or 0.0,
                 window=config.sliding_windows[layer] or 0,
                 num_heads=config.num_heads,
                 num_kv_heads=config.num_kv_heads,

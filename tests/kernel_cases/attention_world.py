@@ -23,6 +23,7 @@ class Shape:
     block_size: int = 16
     window: int | None = None
     has_norm: bool = False
+    soft_cap: float | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -63,7 +64,7 @@ class World:
         self.cos, self.sin = rope_cache(shape.config.rope, shape.dim, max(lengths))
         self.norms = [(torch.rand(shape.heads + shape.kv_heads, shape.dim) + 0.5).to(dtype) for _ in range(2)]
         norms = self.norms if shape.has_norm else []
-        self.attention = CpuAttention(kernels, self.arena, shape.config, self.cos, self.sin, norms)
+        self.attention = CpuAttention(kernels, self.arena, shape.config, self.cos, self.sin, norms, shape.soft_cap)
         width = (shape.heads + 2 * shape.kv_heads) * shape.dim
         self.sequences = [torch.randn(length, width).to(dtype) for length in lengths]
         pages = torch.randperm(num_pages).tolist()
@@ -116,6 +117,8 @@ class World:
         group = shape.heads // shape.kv_heads
         k, v = (x.repeat_interleave(group, dim=1) for x in (qk[:, shape.heads :], v))
         scores = torch.einsum("qhd,khd->hqk", qk[:, : shape.heads], k) * shape.dim**-0.5
+        if shape.soft_cap is not None:
+            scores = shape.soft_cap * torch.tanh(scores / shape.soft_cap)
         distance = torch.arange(length)[:, None] - torch.arange(length)
         window = shape.window if layer == 1 and shape.window else length
         scores.masked_fill_((distance < 0) | (distance >= window), -torch.inf)

@@ -169,6 +169,7 @@ def _attention_case(rng: random.Random, seed: int) -> AttentionCase:
         dim=2 * rng.choice([1, 3, 4, 8, 8, 12, 17, 32, 40]),
         block_size=rng.choice([1, 2, 3, 4, 7, 8, 13, 16, 16, 32, 48]),
         window=rng.choice([None, None, 1, rng.randint(2, 20), rng.randint(20, 200)]),
+        soft_cap=rng.choice([None, None, None, rng.uniform(1.0, 40.0)]),
         has_norm=rng.random() < 0.3,
     )
     return AttentionCase(

@@ -25,6 +25,8 @@ SHAPES = {
     "window of one": Shape(window=1),
     "window over tiles": Shape(window=70),
     "norm": Shape(has_norm=True, dim=20),
+    "soft cap": Shape(soft_cap=1.5),
+    "soft cap in a window": Shape(soft_cap=30.0, window=9, has_norm=True),
 }
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-7}
 
