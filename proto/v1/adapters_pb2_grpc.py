@@ -119,7 +119,8 @@ class AdapterServiceServicer:
         weights in one moment: requests that run finish on the old ones. Does not disturb what runs. Weights that are active
         already make no second version.
         INVALID_ARGUMENT    the name or the path is malformed
-        FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why
+        FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why. Or
+        there is no room now to pin it: then it is loaded, and not pinned
         RESOURCE_EXHAUSTED  too many wait to be read or downloaded
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -131,7 +132,8 @@ class AdapterServiceServicer:
         files are and never written below an --adapter-root.
         INVALID_ARGUMENT    the header is malformed
         FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those that the
-        header announces, or the adapter does not fit the model; the text lists why
+        header announces, or the adapter does not fit the model; the text lists why. Or there is no
+        room now to pin it, as in Load
         RESOURCE_EXHAUSTED  too many upload at once
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
