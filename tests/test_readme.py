@@ -1,4 +1,4 @@
-"""The README is true: its tree names every file, and its examples run."""
+"""The README is true: its examples run, and its figures are those measured."""
 
 import json
 import os
@@ -12,21 +12,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(from .*?)```", README, re.DOTALL)
-
-
-@pytest.mark.parametrize("package", ["scheduler", "adapters", "proto", "engine"])
-def test_the_tree_names_every_file(package: str) -> None:
-    generated = {"__init__.py"}
-    names = {path.name for path in (ROOT / package).rglob("*.py") if "_pb2" not in path.name} - generated
-    assert not {name for name in names if name not in README}
-
-
-def test_the_tree_names_no_file_that_is_gone() -> None:
-    tree = README[README.index("scheduler/                 DECISIONS") : README.index("`make check` runs")]
-    files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts} | {"config.json"}
-    proto = {path.name for path in (ROOT / "proto").rglob("*.proto")}
-    named = set(re.findall(r"[\w]+\.(?:py|proto)", tree))
-    assert named <= files | proto
 
 
 @pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
