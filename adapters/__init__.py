@@ -8,9 +8,9 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
 from .layout import Layout
-from .part import ModulePart, ModuleParts
 from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
+from .shard_cut import ModulePart, ModuleParts
 from .targets import TargetModule
 
 __all__ = [

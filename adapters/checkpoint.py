@@ -16,9 +16,8 @@ import numpy as np
 import safetensors
 
 from .adapter_text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
-from .base_tensors import BaseTensors
 from .errors import AdapterRejected, AdapterTooLarge
-from .lora_module import Array, LoRAModule
+from .lora_module import Array, BaseTensors, LoRAModule
 from .matching import Matcher, is_targeted, warnings_of
 from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .targets import TargetKind, TargetModule

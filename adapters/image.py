@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
 from .layout import ALIGNMENT, Layout
 from .lora_module import Array
-from .part import ModuleParts, cut
+from .shard_cut import ModuleParts, cut
 from .targets import TargetKind
 
 LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; a page has to hold one

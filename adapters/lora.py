@@ -9,10 +9,13 @@ A token in no segment is a base token: its y is not touched, and no adapter memo
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from .lora_module import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +62,11 @@ class LoRABackend(LoRAPlanner):
     @abstractmethod
     def embed(self, site: int, token_ids: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         """Changes the embeddings y in place. token_ids: [num_tokens] int64, y: [num_tokens, hidden_size]."""
+
+
+Send = Callable[..., Sequence[Tensor]]  # arrays of the host, which may change at once, to tensors of the same dtypes
+
+
+def on_host(*parts: Array) -> list[Tensor]:
+    """For the CPU: the tensors are the arrays."""
+    return [torch.from_numpy(part) for part in parts]

@@ -7,6 +7,7 @@ b + m / ||W + scaling * B A|| * (W x + scaling * B A x), the norm over a row's i
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -59,3 +60,8 @@ def dora_gain(weight: Array, magnitude: Array, scaling: float, a: Array, b: Arra
     with np.errstate(divide="ignore", invalid="ignore"):
         gain: Array = magnitude / norms
     return gain
+
+
+class BaseTensors(Protocol):
+    def get(self, name: str) -> np.ndarray:
+        """The tensor of this name, as Hugging Face names it, in float32. Raises OSError where it cannot be read."""

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .base_tensors import BaseTensors
-from .lora_module import Array, LoRAModule, TrainedRows, dora_gain
+from .lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
 from .named_tensors import MAX_VALUE, NamedTensors
 from .peft_config import PeftConfig
 from .targets import TargetKind, TargetModule

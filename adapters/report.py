@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from .adapter_text import AdapterText
-from .base_tensors import BaseTensors
 from .checkpoint import Checkpoint, Judgement, judge_checkpoint
 from .errors import AdapterTooLarge
 from .image import ImageTable, pack
 from .layout import Layout
-from .lora_module import LoRAModule
-from .part import ModuleParts
+from .lora_module import BaseTensors, LoRAModule
+from .shard_cut import ModuleParts
 from .targets import TargetModule
 
 LAYERS = ".layers."

@@ -14,9 +14,8 @@ from torch import Tensor
 from blora.adapters import Layout
 from blora.adapters.cpu import CpuLoRA
 from blora.adapters.device_pool import DevicePool
-from blora.adapters.lora import LoRAMetadata, LoRAPlanner
+from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Send, on_host
 from blora.adapters.reference import ReferenceLoRA
-from blora.adapters.send import Send, on_host
 from blora.scheduler import ScheduledRow
 
 from .arena import CPU, Arena

@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment
-from blora.adapters.send import Send, on_host
+from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment, Send, on_host
 from blora.scheduler import AdapterUse, ScheduledRow
 
 from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows

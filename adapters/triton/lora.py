@@ -11,8 +11,7 @@ from torch import Tensor
 from ..device_pool import DevicePool
 from ..image import ImageTable
 from ..layout import ALIGNMENT, GROUP, Layout
-from ..lora import LoRABackend, LoRAMetadata, Segment, check_segments
-from ..send import Send, on_host
+from ..lora import LoRABackend, LoRAMetadata, Segment, Send, check_segments, on_host
 from ..targets import TargetModule
 from . import kernels
 from .adapter_table import MAX_ARENA_BYTES, AdapterTable, make_adapter_table

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blora.adapters.send import Send
+from blora.adapters.lora import Send
 
 from ..arena import Arena, KVLayout
 from ..model.config import ModelConfig

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blora.adapters.send import Send
+from blora.adapters.lora import Send
 
 from ..sampler import Best, Draw, TorchPicker
 

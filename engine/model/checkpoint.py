@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from blora.adapters.part import Range
+from blora.adapters.shard_cut import Range
 
 from ..errors import EngineStartError
 from .config import read_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from blora.adapters import ModulePart, ModuleParts, TargetModule
-from blora.adapters.part import Range
+from blora.adapters.shard_cut import Range
 from blora.adapters.targets import TargetKind
 
 from ..errors import EngineStartError

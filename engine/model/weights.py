@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blora.adapters.part import Range
+from blora.adapters.shard_cut import Range
 
 from .config import ModelConfig
 from .shard import Shard, Tokens, all_tokens

@@ -11,7 +11,7 @@ import torch
 from fake_flashinfer import ContractError, FakeFlashInfer
 from torch import Tensor
 
-from blora.adapters.send import on_host
+from blora.adapters.lora import on_host
 from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention import flashinfer as flashinfer_attention
 from blora.engine.attention.base import PagedRows

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_flashinfer import FakeFlashInfer
 
-from blora.adapters.send import on_host
+from blora.adapters.lora import on_host
 from blora.engine import LLM, SamplingParams
 from blora.engine.cuda.picker import CudaPicker, CudaUnseededPicker
 from blora.engine.sampler import TORCH_PICKER, Draw, draw_key
