@@ -3,11 +3,11 @@
 This module imports no torch, because the front end needs the registry; `device_pool`, `lora` and `reference` do.
 """
 
-from .adapter_text import MAX_ADDED_TOKENS, AdapterText, AddedToken
-from .checkpoint import Checkpoint, read_checkpoint
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 from .image import AdapterImage, ImageTable, pack
 from .layout import Layout
+from .peft.checkpoint import Checkpoint, read_checkpoint
+from .peft.text import MAX_ADDED_TOKENS, AdapterText, AddedToken
 from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
 from .shard_cut import ModulePart, ModuleParts

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .adapter_text import AdapterText
-from .checkpoint import Checkpoint
 from .errors import AdapterTooLarge
 from .layout import ALIGNMENT, Layout
 from .lora_module import Array
+from .peft.checkpoint import Checkpoint
+from .peft.text import AdapterText
 from .shard_cut import ModuleParts, cut
 from .targets import TargetKind
 

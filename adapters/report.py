@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .adapter_text import AdapterText
-from .checkpoint import Checkpoint, Judgement, judge_checkpoint
 from .errors import AdapterTooLarge
 from .image import ImageTable, pack
 from .layout import Layout
 from .lora_module import BaseTensors, LoRAModule
+from .peft.checkpoint import Checkpoint, Judgement, judge_checkpoint
+from .peft.text import AdapterText
 from .shard_cut import ModuleParts
 from .targets import TargetModule
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blora.adapters.checkpoint import Checkpoint
 from blora.adapters.cpu import CpuLoRA, CpuLoRAMetadata
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import LARGEST_PIECE, AdapterImage, pack
 from blora.adapters.lora import Segment
 from blora.adapters.lora_module import Array, LoRAModule
+from blora.adapters.peft.checkpoint import Checkpoint
 from blora.adapters.targets import TargetModule
 from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows

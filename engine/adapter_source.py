@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from blora.adapters import AdapterRejected
-from blora.adapters.adapter_text import MAX_FILE_BYTES
+from blora.adapters.peft.text import MAX_FILE_BYTES
 
 FILES = ["adapter_config.json", "adapter_model.safetensors", *MAX_FILE_BYTES]
 

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from blora.adapters import AddedToken
-from blora.adapters.adapter_text import template_of
+from blora.adapters.peft.text import template_of
 
 from .chat_template import render_template
 from .errors import InvalidRequest

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
-from blora.adapters.checkpoint import Array, LoRAModule
 from blora.adapters.image import DTYPES, LARGEST_PIECE, Chunk
 from blora.adapters.layout import ALIGNMENT, LINES, PANEL, TILE, Layout
+from blora.adapters.peft.checkpoint import Array, LoRAModule
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
 SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blora.adapters import Checkpoint, TargetModule, pack
-from blora.adapters.checkpoint import LoRAModule
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, Segment
+from blora.adapters.peft.checkpoint import LoRAModule
 from blora.adapters.reference import ReferenceLoRA
 
 PAGE_BYTES = 1024  # no more than a panel of a B, so that matrices lie in many pages

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from blora.adapters import Checkpoint, pack
-from blora.adapters.checkpoint import LoRAModule
 from blora.adapters.cpu import CpuLoRA
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import LARGEST_PIECE, AdapterImage
 from blora.adapters.lora import LoRAPlanner, Segment
+from blora.adapters.peft.checkpoint import LoRAModule
 from blora.adapters.reference import ReferenceLoRA
 from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import AttentionPlanner, PagedRows

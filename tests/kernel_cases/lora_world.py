@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blora.adapters import Checkpoint, TargetModule, pack
-from blora.adapters.checkpoint import LoRAModule
 from blora.adapters.cpu import CpuLoRA, CpuLoRAMetadata
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.image import AdapterImage
 from blora.adapters.layout import LINE_BYTES, LINES, PANEL, Layout
 from blora.adapters.lora import Segment
+from blora.adapters.peft.checkpoint import LoRAModule
 from blora.engine.kernels.library import Epilogue, Kernels
 
 SITE, NUM_SITES = 1, 3  # of the layer; the sites around it have other adapters' modules or none

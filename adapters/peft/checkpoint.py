@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from .adapter_text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
-from .errors import AdapterRejected, AdapterTooLarge
-from .lora_module import Array, BaseTensors, LoRAModule
+from ..errors import AdapterRejected, AdapterTooLarge
+from ..lora_module import Array, BaseTensors, LoRAModule
+from ..targets import TargetKind, TargetModule
+from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .matching import Matcher, is_targeted, warnings_of
-from .peft_config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
-from .targets import TargetKind, TargetModule
+from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
 from .token_tables import table_shape
 
 CONFIG_FILE = "adapter_config.json"

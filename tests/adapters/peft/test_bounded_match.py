@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from blora.adapters.bounded_match import BoundedMatcher, PatternTooSlow
+from blora.adapters.peft.bounded_match import BoundedMatcher, PatternTooSlow
 
 ENDLESS, TEXT = "([a-z]+)+!", "a" * 60
 

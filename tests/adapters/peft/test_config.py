@@ -8,7 +8,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from blora.adapters.peft_config import ConfigError, parse_config
+from blora.adapters.peft.config import ConfigError, parse_config
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "mlp.experts.3.up_proj", "mlp.xq_proj")
 MODULES = [f"model.layers.{layer}.{name}" for layer in (0, 1, 2, 11) for name in PROJECTIONS] + ["lm_head", "q_proj"]

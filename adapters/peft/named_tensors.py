@@ -5,7 +5,7 @@ Knows how PEFT names a module's tensors, and no module's meaning. numpy only.
 
 import numpy as np
 
-from .lora_module import Array, BaseTensors
+from ..lora_module import Array, BaseTensors
 
 PREFIX = "base_model.model."
 MAX_VALUE = 65504.0  # of a weight: the largest float16, so that no model's type turns one into infinity

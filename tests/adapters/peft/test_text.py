@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blora.adapters import AdapterRejected, AdapterText, AddedToken, TargetModule, read_checkpoint
-from blora.adapters.adapter_text import TextError, read_adapter_text
+from blora.adapters.peft.text import TextError, read_adapter_text
 
 
 def read(**files: Any) -> AdapterText:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
+from ..lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
+from ..targets import TargetKind, TargetModule
+from .config import PeftConfig
 from .named_tensors import MAX_VALUE, NamedTensors
-from .peft_config import PeftConfig
-from .targets import TargetKind, TargetModule
 from .token_tables import TokenTables
 
 LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")

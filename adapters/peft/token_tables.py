@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from .adapter_text import MAX_ADDED_TOKENS
-from .lora_module import Array, LoRAModule, TrainedRows
+from ..lora_module import Array, LoRAModule, TrainedRows
+from ..targets import TargetKind, TargetModule
+from .config import PeftConfig
 from .named_tensors import MAX_VALUE, PREFIX, NamedTensors
-from .peft_config import PeftConfig
-from .targets import TargetKind, TargetModule
+from .text import MAX_ADDED_TOKENS
 
 TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows in spite of its name
 # Where PEFT writes a table that it has not trained, by what it has wrapped the module in.
