@@ -25,6 +25,7 @@ from blora.adapters import (
 
 from .adapter_tokenizers import AdapterTokenizers
 from .errors import InvalidRequest
+from .facts import Facts
 from .outputs import (
     AdapterEvent,
     AdapterInfo,
@@ -35,7 +36,7 @@ from .outputs import (
     RequestMetrics,
 )
 from .tokenizer import Tokenizer
-from .validator import Facts, is_encodable
+from .validator import is_encodable
 
 logger = logging.getLogger(__name__)
 MAX_EVENTS = 1024  # kept for those who watch; whoever falls further behind starts again from a snapshot

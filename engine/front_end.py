@@ -17,6 +17,7 @@ from .batch import Call, Prompt
 from .composition import Adapter, check_distinct, check_partners, find_activation, read_adapters
 from .config import EngineConfig
 from .errors import InvalidRequest, QueueFull
+from .facts import Facts
 from .generation_config import GenerationDefaults
 from .host_cache import HostCache
 from .memory import parse_memory, usable_memory
@@ -24,7 +25,6 @@ from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterUsage, LoRARequest
 from .tokenizer import Message, Tokenizer
 from .validator import (
-    Facts,
     as_plain,
     as_token_ids,
     check_messages,

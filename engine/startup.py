@@ -13,12 +13,12 @@ from .backend import BackendChoice
 from .config import EngineConfig
 from .core import EngineCore
 from .errors import EngineStartError
+from .facts import Facts
 from .memory import is_fraction, parse_memory, usable_memory
 from .model.config import ModelConfig
 from .model.rank_group import RankGroup
 from .model.shard import module_parts
 from .ranks import Ranks, start_ranks
-from .validator import Facts
 
 logger = logging.getLogger(__name__)
 DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too

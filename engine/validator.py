@@ -5,11 +5,12 @@ Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<`
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .errors import InvalidRequest
+from .facts import Facts
 
 MAX_N = 16
 MAX_LOGPROBS = 20
@@ -48,19 +49,6 @@ FLAGS = (
 )
 UNSERVED = ("allowed_token_ids", "bad_words", "structured_outputs", "stream_interval", "extra_args")
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a request is checked against."""
-
-    vocab_size: int  # width of the logits: the model's, or an adapter's own
-    max_model_len: int  # tokens of prompt and output
-    block_size: int  # tokens
-    num_pages: int  # of the arena
-
-    def num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
 
 
 def check_sampling(params: SamplingParams, facts: Facts) -> None:

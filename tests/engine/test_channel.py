@@ -16,8 +16,8 @@ from blora.adapters.report import ModuleReport
 from blora.engine import frames
 from blora.engine.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.config import EngineConfig
+from blora.engine.facts import Facts
 from blora.engine.outputs import AdapterState
-from blora.engine.validator import Facts
 from blora.scheduler import (
     CacheCounts,
     FinishReason,

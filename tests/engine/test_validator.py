@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from blora.engine.errors import InvalidRequest
+from blora.engine.facts import Facts
 from blora.engine.validator import (
     MAX_BYTES_PER_TOKEN,
-    Facts,
     as_plain,
     as_token_ids,
     check_messages,
