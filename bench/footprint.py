@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from blora.engine.memory import parse_memory
-from blora.engine.model.config import load_model_config
-from blora.engine.model.hub import resolve_model
+from blora.engine.model_files.hub import resolve_model
+from blora.engine.model_files.read_config import load_model_config
 from blora.proto.client import Client
 
 from . import machine

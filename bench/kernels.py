@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from blora.engine.kernels.library import Epilogue, Kernels, load_kernels
-from blora.engine.model.config import ModelConfig
 from blora.engine.model.targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets
+from blora.engine.model_files.config import ModelConfig
 
 from . import machine
 from .attention_cost import MAX_LAYER_BYTES, AttentionRows, attention_flops, layer_bytes

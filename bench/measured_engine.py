@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from blora.engine import LLM, SamplingParams
-from blora.engine.model.config import load_model_config
-from blora.engine.model.hub import resolve_model
+from blora.engine.model_files.hub import resolve_model
+from blora.engine.model_files.read_config import load_model_config
 
 from .random_adapters import ALL_MODULES, make_adapters
 from .stopwatch import Stopwatch

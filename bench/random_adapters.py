@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blora.adapters.targets import TargetModule
-from blora.engine.model.config import load_model_config
 from blora.engine.model.targets import lora_targets
+from blora.engine.model_files.read_config import load_model_config
 
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CHANGE = 0.1  # standard deviation of what an adapter adds to each output, for inputs of 1

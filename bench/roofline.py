@@ -17,8 +17,8 @@ from blora.adapters.lora import Segment
 from blora.adapters.targets import TargetModule
 from blora.adapters.triton.sites import Site, lay_out_sites
 from blora.adapters.triton.step_table import StepTable, choose_block_rows, make_step_table
-from blora.engine.model.config import ModelConfig
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
+from blora.engine.model_files.config import ModelConfig
 
 from .shapes import shape_of
 from .table import Cell, format_table, write_json

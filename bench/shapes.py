@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from blora.engine.model.config import ModelConfig, RopeConfig
+from blora.engine.model_files.config import ModelConfig, RopeConfig
 
 SMOLLM2_135M = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -27,7 +27,6 @@ from blora.adapters import (
 from .adapter_tokenizers import AdapterTokenizers
 from .adapter_watch import look_into
 from .background import go_to_background
-from .base_weights import BaseWeights
 from .channel import Channel, ChannelClosed, open_channel
 from .frames import (
     AdapterInspected,
@@ -40,8 +39,9 @@ from .frames import (
     ReadUploaded,
     ToLoader,
 )
-from .model.config import load_model_config
 from .model.shard import module_parts
+from .model_files.base_weights import BaseWeights
+from .model_files.read_config import load_model_config
 from .sealed_memory import seal
 from .tokenizer import load_tokenizer
 

@@ -22,12 +22,13 @@ from .copies import CopiesBefore, StepCopies
 from .cuda.copies import CopiesBeside, PageCopier
 from .cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
 from .errors import EngineStartError
-from .model.checkpoint import open_checkpoint
-from .model.config import ModelConfig, load_model_config
 from .model.loader import load_weights
 from .model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
 from .model.shard import Shard, shards_of
 from .model.weights import ModelWeights
+from .model_files.config import ModelConfig
+from .model_files.open_checkpoint import open_checkpoint
+from .model_files.read_config import load_model_config
 from .page_size import ITEM_BYTES, page_bytes_of
 from .ranks import NO_RANKS, Ranks
 from .runner import ModelRunner

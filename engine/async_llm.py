@@ -29,9 +29,9 @@ from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .frames import AddRequest, FinishRequests, FromEngine, GetState, StateReply, Updates
 from .front_end import Checked, FrontEnd, Prepared
 from .generation_config import load_generation_defaults
-from .model.config import load_model_config
-from .model.hub import resolve_model
 from .model.targets import adapter_targets
+from .model_files.hub import resolve_model
+from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput

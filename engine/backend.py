@@ -29,13 +29,13 @@ from .kernels.decoder import CpuCausalLM
 from .kernels.instruction_sets import INSTRUCTION_SETS
 from .kernels.library import DTYPES, Kernels, load_kernels
 from .kernels.picker import CpuPicker
-from .model.config import ModelConfig
 from .model.decoder import CausalLM
 from .model.ops import TorchOps
 from .model.rank_group import RankGroup
 from .model.rope import rope_cache
 from .model.targets import num_sites
 from .model.weights import ModelWeights
+from .model_files.config import ModelConfig
 from .sampler import TORCH_PICKER, Picker, UnseededPicker
 
 logger = logging.getLogger(__name__)

@@ -27,14 +27,14 @@ from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_catalog import NamedAdapter
 from .adapter_source import resolve_adapter
-from .base_weights import BaseWeights
 from .batch import Conversation, Prompt, conversations, pair_up
 from .composition import Adapter, read_adapters
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .host_cache import Source
-from .model.hub import resolve_model
 from .model.targets import adapter_targets
+from .model_files.base_weights import BaseWeights
+from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput

@@ -15,9 +15,9 @@ from .core import EngineCore
 from .errors import EngineStartError
 from .facts import Facts
 from .memory import is_fraction, parse_memory, usable_memory
-from .model.config import ModelConfig
 from .model.rank_group import RankGroup
 from .model.shard import module_parts
+from .model_files.config import ModelConfig
 from .ranks import Ranks, start_ranks
 
 logger = logging.getLogger(__name__)

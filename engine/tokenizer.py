@@ -17,7 +17,7 @@ from blora.adapters.peft.text import template_of
 
 from .chat_template import render_template
 from .errors import InvalidRequest
-from .model.config import UnsupportedModel, read_json
+from .model_files.config import UnsupportedModel, read_json
 
 Message = Mapping[str, str]  # "role" and "content"
 MAX_PENDING = 16  # tokens of one character

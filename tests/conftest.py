@@ -14,6 +14,7 @@ import real_flashinfer
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_adapter, make_model
+from tiny_transformers import Tiny
 
 from blora.engine import LLM
 
@@ -93,3 +94,13 @@ def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
     yield make
     for llm in made:
         llm.check_idle()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    return Tiny(tmp_path / "model")
+
+
+@pytest.fixture
+def make_tiny(tmp_path: Path) -> Callable[[str], Tiny]:
+    return lambda name: Tiny(tmp_path / name)

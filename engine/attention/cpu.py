@@ -23,7 +23,7 @@ from ..kernels.library import (
     Kernels,
 )
 from ..kernels.library import check_shape as check_tensor
-from ..model.config import ModelConfig
+from ..model_files.config import ModelConfig
 from .base import AttentionMetadata, AttentionPlanner, Bounds, PagedRows
 
 MAX_WINDOW = 2**31 - 1

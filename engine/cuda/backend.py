@@ -13,11 +13,11 @@ from ..arena import Arena
 from ..attention.flashinfer import FP8, FlashInferAttention, check_shape
 from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
-from ..model.config import ModelConfig
 from ..model.decoder import CausalLM
 from ..model.rank_group import RankGroup
 from ..model.targets import adapter_targets
 from ..model.weights import ModelWeights
+from ..model_files.config import ModelConfig
 from .device import CudaDevice, Device
 from .library import load_flashinfer
 from .ops import FlashInferOps

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.config import ModelConfig
 from ..model.ops import DecoderOps
 from ..model.rope import rope_cache
+from ..model_files.config import ModelConfig
 
 
 class FlashInferOps(DecoderOps):

@@ -12,9 +12,9 @@ from blora.adapters.lora import LoRAMetadata
 
 from ..attention.cpu import CpuAttention, CpuAttentionMetadata
 from ..inputs import ForwardBatch
-from ..model.config import ModelConfig
 from ..model.targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
 from ..model.weights import ModelWeights, Projection, layer_sites
+from ..model_files.config import ModelConfig
 from .library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 
 

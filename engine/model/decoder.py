@@ -13,7 +13,7 @@ from blora.adapters.lora import LoRABackend, LoRAMetadata
 
 from ..attention.base import AttentionBackend
 from ..inputs import ForwardBatch
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
 from .layers import GatedMLP, Linear
 from .ops import DecoderOps
 from .rank_group import ALONE, RankGroup

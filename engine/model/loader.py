@@ -6,8 +6,8 @@ One tensor at a time, straight into its place, so that there is never a second c
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CheckpointError, WeightSource
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
+from ..model_files.weight_source import CheckpointError, WeightSource
 from .shard import Shard
 from .weights import CPU, ModelWeights, Place, allocate, places, shard_places
 

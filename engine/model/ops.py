@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
 from .rope import rope_cache, rotate
 
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from .config import RopeConfig
+from ..model_files.config import RopeConfig
 
 
 def rope_cache(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from blora.adapters.shard_cut import Range
 from blora.adapters.targets import TargetKind
 
 from ..errors import EngineStartError
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
 from .targets import adapter_targets
 
 UNIT = 16  # what does not divide is split at its multiples, which kernels like best

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from blora.adapters.targets import TargetKind, TargetModule
 
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
 
 SITES_PER_LAYER = 4
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

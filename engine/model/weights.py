@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blora.adapters.shard_cut import Range
 
-from .config import ModelConfig
+from ..model_files.config import ModelConfig
 from .shard import Shard, Tokens, all_tokens
 from .targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets, site_of
 

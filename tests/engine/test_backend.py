@@ -10,7 +10,7 @@ from blora.engine.backend import choose_backend, kernels_of
 from blora.engine.errors import EngineStartError
 from blora.engine.kernels import library
 from blora.engine.kernels.instruction_sets import INSTRUCTION_SETS, instruction_sets
-from blora.engine.model.config import load_model_config
+from blora.engine.model_files.read_config import load_model_config
 
 
 def test_a_name_of_an_instruction_set_is_that_build() -> None:

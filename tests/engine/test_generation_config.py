@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from blora.engine.generation_config import GenerationDefaults, load_generation_defaults
-from blora.engine.model.config import UnsupportedModel
+from blora.engine.model_files.config import UnsupportedModel
 from blora.scheduler import SamplingParams
 
 

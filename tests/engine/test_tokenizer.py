@@ -14,7 +14,7 @@ from tiny import EOS, make_tokenizer
 from transformers import AutoTokenizer
 
 from blora.engine.errors import InvalidRequest
-from blora.engine.model.config import UnsupportedModel
+from blora.engine.model_files.config import UnsupportedModel
 from blora.engine.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [

@@ -13,12 +13,12 @@ from blora.engine import LLM, SamplingParams, assembly
 from blora.engine.arena import Arena
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import Backend, BackendChoice
-from blora.engine.model.config import ModelConfig
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rank_group import RankGroup
 from blora.engine.model.targets import adapter_targets
 from blora.engine.model.weights import ModelWeights
+from blora.engine.model_files.config import ModelConfig
 from blora.engine.sampler import TORCH_PICKER
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)

@@ -22,12 +22,12 @@ from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.inputs import ForwardBatch
 from blora.engine.kernels.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
-from blora.engine.model.config import ModelConfig
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate, places
+from blora.engine.model_files.config import ModelConfig
 from blora.engine.page_size import page_bytes_for
 
 from .attention_world import Shape, make_arena

@@ -17,7 +17,7 @@ from blora.engine.attention import flashinfer as flashinfer_attention
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.flashinfer import FP8, FixedDecode, FlashInferAttention
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.model.config import ModelConfig, RopeConfig
+from blora.engine.model_files.config import ModelConfig, RopeConfig
 from blora.engine.page_size import page_bytes_for
 
 NUM_PAGES, MAX_POSITIONS, HEAD_DIM = 60, 100, 64

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blora.engine.model.checkpoint import CheckpointError, open_checkpoint
-from blora.engine.model.config import load_model_config
+from blora.engine.model_files.open_checkpoint import open_checkpoint
+from blora.engine.model_files.read_config import load_model_config
+from blora.engine.model_files.weight_source import CheckpointError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from blora.adapters.lora import LoRABackend, LoRAMetadata
-from blora.engine.model.config import load_model_config
 from blora.engine.model.targets import lora_targets
+from blora.engine.model_files.read_config import load_model_config
 
 
 class RecordingLoRA(LoRABackend):

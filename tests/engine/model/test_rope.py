@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from blora.engine.model.hf_rope import rope_config
 from blora.engine.model.rope import rope_cache, rotate
+from blora.engine.model_files.hf_rope import rope_config
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -65,15 +65,6 @@ class SafetensorsSource(WeightSource):
         return part
 
 
-def open_checkpoint(path: Path) -> WeightSource:
-    """path: a Hugging Face folder or a .gguf file. Raises CheckpointError when files are missing."""
-    if path.suffix == ".gguf":
-        from .gguf import GGUFSource
-
-        return GGUFSource(path)
-    return SafetensorsSource(path)
-
-
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")

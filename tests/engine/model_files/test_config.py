@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from blora.engine.model.config import ModelConfig, UnsupportedModel, load_model_config
+from blora.engine.model_files.config import ModelConfig, UnsupportedModel
+from blora.engine.model_files.read_config import load_model_config
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -137,6 +138,7 @@ def test_dtype_of_the_weights_where_the_config_names_none(tiny: Any) -> None:
 
 
 def test_the_front_end_needs_no_torch() -> None:
-    modules = ["config", "targets", "hub", "architectures", "gguf_config"]
-    imports = "; ".join(f"import blora.engine.model.{module}" for module in modules)
+    files = ["config", "read_config", "hub", "architectures", "gguf_config"]
+    modules = [*(f"model_files.{name}" for name in files), "model.targets"]
+    imports = "; ".join(f"import blora.engine.{module}" for module in modules)
     subprocess.run([sys.executable, "-c", f"import sys; {imports}; assert 'torch' not in sys.modules"], check=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import WeightSource
 from .gguf_config import ROPE_DIVISORS, GGUFFile
+from .weight_source import WeightSource
 
 NAMES = {
     "token_embd": "model.embed_tokens",

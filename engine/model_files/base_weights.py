@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .model.checkpoint import WeightSource
+    from .weight_source import WeightSource
 
 
 class BaseWeights:
@@ -21,7 +21,7 @@ class BaseWeights:
 
     @cached_property
     def _source(self) -> "WeightSource":
-        from .model.checkpoint import open_checkpoint
+        from .open_checkpoint import open_checkpoint
 
         return open_checkpoint(self._model)
 

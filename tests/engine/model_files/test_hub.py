@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from blora.engine.model.hub import ModelNotFound, resolve_model
+from blora.engine.model_files.hub import ModelNotFound, resolve_model
 
 
 @pytest.fixture

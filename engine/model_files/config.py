@@ -1,4 +1,4 @@
-"""What a model is, as plain data, and how it is read from a model's own files.
+"""What a model is, as plain data: the type that every reader of a model's files returns.
 
 Knows no tensor and imports no torch: the front-end process reads it too.
 """
@@ -72,39 +72,3 @@ class ModelConfig:
         layer = self.hidden_size * (attention + 3 * self.intermediate_size)
         tables = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.num_layers * layer + tables
-
-
-def load_model_config(path: Path) -> ModelConfig:
-    """path: a Hugging Face folder or a .gguf file. Raises UnsupportedModel naming what stands in the way."""
-    if path.suffix == ".gguf":
-        from .gguf_config import gguf_model_config
-
-        return gguf_model_config(path)
-    from .architectures import hf_model_config
-
-    file = path / "config.json"
-    if not file.is_file():
-        raise UnsupportedModel(f"{path} holds no config.json")
-    fields = read_json(file)
-    if not isinstance(fields, dict):
-        raise UnsupportedModel(f"{file} holds no JSON object")
-    if fields.get("dtype") is None:
-        fields["dtype"] = fields.get("torch_dtype") or stored_dtype(path)
-    return hf_model_config(fields)
-
-
-STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-def stored_dtype(folder: Path) -> str:
-    """The dtype of the first floating tensor of the first safetensors file; what transformers takes for "auto".
-
-    A file begins with the length of its JSON header (8 bytes, little-endian) and the header.
-    """
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__" and entry["dtype"] in STORED_DTYPES:
-                return STORED_DTYPES[entry["dtype"]]
-    raise UnsupportedModel(f"{folder}: config.json names no dtype, and no safetensors file holds a floating tensor")

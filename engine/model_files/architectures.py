@@ -1,0 +1,74 @@
+"""The supported architectures: what each Hugging Face class makes of its config.json. A new one is a function here and
+one line of the table.
+
+The values under `*_DEFAULTS` are those that transformers takes where a config.json names none.
+"""
+
+from collections.abc import Callable
+
+from .config import ModelConfig, unsupported
+from .hf_fields import Fields, build_config, size, windows_by_layer
+
+LLAMA_DEFAULTS = {"max_position_embeddings": 2048}
+# An absent window is 4096 in transformers; a null one is none.
+MISTRAL_DEFAULTS = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096}
+QWEN2_DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+QWEN3_DEFAULTS = {**QWEN2_DEFAULTS, "head_dim": 128}
+
+
+def llama_config(fields: Fields) -> ModelConfig:
+    """`attention_bias` is of all four attention projections, `mlp_bias` of all three of the MLP."""
+    has_attention_bias = bool(fields.get("attention_bias", False))
+    return build_config(
+        {**LLAMA_DEFAULTS, **fields},
+        sliding_windows=(None,) * size(fields, "num_hidden_layers"),
+        qkv_bias=has_attention_bias,
+        o_bias=has_attention_bias,
+        mlp_bias=bool(fields.get("mlp_bias", False)),
+    )
+
+
+def mistral_config(fields: Fields) -> ModelConfig:
+    """Llama without biases, and one sliding window for all layers, or none."""
+    fields = {**MISTRAL_DEFAULTS, **fields}
+    window = None if fields["sliding_window"] is None else size(fields, "sliding_window")
+    expected = "full_attention" if window is None else "sliding_attention"
+    if set(fields.get("layer_types") or [expected]) != {expected}:
+        # MistralForCausalLM ignores them; a checkpoint that was trained with them is a Ministral.
+        raise unsupported("layer_types", fields["layer_types"], f"{expected} in all layers")
+    return build_config(fields, sliding_windows=(window,) * size(fields, "num_hidden_layers"))
+
+
+def qwen2_config(fields: Fields) -> ModelConfig:
+    """Qwen2 and Qwen2.5: Llama with biases on q, k and v, always, and windows in some layers."""
+    fields = {**QWEN2_DEFAULTS, **fields}
+    return build_config(fields, sliding_windows=windows_by_layer(fields), qkv_bias=True)
+
+
+def qwen3_config(fields: Fields) -> ModelConfig:
+    """A norm on each head of q and k, heads of 128 unless told, windows in some layers."""
+    fields = {**QWEN3_DEFAULTS, **fields}
+    has_bias = bool(fields.get("attention_bias", False))
+    windows = windows_by_layer(fields)
+    return build_config(fields, sliding_windows=windows, qkv_bias=has_bias, o_bias=has_bias, qk_norm=True)
+
+
+ARCHITECTURES: dict[str, Callable[[Fields], ModelConfig]] = {
+    "LlamaForCausalLM": llama_config,
+    "MistralForCausalLM": mistral_config,
+    "Qwen2ForCausalLM": qwen2_config,
+    "Qwen3ForCausalLM": qwen3_config,
+}
+
+
+def hf_model_config(fields: Fields) -> ModelConfig:
+    """fields: of a config.json, with `dtype` present. Raises UnsupportedModel."""
+    names = fields.get("architectures") or []
+    if len(names) != 1 or names[0] not in ARCHITECTURES:
+        raise unsupported("architectures", names, ", ".join(ARCHITECTURES))
+    return ARCHITECTURES[names[0]](fields)
