@@ -23,7 +23,6 @@ from blora.adapters import (
     is_valid_name,
 )
 
-from .adapter_tokenizers import AdapterTokenizers
 from .errors import InvalidRequest
 from .facts import Facts
 from .outputs import (
@@ -35,8 +34,8 @@ from .outputs import (
     LoRARequest,
     RequestMetrics,
 )
-from .tokenizer import Tokenizer
-from .validator import is_encodable
+from .text.adapter_tokenizers import AdapterTokenizers
+from .text.tokenizer import Tokenizer, is_encodable
 
 logger = logging.getLogger(__name__)
 MAX_EVENTS = 1024  # kept for those who watch; whoever falls further behind starts again from a snapshot

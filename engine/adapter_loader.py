@@ -24,7 +24,6 @@ from blora.adapters import (
     report_of,
 )
 
-from .adapter_tokenizers import AdapterTokenizers
 from .adapter_watch import look_into
 from .background import go_to_background
 from .channel import Channel, ChannelClosed, open_channel
@@ -43,7 +42,8 @@ from .model.shard import module_parts
 from .model_files.base_weights import BaseWeights
 from .model_files.read_config import load_model_config
 from .sealed_memory import seal
-from .tokenizer import load_tokenizer
+from .text.adapter_tokenizers import AdapterTokenizers
+from .text.tokenizer import load_tokenizer
 
 WORST_TO_LOSE = "1000"  # where memory runs out the kernel ends this process first
 

@@ -36,7 +36,7 @@ from .options import adapter_paths, checked_folder, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from .sealed_memory import raise_descriptor_limit
-from .tokenizer import Message, Tokenizer, load_tokenizer
+from .text.tokenizer import Message, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from blora.scheduler import SamplingParams
 from .composition import Adapter, named_in
 from .errors import InvalidRequest
 from .outputs import LoRARequest
-from .tokenizer import Message
+from .text.tokenizer import Message
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Conversation = Sequence[Message]

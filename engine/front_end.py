@@ -23,7 +23,7 @@ from .host_cache import HostCache
 from .memory import parse_memory, usable_memory
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterUsage, LoRARequest
-from .tokenizer import Message, Tokenizer
+from .text.tokenizer import Message, Tokenizer
 from .validator import (
     as_plain,
     as_token_ids,

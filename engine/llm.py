@@ -41,7 +41,7 @@ from .outputs import AdapterInfo, RequestOutput
 from .page_size import max_weights
 from .sealed_memory import map_sealed, seal
 from .startup import start_engine
-from .tokenizer import Tokenizer, load_tokenizer
+from .text.tokenizer import Tokenizer, load_tokenizer
 
 
 class RowStream:

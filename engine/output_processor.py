@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
 
-from .detokenizer import Detokenizer
 from .outputs import (
     CompletionOutput,
     Logprob,
@@ -19,7 +18,8 @@ from .outputs import (
     RequestOutput,
     SampleLogprobs,
 )
-from .tokenizer import Tokenizer
+from .text.detokenizer import Detokenizer
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

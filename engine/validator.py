@@ -11,6 +11,7 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .errors import InvalidRequest
 from .facts import Facts
+from .text.tokenizer import is_encodable
 
 MAX_N = 16
 MAX_LOGPROBS = 20
@@ -182,15 +183,6 @@ def check_text(text: object, facts: Facts) -> str:
     if not is_encodable(text):
         raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate")
     return text
-
-
-def is_encodable(text: str) -> bool:
-    """False for a lone surrogate, half of a pair that UTF-16 writes one character with."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def check_messages(messages: object, facts: Facts) -> None:

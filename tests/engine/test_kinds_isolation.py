@@ -13,7 +13,7 @@ from mixed_batches import Row, Solo, Troubles, random_row, run_batch
 from tiny import make_adapter
 
 from blora.engine import LLM
-from blora.engine.tokenizer import load_tokenizer
+from blora.engine.text.tokenizer import load_tokenizer
 
 NUM_COMPARED = 1000
 INVOCATION = "<go>"

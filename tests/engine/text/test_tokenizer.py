@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from blora.engine.errors import InvalidRequest
 from blora.engine.model_files.config import UnsupportedModel
-from blora.engine.tokenizer import Tokenizer, load_tokenizer
+from blora.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "plain words, with  two spaces\n\n\tand a tab ",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blora.engine.chat_template import check_template, render_template
+from blora.engine.text.chat_template import check_template, render_template
 
 MAX_SECONDS = 5.0  # of this thread's work
 MAX_KB = 400 << 10

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from blora.adapters import AdapterRejected, AdapterReport, AdapterText, AddedToken
 
+from ..errors import InvalidRequest
 from .chat_template import check_template
-from .errors import InvalidRequest
 from .tokenizer import Tokenizer, num_prepared_characters
 
 MAX_EXTENDED = 64  # different additions at a time: of long tokens each takes some MB

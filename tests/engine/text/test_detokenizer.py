@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from blora.engine.detokenizer import Detokenizer
-from blora.engine.tokenizer import Tokenizer
+from blora.engine.text.detokenizer import Detokenizer
+from blora.engine.text.tokenizer import Tokenizer
 from blora.scheduler import SamplingParams
 
 PIECES = ["ab", "abc", "bc", "aa", "aba", "ba", "stop", "st", "op", "</s>", "\n\n", " a", "é漢"]

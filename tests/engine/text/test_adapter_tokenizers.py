@@ -17,9 +17,9 @@ from tiny import EOS, VOCAB_SIZE, make_model
 
 from blora.adapters import AdapterText, AddedToken
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
-from blora.engine.adapter_tokenizers import AdapterTokenizers
 from blora.engine.engine_connection import EngineConnection
-from blora.engine.tokenizer import load_tokenizer
+from blora.engine.text.adapter_tokenizers import AdapterTokenizers
+from blora.engine.text.tokenizer import load_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 HELLO = [{"role": "user", "content": "hello"}]

@@ -15,9 +15,9 @@ from tokenizers.decoders import DecodeStream
 from blora.adapters import AddedToken
 from blora.adapters.peft.text import template_of
 
+from ..errors import InvalidRequest
+from ..model_files.config import UnsupportedModel, read_json
 from .chat_template import render_template
-from .errors import InvalidRequest
-from .model_files.config import UnsupportedModel, read_json
 
 Message = Mapping[str, str]  # "role" and "content"
 MAX_PENDING = 16  # tokens of one character
@@ -233,3 +233,12 @@ def _convert(model: Path) -> Tokenizer:
 def _read_json(path: Path) -> dict[str, Any]:
     content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}
+
+
+def is_encodable(text: str) -> bool:
+    """False for a lone surrogate, half of a pair that UTF-16 writes one character with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
