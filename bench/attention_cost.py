@@ -4,13 +4,13 @@ import random
 
 import torch
 
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Kernels
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.rope import rope_cache
 from blora.engine.model_files.config import ModelConfig
-from blora.engine.page_size import page_bytes_for
 
 from .limits import median_seconds
 from .shapes import with_layers

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blora.engine.memory import parse_memory
+from blora.engine.memory.budget import parse_memory
 from blora.engine.model_files.hub import resolve_model
 from blora.engine.model_files.read_config import load_model_config
 from blora.proto.client import Client

@@ -20,17 +20,17 @@ from blora.adapters.lora import Segment
 from blora.adapters.lora_module import Array, LoRAModule
 from blora.adapters.peft.checkpoint import Checkpoint
 from blora.adapters.targets import TargetModule
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.inputs import ForwardBatch
 from blora.engine.kernels.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate
 from blora.engine.model_files.config import ModelConfig
-from blora.engine.page_size import page_bytes_for
 
 from .limits import Limits, repeat
 from .random_adapters import ALL_MODULES

@@ -29,7 +29,7 @@ from .frames import (
     ToLoader,
 )
 from .host_cache import Source
-from .page_size import max_weights
+from .memory.page_size import max_weights
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
 MAX_TIMEOUTS = 10  # in a row, of a loader that spends them waiting for a core: it is nicer than everybody

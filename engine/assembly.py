@@ -15,13 +15,14 @@ import torch
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import Limits, Step
 
-from .arena import Arena, KVLayout
 from .backend import Backend, BackendChoice, StepGraphs, choose_backend
 from .config import EngineConfig
 from .copies import CopiesBefore, StepCopies
 from .cuda.copies import CopiesBeside, PageCopier
 from .cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
 from .errors import EngineStartError
+from .memory.arena import Arena, KVLayout
+from .memory.page_size import ITEM_BYTES, page_bytes_of
 from .model.loader import load_weights
 from .model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
 from .model.shard import Shard, shards_of
@@ -29,7 +30,6 @@ from .model.weights import ModelWeights
 from .model_files.config import ModelConfig
 from .model_files.open_checkpoint import open_checkpoint
 from .model_files.read_config import load_model_config
-from .page_size import ITEM_BYTES, page_bytes_of
 from .ranks import NO_RANKS, Ranks
 from .runner import ModelRunner
 

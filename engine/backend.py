@@ -18,7 +18,6 @@ from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Send, on_host
 from blora.adapters.reference import ReferenceLoRA
 from blora.scheduler import ScheduledRow
 
-from .arena import CPU, Arena
 from .attention.base import AttentionPlanner
 from .attention.cpu import CpuAttention, check_shape
 from .attention.reference import ReferenceAttention
@@ -29,6 +28,7 @@ from .kernels.decoder import CpuCausalLM
 from .kernels.instruction_sets import INSTRUCTION_SETS
 from .kernels.library import DTYPES, Kernels, load_kernels
 from .kernels.picker import CpuPicker
+from .memory.arena import CPU, Arena
 from .model.decoder import CausalLM
 from .model.ops import TorchOps
 from .model.rank_group import RankGroup

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from blora.scheduler import POLICIES
 
 from .kernels.instruction_sets import INSTRUCTION_SETS
-from .memory import parse_memory
+from .memory.budget import parse_memory
 
 OPTIONAL_COUNTS = ("max_model_len", "threads")
 COUNTS = (

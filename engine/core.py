@@ -23,8 +23,8 @@ from blora.scheduler import (
     Step,
 )
 
-from .arena import Arena
 from .errors import EngineBroken
+from .memory.arena import Arena
 from .outputs import AdapterState
 from .ranks import NO_RANKS, Ranks
 from .runner import ModelRunner

@@ -20,7 +20,7 @@ from .errors import InvalidRequest, QueueFull
 from .facts import Facts
 from .generation_config import GenerationDefaults
 from .host_cache import HostCache
-from .memory import parse_memory, usable_memory
+from .memory.budget import parse_memory, usable_memory
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterUsage, LoRARequest
 from .text.tokenizer import Message, Tokenizer

@@ -32,13 +32,13 @@ from .composition import Adapter, read_adapters
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .host_cache import Source
+from .memory.page_size import max_weights
 from .model.targets import adapter_targets
 from .model_files.base_weights import BaseWeights
 from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
-from .page_size import max_weights
 from .sealed_memory import map_sealed, seal
 from .startup import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer

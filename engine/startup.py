@@ -14,7 +14,7 @@ from .config import EngineConfig
 from .core import EngineCore
 from .errors import EngineStartError
 from .facts import Facts
-from .memory import is_fraction, parse_memory, usable_memory
+from .memory.budget import is_fraction, parse_memory, usable_memory
 from .model.rank_group import RankGroup
 from .model.shard import module_parts
 from .model_files.config import ModelConfig

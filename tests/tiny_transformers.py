@@ -10,18 +10,18 @@ from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRABackend, LoRAMetadata
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import choose_backend
 from blora.engine.inputs import ForwardBatch
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.loader import load_weights
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rank_group import ALONE
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
-from blora.engine.page_size import page_bytes_for
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 96

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arena import Arena, KVLayout
 from ..kernels.library import (
     DTYPES,
     MAX_GROUP,
@@ -23,6 +22,7 @@ from ..kernels.library import (
     Kernels,
 )
 from ..kernels.library import check_shape as check_tensor
+from ..memory.arena import Arena, KVLayout
 from ..model_files.config import ModelConfig
 from .base import AttentionMetadata, AttentionPlanner, Bounds, PagedRows
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from blora.adapters.lora import Send
 
-from ..arena import Arena, KVLayout
+from ..memory.arena import Arena, KVLayout
 from ..model_files.config import ModelConfig
 from .base import Array, AttentionBackend, AttentionMetadata, Bounds, PagedRows
 from .shared_prefix import SharedPrefix, find_shared_prefixes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..arena import Arena
+from ..memory.arena import Arena
 from .base import AttentionBackend, AttentionMetadata, PagedRows
 
 MAX_QUERIES = 256  # attended at once: bounds the scores of a long prompt to num_heads * 256 * seq_len floats

@@ -9,10 +9,10 @@ import torch
 from blora.adapters import Layout
 from blora.adapters.device_pool import DevicePool
 
-from ..arena import Arena
 from ..attention.flashinfer import FP8, FlashInferAttention, check_shape
 from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
+from ..memory.arena import Arena
 from ..model.decoder import CausalLM
 from ..model.rank_group import RankGroup
 from ..model.targets import adapter_targets

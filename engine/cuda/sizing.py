@@ -13,7 +13,7 @@ from blora.adapters.triton.adapter_table import MAX_ARENA_BYTES
 from blora.scheduler import Limits, SamplingParams, ScheduledRow, Step
 
 from ..errors import EngineStartError
-from ..memory import is_fraction, parse_memory
+from ..memory.budget import is_fraction, parse_memory
 from .device import Device
 
 logger = logging.getLogger(__name__)

@@ -264,7 +264,7 @@ def _count(text: str) -> int:
 
 def _memory(text: str) -> str:
     """Which bytes it means is known when the engine starts; a mistake is told now."""
-    from ..memory import parse_memory
+    from ..memory.budget import parse_memory
 
     try:
         parse_memory(text, usable=1 << 40)
@@ -274,7 +274,7 @@ def _memory(text: str) -> str:
 
 
 def _size(text: str) -> int:
-    from ..memory import parse_memory
+    from ..memory.budget import parse_memory
 
     try:
         size = parse_memory(text, usable=0)

@@ -10,9 +10,9 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
 from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM, SamplingParams, assembly
-from blora.engine.arena import Arena
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import Backend, BackendChoice
+from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rank_group import RankGroup

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blora.engine.arena import SLACK, Arena, KVLayout
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Kernels
+from blora.engine.memory.arena import SLACK, Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.rope import rope_cache, rotate
 from blora.engine.model_files.config import ModelConfig, RopeConfig
-from blora.engine.page_size import page_bytes_for
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,20 @@ from blora.adapters.image import LARGEST_PIECE, AdapterImage
 from blora.adapters.lora import LoRAPlanner, Segment
 from blora.adapters.peft.checkpoint import LoRAModule
 from blora.adapters.reference import ReferenceLoRA
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention.base import AttentionPlanner, PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.inputs import ForwardBatch
 from blora.engine.kernels.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate, places
 from blora.engine.model_files.config import ModelConfig
-from blora.engine.page_size import page_bytes_for
 
 from .attention_world import Shape, make_arena
 

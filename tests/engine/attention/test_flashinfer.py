@@ -12,13 +12,13 @@ from fake_flashinfer import ContractError, FakeFlashInfer
 from torch import Tensor
 
 from blora.adapters.lora import on_host
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention import flashinfer as flashinfer_attention
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.flashinfer import FP8, FixedDecode, FlashInferAttention
 from blora.engine.attention.reference import ReferenceAttention
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model_files.config import ModelConfig, RopeConfig
-from blora.engine.page_size import page_bytes_for
 
 NUM_PAGES, MAX_POSITIONS, HEAD_DIM = 60, 100, 64
 WINDOWS = (None, 7, 1)  # of the layers

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.attention import reference
 from blora.engine.attention.base import AttentionMetadata, PagedRows
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.page_size import page_bytes_for
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 
 HEAD_DIM = 8
 NUM_LAYERS = 2

@@ -14,8 +14,8 @@ from recording_device import RecordingDevice
 
 from blora.adapters.triton.adapter_table import MAX_ARENA_BYTES
 from blora.engine import LLM, EngineStartError, SamplingParams
-from blora.engine.arena import Arena
 from blora.engine.cuda.sizing import MemoryUse, PageNeeds, choose_num_pages, largest_step, measure
+from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 from blora.scheduler import Limits, Step
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRAMetadata, Segment
-from blora.engine.arena import KVLayout
 from blora.engine.attention.base import AttentionMetadata, PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.kernels.library import Epilogue, Kernels
-from blora.engine.page_size import page_bytes_for
+from blora.engine.memory.arena import KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 
 REFUSED = (ValueError, TypeError, IndexError, KeyError, OverflowError)
 

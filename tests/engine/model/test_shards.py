@@ -14,10 +14,11 @@ from torch import Tensor
 from blora.adapters import AdapterImage, pack, read_checkpoint
 from blora.adapters.device_pool import DevicePool
 from blora.engine import EngineStartError
-from blora.engine.arena import Arena, KVLayout
 from blora.engine.backend import choose_backend
 from blora.engine.frames import RankRow
 from blora.engine.inputs import build_batch
+from blora.engine.memory.arena import Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_of
 from blora.engine.model.loader import load_weights
 from blora.engine.model.rank_group import ALONE, RankGroup
 from blora.engine.model.shard import Shard, module_parts, shards_of
@@ -26,7 +27,6 @@ from blora.engine.model_files.base_weights import BaseWeights
 from blora.engine.model_files.config import ModelConfig
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
-from blora.engine.page_size import page_bytes_of
 
 BLOCK_SIZE = 4
 NUM_PAGES = 200

@@ -2,7 +2,7 @@
 
 from blora.adapters import Layout
 
-from .model_files.config import ModelConfig
+from ..model_files.config import ModelConfig
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector load
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}

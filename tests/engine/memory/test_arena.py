@@ -5,8 +5,8 @@ import resource
 import pytest
 import torch
 
-from blora.engine.arena import ALIGNMENT, Arena, KVLayout
-from blora.engine.page_size import page_bytes_for
+from blora.engine.memory.arena import ALIGNMENT, Arena, KVLayout
+from blora.engine.memory.page_size import page_bytes_for
 
 LAYOUT = KVLayout(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4, dtype=torch.float32)
 

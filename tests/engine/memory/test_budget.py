@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blora.engine.memory import parse_memory, usable_memory
+from blora.engine.memory.budget import parse_memory, usable_memory
 
 USABLE = 1000
 
