@@ -22,11 +22,11 @@ from blora.adapters.peft.checkpoint import Checkpoint
 from blora.adapters.targets import TargetModule
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
-from blora.engine.inputs import ForwardBatch
 from blora.engine.kernels.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for
+from blora.engine.model.batch import ForwardBatch
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
 from blora.engine.model.weights import ModelWeights, allocate

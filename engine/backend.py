@@ -23,12 +23,12 @@ from .attention.cpu import CpuAttention, check_shape
 from .attention.reference import ReferenceAttention
 from .cuda.device import Device, has_gpu
 from .errors import EngineStartError
-from .inputs import ForwardBatch
 from .kernels.decoder import CpuCausalLM
 from .kernels.instruction_sets import INSTRUCTION_SETS
 from .kernels.library import DTYPES, Kernels, load_kernels
 from .kernels.picker import CpuPicker
 from .memory.arena import CPU, Arena
+from .model.batch import ForwardBatch
 from .model.decoder import CausalLM
 from .model.ops import TorchOps
 from .model.rank_group import RankGroup

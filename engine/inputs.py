@@ -1,18 +1,17 @@
-"""ForwardBatch: the tensors of one step, the one explicit argument of the model's forward pass; and how it is built."""
+"""Builds the tensors of a step, a ForwardBatch, from its scheduled rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment, Send, on_host
 from blora.scheduler import AdapterUse, ScheduledRow
 
-from .attention.base import AttentionMetadata, AttentionPlanner, PagedRows
+from .attention.base import AttentionPlanner, PagedRows
+from .model.batch import ForwardBatch
 
 MAX_SCORED_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
 
@@ -38,22 +37,6 @@ class BatchRow(Protocol):
     def is_sampled(self) -> bool: ...
     @property
     def num_scored_tokens(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardBatch:
-    token_ids: Tensor  # [num_tokens] int64
-    positions: Tensor  # [num_tokens] int64
-    logits_at: Tensor  # [num_sampled] int64: the rows of the hidden states whose logits are sampled
-    attention: AttentionMetadata
-    lora: LoRAMetadata | None  # None when no token of the step has an adapter
-    logits_lora: LoRAMetadata | None = None  # of logits_at; None when no adapter there changes the head
-
-    def base_token_ids(self, vocab_size: int) -> Tensor:
-        """token_ids, but any tokens of the model's vocabulary for those that only an adapter has: its embedding takes
-        their place."""
-        has_others = self.lora is not None and self.lora.vocab_size > vocab_size
-        return self.token_ids.clamp(max=vocab_size - 1) if has_others else self.token_ids
 
 
 def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:

@@ -13,9 +13,9 @@ from blora.adapters.lora import LoRABackend, LoRAMetadata
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.backend import choose_backend
-from blora.engine.inputs import ForwardBatch
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for
+from blora.engine.model.batch import ForwardBatch
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.loader import load_weights
 from blora.engine.model.ops import TorchOps

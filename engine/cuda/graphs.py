@@ -24,7 +24,8 @@ from blora.scheduler import ScheduledRow
 from ..attention.base import PagedRows
 from ..attention.flashinfer import FixedDecode, FlashInferAttention
 from ..backend import Backend
-from ..inputs import ForwardBatch, segments_of
+from ..inputs import segments_of
+from ..model.batch import ForwardBatch
 from .device import Device, Graph
 
 # Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many

@@ -12,8 +12,8 @@ from torch import Tensor
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 
 from ..attention.base import AttentionBackend
-from ..inputs import ForwardBatch
 from ..model_files.config import ModelConfig
+from .batch import ForwardBatch
 from .layers import GatedMLP, Linear
 from .ops import DecoderOps
 from .rank_group import ALONE, RankGroup
