@@ -13,8 +13,8 @@ from blora.adapters import AdapterRejected
 
 from .adapter_source import resolve_adapter
 from .background import go_to_background
-from .channel import ChannelClosed, open_channel
-from .frames import AdapterLocated, AdapterUnreadable, LocateAdapter
+from .ipc.channel import ChannelClosed, open_channel
+from .ipc.messages import AdapterLocated, AdapterUnreadable, LocateAdapter
 
 
 def locate(order: LocateAdapter) -> AdapterLocated | AdapterUnreadable:

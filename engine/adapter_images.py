@@ -15,11 +15,11 @@ from blora.adapters import AdapterRejected, ImageTable
 
 from .adapter_catalog import AdapterCatalog
 from .adapter_reader import AdapterReader, PackedAdapter
-from .channel import Child
-from .engine_connection import EngineConnection
 from .errors import EngineUnavailable
-from .frames import DropImage, FromEngine, LoadAdapter, UnloadAdapter
 from .host_cache import HostCache
+from .ipc.channel import Child
+from .ipc.engine_connection import EngineConnection
+from .ipc.messages import DropImage, FromEngine, LoadAdapter, UnloadAdapter
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from blora.adapters import (
 
 from .adapter_watch import look_into
 from .background import go_to_background
-from .channel import Channel, ChannelClosed, open_channel
-from .frames import (
+from .ipc.channel import Channel, ChannelClosed, open_channel
+from .ipc.messages import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
@@ -38,10 +38,10 @@ from .frames import (
     ReadUploaded,
     ToLoader,
 )
+from .ipc.sealed_memory import seal
 from .model.shard import module_parts
 from .model_files.base_weights import BaseWeights
 from .model_files.read_config import load_model_config
-from .sealed_memory import seal
 from .text.adapter_tokenizers import AdapterTokenizers
 from .text.tokenizer import load_tokenizer
 

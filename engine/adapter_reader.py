@@ -13,9 +13,10 @@ from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetMod
 from .adapter_hub import AdapterHub
 from .adapter_source import is_hub_id
 from .adapter_upload import IncomingAdapter
-from .channel import ChannelClosed, Child, start_child
 from .errors import EngineUnavailable, QueueFull
-from .frames import (
+from .host_cache import Source
+from .ipc.channel import ChannelClosed, Child, start_child
+from .ipc.messages import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
@@ -28,7 +29,6 @@ from .frames import (
     Ready,
     ToLoader,
 )
-from .host_cache import Source
 from .memory.page_size import max_weights
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter

@@ -13,7 +13,7 @@ from blora.adapters import AdapterRejected
 
 from .adapter_source import FILES
 from .errors import InvalidRequest
-from .sealed_memory import close_for_writing, create_memory, write_all
+from .ipc.sealed_memory import close_for_writing, create_memory, write_all
 
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 

@@ -28,12 +28,12 @@ from .adapter_images import AdapterImages
 from .adapter_reader import ANYWHERE, AdapterReader, PackedAdapter, Place
 from .adapter_source import is_hub_id
 from .adapter_upload import IncomingAdapter, UploadedFile
-from .channel import Child
-from .engine_connection import EngineConnection
 from .errors import EngineUnavailable, QueueFull
 from .folder_follower import FolderFollower
-from .frames import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
 from .host_cache import HostCache
+from .ipc.channel import Child
+from .ipc.engine_connection import EngineConnection
+from .ipc.messages import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 
 logger = logging.getLogger(__name__)

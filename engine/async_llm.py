@@ -21,21 +21,21 @@ from .adapter_reader import AdapterReader
 from .adapter_upload import UploadedFile
 from .async_adapters import AdapterSources, AsyncAdapters
 from .batch import Call, Prompt, pair_up
-from .channel import Child
 from .composition import Adapter, read_adapters
-from .engine_connection import EngineConnection
-from .engine_supervisor import EngineSupervisor
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
-from .frames import AddRequest, FinishRequests, FromEngine, GetState, StateReply, Updates
 from .front_end import Checked, FrontEnd, Prepared
 from .generation_config import load_generation_defaults
+from .ipc.channel import Child
+from .ipc.engine_connection import EngineConnection
+from .ipc.engine_supervisor import EngineSupervisor
+from .ipc.messages import AddRequest, FinishRequests, FromEngine, GetState, StateReply, Updates
+from .ipc.sealed_memory import raise_descriptor_limit
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder, engine_config
 from .output_processor import UserRequest
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
-from .sealed_memory import raise_descriptor_limit
 from .text.tokenizer import Message, Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)

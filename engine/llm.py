@@ -32,6 +32,7 @@ from .composition import Adapter, read_adapters
 from .front_end import FrontEnd, Prepared
 from .generation_config import load_generation_defaults
 from .host_cache import Source
+from .ipc.sealed_memory import map_sealed, seal
 from .memory.page_size import max_weights
 from .model.targets import adapter_targets
 from .model_files.base_weights import BaseWeights
@@ -39,7 +40,6 @@ from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
-from .sealed_memory import map_sealed, seal
 from .startup import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from .channel import Channel, ChannelClosed, open_channel
 from .core import EngineCore
 from .errors import EngineBroken, EngineStartError
-from .frames import (
+from .ipc.channel import Channel, ChannelClosed, open_channel
+from .ipc.messages import (
     AddRequest,
     DropImage,
     FinishRequests,
@@ -32,8 +32,8 @@ from .frames import (
     Updates,
     WarmAdapter,
 )
+from .ipc.sealed_memory import map_sealed
 from .ranks import Ranks
-from .sealed_memory import map_sealed
 from .startup import StartedEngine, start_engine
 
 logger = logging.getLogger(__name__)

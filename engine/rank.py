@@ -15,9 +15,10 @@ import torch
 from blora.adapters import ImageTable
 
 from .assembly import Parts, plan_shard
-from .channel import Channel, ChannelClosed, open_channel
 from .errors import EngineStartError
-from .frames import (
+from .inputs import build_batch, plan_logits, scored_slices
+from .ipc.channel import Channel, ChannelClosed, open_channel
+from .ipc.messages import (
     BuildRank,
     DropImage,
     ForgetAdapter,
@@ -30,11 +31,10 @@ from .frames import (
     StartRank,
     ToRank,
 )
-from .inputs import build_batch, plan_logits, scored_slices
+from .ipc.sealed_memory import map_sealed
 from .lifeline import hang_on
 from .meeting import path_of
 from .model.shard import Shard
-from .sealed_memory import map_sealed
 
 logger = logging.getLogger(__name__)
 

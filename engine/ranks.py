@@ -26,10 +26,10 @@ from typing import Any
 from blora.adapters import ImageTable
 from blora.scheduler import PageCopy, ScheduledRow, Step
 
-from .channel import Channel, ChannelClosed
 from .config import EngineConfig
 from .errors import EngineBroken, EngineStartError
-from .frames import (
+from .ipc.channel import Channel, ChannelClosed
+from .ipc.messages import (
     BuildRank,
     DropImage,
     ForgetAdapter,
@@ -40,9 +40,9 @@ from .frames import (
     StartFailed,
     StartRank,
 )
+from .ipc.sealed_memory import raise_descriptor_limit
 from .meeting import create_meeting, path_of
 from .model.rank_group import RankGroup
-from .sealed_memory import raise_descriptor_limit
 
 GRACE = 5.0  # seconds for a rank to end by itself
 ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended

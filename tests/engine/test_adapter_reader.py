@@ -18,7 +18,7 @@ from tiny import EOS, make_adapter, make_model
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, adapter_hub, adapter_reader
 from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
-from blora.engine.channel import Child
+from blora.engine.ipc.channel import Child
 
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "threads": 1}
 HUB_ID = "someone/adapter"

@@ -29,8 +29,8 @@ from blora.engine import (
     RequestOutputKind,
     SamplingParams,
 )
-from blora.engine.channel import ChannelClosed
-from blora.engine.frames import PinReply
+from blora.engine.ipc.channel import ChannelClosed
+from blora.engine.ipc.messages import PinReply
 
 Result = TypeVar("Result")
 Run = Callable[[Coroutine[Any, Any, Result]], Result]

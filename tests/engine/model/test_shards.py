@@ -15,8 +15,8 @@ from blora.adapters import AdapterImage, pack, read_checkpoint
 from blora.adapters.device_pool import DevicePool
 from blora.engine import EngineStartError
 from blora.engine.backend import choose_backend
-from blora.engine.frames import RankRow
 from blora.engine.inputs import build_batch
+from blora.engine.ipc.messages import RankRow
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_of
 from blora.engine.model.loader import load_weights

@@ -17,7 +17,7 @@ from tiny import EOS, VOCAB_SIZE, make_model
 
 from blora.adapters import AdapterText, AddedToken
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
-from blora.engine.engine_connection import EngineConnection
+from blora.engine.ipc.engine_connection import EngineConnection
 from blora.engine.text.adapter_tokenizers import AdapterTokenizers
 from blora.engine.text.tokenizer import load_tokenizer
 

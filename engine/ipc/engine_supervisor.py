@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from ..config import EngineConfig
+from ..errors import EngineStartError
 from .channel import ChannelClosed, Child, start_child
-from .config import EngineConfig
 from .engine_connection import ENDED, EngineConnection
-from .errors import EngineStartError
-from .frames import FromEngine, Ready, Start, StartFailed, Updates
+from .messages import FromEngine, Ready, Start, StartFailed, Updates
 
 logger = logging.getLogger(__name__)
 

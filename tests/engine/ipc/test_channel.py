@@ -13,10 +13,10 @@ import pytest
 from blora.adapters import AdapterReport, AdapterText, AddedToken, ImageTable, Layout, TargetModule
 from blora.adapters.image import Chunk, PackedModule
 from blora.adapters.report import ModuleReport
-from blora.engine import frames
-from blora.engine.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
+from blora.engine.ipc import messages as frames
+from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.outputs import AdapterState
 from blora.scheduler import (
     CacheCounts,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blora.engine.sealed_memory import SEALS, Bytes, map_sealed, seal
+from blora.engine.ipc.sealed_memory import SEALS, Bytes, map_sealed, seal
 
 CONTENT = np.arange(3 * 4096 + 5, dtype=np.uint32).view(np.uint8)
 

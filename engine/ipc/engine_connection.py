@@ -8,9 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..errors import EngineUnavailable
 from .channel import ChannelClosed, Child
-from .errors import EngineUnavailable
-from .frames import FromEngine, PinReply, StateReply, Updates
+from .messages import FromEngine, PinReply, StateReply, Updates
 
 logger = logging.getLogger(__name__)
 ENDED = "the engine ended unexpectedly"

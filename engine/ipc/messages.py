@@ -8,9 +8,9 @@ import msgspec
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
 from blora.scheduler import AdapterUse, CacheCounts, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
 
-from .config import EngineConfig
-from .facts import Facts
-from .outputs import AdapterState
+from ..config import EngineConfig
+from ..facts import Facts
+from ..outputs import AdapterState
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):
