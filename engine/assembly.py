@@ -30,7 +30,7 @@ from .model.weights import ModelWeights
 from .model_files.config import ModelConfig
 from .model_files.open_checkpoint import open_checkpoint
 from .model_files.read_config import load_model_config
-from .ranks import NO_RANKS, Ranks
+from .parallel.shards import NO_RANKS, Ranks
 from .runner import ModelRunner
 
 KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch

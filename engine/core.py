@@ -26,7 +26,7 @@ from blora.scheduler import (
 from .errors import EngineBroken
 from .memory.arena import Arena
 from .outputs import AdapterState
-from .ranks import NO_RANKS, Ranks
+from .parallel.shards import NO_RANKS, Ranks
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from .ipc.messages import (
     WarmAdapter,
 )
 from .ipc.sealed_memory import map_sealed
-from .ranks import Ranks
+from .parallel.shards import Ranks
 from .startup import StartedEngine, start_engine
 
 logger = logging.getLogger(__name__)

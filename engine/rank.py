@@ -32,9 +32,9 @@ from .ipc.messages import (
     ToRank,
 )
 from .ipc.sealed_memory import map_sealed
-from .lifeline import hang_on
-from .meeting import path_of
 from .model.shard import Shard
+from .parallel.lifeline import hang_on
+from .parallel.meeting import path_of
 
 logger = logging.getLogger(__name__)
 

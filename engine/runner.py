@@ -14,7 +14,7 @@ from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .errors import EngineBroken
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
-from .ranks import NO_RANKS, Aside, Ranks
+from .parallel.shards import NO_RANKS, Aside, Ranks
 from .sampler import sample, token_logprobs
 
 

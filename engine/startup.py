@@ -18,7 +18,7 @@ from .memory.budget import is_fraction, parse_memory, usable_memory
 from .model.rank_group import RankGroup
 from .model.shard import module_parts
 from .model_files.config import ModelConfig
-from .ranks import Ranks, start_ranks
+from .parallel.shards import Ranks, start_ranks
 
 logger = logging.getLogger(__name__)
 DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too

@@ -19,7 +19,7 @@ from blora.scheduler import PageCopy
 
 from ..copies import PagedStep, run_copies
 from ..errors import EngineBroken
-from ..ranks import NO_RANKS, Ranks
+from ..parallel.shards import NO_RANKS, Ranks
 from .device import Device, Event
 
 

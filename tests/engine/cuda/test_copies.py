@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blora.engine.cuda.copies import CopiesBeside, PageCopier
 from blora.engine.errors import EngineBroken
-from blora.engine.ranks import RankProcess, Ranks
+from blora.engine.parallel.shards import RankProcess, Ranks
 from blora.scheduler import PageCopy, RowResult, Step
 
 PAGE_BYTES = 64

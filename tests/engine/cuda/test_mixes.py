@@ -12,9 +12,9 @@ from tiny import make_adapter
 from torch import Tensor
 
 from blora.engine import LLM, CompletionOutput, SamplingParams
-from blora.engine import ranks as ranks_module
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.cuda.graphs import DecodeGraphs
+from blora.engine.parallel import shards as ranks_module
 
 from .conftest import PageWatch
 from .test_engine import PAGE_BYTES, assert_same, generate

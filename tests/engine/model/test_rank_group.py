@@ -13,9 +13,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from blora.engine.meeting import create_meeting, path_of
 from blora.engine.model import rank_group
 from blora.engine.model.rank_group import ConnectedGroup
+from blora.engine.parallel.meeting import create_meeting, path_of
 
 GPU = torch.device("cuda", 0)
 

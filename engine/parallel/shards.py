@@ -26,10 +26,10 @@ from typing import Any
 from blora.adapters import ImageTable
 from blora.scheduler import PageCopy, ScheduledRow, Step
 
-from .config import EngineConfig
-from .errors import EngineBroken, EngineStartError
-from .ipc.channel import Channel, ChannelClosed
-from .ipc.messages import (
+from ..config import EngineConfig
+from ..errors import EngineBroken, EngineStartError
+from ..ipc.channel import Channel, ChannelClosed
+from ..ipc.messages import (
     BuildRank,
     DropImage,
     ForgetAdapter,
@@ -40,9 +40,9 @@ from .ipc.messages import (
     StartFailed,
     StartRank,
 )
-from .ipc.sealed_memory import raise_descriptor_limit
+from ..ipc.sealed_memory import raise_descriptor_limit
+from ..model.rank_group import RankGroup
 from .meeting import create_meeting, path_of
-from .model.rank_group import RankGroup
 
 GRACE = 5.0  # seconds for a rank to end by itself
 ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
