@@ -16,7 +16,7 @@ import torch
 from blora.engine import CompletionOutput, EngineStartError, SamplingParams
 from blora.engine.cuda import backend as cuda
 from blora.engine.cuda.copies import PageCopier
-from blora.engine.cuda.device import Device
+from blora.engine.step.device import Device
 
 from .measured_engine import MeasuredEngine, Setup
 from .random_adapters import ALL_MODULES

@@ -22,7 +22,7 @@ from blora.adapters.peft.checkpoint import Checkpoint
 from blora.adapters.targets import TargetModule
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.cpu import CpuAttention
-from blora.engine.kernels.decoder import CpuCausalLM
+from blora.engine.cpu.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for

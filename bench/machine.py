@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from blora.engine.backend import kernels_of
+from blora.engine.cpu.backend import kernels_of
 
 PACKAGES = ("blora", "torch", "numpy", "transformers", "tokenizers")
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from blora.engine import AsyncLLM, SamplingParams, runner
-from blora.engine.backend import kernels_of
+from blora.engine import AsyncLLM, SamplingParams
+from blora.engine.cpu.backend import kernels_of
 from blora.engine.kernels.library import Kernels
+from blora.engine.step import runner
 
 from . import machine
 from .measured_engine import MeasuredEngine, Setup

@@ -40,7 +40,7 @@ from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
 from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
-from .startup import start_engine
+from .startup.start import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from .core import EngineCore
 from .errors import EngineBroken, EngineStartError
 from .ipc.channel import Channel, ChannelClosed, open_channel
 from .ipc.messages import (
@@ -34,7 +33,8 @@ from .ipc.messages import (
 )
 from .ipc.sealed_memory import map_sealed
 from .parallel.shards import Ranks
-from .startup import StartedEngine, start_engine
+from .startup.start import StartedEngine, start_engine
+from .step.core import EngineCore
 
 logger = logging.getLogger(__name__)
 IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from blora.engine.cuda.device import DeviceMemory
+from blora.engine.step.device import DeviceMemory
 
 Result = TypeVar("Result")
 POISON = 0xFF  # bytes of NaN

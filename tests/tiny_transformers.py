@@ -12,7 +12,6 @@ from blora.adapters.device_pool import DevicePool
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 from blora.engine.attention.base import PagedRows
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.backend import choose_backend
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.batch import ForwardBatch
@@ -22,6 +21,7 @@ from blora.engine.model.ops import TorchOps
 from blora.engine.model.rank_group import ALONE
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
+from blora.engine.startup.choose_backend import choose_backend
 
 VOCAB_SIZE = 97
 MAX_POSITIONS = 96

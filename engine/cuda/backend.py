@@ -10,7 +10,6 @@ from blora.adapters import Layout
 from blora.adapters.device_pool import DevicePool
 
 from ..attention.flashinfer import FP8, FlashInferAttention, check_shape
-from ..backend import Backend, BackendChoice, StepGraphs
 from ..errors import EngineStartError
 from ..memory.arena import Arena
 from ..model.decoder import CausalLM
@@ -18,7 +17,9 @@ from ..model.rank_group import RankGroup
 from ..model.targets import adapter_targets
 from ..model.weights import ModelWeights
 from ..model_files.config import ModelConfig
-from .device import CudaDevice, Device
+from ..step.backend import Backend, BackendChoice, StepGraphs
+from ..step.device import Device
+from .device import CudaDevice
 from .library import load_flashinfer
 from .ops import FlashInferOps
 from .picker import CudaPicker, CudaUnseededPicker

@@ -17,10 +17,10 @@ from torch import Tensor
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import PageCopy
 
-from ..copies import PagedStep, run_copies
 from ..errors import EngineBroken
 from ..parallel.shards import NO_RANKS, Ranks
-from .device import Device, Event
+from ..step.copies import PagedStep, run_copies
+from ..step.device import Device, Event
 
 
 class PageCopier:

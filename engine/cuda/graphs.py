@@ -23,10 +23,10 @@ from blora.scheduler import ScheduledRow
 
 from ..attention.base import PagedRows
 from ..attention.flashinfer import FixedDecode, FlashInferAttention
-from ..backend import Backend
-from ..inputs import segments_of
 from ..model.batch import ForwardBatch
-from .device import Device, Graph
+from ..step.backend import Backend
+from ..step.device import Device, Graph
+from ..step.inputs import segments_of
 
 # Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many
 # as run at a time on the largest GPU: 132 multiprocessors (H100), 8 on each.

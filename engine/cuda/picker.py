@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blora.adapters.lora import Send
 
-from ..sampler import Best, Draw, TorchPicker
+from ..step.sampler import Best, Draw, TorchPicker
 
 
 class CudaPicker(TorchPicker):

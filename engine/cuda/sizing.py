@@ -14,7 +14,7 @@ from blora.scheduler import Limits, SamplingParams, ScheduledRow, Step
 
 from ..errors import EngineStartError
 from ..memory.budget import is_fraction, parse_memory
-from .device import Device
+from ..step.device import Device
 
 logger = logging.getLogger(__name__)
 DEFAULT_SHARE = 0.9  # of what is left: the driver and other processes need a little, and memory is cut into pieces

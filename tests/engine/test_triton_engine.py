@@ -9,9 +9,8 @@ from adapter_kinds import KINDS, make_kinds
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
 from blora.adapters.triton.lora import TritonLoRA
-from blora.engine import LLM, SamplingParams, assembly
+from blora.engine import LLM, SamplingParams
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.backend import Backend, BackendChoice
 from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
@@ -19,7 +18,9 @@ from blora.engine.model.rank_group import RankGroup
 from blora.engine.model.targets import adapter_targets
 from blora.engine.model.weights import ModelWeights
 from blora.engine.model_files.config import ModelConfig
-from blora.engine.sampler import TORCH_PICKER
+from blora.engine.startup import assembly
+from blora.engine.step.backend import Backend, BackendChoice
+from blora.engine.step.sampler import TORCH_PICKER
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 

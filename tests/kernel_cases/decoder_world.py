@@ -18,7 +18,7 @@ from blora.adapters.reference import ReferenceLoRA
 from blora.engine.attention.base import AttentionPlanner, PagedRows
 from blora.engine.attention.cpu import CpuAttention
 from blora.engine.attention.reference import ReferenceAttention
-from blora.engine.kernels.decoder import CpuCausalLM
+from blora.engine.cpu.decoder import CpuCausalLM
 from blora.engine.kernels.library import Kernels
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for

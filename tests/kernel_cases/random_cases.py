@@ -16,7 +16,7 @@ from torch import Tensor
 from blora.adapters.lora import Segment
 from blora.engine.kernels.library import PANEL, Epilogue, Kernels
 from blora.engine.model.ops import rms_norm
-from blora.engine.sampler import TORCH_PICKER
+from blora.engine.step.sampler import TORCH_PICKER
 
 from .attention_world import Shape, World
 from .decoder_world import Decoders, make_config

@@ -12,8 +12,8 @@ from cuda_models import save_model
 from fake_flashinfer import FakeFlashInfer
 
 from blora.engine import LLM, EngineStartError
-from blora.engine import backend as backends
 from blora.engine.cuda import library
+from blora.engine.startup import choose_backend as backends
 
 OPTIONS = {"backend": "cuda", "memory": "2MB"}
 

@@ -9,7 +9,8 @@ import torch
 from recording_device import RecordingDevice
 
 from blora.engine import EngineStartError
-from blora.engine.cuda.device import CudaDevice, Device
+from blora.engine.cuda.device import CudaDevice
+from blora.engine.step.device import Device
 
 FUNCTIONS = (
     "set_device",

@@ -12,7 +12,7 @@ from fake_flashinfer import FakeFlashInfer
 from blora.adapters.lora import on_host
 from blora.engine import LLM, SamplingParams
 from blora.engine.cuda.picker import CudaPicker, CudaUnseededPicker
-from blora.engine.sampler import TORCH_PICKER, Draw, draw_key
+from blora.engine.step.sampler import TORCH_PICKER, Draw, draw_key
 
 NUM_DRAWS = 4000
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0, 1.4])

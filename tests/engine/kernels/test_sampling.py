@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from blora.engine.kernels.library import Kernels
-from blora.engine.sampler import TORCH_PICKER, draw_key
+from blora.engine.step.sampler import TORCH_PICKER, draw_key
 
 VOCABS = [1, 3, 16, 17, 260, 5003]
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from blora.adapters import AdapterImage, pack, read_checkpoint
 from blora.adapters.device_pool import DevicePool
 from blora.engine import EngineStartError
-from blora.engine.backend import choose_backend
-from blora.engine.inputs import build_batch
 from blora.engine.ipc.messages import RankRow
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_of
@@ -27,6 +25,8 @@ from blora.engine.model_files.base_weights import BaseWeights
 from blora.engine.model_files.config import ModelConfig
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
+from blora.engine.startup.choose_backend import choose_backend
+from blora.engine.step.inputs import build_batch
 
 BLOCK_SIZE = 4
 NUM_PAGES = 200

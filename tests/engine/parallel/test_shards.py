@@ -23,13 +23,13 @@ from tiny import make_adapter
 
 from blora.adapters.device_pool import DevicePool
 from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
-from blora.engine import runner as runner_module
-from blora.engine.assembly import plan_shard
 from blora.engine.config import EngineConfig
 from blora.engine.cuda.sizing import largest_step
 from blora.engine.errors import EngineBroken, EngineUnavailable
 from blora.engine.model.rank_group import ConnectedGroup, MuteGroup
 from blora.engine.parallel import shards as ranks_module
+from blora.engine.startup.assembly import plan_shard
+from blora.engine.step import runner as runner_module
 
 NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)

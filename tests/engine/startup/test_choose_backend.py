@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blora.engine import backend
-from blora.engine.backend import choose_backend, kernels_of
+from blora.engine.cpu import backend
+from blora.engine.cpu.backend import kernels_of
 from blora.engine.errors import EngineStartError
 from blora.engine.kernels import library
 from blora.engine.kernels.instruction_sets import INSTRUCTION_SETS, instruction_sets
 from blora.engine.model_files.read_config import load_model_config
+from blora.engine.startup import choose_backend as choose_backend_module
+from blora.engine.startup.choose_backend import choose_backend
 
 
 def test_a_name_of_an_instruction_set_is_that_build() -> None:
@@ -42,7 +44,7 @@ def test_what_the_system_refuses_is_an_error_of_the_start(monkeypatch: pytest.Mo
 def test_without_a_build_auto_falls_back_with_one_warning_and_cpu_refuses(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(backend, "has_gpu", lambda: False)
+    monkeypatch.setattr(choose_backend_module, "has_gpu", lambda: False)
     monkeypatch.setattr(backend, "load_kernels", lambda *_: None)
     config = load_model_config(tiny_model)
     choice = choose_backend("auto", config, torch.float32, 16)

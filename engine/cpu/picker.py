@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..sampler import Best
-from .library import Kernels
+from ..kernels.library import Kernels
+from ..step.sampler import Best
 
 
 class CpuPicker:

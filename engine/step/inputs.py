@@ -10,8 +10,8 @@ import numpy as np
 from blora.adapters.lora import LoRAMetadata, LoRAPlanner, Segment, Send, on_host
 from blora.scheduler import AdapterUse, ScheduledRow
 
-from .attention.base import AttentionPlanner, PagedRows
-from .model.batch import ForwardBatch
+from ..attention.base import AttentionPlanner, PagedRows
+from ..model.batch import ForwardBatch
 
 MAX_SCORED_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
 

@@ -11,11 +11,11 @@ from blora.adapters.cpu import CpuLoRAMetadata
 from blora.adapters.lora import LoRAMetadata
 
 from ..attention.cpu import CpuAttention, CpuAttentionMetadata
+from ..kernels.library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 from ..model.batch import ForwardBatch
 from ..model.targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
 from ..model.weights import ModelWeights, Projection, layer_sites
 from ..model_files.config import ModelConfig
-from .library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 
 
 class CpuCausalLM:

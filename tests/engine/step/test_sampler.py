@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blora.engine.sampler import (
+from blora.engine.step.sampler import (
     GOLDEN,
     HEAD,
     MASK64,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from blora.adapters.lora import LoRABackend, LoRAMetadata, Segment
 from blora.engine.attention.base import AttentionBackend, AttentionMetadata, PagedRows
-from blora.engine.inputs import build_batch, in_batch_order
 from blora.engine.model.batch import ForwardBatch
+from blora.engine.step.inputs import build_batch, in_batch_order
 from blora.scheduler import SamplingParams, ScheduledRow
 
 Uses = tuple[tuple[str, float], ...]

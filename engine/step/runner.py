@@ -10,11 +10,11 @@ from torch import Tensor
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
+from ..errors import EngineBroken
+from ..parallel.shards import NO_RANKS, Aside, Ranks
 from .backend import Backend, StepGraphs
 from .copies import StepCopies
-from .errors import EngineBroken
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
-from .parallel.shards import NO_RANKS, Aside, Ranks
 from .sampler import sample, token_logprobs
 
 

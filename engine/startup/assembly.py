@@ -15,23 +15,24 @@ import torch
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import Limits, Step
 
-from .backend import Backend, BackendChoice, StepGraphs, choose_backend
-from .config import EngineConfig
-from .copies import CopiesBefore, StepCopies
-from .cuda.copies import CopiesBeside, PageCopier
-from .cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
-from .errors import EngineStartError
-from .memory.arena import Arena, KVLayout
-from .memory.page_size import ITEM_BYTES, page_bytes_of
-from .model.loader import load_weights
-from .model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
-from .model.shard import Shard, shards_of
-from .model.weights import ModelWeights
-from .model_files.config import ModelConfig
-from .model_files.open_checkpoint import open_checkpoint
-from .model_files.read_config import load_model_config
-from .parallel.shards import NO_RANKS, Ranks
-from .runner import ModelRunner
+from ..config import EngineConfig
+from ..cuda.copies import CopiesBeside, PageCopier
+from ..cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step, measure
+from ..errors import EngineStartError
+from ..memory.arena import Arena, KVLayout
+from ..memory.page_size import ITEM_BYTES, page_bytes_of
+from ..model.loader import load_weights
+from ..model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
+from ..model.shard import Shard, shards_of
+from ..model.weights import ModelWeights
+from ..model_files.config import ModelConfig
+from ..model_files.open_checkpoint import open_checkpoint
+from ..model_files.read_config import load_model_config
+from ..parallel.shards import NO_RANKS, Ranks
+from ..step.backend import Backend, BackendChoice, StepGraphs
+from ..step.copies import CopiesBefore, StepCopies
+from ..step.runner import ModelRunner
+from .choose_backend import choose_backend
 
 KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch
 logger = logging.getLogger(__name__)

@@ -8,17 +8,17 @@ from pathlib import Path
 from blora.adapters import Layout, ModuleParts
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Scheduler
 
+from ..config import EngineConfig
+from ..errors import EngineStartError
+from ..facts import Facts
+from ..memory.budget import is_fraction, parse_memory, usable_memory
+from ..model.rank_group import RankGroup
+from ..model.shard import module_parts
+from ..model_files.config import ModelConfig
+from ..parallel.shards import Ranks, start_ranks
+from ..step.backend import BackendChoice
+from ..step.core import EngineCore
 from .assembly import Assembly, Parts, ShardPlan, plan_shard
-from .backend import BackendChoice
-from .config import EngineConfig
-from .core import EngineCore
-from .errors import EngineStartError
-from .facts import Facts
-from .memory.budget import is_fraction, parse_memory, usable_memory
-from .model.rank_group import RankGroup
-from .model.shard import module_parts
-from .model_files.config import ModelConfig
-from .parallel.shards import Ranks, start_ranks
 
 logger = logging.getLogger(__name__)
 DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too

@@ -23,10 +23,10 @@ from blora.scheduler import (
     Step,
 )
 
-from .errors import EngineBroken
-from .memory.arena import Arena
-from .outputs import AdapterState
-from .parallel.shards import NO_RANKS, Ranks
+from ..errors import EngineBroken
+from ..memory.arena import Arena
+from ..outputs import AdapterState
+from ..parallel.shards import NO_RANKS, Ranks
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,63 @@
+"""The CPU backend: our native kernels for linears, attention, LoRA and sampling, in one model."""
+
+import torch
+
+from blora.adapters.cpu import CpuLoRA
+from blora.adapters.device_pool import DevicePool
+
+from ..attention.cpu import CpuAttention, check_shape
+from ..errors import EngineStartError
+from ..kernels.instruction_sets import INSTRUCTION_SETS
+from ..kernels.library import DTYPES, Kernels, load_kernels
+from ..memory.arena import Arena
+from ..model.rank_group import RankGroup
+from ..model.rope import rope_cache
+from ..model.targets import num_sites
+from ..model.weights import ModelWeights
+from ..model_files.config import ModelConfig
+from ..step.backend import Backend
+from .decoder import CpuCausalLM
+from .picker import CpuPicker
+
+
+def kernels_of(name: str) -> Kernels | None:
+    """The native kernels of a backend, None where there is no build. Raises EngineStartError where they may not run."""
+    if name not in INSTRUCTION_SETS:
+        return load_kernels()
+    try:
+        return load_kernels(name)
+    except (ValueError, PermissionError) as error:
+        raise EngineStartError(f"backend: {error}") from error
+
+
+def find_obstacle(
+    kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int
+) -> str | None:
+    """Says why the native kernels cannot compute a model; None when they can."""
+    if kernels is None:
+        return "they were not built from these sources; install blora again, with a C++ compiler"
+    if dtype not in DTYPES:
+        return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    if num_ranks > 1:
+        return f"they compute all layers in one call, and {num_ranks} ranks have to add up what each layer gives"
+    try:
+        check_shape(config, block_size)
+    except ValueError as error:
+        return str(error)
+    widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+    return None if all(width % 2 == 0 for width in widths) else "a layer has an odd number of inputs"
+
+
+def build_cpu(
+    kernels: Kernels,
+    config: ModelConfig,
+    weights: ModelWeights,
+    arena: Arena,
+    adapters: DevicePool,
+    _alone: RankGroup,
+) -> Backend:
+    cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
+    qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
+    attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
+    lora = CpuLoRA(adapters, num_sites(config.num_layers))
+    return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora, CpuPicker(kernels))

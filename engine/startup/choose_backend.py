@@ -1,0 +1,70 @@
+"""Chooses the backend that computes a model: "cuda", "cpu" or "reference".
+
+Imports what only a GPU needs when its backend is chosen, and not before.
+"""
+
+import logging
+
+import torch
+
+from blora.adapters.device_pool import DevicePool
+from blora.adapters.reference import ReferenceLoRA
+
+from ..attention.reference import ReferenceAttention
+from ..cpu.backend import build_cpu, find_obstacle, kernels_of
+from ..cuda.device import has_gpu
+from ..errors import EngineStartError
+from ..memory.arena import Arena
+from ..model.decoder import CausalLM
+from ..model.ops import TorchOps
+from ..model.rank_group import RankGroup
+from ..model.weights import ModelWeights
+from ..model_files.config import ModelConfig
+from ..step.backend import Backend, BackendChoice
+from ..step.sampler import TORCH_PICKER
+
+logger = logging.getLogger(__name__)
+
+
+def choose_backend(
+    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, rank: int = 0, num_ranks: int = 1
+) -> BackendChoice:
+    """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
+    first of them that can be used. config: of what a rank has of the model. Raises EngineStartError."""
+    if name == "reference":
+        return BackendChoice(_build_reference)
+    if name == "cuda":
+        return _choose_cuda(config, dtype, rank)
+    if name == "auto" and has_gpu():
+        try:
+            return _choose_cuda(config, dtype, rank)
+        except EngineStartError as error:
+            logger.warning("there is a GPU, but it is not used: %s", error)
+    return _choose_cpu(name, config, dtype, block_size, num_ranks)
+
+
+def _choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int) -> BackendChoice:
+    from ..cuda.backend import choose_cuda
+
+    return choose_cuda(config, dtype, rank)
+
+
+def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int) -> BackendChoice:
+    kernels = kernels_of(name)
+    obstacle = find_obstacle(kernels, config, dtype, block_size, num_ranks)
+    if kernels is not None and obstacle is None:
+        logger.info("native kernels: %s", kernels.instruction_set)
+        return BackendChoice(lambda *parts: build_cpu(kernels, *parts))
+    if name != "auto":
+        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
+    logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
+    return BackendChoice(_build_reference)
+
+
+def _build_reference(
+    config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool, group: RankGroup
+) -> Backend:
+    attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
+    lora = ReferenceLoRA(adapters)
+    model = CausalLM(config, weights, attention, lora, TorchOps(config), group)
+    return Backend(model, attention, lora, TORCH_PICKER)
