@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blora.adapters import AdapterImage
-from blora.engine.host_cache import Source
+from blora.engine.adapter_store.host_cache import Source
 
 from . import loading, machine
 from .measured_engine import MeasuredEngine, Setup

@@ -11,7 +11,7 @@ import sys
 
 from blora.adapters import AdapterRejected
 
-from .adapter_source import resolve_adapter
+from .adapter_store.source import resolve_adapter
 from .background import go_to_background
 from .ipc.channel import ChannelClosed, open_channel
 from .ipc.messages import AdapterLocated, AdapterUnreadable, LocateAdapter

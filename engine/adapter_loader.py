@@ -24,7 +24,7 @@ from blora.adapters import (
     report_of,
 )
 
-from .adapter_watch import look_into
+from .adapter_store.watched_folder import look_into
 from .background import go_to_background
 from .ipc.channel import Channel, ChannelClosed, open_channel
 from .ipc.messages import (

@@ -17,14 +17,15 @@ from typing import Any
 from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
-from .adapter_reader import AdapterReader
-from .adapter_upload import UploadedFile
-from .async_adapters import AdapterSources, AsyncAdapters
-from .batch import Call, Prompt, pair_up
-from .composition import Adapter, read_adapters
+from .adapter_store.lifecycle import AdapterSources, AsyncAdapters
+from .adapter_store.loader_client import AdapterReader
+from .adapter_store.upload import UploadedFile
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
-from .front_end import Checked, FrontEnd, Prepared
-from .generation_config import load_generation_defaults
+from .front_end.adapter_choice import Adapter, read_adapters
+from .front_end.calls import Call, Prompt, pair_up
+from .front_end.front_end import Checked, FrontEnd, Prepared
+from .front_end.generation_config import load_generation_defaults
+from .front_end.output_processor import UserRequest
 from .ipc.channel import Child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
@@ -34,7 +35,6 @@ from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder, engine_config
-from .output_processor import UserRequest
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from .text.tokenizer import Message, Tokenizer, load_tokenizer
 

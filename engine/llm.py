@@ -25,20 +25,20 @@ from blora.adapters import (
 )
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
-from .adapter_catalog import NamedAdapter
-from .adapter_source import resolve_adapter
-from .batch import Conversation, Prompt, conversations, pair_up
-from .composition import Adapter, read_adapters
-from .front_end import FrontEnd, Prepared
-from .generation_config import load_generation_defaults
-from .host_cache import Source
+from .adapter_store.catalog import NamedAdapter
+from .adapter_store.host_cache import Source
+from .adapter_store.source import resolve_adapter
+from .front_end.adapter_choice import Adapter, read_adapters
+from .front_end.calls import Conversation, Prompt, conversations, pair_up
+from .front_end.front_end import FrontEnd, Prepared
+from .front_end.generation_config import load_generation_defaults
+from .front_end.output_processor import OutputProcessor, UserRequest
 from .ipc.sealed_memory import map_sealed, seal
 from .memory.page_size import max_weights
 from .model.targets import adapter_targets
 from .model_files.base_weights import BaseWeights
 from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
-from .output_processor import OutputProcessor, UserRequest
 from .outputs import AdapterInfo, RequestOutput
 from .startup.start import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer

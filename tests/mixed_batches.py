@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
-from blora.engine.composition import Adapter
+from blora.engine.front_end.adapter_choice import Adapter
 from blora.engine.llm import RowStream
 
 Growth = Generator[list[RequestOutput], None, None]  # rows as they are so far, when they grow

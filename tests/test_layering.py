@@ -90,7 +90,7 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     [
         "blora.engine",
         "blora.engine.async_llm",
-        "blora.engine.front_end",
+        "blora.engine.front_end.front_end",
         "blora.engine.adapter_loader",
         "blora.engine.server.cli",
         "blora.engine.server.server",

@@ -48,7 +48,7 @@ def _answers(client: Client, args: argparse.Namespace) -> Iterator[str]:
 
 
 def _inspect_here(args: argparse.Namespace) -> int:
-    from ..inspection import inspect
+    from ..adapter_store.inspection import inspect
 
     report = inspect(args.path, args.model, args.dtype, args.block_size)
     shown = {name: value for name, value in asdict(report).items() if name != "text"}

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from blora.adapters.report import AdapterReport
 from blora.scheduler import SamplingParams
 
-from ..adapter_upload import UploadedFile
-from ..composition import Adapter
+from ..adapter_store.upload import UploadedFile
+from ..front_end.adapter_choice import Adapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 
 

@@ -14,9 +14,9 @@ from blora.adapters.report import AdapterReport
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
-from ..adapter_upload import UploadedFile
-from ..composition import Adapter
+from ..adapter_store.upload import UploadedFile
 from ..errors import InvalidRequest
+from ..front_end.adapter_choice import Adapter
 from ..outputs import (
     AdapterEvent,
     AdapterInfo,

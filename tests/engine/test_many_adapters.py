@@ -10,7 +10,7 @@ from tiny import make_adapter
 
 from blora.adapters import AdapterImage, ImageTable, pack, read_checkpoint
 from blora.engine import LLM, SamplingParams
-from blora.engine.host_cache import Source
+from blora.engine.adapter_store.host_cache import Source
 from blora.engine.model.targets import lora_targets
 
 RANKS = (4, 8, 16, 32, 64, 128)

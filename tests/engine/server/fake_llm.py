@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
-from blora.engine.adapter_upload import UploadedFile
-from blora.engine.composition import read_adapters
+from blora.engine.adapter_store.upload import UploadedFile
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
+from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.outputs import (
     AdapterEvent,
     AdapterInfo,

@@ -11,11 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
-from blora.engine.adapter_source import FILES
+from blora.engine.adapter_store.source import FILES
+from blora.engine.front_end.validator import UNSERVED
 from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, AdapterVersion, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
-from blora.engine.validator import UNSERVED
 from blora.proto.client import ADAPTER_FILES, TOKENIZER_FILES
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams

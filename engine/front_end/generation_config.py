@@ -7,7 +7,7 @@ from typing import Any
 
 from blora.scheduler import SamplingParams
 
-from .model_files.config import read_json
+from ..model_files.config import read_json
 
 # generation_config.json's name -> ours
 SAMPLING_FIELDS = {

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from blora.scheduler import SamplingParams
 
-from .composition import Adapter, named_in
-from .errors import InvalidRequest
-from .outputs import LoRARequest
-from .text.tokenizer import Message
+from ..errors import InvalidRequest
+from ..outputs import LoRARequest
+from ..text.tokenizer import Message
+from .adapter_choice import Adapter, named_in
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Conversation = Sequence[Message]

@@ -13,7 +13,7 @@ from peft_greedy import greedy_tokens
 from transformers import LlamaForCausalLM
 
 from blora.engine import LLM, AdapterNotFound, InvalidRequest, LoRARequest, SamplingParams
-from blora.engine.composition import MAX_ADAPTERS, read_adapters
+from blora.engine.front_end.adapter_choice import MAX_ADAPTERS, read_adapters
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=2)
 

@@ -11,7 +11,7 @@ import pytest
 from tiny import make_adapter
 
 from blora.engine import LLM, AdapterTooLarge, EngineStartError
-from blora.engine.inspection import inspect
+from blora.engine.adapter_store.inspection import inspect
 
 
 def test_it_tells_what_the_engine_tells(

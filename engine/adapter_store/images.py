@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 
 from blora.adapters import AdapterRejected, ImageTable
 
-from .adapter_catalog import AdapterCatalog
-from .adapter_reader import AdapterReader, PackedAdapter
-from .errors import EngineUnavailable
+from ..errors import EngineUnavailable
+from ..ipc.channel import Child
+from ..ipc.engine_connection import EngineConnection
+from ..ipc.messages import DropImage, FromEngine, LoadAdapter, UnloadAdapter
+from .catalog import AdapterCatalog
 from .host_cache import HostCache
-from .ipc.channel import Child
-from .ipc.engine_connection import EngineConnection
-from .ipc.messages import DropImage, FromEngine, LoadAdapter, UnloadAdapter
+from .loader_client import AdapterReader, PackedAdapter
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from blora.adapters import ImageTable
 
-from .errors import InvalidRequest
-from .outputs import LoRARequest
+from ..errors import InvalidRequest
+from ..outputs import LoRARequest
 
 # One adapter, by name or as a LoRARequest; several, in a sequence or as name -> scale; None is the base model.
 Adapter = LoRARequest | str | Sequence[LoRARequest | str] | Mapping[str, float] | None

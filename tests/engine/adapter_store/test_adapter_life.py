@@ -18,7 +18,7 @@ from blora.engine import (
     InvalidRequest,
     SamplingParams,
 )
-from blora.engine.adapter_catalog import MAX_EVENTS
+from blora.engine.adapter_store.catalog import MAX_EVENTS
 from blora.engine.llm import RowStream
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot
 

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
+from blora.engine.adapter_store.watched_folder import FolderFollower
 from blora.engine.errors import AdapterRejected, EngineUnavailable
-from blora.engine.folder_follower import FolderFollower
 
 
 @pytest.mark.parametrize("failure", [AdapterRejected("bad", ["it is bad"]), SyntaxError("odd"), MemoryError("large")])

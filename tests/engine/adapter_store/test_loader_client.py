@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from tiny import EOS, make_adapter, make_model
 
-from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, adapter_hub, adapter_reader
-from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
+from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull
+from blora.engine.adapter_store import download_client as adapter_hub
+from blora.engine.adapter_store import loader_client as adapter_reader
+from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 from blora.engine.ipc.channel import Child
 
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "threads": 1}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from blora.adapters import AdapterRejected, AdapterReport, inspect_adapter
 
-from .adapter_source import resolve_adapter
-from .memory.page_size import page_bytes_of
-from .model.targets import adapter_targets
-from .model_files.base_weights import BaseWeights
-from .model_files.hub import resolve_model
-from .model_files.read_config import load_model_config
-from .text.adapter_tokenizers import AdapterTokenizers
-from .text.tokenizer import load_tokenizer
+from ..memory.page_size import page_bytes_of
+from ..model.targets import adapter_targets
+from ..model_files.base_weights import BaseWeights
+from ..model_files.hub import resolve_model
+from ..model_files.read_config import load_model_config
+from ..text.adapter_tokenizers import AdapterTokenizers
+from ..text.tokenizer import load_tokenizer
+from .source import resolve_adapter
 
 
 def inspect(

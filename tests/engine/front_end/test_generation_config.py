@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from blora.engine.generation_config import GenerationDefaults, load_generation_defaults
+from blora.engine.front_end.generation_config import GenerationDefaults, load_generation_defaults
 from blora.engine.model_files.config import UnsupportedModel
 from blora.scheduler import SamplingParams
 

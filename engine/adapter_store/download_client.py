@@ -4,9 +4,9 @@ import asyncio
 
 from blora.adapters import AdapterRejected
 
-from .errors import EngineUnavailable, QueueFull
-from .ipc.channel import ChannelClosed, Child, start_child
-from .ipc.messages import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
+from ..errors import EngineUnavailable, QueueFull
+from ..ipc.channel import ChannelClosed, Child, start_child
+from ..ipc.messages import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
 
 DOWNLOAD_TIMEOUT = 3600.0  # seconds
 MAX_DOWNLOADS = 4  # at once; others wait

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blora.engine import AdapterNotFound, AsyncLLM, SamplingParams
-from blora.engine.adapter_watch import AdapterWatch, Changes, look_into
+from blora.engine.adapter_store.watched_folder import AdapterWatch, Changes, look_into
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}

@@ -23,18 +23,18 @@ from pathlib import Path
 
 from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
 
-from .adapter_catalog import AdapterCatalog, NamedAdapter
-from .adapter_images import AdapterImages
-from .adapter_reader import ANYWHERE, AdapterReader, PackedAdapter, Place
-from .adapter_source import is_hub_id
-from .adapter_upload import IncomingAdapter, UploadedFile
-from .errors import EngineUnavailable, QueueFull
-from .folder_follower import FolderFollower
+from ..errors import EngineUnavailable, QueueFull
+from ..ipc.channel import Child
+from ..ipc.engine_connection import EngineConnection
+from ..ipc.messages import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
+from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
+from .catalog import AdapterCatalog, NamedAdapter
 from .host_cache import HostCache
-from .ipc.channel import Child
-from .ipc.engine_connection import EngineConnection
-from .ipc.messages import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
-from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
+from .images import AdapterImages
+from .loader_client import ANYWHERE, AdapterReader, PackedAdapter, Place
+from .source import is_hub_id
+from .upload import IncomingAdapter, UploadedFile
+from .watched_folder import FolderFollower
 
 logger = logging.getLogger(__name__)
 MAX_UPLOADS = 4  # at once: each may hold AdapterSources.upload_bytes of memory

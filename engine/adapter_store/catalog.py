@@ -23,19 +23,11 @@ from blora.adapters import (
     is_valid_name,
 )
 
-from .errors import InvalidRequest
-from .facts import Facts
-from .outputs import (
-    AdapterEvent,
-    AdapterInfo,
-    AdapterState,
-    AdapterUsage,
-    AdapterVersion,
-    LoRARequest,
-    RequestMetrics,
-)
-from .text.adapter_tokenizers import AdapterTokenizers
-from .text.tokenizer import Tokenizer, is_encodable
+from ..errors import InvalidRequest
+from ..facts import Facts
+from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
+from ..text.adapter_tokenizers import AdapterTokenizers
+from ..text.tokenizer import Tokenizer, is_encodable
 
 logger = logging.getLogger(__name__)
 MAX_EVENTS = 1024  # kept for those who watch; whoever falls further behind starts again from a snapshot

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 from settled import check_settled
 
 from blora.engine import LLM, AdapterNotFound, AdapterRejected, AsyncLLM, EngineUnavailable, QueueFull, SamplingParams
-from blora.engine.adapter_reader import PackedAdapter
-from blora.engine.adapter_upload import UploadedFile
-from blora.engine.host_cache import HostCache, Source
+from blora.engine.adapter_store.host_cache import HostCache, Source
+from blora.engine.adapter_store.loader_client import PackedAdapter
+from blora.engine.adapter_store.upload import UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = replace(GREEDY, max_tokens=200)

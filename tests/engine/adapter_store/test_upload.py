@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams, adapter_reader
-from blora.engine import async_adapters as module
-from blora.engine.adapter_upload import IncomingAdapter, UploadedFile
+from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
+from blora.engine.adapter_store import lifecycle as module
+from blora.engine.adapter_store import loader_client as adapter_reader
+from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}

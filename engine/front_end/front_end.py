@@ -12,18 +12,18 @@ from typing import Any
 from blora.adapters import MAX_ADDED_TOKENS, base_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
-from .adapter_catalog import AdapterCatalog
-from .batch import Call, Prompt
-from .composition import Adapter, check_distinct, check_partners, find_activation, read_adapters
-from .config import EngineConfig
-from .errors import InvalidRequest, QueueFull
-from .facts import Facts
+from ..adapter_store.catalog import AdapterCatalog
+from ..adapter_store.host_cache import HostCache
+from ..config import EngineConfig
+from ..errors import InvalidRequest, QueueFull
+from ..facts import Facts
+from ..memory.budget import parse_memory, usable_memory
+from ..outputs import AdapterUsage, LoRARequest
+from ..text.tokenizer import Message, Tokenizer
+from .adapter_choice import Adapter, check_distinct, check_partners, find_activation, read_adapters
+from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
-from .host_cache import HostCache
-from .memory.budget import parse_memory, usable_memory
 from .output_processor import OutputProcessor, UserRequest
-from .outputs import AdapterUsage, LoRARequest
-from .text.tokenizer import Message, Tokenizer
 from .validator import (
     as_plain,
     as_token_ids,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from blora.adapters import AdapterRejected
 
-from .adapter_source import FILES
-from .errors import InvalidRequest
-from .ipc.sealed_memory import close_for_writing, create_memory, write_all
+from ..errors import InvalidRequest
+from ..ipc.sealed_memory import close_for_writing, create_memory, write_all
+from .source import FILES
 
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 

@@ -11,7 +11,7 @@ import torch
 
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
-from blora.engine.validator import (
+from blora.engine.front_end.validator import (
     MAX_BYTES_PER_TOKEN,
     as_plain,
     as_token_ids,

@@ -10,13 +10,9 @@ from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
 
-from .adapter_hub import AdapterHub
-from .adapter_source import is_hub_id
-from .adapter_upload import IncomingAdapter
-from .errors import EngineUnavailable, QueueFull
-from .host_cache import Source
-from .ipc.channel import ChannelClosed, Child, start_child
-from .ipc.messages import (
+from ..errors import EngineUnavailable, QueueFull
+from ..ipc.channel import ChannelClosed, Child, start_child
+from ..ipc.messages import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
@@ -29,7 +25,11 @@ from .ipc.messages import (
     Ready,
     ToLoader,
 )
-from .memory.page_size import max_weights
+from ..memory.page_size import max_weights
+from .download_client import AdapterHub
+from .host_cache import Source
+from .source import is_hub_id
+from .upload import IncomingAdapter
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
 MAX_TIMEOUTS = 10  # in a row, of a loader that spends them waiting for a core: it is nicer than everybody

@@ -9,17 +9,9 @@ from dataclasses import dataclass, field
 
 from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
 
-from .outputs import (
-    CompletionOutput,
-    Logprob,
-    LoRAUse,
-    PromptLogprobs,
-    RequestMetrics,
-    RequestOutput,
-    SampleLogprobs,
-)
-from .text.detokenizer import Detokenizer
-from .text.tokenizer import Tokenizer
+from ..outputs import CompletionOutput, Logprob, LoRAUse, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
+from ..text.detokenizer import Detokenizer
+from ..text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
-from .errors import InvalidRequest
-from .facts import Facts
-from .text.tokenizer import is_encodable
+from ..errors import InvalidRequest
+from ..facts import Facts
+from ..text.tokenizer import is_encodable
 
 MAX_N = 16
 MAX_LOGPROBS = 20
