@@ -28,7 +28,7 @@ from . import machine
 from .random_adapters import ALL_MODULES, make_adapters
 from .table import Cell, format_table, write_json
 
-ENGINE = "blora.engine.process"
+ENGINE = "blora.engine.processes.engine"
 ALLOWED_BYTES = 350 << 20  # of the engine beside weights and arena
 FRONT_END_BYTES = 150 << 20
 CONCURRENCY = 32  # requests at once
@@ -87,7 +87,7 @@ class Server:
 
 @contextmanager
 def serving(model: Path, memory: str, adapters: Sequence[Path]) -> Iterator[Server]:
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), "--port", "0", "--memory", memory]
+    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--memory", memory]
     command += [f"--adapter={path.name}={path}" for path in adapters]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -35,7 +35,7 @@ def test_the_grpc_example_runs(real_model: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "blora.engine.server.cli",
+        "blora.engine.cli.main",
         "serve",
         str(real_model),
         "--port",

@@ -78,7 +78,7 @@ def demo_rows() -> list[Row]:
 @contextmanager
 def running_server(model: Path) -> Iterator[str]:
     """Starts `blora serve` on a free port; gives its address; stops it and checks that it ended well."""
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), "--port", "0", "--memory", "1GiB"]
+    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--memory", "1GiB"]
     for name in TASKS:
         command += ["--adapter", f"{name}={ADAPTERS / name}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -35,7 +35,7 @@ class AdapterHub:
 
     async def _download(self, path: str) -> str:
         self._check_open()
-        child: Child[FromDownload] = await start_child("blora.engine.adapter_download", FromDownload)
+        child: Child[FromDownload] = await start_child("blora.engine.processes.download", FromDownload)
         self._children.add(child)
         try:
             child.send(LocateAdapter(path, self._max_file_bytes))

@@ -210,7 +210,7 @@ class AdapterReader:
         if self._child is not None and self._child.process.returncode is not None:
             await self.stop()  # it ended while it was idle: no fault of this adapter's
         if self._child is None:
-            self._child = await start_child("blora.engine.adapter_loader", FromLoader)
+            self._child = await start_child("blora.engine.processes.loader", FromLoader)
             if self._is_closed:  # while it started
                 raise ChannelClosed
         if descriptor is None:

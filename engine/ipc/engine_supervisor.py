@@ -66,7 +66,7 @@ class EngineSupervisor:
             await child.stop(GRACE)
 
     async def _start_child(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
-        child: Child[FromEngine] = await start_child("blora.engine.process", FromEngine)
+        child: Child[FromEngine] = await start_child("blora.engine.processes.engine", FromEngine)
         try:
             child.send(Start(config, str(self._model)))
             answer = await child.receive()

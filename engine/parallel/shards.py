@@ -47,7 +47,7 @@ from .meeting import create_meeting, path_of
 GRACE = 5.0  # seconds for a rank to end by itself
 ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
 PAUSE = 1e-4  # seconds between two looks at what is waited for
-MODULE = "blora.engine.rank"
+MODULE = "blora.engine.processes.shard"
 
 
 @dataclass(frozen=True, slots=True)

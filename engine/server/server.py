@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..errors import EngineUnavailable
 from . import health
-from .backend import Backend
+from .engine import Backend
 from .service import AdapterServicer, EngineServicer, GenerationServicer
 
 # Seconds that streams have, after the engine has finished them, to reach clients that read slowly.

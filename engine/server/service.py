@@ -15,7 +15,7 @@ from blora.scheduler import RequestOutputKind
 
 from ..outputs import RequestOutput
 from . import convert
-from .backend import Backend
+from .engine import Backend
 from .rpc import collecting, streaming, tenant_of, unary
 from .status import RequestFailed
 

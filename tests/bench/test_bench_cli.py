@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 
 from blora.bench import cli as bench
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 
 
 def parse(*argv: str) -> Namespace:

@@ -25,7 +25,7 @@ ONE_THREAD = ["--threads", "1"]
 
 @pytest.fixture(scope="module")
 def client(real_model: Path) -> Iterator[Client]:
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(real_model), "--port", "0"]
+    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(real_model), "--port", "0"]
     adapters = [f"--adapter={name}={ADAPTERS / name}" for name in TASKS]
     with subprocess.Popen(
         [*command, "--memory", "1GiB", *ONE_THREAD, *adapters], stdout=subprocess.PIPE, text=True

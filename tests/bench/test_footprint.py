@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blora.bench.footprint import resident_bytes
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 
 
 def test_footprint(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from blora.bench import attention_cost, kernels, limits, shapes
 from blora.bench.limits import Limits
 from blora.bench.lora_cost import LIMIT, REGION_SECONDS, Cost
 from blora.bench.profile_step import PLAIN, TOTAL
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 
 TINY = replace(
     shapes.with_layers(shapes.SMOLLM2_135M, 2),

@@ -10,7 +10,7 @@ import pytest
 from blora.bench.measured_engine import MeasuredEngine, Setup
 from blora.bench.throughput import FIGURES, format_report, measure, percentile
 from blora.bench.workload import Workload
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 from blora.engine.step.core import EngineCore
 from blora.scheduler import RowUpdate
 

@@ -11,7 +11,7 @@ import pytest
 from blora.adapters.triton.configurations import configurations
 from blora.bench import roofline
 from blora.bench.shapes import LLAMA_7B
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 
 
 def test_every_configuration_compiles_and_nothing_spills(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_model_that_is_none_says_so(tiny_adapters: dict[str, Path]) -> None:
 
 def test_the_command_needs_no_torch(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
     check = (
-        "import sys; from blora.engine.server.cli import main; status = main(sys.argv[1:]);"
+        "import sys; from blora.engine.cli.main import main; status = main(sys.argv[1:]);"
         "sys.exit(status or bool({'torch', 'transformers'} & sys.modules.keys()))"
     )
     command = [sys.executable, "-c", check, "adapters", "inspect", str(tiny_adapters["r8"])]
@@ -69,7 +69,7 @@ def test_the_command_needs_no_torch(tiny_model: Path, tiny_adapters: dict[str, P
 def test_a_model_that_is_none_is_one_line_of_the_command(
     tiny_adapters: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from blora.engine.server.cli import main
+    from blora.engine.cli.main import main
 
     assert main(["adapters", "inspect", str(tiny_adapters["r4"]), "--model", "/nowhere/model"]) == 1
     error = capsys.readouterr().err
@@ -77,7 +77,7 @@ def test_a_model_that_is_none_is_one_line_of_the_command(
 
 
 def test_the_table_can_be_read(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
-    from blora.engine.server.tables import report_text
+    from blora.engine.cli.printing import report_text
 
     report = inspect(tiny_adapters["r8"], tiny_model)
     lines = report_text(replace(report, ignored_tensors=("x: as the base has it",))).splitlines()
@@ -89,7 +89,7 @@ def test_the_table_can_be_read(tiny_model: Path, tiny_adapters: dict[str, Path])
 def test_a_refused_adapter_is_a_list_and_a_status(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from blora.engine.server.cli import main
+    from blora.engine.cli.main import main
 
     folder = make_adapter(tiny_model, tmp_path / "dora", r=2)
     (folder / "adapter_model.safetensors").unlink()

@@ -3,8 +3,8 @@
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 
-from blora.engine import rank
 from blora.engine.cuda import backend as cuda_backend
+from blora.engine.processes import shard as rank
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from recording_device import RecordingDevice
 from blora.bench import gpu, measured_engine
 from blora.bench.gpu import compare, measure_copies
 from blora.engine import CompletionOutput, Logprob
-from blora.engine.server import cli
+from blora.engine.cli import main as cli
 
 
 def line(model: Path, folder: Path) -> list[str]:

@@ -30,7 +30,7 @@ from blora.engine.outputs import (
     Logprob,
     RequestOutput,
 )
-from blora.engine.server.backend import Backend
+from blora.engine.server.engine import Backend
 from blora.engine.server.server import Server
 from blora.proto.client import Client
 from blora.scheduler import RequestOutputKind, SamplingParams

@@ -50,14 +50,16 @@ class Served:
 
     def engine_pid(self) -> int:
         children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid), "-f", "blora.engine.process"], capture_output=True, text=True
+            ["pgrep", "-P", str(self.process.pid), "-f", "blora.engine.processes.engine"],
+            capture_output=True,
+            text=True,
         )
         return int(children.stdout.split()[0])
 
 
 @contextmanager
 def serving(model: Path, *options: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "blora.engine.server.cli", "serve", str(model), *OPTIONS, *options]
+    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), *OPTIONS, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -169,8 +169,8 @@ def test_an_address_of_ipv6_is_bracketed():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("blora.engine.server.cli", ["torch", "transformers", "numpy", "msgspec", "grpc", "google"]),
-        ("blora.engine.server.terminal", ["torch", "transformers", "numpy", "msgspec", "grpc_health"]),
+        ("blora.engine.cli.main", ["torch", "transformers", "numpy", "msgspec", "grpc", "google"]),
+        ("blora.engine.cli.client_command", ["torch", "transformers", "numpy", "msgspec", "grpc_health"]),
         ("blora.engine.server.server", ["torch", "transformers", "msgspec"]),
     ],
 )

@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 
 from blora.proto.client import Client
 
-from . import terminal
-from .tables import adapter_text, adapters_text, news_text, report_text
+from . import client_command as terminal
+from .printing import adapter_text, adapters_text, news_text, report_text
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blora.engine.background import NICE, SLICE
+from blora.engine.processes.background import NICE, SLICE
 
 SEEN = """
 from pathlib import Path

@@ -11,10 +11,10 @@ import sys
 
 from blora.adapters import AdapterRejected
 
-from .adapter_store.source import resolve_adapter
+from ..adapter_store.source import resolve_adapter
+from ..ipc.channel import ChannelClosed, open_channel
+from ..ipc.messages import AdapterLocated, AdapterUnreadable, LocateAdapter
 from .background import go_to_background
-from .ipc.channel import ChannelClosed, open_channel
-from .ipc.messages import AdapterLocated, AdapterUnreadable, LocateAdapter
 
 
 def locate(order: LocateAdapter) -> AdapterLocated | AdapterUnreadable:

@@ -24,10 +24,9 @@ from blora.adapters import (
     report_of,
 )
 
-from .adapter_store.watched_folder import look_into
-from .background import go_to_background
-from .ipc.channel import Channel, ChannelClosed, open_channel
-from .ipc.messages import (
+from ..adapter_store.watched_folder import look_into
+from ..ipc.channel import Channel, ChannelClosed, open_channel
+from ..ipc.messages import (
     AdapterInspected,
     AdapterRead,
     AdapterUnreadable,
@@ -38,12 +37,13 @@ from .ipc.messages import (
     ReadUploaded,
     ToLoader,
 )
-from .ipc.sealed_memory import seal
-from .model.shard import module_parts
-from .model_files.base_weights import BaseWeights
-from .model_files.read_config import load_model_config
-from .text.adapter_tokenizers import AdapterTokenizers
-from .text.tokenizer import load_tokenizer
+from ..ipc.sealed_memory import seal
+from ..model.shard import module_parts
+from ..model_files.base_weights import BaseWeights
+from ..model_files.read_config import load_model_config
+from ..text.adapter_tokenizers import AdapterTokenizers
+from ..text.tokenizer import load_tokenizer
+from .background import go_to_background
 
 WORST_TO_LOSE = "1000"  # where memory runs out the kernel ends this process first
 

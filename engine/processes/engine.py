@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .errors import EngineBroken, EngineStartError
-from .ipc.channel import Channel, ChannelClosed, open_channel
-from .ipc.messages import (
+from ..errors import EngineBroken, EngineStartError
+from ..ipc.channel import Channel, ChannelClosed, open_channel
+from ..ipc.messages import (
     AddRequest,
     DropImage,
     FinishRequests,
@@ -31,10 +31,10 @@ from .ipc.messages import (
     Updates,
     WarmAdapter,
 )
-from .ipc.sealed_memory import map_sealed
-from .parallel.shards import Ranks
-from .startup.start import StartedEngine, start_engine
-from .step.core import EngineCore
+from ..ipc.sealed_memory import map_sealed
+from ..parallel.shards import Ranks
+from ..startup.start import StartedEngine, start_engine
+from ..step.core import EngineCore
 
 logger = logging.getLogger(__name__)
 IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page

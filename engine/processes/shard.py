@@ -14,9 +14,9 @@ import torch
 
 from blora.adapters import ImageTable
 
-from .errors import EngineStartError
-from .ipc.channel import Channel, ChannelClosed, open_channel
-from .ipc.messages import (
+from ..errors import EngineStartError
+from ..ipc.channel import Channel, ChannelClosed, open_channel
+from ..ipc.messages import (
     BuildRank,
     DropImage,
     ForgetAdapter,
@@ -29,12 +29,12 @@ from .ipc.messages import (
     StartRank,
     ToRank,
 )
-from .ipc.sealed_memory import map_sealed
-from .model.shard import Shard
-from .parallel.lifeline import hang_on
-from .parallel.meeting import path_of
-from .startup.assembly import Parts, plan_shard
-from .step.inputs import build_batch, plan_logits, scored_slices
+from ..ipc.sealed_memory import map_sealed
+from ..model.shard import Shard
+from ..parallel.lifeline import hang_on
+from ..parallel.meeting import path_of
+from ..startup.assembly import Parts, plan_shard
+from ..step.inputs import build_batch, plan_logits, scored_slices
 
 logger = logging.getLogger(__name__)
 

@@ -316,7 +316,7 @@ def _serve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _run(args: argparse.Namespace, adapters: dict[str, str]) -> int:
     from ..async_llm import AsyncLLM
     from ..errors import AdapterError, EngineStartError
-    from .server import serve
+    from ..server.server import serve
 
     def announce(address: str) -> None:
         print(f"blora is serving {args.model} on {address}", flush=True)
@@ -346,7 +346,7 @@ def _adapters(args: argparse.Namespace) -> int:
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from . import terminal
+    from . import client_command as terminal
 
     named = (args.load_adapter, args.upload_adapter, args.unload_adapter)
     is_action = args.list_adapters or args.info or any(name is not None for name in named)

@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 from fake_llm import REPORT, FakeLLM, ask
 
+from blora.engine.cli import main as cli
 from blora.engine.errors import AdapterNotFound, EngineStartError
-from blora.engine.server import cli
 
 
 def parse(*argv):
@@ -271,7 +271,7 @@ def test_what_no_message_can_hold_is_one_line(argv, told, capsys):
 
 def run_client(llm, *argv, **options):
     """Runs `blora client` as a process of its own."""
-    command = [sys.executable, "-m", "blora.engine.server.cli", "client"]
+    command = [sys.executable, "-m", "blora.engine.cli.main", "client"]
     return ask(
         lambda connected: subprocess.run(
             [*command, "--target", connected.target, *argv], stderr=subprocess.PIPE, timeout=60, **options
