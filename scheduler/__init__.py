@@ -1,8 +1,8 @@
 """Decisions: which request runs, which page it gets. Plain Python ints; imports no torch, no numpy, no sibling."""
 
 from .block_pool import BlockPool
+from .eviction import KeepRule, ReturnCosts
 from .fair_share import DEFAULT_FAIRNESS, Fairness
-from .keep_rule import KeepRule, ReturnCosts
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy

@@ -11,7 +11,7 @@ Empty pages are given out first; then KeepRule says which cached block or parked
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
-from .keep_rule import KeepRule, Kind, ReturnCosts
+from .eviction import KeepRule, Kind, ReturnCosts
 
 
 class Page:

@@ -4,7 +4,7 @@ Two limits: a number of pages, and the pages whose copies take a share of what a
 counts only where rows are computed in the same step: nobody else waits for one that copies and computes nothing.
 """
 
-from .keep_rule import ReturnCosts
+from .eviction import ReturnCosts
 
 SHARE = 0.2  # of a step's own time: gaps between tokens grow by no more while adapters are copied
 STEP_MEMORY = 0.9  # of the measured time of a step, how much stays when a longer one is taken

@@ -8,7 +8,7 @@ import pytest
 from blora.bench.simulation import Machine, Outcome, costs, simulate
 from blora.bench.trace import TraceShape, make_trace
 from blora.scheduler import DEFAULT_FAIRNESS, KeepRule, ReturnCosts
-from blora.scheduler.keep_rule import Kind, Thing
+from blora.scheduler.eviction import Kind, Thing
 
 RANKS = (4, 8, 16, 32, 64, 128)
 PAGES = [max(1, 27 * rank // 16) for rank in random.Random(0).choices(RANKS, k=2000)]

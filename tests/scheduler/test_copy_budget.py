@@ -4,7 +4,7 @@ import pytest
 from fakes import make_request, make_scheduler
 
 from blora.scheduler.copy_budget import SHARE, CopyBudget
-from blora.scheduler.keep_rule import ReturnCosts
+from blora.scheduler.eviction import ReturnCosts
 
 PAGE_SECONDS = 1e-4
 
