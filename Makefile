@@ -8,13 +8,21 @@ READY := $(VENV)/.ready
 # Where there is a compiler, kernels that it does not take are an error and not left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
+.PHONY: demo test docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
 
 test: $(READY) model
 	$(BIN)/python -m pytest
+
+# The reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is an
+# error. Nothing is fetched.
+BUILD_PAGES := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --builder html docs build/docs
+
+docs: $(READY)
+	$(BIN)/python -m docs.generate
+	$(BUILD_PAGES)
 
 # Random cases of all kernels, minutes: CASES=50000, and SEED= of the first to run a case again.
 CASES := 50000
@@ -57,8 +65,9 @@ check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p blora.scheduler -p blora.adapters -p blora.proto -p blora.engine
-	$(BIN)/mypy bench
-	$(BIN)/python -m pytest tests/test_layering.py
+	$(BIN)/mypy bench docs examples
+	$(BIN)/python -m pytest tests/test_layering.py tests/docs/test_generated.py
+	$(BUILD_PAGES)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -80,12 +80,12 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def _add_many(parser: argparse.ArgumentParser) -> None:
     _add_loading(parser)
-    parser.add_argument("--adapters", type=_counts, default=(1, 8, 64, 512, 2000), metavar="LIST")
+    parser.add_argument("--adapters", type=_counts, default=(1, 8, 64, 512, 2000), metavar="LIST", help="how many")
     parser.add_argument("--requests", type=_count, default=128, metavar="N", help="of a pass (default: %(default)s)")
     parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="passes (default: %(default)s)")
     parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
     parser.add_argument("--output-len", type=_count, default=32, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of prompts (default: %(default)s)")
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loads", type=_count, default=200, metavar="N", help="under traffic (default: %(default)s)")
     parser.add_argument("--memory", default="600M", metavar="SIZE", help="for KV and adapters (default: %(default)s)")
     parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
-    parser.add_argument("--adapter-folder", type=Path, default=Path(".cache/bench-adapters"), metavar="DIR")
+    _add_adapter_folder(parser)
     parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
 
 
@@ -102,7 +102,7 @@ def _add_fairness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapters", type=_count, default=200, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="requests/s (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=300.0, help="of arrivals (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the trace (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
 
 
@@ -146,7 +146,7 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=_count, default=10_000, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--adapters", type=_count, default=4, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--starts", type=_count, default=3, metavar="N", help="of the server (default: %(default)s)")
-    parser.add_argument("--adapter-folder", type=Path, default=Path(".cache/bench-adapters"), metavar="DIR")
+    _add_adapter_folder(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
 
 
@@ -168,7 +168,7 @@ def _add_roofline(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="(default: all)",
     )
-    parser.add_argument("--adapters", type=_counts, default=(1, 2, 4, 8, 16, 32, 64), metavar="LIST")
+    parser.add_argument("--adapters", type=_counts, default=(1, 2, 4, 8, 16, 32, 64), metavar="LIST", help="how many")
     parser.add_argument("--rows", type=_count, default=64, metavar="N", help="of a decode step (default: %(default)s)")
     parser.add_argument("--context", type=_count, default=512, metavar="TOKENS", help="of each row (%(default)s)")
     parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
@@ -193,8 +193,8 @@ def _add_gpu(parser: argparse.ArgumentParser) -> None:
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of weights and KV")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of kernels")
     parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
     parser.add_argument("--memory", metavar="SIZE", help="for KV and adapters (default: what the work needs)")
 
@@ -202,6 +202,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def _add_adapters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=_counts, default=(16,), metavar="LIST", help="taken in turn (default: 16)")
     parser.add_argument("--modules", type=_modules, metavar="LIST", help="such as q_proj,v_proj (default: all)")
+    _add_adapter_folder(parser)
+
+
+def _add_adapter_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter-folder",
         type=Path,
@@ -214,7 +218,7 @@ def _add_adapters(parser: argparse.ArgumentParser) -> None:
 def _add_lengths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
     parser.add_argument("--output-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of prompts (default: %(default)s)")
 
 
 def _add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:

@@ -69,13 +69,13 @@ class RequestMetrics:
     is not yet. Counts are sums over its samples.
     """
 
-    arrival_time: float = 0.0
+    arrival_time: float = 0.0  # of the call
     queued_ts: float = 0.0  # handed to the engine
     scheduled_ts: float = 0.0  # first given blocks
-    first_token_ts: float = 0.0
-    last_token_ts: float = 0.0
-    num_generation_tokens: int = 0
-    num_preemptions: int = 0
+    first_token_ts: float = 0.0  # received from the engine
+    last_token_ts: float = 0.0  # likewise
+    num_generation_tokens: int = 0  # generated so far
+    num_preemptions: int = 0  # times that it gave its memory back and began again
 
     @property
     def first_token_latency(self) -> float:
