@@ -21,7 +21,7 @@ class EngineUnavailable(RuntimeError):
 
 
 class EngineBroken(RuntimeError):
-    """The engine computes nothing any more: a rank of it has ended, or failed where the others did not; or its GPU."""
+    """The engine computes nothing any more: a shard of it has ended, or failed where the others did not; or its GPU."""
 
 
 class EngineStartError(RuntimeError):

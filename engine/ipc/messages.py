@@ -1,4 +1,4 @@
-"""The messages between the front end, the engine process, its ranks, the adapter loader and downloads.
+"""The messages between the front end, the engine process, its shards, the adapter loader and downloads.
 
 Fixed schemas, no code.
 """
@@ -100,7 +100,7 @@ class Ready(Frame, frozen=True):
     dtype: str
     page_bytes: int
     layout: Layout  # of adapters
-    num_ranks: int
+    num_shards: int
 
 
 class StartFailed(Frame, frozen=True):
@@ -134,25 +134,25 @@ class StateReply(Frame, frozen=True):
 FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
 
 
-# First rank of an engine -> another rank and back.
+# First shard of an engine -> another shard and back.
 
 
-class StartRank(Frame, frozen=True):
+class StartShard(Frame, frozen=True):
     """The first message: what it loads."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
-    rank: int
+    index: int
 
 
-class BuildRank(Frame, frozen=True):
+class BuildShard(Frame, frozen=True):
     """The second one, when it has met the others: what it computes steps with."""
 
     num_pages: int
 
 
-class RankRow(msgspec.Struct, frozen=True):
-    """Part of a RankStep: what a rank that samples nothing has to know of a row."""
+class ShardRow(msgspec.Struct, frozen=True):
+    """Part of a ShardStep: what a shard that samples nothing has to know of a row."""
 
     new_token_ids: list[int]
     start: int
@@ -163,8 +163,8 @@ class RankRow(msgspec.Struct, frozen=True):
     num_scored_tokens: int
 
     @staticmethod
-    def of(row: ScheduledRow) -> "RankRow":
-        return RankRow(
+    def of(row: ScheduledRow) -> "ShardRow":
+        return ShardRow(
             new_token_ids=list(row.new_token_ids),
             start=row.start,
             block_table=list(row.block_table),
@@ -183,11 +183,11 @@ class RankRow(msgspec.Struct, frozen=True):
         return self.start + self.num_new_tokens
 
 
-class RankStep(Frame, frozen=True):
+class ShardStep(Frame, frozen=True):
     """One message a step."""
 
     copies: list[PageCopy]
-    rows: list[RankRow]  # in batch order; none where there are only copies
+    rows: list[ShardRow]  # in batch order; none where there are only copies
     adapter_pages: dict[str, list[int]]  # digest -> its pages, for every adapter the rows use
 
 
@@ -197,18 +197,18 @@ class ForgetAdapter(Frame, frozen=True):
     digest: str
 
 
-ToRank = StartRank | BuildRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
+ToShard = StartShard | BuildShard | ShardStep | LoadAdapter | DropImage | ForgetAdapter
 
 
-class RankLoaded(Frame, frozen=True):
+class ShardLoaded(Frame, frozen=True):
     """It has its weights, and comes to meet the others."""
 
 
-class RankReady(Frame, frozen=True):
+class ShardReady(Frame, frozen=True):
     """It has all that it computes with, and waits for steps."""
 
 
-FromRank = RankLoaded | RankReady | StartFailed
+FromShard = ShardLoaded | ShardReady | StartFailed
 
 
 # Front end -> adapter loader and back.
@@ -221,10 +221,10 @@ class ReadAdapter(Frame, frozen=True):
     dtype: str
     page_bytes: int
     layout: Layout
-    max_weights: int  # that fit into the arena: an adapter of more is not even read
+    max_elements: int  # that fit into the arena: an adapter of more is not even read
     vocab_size: int  # width of the logits
     model: str  # folder or .gguf file, for its tokenizer, and for adapters that are defined by its weights
-    num_ranks: int  # that share the model
+    num_shards: int  # that share the model
 
 
 class InspectAdapter(Frame, frozen=True):

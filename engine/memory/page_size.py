@@ -18,7 +18,7 @@ def page_bytes_for(block_bytes: int, largest_piece: int) -> int:
     return -(-max(block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
 
 
-def max_weights(num_pages: int, page_bytes: int, dtype: str) -> int:
+def max_elements(num_pages: int, page_bytes: int, dtype: str) -> int:
     """Weights of an adapter that the arena could hold with nothing else in it."""
     return num_pages * page_bytes // ITEM_BYTES[dtype]
 

@@ -1,10 +1,10 @@
-"""Ranks: the child processes that have the other shards of the model, as the first rank sees them.
+"""Shards: the child processes that have the other shards of the model, as the first shard sees them.
 
-The first rank decides and samples; each of the others is told of every step and computes it on its shard. Owns their
+The first shard decides and samples; each of the others is told of every step and computes it on its shard. Owns their
 processes and the file where they find each other. They end with this process, however it ends.
 
-What goes wrong with one request ends only that, where the ranks stay in step: whatever is found before the others are
-told of its rows, and whatever goes wrong between and behind the collectives, such as sampling: the first rank goes
+What goes wrong with one request ends only that, where the shards stay in step: whatever is found before the others are
+told of its rows, and whatever goes wrong between and behind the collectives, such as sampling: the first shard goes
 through with these first. Where they do not stay in step, it is the end of the engine: when one of them ends, be it that
 it cannot map an adapter; when the first one fails inside the model, where the others wait for it and cannot be told not
 to; when it is interrupted while it tells them something.
@@ -30,32 +30,32 @@ from ..config import EngineConfig
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed
 from ..ipc.messages import (
-    BuildRank,
+    BuildShard,
     DropImage,
     ForgetAdapter,
-    FromRank,
+    FromShard,
     LoadAdapter,
-    RankRow,
-    RankStep,
+    ShardRow,
+    ShardStep,
     StartFailed,
-    StartRank,
+    StartShard,
 )
 from ..ipc.sealed_memory import raise_descriptor_limit
-from ..model.rank_group import RankGroup
+from ..model.shard_group import ShardGroup
 from .meeting import create_meeting, path_of
 
-GRACE = 5.0  # seconds for a rank to end by itself
-ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
+GRACE = 5.0  # seconds for a shard to end by itself
+ENDING = 0.5  # seconds: a shard that dies closes its connections a little before it is known to have ended
 PAUSE = 1e-4  # seconds between two looks at what is waited for
 MODULE = "blora.engine.processes.shard"
 
 
 @dataclass(frozen=True, slots=True)
-class RankProcess:
-    rank: int
+class ShardProcess:
+    index: int
     process: "subprocess.Popen[bytes]"
     channel: Channel[Any]
-    lifeline: int  # descriptor: when it closes, the rank ends, whatever it is doing
+    lifeline: int  # descriptor: when it closes, the shard ends, whatever it is doing
 
     def send(self, message: Any, descriptor: int | None = None) -> None:
         """Raises EngineBroken."""
@@ -82,19 +82,19 @@ class RankProcess:
         except ChannelClosed:
             raise self.ended_at_start() from None
         if isinstance(answer, StartFailed):
-            raise EngineStartError(f"rank {self.rank}: {answer.reason}")
+            raise EngineStartError(f"shard {self.index}: {answer.reason}")
 
     def ended_at_start(self) -> EngineStartError:
         return EngineStartError(f"{self._ended()} while it started")
 
     def _ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return f"rank {self.rank} has ended with status {self.process.wait(GRACE)}"
-        return f"rank {self.rank} has closed its channel"
+            return f"shard {self.index} has ended with status {self.process.wait(GRACE)}"
+        return f"shard {self.index} has closed its channel"
 
 
 class Aside:
-    """What the first rank does alone between two collectives, `with` this: what goes wrong there keeps it from none of
+    """What the first shard does alone between two collectives, `with` this: what goes wrong there keeps it from none of
     the collectives to come, and is raised behind them."""
 
     def __init__(self) -> None:
@@ -115,26 +115,26 @@ class Aside:
             raise self._error
 
 
-class Ranks:
+class Shards:
     """All but the first. Empty where the model is in one process."""
 
-    def __init__(self, others: Sequence[RankProcess], meeting: int | None = None) -> None:
+    def __init__(self, others: Sequence[ShardProcess], meeting: int | None = None) -> None:
         """meeting: the descriptor of the file `store`."""
         self._others = others
         self._meeting = meeting
-        self._groups: list[RankGroup] = []
+        self._groups: list[ShardGroup] = []
         self._copies: list[PageCopy] = []  # that are still to be sent
         self._why_broken: str | None = None
         self._close = weakref.finalize(self, _end, others, meeting, self._groups)  # at exit, too
 
     @property
     def size(self) -> int:
-        """The number of ranks, the first one included."""
+        """The number of shards, the first one included."""
         return 1 + len(self._others)
 
     @property
     def store(self) -> Path | None:
-        """The file where the ranks find each other; None where there are no others."""
+        """The file where the shards find each other; None where there are no others."""
         return None if self._meeting is None else path_of(self._meeting)
 
     # They start and end.
@@ -142,7 +142,7 @@ class Ranks:
     def load(self, config: EngineConfig, model: Path) -> None:
         """They begin to load the model. Raises EngineStartError for one that has ended."""
         for other in self._others:
-            self._order(other, StartRank(config, str(model), other.rank))
+            self._order(other, StartShard(config, str(model), other.index))
 
     def wait_until_loaded(self) -> None:
         """Until all come to meet this one. Raises EngineStartError."""
@@ -152,16 +152,16 @@ class Ranks:
     def build(self, num_pages: int) -> None:
         """They begin to, each an arena of so many pages. Raises EngineStartError."""
         for other in self._others:
-            self._order(other, BuildRank(num_pages))
+            self._order(other, BuildShard(num_pages))
 
-    def _order(self, other: RankProcess, message: Any) -> None:
+    def _order(self, other: ShardProcess, message: Any) -> None:
         try:
             other.send(message)
         except EngineBroken as error:
             raise EngineStartError(str(error)) from None
 
-    def attach(self, group: RankGroup) -> None:
-        """group: where this rank meets the others."""
+    def attach(self, group: ShardGroup) -> None:
+        """group: where this shard meets the others."""
         self._groups.append(group)
 
     def wait_until_ready(self) -> None:
@@ -192,7 +192,7 @@ class Ranks:
             time.sleep(PAUSE)
 
     def wake(self, channel: Channel[Any]) -> None:
-        """Who waits for messages of this channel is to wake up when a rank ends, and to `check_alive`."""
+        """Who waits for messages of this channel is to wake up when a shard ends, and to `check_alive`."""
         for other in self._others:
             channel.wake_with(other.channel)
 
@@ -236,7 +236,7 @@ class Ranks:
             self._break(str(error))
             raise
         except BaseException as error:
-            self._break(f"the first rank failed where the others did not: {type(error).__name__}: {error}")
+            self._break(f"the first shard failed where the others did not: {type(error).__name__}: {error}")
             if isinstance(error, Exception):
                 raise EngineBroken(self._why_broken) from error
             raise
@@ -267,7 +267,7 @@ class Ranks:
     def _send_step(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
         pages = {digest: list(page_ids) for digest, page_ids in adapter_pages.items()}
         copies, self._copies = self._copies, []
-        self._tell(RankStep(copies, [RankRow.of(row) for row in rows], pages))
+        self._tell(ShardStep(copies, [ShardRow.of(row) for row in rows], pages))
 
     def _tell(self, message: Any, descriptor: int | None = None) -> None:
         """Raises EngineBroken. What only some of them have been told would put them out of step: that is the end."""
@@ -277,27 +277,27 @@ class Ranks:
             for other in self._others:
                 other.send(message, descriptor)
         except BaseException as error:
-            self._break(f"the other ranks could not be told: {type(error).__name__}: {error}")
+            self._break(f"the other shards could not be told: {type(error).__name__}: {error}")
             raise
 
 
-def start_ranks(size: int) -> Ranks:
-    """Starts the processes of all ranks but the first, which wait to be told what to load."""
+def start_shards(size: int) -> Shards:
+    """Starts the processes of all shards but the first, which wait to be told what to load."""
     if size == 1:
-        return NO_RANKS
-    raise_descriptor_limit()  # theirs, too: each adapter is one in every rank
-    others: list[RankProcess] = []
+        return NO_SHARDS
+    raise_descriptor_limit()  # theirs, too: each adapter is one in every shard
+    others: list[ShardProcess] = []
     meeting = create_meeting()
     try:
-        for rank in range(1, size):
-            others.append(_start(rank, meeting))
+        for index in range(1, size):
+            others.append(_start(index, meeting))
     except BaseException:
         _end(others, meeting, ())
         raise
-    return Ranks(others, meeting)
+    return Shards(others, meeting)
 
 
-def _start(rank: int, meeting: int) -> RankProcess:
+def _start(index: int, meeting: int) -> ShardProcess:
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     child_lifeline, lifeline = os.pipe()
@@ -308,10 +308,10 @@ def _start(rank: int, meeting: int) -> RankProcess:
             process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
     finally:
         os.close(child_lifeline)
-    return RankProcess(rank, process, Channel(frames, descriptors, FromRank), lifeline)
+    return ShardProcess(index, process, Channel(frames, descriptors, FromShard), lifeline)
 
 
-def _end(others: Sequence[RankProcess], meeting: int | None, groups: Sequence[RankGroup]) -> None:
+def _end(others: Sequence[ShardProcess], meeting: int | None, groups: Sequence[ShardGroup]) -> None:
     for other in others:
         other.end()
     for group in groups:
@@ -326,4 +326,4 @@ def _end(others: Sequence[RankProcess], meeting: int | None, groups: Sequence[Ra
         os.close(meeting)
 
 
-NO_RANKS = Ranks(())
+NO_SHARDS = Shards(())

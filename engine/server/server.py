@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..errors import EngineUnavailable
 from . import health
-from .engine import Backend
+from .engine import ServedEngine
 from .service import AdapterServicer, EngineServicer, GenerationServicer
 
 # Seconds that streams have, after the engine has finished them, to reach clients that read slowly.
@@ -42,7 +42,7 @@ SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
 class Server:
     """One port. Create it inside a running event loop."""
 
-    def __init__(self, backend: Backend, host: str, port: int) -> None:
+    def __init__(self, backend: ServedEngine, host: str, port: int) -> None:
         self._backend = backend
         self._has_started = False  # the backend
         self._host, self._port = host, port
@@ -70,7 +70,7 @@ class Server:
             ) from None
         await self._server.start()
 
-    def _get_backend(self) -> Backend:
+    def _get_backend(self) -> ServedEngine:
         if not self._has_started:
             raise EngineUnavailable("the engine is starting")
         return self._backend
@@ -92,7 +92,7 @@ class Server:
         await self._server.stop(None)
 
 
-async def serve(backend: Backend, host: str, port: int, announce: Callable[[str], None]) -> int:
+async def serve(backend: ServedEngine, host: str, port: int, announce: Callable[[str], None]) -> int:
     """Runs until SIGTERM or SIGINT, then drains; the second signal stops at once. The exit status of the process.
 
     `announce` gets the address when the engine serves. Raises what the engine's start raises, or OSError.

@@ -18,8 +18,8 @@ from blora.scheduler import ScheduledRow
 from ..attention.base import AttentionPlanner
 from ..memory.arena import CPU, Arena
 from ..model.batch import ForwardBatch
-from ..model.rank_group import RankGroup
-from ..model.weights import ModelWeights
+from ..model.shard_group import ShardGroup
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from .device import Device
 from .sampler import Picker, UnseededPicker
@@ -56,7 +56,7 @@ class StepGraphs(Protocol):
         holds. rows, adapter_pages: as `build_batch` takes them."""
 
 
-BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool, RankGroup], Backend]
+BuildBackend = Callable[[ModelConfig, ModelTensors, Arena, DevicePool, ShardGroup], Backend]
 
 
 @dataclass(frozen=True, slots=True)

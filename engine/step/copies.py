@@ -14,7 +14,7 @@ class PagedRow(Protocol):
 
 
 class PagedStep(Protocol):
-    """What copies have to know of a step, the scheduler's or as a rank is told of it."""
+    """What copies have to know of a step, the scheduler's or as a shard is told of it."""
 
     @property
     def copies(self) -> Sequence[PageCopy]: ...

@@ -17,7 +17,7 @@ MAX_SCORED_ROWS = 256  # prompt logprobs are projected in slices: a row of logit
 
 
 class BatchRow(Protocol):
-    """What the tensors of a step are built from: a row as it was scheduled, or as a rank is told of it."""
+    """What the tensors of a step are built from: a row as it was scheduled, or as a shard is told of it."""
 
     @property
     def new_token_ids(self) -> Sequence[int]: ...

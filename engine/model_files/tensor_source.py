@@ -22,7 +22,7 @@ class CheckpointError(EngineStartError, ValueError):
         self.problems = problems
 
 
-class WeightSource(ABC):
+class TensorSource(ABC):
     @abstractmethod
     def names(self) -> Collection[str]: ...
 
@@ -33,13 +33,13 @@ class WeightSource(ABC):
     @abstractmethod
     def get(self, name: str) -> Tensor: ...
 
-    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+    def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
         """Some rows of a tensor, and of a matrix some columns; None is all."""
         part = self.get(name)[slice(*rows)]
         return part if columns is None else part[:, slice(*columns)]
 
 
-class SafetensorsSource(WeightSource):
+class SafetensorsSource(TensorSource):
     """The safetensors files of a Hugging Face folder, mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class SafetensorsSource(WeightSource):
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
-    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+    def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
         """Reads no more than that."""
         content = self._files[name].get_slice(name)
         part: Tensor = content[slice(*rows)] if columns is None else content[slice(*rows), slice(*columns)]
