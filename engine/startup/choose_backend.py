@@ -27,26 +27,26 @@ logger = logging.getLogger(__name__)
 
 
 def choose_backend(
-    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, index: int = 0, num_shards: int = 1
+    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, shard_index: int = 0, num_shards: int = 1
 ) -> BackendChoice:
     """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
     first of them that can be used. config: of what a shard has of the model. Raises EngineStartError."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
-        return _choose_cuda(config, dtype, index)
+        return _choose_cuda(config, dtype, shard_index)
     if name == "auto" and has_gpu():
         try:
-            return _choose_cuda(config, dtype, index)
+            return _choose_cuda(config, dtype, shard_index)
         except EngineStartError as error:
             logger.warning("there is a GPU, but it is not used: %s", error)
     return _choose_cpu(name, config, dtype, block_size, num_shards)
 
 
-def _choose_cuda(config: ModelConfig, dtype: torch.dtype, index: int) -> BackendChoice:
+def _choose_cuda(config: ModelConfig, dtype: torch.dtype, shard_index: int) -> BackendChoice:
     from ..cuda.backend import choose_cuda
 
-    return choose_cuda(config, dtype, index)
+    return choose_cuda(config, dtype, shard_index)
 
 
 def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, num_shards: int) -> BackendChoice:

@@ -4,7 +4,7 @@ from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 
 from blora.engine.cuda import backend as cuda_backend
-from blora.engine.processes import shard as index
+from blora.engine.processes import shard
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     flashinfer = FakeFlashInfer(launch=device.kernel)
     cuda_backend.load_flashinfer = lambda: flashinfer
     cuda_backend.open_device = lambda _=0: device
-    index.main()
+    shard.main()
 
 
 if __name__ == "__main__":

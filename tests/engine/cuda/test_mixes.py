@@ -1,4 +1,4 @@
-"""KV of 8 bits and draws without a seed, beside all else: graphs, adapters, long prompts, preemption, several ranks."""
+"""KV of 8 bits and draws without a seed, beside graphs, adapters, long prompts, preemption, several shards."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

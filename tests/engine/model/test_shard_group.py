@@ -95,7 +95,7 @@ def test_what_is_asked_of_nccl_is_there() -> None:
     assert "_timeout" in names(nested(backend, "Options"))
     assert "is_completed" in names(classes["Work"])
     (init,) = (part for part in nccl.body if isinstance(part, ast.FunctionDef) and part.name == "__init__")
-    assert [argument.arg for argument in init.args.args] == ["self", "store", "shard", "size", "options"]
+    assert [argument.arg for argument in init.args.args] == ["self", "store", "rank", "size", "options"]
 
 
 def test_nccl_is_connected_at_once_and_has_a_timeout(nccl: tuple[ConnectedGroup, FakeNccl]) -> None:
@@ -114,13 +114,13 @@ def test_a_collective_is_looked_at_and_not_waited_for(nccl: tuple[ConnectedGroup
     assert [group.is_done() for _ in range(5)] == [False, False, False, True, True]
 
 
-def test_ranks_that_do_not_come_are_given_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_do_not_come_are_given_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_group, "CONNECT_TIMEOUT", 0.1)
     with pytest.raises(RuntimeError, match=r"not all of 2 shards came within 0\.1 s"):
         ConnectedGroup(0, 2, store, torch.device("cpu"))
 
 
-def test_ranks_that_cannot_come_are_not_waited_for(store: Path) -> None:
+def test_shards_that_cannot_come_are_not_waited_for(store: Path) -> None:
     def find_one_dead() -> None:
         raise ConnectionError("shard 1")
 

@@ -143,7 +143,7 @@ def troubles_of(llm: LLM) -> Troubles:
     return troubles
 
 
-def test_adapters_come_and_go_in_all_ranks(world: World) -> None:
+def test_adapters_come_and_go_in_all_shards(world: World) -> None:
     for _ in range(2):
         for llm in (world.one, world.two):
             llm.load_adapter("other", world.adapters["dora-bias"])
@@ -168,18 +168,18 @@ def test_native_kernels_are_refused(world: World) -> None:
         start_two(world.model, backend="cpu")
 
 
-def test_a_rank_that_cannot_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_cannot_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards_module, "MODULE", "blora.engine.no_such_shard")
     with pytest.raises(EngineStartError, match="shard 1 has ended with status 1 while it started"):
         start_two(world.model)
 
 
-def test_a_rank_that_dies_ends_the_engine(world: World) -> None:
+def test_a_shard_that_dies_ends_the_engine(world: World) -> None:
     llm = start_two(world.model)
-    (index,) = llm._engine.shards._others
+    (other,) = llm._engine.shards._others
     stream = llm.stream(PROMPTS, SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
     next(stream)
-    index.process.kill()
+    other.process.kill()
     with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         for _ in stream:
             pass
@@ -188,11 +188,11 @@ def test_a_rank_that_dies_ends_the_engine(world: World) -> None:
     llm._engine.shards.close()
 
 
-def test_a_model_that_fails_in_the_first_rank_alone_ends_the_engine(
+def test_a_model_that_fails_in_the_first_shard_alone_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = start_two(world.model)
-    (index,) = llm._engine.shards._others
+    (other,) = llm._engine.shards._others
 
     def fail(*_: Any) -> None:
         raise ArithmeticError("no norm")
@@ -200,7 +200,7 @@ def test_a_model_that_fails_in_the_first_rank_alone_ends_the_engine(
     monkeypatch.setattr(llm._core._runner._model._layers[1]._ops, "add_norm", fail)  # type: ignore[attr-defined]
     with pytest.raises(EngineBroken, match="ArithmeticError: no norm"):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
-    assert index.process.wait(5) == -signal.SIGKILL
+    assert other.process.wait(5) == -signal.SIGKILL
     llm._engine.shards.close()
 
 
@@ -234,7 +234,7 @@ def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
         assert_same_tokens(one.outputs[0], two.outputs[0])
 
 
-def test_a_copy_that_fails_in_the_first_rank_is_made_again_in_all(
+def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = start_two(world.model)
@@ -265,12 +265,12 @@ class NeverDone:
 
 
 @pytest.mark.parametrize("what", ["rows that are sampled", "a part of a prompt", "prompt_logprobs"])
-def test_a_rank_that_dies_is_noticed_where_collectives_tell_nothing(
+def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """As over NCCL: the host is through with a collective at once, and who waits for the device would wait for good."""
     llm = start_two(world.model, max_num_batched_tokens=8)
-    (index,) = llm._engine.shards._others
+    (other,) = llm._engine.shards._others
 
     def begun(group: ConnectedGroup, collective: Any) -> None:
         group._last = collective
@@ -284,28 +284,28 @@ def test_a_rank_that_dies_is_noticed_where_collectives_tell_nothing(
         monkeypatch.setattr(runner_module, reader, lambda *_: pytest.fail("the host waits for the device"))
     prompts = {"rows that are sampled": "x", "a part of a prompt": "x" * 40, "prompt_logprobs": "x" * 6}
     sampling = SamplingParams(max_tokens=3, prompt_logprobs=1 if what == "prompt_logprobs" else None)
-    index.process.kill()
-    index.process.wait()
-    monkeypatch.setattr(index.channel, "send", lambda *_: None)  # it has been told, and then dies
+    other.process.kill()
+    other.process.wait()
+    monkeypatch.setattr(other.channel, "send", lambda *_: None)  # it has been told, and then dies
     with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         llm.generate(prompts[what], sampling, use_tqdm=False)
     llm._engine.shards.close()
 
 
-def interrupt_sending(monkeypatch: pytest.MonkeyPatch, index: shards_module.ShardProcess) -> None:
+def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.ShardProcess) -> None:
     """Ctrl-C comes when a message has just gone out."""
-    send = index.channel.send
+    send = other.channel.send
 
     def interrupted(*arguments: Any) -> None:
         send(*arguments)
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(index.channel, "send", interrupted)
+    monkeypatch.setattr(other.channel, "send", interrupted)
 
 
 @pytest.mark.parametrize("what", ["step", "adapter"])
-def test_an_interrupt_while_a_rank_is_told_ends_the_engine(
+def test_an_interrupt_while_a_shard_is_told_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The other shards may know of something that the first one has dropped: never a wrong sum."""
@@ -323,11 +323,11 @@ def test_an_interrupt_while_a_rank_is_told_ends_the_engine(
         llm._engine.shards.close()
 
 
-def test_no_descriptor_is_left_of_an_adapter_that_no_rank_takes(world: World) -> None:
+def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -> None:
     llm = start_two(world.model)
-    (index,) = llm._engine.shards._others
-    index.process.kill()
-    index.process.wait()
+    (other,) = llm._engine.shards._others
+    other.process.kill()
+    other.process.wait()
     before = num_descriptors()
     for _ in range(3):
         with pytest.raises(EngineBroken, match="shard 1 has ended"):
@@ -340,15 +340,15 @@ def num_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_ranks_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
+def test_shards_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
     """Each is a descriptor of every shard."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:
         shards = shards_module.start_shards(2)
         try:
-            (index,) = shards._others
-            assert resource.prlimit(index.process.pid, resource.RLIMIT_NOFILE)[0] == hard
+            (other,) = shards._others
+            assert resource.prlimit(other.process.pid, resource.RLIMIT_NOFILE)[0] == hard
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
         finally:
             shards.close()
@@ -356,9 +356,10 @@ def test_ranks_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-BROKEN_RANK = """
+BROKEN_SHARD = """
 import os, time
-from blora.engine import assembly, shard
+from blora.engine.processes import shard
+from blora.engine.startup import assembly
 
 def fail(*_):
     {failure}
@@ -375,36 +376,36 @@ shard.main()
         ("ConnectedGroup", "os._exit(3)", "shard 1 has ended with status 3 while it started"),
     ],
 )
-def test_a_rank_that_fails_once_it_is_loaded_is_told(
+def test_a_shard_that_fails_once_it_is_loaded_is_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, failure: str, reason: str
 ) -> None:
-    (tmp_path / "broken_rank.py").write_text(BROKEN_RANK.format(what=what, failure=failure))
+    (tmp_path / "broken_shard.py").write_text(BROKEN_SHARD.format(what=what, failure=failure))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(shards_module, "MODULE", "broken_rank")
+    monkeypatch.setattr(shards_module, "MODULE", "broken_shard")
     with pytest.raises(EngineStartError, match=reason):
         start_two(world.model)
 
 
 @pytest.mark.parametrize("while_loading", [True, False])
-def test_a_rank_that_is_busy_ends_with_the_first_one(
+def test_a_shard_that_is_busy_ends_with_the_first_one(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_loading: bool
 ) -> None:
     """It would not read its channel: it loads for minutes, or waits for a GPU that waits for somebody who is gone."""
     what = "ShardPlan.load" if while_loading else "ConnectedGroup"
-    text = BROKEN_RANK.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
-    (tmp_path / "busy_rank.py").write_text(text)
+    text = BROKEN_SHARD.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
+    (tmp_path / "busy_shard.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(shards_module, "MODULE", "busy_rank")
+    monkeypatch.setattr(shards_module, "MODULE", "busy_shard")
     shards = shards_module.start_shards(2)
-    (index,) = shards._others
+    (other,) = shards._others
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, **OPTIONS)
     shards.load(config, world.model)
     while not (tmp_path / "busy").exists():
-        assert index.process.poll() is None
+        assert other.process.poll() is None
         time.sleep(0.01)
     started = time.monotonic()
     shards.close()
-    assert index.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
+    assert other.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
 
 
 STARTS_AND_WAITS = """
@@ -416,7 +417,7 @@ time.sleep(600)
 """
 
 
-def test_ranks_end_when_the_first_one_is_killed_and_leave_nothing(
+def test_shards_end_when_the_first_one_is_killed_and_leave_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -435,15 +436,15 @@ async def async_answer(llm: AsyncLLM, name: str | None) -> list[int]:
     return list(final.outputs[0].token_ids)
 
 
-def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -> None:
+def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) -> None:
     async def run() -> None:
         expected = world.one.generate("a prompt", GREEDY, lora_request="dora-bias", use_tqdm=False)[0].outputs[0]
         options = {"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS
         async with AsyncLLM(world.model, adapters={"it": world.adapters["dora-bias"]}, **options) as llm:
             assert await async_answer(llm, "it") == list(expected.token_ids)
             engine = llm._connection.child.process.pid
-            (index,) = children_of(engine)
-            os.kill(index, signal.SIGKILL)
+            (shard,) = children_of(engine)
+            os.kill(shard, signal.SIGKILL)
             for _ in range(600):  # idle: it is noticed without a step
                 if llm._connection.is_open and llm._connection.child.process.pid != engine:
                     break
@@ -457,12 +458,12 @@ def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -
             else:
                 pytest.fail("the engine did not come back")
             (another,) = children_of(llm._connection.child.process.pid)
-        assert not is_running(index) and not is_running(another)
+        assert not is_running(shard) and not is_running(another)
 
     asyncio.run(run())
 
 
-def test_a_trial_of_one_rank_talks_to_nobody(world: World) -> None:
+def test_a_trial_of_one_shard_talks_to_nobody(world: World) -> None:
     """As the arena of a GPU is sized: one shard runs the largest step, when the others are not there yet."""
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, max_num_batched_tokens=48, **OPTIONS)
     plan = plan_shard(config, world.model, 0)
