@@ -1,4 +1,8 @@
-"""Decisions: which request runs, which page it gets. Plain Python ints; imports no torch, no numpy, no sibling."""
+"""Decides in each step which requests run, and which pages of the arena they and their adapters get.
+
+Owns the waiting queue, the pages and the plan of a step, all in plain Python values. Must not know tensors, models or
+clocks; imports no torch, no numpy and no sibling package.
+"""
 
 from .block_pool import BlockPool
 from .eviction import KeepRule, ReturnCosts
