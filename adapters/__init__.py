@@ -1,6 +1,7 @@
-"""LoRA bytes: reading, checking and packing adapters, and the LoRA operation. Knows no request and no model class.
+"""Reads, checks, names and packs LoRA adapters, and computes their change of a layer's output.
 
-This module imports no torch, because the front end needs the registry; `device_pool`, `lora` and `reference` do.
+Owns the bytes and the names of adapters. Must not know requests or model classes. This module imports no torch, because
+the front end needs the registry; `device_pool`, `lora` and `reference` do.
 """
 
 from .errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge

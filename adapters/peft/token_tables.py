@@ -1,7 +1,7 @@
-"""TokenTables: what a checkpoint says about embedding and head: trained rows, and rows of added tokens. numpy only.
+"""TokenTables: a checkpoint's rows of embedding and head: trained rows, and rows of added tokens. numpy only.
 
 PEFT saves both tables, trained or not, when the vocabulary was resized. Rows of such a table that are the base model's
-are left out; those of added tokens are the adapter's own, and an adapter's vocabulary is as long as its tables.
+are left out; rows of added tokens are the adapter's own. An adapter's vocabulary is as long as its tables.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from .config import PeftConfig
 from .named_tensors import MAX_VALUE, PREFIX, NamedTensors
 from .text import MAX_ADDED_TOKENS
 
-TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows in spite of its name
-# Where PEFT writes a table that it has not trained, by what it has wrapped the module in.
+TOKENS_PART = "token_adapter.trainable_tokens_delta"  # holds whole rows in spite of its name
+# Names under which PEFT writes an untrained table; they depend on the class that wraps the module.
 BASE_PARTS = ("weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
-# Copies of what stands elsewhere, which it writes beside a resized table and does not read again.
+# Copies of other tensors, which PEFT writes beside a resized table and does not read again.
 COPIES = ("modules_to_save.weight", "token_adapter.trainable_tokens_original")
 
 
@@ -32,7 +32,7 @@ class TokenTables:
 
     @property
     def own_size(self) -> int | None:
-        """The length of the tables where it is not the model's."""
+        """The length of the tables if it is not the model's."""
         return None if self.size == self._model_size else self.size
 
     def _find_size(self) -> int:
@@ -51,26 +51,26 @@ class TokenTables:
             added = f"{size - self._model_size} tokens are added to the model's {self._model_size}"
             problem = f"{added}, at most {MAX_ADDED_TOKENS} are taken"
         elif size != self._model_size and self._config.invocation_tokens:
-            problem = f"an activated LoRA with {size} tokens is not served: what it does not change is the model's"
+            problem = f"an activated LoRA with {size} tokens is not served: its base rows have the model's vocabulary"
         if problem is None:
             return size
         self._tensors.problems.append(problem)
         return self._model_size
 
     def resized(self, target: TargetModule) -> TargetModule:
-        """A table with the shape that it had in training."""
+        """Returns a table's module with the shape that it had in training."""
         if target.kind is TargetKind.EMBEDDING:
             return replace(target, in_features=self.size)
         return replace(target, out_features=self.size)
 
     def take_rows(self, target: TargetModule) -> TrainedRows | None:
-        """Rows of a resized table that are no more the model's: all of them (modules_to_save), trained ones
-        (trainable_token_indices), and those of added tokens, before what LoRA makes of them."""
+        """Returns the rows of a resized table that are no longer the model's: all of them (modules_to_save), trained
+        ones (trainable_token_indices), and those of added tokens. LoRA's change of them is not applied yet."""
         rows = self._take_rows(target)
         return None if rows is None else replace(rows, norm=self._change_norm(target, rows))
 
     def _change_norm(self, target: TargetModule, rows: TrainedRows) -> float | None:
-        """Frobenius norm of what they differ by from the model's; added ones differ by themselves."""
+        """Returns the Frobenius norm of the rows' difference from the model's; an added row counts as a whole."""
         base = self._tensors.base_if_known(self._weight_name(target), (self._model_size, table_shape(target)[1]))
         if base is None:
             return None
@@ -93,7 +93,7 @@ class TokenTables:
         return trained if self.size <= self._model_size else self._with_added(target, trained)
 
     def are_trained(self, rows: TrainedRows) -> bool:
-        """Whether any are of the model's own tokens."""
+        """Returns whether any of the rows belongs to a token of the model itself."""
         return not rows.ids or rows.ids[0] < self._model_size
 
     def _take_trained_tokens(self, target: TargetModule) -> TrainedRows | None:
@@ -115,7 +115,8 @@ class TokenTables:
         return self._config.saves(target.name) or (is_tied and self._config.saves(str(target.tied_to)))
 
     def _trained_tokens(self, target: TargetModule) -> tuple[str, tuple[int, ...]]:
-        """Whose rows stand for the target's, and which: PEFT saves those of tied tables once."""
+        """Returns the module whose rows stand for the target's, and their token ids: PEFT saves rows of tied tables
+        once."""
         own = self._config.tokens_of(target.name)
         tied_to = target.tied_to
         if tied_to is None or (own and self._tensors.find(target.name, TOKENS_PART) is not None):
@@ -124,7 +125,8 @@ class TokenTables:
         return (tied_to, tied) if not own or own == tied else (target.name, own)
 
     def _leave_out(self, target: TargetModule, part: str) -> None:
-        """PEFT saves the base model's table beside what it trains; one that was trained unsaid would be lost."""
+        """Leaves out the base model's table, which PEFT saves beside the trained tensors. A table that differs from it
+        is refused: it was trained though the configuration does not say so, and would be lost."""
         table, name, shape = self._tensors.take(target.name, part), f"{PREFIX}{target.name}.{part}", table_shape(target)
         if table is None:
             return
@@ -141,7 +143,7 @@ class TokenTables:
             self._tensors.ignored.add(name)
 
     def _with_added(self, target: TargetModule, trained: TrainedRows | None) -> TrainedRows:
-        """Trained rows, and those of added tokens, which may be trained too."""
+        """Returns the trained rows and those of added tokens, which may be trained, too."""
         first, (_, width) = self._model_size, table_shape(target)
         added = np.full((self.size - first, width), np.nan, np.float32)
         table = self._base_table(target)
@@ -161,7 +163,7 @@ class TokenTables:
         )
 
     def _base_table(self, target: TargetModule) -> Array | None:
-        """The untrained table as the checkpoint has it, of tied tables perhaps once."""
+        """Returns the untrained table in the checkpoint, which may have tied tables only once."""
         tied = [other.name for other in self._targets if target.name == other.tied_to or other.name == target.tied_to]
         tables = (
             self._tensors.find(name, part)
@@ -172,21 +174,21 @@ class TokenTables:
         return next((table for table in tables if table is not None), None)
 
     def _base(self, target: TargetModule) -> Array | None:
-        """The model's own table: [its vocabulary, hidden_size]."""
+        """Returns the model's own table: [its vocabulary, hidden_size]."""
         return self._tensors.base(self._weight_name(target), (self._model_size, table_shape(target)[1]))
 
     def _weight_name(self, target: TargetModule) -> str:
         return f"{target.tied_to or target.name}.weight"
 
     def base_weight(self, target: TargetModule, added: TrainedRows | None) -> Array | None:
-        """The untrained table, resized as it was in training: [size, hidden_size]."""
+        """Returns the untrained table, resized as it was in training: [size, hidden_size]."""
         base = self._base(target)
         if base is None or added is None:
             return None if base is None else base[: self.size]
         return np.concatenate((base, added.rows))
 
     def fit(self, change: LoRAModule, target: TargetModule) -> LoRAModule:
-        """A change of a resized table as one of the model's: what becomes of added tokens are whole rows."""
+        """Returns the change of a resized table as a change of the model's table; added tokens get whole rows."""
         if self.own_size is None:
             return change
         size, is_embedding, rows = self._model_size, target.kind is TargetKind.EMBEDDING, change.rows
@@ -206,7 +208,7 @@ class TokenTables:
 
 
 def _changed_rows(change: LoRAModule, rows: TrainedRows, is_embedding: bool) -> Array:
-    """What LoRA makes of rows of a table."""
+    """Returns rows of a table with LoRA's change applied."""
     ids = np.array(rows.ids)
     product = (change.b @ change.a[:, ids]).T if is_embedding else change.b[ids] @ change.a
     changed: Array = rows.rows + change.scaling * product
@@ -216,7 +218,7 @@ def _changed_rows(change: LoRAModule, rows: TrainedRows, is_embedding: bool) -> 
 
 
 def _resize(array: Array, size: int, axis: int = 0) -> Array:
-    """Cut, or filled up with zeros: there are no tokens of which these would be."""
+    """Returns the array, cut or filled up with zeros. The zeros belong to no token."""
     kept = np.take(array, range(min(size, array.shape[axis])), axis)
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, size - kept.shape[axis])
@@ -224,13 +226,13 @@ def _resize(array: Array, size: int, axis: int = 0) -> Array:
 
 
 def table_shape(target: TargetModule) -> tuple[int, int]:
-    """Of an embedding or a head: [vocabulary, hidden_size]."""
+    """Returns the shape of an embedding or a head as a table: [vocabulary, hidden_size]."""
     shape = (target.in_features, target.out_features)
     return shape if target.kind is TargetKind.EMBEDDING else (shape[1], shape[0])
 
 
 def _is_same_table(table: Array, base: Array) -> bool:
-    """Whether it is the base model's, in its type or in a half-precision one that the adapter was saved in."""
+    """Returns whether a table is the base model's, in its dtype or in a half-precision dtype of the adapter's file."""
     if np.array_equal(table, base):
         return True
     bits = np.ascontiguousarray(base).view(np.uint32)

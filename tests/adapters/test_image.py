@@ -19,7 +19,7 @@ SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
 
 
 def random_floats(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Finite values of every exponent up to float16's largest, subnormals and ties between two bfloat16 included."""
+    """Returns finite values of all exponents up to float16's largest, with subnormals and ties between bfloat16."""
     bits = generator.integers(0, 1 << 32, shape, dtype=np.uint32)
     bits[generator.random(shape) < 0.3] &= np.uint32(0xFFFF0000)
     bits[generator.random(shape) < 0.3] ^= np.uint32(0x00008000)
@@ -42,7 +42,7 @@ def as_torch_stores(matrix: Array, dtype: str) -> bytes:
 
 
 def packed_groups(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
-    """What stands in each group's chunks: [pieces, elements]."""
+    """Yields the expected content of each group, [pieces, elements], and the group's chunks."""
     layout, per_unit = image.table.layout, 1 if image.table.dtype == "float32" else 2
     for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
         first = 0
@@ -69,7 +69,7 @@ def tiles_of(matrix: Array, width: int) -> Array:
 
 
 def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
-    """[pieces, 8 lines], an element at a time."""
+    """Returns [pieces, 8 lines], made one element at a time."""
     units, num_in = 16 // width, a.shape[1]
     per_line = units * per_unit
     lines = np.zeros((-(-num_in // (per_line * LINES)) * LINES, 16 * per_unit), np.float32)
@@ -81,7 +81,7 @@ def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
 
 
 def pieces_of_b(b: Array, width: int, per_unit: int) -> Array:
-    """[panels, 16 outputs of all ranks], an element at a time."""
+    """Returns [panels, 16 outputs of all ranks], made one element at a time."""
     num_out, ranks = b.shape
     panels = np.zeros((-(-num_out // PANEL), width * PANEL), np.float32)
     for out in range(num_out):
@@ -106,7 +106,7 @@ def check_image(image: AdapterImage, checkpoint: Checkpoint, dtype: str) -> None
 
 
 def check_pieces(chunks: Sequence[Chunk], num_pieces: int) -> None:
-    """They cover the pieces of a group once, in order."""
+    """The chunks cover the pieces of a group once, in order."""
     ends = [chunk.first + chunk.num_pieces for chunk in chunks]
     assert [chunk.first for chunk in chunks] == [0, *ends[:-1]]
     assert ends[-1] == num_pieces
