@@ -336,7 +336,7 @@ class AdapterResidency:
         return digest in self._copying
 
     def to_be_copied(self) -> set[str]:
-        """Returns the adapters that are being copied, and those that requests use: an eviction has them copied
+        """Returns the adapters that are being copied, and those that requests use, which may be evicted and copied
         again."""
         return self._copying.keys() | {digest for digest, adapter in self._adapters.items() if adapter.num_requests}
 
