@@ -21,12 +21,12 @@ from ..targets import TargetKind, TargetModule
 from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .matching import Matcher, is_targeted, warnings_of
 from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
-from .token_tables import table_shape
+from .token_rows import matrix_shape
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-VECTORS = 2  # most vectors over a module's outputs: its bias, and DoRA's magnitude or the bias of B
-MAX_HEADER_BYTES = 1 << 20  # parsing takes time and memory in proportion to the header; a real one has about 20 kB
+OUTPUT_VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
+MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +141,11 @@ def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
     elements = 0
     for target in targets:
         rank = config.rank_of(target.name) if is_targeted(config, target) else 0
-        elements += rank * (target.in_features + target.out_features) + VECTORS * target.out_features
-        if target.kind is not TargetKind.LINEAR:  # the whole table: trained, the base model's, or both and a copy
-            size, width = table_shape(target)
-            num_tables = 3 if config.modules_to_save else 1
-            elements += num_tables * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS
+        elements += rank * (target.in_features + target.out_features) + OUTPUT_VECTORS * target.out_features
+        if target.kind is not TargetKind.LINEAR:  # its whole matrix: trained, the base model's, or both and a copy
+            size, width = matrix_shape(target)
+            num_matrices = 3 if config.modules_to_save else 1
+            elements += num_matrices * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS
             elements += 2 * len(config.tokens_of(target.name)) * width
     return elements * 4 + MAX_HEADER_BYTES
 

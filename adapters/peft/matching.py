@@ -12,7 +12,7 @@ from ..lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
 from ..targets import TargetKind, TargetModule
 from .config import PeftConfig
 from .named_tensors import MAX_VALUE, NamedTensors
-from .token_tables import TokenTables
+from .token_rows import TokenRows
 
 LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
@@ -27,7 +27,7 @@ class Matcher:
         self._tensors = NamedTensors(tensors, base)
         self._config = config
         self._targets = targets
-        self._tables = TokenTables(self._tensors, config, targets)
+        self._token_rows = TokenRows(self._tensors, config, targets)
 
     @property
     def problems(self) -> list[str]:
@@ -45,8 +45,8 @@ class Matcher:
 
     @property
     def vocab_size(self) -> int | None:
-        """The adapter's own vocabulary, if its tables are longer or shorter than the model's."""
-        return self._tables.own_size
+        """The adapter's own, where its tables are longer or shorter than the model's."""
+        return self._token_rows.own_size
 
     def match(self) -> tuple[LoRAModule, ...]:
         """Returns the changes, in the order of the model's targets."""
@@ -61,9 +61,9 @@ class Matcher:
     def _change(self, target: TargetModule) -> LoRAModule | None:
         if target.kind is TargetKind.LINEAR:
             return self._change_of(target, None)
-        resized = self._tables.resized(target)
-        change = self._change_of(resized, self._tables.take_rows(resized))
-        return None if change is None else self._tables.fit(change, target)
+        resized = self._token_rows.resized(target)
+        change = self._change_of(resized, self._token_rows.take_rows(resized))
+        return None if change is None else self._token_rows.fit(change, target)
 
     def _change_of(self, target: TargetModule, rows: TrainedRows | None) -> LoRAModule | None:
         product = self._take_product(target)
@@ -74,7 +74,7 @@ class Matcher:
         if product is None:
             nothing = np.zeros((0, target.in_features), np.float32), np.zeros((target.out_features, 0), np.float32)
             return LoRAModule(target, scaling, *nothing, shift=self._shift(target, bias, None, None), rows=rows)
-        if rows is not None and self._tables.are_trained(rows):
+        if rows is not None and self._token_rows.are_trained(rows):
             self.problems.append(f"{target.name} has trained rows and LoRA at once, which is not served")
             return None
         if target.kind is not TargetKind.LINEAR and self._config.invocation_tokens:
@@ -119,7 +119,7 @@ class Matcher:
         if target.kind is TargetKind.LINEAR:
             weight = self._tensors.base(f"{target.name}.weight", (target.out_features, target.in_features))
         else:
-            weight = self._tables.base_weight(target, added)
+            weight = self._token_rows.base_weight(target, added)
         if weight is None:
             return None
         gain = dora_gain(weight.T if is_embedding else weight, magnitude, scaling, a, b)
