@@ -33,7 +33,7 @@ HOST_COPIER = HostCopier()
 
 class DevicePool:
     def __init__(
-        self, pages: Tensor, dtype: torch.dtype, layout: Layout = Layout.VECTORS, copier: Copier = HOST_COPIER
+        self, pages: Tensor, dtype: torch.dtype, layout: Layout = Layout.CPU, copier: Copier = HOST_COPIER
     ) -> None:
         """pages: the arena, [num_pages, page_bytes] uint8. dtype, layout: those in which the kernels read matrices."""
         self.pages = pages

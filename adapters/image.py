@@ -27,7 +27,7 @@ from .peft.text import AdapterText
 from .shard_cut import ModuleCuts, cut
 from .targets import TargetKind
 
-LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; every page has to hold at least one
+LARGEST_PIECE = Layout.CPU.largest_piece(4)  # bytes; every page has to hold at least one
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -79,7 +79,7 @@ class ImageTable:
     invocation_tokens: tuple[int, ...] = ()  # an activated LoRA changes a prompt from their last occurrence on
     text: AdapterText = AdapterText()
     is_exclusive: bool = False  # the adapter takes no request scale and no partner
-    layout: Layout = Layout.VECTORS
+    layout: Layout = Layout.CPU
     vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
     further: tuple[tuple[PackedModule, ...], ...] = ()  # modules of each further shard
 
@@ -109,7 +109,7 @@ def pack(
     checkpoint: Checkpoint,
     dtype: str,
     page_bytes: int,
-    layout: Layout = Layout.VECTORS,
+    layout: Layout = Layout.CPU,
     shards: Sequence[ModuleCuts] = (),
 ) -> AdapterImage:
     """Packs a checkpoint in the model's dtype. shards: the cuts of the modules in each shard, if there are several.

@@ -79,7 +79,7 @@ def inspect_adapter(
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
     max_elements: int | None = None,
-    layout: Layout = Layout.VECTORS,
+    layout: Layout = Layout.CPU,
     shards: Sequence[ModuleCuts] = (),
 ) -> AdapterReport:
     """Reports the result of loading a folder without loading it. A fault of the adapter is reported, not raised."""

@@ -23,7 +23,7 @@ def max_elements(num_pages: int, page_bytes: int, dtype: str) -> int:
     return num_pages * page_bytes // ITEM_BYTES[dtype]
 
 
-def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.VECTORS) -> int:
+def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.CPU) -> int:
     """Bytes of a page of an engine of this model. dtype: of KV. block_size: tokens. layout: of adapters."""
     layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])
     return page_bytes_for(config.num_layers * layer_bytes, layout.largest_piece(ITEM_BYTES["float32"]))

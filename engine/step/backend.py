@@ -64,7 +64,7 @@ class BackendChoice:
     """A backend, and what has to be known before there is an arena and a model to build it from."""
 
     build: BuildBackend
-    layout: Layout = Layout.VECTORS  # of adapters
+    layout: Layout = Layout.CPU  # of adapters
     device: Device | None = None  # of the arena and the weights; None is the CPU's memory
     # Of a backend, a page that no request has, the pages of the longest row and of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.image import DTYPES, LARGEST_PIECE, Chunk
-from blora.adapters.layout import ALIGNMENT, LINES, PANEL, TILE, Layout
+from blora.adapters.layout import ALIGNMENT, LINES, PANEL, PIECE_WIDTH, Layout
 from blora.adapters.peft.checkpoint import Array, LoRAModule
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
@@ -48,24 +48,24 @@ def packed_groups(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple
         first = 0
         for width, a, b in zip(layout.rank_groups(packed.rank), packed.a, packed.b, strict=True):
             ranks = slice(first, first + width)
-            if layout is Layout.TILES:
-                yield tiles_of(module.a[ranks], width), a
-                yield tiles_of(module.b[:, ranks].T, width), b
+            if layout is Layout.GPU:
+                yield gpu_pieces_of(module.a[ranks], width), a
+                yield gpu_pieces_of(module.b[:, ranks].T, width), b
             else:
                 yield pieces_of_a(module.a[ranks], width, per_unit), a
                 yield pieces_of_b(module.b[:, ranks], width, per_unit), b
             first += width
 
 
-def tiles_of(matrix: Array, width: int) -> Array:
+def gpu_pieces_of(matrix: Array, width: int) -> Array:
     """matrix: [ranks, n]. Returns [pieces, 128 of each rank]."""
-    tiles = []
-    for first in range(0, matrix.shape[1], TILE):
-        tile = np.zeros((width, TILE), np.float32)
-        part = matrix[:, first : first + TILE]
-        tile[: len(part), : part.shape[1]] = part
-        tiles.append(tile.reshape(-1))
-    return np.stack(tiles)
+    pieces = []
+    for first in range(0, matrix.shape[1], PIECE_WIDTH):
+        piece = np.zeros((width, PIECE_WIDTH), np.float32)
+        part = matrix[:, first : first + PIECE_WIDTH]
+        piece[: len(part), : part.shape[1]] = part
+        pieces.append(piece.reshape(-1))
+    return np.stack(pieces)
 
 
 def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
@@ -197,8 +197,8 @@ def test_groups_hold_all_ranks_and_fewer_than_four_more(rank: int) -> None:
         assert rank <= sum(widths) < rank + 4
         assert sorted(widths, reverse=True) == widths and set(widths) <= {16, 12, 8, 4}
         assert [width for width in widths if width < 16] == widths[rank // 16 :] or rank % 16 > 12
-    assert 12 not in Layout.VECTORS.rank_groups(rank)
-    assert len(Layout.TILES.rank_groups(rank)) == -(-rank // 16)
+    assert 12 not in Layout.CPU.rank_groups(rank)
+    assert len(Layout.GPU.rank_groups(rank)) == -(-rank // 16)
 
 
 @pytest.mark.parametrize("layout", Layout)
