@@ -1,6 +1,6 @@
 """Layout: the pieces into which A and B are cut, as the kernels of a backend load them. No torch.
 
-Shards are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
+Ranks are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
 
 A piece of A is a number of lines; a line is [ranks of the group, inputs side by side]. A piece of B is a panel of
 outputs, which is [units, outputs, ranks of a unit].
