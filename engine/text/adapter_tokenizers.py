@@ -97,9 +97,7 @@ class AdapterTokenizers:
             raise AdapterRejected(path, [problem])
         extended = {known.added_tokens: known for known in self._own.values() if known.added_tokens}
         if tokens and tokens not in extended and len(extended) >= MAX_EXTENDED:
-            raise AdapterRejected(
-                path, [f"its added tokens are new, and {MAX_EXTENDED} other sets, the limit, are kept"]
-            )
+            raise AdapterRejected(path, [f"its added tokens are new, and {MAX_EXTENDED} sets, the limit, are kept"])
         try:
             return self.base.derive(tokens, special_tokens, template, twin=extended.get(tokens))
         except ValueError as error:
