@@ -1,4 +1,4 @@
-"""Assembly: the parts that compute a step in one process, from a configuration: the first rank's, or another's.
+"""Assembly: builds the parts that compute a step in one process, for the first rank or another one.
 
 Knows no scheduler and no other process.
 """
@@ -34,14 +34,14 @@ from ..step.copies import CopiesBefore, StepCopies
 from ..step.runner import ModelRunner
 from .choose_backend import choose_backend
 
-KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch
+KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # option -> torch's name
 logger = logging.getLogger(__name__)
-SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
+SPARE_SHARE = 2  # a default arena has this many times the pages that all running requests can fill
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What a rank will have of a model, and what it will compute it with."""
+    """The shard of a model that a rank will load, and the backend that will compute it."""
 
     config: EngineConfig
     model: Path
@@ -64,16 +64,16 @@ class ShardPlan:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens. Raises EngineStartError."""
+        """The limit of a request in tokens. Raises EngineStartError for an option outside the model's range."""
         limit, wished = self.whole.max_position_embeddings, self.config.max_model_len
         wanted = limit if wished is None else wished
         if not 2 <= wanted <= limit:
-            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's {limit}")
+            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's limit, {limit}")
         return wanted
 
     @property
     def pages_per_row(self) -> int:
-        """Of the longest."""
+        """Pages of the longest row."""
         return -(-self.max_model_len // self.config.block_size)
 
     @property
@@ -86,17 +86,18 @@ class ShardPlan:
 
     @property
     def num_copied_pages(self) -> int:
-        """In one step, at most."""
+        """The most pages of adapters copied in one step."""
         return max(self.config.adapter_copy_bytes // self.page_bytes, 1)
 
     @property
     def graph_sizes(self) -> list[int]:
-        """None with several ranks: nobody has seen their collectives in a graph."""
+        """The numbers of rows to capture graphs for; empty with several ranks, whose collectives are untested in a
+        graph."""
         has_graphs = self.choice.prepare_graphs is not None and not self.config.enforce_eager
         return graph_sizes(self.config.max_num_seqs) if has_graphs and self.shard.size == 1 else []
 
     def load(self) -> "Assembly":
-        """Raises what loading raises."""
+        """Loads the shard's weights. Raises the errors of `load_weights` and `open_checkpoint`."""
         started = time.monotonic()
         weights = load_weights(
             self.whole,
@@ -111,27 +112,27 @@ class ShardPlan:
 
 
 def plan_shard(config: EngineConfig, model: Path, rank: int) -> ShardPlan:
-    """Raises EngineStartError for what cannot be split or computed so."""
+    """Returns the plan of one rank. Raises EngineStartError if the model cannot be split or computed as configured."""
     whole, size = load_model_config(model), config.tensor_parallel_size
     _share_threads(config.threads, size)
     shard = shards_of(whole, size)[rank]
     dtype = whole.dtype if config.dtype == "auto" else config.dtype
     choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, rank, size)
     if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
-        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda")
+        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda; use auto elsewhere")
     return ShardPlan(config, model, whole, shard, dtype, choice)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What computes a step, and where."""
+    """The parts that compute a step, and the memory that they compute in."""
 
     arena: Arena
     adapters: DevicePool
     copies: StepCopies
     backend: Backend
     runner: ModelRunner
-    graphs: StepGraphs | None  # none of which is captured yet
+    graphs: StepGraphs | None  # not captured yet
 
     def run(self, step: Step) -> object:
         return self.runner.execute(step)
@@ -147,21 +148,22 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Puts parts together around an arena: on a GPU once for a trial, and once for good."""
+    """Builds the parts around an arena: on a GPU once for a trial and once for good."""
 
     plan: ShardPlan
     weights: ModelWeights
 
     def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> RankGroup:
-        """store: the file where the ranks find each other, for which it waits; None where there is one. check_others:
-        called meanwhile, and raises where it is in vain."""
+        """Waits until all ranks have met; returns their group. store: the file where they find each other; None for one
+        rank alone. check_others: called while it waits; it raises if a rank will not come."""
         shard = self.plan.shard
         if store is None:
             return ALONE
         return ConnectedGroup(shard.rank, shard.size, store, self.plan.choice.torch_device, check_others)
 
     def choose_num_pages(self, taken: int) -> int:
-        """On a GPU, by a trial of this rank's part. taken: bytes, before the weights. Raises EngineStartError."""
+        """Returns the number of pages that fit on the GPU, by a trial of this rank's shard. taken: bytes in use before
+        the weights were loaded. Raises EngineStartError."""
         plan, device = self.plan, self.plan.choice.device
         if device is None:
             raise ValueError("there is no GPU to be measured")
@@ -179,8 +181,8 @@ class Assembly:
         return choose_num_pages(plan.config.memory, use, needs)
 
     def build(self, num_pages: int, group: RankGroup, ranks: Ranks = NO_RANKS) -> Parts:
-        """num_pages: for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
-        ranks: that are told of every step."""
+        """num_pages: pages for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
+        ranks: the other ranks, which receive every step."""
         plan, choice = self.plan, self.plan.choice
         config, dtype, device = plan.shard.config, getattr(torch, plan.dtype), choice.device
         kv_dtype = getattr(torch, plan.kv_dtype)
@@ -194,18 +196,18 @@ class Assembly:
             adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
             copies = CopiesBeside(adapters, device, copier, ranks)
         backend = choice.build(config, self.weights, arena, adapters, group)
-        if plan.config.seed is not None:  # all requests have seeds, and are expected to give the same tokens again
+        if plan.config.seed is not None:  # every request has a seed then, and has to give the same tokens again
             backend = replace(backend, unseeded=None)
         graphs = None
         if choice.prepare_graphs is not None and plan.shard.size == 1:
-            # Pages that rows share are counted for each.
+            # A page that several rows share counts once for each, so all rows together may have more than num_pages.
             graphs = choice.prepare_graphs(backend, num_pages, plan.pages_per_row, 2 * num_pages)
         runner = ModelRunner(backend, adapters, copies, graphs, ranks)
         return Parts(arena, adapters, copies, backend, runner, graphs)
 
 
 def _share_threads(threads: int | None, size: int) -> None:
-    """Ranks on one machine compute at the same time."""
+    """Gives this rank its share of the threads, because all ranks of a machine compute at the same time."""
     if threads is not None:
         torch.set_num_threads(max(threads // size, 1))
     elif size > 1:

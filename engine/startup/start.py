@@ -21,7 +21,7 @@ from ..step.core import EngineCore
 from .assembly import Assembly, Parts, ShardPlan, plan_shard
 
 logger = logging.getLogger(__name__)
-DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too
+DEFAULT_SHARE = 0.5  # share of the host's free memory, which other processes need, too
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,22 @@ class StartedEngine:
     facts: Facts
     dtype: str
     page_bytes: int
-    layout: Layout  # of adapters
+    layout: Layout  # how adapters lie in a page
     ranks: Ranks
 
     @cached_property
     def parts(self) -> tuple[ModuleParts, ...]:
-        """What to pack an adapter for; none where the model is in one process."""
+        """Each rank's parts of the modules, which adapters are packed for; empty if the model is in one process."""
         return module_parts(self.model_config, self.ranks.size)
 
 
 def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
-    """model: a folder or a .gguf file. Raises EngineStartError for too little memory, and what loading raises."""
+    """Starts the engine. model: a folder or a .gguf file. Raises EngineStartError for too little memory, and the errors
+    of loading a model."""
     plan = plan_shard(config, model, 0)
     max_model_len, device = plan.max_model_len, plan.choice.device
     num_pages = 0
-    if device is None:  # what cannot fit is refused before it is read
+    if device is None:  # a model that cannot fit is refused before it is read
         num_pages = _num_pages(plan)
     taken = 0 if device is None else device.memory().taken
     ranks = start_ranks(config.tensor_parallel_size)
@@ -55,7 +56,7 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
         ranks.wait_until_loaded()
         group = _connect(assembly, ranks)
         ranks.attach(group)
-        if device is not None:  # the group is there, because it takes memory of the GPU
+        if device is not None:  # comes after the group is connected, because that takes memory of the GPU
             num_pages = assembly.choose_num_pages(taken)
         ranks.build(num_pages)
         parts = assembly.build(num_pages, group, ranks)
@@ -81,7 +82,7 @@ def _make_core(plan: ShardPlan, parts: Parts, num_pages: int, ranks: Ranks) -> E
 
 
 def _connect(assembly: Assembly, ranks: Ranks) -> RankGroup:
-    """Raises EngineStartError for ranks that do not come."""
+    """Returns the group of all ranks. Raises EngineStartError if a rank does not come."""
     try:
         return assembly.connect(ranks.store, ranks.check_coming)
     except RuntimeError as error:
@@ -90,13 +91,14 @@ def _connect(assembly: Assembly, ranks: Ranks) -> RankGroup:
 
 
 def _name_of(choice: BackendChoice) -> str:
-    """What "auto" means is found out once: ranks that compute differently would not fit together."""
+    """Returns the name of the chosen backend for the other ranks. Only the first rank resolves "auto", because ranks
+    with different backends would not fit together."""
     return "reference" if choice.device is None else "cuda"
 
 
 def _num_pages(plan: ShardPlan) -> int:
-    """Pages that the budget of a rank pays for. A fraction is of what is left beside the weights, and no more than is
-    of use."""
+    """Returns the pages that a rank's budget pays for. A fraction counts from the memory left beside the weights, and
+    gives no more pages than all requests can use."""
     usable = max(usable_memory() // plan.shard.size - plan.num_weight_bytes, 0)
     wish = DEFAULT_SHARE if plan.config.memory is None else plan.config.memory
     budget = parse_memory(wish, usable)
@@ -104,6 +106,6 @@ def _num_pages(plan: ShardPlan) -> int:
         budget = min(budget, plan.num_useful_pages * plan.page_bytes)
     if not 2 * plan.page_bytes <= budget <= usable:
         raise EngineStartError(
-            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and what is left ({usable})"
+            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and the free memory ({usable})"
         )
     return budget // plan.page_bytes
