@@ -82,7 +82,7 @@ class RankLoop:
         self._copies.finish()
 
     def _compute(self, rows: Sequence[RankRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
-        """Computes the rows by the same calls in the same order as the first rank (see runner.py)."""
+        """Computes the rows by the same calls in the same order as the first rank (see step/runner.py)."""
         model, lora = self._backend.model, self._backend.lora
         batch = build_batch(rows, adapter_pages, self._backend.attention, lora, self._backend.send)
         hidden = model.forward(batch)
