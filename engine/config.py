@@ -57,8 +57,8 @@ class EngineConfig:
     max_num_batched_tokens: int = 2048  # tokens in one step
     max_num_queued_reqs: int = 4096  # unfinished requests; the engine refuses more
     scheduling_policy: str = "fair"  # or "fcfs", "priority"
-    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # shares of service; 1 where none is given
-    adapter_weights: Mapping[str, float] = field(default_factory=dict)  # by name, among the adapters of a tenant
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # weights of tenants in fair shares; default 1
+    adapter_weights: Mapping[str, float] = field(default_factory=dict)  # weights of adapters within a tenant's share
     # Starvation bound: a request that is next in its queue goes first once others have received this many tokens.
     max_passed_over: int = 65536
     enable_prefix_caching: bool = True

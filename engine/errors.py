@@ -4,7 +4,7 @@ from blora.adapters.errors import AdapterError, AdapterNotFound, AdapterRejected
 
 
 class InvalidRequest(ValueError):
-    """A request that can never be served as it is; `field` names what to change."""
+    """A request that cannot succeed as it is; `field` names the argument to change."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")

@@ -9,7 +9,7 @@ from blora.scheduler import SamplingParams
 
 from ..model_files.config import read_json
 
-# generation_config.json's name -> ours
+# name in generation_config.json -> name in SamplingParams
 SAMPLING_FIELDS = {
     "temperature": "temperature",
     "top_k": "top_k",

@@ -51,8 +51,8 @@ class Draw:
 
 
 class UnseededPicker(Protocol):
-    """Draws for all rows of a step whose requests gave no seed, together. It draws with the same probabilities as
-    `Picker`, but with its own random bits, which may depend on a row's place in the batch."""
+    """Draws together for all rows of a step whose requests gave no seed. It uses the probabilities of `Picker`, but
+    random bits of its own, which may depend on a row's place in the batch."""
 
     def draw_all(self, logits: Tensor, draws: Sequence[Draw], vocab_sizes: Sequence[int] | None) -> Sequence[int]:
         """logits: [num_rows, widest vocab_size] float32. draws: one for each row. vocab_sizes: as for `Picker.best`."""
