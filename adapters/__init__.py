@@ -10,7 +10,7 @@ from .peft.checkpoint import Checkpoint, read_checkpoint
 from .peft.text import MAX_ADDED_TOKENS, AdapterText, AddedToken
 from .registry import Registry, Version, base_name, is_valid_name
 from .report import AdapterReport, inspect_adapter, report_of
-from .shard_cut import ModulePart, ModuleParts
+from .shard_cut import ModuleCut, ModuleCuts
 from .targets import TargetModule
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "Checkpoint",
     "ImageTable",
     "Layout",
-    "ModulePart",
-    "ModuleParts",
+    "ModuleCut",
+    "ModuleCuts",
     "Registry",
     "TargetModule",
     "Version",

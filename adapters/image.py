@@ -23,7 +23,7 @@ from .layout import ALIGNMENT, Layout
 from .lora_module import Array
 from .peft.checkpoint import Checkpoint
 from .peft.text import AdapterText
-from .shard_cut import ModuleParts, cut
+from .shard_cut import ModuleCuts, cut
 from .targets import TargetKind
 
 LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; a page has to hold one
@@ -109,13 +109,13 @@ def pack(
     dtype: str,
     page_bytes: int,
     layout: Layout = Layout.VECTORS,
-    shards: Sequence[ModuleParts] = (),
+    shards: Sequence[ModuleCuts] = (),
 ) -> AdapterImage:
-    """Packs a checkpoint in the model's dtype. shards: the parts of the modules in each, where there are several.
+    """Packs a checkpoint in the model's dtype. shards: the cuts of the modules in each, where there are several.
     Raises AdapterTooLarge where a page holds no piece."""
     if not shards:
         return _pack_whole(checkpoint, dtype, page_bytes, layout)
-    images = [_pack_whole(_part_of(checkpoint, parts), dtype, page_bytes, layout) for parts in shards]
+    images = [_pack_whole(_cut_all(checkpoint, cuts), dtype, page_bytes, layout) for cuts in shards]
     num_pages = max(image.table.num_pages for image in images)
     pages = np.zeros((len(images), num_pages, page_bytes), dtype=np.uint8)
     for part, image in zip(pages, images, strict=True):
@@ -125,8 +125,8 @@ def pack(
     return AdapterImage(table, pages.reshape(-1, page_bytes))
 
 
-def _part_of(checkpoint: Checkpoint, parts: ModuleParts) -> Checkpoint:
-    return replace(checkpoint, modules=tuple(cut(module, parts[module.target.name]) for module in checkpoint.modules))
+def _cut_all(checkpoint: Checkpoint, cuts: ModuleCuts) -> Checkpoint:
+    return replace(checkpoint, modules=tuple(cut(module, cuts[module.target.name]) for module in checkpoint.modules))
 
 
 def _pack_whole(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Layout) -> AdapterImage:

@@ -1,6 +1,6 @@
 """Layout: in which pieces a group of ranks of A or B stands, as the kernels of a backend load them. No torch.
 
-Ranks are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
+Shards are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
 
 A piece of A is some lines, a line [ranks of the group, inputs side by side]. A piece of B is a panel of outputs, which
 is [units, outputs, ranks of a unit].

@@ -16,7 +16,7 @@ from .layout import Layout
 from .lora_module import BaseTensors, LoRAModule
 from .peft.checkpoint import Checkpoint, Judgement, judge_checkpoint
 from .peft.text import AdapterText
-from .shard_cut import ModuleParts
+from .shard_cut import ModuleCuts
 from .targets import TargetModule
 
 LAYERS = ".layers."
@@ -77,13 +77,13 @@ def inspect_adapter(
     page_bytes: int,
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
-    max_weights: int | None = None,
+    max_elements: int | None = None,
     layout: Layout = Layout.VECTORS,
-    shards: Sequence[ModuleParts] = (),
+    shards: Sequence[ModuleCuts] = (),
 ) -> AdapterReport:
     """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
     try:
-        judged = judge_checkpoint(folder, targets, roots, base, max_weights)
+        judged = judge_checkpoint(folder, targets, roots, base, max_elements)
         if judged.problems or judged.checkpoint is None:
             return _refusal(str(folder), judged)
         return report_of(judged.checkpoint, pack(judged.checkpoint, dtype, page_bytes, layout, shards).table)

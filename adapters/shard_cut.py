@@ -1,8 +1,8 @@
-"""ModulePart: what one rank of several has of a module, and how an adapter's change of the module is cut to it.
+"""ModuleCut: what one shard of several has of a module, and how an adapter's change of the module is cut to it.
 
-A module is split by its outputs, and every rank has all of A and its outputs of B; or by its inputs, and every rank has
-its inputs of A and all of B, so that the sum over ranks, which the base model makes of their outputs anyway, is the
-sum of their changes too. A gain goes with every summand, and a shift with one. numpy only.
+A module is split by its outputs, and every shard has all of A and its outputs of B; or by its inputs, and every shard
+has its inputs of A and all of B, so that the sum over shards, which the base model makes of their outputs anyway, is
+the sum of their changes too. A gain goes with every summand, and a shift with one. numpy only.
 """
 
 from collections.abc import Mapping
@@ -17,29 +17,29 @@ Range = tuple[int, int]  # first, and one past the last
 
 
 @dataclass(frozen=True, slots=True)
-class ModulePart:
-    target: TargetModule  # as the rank has it
+class ModuleCut:
+    target: TargetModule  # as the shard has it
     inputs: Range  # of the whole module
     outputs: tuple[Range, ...]  # of the whole module, one after another; some may be there twice
     has_shift: bool = True  # whether it is the one summand that a shift goes with
 
 
-ModuleParts = Mapping[str, ModulePart]  # of a shard, by the module's name
+ModuleCuts = Mapping[str, ModuleCut]  # of a shard, by the module's name
 
 
-def cut(module: LoRAModule, part: ModulePart) -> LoRAModule:
+def cut(module: LoRAModule, own: ModuleCut) -> LoRAModule:
     """What remains of a change of a whole module. Views where it can be."""
-    first, end = part.inputs
+    first, end = own.inputs
     rows = module.rows
-    if rows is not None and part.target.kind is TargetKind.HEAD:
-        rows = _cut_rows(rows, part.outputs[0], module.target.out_features)
+    if rows is not None and own.target.kind is TargetKind.HEAD:
+        rows = _cut_rows(rows, own.outputs[0], module.target.out_features)
     return replace(
         module,
-        target=part.target,
+        target=own.target,
         a=module.a[:, first:end],
-        b=_take(module.b, part.outputs),
-        shift=_take(module.shift, part.outputs) if module.shift is not None and part.has_shift else None,
-        gain=None if module.gain is None else _take(module.gain, part.outputs),
+        b=_take(module.b, own.outputs),
+        shift=_take(module.shift, own.outputs) if module.shift is not None and own.has_shift else None,
+        gain=None if module.gain is None else _take(module.gain, own.outputs),
         rows=rows,
     )
 

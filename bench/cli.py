@@ -277,7 +277,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="data type of weights, KV and adapters (default: %(default)s)",
+        help="data type of the model, KV and adapters (default: %(default)s)",
     )
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels to use (default: %(default)s)")
     _add_threads(parser)

@@ -29,7 +29,7 @@ from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.batch import ForwardBatch
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
-from blora.engine.model.weights import ModelWeights, allocate
+from blora.engine.model.tensors import ModelTensors, allocate
 from blora.engine.model_files.config import ModelConfig
 
 from .limits import Limits, repeat
@@ -103,17 +103,17 @@ class DecoderStack:
         )
 
 
-def _random_weights(config: ModelConfig) -> ModelWeights:
-    weights = allocate(config, torch.bfloat16)
+def _random_weights(config: ModelConfig) -> ModelTensors:
+    tensors = allocate(config, torch.bfloat16)
     some = torch.randn(1 << 20).bfloat16()
-    for matrix in {weights.embedding, weights.lm_head, *(projection.weight for projection in weights.sites)}:
+    for matrix in {tensors.embedding, tensors.lm_head, *(projection.weight for projection in tensors.sites)}:
         matrix.copy_(_repeated(some, matrix.numel()).view(matrix.shape) / matrix.shape[1] ** 0.5)
     for norm in (
-        weights.norm,
-        *(norm for layer in weights.layers for norm in (layer.input_norm, layer.post_attention_norm)),
+        tensors.norm,
+        *(norm for layer in tensors.layers for norm in (layer.input_norm, layer.post_attention_norm)),
     ):
         norm.fill_(1)
-    return weights
+    return tensors
 
 
 def _repeated(values: Tensor, count: int) -> Tensor:

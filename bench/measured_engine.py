@@ -99,7 +99,7 @@ class MeasuredEngine:
 
     @property
     def dtype(self) -> str:
-        """The data type of weights, KV and adapters."""
+        """The data type of the model, KV and adapters."""
         return self._model_config.dtype if self.setup.dtype == "auto" else self.setup.dtype
 
     @property

@@ -168,9 +168,9 @@ def _base_seconds(config: ModelConfig, gpu: Gpu, num_gpus: int, rows: int, conte
     """Returns the seconds of the base model's step. context: tokens of each row. Communication between GPUs is not
     counted, because adapters do not change it."""
     layer = [target for target in lora_targets(config) if target.site < SITES_PER_LAYER]
-    num_weights = config.num_layers * sum(target.in_features * target.out_features for target in layer)
-    num_weights += config.vocab_size * config.hidden_size
-    bytes_read, flops = num_weights * ITEM_BYTES + _kv_bytes(config, context * rows), 2 * num_weights * rows
+    num_elements = config.num_layers * sum(target.in_features * target.out_features for target in layer)
+    num_elements += config.vocab_size * config.hidden_size
+    bytes_read, flops = num_elements * ITEM_BYTES + _kv_bytes(config, context * rows), 2 * num_elements * rows
     limit = max(bytes_read / gpu.dram, flops / gpu.tensor_flops) / num_gpus
     return limit / EFFICIENCY + config.num_layers * BASE_KERNELS * LATENCY
 

@@ -29,11 +29,11 @@ KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 class EngineConfig:
     """The options of one engine. A wrong value raises ValueError, which names the option.
 
-    memory: size of the arena that KV blocks and adapters share, in each rank: an int of bytes, a text such as "2GiB",
+    memory: size of the arena that KV blocks and adapters share, in each shard: an int of bytes, a text such as "2GiB",
     or a fraction, a float up to 1. A fraction counts from the memory that this process may still take beside the
-    weights, or from the memory left on the GPU. None is 0.5 of the former or 0.9 of the latter.
+    model, or from the memory left on the GPU. None is 0.5 of the former or 0.9 of the latter.
     enforce_eager: True captures no CUDA graphs; the GPU then waits for the host to launch each kernel.
-    threads: compute threads of all ranks together; None leaves the number to torch.
+    threads: compute threads of all shards together; None leaves the number to torch.
     adapter_copy_bytes: the most bytes of adapters copied into the arena between two steps. While a step computes rows,
     the copies also take no more than a fifth of its time.
     host_cache: size of host memory for idle adapters, given as `memory` is. The engine reads an adapter beyond it again
@@ -47,7 +47,7 @@ class EngineConfig:
 
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # revision of a model from the hub
-    dtype: str = "auto"  # data type of weights, KV and adapters; "auto" is the checkpoint's
+    dtype: str = "auto"  # data type of the model, KV and adapters; "auto" is the checkpoint's
     kv_cache_dtype: str = "auto"  # data type of KV; "auto" is dtype; "fp8" (e4m3) halves the KV's bytes, on CUDA only
     backend: str = "auto"
     memory: int | float | str | None = None
@@ -63,7 +63,7 @@ class EngineConfig:
     max_passed_over: int = 65536
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
-    tensor_parallel_size: int = 1  # ranks that share the model, each in a process of its own
+    tensor_parallel_size: int = 1  # shards that share the model, each in a process of its own
     threads: int | None = None
     seed: int | None = None  # seed of requests without one; None draws a new one for each
     generation_config: str = "auto"  # "auto": defaults of the model's generation_config.json; "vllm": neutral ones

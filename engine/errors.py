@@ -21,7 +21,7 @@ class EngineUnavailable(RuntimeError):
 
 
 class EngineBroken(RuntimeError):
-    """The engine cannot compute any more: one of its ranks ended, or failed where the others did not; or its GPU
+    """The engine cannot compute any more: one of its shards ended, or failed where the others did not; or its GPU
     failed."""
 
 

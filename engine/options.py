@@ -22,7 +22,7 @@ REPLACED = {
     "gpu_memory_utilization": "use memory=, in bytes or as a fraction",
     "kv_cache_memory_bytes": "use memory=, which is for KV blocks and adapters together",
     "swap_space": "a preempted request is computed again",
-    "cpu_offload_gb": "weights stay in the memory of the device that computes with them",
+    "cpu_offload_gb": "the model stays in the memory of the device that computes it",
     "enable_chunked_prefill": "prompts are always computed in chunks that fit max_num_batched_tokens",
     "trust_remote_code": "blora never runs code that comes with a model",
     "disable_log_stats": "blora logs no statistics",

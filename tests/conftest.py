@@ -24,7 +24,7 @@ settings.load_profile("default")
 
 REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
 
-# Ranks 1 to 64 and unequal modules, patterns included.
+# Shards 1 to 64 and unequal modules, patterns included.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "r1": {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]},
     "r2": {"r": 2, "lora_alpha": 1, "target_modules": ["down_proj"]},

@@ -65,15 +65,15 @@ def read_checkpoint(
     targets: Sequence[TargetModule],
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
-    max_weights: int | None = None,
+    max_elements: int | None = None,
 ) -> Checkpoint:
     """Reads and checks a PEFT folder. `roots`: folders that it must lie in, links followed; None allows any place.
     `base`: without it, adapters that are defined by the base model's weights (DoRA, trained biases) are refused.
-    `max_weights`: in A and B, all together; None is any number.
+    `max_elements`: in A and B, all together; None is any number.
 
     Raises AdapterRejected with everything that does not fit, AdapterTooLarge before weights are read.
     """
-    judged = judge_checkpoint(folder, targets, roots, base, max_weights)
+    judged = judge_checkpoint(folder, targets, roots, base, max_elements)
     if judged.problems or judged.checkpoint is None:
         raise AdapterRejected(str(folder), judged.problems)
     return judged.checkpoint
@@ -84,7 +84,7 @@ def judge_checkpoint(
     targets: Sequence[TargetModule],
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
-    max_weights: int | None = None,
+    max_elements: int | None = None,
 ) -> Judgement:
     """As `read_checkpoint`, which has no more to tell of what is refused. Raises AdapterTooLarge."""
     kind = ""
@@ -92,7 +92,7 @@ def judge_checkpoint(
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
         config = parse_config(config_bytes)
         kind = config.kind
-        _check_size(config, targets, max_weights)
+        _check_size(config, targets, max_elements)
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
         text = read_adapter_text(partial(_read_optional, folder, roots))
@@ -121,14 +121,14 @@ def judge_checkpoint(
     return Judgement(tuple(matcher.problems), kind, checkpoint)
 
 
-def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_weights: int | None) -> None:
-    num_weights = sum(
+def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_elements: int | None) -> None:
+    num_elements = sum(
         config.rank_of(target.name) * (target.in_features + target.out_features)
         for target in targets
         if is_targeted(config, target)
     )
-    if max_weights is not None and num_weights > max_weights:
-        raise AdapterTooLarge(f"its ranks ask for {num_weights} weights, the engine's memory holds {max_weights}")
+    if max_elements is not None and num_elements > max_elements:
+        raise AdapterTooLarge(f"its ranks ask for {num_elements} weights, the engine's memory holds {max_elements}")
 
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:

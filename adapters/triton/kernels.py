@@ -43,7 +43,7 @@ def find_piece(table, entry, arena, item_bytes: tl.constexpr):
 
 @triton.jit
 def group_width(rank, group):
-    """Ranks of a group as they are stored."""
+    """Shards of a group as they are stored."""
     return tl.minimum((rank - group * RANKS + 3) // 4 * 4, RANKS)
 
 

@@ -129,7 +129,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _add_engine_options(group: Any) -> None:
     group.add_argument("--backend", choices=BACKENDS, help="kernels to use (default: auto, the first that works)")
     group.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="data type of weights, KV and adapters"
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="data type of the model, KV and adapters"
     )
     group.add_argument(
         "--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="data type of KV alone; fp8 halves its bytes, on CUDA only"

@@ -1,7 +1,7 @@
 """DecodeGraphs: steps of decode rows as CUDA graphs, one for each size; without, the host launches every kernel again.
 
 A graph has the tensors it was captured with. A step is written into them: tokens, positions, the tables of attention,
-and what the LoRA kernels loop over, so that adapters of any rank come and go without another capture. A step that has
+and what the LoRA kernels loop over, so that adapters of any shard come and go without another capture. A step that has
 fewer rows than its graph is filled up with rows that write and read one page that no request ever has. A step that no
 graph holds is left to whoever launches kernels one by one.
 
@@ -31,7 +31,7 @@ from ..step.inputs import segments_of
 # Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many
 # as run at a time on the largest GPU: 132 multiprocessors (H100), 8 on each.
 NUM_PROGRAMS = 1056
-MAX_RANK_GROUPS = 8  # of 16 ranks, of a graph's scratch where all its rows have adapters
+MAX_RANK_GROUPS = 8  # of 16 shards, of a graph's scratch where all its rows have adapters
 
 
 @dataclass(frozen=True, slots=True)

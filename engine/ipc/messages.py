@@ -1,4 +1,4 @@
-"""The messages between the front end, the engine process, its ranks, the adapter loader and downloads.
+"""The messages between the front end, the engine process, its shards, the adapter loader and downloads.
 
 Holds fixed schemas and no logic.
 """
@@ -100,7 +100,7 @@ class Ready(Frame, frozen=True):
     dtype: str
     page_bytes: int
     layout: Layout  # how adapters lie in a page
-    num_ranks: int
+    num_shards: int
 
 
 class StartFailed(Frame, frozen=True):
@@ -134,25 +134,25 @@ class StateReply(Frame, frozen=True):
 FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
 
 
-# First rank of an engine -> another rank and back.
+# First shard of an engine -> another shard and back.
 
 
-class StartRank(Frame, frozen=True):
-    """The first message: the model that the rank loads."""
+class StartShard(Frame, frozen=True):
+    """The first message: the model that the shard loads."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
-    rank: int
+    index: int
 
 
-class BuildRank(Frame, frozen=True):
-    """The second message, once the rank has met the others: it builds its arena and backend."""
+class BuildShard(Frame, frozen=True):
+    """The second message, once the shard has met the others: it builds its arena and backend."""
 
     num_pages: int  # pages of the arena
 
 
-class RankRow(msgspec.Struct, frozen=True):
-    """A row of a RankStep: the facts that a rank needs to compute it. Only the first rank samples."""
+class ShardRow(msgspec.Struct, frozen=True):
+    """A row of a ShardStep: the facts that a shard needs to compute it. Only the first shard samples."""
 
     new_token_ids: list[int]
     start: int
@@ -163,8 +163,8 @@ class RankRow(msgspec.Struct, frozen=True):
     num_scored_tokens: int
 
     @staticmethod
-    def of(row: ScheduledRow) -> "RankRow":
-        return RankRow(
+    def of(row: ScheduledRow) -> "ShardRow":
+        return ShardRow(
             new_token_ids=list(row.new_token_ids),
             start=row.start,
             block_table=list(row.block_table),
@@ -183,11 +183,11 @@ class RankRow(msgspec.Struct, frozen=True):
         return self.start + self.num_new_tokens
 
 
-class RankStep(Frame, frozen=True):
+class ShardStep(Frame, frozen=True):
     """One step to compute; one message a step."""
 
     copies: list[PageCopy]
-    rows: list[RankRow]  # in batch order; empty if the step has only copies
+    rows: list[ShardRow]  # in batch order; empty if the step has only copies
     adapter_pages: dict[str, list[int]]  # digest -> its pages, for every adapter the rows use
 
 
@@ -197,18 +197,18 @@ class ForgetAdapter(Frame, frozen=True):
     digest: str
 
 
-ToRank = StartRank | BuildRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
+ToShard = StartShard | BuildShard | ShardStep | LoadAdapter | DropImage | ForgetAdapter
 
 
-class RankLoaded(Frame, frozen=True):
-    """The rank has loaded its weights and comes to meet the others."""
+class ShardLoaded(Frame, frozen=True):
+    """The shard has loaded its tensors and comes to meet the others."""
 
 
-class RankReady(Frame, frozen=True):
-    """The rank has built its arena and backend and waits for steps."""
+class ShardReady(Frame, frozen=True):
+    """The shard has built its arena and backend and waits for steps."""
 
 
-FromRank = RankLoaded | RankReady | StartFailed
+FromShard = ShardLoaded | ShardReady | StartFailed
 
 
 # Front end -> adapter loader and back.
@@ -221,10 +221,10 @@ class ReadAdapter(Frame, frozen=True):
     dtype: str
     page_bytes: int
     layout: Layout
-    max_weights: int  # the most weights that fit into the arena; a larger adapter is refused unread
+    max_elements: int  # the most elements that fit into the arena; a larger adapter is refused unread
     vocab_size: int  # width of the logits
-    model: str  # folder or .gguf file, for its tokenizer and for adapters that depend on its weights
-    num_ranks: int  # ranks that share the model
+    model: str  # folder or .gguf file, for its tokenizer and for adapters that depend on its tensors
+    num_shards: int  # shards that share the model
 
 
 class InspectAdapter(Frame, frozen=True):

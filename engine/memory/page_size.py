@@ -19,8 +19,8 @@ def page_bytes_for(block_bytes: int, largest_piece: int) -> int:
     return -(-max(block_bytes, largest_piece) // ALIGNMENT) * ALIGNMENT
 
 
-def max_weights(num_pages: int, page_bytes: int, dtype: str) -> int:
-    """Returns how many weights of adapters the arena could hold with nothing else in it."""
+def max_elements(num_pages: int, page_bytes: int, dtype: str) -> int:
+    """Returns how many elements of adapters the arena could hold with nothing else in it."""
     return num_pages * page_bytes // ITEM_BYTES[dtype]
 
 

@@ -1,4 +1,4 @@
-"""Meeting: the file where the ranks of an engine find each other. It is memory that only they inherit and can name.
+"""Meeting: the file where the shards of an engine find each other. It is memory that only they inherit and can name.
 
 It goes with the last of them, however they end: nothing of it is on a disk.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 def create_meeting() -> int:
     """Returns the file's descriptor, which the caller closes and passes on to child processes."""
-    return os.memfd_create("blora-ranks", os.MFD_CLOEXEC)
+    return os.memfd_create("blora-shards", os.MFD_CLOEXEC)
 
 
 def path_of(descriptor: int) -> Path:

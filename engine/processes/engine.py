@@ -32,7 +32,7 @@ from ..ipc.messages import (
     WarmAdapter,
 )
 from ..ipc.sealed_memory import map_sealed
-from ..parallel.shards import Ranks
+from ..parallel.shards import Shards
 from ..startup.start import StartedEngine, start_engine
 from ..step.core import EngineCore
 
@@ -41,17 +41,17 @@ IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
 
 
 class EngineLoop:
-    def __init__(self, channel: Channel[ToEngine], core: EngineCore, ranks: Ranks) -> None:
+    def __init__(self, channel: Channel[ToEngine], core: EngineCore, shards: Shards) -> None:
         self._channel = channel
         self._core = core
-        self._ranks = ranks
-        ranks.wake(channel)
+        self._shards = shards
+        shards.wake(channel)
         self._last_check = 0.0  # time.monotonic()
 
     def run(self) -> None:
-        """Runs until the channel closes. Raises EngineBroken if a rank ends or the GPU fails."""
+        """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails."""
         while True:
-            self._ranks.check_alive()
+            self._shards.check_alive()
             for message in self._channel.receive(wait=not self._core.has_work):
                 self._handle(message)
             is_busy = self._core.has_work
@@ -84,7 +84,7 @@ class EngineLoop:
                     core.finish(request_id)
             case LoadAdapter(table):
                 descriptor = self._channel.receive_descriptor()
-                self._ranks.load_adapter(table, descriptor)
+                self._shards.load_adapter(table, descriptor)
                 image = map_sealed(descriptor, table.num_bytes)
                 core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
             case DropImage(digest):
@@ -130,7 +130,7 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.ranks.size))
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
     return engine
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     try:
         engine = start(channel)
         if engine is not None:
-            EngineLoop(channel, engine.core, engine.ranks).run()
+            EngineLoop(channel, engine.core, engine.shards).run()
     except ChannelClosed:
         pass
     except EngineBroken as error:

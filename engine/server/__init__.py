@@ -1,4 +1,4 @@
-"""Serves an engine over gRPC: conversion of messages, status codes, health, the life of the server.
+"""Serves an engine over gRPC.
 
-Owns the listening port and the wire. Must not decide anything that a user in process would miss.
+Owns the wire: conversion, status codes, health, drain. Must not decide anything: it converts and nothing else.
 """

@@ -15,7 +15,7 @@ from ..front_end.adapter_choice import Adapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 
 
-class Backend(Protocol):
+class ServedEngine(Protocol):
     @property
     def is_serving(self) -> bool: ...
 

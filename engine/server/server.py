@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ..errors import EngineUnavailable
 from . import health
-from .engine import Backend
+from .engine import ServedEngine
 from .service import AdapterServicer, EngineServicer, GenerationServicer
 
 # Seconds that a client that reads slowly has to receive a stream after the engine has finished it.
@@ -44,7 +44,7 @@ SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
 class Server:
     """A server on one port. Create it inside a running event loop."""
 
-    def __init__(self, backend: Backend, host: str, port: int) -> None:
+    def __init__(self, backend: ServedEngine, host: str, port: int) -> None:
         self._backend = backend
         self._has_started = False  # whether the backend has started
         self._host, self._port = host, port
@@ -73,7 +73,7 @@ class Server:
             ) from None
         await self._server.start()
 
-    def _get_backend(self) -> Backend:
+    def _get_backend(self) -> ServedEngine:
         if not self._has_started:
             raise EngineUnavailable("the engine is starting")
         return self._backend
@@ -95,7 +95,7 @@ class Server:
         await self._server.stop(None)
 
 
-async def serve(backend: Backend, host: str, port: int, announce: Callable[[str], None]) -> int:
+async def serve(backend: ServedEngine, host: str, port: int, announce: Callable[[str], None]) -> int:
     """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Returns the exit status of the process.
 
     announce: called with the address once the engine serves. Raises the errors of the engine's start, or OSError.

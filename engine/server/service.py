@@ -15,17 +15,17 @@ from blora.scheduler import RequestOutputKind
 
 from ..outputs import RequestOutput
 from . import convert
-from .engine import Backend
+from .engine import ServedEngine
 from .rpc import collecting, streaming, tenant_of, unary
 from .status import RequestFailed
 
-GetBackend = Callable[[], Backend]  # raises EngineUnavailable until the engine has started
+GetEngine = Callable[[], ServedEngine]  # raises EngineUnavailable until the engine has started
 
 
 class GenerationServicer:
     NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -98,7 +98,7 @@ class Outcome:
 class AdapterServicer:
     NAME = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -162,7 +162,7 @@ class AdapterServicer:
 class EngineServicer:
     NAME = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:

@@ -18,8 +18,8 @@ from blora.scheduler import ScheduledRow
 from ..attention.base import AttentionPlanner
 from ..memory.arena import CPU, Arena
 from ..model.batch import ForwardBatch
-from ..model.rank_group import RankGroup
-from ..model.weights import ModelWeights
+from ..model.shard_group import ShardGroup
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from .device import Device
 from .sampler import Picker, UnseededPicker
@@ -56,7 +56,7 @@ class StepGraphs(Protocol):
         fits the step. rows, adapter_pages: as for `build_batch`."""
 
 
-BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool, RankGroup], Backend]
+BuildBackend = Callable[[ModelConfig, ModelTensors, Arena, DevicePool, ShardGroup], Backend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class BackendChoice:
 
     build: BuildBackend
     layout: Layout = Layout.VECTORS  # how adapters lie in a page
-    device: Device | None = None  # where the arena and the weights are; None is the CPU's memory
+    device: Device | None = None  # where the arena and the model are; None is the CPU's memory
     # Arguments: the backend, a page that no request gets, the pages of the longest row, those of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None
     kv_dtypes: Collection[torch.dtype] = ()  # data types that KV may have instead of the model's

@@ -14,7 +14,7 @@ class PagedRow(Protocol):
 
 
 class PagedStep(Protocol):
-    """The facts about a step that its copies need: the scheduler's Step, or the RankStep that a rank receives."""
+    """The facts about a step that its copies need: the scheduler's Step, or the ShardStep that a shard receives."""
 
     @property
     def copies(self) -> Sequence[PageCopy]: ...

@@ -26,7 +26,7 @@ from blora.scheduler import (
 from ..errors import EngineBroken
 from ..memory.arena import Arena
 from ..outputs import AdapterState
-from ..parallel.shards import NO_RANKS, Ranks
+from ..parallel.shards import NO_SHARDS, Shards
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ class EngineCore:
         residency: AdapterResidency,
         pool: DevicePool,
         runner: ModelRunner,
-        ranks: Ranks = NO_RANKS,
+        shards: Shards = NO_SHARDS,
     ) -> None:
         self.arena = arena
         self.scheduler = scheduler
         self._residency = residency
         self._pool = pool
         self._runner = runner
-        self._ranks = ranks
+        self._shards = shards
         self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
         self._dropping: set[str] = set()  # adapters whose image is dropped once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet reported by `take_unloaded`
@@ -74,7 +74,7 @@ class EngineCore:
         step = self.scheduler.schedule(time.monotonic())
         planned = time.monotonic()
         self._runner.begin_copies(step)
-        self._ranks.copy(step)  # comes second: copies that fail in this rank are planned again
+        self._shards.copy(step)  # comes second: copies that fail in this shard are planned again
         results = self._execute(step)
         copying = self._runner.finish_copies()
         self.scheduler.note_seconds(step, copying, time.monotonic() - planned - copying)
@@ -105,9 +105,9 @@ class EngineCore:
 
     def load_adapter(self, table: ImageTable, image: Tensor) -> None:
         """Makes an adapter usable. image: [num_shards * num_pages, page_bytes] uint8, which is kept and never written
-        to. The caller has already sent it to the other ranks."""
-        if table.num_shards != self._ranks.size:
-            raise ValueError(f"the image is packed for {table.num_shards} ranks, and there are {self._ranks.size}")
+        to. The caller has already sent it to the other shards."""
+        if table.num_shards != self._shards.size:
+            raise ValueError(f"the image is packed for {table.num_shards} shards, and there are {self._shards.size}")
         self._pool.add(table.of_shard(0), image[: table.num_pages])
         self._residency.register(table.digest, table.num_pages)
         self._leaving.discard(table.digest)
@@ -130,12 +130,12 @@ class EngineCore:
         for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
             self._leaving.remove(digest)
             self._pool.remove(digest)
-            self._ranks.forget_adapter(digest)
+            self._shards.forget_adapter(digest)
             self._unloaded.append(digest)
         for digest in [digest for digest in self._dropping if not self._residency.is_being_copied(digest)]:
             self._dropping.remove(digest)
             self._pool.drop_image(digest)
-            self._ranks.drop_image(digest)
+            self._shards.drop_image(digest)
 
     def images(self) -> set[str]:
         """Returns the adapters whose image is kept: neither gone nor marked to be dropped."""

@@ -17,7 +17,7 @@ MAX_SCORED_ROWS = 256  # tokens whose prompt logprobs are projected at a time: e
 
 
 class BatchRow(Protocol):
-    """The facts about a row from which a step's tensors are built: a ScheduledRow, or the RankRow that a rank gets."""
+    """The facts about a row from which a step's tensors are built: a ScheduledRow, or the ShardRow of a shard."""
 
     @property
     def new_token_ids(self) -> Sequence[int]: ...

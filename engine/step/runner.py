@@ -13,7 +13,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
 from ..errors import EngineBroken
-from ..parallel.shards import NO_RANKS, Aside, Ranks
+from ..parallel.shards import NO_SHARDS, Aside, Shards
 from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
@@ -27,9 +27,9 @@ class ModelRunner:
         pool: DevicePool,
         copies: StepCopies,
         graphs: StepGraphs | None = None,
-        ranks: Ranks = NO_RANKS,
+        shards: Shards = NO_SHARDS,
     ) -> None:
-        """graphs: the backend's captured steps. ranks: the other ranks, which compute every step on their shards."""
+        """graphs: the backend's captured steps. shards: the other shards, which compute every step on their parts."""
         self._model = backend.model
         self._attention = backend.attention
         self._lora = backend.lora
@@ -39,7 +39,7 @@ class ModelRunner:
         self._pool = pool
         self._copies = copies
         self._graphs = graphs
-        self._ranks = ranks
+        self._shards = shards
 
     @torch.inference_mode()
     def begin_copies(self, step: Step) -> None:
@@ -71,7 +71,7 @@ class ModelRunner:
             self._copies.go_on(is_waited_for=True)
             return self._results(rows, logits, {})
         batch = build_batch(rows, adapter_pages, self._attention, self._lora, self._send)
-        with self._ranks.computing(rows, adapter_pages) as aside:
+        with self._shards.computing(rows, adapter_pages) as aside:
             hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
             if any(row.is_sampled for row in rows):
                 logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
@@ -107,7 +107,7 @@ class ModelRunner:
             # changes no head.
             lora = plan_logits([(row.adapters, len(hidden[part]))], adapter_pages, self._lora)
             logits = self._model.compute_logits(hidden[part], lora)[:, : self._vocab_size(row)]
-            self._ranks.wait_for_collectives()
+            self._shards.wait_for_collectives()
             with aside:
                 scored = found.setdefault(row.request_id, [])
                 targets = row.scored_token_ids[len(scored) : len(scored) + len(logits)]

@@ -27,7 +27,7 @@ Use = tuple[str, float]
 
 
 def make_checkpoint(digest: str, rank: int, sites: Mapping[int, Sequence[int]]) -> Checkpoint:
-    """sites: site -> the slices that the adapter changes. Ranks differ from slice to slice."""
+    """sites: site -> the slices that the adapter changes. Shards differ from slice to slice."""
     generator = np.random.default_rng(sum(digest.encode()) + rank)
     modules = []
     for site, numbers in sites.items():

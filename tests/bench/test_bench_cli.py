@@ -58,7 +58,7 @@ def test_a_mistake_is_told_without_a_traceback() -> None:
 
 def test_it_is_imported_only_when_asked_for_and_its_flags_need_no_torch() -> None:
     check = (
-        "import sys; from blora.engine.server import cli\n"
+        "import sys; from blora.engine.cli import main as cli\n"
         "try: cli.main({argv})\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in {banned}))"

@@ -16,7 +16,7 @@ from blora.engine.cli import main as cli
 
 def test_every_configuration_compiles_and_nothing_spills(tmp_path: Path) -> None:
     """Architectures and types are all compiled by `make gpu-kernels`."""
-    program = "import sys; from blora.engine.server import cli; sys.exit(cli.main(sys.argv[1:]))"
+    program = "import sys; from blora.engine.cli import main; sys.exit(main.main(sys.argv[1:]))"
     line = f"bench triton --architectures 90 --dtypes bfloat16 --json {tmp_path / 'triton.json'}"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)

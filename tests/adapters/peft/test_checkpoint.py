@@ -412,11 +412,11 @@ def test_a_spoilt_adapter_is_refused_with_the_reason(kind: str, folder: Path, ta
 
 
 def test_what_has_no_room_is_refused_before_its_weights_are_read(folder: Path, targets: Targets) -> None:
-    num_weights = sum(module.a.size + module.b.size for module in read_checkpoint(folder, targets).modules)
-    assert read_checkpoint(folder, targets, max_weights=num_weights).modules
+    num_elements = sum(module.a.size + module.b.size for module in read_checkpoint(folder, targets).modules)
+    assert read_checkpoint(folder, targets, max_elements=num_elements).modules
     (folder / WEIGHTS).unlink()
-    with pytest.raises(AdapterTooLarge, match=f"ask for {num_weights} weights, the engine's memory holds 100"):
-        read_checkpoint(folder, targets, max_weights=100)
+    with pytest.raises(AdapterTooLarge, match=f"ask for {num_elements} weights, the engine's memory holds 100"):
+        read_checkpoint(folder, targets, max_elements=100)
 
 
 def test_problems_are_always_listed_in_the_same_order(folder: Path, targets: Targets) -> None:

@@ -121,24 +121,24 @@ MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
 MESSAGES[frames.LocateAdapter] = [frames.LocateAdapter("someone/adapter", 1 << 40)]
 MESSAGES[frames.AdapterLocated] = [frames.AdapterLocated("/hub")]
-MESSAGES[frames.StartRank] = [frames.StartRank(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1)]
-MESSAGES[frames.BuildRank] = [frames.BuildRank(64)]
-MESSAGES[frames.RankStep] = [
-    frames.RankStep([], [], {}),
-    frames.RankStep(
+MESSAGES[frames.StartShard] = [frames.StartShard(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1)]
+MESSAGES[frames.BuildShard] = [frames.BuildShard(64)]
+MESSAGES[frames.ShardStep] = [
+    frames.ShardStep([], [], {}),
+    frames.ShardStep(
         [PageCopy("d1", 3, (7, 5))],
-        [frames.RankRow([5, 6], 14, [1, 2**31], (("d1", 0.5),), 1, True, 0)],
+        [frames.ShardRow([5, 6], 14, [1, 2**31], (("d1", 0.5),), 1, True, 0)],
         {"d1": [7, 5]},
     ),
 ]
 MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
-MESSAGES[frames.RankLoaded] = [frames.RankLoaded()]
-MESSAGES[frames.RankReady] = [frames.RankReady()]
+MESSAGES[frames.ShardLoaded] = [frames.ShardLoaded()]
+MESSAGES[frames.ShardReady] = [frames.ShardReady()]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
-    frames.ToRank,
-    frames.FromRank,
+    frames.ToShard,
+    frames.FromShard,
     frames.FromLoader,
     frames.ToLoader,
     frames.LocateAdapter,

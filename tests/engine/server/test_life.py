@@ -41,7 +41,7 @@ def start_server():
     processes = []
 
     def start(resume_after):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         script = SCRIPT.format(resume_after=resume_after)
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
         processes.append(process)
