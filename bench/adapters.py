@@ -1,7 +1,7 @@
-"""Adapters by the thousand: throughput and time to first token against their number, then what loading does to traffic.
+"""Thousands of adapters: throughput and time to first token by their number, then the effect of loading on traffic.
 
-The arena holds few of them. The many adapters have the weights of a few files under digests of their own: host memory
-is shared, copies into the arena are real.
+The arena holds only a few of them. All adapters have the weights of a few files, each under its own digest: they share
+host memory, but copies into the arena are real.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from .measured_engine import MeasuredEngine, Setup
 from .table import Cell, format_table, write_json
 from .throughput import percentile
 
-FILES = 8  # of different weights
-ROWS = 32  # at once
+FILES = 8  # adapters with different weights
+ROWS = 32  # requests at once
 FILE = "adapters.json"
 POPULARITIES = {"uniform": 0.0, "skewed": 1.0}  # adapter i is asked in proportion to i ** -alpha
 COLOURS = {"uniform": "#0072b2", "skewed": "#e69f00"}
@@ -72,7 +72,8 @@ def _name(index: int) -> str:
 
 
 def _point(engine: MeasuredEngine, count: int, alpha: float, args: argparse.Namespace) -> dict[str, Any]:
-    """All requests are there from the start; a round that is not measured brings the popular ones into the arena."""
+    """Measures one number of adapters. All requests arrive at the start. A first, unmeasured round brings the popular
+    adapters into the arena."""
     weights = [(index + 1) ** -alpha for index in range(count)]
     draw = random.Random(f"{args.seed} {count} {alpha}")
     throughputs, first_tokens = list[float](), list[float]()

@@ -1,8 +1,8 @@
-"""Where the time of a decode step goes: the real engine at some numbers of rows, on the base model and with adapters.
+"""Profiles a decode step of the real engine at several numbers of rows, on the base model and with adapters.
 
-Native time is that of the library's own functions; what Python does around them is told apart. The adapters' part of
-the linears is their time less that of the same rows on the base model. The last line is what a step in a process of its
-own (AsyncLLM) takes longer than one in this process (LLM).
+Native time is that of the library's own functions; the time of the Python around them has its own lines. The adapters'
+part of the linears is their time less that of the same rows on the base model. The last line is the time by which a
+step in an engine process (AsyncLLM) is longer than one in this process (LLM).
 """
 
 import argparse
@@ -30,8 +30,8 @@ from .table import Cell, format_table, write_json
 from .throughput import describe_engine, setup_of
 from .workload import Workload
 
-# Native functions by what they are for; one that is not listed stands under its own name. The layers are one function,
-# which tells the times of its parts.
+# Native functions and their labels; a function that is not listed has its own name as label. The layers are one
+# function, which reports the times of its parts.
 LAYERS = "decoder"
 PARTS = ("linear", "attention", "norms")
 NATIVE = {
@@ -51,7 +51,7 @@ OTHER = "Python: rest"
 LORA = "LoRA"
 SAMPLING = "sampling"
 TOTAL, PLAIN, IPC = "step", "step, not watched", "AsyncLLM adds"
-REPEATS = 2  # of base and adapters, in turns
+REPEATS = 2  # passes of base and adapters, in turns
 IPC_REPEATS = 3
 Breakdown = dict[str, float]  # label -> milliseconds
 
@@ -92,7 +92,7 @@ def _workload(args: argparse.Namespace, rows: int) -> Workload:
 
 
 def profile(engine: MeasuredEngine, work: Workload) -> dict[str, Breakdown]:
-    """Breakdowns of the base model and of adapters, under names that start with the number of rows."""
+    """Returns the breakdowns of the base model and of adapters, under names that start with the number of rows."""
     variants = {"base": replace(work, adapters=0), "adapters": work}
     runs: dict[str, list[list[Record]]] = {name: [] for name in variants}
     plain: dict[str, list[float]] = {name: [] for name in variants}
@@ -139,7 +139,7 @@ def watch(stopwatch: Stopwatch, engine: MeasuredEngine) -> None:
 
 
 def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
-    """The methods that check a call, and the native functions below them."""
+    """Watches the methods that check a call, and the native functions below them."""
     if kernels is None:
         return
     seconds = kernels.seconds = torch.zeros(len(PARTS), dtype=torch.float64)
@@ -158,7 +158,7 @@ def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
 
 
 def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:
-    """Means over the half of the steps that are neither among the fastest nor among the slowest quarter, in ms."""
+    """Returns means in ms over the middle half of the steps: neither the fastest nor the slowest quarter."""
     steps = [(after.start - step.start, step) for records in runs for step, after in pairwise(records)]
     lengths = sorted(steps, key=lambda step: step[0])
     chosen = lengths[len(lengths) // 4 : -(len(lengths) // 4) or None]
@@ -170,7 +170,8 @@ def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:
 
 
 def measure_ipc(engine: MeasuredEngine, works: Sequence[Workload]) -> list[float]:
-    """Milliseconds that a base step takes longer in an AsyncLLM than in the engine's LLM, both streaming all rows."""
+    """Returns the milliseconds by which a base step is longer in an AsyncLLM than in the engine's LLM, both streaming
+    all rows."""
     inside = [_inside_step(engine, work) for work in works]
     print("the same rows through an engine process", file=sys.stderr, flush=True)
     outside = asyncio.run(_outside_steps(engine.setup, engine.vocab_size, works))

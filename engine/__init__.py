@@ -1,6 +1,6 @@
-"""The engine: composition of scheduler, adapters and wire. Imported by nothing of ours but tests and bench.
+"""The engine: puts scheduler, adapters and wire together. Only tests and bench import it.
 
-The public names are loaded when they are first used, because the front-end process must not import torch.
+A public name is imported when it is first used, because the front-end process must not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""`blora adapters`: what operators ask about adapters. Speaks to a server, or to none; its flags are in `cli.py`."""
+"""`blora adapters`: inspects and manages adapters on a server, or inspects one without a server.
+
+`main.py` declares its flags.
+"""
 
 import argparse
 import json
@@ -15,7 +18,7 @@ from .printing import adapter_text, adapters_text, news_text, report_text
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status: 1 when something cannot be done, or the adapter is refused."""
+    """Returns the exit status: 1 if the action fails or the inspected adapter is refused."""
     return terminal.guarded(lambda: _act(args))
 
 
@@ -64,7 +67,8 @@ def _inspect_there(args: argparse.Namespace) -> int:
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """As `asdict` has them. Protobuf's own JSON writes integers of 64 bits as texts, and leaves out what is unset."""
+    """Returns a message's fields as `asdict` would. Protobuf's own JSON writes 64-bit integers as texts and leaves out
+    unset fields."""
     return {field.name: _value(message, field.name, field.has_presence) for field in message.DESCRIPTOR.fields}
 
 

@@ -1,4 +1,4 @@
-"""`blora client`: a server's answers on a terminal. Speaks blora.proto only, and needs no engine."""
+"""`blora client`: sends requests to a server and prints its answers. Uses only blora.proto, and needs no engine."""
 
 import argparse
 import io
@@ -11,13 +11,13 @@ import grpc
 from blora.proto.client import Adapter, Client, Prompt
 from blora.proto.v1 import adapters_pb2
 
-# What shells report for a program that SIGINT, or SIGPIPE, ended.
+# The exit statuses that shells report for a program ended by SIGINT and by SIGPIPE.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status. `args` are those of cli.py's `client`."""
+    """Returns the exit status. args: those of the command `client` in main.py."""
     return guarded(lambda: _ask(args))
 
 
@@ -28,15 +28,15 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def guarded(act: Callable[[], int]) -> int:
-    """The exit status of what talks to a server and prints: what goes wrong is one line."""
+    """Runs a command that talks to a server and prints; returns its exit status. Prints one line for an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every terminal shows every letter
+        sys.stdout.reconfigure(errors="replace")  # a terminal's encoding may lack a character
     try:
         return act()
     except grpc.RpcError as error:
-        # What an RPC raises is also its call, which knows the status.
+        # An RPC's error is also its call, which knows the status.
         return _fail(f"{error.code().name}: {error.details()}")
-    except ValueError as error:  # what no message can hold
+    except ValueError as error:  # an argument that no message can hold
         return _fail(str(error))
     except BrokenPipeError:
         _drop_output()
@@ -54,7 +54,7 @@ def _fail(reason: str) -> int:
 
 
 def _drop_output() -> None:
-    """What stdout still holds goes nowhere: Python would try again when it ends, and complain."""
+    """Discards the buffer of stdout. Python would otherwise write it again at exit and print an error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,7 +1,7 @@
 """The adapter loader: a child process that reads, checks and packs adapters at the lowest priority.
 
-A hostile or slow file can hurt only this process, and no time of the engine's or the front end's goes into reading.
-Imports no torch, until an adapter comes that is defined by the base model's weights.
+A hostile or slow file can hurt only this process, and reading takes no time of the engine or the front end. Imports no
+torch until it reads an adapter that depends on the base model's tensors.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from ..text.adapter_tokenizers import AdapterTokenizers
 from ..text.tokenizer import load_tokenizer
 from .background import go_to_background
 
-WORST_TO_LOSE = "1000"  # where memory runs out the kernel ends this process first
+WORST_TO_LOSE = "1000"  # oom_score_adj: the kernel kills this process first when memory runs out
 
 
 def serve(channel: Channel[ToLoader]) -> None:
@@ -78,7 +78,7 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
         channel.send(AdapterUnreadable([str(error)]))
         return
     except MemoryError:
-        channel.send(AdapterUnreadable(["there is not enough memory to read it"]))
+        channel.send(AdapterUnreadable(["there is too little memory to read it"]))
         return
     descriptor = seal(image.pages)
     report = replace(report_of(checkpoint, image.table), path=order.path)
@@ -94,7 +94,7 @@ def _look(channel: Channel[ToLoader], folder: str) -> None:
 
 
 def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> None:
-    """Writes the files, which stand one after another in the descriptor, and closes that."""
+    """Writes the files that the descriptor holds one after another into the folder, and closes the descriptor."""
     with open(descriptor, "rb") as content:
         content.seek(0)
         for name, num_bytes in files:

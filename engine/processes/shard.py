@@ -1,7 +1,8 @@
-"""The process of a shard that is not the first: computes every step on its shard of the model. Decides nothing.
+"""The process of a shard other than the first: computes every step on its part of the model. Decides nothing.
 
-It ends with the first shard, when its channel closes, and when a step or an adapter's image fails here: it cannot know
-whether the others have done it, and the first shard sees at the next collective, or before, that it is gone.
+It ends when its channel or the lifeline closes, and so with the first shard. It also ends when a step or an adapter's
+image fails here, because it cannot know whether the other shards succeeded. The first shard notices its end at the next
+collective or before.
 """
 
 import logging
@@ -64,10 +65,10 @@ class ShardLoop:
             case ForgetAdapter(digest):
                 self._pool.remove(digest)
             case StartShard() | BuildShard():
-                raise RuntimeError("the shard is started already")
+                raise RuntimeError("the shard has started already")
 
     def _load(self, table: ImageTable, descriptor: int) -> None:
-        """What is not its own of the image is mapped and never read."""
+        """Adds the adapter to the pool. The other shards' parts of the image are mapped, but never read."""
         image = torch.from_numpy(map_sealed(descriptor, table.num_bytes))
         shards = image.view(table.num_shards, table.num_pages, table.page_bytes)
         self._pool.add(table.of_shard(self._shard.index), shards[self._shard.index])
@@ -77,11 +78,11 @@ class ShardLoop:
         self._copies.begin(step)
         if step.rows:
             self._compute(step.rows, step.adapter_pages)
-        self._copies.go_on(is_waited_for=False)  # nobody reads tokens here
+        self._copies.go_on(is_waited_for=False)  # only the first shard reads tokens
         self._copies.finish()
 
     def _compute(self, rows: Sequence[ShardRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
-        """The same calls in the same order as in the first shard (see runner.py)."""
+        """Computes the rows by the same calls in the same order as the first shard (see step/runner.py)."""
         model, lora = self._backend.model, self._backend.lora
         batch = build_batch(rows, adapter_pages, self._backend.attention, lora, self._backend.send)
         hidden = model.forward(batch)
@@ -93,7 +94,8 @@ class ShardLoop:
 
 
 def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
-    """Loads what the first message asks for and joins the other shards; None when that fails."""
+    """Loads the model of the first message and joins the other shards; returns None, and sends StartFailed, if that
+    fails."""
     orders = _orders(channel)
     first = next(orders)
     if not isinstance(first, StartShard):
@@ -109,7 +111,7 @@ def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
     except ChannelClosed:
         raise
     except Exception as error:
-        is_ours = isinstance(error, EngineStartError)  # and says all there is to say
+        is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
     channel.send(ShardReady())
@@ -117,13 +119,13 @@ def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
 
 
 def _orders(channel: Channel[ToShard]) -> Iterator[ToShard]:
-    """One after another, though some may have come together."""
+    """Yields the messages one by one, though several may arrive together."""
     while True:
         yield from channel.receive(wait=True)
 
 
 def main() -> None:
-    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the file where shards meet."""
+    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the meeting file."""
     *sockets, lifeline, store = sys.argv[1:]
     hang_on(int(lifeline))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")

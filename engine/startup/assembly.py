@@ -1,4 +1,4 @@
-"""Assembly: what computes a step in one process, from a configuration: in the first shard, or in another.
+"""Assembly: builds the parts that compute a step in one process, for the first shard or another one.
 
 Knows no scheduler and no other process.
 """
@@ -34,14 +34,14 @@ from ..step.copies import CopiesBefore, StepCopies
 from ..step.runner import ModelRunner
 from .choose_backend import choose_backend
 
-KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch
+KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # option -> torch's name
 logger = logging.getLogger(__name__)
-SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
+SPARE_SHARE = 2  # a default arena has this many times the pages that all running requests can fill
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What a shard will have of a model, and what it will compute it with."""
+    """The part of a model that a shard will load, and the backend that will compute it."""
 
     config: EngineConfig
     model: Path
@@ -64,16 +64,16 @@ class ShardPlan:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens. Raises EngineStartError."""
+        """The limit of a request in tokens. Raises EngineStartError for an option outside the model's range."""
         limit, wished = self.whole.max_position_embeddings, self.config.max_model_len
         wanted = limit if wished is None else wished
         if not 2 <= wanted <= limit:
-            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's {limit}")
+            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's limit, {limit}")
         return wanted
 
     @property
     def pages_per_row(self) -> int:
-        """Of the longest."""
+        """Pages of the longest row."""
         return -(-self.max_model_len // self.config.block_size)
 
     @property
@@ -86,17 +86,18 @@ class ShardPlan:
 
     @property
     def num_copied_pages(self) -> int:
-        """In one step, at most."""
+        """The most pages of adapters copied in one step."""
         return max(self.config.adapter_copy_bytes // self.page_bytes, 1)
 
     @property
     def graph_sizes(self) -> list[int]:
-        """None with several shards: nobody has seen their collectives in a graph."""
+        """The numbers of rows to capture graphs for; empty with several shards, whose collectives are untested in a
+        graph."""
         has_graphs = self.choice.prepare_graphs is not None and not self.config.enforce_eager
         return graph_sizes(self.config.max_num_seqs) if has_graphs and self.shard.size == 1 else []
 
     def load(self) -> "Assembly":
-        """Raises what loading raises."""
+        """Loads the shard's tensors. Raises the errors of `load_tensors` and `open_checkpoint`."""
         started = time.monotonic()
         tensors = load_tensors(
             self.whole,
@@ -111,27 +112,27 @@ class ShardPlan:
 
 
 def plan_shard(config: EngineConfig, model: Path, index: int) -> ShardPlan:
-    """Raises EngineStartError for what cannot be split or computed so."""
+    """Returns the plan of one shard. Raises EngineStartError if the model cannot be split or computed as configured."""
     whole, size = load_model_config(model), config.tensor_parallel_size
     _share_threads(config.threads, size)
     shard = shards_of(whole, size)[index]
     dtype = whole.dtype if config.dtype == "auto" else config.dtype
     choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, index, size)
     if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
-        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda")
+        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda; use auto elsewhere")
     return ShardPlan(config, model, whole, shard, dtype, choice)
 
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """What computes a step, and where."""
+    """The parts that compute a step, and the memory that they compute in."""
 
     arena: Arena
     adapters: DevicePool
     copies: StepCopies
     backend: Backend
     runner: ModelRunner
-    graphs: StepGraphs | None  # none of which is captured yet
+    graphs: StepGraphs | None  # not captured yet
 
     def run(self, step: Step) -> object:
         return self.runner.execute(step)
@@ -147,21 +148,22 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Builds an Executor around an arena: on a GPU once for a trial, and once for good."""
+    """Builds an Executor around an arena: on a GPU once for a trial and once for good."""
 
     plan: ShardPlan
     tensors: ModelTensors
 
     def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> ShardGroup:
-        """store: the file where the shards find each other, for which it waits; None where there is one. check_others:
-        called meanwhile, and raises where it is in vain."""
+        """Waits until all shards have met; returns their group. store: the file where they find each other; None if
+        there is one shard. check_others: called while it waits; it raises if a shard will not come."""
         shard = self.plan.shard
         if store is None:
             return ALONE
         return ConnectedGroup(shard.index, shard.size, store, self.plan.choice.torch_device, check_others)
 
     def choose_num_pages(self, taken: int) -> int:
-        """On a GPU, by a trial of this shard's part. taken: bytes, before the weights. Raises EngineStartError."""
+        """Returns the number of pages that fit on the GPU, by a trial of this shard. taken: bytes in use before the
+        model was loaded. Raises EngineStartError."""
         plan, device = self.plan, self.plan.choice.device
         if device is None:
             raise ValueError("there is no GPU to be measured")
@@ -179,8 +181,8 @@ class Assembly:
         return choose_num_pages(plan.config.memory, use, needs)
 
     def build(self, num_pages: int, group: ShardGroup, shards: Shards = NO_SHARDS) -> Executor:
-        """num_pages: for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
-        shards: that are told of every step."""
+        """num_pages: pages for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
+        shards: the other shards, which receive every step."""
         plan, choice = self.plan, self.plan.choice
         config, dtype, device = plan.shard.config, getattr(torch, plan.dtype), choice.device
         kv_dtype = getattr(torch, plan.kv_dtype)
@@ -194,18 +196,18 @@ class Assembly:
             adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
             copies = CopiesBeside(adapters, device, copier, shards)
         backend = choice.build(config, self.tensors, arena, adapters, group)
-        if plan.config.seed is not None:  # all requests have seeds, and are expected to give the same tokens again
+        if plan.config.seed is not None:  # every request has a seed then, and has to give the same tokens again
             backend = replace(backend, unseeded=None)
         graphs = None
         if choice.prepare_graphs is not None and plan.shard.size == 1:
-            # Pages that rows share are counted for each.
+            # A page that several rows share counts once for each, so all rows together may have more than num_pages.
             graphs = choice.prepare_graphs(backend, num_pages, plan.pages_per_row, 2 * num_pages)
         runner = ModelRunner(backend, adapters, copies, graphs, shards)
         return Executor(arena, adapters, copies, backend, runner, graphs)
 
 
 def _share_threads(threads: int | None, size: int) -> None:
-    """Shards on one machine compute at the same time."""
+    """Gives this shard its share of the threads, because all shards of a machine compute at the same time."""
     if threads is not None:
         torch.set_num_threads(max(threads // size, 1))
     elif size > 1:

@@ -1,6 +1,6 @@
 """Chooses the backend that computes a model: "cuda", "cpu" or "reference".
 
-Imports what only a GPU needs when its backend is chosen, and not before.
+Imports modules that only a GPU needs when it chooses "cuda", and not before.
 """
 
 import logging
@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 def choose_backend(
     name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, shard_index: int = 0, num_shards: int = 1
 ) -> BackendChoice:
-    """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
-    first of them that can be used. config: of what a shard has of the model. Raises EngineStartError."""
+    """Returns the chosen backend. name: "cuda", "cpu", an instruction set for that build of the native kernels,
+    "reference", or "auto" for the first of them that works. config: the configuration of one shard's part of the
+    model. Raises EngineStartError if the named backend cannot be used."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
@@ -56,7 +57,7 @@ def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: 
         logger.info("native kernels: %s", kernels.instruction_set)
         return BackendChoice(lambda *parts: build_cpu(kernels, *parts))
     if name != "auto":
-        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
+        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}; use auto or reference")
     logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
     return BackendChoice(_build_reference)
 

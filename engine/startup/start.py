@@ -21,7 +21,7 @@ from ..step.core import EngineCore
 from .assembly import Assembly, Executor, ShardPlan, plan_shard
 
 logger = logging.getLogger(__name__)
-DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too
+DEFAULT_SHARE = 0.5  # share of the host's free memory, which other processes need, too
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,22 @@ class StartedEngine:
     facts: Facts
     dtype: str
     page_bytes: int
-    layout: Layout  # of adapters
+    layout: Layout  # how adapters lie in a page
     shards: Shards
 
     @cached_property
     def cuts(self) -> tuple[ModuleCuts, ...]:
-        """What to pack an adapter for; none where the model is in one process."""
+        """Each shard's parts of the modules, which adapters are packed for; empty if the model is in one process."""
         return module_cuts(self.model_config, self.shards.size)
 
 
 def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
-    """model: a folder or a .gguf file. Raises EngineStartError for too little memory, and what loading raises."""
+    """Starts the engine. model: a folder or a .gguf file. Raises EngineStartError for too little memory, and the errors
+    of loading a model."""
     plan = plan_shard(config, model, 0)
     max_model_len, device = plan.max_model_len, plan.choice.device
     num_pages = 0
-    if device is None:  # what cannot fit is refused before it is read
+    if device is None:  # a model that cannot fit is refused before it is read
         num_pages = _num_pages(plan)
     taken = 0 if device is None else device.memory().taken
     shards = start_shards(config.tensor_parallel_size)
@@ -55,7 +56,7 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
         shards.wait_until_loaded()
         group = _connect(assembly, shards)
         shards.attach(group)
-        if device is not None:  # the group is there, because it takes memory of the GPU
+        if device is not None:  # comes after the group is connected, because that takes memory of the GPU
             num_pages = assembly.choose_num_pages(taken)
         shards.build(num_pages)
         executor = assembly.build(num_pages, group, shards)
@@ -81,7 +82,7 @@ def _make_core(plan: ShardPlan, executor: Executor, num_pages: int, shards: Shar
 
 
 def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:
-    """Raises EngineStartError for shards that do not come."""
+    """Returns the group of all shards. Raises EngineStartError if a shard does not come."""
     try:
         return assembly.connect(shards.store, shards.check_coming)
     except RuntimeError as error:
@@ -90,13 +91,14 @@ def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:
 
 
 def _name_of(choice: BackendChoice) -> str:
-    """What "auto" means is found out once: shards that compute differently would not fit together."""
+    """Returns the name of the chosen backend for the other shards. Only the first shard resolves "auto", because shards
+    with different backends would not fit together."""
     return "reference" if choice.device is None else "cuda"
 
 
 def _num_pages(plan: ShardPlan) -> int:
-    """Pages that the budget of a shard pays for. A fraction is of what is left beside the weights, and no more than is
-    of use."""
+    """Returns the pages that a shard's budget pays for. A fraction counts from the memory left beside the model, and
+    gives no more pages than all requests can use."""
     usable = max(usable_memory() // plan.shard.size - plan.num_weight_bytes, 0)
     wish = DEFAULT_SHARE if plan.config.memory is None else plan.config.memory
     budget = parse_memory(wish, usable)
@@ -104,6 +106,6 @@ def _num_pages(plan: ShardPlan) -> int:
         budget = min(budget, plan.num_useful_pages * plan.page_bytes)
     if not 2 * plan.page_bytes <= budget <= usable:
         raise EngineStartError(
-            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and what is left ({usable})"
+            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and the free memory ({usable})"
         )
     return budget // plan.page_bytes
