@@ -5,7 +5,7 @@ clocks; imports no torch, no numpy and no sibling package.
 """
 
 from .block_pool import BlockPool
-from .eviction import KeepRule, ReturnCosts
+from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
@@ -27,6 +27,7 @@ __all__ = [
     "FinishReason",
     "KVManager",
     "KeepRule",
+    "Kind",
     "Limits",
     "PageCopy",
     "Request",
@@ -39,5 +40,6 @@ __all__ = [
     "Scheduler",
     "Status",
     "Step",
+    "Thing",
     "TokenLogprob",
 ]

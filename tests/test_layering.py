@@ -207,11 +207,3 @@ def test_modules_of_bench_are_not_run_as_files() -> None:
     commands = re.findall(r"python (.*)", (ROOT / "Makefile").read_text())
     assert commands
     assert not [command for command in commands if re.match(r"bench/\w+\.py", command)]
-
-
-def test_public_names_are_the_exported_ones() -> None:
-    import blora.engine
-
-    assert dir(blora.engine) == sorted(blora.engine.__all__)
-    assert all(hasattr(blora.engine, name) for name in blora.engine.__all__)
-    assert set(blora.engine.__all__) == set(blora.engine._HOMES)
