@@ -17,7 +17,7 @@ from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
 from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
-from blora.engine.outputs import AdapterState
+from blora.engine.outputs import AdapterState, EngineLoad
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
@@ -92,7 +92,9 @@ MESSAGES: dict[type, list[Any]] = {
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
     frames.StateReply: [
-        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8), 0.5), [AdapterState(), AdapterState(True, True, 9)])
+        frames.StateReply(
+            4, EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5)), [AdapterState(), AdapterState(True, True, 9)]
+        )
     ],
     frames.ReadAdapter: [
         frames.ReadAdapter(
