@@ -13,8 +13,11 @@ KERNELS := $(if $(shell command -v c++),required,optional)
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
 
+# Two processes beside each other, with one thread each.
+BESIDE := --numprocesses 2 --dist worksteal
+
 test: $(READY) model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 # The reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is an
 # error. Nothing is fetched.

@@ -1,1 +1,4 @@
-"""Programs that measure blora: `blora bench`. They may import everything; nothing imports them."""
+"""Programs that measure blora: `blora bench`.
+
+They may import everything; only tests import them.
+"""

@@ -1,4 +1,4 @@
-"""Times of the paged attention kernel: decode at some contexts, and prefill of one prompt, over scattered pages."""
+"""Times of the paged attention kernel over scattered pages: decode at several contexts, and prefill of one prompt."""
 
 import random
 
@@ -16,13 +16,13 @@ from .limits import median_seconds
 from .shapes import with_layers
 
 BLOCK_SIZE = 16  # tokens
-WANTED_BYTES = 256 << 20  # of KV over all layers: more than any cache, where the model has enough layers
+WANTED_BYTES = 256 << 20  # KV of all layers: more than any cache holds, if the model has enough layers
 MAX_LAYER_BYTES = 1 << 30
 ITEM_BYTES = 2
 
 
 class AttentionRows:
-    """Rows of one length each, whose KV fills an arena of random values."""
+    """Rows of equal length, whose KV fills an arena of random values."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, rows: int, context: int) -> None:
         self._rows, self._context = rows, context
@@ -31,7 +31,7 @@ class AttentionRows:
         layout = KVLayout(num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
         blocks = -(-context // BLOCK_SIZE)
         self._arena = Arena(layout, rows * blocks, page_bytes_for(layout.block_bytes, 0))
-        # Written, because all untouched memory is one page of zeros, which stays in the cache.
+        # The pages are written, because all untouched memory is one page of zeros, which stays in the cache.
         self._arena.pages[:] = torch.randn(self._arena.page_bytes // ITEM_BYTES).bfloat16().view(torch.uint8)
         cos, sin = rope_cache(config.rope, config.head_dim, context)
         self._attention = CpuAttention(kernels, self._arena, config, cos, sin, [])
@@ -40,7 +40,7 @@ class AttentionRows:
         self._config = config
 
     def median_seconds(self, query_len: int, seconds: float) -> float:
-        """Of one layer, for the last query_len tokens of every row."""
+        """Returns the time of one layer, for the last query_len tokens of every row."""
         config, num_tokens = self._config, self._rows * query_len
         plan = self._attention.plan(PagedRows([query_len] * self._rows, [self._context] * self._rows, self._tables))
         width = config.num_heads * config.head_dim
@@ -55,11 +55,11 @@ class AttentionRows:
 
 
 def layer_bytes(config: ModelConfig, rows: int, context: int) -> int:
-    """Of K and V."""
+    """Returns the bytes of one layer's K and V."""
     return rows * context * 2 * config.num_kv_heads * config.head_dim * ITEM_BYTES
 
 
 def attention_flops(config: ModelConfig, rows: int, query_len: int, context: int) -> int:
-    """Of one layer: two products with every key and value that the last query_len tokens see."""
+    """Returns the operations of one layer: two products with every key and value that the last query_len tokens see."""
     seen = query_len * (context - query_len) + query_len * (query_len + 1) // 2
     return 4 * config.num_heads * config.head_dim * rows * seen

@@ -1,4 +1,4 @@
-"""`blora bench`: the flags of every program. Imports a program, and torch with it, when it is asked for."""
+"""`blora bench`: the flags of every program. Imports a program, and torch with it, only to run it."""
 
 import argparse
 from importlib import import_module
@@ -14,23 +14,23 @@ HELP = "measure throughput, kernels and steps on this machine"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     programs = parser.add_subparsers(dest="program", required=True, metavar="PROGRAM")
     _add_throughput(programs.add_parser("throughput", help="tokens per second, with adapters and without, in process"))
-    _add_kernels(programs.add_parser("kernels", help="each kernel against what the machine allows"))
-    _add_profile(programs.add_parser("profile_step", help="where the time of a decode step goes"))
+    _add_kernels(programs.add_parser("kernels", help="time of each kernel against the limits of the machine"))
+    _add_profile(programs.add_parser("profile_step", help="parts of the time of a decode step"))
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
-    _add_idle(programs.add_parser("idle_adapters", help="what base requests lose to adapters nobody asks for"))
+    _add_idle(programs.add_parser("idle_adapters", help="cost of loaded but unused adapters to base requests"))
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
-    _add_many(programs.add_parser("adapters", help="up to thousands of adapters, then what `loading` does"))
-    _add_loading(programs.add_parser("loading", help="what loading adapters does to the rows that decode"))
-    _add_fairness(programs.add_parser("fairness", help="time to first token by adapter, fair or not, simulated"))
-    _add_triton(programs.add_parser("triton", help="what the GPU's LoRA kernels compile to; needs no GPU"))
-    _add_gpu(programs.add_parser("gpu", help="on a machine with a GPU: right tokens, speed, a report to send back"))
-    _add_roofline(programs.add_parser("roofline", help="what adapters cost a step on GPUs, by arithmetic"))
+    _add_many(programs.add_parser("adapters", help="speed with up to thousands of adapters, then `loading`"))
+    _add_loading(programs.add_parser("loading", help="effect of loading adapters on rows that decode"))
+    _add_fairness(programs.add_parser("fairness", help="time to first token of each adapter, fair and fcfs, simulated"))
+    _add_triton(programs.add_parser("triton", help="resources of the GPU's compiled LoRA kernels; needs no GPU"))
+    _add_gpu(programs.add_parser("gpu", help="correctness and speed on a GPU, in a report to send back"))
+    _add_roofline(programs.add_parser("roofline", help="cost of adapters to a step on GPUs, by arithmetic"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
-    plots.add_argument("file", type=Path, metavar="FILE", help="what a sweep wrote, throughput.json")
+    plots.add_argument("file", type=Path, metavar="FILE", help="throughput.json, as a sweep wrote it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Raises what the program raises; a mistake in its options is told without a traceback."""
+    """Runs the program; returns its exit status. A mistake in its options ends it with one line and no traceback."""
     try:
         return int(import_module(f".{args.program}", __package__).run(args))
     except ModuleNotFoundError as error:
@@ -44,13 +44,22 @@ def run(args: argparse.Namespace) -> int:
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     parser.add_argument("--rows", type=_count, default=16, metavar="N", help="requests at once (default: %(default)s)")
-    parser.add_argument("--adapters", type=_number, default=0, metavar="N", help="0 is the base model only")
+    parser.add_argument(
+        "--adapters", type=_number, default=0, metavar="N", help="adapters to use (default: 0, the base model only)"
+    )
     _add_adapters(parser)
-    parser.add_argument("--popularity", choices=POPULARITIES, default="uniform", help="(default: %(default)s)")
-    parser.add_argument("--base-share", type=_share, default=0.0, metavar="SHARE", help="of rows without an adapter")
+    parser.add_argument(
+        "--popularity",
+        choices=POPULARITIES,
+        default="uniform",
+        help="how rows are spread over adapters (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-share", type=_share, default=0.0, metavar="SHARE", help="share of rows without an adapter"
+    )
     _add_lengths(parser)
     _add_rounds(parser, 3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    _add_json(parser)
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -63,101 +72,153 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         type=_counts,
         default=(1, 2, 4, 8, 16, 32, 64, 128),
         metavar="LIST",
-        help="of the sweep over rows, with 8 adapters (default: 1,2,4,...,128)",
+        help="rows of the sweep over rows, with 8 adapters (default: 1,2,4,...,128)",
     )
     parser.add_argument(
         "--adapters",
         type=_counts,
         default=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         metavar="LIST",
-        help="of the sweep over adapters (default: 1,2,4,...,256)",
+        help="adapters of the sweep over adapters (default: 1,2,4,...,256)",
     )
     parser.add_argument(
-        "--adapter-rows", type=_count, default=64, metavar="N", help="rows of the sweep over adapters (%(default)s)"
+        "--adapter-rows",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="rows of the sweep over adapters (default: %(default)s)",
     )
-    parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
+    _add_results(parser)
 
 
 def _add_many(parser: argparse.ArgumentParser) -> None:
     _add_loading(parser)
-    parser.add_argument("--adapters", type=_counts, default=(1, 8, 64, 512, 2000), metavar="LIST", help="how many")
-    parser.add_argument("--requests", type=_count, default=128, metavar="N", help="of a pass (default: %(default)s)")
+    parser.add_argument(
+        "--adapters",
+        type=_counts,
+        default=(1, 8, 64, 512, 2000),
+        metavar="LIST",
+        help="numbers of adapters (default: 1,8,64,512,2000)",
+    )
+    parser.add_argument(
+        "--requests", type=_count, default=128, metavar="N", help="requests of a pass (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="passes (default: %(default)s)")
-    parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--output-len", type=_count, default=32, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts (default: %(default)s)")
+    _add_lengths(parser, output_len=32)
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder")
-    parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
-    parser.add_argument("--loads", type=_count, default=200, metavar="N", help="under traffic (default: %(default)s)")
-    parser.add_argument("--memory", default="600M", metavar="SIZE", help="for KV and adapters (default: %(default)s)")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
+    _add_rank(parser)
+    parser.add_argument(
+        "--loads", type=_count, default=200, metavar="N", help="adapters to load under traffic (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", default="600M", metavar="SIZE", help="arena for KV and adapters (default: %(default)s)"
+    )
+    _add_threads(parser)
     _add_adapter_folder(parser)
-    parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
+    _add_results(parser)
 
 
 def _add_fairness(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapters", type=_count, default=200, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--adapters", type=_count, default=200, metavar="N", help="adapters (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="requests/s (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=300.0, help="of arrivals (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the trace (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("bench/results"), help="(default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="seconds of arrivals (default: %(default)s)")
+    _add_seed(parser)
+    _add_results(parser)
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shapes", type=_words, default=("smollm2-135m", "llama-7b"), metavar="LIST", help="(default: both)"
+        "--shapes",
+        type=_words,
+        default=("smollm2-135m", "llama-7b"),
+        metavar="LIST",
+        help="models whose shapes to use (default: smollm2-135m,llama-7b)",
     )
     parser.add_argument(
-        "--kernels", type=_words, default=("linear", "attention", "norm", "lora"), metavar="LIST", help="(default: all)"
+        "--kernels",
+        type=_words,
+        default=("linear", "attention", "norm", "lora"),
+        metavar="LIST",
+        help="kernels to measure (default: linear,attention,norm,lora)",
     )
-    parser.add_argument("--rows", type=_counts, default=(1, 4, 8, 16, 32, 64, 128), metavar="LIST", help="of linears")
-    parser.add_argument("--ranks", type=_counts, default=(4, 8, 16, 32, 64), metavar="LIST", help="of LoRA")
-    parser.add_argument("--instruction-set", metavar="NAME", help="amx, avx512bf16, avx512, avx2 or base (the best)")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for each figure (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument(
+        "--rows",
+        type=_counts,
+        default=(1, 4, 8, 16, 32, 64, 128),
+        metavar="LIST",
+        help="rows of linears (default: 1,4,8,16,32,64,128)",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=_counts,
+        default=(4, 8, 16, 32, 64),
+        metavar="LIST",
+        help="ranks of adapters (default: 4,8,16,32,64)",
+    )
+    parser.add_argument(
+        "--instruction-set", metavar="NAME", help="amx, avx512bf16, avx512, avx2 or base (default: the best)"
+    )
+    _add_threads(parser)
+    parser.add_argument("--seconds", type=float, default=0.3, help="seconds for each figure (default: %(default)s)")
+    _add_json(parser)
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
-    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
-    parser.add_argument("--adapters", type=_count, default=8, metavar="N", help="(default: %(default)s)")
+    _add_row_numbers(parser)
+    parser.add_argument(
+        "--adapters", type=_count, default=8, metavar="N", help="adapters to use (default: %(default)s)"
+    )
     _add_adapters(parser)
     _add_lengths(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    _add_json(parser)
 
 
 def _add_idle(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
-    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
-    parser.add_argument("--adapters", type=_count, default=64, metavar="N", help="(default: %(default)s)")
+    _add_row_numbers(parser)
+    parser.add_argument("--adapters", type=_count, default=64, metavar="N", help="idle adapters (default: %(default)s)")
     _add_adapters(parser)
     _add_lengths(parser)
-    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    _add_json(parser)
 
 
 def _add_footprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
-    parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="of the arena (default: %(default)s)")
-    parser.add_argument("--requests", type=_count, default=10_000, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--adapters", type=_count, default=4, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--starts", type=_count, default=3, metavar="N", help="of the server (default: %(default)s)")
+    parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="size of the arena (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=_count, default=10_000, metavar="N", help="requests to send (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--adapters", type=_count, default=4, metavar="N", help="adapters to load (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--starts", type=_count, default=3, metavar="N", help="starts of the server (default: %(default)s)"
+    )
     _add_adapter_folder(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    _add_json(parser)
 
 
 def _add_triton(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--architectures", type=_counts, default=(80, 90, 100, 120), metavar="LIST", help="(default: all)"
+        "--architectures",
+        type=_counts,
+        default=(80, 90, 100, 120),
+        metavar="LIST",
+        help="compute capabilities of GPUs, without the point (default: 80,90,100,120)",
     )
     parser.add_argument(
-        "--dtypes", type=_words, default=("bfloat16", "float16"), metavar="LIST", help="(default: both)"
+        "--dtypes",
+        type=_words,
+        default=("bfloat16", "float16"),
+        metavar="LIST",
+        help="data types (default: bfloat16,float16)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    _add_json(parser)
 
 
 def _add_roofline(parser: argparse.ArgumentParser) -> None:
@@ -166,43 +227,89 @@ def _add_roofline(parser: argparse.ArgumentParser) -> None:
         type=_words,
         default=("llama-7b", "llama-3-8b", "llama-3-70b"),
         metavar="LIST",
-        help="(default: all)",
+        help="models whose shapes to use (default: llama-7b,llama-3-8b,llama-3-70b)",
     )
-    parser.add_argument("--adapters", type=_counts, default=(1, 2, 4, 8, 16, 32, 64), metavar="LIST", help="how many")
-    parser.add_argument("--rows", type=_count, default=64, metavar="N", help="of a decode step (default: %(default)s)")
-    parser.add_argument("--context", type=_count, default=512, metavar="TOKENS", help="of each row (%(default)s)")
-    parser.add_argument("--rank", type=_count, default=16, metavar="R", help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
+    parser.add_argument(
+        "--adapters",
+        type=_counts,
+        default=(1, 2, 4, 8, 16, 32, 64),
+        metavar="LIST",
+        help="numbers of adapters in the batch (default: 1,2,4,...,64)",
+    )
+    parser.add_argument(
+        "--rows", type=_count, default=64, metavar="N", help="rows of a decode step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--context", type=_count, default=512, metavar="TOKENS", help="length of each row (default: %(default)s)"
+    )
+    _add_rank(parser)
+    _add_json(parser)
 
 
 def _add_gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="(default: %(default)s)")
     parser.add_argument(
-        "--reference", choices=("reference", "cpu"), default="reference", help="backend of the CPU to compare with"
+        "--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="data type (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
+    parser.add_argument(
+        "--reference",
+        choices=("reference", "cpu"),
+        default="reference",
+        help="backend on the CPU to compare with (default: %(default)s)",
+    )
+    _add_row_numbers(parser)
     _add_adapters(parser)
     parser.set_defaults(ranks=(8, 16, 32, 64))
     _add_lengths(parser)
     _add_rounds(parser, 3)
     parser.add_argument(
-        "--output", type=Path, default=Path("bench/results"), metavar="DIR", help="of the report (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=Path("bench/results"),
+        metavar="DIR",
+        help="write the report here (default: %(default)s)",
     )
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of weights and KV")
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of kernels")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of compute")
-    parser.add_argument("--memory", metavar="SIZE", help="for KV and adapters (default: what the work needs)")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="data type of the model, KV and adapters (default: %(default)s)",
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="kernels to use (default: %(default)s)")
+    _add_threads(parser)
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="arena for KV and adapters (default: as much as the work needs)"
+    )
 
 
 def _add_adapters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=_counts, default=(16,), metavar="LIST", help="taken in turn (default: 16)")
-    parser.add_argument("--modules", type=_modules, metavar="LIST", help="such as q_proj,v_proj (default: all)")
+    parser.add_argument(
+        "--ranks", type=_counts, default=(16,), metavar="LIST", help="ranks of the adapters, in turn (default: 16)"
+    )
+    parser.add_argument(
+        "--modules", type=_modules, metavar="LIST", help="modules with LoRA, such as q_proj,v_proj (default: all)"
+    )
     _add_adapter_folder(parser)
+
+
+def _add_row_numbers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rows", type=_counts, default=(1, 16, 64), metavar="LIST", help="numbers of rows (default: 1,16,64)"
+    )
+
+
+def _add_rank(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rank", type=_count, default=16, metavar="R", help="rank of the adapters (default: %(default)s)"
+    )
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_count, metavar="N", help="compute threads (default: torch's choice)")
 
 
 def _add_adapter_folder(parser: argparse.ArgumentParser) -> None:
@@ -211,19 +318,45 @@ def _add_adapter_folder(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(".cache/bench-adapters"),
         metavar="DIR",
-        help="random adapters are kept here (default: %(default)s)",
+        help="keep random adapters here (default: %(default)s)",
     )
 
 
-def _add_lengths(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--output-len", type=_count, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts (default: %(default)s)")
+def _add_lengths(parser: argparse.ArgumentParser, output_len: int = 64) -> None:
+    parser.add_argument(
+        "--prompt-len", type=_count, default=64, metavar="TOKENS", help="tokens of a prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output-len",
+        type=_count,
+        default=output_len,
+        metavar="TOKENS",
+        help="tokens of an output (default: %(default)s)",
+    )
+    _add_seed(parser)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="seed of the workload (default: %(default)s)")
 
 
 def _add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
-    parser.add_argument("--rounds", type=_count, default=rounds, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--warmups", type=_number, default=1, metavar="N", help="passes before (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=_count, default=rounds, metavar="N", help="measured passes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmups", type=_number, default=1, metavar="N", help="unmeasured passes before (default: %(default)s)"
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--folder", type=Path, default=Path("bench/results"), help="write results here (default: %(default)s)"
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here as JSON")
 
 
 def _number(text: str) -> int:

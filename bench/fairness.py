@@ -1,7 +1,7 @@
-"""Time to first token of each adapter under fair shares and under first come, first served, simulated.
+"""Fairness: time to first token of each adapter under fair shares and under first come, first served, simulated.
 
-The trace is S-LoRA's, at a load that the machine cannot quite carry: a queue has to form for its order to matter. An
-adapter's figure is the mean over its requests; percentiles are over adapters.
+The trace is S-LoRA's, at slightly more load than the machine can carry, because the order of a queue matters only if a
+queue forms. An adapter's figure is the mean over its requests; percentiles are over adapters.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(adapters: int, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """Plain data for JSON. rate: requests per second; seconds: of arrivals."""
+    """Returns the report as plain data for JSON. rate: requests per second. seconds: how long requests arrive."""
     machine = Machine(num_pages=3000, adapter_pages=[RANK_PAGES] * adapters)
     report: dict[str, Any] = {"kind": "fairness", "machine": asdict(machine), "runs": []}
     for alpha in ALPHAS:

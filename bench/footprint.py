@@ -1,8 +1,9 @@
-"""What a server costs beside its answers: seconds until it serves, and the memory of its processes, at the start and
-while thousands of short requests pass through it, some of which are cancelled.
+"""Footprint: seconds until a server serves, and the memory of its processes.
 
-Memory is what a process has in RAM, shared libraries included. The engine is allowed its weights, its arena, a tenth of
-both and ALLOWED_BYTES; growth is what it has more at the end than after a fifth of the requests, when caches are full.
+Memory is measured at the start and while thousands of short requests pass through the server, some of which are
+cancelled. It is the part of a process that is in RAM, shared libraries included. The engine may take its weights, its
+arena, a tenth of both and ALLOWED_BYTES. Growth is counted from a fifth of the requests, when caches are full, to the
+end.
 """
 
 import argparse
@@ -29,13 +30,13 @@ from .random_adapters import ALL_MODULES, make_adapters
 from .table import Cell, format_table, write_json
 
 ENGINE = "blora.engine.processes.engine"
-ALLOWED_BYTES = 350 << 20  # of the engine beside weights and arena
-FRONT_END_BYTES = 150 << 20
+ALLOWED_BYTES = 350 << 20  # allowed for the engine beside weights and arena
+FRONT_END_BYTES = 150 << 20  # allowed for the front end
 CONCURRENCY = 32  # requests at once
-SAMPLES = 10  # of the memory, over all requests
+SAMPLES = 10  # measurements of the memory, over all requests
 SETTLED = 2  # samples until caches are full
-CANCELLED = 20  # one request of so many
-BATCH = 250  # requests between looks at the memory, at most
+CANCELLED = 20  # one request in so many is cancelled
+BATCH = 250  # the most requests sent before the client waits for all of them
 RANK = 8
 MIB = 1 << 20
 
@@ -69,15 +70,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Server:
-    """`blora serve` as a user runs it."""
+    """A process of `blora serve`, as a user runs it."""
 
     def __init__(self, process: "subprocess.Popen[str]", address: str, start_seconds: float) -> None:
         self.process = process
         self.address = address
-        self.start_seconds = start_seconds  # until it said that it serves
+        self.start_seconds = start_seconds  # seconds until it printed that it serves
 
     def memory(self) -> dict[str, int]:
-        """Bytes in RAM of the front end and of the engine."""
+        """Returns the bytes in RAM of the front end and of the engine."""
         children = subprocess.run(
             ["pgrep", "-P", str(self.process.pid), "-f", ENGINE], capture_output=True, text=True, check=True
         )
@@ -111,7 +112,8 @@ def resident_bytes(pid: int) -> int:
 def pass_requests(
     server: Server, num_requests: int, vocab_size: int, adapters: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Sends short requests of random tokens, over the adapters and the base model; yields the memory now and then."""
+    """Sends short requests of random tokens to the adapters and the base model, in turn. Yields the memory at the start
+    and after each of SAMPLES parts of the requests."""
     names = [None, *adapters]
 
     def ask(index: int) -> None:

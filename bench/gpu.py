@@ -1,7 +1,7 @@
-"""What a machine with a GPU has to show: tokens against the CPU's, rows alone and mixed, speed, adapters' cost, copies.
+"""Checks and measures blora on a GPU: tokens against the CPU's, rows alone and mixed, speed, cost of adapters, copies.
 
-Two engines need not agree in the last bits: a difference counts only where the two best tokens are further apart than
-what rounding explains. The report is JSON and markdown, to be sent back.
+Two engines need not agree in the last bits. A difference counts only if the two best tokens are further apart than
+rounding explains. The report, as JSON and as markdown, is meant to be sent back.
 """
 
 import argparse
@@ -24,24 +24,24 @@ from .table import format_table, write_json
 from .throughput import measure
 from .workload import Workload
 
-MARGINS = {"float16": 0.03, "bfloat16": 0.2}  # of log-probabilities: what rounding explains
+MARGINS = {"float16": 0.03, "bfloat16": 0.2}  # differences of log-probabilities that rounding explains
 ADAPTERS = 8
 PAGE_BYTES = 1 << 20
-COPIED_PAGES = 64  # in one step
+COPIED_PAGES = 64  # pages copied in one step
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows of one run against the same rows of another."""
+    """Rows of one run compared with the same rows of another."""
 
     rows: int
     whole: int  # rows that are equal to their end
-    ties: int  # rows that part where the two best tokens are as good as equal
-    wrong: int  # the others
+    ties: int  # rows that differ first where the two best tokens are nearly equal
+    wrong: int  # all other rows
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 when rows are wrong. Exits where there is no GPU, or no FlashInfer."""
+    """Returns 1 if rows are wrong, otherwise 0. Exits if there is no GPU or no FlashInfer."""
     try:
         device = cuda.open_device()
         report = measure_gpu(args, device)
@@ -100,10 +100,11 @@ def _workloads(args: argparse.Namespace) -> list[Workload]:
 
 
 def checked_rows(args: argparse.Namespace) -> tuple[list[list[int]], list[int | None], int]:
-    """Prompts of lengths up to the given one, base rows and all adapters in turn, how many tokens to compute."""
+    """Returns prompts of lengths up to `prompt_len`, the adapter of each (the base model and all adapters in turn), and
+    the number of tokens to generate."""
     generator = torch.Generator().manual_seed(args.seed)
     lengths = torch.linspace(1, args.prompt_len, 2 * (ADAPTERS + 1)).int().tolist()
-    # Bytes are tokens of every vocabulary.
+    # Ids below 256 are in every vocabulary.
     prompts = [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
     adapters = [None, *range(ADAPTERS)] * 2
     return prompts, adapters, args.output_len
@@ -112,7 +113,7 @@ def checked_rows(args: argparse.Namespace) -> tuple[list[list[int]], list[int | 
 def generate(
     engine: MeasuredEngine, prompts: Sequence[list[int]], adapters: Sequence[int | None], num_tokens: int
 ) -> list[CompletionOutput]:
-    """All rows at once, greedy, with the two best tokens of each position."""
+    """Generates for all rows at once, greedily, with the logprobs of the two best tokens at each position."""
     sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False, logprobs=2)
     given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
     names = [engine.adapter_name(adapter) for adapter in adapters]
@@ -139,7 +140,8 @@ def _compare_row(expected: CompletionOutput, actual: CompletionOutput, margin: f
 
 
 def measure_copies(device: Device, rounds: int = 10) -> dict[str, float]:
-    """Adapter pages through staging memory: bytes per second of the host's part, and until all have arrived."""
+    """Copies adapter pages through staging memory. Returns the bytes per second of the host's part, and of the whole
+    until all pages have arrived."""
     pages = torch.zeros(COPIED_PAGES, PAGE_BYTES, dtype=torch.uint8, device=device.torch_device)
     images = torch.ones(COPIED_PAGES, PAGE_BYTES, dtype=torch.uint8)
     copier = PageCopier(device, PAGE_BYTES, COPIED_PAGES)
@@ -152,15 +154,15 @@ def measure_copies(device: Device, rounds: int = 10) -> dict[str, float]:
         launched = time.monotonic()
         device.synchronize()
         times.append((launched - started, time.monotonic() - started))
-    host, whole = map(sum, zip(*times[1:], strict=True))  # the first one warms up
+    host, whole = map(sum, zip(*times[1:], strict=True))  # the first round warms up
     if not bool((pages == 1).all()):
-        raise RuntimeError("what was copied did not arrive")
+        raise RuntimeError("the copied pages did not arrive on the GPU")
     num_bytes = rounds * COPIED_PAGES * PAGE_BYTES
     return {"staged_bytes_per_second": num_bytes / host, "copied_bytes_per_second": num_bytes / whole}
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Markdown, with tables as they are printed."""
+    """Returns the report as markdown, with tables in plain text."""
     fields = ("rows", "whole", "ties", "wrong")
     checks = [(name, *(report[name][field] for field in fields)) for name in ("parity", "isolation")]
     speeds = []
@@ -174,8 +176,8 @@ def format_report(report: dict[str, Any]) -> str:
         [
             f"# blora on {report['gpu']}",
             "",
-            f"Rows against {report['reference']} (parity) and against themselves alone (isolation); differences below",
-            f"{report['margin']} between the two best tokens are ties.",
+            f"Rows compared with {report['reference']} (parity) and with themselves alone (isolation). A row that",
+            f"differs where the two best tokens are less than {report['margin']} apart is a tie.",
             "",
             "```",
             format_table(("", *fields), checks),

@@ -1,5 +1,6 @@
-"""What it costs base requests that adapters are there: an engine with adapters in its memory that nobody asks for,
-against one that never had any, on the same base rows, in turns."""
+"""The cost of idle adapters to base requests: an engine with adapters in memory that no request uses, compared with an
+engine without adapters, on the same base rows, in turns.
+"""
 
 import argparse
 import statistics
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(engines: list[MeasuredEngine], work: Workload, rounds: int) -> list[list[float]]:
-    """The median decode step of each engine in each round, in milliseconds: [rounds][engines]. Who comes first
-    alternates: what runs second may be faster or slower for that alone."""
+    """Returns the median decode step of each engine in each round, in milliseconds: [rounds][engines]. The engines
+    alternate in coming first, because the second may be faster or slower for its place alone."""
     prompts = work.prompts(engines[0].vocab_size)
     base: list[int | None] = [None] * work.rows
     for engine in engines:

@@ -1,7 +1,8 @@
-"""Each native kernel against what this machine allows, at the shapes of real models, in bfloat16.
+"""Times of each native kernel against the limits of this machine, at the shapes of real models, in bfloat16.
 
-Few rows are limited by reading (GB/s), many by computing (GFLOP/s): the limit of a call is the larger of both, at the
-rates that `limits.py` measures beside it. Weights and KV are cycled through more memory than the caches hold.
+A call on few rows is limited by reading (GB/s), one on many rows by computing (GFLOP/s). Its limit is the larger of the
+two times, at the rates that `limits.py` measures in between. Weights and KV cycle through more memory than the caches
+hold.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from .random_adapters import ALL_MODULES
 from .shapes import shape_of, with_layers
 from .table import Cell, format_table, write_json
 
-WEIGHT_BYTES = 256 << 20  # of the copies of one weight
+WEIGHT_BYTES = 256 << 20  # copies of one weight together
 SITES = ("qkv", "o", "gate_up", "down")
 EPILOGUES = {QKV: Epilogue.STORE, OUT: Epilogue.ADD, GATE_UP: Epilogue.SILU_MUL, DOWN: Epilogue.ADD}
 DECODE = ((1, 128), (1, 1024), (1, 4096), (16, 128), (16, 1024), (16, 4096), (64, 128), (64, 1024), (64, 4096))
 PREFILL = (128, 512, 2048)
-DISTURBED = "others' cores"  # where other processes disturbed: a figure to be measured again
-STACK_BYTES = 2 << 30  # of the weights of a LoRA stack, which has fewer layers than a large model
+DISTURBED = "others' cores"  # the column of cores that other processes kept busy; measure such a figure again
+STACK_BYTES = 2 << 30  # weights of a LoRA stack, which has fewer layers than a large model
 LARGE_CASES = (Case(1, 1, 16), Case(16, 8, 16), Case(64, 8, 16), Case(64, 64, 16))
 
 
@@ -42,7 +43,7 @@ class Measured:
     kernel: str
     shape: str
     seconds: float
-    num_bytes: int  # that have to be read
+    num_bytes: int  # bytes that it has to read
     num_flops: int
 
     def report(self, limits: Limits) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     kernels = load_kernels(args.instruction_set)
     if kernels is None:
-        raise ValueError("there are no native kernels to measure")
+        raise ValueError("there are no native kernels to measure: they were not built")
     meter = LimitMeter(kernels)
     models = {name: _measure_model(kernels, name, args, meter) for name in args.shapes}
     limits = meter.median
@@ -201,7 +202,7 @@ def format_report(report: dict[str, Any]) -> str:
             parts.append(f"{name}, one call\n\n{_call_table(model['calls'])}")
         if model["lora"]:
             layers = model["lora"][0]["layers"]
-            parts.append(f"{name}, what adapters add to all linears of {layers} layers\n\n{_lora_table(model['lora'])}")
+            parts.append(f"{name}, cost of adapters in all linears of {layers} layers\n\n{_lora_table(model['lora'])}")
     return "\n\n".join(parts)
 
 

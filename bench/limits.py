@@ -1,4 +1,4 @@
-"""What this machine allows, measured in the same run as the kernels: a streaming read, and our own GEMM in cache."""
+"""Limits of this machine, measured in the same run as the kernels: a streaming read, and blora's own GEMM in cache."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import torch
 
 from blora.engine.kernels.library import Epilogue, Kernels
 
-STREAM_BYTES = 256 << 20  # many times what caches hold
+STREAM_BYTES = 256 << 20  # many times the size of the caches
 GEMM_SHAPES = ((576, 96), (1024, 192))  # inputs and outputs of a square weight; rows
 GEMM_CALLS = 20
 MIN_REPEATS = 7
@@ -22,12 +22,12 @@ class Limits:
     flops_per_s: float
 
     def seconds(self, num_bytes: float, num_flops: float) -> float:
-        """The least time for reading that much and computing that much at the same time."""
+        """Returns the least time to read so many bytes and do so many operations at the same time."""
         return max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s)
 
 
 class LimitMeter:
-    """Measures the limits anew for every figure: what a shared machine allows changes within seconds."""
+    """Measures the limits again for every figure, because those of a shared machine change within seconds."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -36,7 +36,7 @@ class LimitMeter:
         self.seen: list[Limits] = []
 
     def measure(self) -> Limits:
-        """The rate of torch's sum over int64, which does next to nothing but read, and the best of our GEMMs."""
+        """Measures the rate of torch's sum over int64, which does little but read, and that of the faster GEMM."""
         stream = STREAM_BYTES / median_seconds(self._stream.sum, METER_SECONDS)
         gemm = max(flops / median_seconds(call, METER_SECONDS) for call, flops in self._gemms)
         self.seen.append(Limits(stream, gemm))
@@ -44,7 +44,7 @@ class LimitMeter:
 
     @property
     def median(self) -> Limits:
-        """Of all that was measured."""
+        """The medians of all measurements."""
         return Limits(
             statistics.median(limits.bytes_per_s for limits in self.seen),
             statistics.median(limits.flops_per_s for limits in self.seen),
@@ -52,13 +52,13 @@ class LimitMeter:
 
 
 def median_seconds(call: Callable[[], object], seconds: float) -> float:
-    """The median time of a call that is repeated for so long, after one that warms up."""
+    """Returns the median time of a call, repeated for so many seconds after one that warms up."""
     call()
     return statistics.median(repeat(lambda: timed(call), seconds))
 
 
 def repeat(measure: Callable[[], float], seconds: float) -> list[float]:
-    """What `measure` gives, again and again for so many seconds, some times at least."""
+    """Calls `measure` for so many seconds, at least MIN_REPEATS times; returns its results."""
     values: list[float] = []
     until = time.perf_counter() + seconds
     while len(values) < MIN_REPEATS or time.perf_counter() < until:
@@ -73,7 +73,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def _gemm(kernels: Kernels, width: int, rows: int) -> tuple[Callable[[], object], int]:
-    """A bfloat16 linear of ours with everything in cache, some times over, and its floating point operations."""
+    """Returns a function that calls one bfloat16 linear in cache GEMM_CALLS times, and its floating point
+    operations."""
     linear = kernels.pack_linear(torch.randn(width, width).bfloat16())
     x, y = torch.randn(rows, width).bfloat16(), torch.empty(rows, width, dtype=torch.bfloat16)
 

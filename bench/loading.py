@@ -1,8 +1,8 @@
-"""What loading does to traffic: rows that decode in an engine process, with and without cold adapters being loaded.
+"""The effect of loading on traffic: rows decode in an engine process, with and without cold adapters being loaded.
 
-Times are taken where users are, between two outputs of a row: engine, copies and front end are in them.
-A loaded adapter is asked for one token at once, so that it is copied into the arena too; without loading, as many
-requests go to the resident adapter at the same pace. The two take turns, a few loads at a time, since the machine's
+Times are those between two outputs of a row, as a user sees them: they include engine, copies and front end. Each
+loaded adapter gets a request for one token at once, so that it is copied into the arena, too. Without loading, as many
+requests go to the resident adapter at the same pace. The two take turns, a few loads at a time, because the machine's
 speed drifts.
 """
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(slots=True)
 class Traffic:
-    """Rows that are always there."""
+    """ROWS rows that decode all the time."""
 
     llm: AsyncLLM
     adapter: str
@@ -68,7 +68,7 @@ class Traffic:
                     break
 
     async def run(self, work: Any) -> float:
-        """Traffic while `work` lasts. Returns the seconds it took."""
+        """Keeps up the traffic while `work` runs. Returns the seconds that `work` took."""
         rows = [asyncio.create_task(self.row(index)) for index in range(ROWS)]
         await asyncio.sleep(2.0)
         self.gaps.clear()
@@ -116,7 +116,7 @@ async def _measure(model: str, warm: Path, cold: Mapping[str, Path], options: di
         "loaded": len(cold),
         "seconds": spent,
         "itl_p99_ratio": statistics.median(ratios),
-        "itl_p99_ratios": ratios,  # of each turn
+        "itl_p99_ratios": ratios,  # one of each turn
         "quiet": figures_of(quiet),
         "loading": figures_of(loading),
         "ttft_ms_cold": 1e3 * ttft_cold,
@@ -125,8 +125,8 @@ async def _measure(model: str, warm: Path, cold: Mapping[str, Path], options: di
 
 
 async def _first_tokens(llm: AsyncLLM, names: Sequence[str]) -> tuple[float, float]:
-    """Medians of the time to the first token of adapters in host memory, and of the same ones once they are resident.
-    The arena holds fewer than were loaded, so the first ones are cold again."""
+    """Returns the median time to the first token of adapters in host memory, and of the same adapters once they are
+    resident. The arena holds fewer adapters than were loaded, so those loaded first are cold again."""
     cold: list[float] = []
     warm: list[float] = []
     for name in names:
@@ -152,7 +152,7 @@ def figures_of(gaps: Sequence[float]) -> dict[str, Any]:
 
 
 def measure(model: str, folders: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """folders: PEFT folders; the first is resident from the beginning, the others are loaded one after another."""
+    """folders: PEFT folders. The first adapter is resident from the start, the others are loaded one after another."""
     cold = {f"cold{index}": folder for index, folder in enumerate(folders[1:], 1)}
     return asyncio.run(_measure(model, folders[0], cold, options))
 

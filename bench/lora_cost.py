@@ -1,8 +1,8 @@
-"""What adapters add to the linears of a step: all layers by the native decoder, with a LoRA plan and without, in turns.
+"""The cost of adapters in the linears of a step: all layers by the native decoder, with and without LoRA, in turns.
 
-The stack's weights and the adapters are distinct memory and larger than the caches together, so that adapters come from
-DRAM, as in a step of a real model. Limit, as the project sets it: LIMIT times the larger of (time to stream the
-adapters' bytes, time of their flops at the rate of our own GEMM), plus REGION_SECONDS for each parallel region.
+The weights of the stack and the adapters together are larger than the caches, so that adapters come from DRAM, as in a
+step of a real model. The project's limit is LIMIT times the larger of (time to stream the adapters' bytes, time of
+their flops at the rate of blora's own GEMM), plus REGION_SECONDS for each parallel region.
 """
 
 import statistics
@@ -29,7 +29,7 @@ from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.batch import ForwardBatch
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
-from blora.engine.model.weights import ModelWeights, allocate
+from blora.engine.model.tensors import ModelTensors, allocate
 from blora.engine.model_files.config import ModelConfig
 
 from .limits import Limits, repeat
@@ -37,13 +37,13 @@ from .random_adapters import ALL_MODULES
 
 LIMIT = 1.6
 REGION_SECONDS = 3e-6
-BLOCK_SIZE = 16  # tokens; decides the arena's page, into which adapters are packed
+BLOCK_SIZE = 16  # tokens; decides the size of the arena's pages, for which adapters are packed
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     rows: int
-    adapters: int  # over which the rows are spread evenly
+    adapters: int  # the rows are spread evenly over them
     rank: int
     modules: tuple[str, ...] = ALL_MODULES
 
@@ -53,14 +53,14 @@ class Cost:
     """Times in seconds, for all layers together."""
 
     base: float
-    added: float  # by the adapters
-    reading: float  # of the adapters' bytes, at the machine's streaming rate
-    computing: float  # of their flops, at the rate of our own GEMM
-    regions: float  # what entering parallel regions may cost
+    added: float  # time that the adapters add
+    reading: float  # time to read the adapters' bytes, at the machine's streaming rate
+    computing: float  # time of their flops, at the rate of blora's own GEMM
+    regions: float  # time that entering parallel regions may take
 
     @property
     def ratio(self) -> float:
-        """The added time without the regions' share, over the larger limit; at most LIMIT is wanted."""
+        """The added time without `regions`, over the larger of `reading` and `computing`; the goal is at most LIMIT."""
         return (self.added - self.regions) / max(self.reading, self.computing)
 
     @property
@@ -72,8 +72,8 @@ class Cost:
 
 
 class DecoderStack:
-    """All layers of a model of random weights, run by the native decoder, which tells what its linears take. Each row
-    is the first token of its sequence, so that attention has next to nothing to do."""
+    """All layers of a model of random weights, run by the native decoder, which measures the time of its linears. Each
+    row is the first token of its sequence, so that attention has little to do."""
 
     def __init__(self, kernels: Kernels, config: ModelConfig, max_rows: int) -> None:
         self.config = config
@@ -86,7 +86,7 @@ class DecoderStack:
         self._model = CpuCausalLM(kernels, config, _random_weights(config), self._attention)
 
     def run(self, rows: int, lora: CpuLoRAMetadata | None) -> float:
-        """Seconds that the linears took."""
+        """Returns the seconds that the linears took."""
         self._kernels.seconds = seconds = torch.zeros(3, dtype=torch.float64)
         self._model.forward(self._batch(rows, lora))
         self._kernels.seconds = None
@@ -103,17 +103,17 @@ class DecoderStack:
         )
 
 
-def _random_weights(config: ModelConfig) -> ModelWeights:
-    weights = allocate(config, torch.bfloat16)
+def _random_weights(config: ModelConfig) -> ModelTensors:
+    tensors = allocate(config, torch.bfloat16)
     some = torch.randn(1 << 20).bfloat16()
-    for matrix in {weights.embedding, weights.lm_head, *(projection.weight for projection in weights.sites)}:
+    for matrix in {tensors.embedding, tensors.lm_head, *(projection.weight for projection in tensors.sites)}:
         matrix.copy_(_repeated(some, matrix.numel()).view(matrix.shape) / matrix.shape[1] ** 0.5)
     for norm in (
-        weights.norm,
-        *(norm for layer in weights.layers for norm in (layer.input_norm, layer.post_attention_norm)),
+        tensors.norm,
+        *(norm for layer in tensors.layers for norm in (layer.input_norm, layer.post_attention_norm)),
     ):
         norm.fill_(1)
-    return weights
+    return tensors
 
 
 def _repeated(values: Tensor, count: int) -> Tensor:
@@ -121,7 +121,8 @@ def _repeated(values: Tensor, count: int) -> Tensor:
 
 
 def standard_cases(ranks: Sequence[int], rows: Sequence[int] = (1, 16, 64)) -> Iterator[Case]:
-    """1, 8 and 64 adapters where there are as many rows, of each rank on all modules; and small ones on q and v."""
+    """Yields cases of 1, 8 and 64 adapters, but no more than rows, of each rank on all modules; then one of small
+    adapters on q and v."""
     for rank in ranks:
         for count in rows:
             for adapters in (1, 8, 64):
@@ -154,7 +155,7 @@ def measure_cost(stack: DecoderStack, case: Case, limits: Limits, seconds: float
 
 
 class ResidentAdapters:
-    """Adapters of one rank in an arena of their own, each in its own pages."""
+    """Adapters of one rank in their own arena, each in its own pages."""
 
     def __init__(self, config: ModelConfig, targets: Sequence[TargetModule], case: Case) -> None:
         layout = KVLayout(config.num_layers, config.num_kv_heads, config.head_dim, BLOCK_SIZE, torch.bfloat16)
@@ -172,7 +173,7 @@ class ResidentAdapters:
             self._pool.copy(digest, 0, self._pages[digest])
 
     def plan(self, case: Case) -> CpuLoRAMetadata:
-        """Good as long as this object lives."""
+        """Returns the plan of a step, which is valid while this object lives."""
         bounds = [case.rows * index // case.adapters for index in range(case.adapters + 1)]
         segments = [
             Segment(bounds[index], bounds[index + 1], ((digest, 1.0),)) for index, digest in enumerate(self._pages)

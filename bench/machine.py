@@ -1,4 +1,4 @@
-"""What a figure was measured on: the machine, its kernels and the versions. Every result carries it."""
+"""Machine: describes the machine of a measurement, its kernels and the versions. Every result includes it."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = ("blora", "torch", "numpy", "transformers", "tokenizers")
 
 
 def describe(backend: str = "auto") -> dict[str, Any]:
-    """As plain data for JSON: {"date": ..., "machine": {...}, "versions": {...}}. backend: of the engine."""
+    """Returns plain data for JSON: {"date": ..., "machine": {...}, "versions": {...}}. backend: the engine's option."""
     kernels = kernels_of(backend)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,7 +34,7 @@ def describe(backend: str = "auto") -> dict[str, Any]:
 
 
 def summary(description: Mapping[str, Any]) -> str:
-    """One line of it for the head of a table."""
+    """Returns one line of a description, for the head of a table."""
     machine, versions = description["machine"], description["versions"]
     kernels = machine["instruction_set"] or "no native"
     return (
@@ -44,7 +44,7 @@ def summary(description: Mapping[str, Any]) -> str:
 
 
 def _cpu_model() -> str:
-    """Model, family and model number: virtual machines often tell no more than the maker's name."""
+    """Returns name, family and model number: the name in a virtual machine is often only the maker's."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, colon, value = line.partition(":")

@@ -1,6 +1,6 @@
-"""MeasuredEngine: an engine in this process with random adapters loaded, and the times of one pass of rows through it.
+"""MeasuredEngine: an engine in this process with random adapters loaded. It measures one pass of rows through it.
 
-Prefix caching is off and a pass always computes everything: what is measured is the work.
+Prefix caching is off, so that each pass computes everything.
 """
 
 import time
@@ -12,20 +12,21 @@ from typing import Any
 from blora.engine import LLM, SamplingParams
 from blora.engine.model_files.hub import resolve_model
 from blora.engine.model_files.read_config import load_model_config
+from blora.engine.step.core import EngineCore
 
 from .random_adapters import ALL_MODULES, make_adapters
 from .stopwatch import Stopwatch
 
 STEP = "step"
-WARM_ROWS = 64  # adapters that are made resident by one pass
+WARM_ROWS = 64  # adapters that one pass makes resident
 SPARE_BYTES = 64 << 20
-SPARE_SHARE = 1.25  # of a default arena over what the rows and adapters fill
+SPARE_SHARE = 1.25  # a default arena has this many times the bytes that rows and adapters fill
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What is built before anything is measured. dtype, backend, threads, memory: the engine's options; memory None is
-    what the rows and adapters need."""
+    """The engine and the adapters to build before a measurement. dtype, backend, threads, memory: the engine's options.
+    memory: None takes as much as the rows and adapters need."""
 
     model: str
     max_rows: int
@@ -45,8 +46,8 @@ class Pass:
     """Times of one pass, in seconds."""
 
     seconds: float
-    decode_steps: Sequence[float]  # of the steps after the last row's first token
-    first_tokens: Sequence[float]  # of each row, from the call
+    decode_steps: Sequence[float]  # time of each step after the last row's first token
+    first_tokens: Sequence[float]  # time of each row from the call to its first token
 
 
 class MeasuredEngine:
@@ -54,7 +55,7 @@ class MeasuredEngine:
         self.setup = setup
         folder = resolve_model(setup.model, None)
         self._model_config = load_model_config(folder)
-        paths = self._make_adapters(folder)
+        self.adapter_folders = paths = self._make_adapters(folder)
         self.adapter_bytes = sum((path / "adapter_model.safetensors").stat().st_size for path in paths)
         self.llm = LLM(str(folder), **self._options())
         self._names = [path.name for path in paths]
@@ -89,8 +90,8 @@ class MeasuredEngine:
         setup, config = self.setup, self._model_config
         item_bytes = 4 if self.dtype == "float32" else 2
         token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * item_bytes
-        num_tokens = max(setup.max_rows, WARM_ROWS) * (setup.max_len + 16)  # a last block is seldom full
-        adapters = self.adapter_bytes * item_bytes // 2  # the files are in 16 bits
+        num_tokens = max(setup.max_rows, WARM_ROWS) * (setup.max_len + 16)  # a row's last block is seldom full
+        adapters = self.adapter_bytes * item_bytes // 2  # values in the files have 16 bits
         return int((num_tokens * token_bytes + adapters) * SPARE_SHARE) + SPARE_BYTES
 
     @property
@@ -99,7 +100,7 @@ class MeasuredEngine:
 
     @property
     def dtype(self) -> str:
-        """Of weights, KV and adapters."""
+        """The data type of the model, KV and adapters."""
         return self._model_config.dtype if self.setup.dtype == "auto" else self.setup.dtype
 
     @property
@@ -107,17 +108,18 @@ class MeasuredEngine:
         return sum(adapter.resident for adapter in self.llm.list_adapters())
 
     def adapter_name(self, index: int | None) -> str | None:
-        """None is the base model."""
+        """Returns the name of an adapter by its index; None is the base model."""
         return None if index is None else self._names[index]
 
     def make_resident(self) -> None:
-        """Every adapter is used once. Those that memory has no room for are copied again when they are needed."""
+        """Uses every adapter once. An adapter that memory has no room for is copied again when it is needed."""
         for first in range(0, len(self._names), WARM_ROWS):
             indexes = list(range(first, min(first + WARM_ROWS, len(self._names))))
             self.run([[0]] * len(indexes), indexes, 1)
 
     def first_tokens(self, adapters: Sequence[str], prompt_len: int, num_tokens: int) -> list[float]:
-        """One greedy request for each adapter, all at once. Seconds from the call to each one's first token."""
+        """Runs one greedy request for each adapter, all at once; returns the seconds from the call to each first
+        token."""
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
         prompts = [{"prompt_token_ids": [index % self.vocab_size] * prompt_len} for index in range(len(adapters))]
         started = time.monotonic()
@@ -125,11 +127,12 @@ class MeasuredEngine:
         return [output.metrics.first_token_ts - started for output in outputs if output.metrics is not None]
 
     def run(self, prompts: Sequence[list[int]], adapters: Sequence[int | None], num_tokens: int) -> Pass:
-        """All rows at once, greedy, num_tokens each. adapters: of each row, by index; None is the base model."""
+        """Runs all rows at once, greedily, for num_tokens each. adapters: each row's adapter by its index; None is the
+        base model."""
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
         names = [self.adapter_name(adapter) for adapter in adapters]
         with Stopwatch() as stopwatch:
-            stopwatch.watch(self.llm._core, "step", STEP, starts_record=True)
+            stopwatch.watch(EngineCore, "step", STEP, starts_record=True)
             started = time.monotonic()
             outputs = self.llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts], sampling, lora_request=names, use_tqdm=False

@@ -1,5 +1,6 @@
-"""What other processes took of the machine while something was measured: a busy neighbour makes two threads many times
-slower, because each waits for the other at every barrier."""
+"""Neighbours: how many cores other processes kept busy during a measurement. One busy neighbour makes two threads many
+times slower, because each waits for the other at every barrier.
+"""
 
 import os
 import time
@@ -10,7 +11,8 @@ WARN_CORES = 0.15
 
 
 class Neighbours:
-    """Use as `with Neighbours() as neighbours`; afterwards `cores` is how many cores others kept busy on average."""
+    """Use as `with Neighbours() as neighbours`. Afterwards `cores` is the average number of cores that other processes
+    kept busy."""
 
     cores = 0.0
 
@@ -27,21 +29,21 @@ class Neighbours:
 
     @property
     def disturbing(self) -> float | None:
-        """The same, for a column of a table: None where nobody disturbed."""
+        """`cores` for a column of a table; None if no process disturbed the measurement."""
         return self.cores if self.cores > WARN_CORES else None
 
     @property
     def warning(self) -> str:
-        """Empty where nobody disturbed."""
-        return f" [others kept {self.cores:.1f} cores busy]" if self.disturbing else ""
+        """A note for the line of a figure; empty if no process disturbed the measurement."""
+        return f" [other processes kept {self.cores:.1f} cores busy]" if self.disturbing else ""
 
 
 def _busy_seconds() -> float:
-    """Of all cores, what a hypervisor took included."""
+    """Returns the busy seconds of all cores, the time that a hypervisor took included."""
     columns = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return sum(columns[index] for index in (USER, NICE, SYSTEM, IRQ, SOFTIRQ, STEAL)) / os.sysconf("SC_CLK_TCK")
 
 
 def _own_seconds() -> float:
-    """Of this process and children that have ended."""
+    """Returns the CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])

@@ -1,4 +1,6 @@
-"""Plots of a sweep: decode throughput against rows, adapters against the base by their number and by rows."""
+"""Plots of a sweep: decode throughput by rows, and the speed with adapters against the base model's by their number and
+by rows.
+"""
 
 import argparse
 import json
@@ -24,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes three PNGs from what `sweep` reports, and returns them."""
+    """Writes three PNGs from a report of `sweep`; returns their paths."""
     rows = over_rows(report["points"])
     plots = {
         "throughput-rows.png": _rows_figure(report, rows),
@@ -37,13 +39,13 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def over_rows(points: Sequence[Point]) -> list[Point]:
-    """The sweep over rows, which comes first: the uniform points with as many adapters as the first one."""
+    """Returns the points of the sweep over rows: the uniform points with as many adapters as the first point of all."""
     wanted = {"popularity": "uniform", "adapters": points[0]["workload"]["adapters"]}
     return _sorted([point for point in points if wanted.items() <= point["workload"].items()], "rows")
 
 
 def over_adapters(points: Sequence[Point], popularity: str) -> list[Point]:
-    """The points of one popularity, by adapters, with the number of rows that the last point of all has."""
+    """Returns the points of one popularity with as many rows as the last point of all, by number of adapters."""
     rows = points[-1]["workload"]["rows"]
     wanted = {"popularity": popularity, "rows": rows}
     return _sorted([point for point in points if wanted.items() <= point["workload"].items()], "adapters")
@@ -96,7 +98,8 @@ def _rows_figure(report: Mapping[str, Any], points: Sequence[Point]) -> Figure:
 
 
 def _adapters_figure(report: Mapping[str, Any], points: Sequence[Point]) -> Figure:
-    """Ratios of passes that followed each other, since a machine's speed drifts: median and range of rounds."""
+    """Draws the ratios of passes that followed each other, because a machine's speed drifts: median and range of
+    rounds."""
     rows = points[-1]["workload"]["rows"]
     figure, axes = _figure(report, f"{rows} rows with adapters, the base model's speed is 1")
     for popularity in ("uniform", "skewed", "identical"):

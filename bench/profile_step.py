@@ -1,8 +1,8 @@
-"""Where the time of a decode step goes: the real engine at some numbers of rows, on the base model and with adapters.
+"""Profiles a decode step of the real engine at several numbers of rows, on the base model and with adapters.
 
-Native time is that of the library's own functions; what Python does around them is told apart. The adapters' part of
-the linears is their time less that of the same rows on the base model. The last line is what a step in a process of its
-own (AsyncLLM) takes longer than one in this process (LLM).
+Native time is that of the library's own functions; the time of the Python around them has its own lines. The adapters'
+part of the linears is their time less that of the same rows on the base model. The last line is the time by which a
+step in an engine process (AsyncLLM) is longer than one in this process (LLM).
 """
 
 import argparse
@@ -10,17 +10,24 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from blora.adapters.lora import LoRAPlanner
 from blora.engine import AsyncLLM, SamplingParams
 from blora.engine.cpu.backend import kernels_of
+from blora.engine.cpu.decoder import CpuCausalLM
+from blora.engine.front_end.output_processor import OutputProcessor
 from blora.engine.kernels.library import Kernels
+from blora.engine.model.decoder import CausalLM
 from blora.engine.step import runner
+from blora.engine.step.core import EngineCore
+from blora.engine.step.runner import ModelRunner
+from blora.scheduler import Scheduler
 
 from . import machine
 from .measured_engine import MeasuredEngine, Setup
@@ -30,8 +37,8 @@ from .table import Cell, format_table, write_json
 from .throughput import describe_engine, setup_of
 from .workload import Workload
 
-# Native functions by what they are for; one that is not listed stands under its own name. The layers are one function,
-# which tells the times of its parts.
+# Native functions and their labels; a function that is not listed has its own name as label. The layers are one
+# function, which reports the times of its parts.
 LAYERS = "decoder"
 PARTS = ("linear", "attention", "norms")
 NATIVE = {
@@ -51,7 +58,7 @@ OTHER = "Python: rest"
 LORA = "LoRA"
 SAMPLING = "sampling"
 TOTAL, PLAIN, IPC = "step", "step, not watched", "AsyncLLM adds"
-REPEATS = 2  # of base and adapters, in turns
+REPEATS = 2  # passes of base and adapters, in turns
 IPC_REPEATS = 3
 Breakdown = dict[str, float]  # label -> milliseconds
 
@@ -92,7 +99,7 @@ def _workload(args: argparse.Namespace, rows: int) -> Workload:
 
 
 def profile(engine: MeasuredEngine, work: Workload) -> dict[str, Breakdown]:
-    """Breakdowns of the base model and of adapters, under names that start with the number of rows."""
+    """Returns the breakdowns of the base model and of adapters, under names that start with the number of rows."""
     variants = {"base": replace(work, adapters=0), "adapters": work}
     runs: dict[str, list[list[Record]]] = {name: [] for name in variants}
     plain: dict[str, list[float]] = {name: [] for name in variants}
@@ -112,7 +119,7 @@ def _plain_steps(engine: MeasuredEngine, work: Workload) -> Sequence[float]:
 
 def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     with Stopwatch() as stopwatch:
-        watch(stopwatch, engine)
+        watch(stopwatch, kernels_of(engine.setup.backend))
         num_steps = len(_plain_steps(engine, work))
     kernels = kernels_of(engine.setup.backend)
     if kernels is not None:
@@ -120,26 +127,33 @@ def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     return stopwatch.records[-num_steps:]
 
 
-def watch(stopwatch: Stopwatch, engine: MeasuredEngine) -> None:
-    llm = engine.llm
-    core = llm._core
-    model_runner = core._runner
-    stopwatch.watch(core, "step", OTHER, starts_record=True)
+def watch(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
+    """Every engine of this process."""
+    stopwatch.watch(EngineCore, "step", OTHER, starts_record=True)
     for name in ("schedule", "update"):
-        stopwatch.watch(core.scheduler, name, SCHEDULER)
-    stopwatch.watch(model_runner, "execute", OTHER)
+        stopwatch.watch(Scheduler, name, SCHEDULER)
+    stopwatch.watch(ModelRunner, "execute", OTHER)
     stopwatch.watch(runner, "build_batch", BATCH)
     stopwatch.watch(runner, "in_batch_order", BATCH)
     stopwatch.watch(runner, "sample", SAMPLING)
-    stopwatch.watch(model_runner._lora, "plan", LORA)
-    for name in ("forward", "compute_logits"):
-        stopwatch.watch(model_runner._model, name, FORWARD)
-    stopwatch.watch(llm._front_end.outputs, "process", OUTPUTS)
-    watch_kernels(stopwatch, kernels_of(engine.setup.backend))
+    for planner in _kinds_of(LoRAPlanner):
+        stopwatch.watch(planner, "plan", LORA)
+    for model in (CausalLM, CpuCausalLM):
+        for name in ("forward", "compute_logits"):
+            stopwatch.watch(model, name, FORWARD)
+    stopwatch.watch(OutputProcessor, "process", OUTPUTS)
+    watch_kernels(stopwatch, kernels)
+
+
+def _kinds_of(kind: type[Any]) -> Iterator[type[Any]]:
+    """The classes below an interface that are imported, which those in use are."""
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds_of(below)
 
 
 def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
-    """The methods that check a call, and the native functions below them."""
+    """Watches the methods that check a call, and the native functions below them."""
     if kernels is None:
         return
     seconds = kernels.seconds = torch.zeros(len(PARTS), dtype=torch.float64)
@@ -158,7 +172,7 @@ def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
 
 
 def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:
-    """Means over the half of the steps that are neither among the fastest nor among the slowest quarter, in ms."""
+    """Returns means in ms over the middle half of the steps: neither the fastest nor the slowest quarter."""
     steps = [(after.start - step.start, step) for records in runs for step, after in pairwise(records)]
     lengths = sorted(steps, key=lambda step: step[0])
     chosen = lengths[len(lengths) // 4 : -(len(lengths) // 4) or None]
@@ -170,7 +184,8 @@ def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:
 
 
 def measure_ipc(engine: MeasuredEngine, works: Sequence[Workload]) -> list[float]:
-    """Milliseconds that a base step takes longer in an AsyncLLM than in the engine's LLM, both streaming all rows."""
+    """Returns the milliseconds by which a base step is longer in an AsyncLLM than in the engine's LLM, both streaming
+    all rows."""
     inside = [_inside_step(engine, work) for work in works]
     print("the same rows through an engine process", file=sys.stderr, flush=True)
     outside = asyncio.run(_outside_steps(engine.setup, engine.vocab_size, works))

@@ -1,7 +1,8 @@
-"""Random LoRA adapters in PEFT's format for any model that blora serves: work to measure with, not to read.
+"""Random LoRA adapters in PEFT's format for any model that blora serves: for measurements, not for their answers.
 
-An adapter is its index and its spec: the same call makes the same bytes, and folders that are there are left alone.
-Values are small, so that activations stay sane, and B is not zero, so that an adapter changes what a model says.
+An adapter depends only on its index and its specification: the same call makes the same bytes, and leaves finished
+folders alone. Values are small, so that activations stay in a normal range, and B is not zero, so that an adapter
+changes the model's output.
 """
 
 import json
@@ -19,13 +20,13 @@ from blora.engine.model.targets import lora_targets
 from blora.engine.model_files.read_config import load_model_config
 
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CHANGE = 0.1  # standard deviation of what an adapter adds to each output, for inputs of 1
+CHANGE = 0.1  # standard deviation of an adapter's change of each output, for inputs of standard deviation 1
 
 
 def make_adapters(model: Path, folder: Path, count: int, ranks: Sequence[int], modules: Sequence[str]) -> list[Path]:
     """Writes `count` PEFT folders below `folder`, in bfloat16, and returns them; adapter i has ranks[i % len(ranks)].
 
-    model: a Hugging Face folder. modules: such as "q_proj". Raises ValueError for a module that the model has not.
+    model: a Hugging Face folder. modules: such as "q_proj". Raises ValueError for a module that the model lacks.
     """
     if not ranks or min(ranks) < 1:
         raise ValueError(f"ranks: {list(ranks)} are not whole numbers of at least 1")
@@ -51,7 +52,7 @@ def _kind(target: TargetModule) -> str:
 
 
 def _make_adapter(path: Path, seed: int, rank: int, targets: Sequence[TargetModule]) -> None:
-    """The configuration is written last: a folder that has one is whole."""
+    """Writes one folder. The configuration comes last, so that a folder with one is complete."""
     config = json.dumps(_config(rank, targets), indent=2) + "\n"
     if _is_made(path, config, _shapes(rank, targets)):
         return
@@ -76,7 +77,7 @@ def _config(rank: int, targets: Sequence[TargetModule]) -> dict[str, Any]:
 
 
 def _shapes(rank: int, targets: Sequence[TargetModule]) -> dict[str, tuple[int, int]]:
-    """Of every tensor, by PEFT's names."""
+    """Returns the shape of every tensor, by PEFT's names."""
     shapes = {}
     for target in targets:
         name = f"base_model.model.{target.name}"

@@ -1,9 +1,9 @@
-"""What adapters cost a decode step on GPUs by arithmetic: no GPU is asked, and no figure here was measured on one.
+"""Roofline: the cost of adapters to a decode step on GPUs, by arithmetic. No figure here was measured on a GPU.
 
-The work is counted from the tile list that TritonLoRA makes of the step: bytes from DRAM (the weights of each adapter
-of the batch once; activations are in the cache at decode sizes), bytes from the L2 cache (what every program reads and
-writes), and flops as they are executed, rows of padding included. A kernel takes the longest of the three, and LATENCY
-more. The base model's step is its weights, its KV and the latency of its own kernels, by the same rules.
+It counts the work in the strip list that TritonLoRA makes of the step: bytes from DRAM (the weights of each adapter in
+the batch once; activations are in the cache at decode sizes), bytes from the L2 cache (all that the programs read and
+write), and executed flops, rows of padding included. A kernel takes the longest of the three times plus LATENCY. The
+base model's step counts by the same rules: its weights, its KV and the latency of its own kernels.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from blora.adapters.layout import GROUP, TILE, Layout
+from blora.adapters.layout import GROUP, PIECE_WIDTH, Layout
 from blora.adapters.lora import Segment
 from blora.adapters.targets import TargetModule
 from blora.adapters.triton.sites import Site, lay_out_sites
@@ -24,16 +24,16 @@ from .shapes import shape_of
 from .table import Cell, format_table, write_json
 
 ITEM_BYTES = 2
-BASE_KERNELS = 10  # of a layer: norms, 4 products, RoPE, KV write, attention, gate
-# Assumed, as every GPU kernel falls short of its limits: the share of bandwidth and flops that is reached, and the
-# seconds between two kernels of a CUDA graph that depend on each other, filling and draining the machine included.
+BASE_KERNELS = 10  # kernels of a layer: norms, 4 products, RoPE, KV write, attention, gate
+# Two assumptions, because every GPU kernel falls short of its limits: the share of bandwidth and flops that it reaches,
+# and the seconds between two dependent kernels of a CUDA graph, the time to fill and drain the GPU included.
 EFFICIENCY = 0.8
 LATENCY = 2.5e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Data sheets: bytes/s and flops/s, without sparsity. l2 is what reads of a resident set come to."""
+    """Figures from data sheets, in bytes/s and flops/s without sparsity. l2: the rate of reads that hit the cache."""
 
     dram: float
     l2: float
@@ -50,7 +50,7 @@ NUM_GPUS = {"llama-7b": 1, "llama-3-8b": 1, "llama-3-70b": 4}
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one kernel."""
+    """The work of one kernel."""
 
     dram_bytes: float
     l2_bytes: float
@@ -65,12 +65,12 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a step on one of `num_gpus`."""
+    """The cost of a step on one of `num_gpus`. dram_bytes, l2_bytes, flops and kernels are those of the adapters."""
 
-    adapters: int  # in the batch
+    adapters: int  # adapters in the batch
     base_seconds: float
     added_seconds: float
-    dram_bytes: float  # added
+    dram_bytes: float
     l2_bytes: float
     flops: float
     kernels: int
@@ -81,7 +81,7 @@ class Cost:
 
 
 def decode_segments(rows: int, adapters: int) -> list[Segment]:
-    """Rows spread evenly: those of an adapter stand together."""
+    """Returns segments of rows spread evenly over the adapters, with each adapter's rows together."""
     ends = [rows * (i + 1) // adapters for i in range(adapters)]
     starts = [0, *ends[:-1]]
     uses = ((f"{i}", 1.0) for i in range(adapters))
@@ -89,16 +89,16 @@ def decode_segments(rows: int, adapters: int) -> list[Segment]:
 
 
 def kernel_works(site: Site, modules: Sequence[TargetModule], rank: int, step: StepTable, rows: int) -> Iterator[Work]:
-    """shrink and expand at one site. modules: those that the adapters land on. rows: of the step."""
-    ranks, adapters = sum(Layout.TILES.rank_groups(rank)), len(set(_addresses(step)))
+    """Yields the work of the kernels shrink and expand at one site. modules: those with LoRA. rows: of the step."""
+    ranks, adapters = sum(Layout.GPU.rank_groups(rank)), len(set(_addresses(step)))
     size = step.size
-    is_dot, padded_rows, lanes = size.block_rows > 1, size.num_tiles * size.block_rows, size.num_groups * GROUP
+    is_dot, padded_rows, lanes = size.block_rows > 1, size.num_strips * size.block_rows, size.num_groups * GROUP
     a_bytes = sum(ranks * _padded(module.in_features) * ITEM_BYTES for module in modules)
     b_bytes = sum(ranks * _padded(module.out_features) * ITEM_BYTES for module in modules)
     x_bytes = rows * site.in_features * ITEM_BYTES
     y_bytes = 2 * rows * sum(module.out_features for module in modules) * ITEM_BYTES
-    h_bytes = size.num_planes(site) * size.num_rows * lanes * 4  # of one module
-    panels = sum(_padded(module.out_features) // TILE for module in modules)
+    h_bytes = size.num_planes(site) * size.num_rows * lanes * 4  # intermediate results of one module
+    panels = sum(_padded(module.out_features) // PIECE_WIDTH for module in modules)
     yield Work(
         adapters * a_bytes,
         size.num_uses * a_bytes + x_bytes * len(modules) * size.num_groups + h_bytes * len(modules),
@@ -119,7 +119,7 @@ def _addresses(step: StepTable) -> Sequence[int]:
 
 
 def _padded(features: int) -> int:
-    return -(-features // TILE) * TILE
+    return -(-features // PIECE_WIDTH) * PIECE_WIDTH
 
 
 def step_cost(
@@ -132,7 +132,8 @@ def step_cost(
     rank: int,
     names: Sequence[str],
 ) -> Cost:
-    """names: of the modules, as q_proj. Work is split evenly over the GPUs, as columns, rows and heads are."""
+    """Returns the cost of one step. names: modules with LoRA, such as q_proj. The GPUs share the work evenly, as they
+    share columns, rows and heads."""
     segments = decode_segments(rows, adapters)
     digests = {digest for segment in segments for digest, _ in segment.adapters}
     addresses = {digest: index for index, digest in enumerate(digests)}
@@ -164,11 +165,12 @@ def _layer_works(
 
 
 def _base_seconds(config: ModelConfig, gpu: Gpu, num_gpus: int, rows: int, context: int) -> float:
-    """context: tokens of each row. Communication between GPUs is left out, on which adapters have no part."""
+    """Returns the seconds of the base model's step. context: tokens of each row. Communication between GPUs is not
+    counted, because adapters do not change it."""
     layer = [target for target in lora_targets(config) if target.site < SITES_PER_LAYER]
-    num_weights = config.num_layers * sum(target.in_features * target.out_features for target in layer)
-    num_weights += config.vocab_size * config.hidden_size
-    bytes_read, flops = num_weights * ITEM_BYTES + _kv_bytes(config, context * rows), 2 * num_weights * rows
+    num_elements = config.num_layers * sum(target.in_features * target.out_features for target in layer)
+    num_elements += config.vocab_size * config.hidden_size
+    bytes_read, flops = num_elements * ITEM_BYTES + _kv_bytes(config, context * rows), 2 * num_elements * rows
     limit = max(bytes_read / gpu.dram, flops / gpu.tensor_flops) / num_gpus
     return limit / EFFICIENCY + config.num_layers * BASE_KERNELS * LATENCY
 
@@ -179,15 +181,16 @@ def _kv_bytes(config: ModelConfig, tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PrefixCost:
-    """KV of a step whose rows begin with the same prefix, on one of several GPUs. The rows' own tokens are left out."""
+    """KV read by a step whose rows begin with the same prefix, on one of several GPUs. It counts the prefix only, not
+    the rows' own tokens."""
 
-    bytes_apart: float  # read for each row
-    bytes_once: float  # read for all of them
-    saved_seconds: float  # after what two more kernels of each layer take; that the step leaves the graph is not in it
+    bytes_apart: float  # bytes if each row reads the prefix
+    bytes_once: float  # bytes if all rows read it together
+    saved_seconds: float  # less the latency of two more kernels in each layer, but not the cost of leaving the graph
 
 
 def prefix_cost(config: ModelConfig, gpu: Gpu, num_gpus: int, rows: int, prefix: int) -> PrefixCost:
-    """prefix: tokens in common. For models without windows."""
+    """Returns the cost for a model without sliding windows. prefix: tokens that all rows share."""
     once = _kv_bytes(config, prefix) / num_gpus
     saved = (rows - 1) * once / gpu.dram / EFFICIENCY - 2 * config.num_layers * LATENCY
     return PrefixCost(rows * once, once, saved)
@@ -198,8 +201,8 @@ ATTENTION = ALL_MODULES[:4]
 
 PREFIX = 8192  # tokens that all rows begin with, in the table of shared prefixes
 
-# What others published of the cost of adapters, and the case here that is nearest to it.
-# source, theirs, rank, modules, rows, adapters before and after
+# Published costs of adapters, and the nearest case here. Columns: source, published figure, rank, modules, rows,
+# adapters before and after.
 PUBLISHED = (
     ("S-LoRA, rank 8 on q k v o, 5 to 100 adapters: 8.05 to 7.99 requests/s", "-1%", 8, ATTENTION, 64, 5, 64),
     ("vLLM #11267, rank 8, base to one adapter: 11.45 to 7.60 requests/s", "-34%", 8, ALL_MODULES, 64, 0, 1),
@@ -219,9 +222,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{model} on {num_gpus} {name}: {args.rows} rows of {args.context} tokens, rank {args.rank}")
             print(_format(costs))
             report += [{"model": model, "gpu": name, "num_gpus": num_gpus} | asdict(cost) for cost in costs]
-    print(f"\nKV that {args.rows} rows read of a prefix of {PREFIX} tokens, for each row and once for all")
+    print(f"\nKV that {args.rows} rows read of a prefix of {PREFIX} tokens, each by itself and once for all")
     print(_compare_prefixes(args.shapes, args.rows))
-    print("\nPublished (Llama-7B, A100), and what is expected here of the nearest case")
+    print("\nPublished figures (Llama-7B, A100), and the expected figure of the nearest case here")
     print(_compare(args.context))
     if args.json is not None:
         options = {"rows": args.rows, "context": args.context, "rank": args.rank}

@@ -1,4 +1,4 @@
-"""Shapes of known models: what a kernel has to compute in one, without its weights."""
+"""Shapes of known models, for measuring kernels without their weights."""
 
 from dataclasses import replace
 
@@ -63,5 +63,5 @@ def shape_of(name: str) -> ModelConfig:
 
 
 def with_layers(config: ModelConfig, num_layers: int) -> ModelConfig:
-    """The same model with another number of layers, none with a sliding window."""
+    """Returns the same model with another number of layers, none with a sliding window."""
     return replace(config, num_layers=num_layers, sliding_windows=(None,) * num_layers)

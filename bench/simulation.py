@@ -1,6 +1,6 @@
-"""The real scheduler over a trace, with a clock in place of a model: what it decides, in seconds instead of minutes.
+"""Simulation: the real scheduler over a trace, with a clock in place of a model, in seconds instead of minutes.
 
-A step takes as long as its tokens and its copies would on the machine of the README; no token is computed.
+A step advances the clock by the time of its tokens and copies on the machine of the README; it computes no token.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ from blora.scheduler import (
 
 from .trace import Arrival
 
-STEP_SECONDS = 5e-3  # weights are read once
-TOKEN_SECONDS = 0.28e-3
-PAGE_SECONDS = 0.1e-3  # of a copied page
+STEP_SECONDS = 5e-3  # time of a step to read the weights once
+TOKEN_SECONDS = 0.28e-3  # time of a computed token
+PAGE_SECONDS = 0.1e-3  # time of a copied page
 BLOCK_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     num_pages: int
-    adapter_pages: Sequence[int]  # of each adapter
+    adapter_pages: Sequence[int]  # pages of each adapter
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     copied_pages_per_step: int = 170  # 64 MiB of SmolLM2-135M's pages
@@ -40,11 +40,11 @@ class Machine:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a trace, by request."""
+    """The results of a trace; lists are by request."""
 
     adapters: list[int] = field(default_factory=list)
-    first_tokens: list[float] = field(default_factory=list)  # seconds from arrival
-    seconds: float = 0.0  # until everything was finished
+    first_tokens: list[float] = field(default_factory=list)  # seconds from arrival to the first token
+    seconds: float = 0.0  # time until all requests had finished
     copied_adapters: int = 0
     copied_pages: int = 0
     computed_tokens: int = 0
@@ -54,7 +54,7 @@ class Outcome:
 def simulate(
     trace: Sequence[Arrival], machine: Machine, policy: str, fairness: Fairness, rule: KeepRule | None = None
 ) -> Outcome:
-    """Serves a whole trace."""
+    """Serves a whole trace; returns its results."""
     pool = BlockPool(machine.num_pages, rule or KeepRule(machine.num_pages, costs()))
     residency = AdapterResidency(pool, machine.copied_pages_per_step)
     kv = KVManager(pool, BLOCK_SIZE)

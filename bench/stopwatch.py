@@ -1,6 +1,6 @@
-"""Stopwatch: how long functions of a running engine take, each without what it calls, step by step.
+"""Stopwatch: measures functions of a running engine step by step, each without the watched functions that it calls.
 
-It stands in the place of functions and gives these back when it is closed. What is not watched counts for its caller.
+It replaces functions and restores them when it is closed. The time of an unwatched function counts for its caller.
 """
 
 import functools
@@ -15,24 +15,24 @@ Parts = Mapping[str, float]  # label -> seconds
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What happened from one start to the next."""
+    """The times from one start to the next."""
 
     start: float  # time.monotonic()
-    # By label, without the inner calls that have labels of their own.
+    # label -> seconds, without inner calls that have their own labels
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 class Stopwatch:
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self._inner: list[float] = []  # seconds of watched calls in each watched call that is open
+        self._inner: list[float] = []  # seconds of watched calls inside each open watched call
         self._replaced: list[tuple[Any, str, Any, bool]] = []
 
     def watch(
         self, owner: Any, name: str, label: str, starts_record: bool = False, parts: Callable[[], Parts] | None = None
     ) -> None:
-        """owner: an object or a module. A name that it does not have is left out. parts: asked after each call for the
-        shares of its time that other labels have."""
+        """Watches the function `name` of `owner`: an object, a class or a module. A missing name is ignored. parts:
+        called after each call; returns the parts of its time that belong to other labels."""
         function = getattr(owner, name, None)
         if function is None:
             return

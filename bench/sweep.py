@@ -1,6 +1,6 @@
-"""Throughput over numbers of rows, and over numbers of adapters for each popularity: one engine, one file, three plots.
+"""Sweep: throughput by rows, and by adapters for each popularity. It makes one engine, one file and three plots.
 
-The file is written after every point, so that a sweep that is stopped keeps what it has measured.
+The file is written after every point, so that a stopped sweep keeps its measured points.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from .table import write_json
 from .throughput import describe_engine, measure
 from .workload import Workload
 
-ROWS_ADAPTERS = 8  # of the sweep over rows
+ROWS_ADAPTERS = 8  # adapters of the sweep over rows
 POPULARITIES = ("uniform", "skewed", "identical")
 FILE = "throughput.json"
-KEPT = ("workload", "resident_adapters", "neighbour_cores", "rounds", "median")  # of each point's report
+KEPT = ("workload", "resident_adapters", "neighbour_cores", "rounds", "median")  # fields of each point's report
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def workloads(args: argparse.Namespace) -> Iterator[Workload]:
-    """Every point once: a number of rows with some adapters, a number of adapters with some rows."""
+    """Yields every point once: first numbers of rows, then numbers of adapters for each popularity."""
     work = Workload(rows=1, prompt_len=args.prompt_len, output_len=args.output_len, seed=args.seed)
     seen = set()
     for rows in args.rows:

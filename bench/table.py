@@ -9,7 +9,7 @@ Cell = str | float | None
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Columns wide enough for what is in them, the first one to the left. None leaves a cell empty."""
+    """Returns a table with columns as wide as their cells, the first one aligned left. None is an empty cell."""
     texts = [list(header), *([_text(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(_line(line, widths) for line in texts)
@@ -21,7 +21,7 @@ def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _text(cell: Cell) -> str:
-    """Three digits that mean something, and no fraction of large numbers."""
+    """Returns a number with three significant digits, or as an integer from 100 on."""
     if cell is None or isinstance(cell, str):
         return cell or ""
     if isinstance(cell, int) or abs(cell) >= 100:

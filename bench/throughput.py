@@ -1,4 +1,4 @@
-"""Offline throughput: rows through the engine in this process, and the same rows on the base model, in turns.
+"""Throughput in process: rows with adapters, and the same rows on the base model, in turns.
 
 A round times a pass of one token (T1) and one of all tokens (Tn), for the base model and then with adapters. Prefill is
 rows * prompt_len / T1, decode is rows * (output_len - 1) / (Tn - T1), in tokens per second. Medians are over rounds.
@@ -71,7 +71,7 @@ def setup_of(args: argparse.Namespace) -> Setup:
 
 
 def measure(engine: MeasuredEngine, work: Workload, rounds: int, warmups: int) -> dict[str, Any]:
-    """Runs a workload and reports, as plain data for JSON. The engine has at least the workload's adapters."""
+    """Runs a workload; returns a report as plain data for JSON. The engine has at least the workload's adapters."""
     prompts = work.prompts(engine.vocab_size)
     for turn in range(warmups):
         for rows in _variants(work, turn).values():
@@ -97,7 +97,7 @@ def measure(engine: MeasuredEngine, work: Workload, rounds: int, warmups: int) -
 
 
 def describe_engine(engine: MeasuredEngine) -> dict[str, Any]:
-    """What was measured, without the places of files on this machine."""
+    """Returns a description of the engine, without paths of this machine."""
     setup = engine.setup
     return {
         "model_id": Path(setup.model).name,
@@ -144,13 +144,13 @@ def _figures(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """Returns the smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[max(-int(-share * len(ordered) // 1), 1) - 1]
 
 
 def median_of(rounds: Sequence[Round]) -> Round:
-    """Of each figure by itself; a ratio is the median of the rounds' ratios."""
+    """Returns the median of each figure over the rounds; a ratio is the median of the rounds' ratios."""
     return {
         variant: {name: statistics.median(entry[variant][name] for entry in rounds) for name in figures}
         for variant, figures in rounds[0].items()
@@ -183,7 +183,7 @@ def _cells(figures: Figures) -> list[Cell]:
 
 
 def describe_work(report: Mapping[str, Any]) -> str:
-    """One line: what ran."""
+    """Returns one line that describes the workload and the engine."""
     work = report["workload"]
     text = f"{report['model_id']}, {report['dtype']}, {work['rows']} rows, {work['prompt_len']} + "
     text += f"{work['output_len']} tokens"

@@ -1,4 +1,4 @@
-"""Traces in S-LoRA's manner (arXiv 2311.03285, section 7.1): gamma arrivals, power-law popularity. No engine."""
+"""Traces of requests as in S-LoRA (arXiv 2311.03285, section 7.1): gamma arrivals, power-law popularity. No engine."""
 
 import random
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceShape:
-    """rate: requests per second. alpha: adapter i is asked in proportion to i ** -alpha. cv: coefficient of variation
-    of the times between arrivals, 1 is a Poisson process. Lengths are uniform between their bounds."""
+    """The parameters of a trace. rate: requests per second. alpha: adapter i gets requests in proportion to
+    i ** -alpha. cv: coefficient of variation of the times between arrivals; 1 is a Poisson process. Lengths are uniform
+    between their bounds."""
 
     adapters: int
     rate: float
@@ -22,7 +23,7 @@ class TraceShape:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    seconds: float  # since the start
+    seconds: float  # since the start of the trace
     adapter: int
     input_len: int  # tokens
     output_len: int
@@ -32,7 +33,7 @@ class Arrival:
 def make_trace(shape: TraceShape) -> list[Arrival]:
     draw = random.Random(f"trace {shape.seed}")
     weights = [(adapter + 1) ** -shape.alpha for adapter in range(shape.adapters)]
-    regularity = shape.cv**-2  # of the gamma distribution, whose mean is regularity * scale
+    regularity = shape.cv**-2  # shape of the gamma distribution, whose mean is regularity * scale
     arrivals: list[Arrival] = []
     now = draw.gammavariate(regularity, 1 / (shape.rate * regularity))
     while now < shape.seconds:

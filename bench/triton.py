@@ -1,7 +1,7 @@
-"""What the Triton kernels compile to, for GPUs that need not be there: registers, shared memory and spills.
+"""Resources of the compiled Triton kernels: registers, shared memory and spills. It needs none of the GPUs.
 
-Each shipped configuration is compiled for each architecture and type as TritonLoRA launches it, down to the machine
-code, and ptxas tells what that takes. A spill is an error.
+It compiles each shipped configuration for each architecture and type as TritonLoRA launches it, down to machine code.
+ptxas reports the resources. A spill is an error.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from .table import Cell, format_table, write_json
 
 ARCHITECTURES = (80, 90, 100, 120)  # A100, H100, B200, RTX 50
 TYPES = {"bfloat16": "bf16", "float16": "fp16"}
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS = 65536  # registers of a multiprocessor
 SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}  # of a multiprocessor
-MOST_PROGRAMS = {80: 32, 90: 32, 100: 32, 120: 24}  # on a multiprocessor
+MOST_PROGRAMS = {80: 32, 90: 32, 100: 32, 120: 24}  # programs at a time on a multiprocessor
 MOST_THREADS = {80: 2048, 90: 2048, 100: 2048, 120: 1536}
-# Pointers and strides are multiples of 16 bytes or elements in every model, which Triton is told at a launch, too.
-DIVISIBLE = ("x", "y", "h", "weights", "vectors", "x_stride", "y_stride")
+# In every model these pointers and strides are multiples of 16 bytes or elements. Triton knows this at a launch, too.
+DIVISIBLE = ("x", "y", "h", "weights", "floats", "x_stride", "y_stride")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Compiled:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Returns 1 when anything spills."""
+    """Returns 1 if any kernel spills, otherwise 0."""
     results = [_print_done(compiled) for compiled in compile_all(args.architectures, args.dtypes)]
     print(format_table(*_table(results)))
     if args.json is not None:
@@ -48,12 +48,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compile_all(architectures: Sequence[int], dtypes: Sequence[str]) -> Iterator[Compiled]:
-    """Raises ValueError for what is unknown, and where Triton's interpreter is on."""
+    """Compiles all configurations. Raises ValueError for an unknown architecture or type, and if Triton's interpreter
+    is on."""
     from blora.adapters.triton import kernels
     from blora.adapters.triton.configurations import configurations
 
     if kernels.is_interpreted():
-        raise ValueError("TRITON_INTERPRET is set: there is nothing to compile")
+        raise ValueError("TRITON_INTERPRET is set, so Triton compiles nothing; unset it")
     for architecture in architectures:
         for dtype in dtypes:
             for configuration in configurations():
@@ -68,7 +69,7 @@ def _compile(architecture: int, dtype: str, configuration: Any) -> Compiled:
     from blora.adapters.triton import kernels
 
     if architecture not in ARCHITECTURES or dtype not in TYPES:
-        raise ValueError(f"sm_{architecture} {dtype}: known are {ARCHITECTURES} and {', '.join(TYPES)}")
+        raise ValueError(f"sm_{architecture} {dtype}: give one of {ARCHITECTURES} and of {', '.join(TYPES)}")
     kernel = getattr(kernels, configuration.kernel)
     names = kernel.arg_names
     source = ASTSource(
@@ -92,35 +93,35 @@ def _compile(architecture: int, dtype: str, configuration: Any) -> Compiled:
             MOST_PROGRAMS[architecture],
             MOST_THREADS[architecture] // threads,
             REGISTERS // (-(-registers // 8) * 8 * threads),
-            SHARED_BYTES[architecture] // (shared + 1024),  # of which the system takes a kilobyte
+            SHARED_BYTES[architecture] // (shared + 1024),  # CUDA takes a kilobyte for each program
         ),
     )
 
 
 def _type_of(name: str, dtype: str, constants: dict[str, int]) -> str:
-    pointers = {"x": dtype, "y": dtype, "weights": dtype, "h": "fp32", "vectors": "fp32", "panels": "i32"}
-    pointers |= dict.fromkeys(("header", "uses", "tiles"), "i64")
+    pointers = {"x": dtype, "y": dtype, "weights": dtype, "h": "fp32", "floats": "fp32", "panels": "i32"}
+    pointers |= dict.fromkeys(("header", "uses", "strips"), "i64")
     if name in constants:
         return "constexpr"
     return f"*{pointers[name]}" if name in pointers else "i32"
 
 
 def _resources(ptx: str, architecture: int) -> tuple[int, int]:
-    """Registers of a thread and spilled bytes."""
+    """Returns the registers of a thread and the spilled bytes."""
     from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
         arch = sm_arch_from_capability(architecture)
-        # As Triton itself does for what it launches.
+        # Triton uses the same flags for its own compilation.
         flags = ["-lineinfo", "-v", "--regAllocOptLevel=2", f"--gpu-name={arch}"]
         line = [get_ptxas(architecture).path, *flags, file.name, "-o", "/dev/null"]
         told = subprocess.run(line, capture_output=True, text=True, check=True).stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told)))
     found = re.search(r"Used (\d+) registers", told)
     if found is None:
-        raise ValueError(f"ptxas tells no registers: {told!r}")
+        raise ValueError(f"the output of ptxas has no number of registers: {told!r}")
     return int(found[1]), spilled
 
 

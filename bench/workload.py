@@ -1,16 +1,17 @@
-"""Workload: rows of random prompts and the adapter of each, decided by a seed. Imports no torch and no engine."""
+"""Workload: rows of random prompts and the adapter of each, drawn from a seed. Imports no torch and no engine."""
 
 import random
 from dataclasses import dataclass
 
-# Punica's words (arXiv 2310.18547, section 7) for how requests are spread over adapters.
+# How requests are spread over adapters, in Punica's words (arXiv 2310.18547, section 7).
 POPULARITIES = ("uniform", "distinct", "skewed", "identical")
-SKEW = 1.5  # Punica's Zipf-1.5: an adapter is asked 1.5 times as often as the next one
+SKEW = 1.5  # Punica's Zipf-1.5: an adapter gets 1.5 times the requests of the next one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """rows: that run at once. adapters: to choose from; 0 is the base model only. base_share: of rows without one."""
+    """The parameters of a workload. rows: number of rows that run at once. adapters: number to choose from; 0 is the
+    base model only. base_share: share of rows without an adapter."""
 
     rows: int
     prompt_len: int
@@ -26,20 +27,20 @@ class Workload:
         if not 0 <= self.base_share <= 1:
             raise ValueError(f"base_share: {self.base_share} is not between 0 and 1")
         if self.rows < 1 or self.prompt_len < 1 or self.adapters < 0:
-            raise ValueError("there has to be a row, and a token in its prompt")
+            raise ValueError("rows and prompt_len have to be at least 1, and adapters at least 0")
         if self.output_len < 2:
-            raise ValueError(f"output_len: {self.output_len} is less than 2, which leaves no decode step to measure")
+            raise ValueError(f"output_len: {self.output_len} is less than 2: there would be no decode step to measure")
         if self.adapters and self.popularity == "distinct" and self.adapters < self._num_adapted:
             raise ValueError(f"distinct: {self._num_adapted} rows need as many adapters, not {self.adapters}")
 
     @property
     def _num_adapted(self) -> int:
-        """Rows that have an adapter."""
+        """The number of rows with an adapter."""
         return self.rows - round(self.rows * self.base_share) if self.adapters else 0
 
     def assign(self, turn: int = 0) -> list[int | None]:
-        """The adapter of each row; None is the base model. Where there are more adapters than rows, turns go on to
-        those that were not used yet."""
+        """Returns the adapter of each row; None is the base model. With more adapters than rows, each turn goes on with
+        adapters that were not used yet."""
         adapted = self._spread(turn)
         rows = [*adapted, *[None] * (self.rows - len(adapted))]
         random.Random(f"rows {self.seed} {turn}").shuffle(rows)
@@ -52,17 +53,17 @@ class Workload:
                 return [0] * count
             case "skewed":
                 return skewed(count, self.adapters)
-            case _:  # each in turn; "distinct" has enough of them
+            case _:  # adapters in turn; for "distinct" there are enough of them
                 return [(turn * count + row) % self.adapters for row in range(count)]
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
-        """Random token ids, so that no two rows share a prefix."""
+        """Returns prompts of random token ids, so that no two rows share a prefix."""
         draw = random.Random(f"prompts {self.seed}")
         return [draw.choices(range(vocab_size), k=self.prompt_len) for _ in range(self.rows)]
 
 
 def skewed(count: int, adapters: int) -> list[int]:
-    """The adapters of `count` rows, the popular first, as near to their shares as whole rows allow."""
+    """Returns the adapters of `count` rows, popular ones first, as near to their shares as whole rows allow."""
     if not count:
         return []
     weights = [SKEW**-adapter for adapter in range(adapters)]

@@ -1,4 +1,4 @@
-"""EngineConfig: what a user decides about an engine. What is discovered at start-up is an argument, not config."""
+"""EngineConfig: the options of an engine that a user sets. Facts discovered at start-up are arguments, not config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,43 +27,49 @@ KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """memory: bytes for KV blocks and adapters together: an int, a text such as "2GiB", or a fraction (a float up to
-    1) of what is left of the memory this process may use, or of the GPU's; None is half of the one, 0.9 of the other;
-    of each rank, where there are several. enforce_eager: captures no CUDA graphs, without which a GPU waits for the
-    host to launch each kernel. threads: of compute, of all ranks together; None leaves torch's choice.
-    adapter_copy_bytes: how much of adapters may be copied into the arena between two steps; while rows are computed
-    it is also no more than takes a fifth of a step. host_cache: bytes for idle adapters in host memory, as memory is
-    given; beyond it they are read again when they are asked for; None sets no limit. scheduling_policy: "fcfs", the
-    order of arrival; "priority", lower priority values first; "fair", lower priority values first and, within a
-    priority, fair shares of service for tenants and for each tenant's adapters. backend: "auto", the first usable of
-    "cuda", FlashInfer; "cpu", the native kernels; "reference", plain torch. The name of an instruction set, such as
-    "avx512bf16", is that build of the native kernels: for the same bits on machines of which some have a better one.
+    """The options of one engine. A wrong value raises ValueError, which names the option.
+
+    memory: size of the arena that KV blocks and adapters share, in each shard: an int of bytes, a text such as "2GiB",
+    or a fraction, a float up to 1. A fraction counts from the memory that this process may still take beside the
+    model, or from the memory left on the GPU. None is 0.5 of the former or 0.9 of the latter.
+    enforce_eager: True captures no CUDA graphs; the GPU then waits for the host to launch each kernel.
+    threads: compute threads of all shards together; None leaves the number to torch.
+    adapter_copy_bytes: the most bytes of adapters copied into the arena between two steps. While a step computes rows,
+    the copies also take no more than a fifth of its time.
+    host_cache: size of host memory for idle adapters, given as `memory` is. The engine reads an adapter beyond it again
+    when a request asks for it. None sets no limit.
+    scheduling_policy: "fcfs" serves in the order of arrival; "priority" serves lower priority values first; "fair" does
+    too, and within a priority gives fair shares of service to tenants and to each tenant's adapters.
+    backend: "cuda" is FlashInfer, "cpu" the native kernels, "reference" plain torch; "auto" takes the first of them
+    that works. The name of an instruction set, such as "avx512bf16", takes that build of the native kernels: machines
+    of different ability then compute the same bits.
     """
 
     model: str  # Hugging Face folder, hub id or .gguf file
-    revision: str | None = None  # of a hub id
-    dtype: str = "auto"  # of weights, KV and adapters; "auto" is the checkpoint's
-    kv_cache_dtype: str = "auto"  # "auto" is dtype; "fp8", which is e4m3, halves the KV's bytes; on CUDA
+    revision: str | None = None  # revision of a model from the hub
+    dtype: str = "auto"  # data type of the model, KV and adapters; "auto" is the checkpoint's
+    kv_cache_dtype: str = "auto"  # data type of KV; "auto" is dtype; "fp8" (e4m3) halves the KV's bytes, on CUDA only
     backend: str = "auto"
     memory: int | float | str | None = None
     block_size: int = 16  # tokens
-    max_model_len: int | None = None  # tokens of prompt and output; None is the model's
+    max_model_len: int | None = None  # tokens of prompt and output together; None is the model's limit
     max_num_seqs: int = 128  # requests that run at once
     max_num_batched_tokens: int = 2048  # tokens in one step
-    max_num_queued_reqs: int = 4096  # unfinished requests; more are refused
+    max_num_queued_reqs: int = 4096  # unfinished requests; the engine refuses more
     scheduling_policy: str = "fair"  # or "fcfs", "priority"
-    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # shares of service; 1 where none is given
-    adapter_weights: Mapping[str, float] = field(default_factory=dict)  # by name, among the adapters of a tenant
-    max_passed_over: int = 65536  # tokens of service that others may get before a request that is next in its queue
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # weights of tenants in fair shares; default 1
+    adapter_weights: Mapping[str, float] = field(default_factory=dict)  # weights of adapters within a tenant's share
+    # Starvation bound: a request that is next in its queue goes first once others have received this many tokens.
+    max_passed_over: int = 65536
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
-    tensor_parallel_size: int = 1  # ranks that share the model, each in a process of its own
+    tensor_parallel_size: int = 1  # shards that share the model, each in a process of its own
     threads: int | None = None
-    seed: int | None = None  # of requests that bring none; None draws afresh
-    generation_config: str = "auto"  # defaults from the model's generation_config.json, or "vllm" for neutral ones
+    seed: int | None = None  # seed of requests without one; None draws a new one for each
+    generation_config: str = "auto"  # "auto": defaults of the model's generation_config.json; "vllm": neutral ones
     adapter_copy_bytes: int = 64 << 20
     host_cache: int | float | str | None = 0.25
-    max_adapter_versions: int = 2  # of each name, the active one included
+    max_adapter_versions: int = 2  # versions kept under each name, the active one included
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

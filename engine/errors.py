@@ -4,7 +4,7 @@ from blora.adapters.errors import AdapterError, AdapterNotFound, AdapterRejected
 
 
 class InvalidRequest(ValueError):
-    """A request that can never be served as it is; `field` names what to change."""
+    """A request that cannot succeed as it is; `field` names the argument to change."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}")
@@ -13,7 +13,7 @@ class InvalidRequest(ValueError):
 
 
 class QueueFull(RuntimeError):
-    """The engine holds as many unfinished requests as it was told to accept."""
+    """The engine already holds `max_num_queued_reqs` unfinished requests."""
 
 
 class EngineUnavailable(RuntimeError):
@@ -21,11 +21,12 @@ class EngineUnavailable(RuntimeError):
 
 
 class EngineBroken(RuntimeError):
-    """The engine computes nothing any more: a rank of it has ended, or failed where the others did not; or its GPU."""
+    """The engine cannot compute any more: one of its shards ended, or failed where the others did not; or its GPU
+    failed."""
 
 
 class EngineStartError(RuntimeError):
-    """The engine could not start: a model that does not load, or memory that does not suffice."""
+    """The engine could not start: the model does not load, or there is too little memory."""
 
 
 __all__ = [

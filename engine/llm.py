@@ -30,16 +30,17 @@ from .adapter_store.host_cache import Source
 from .adapter_store.source import resolve_adapter
 from .front_end.adapter_choice import Adapter, read_adapters
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
+from .front_end.engine_info import engine_info
 from .front_end.front_end import FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import OutputProcessor, UserRequest
 from .ipc.sealed_memory import map_sealed, seal
-from .memory.page_size import max_weights
+from .memory.page_size import max_elements
 from .model.targets import adapter_targets
-from .model_files.base_weights import BaseWeights
+from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
-from .outputs import AdapterInfo, RequestOutput
+from .outputs import AdapterInfo, EngineInfo, RequestOutput
 from .startup.start import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer
 
@@ -103,7 +104,7 @@ class LLM:
         self._config = engine_config(model, {"seed": 0} | options)
         start_adapters = adapter_paths(adapters)
         folder = resolve_model(self._config.model, self._config.revision)
-        self._base = BaseWeights(folder)
+        self._base = BaseTensorFiles(folder)
         tokenizer = load_tokenizer(folder)
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
         self._engine = start_engine(self._config, folder)
@@ -112,6 +113,11 @@ class LLM:
         self._adapters = self._front_end.adapters
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
+
+    def close(self) -> None:
+        """Ends the processes that share the model with this one, after which nothing is computed; where there are none
+        nothing happens. Idempotent; they end with this object at the latest."""
+        self._engine.shards.close()
 
     # Generation.
 
@@ -244,17 +250,17 @@ class LLM:
 
     def _read(self, folder: Path) -> Checkpoint:
         targets = adapter_targets(self._engine.model_config)
-        return read_checkpoint(folder, targets, base=self._base, max_weights=self._max_weights)
+        return read_checkpoint(folder, targets, base=self._base, max_elements=self._max_elements)
 
     @property
-    def _max_weights(self) -> int:
+    def _max_elements(self) -> int:
         """Of an adapter that the arena could hold."""
         engine = self._engine
-        return max_weights(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.ranks.size
+        return max_elements(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.shards.size
 
     def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
         engine = self._engine
-        return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.parts)
+        return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.cuts)
 
     def _keep(self, image: AdapterImage, table: ImageTable, source: Source) -> None:
         """table: the image's, without or with its text."""
@@ -263,7 +269,7 @@ class LLM:
 
     def _shared(self, image: AdapterImage) -> np.ndarray:
         """Its pages, which the other ranks have too if there are any: then in memory that all of them map."""
-        ranks = self._engine.ranks
+        ranks = self._engine.shards
         if ranks.size == 1:
             return image.pages
         descriptor = seal(image.pages)
@@ -316,9 +322,9 @@ class LLM:
             engine.dtype,
             engine.page_bytes,
             base=self._base,
-            max_weights=self._max_weights,
+            max_elements=self._max_elements,
             layout=engine.layout,
-            shards=engine.parts,
+            shards=engine.cuts,
         )
         return self._adapters.check_report(report)
 
@@ -404,11 +410,17 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
 
+    def get_info(self) -> EngineInfo:
+        """Facts of the engine, its load, and its counts."""
+        engine = self._engine
+        return engine_info(self._config, engine.dtype, engine.page_bytes, self._core.load, self._front_end)
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when a page, a table, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._front_end.host_cache.check_integrity(uses, self._core.images())
+        self._adapters.check_integrity(self._front_end.host_cache.digests())
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""

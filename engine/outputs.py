@@ -1,4 +1,4 @@
-"""What users get and name: requests for adapters, outputs of requests, facts about adapters and the engine.
+"""The values that users pass and receive: adapter requests, request outputs, facts about adapters and the engine.
 
 The shapes and names are vLLM's where vLLM has them. Pure data: no torch, no wire.
 """
@@ -7,19 +7,21 @@ import time
 from dataclasses import dataclass, field
 
 from blora.adapters.report import AdapterReport
+from blora.scheduler import CacheCounts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoRARequest:
-    """An adapter to use; two are equal if their names are. What is not loaded yet is loaded from `lora_path` under
-    `lora_name`. A loaded name with another path is refused, unless `load_inplace`, which always loads anew.
-    `lora_scale` multiplies the adapter's own alpha / r.
+    """An adapter to use. Two are equal if their names are.
+
+    The engine loads an unknown `lora_name` from `lora_path`. It refuses a loaded name with another path, unless
+    `load_inplace` is set, which always loads again. `lora_scale` multiplies the adapter's own alpha / r.
     """
 
     lora_name: str
-    lora_int_id: int = 1  # accepted for vLLM's sake; blora knows adapters by name and content
+    lora_int_id: int = 1  # ignored, accepted for code written for vLLM; blora knows adapters by name and content
     lora_path: str = ""
-    base_model_name: str | None = None  # accepted for vLLM's sake
+    base_model_name: str | None = None  # ignored, accepted for code written for vLLM
     load_inplace: bool = False
     lora_scale: float = 1.0
 
@@ -47,7 +49,7 @@ SampleLogprobs = list[dict[int, Logprob]]
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One sample of a request. With RequestOutputKind.DELTA text, token_ids and logprobs are what is new."""
+    """One sample of a request. With RequestOutputKind.DELTA, text, token_ids and logprobs hold only the new part."""
 
     index: int
     text: str
@@ -57,7 +59,7 @@ class CompletionOutput:
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop string or stop token id; None for EOS
     lora_request: LoRAUse = None
-    error: str | None = None  # what went wrong, with finish_reason "error"
+    error: str | None = None  # the reason of finish_reason "error"
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -65,21 +67,21 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times of one request in seconds: `arrival_time` is time.time(), those that end in `_ts` are time.monotonic(); 0
-    is not yet. Counts are sums over its samples.
+    """Times of one request in seconds: `arrival_time` is time.time(), names that end in `_ts` are time.monotonic(); 0
+    means not yet. Counts are sums over its samples.
     """
 
-    arrival_time: float = 0.0  # of the call
-    queued_ts: float = 0.0  # handed to the engine
-    scheduled_ts: float = 0.0  # first given blocks
-    first_token_ts: float = 0.0  # received from the engine
-    last_token_ts: float = 0.0  # likewise
-    num_generation_tokens: int = 0  # generated so far
-    num_preemptions: int = 0  # times that it gave its memory back and began again
+    arrival_time: float = 0.0  # when the call arrived
+    queued_ts: float = 0.0  # when the engine received it
+    scheduled_ts: float = 0.0  # when it first received blocks
+    first_token_ts: float = 0.0  # when the front end received the first token
+    last_token_ts: float = 0.0  # when the front end received the latest token
+    num_generation_tokens: int = 0  # tokens generated so far
+    num_preemptions: int = 0  # times that it gave its memory back and started again
 
     @property
     def first_token_latency(self) -> float:
-        """From queued to the first token; 0 before it."""
+        """Seconds from queued to the first token; 0 before the first token."""
         return self.first_token_ts - self.queued_ts if self.first_token_ts else 0.0
 
 
@@ -98,28 +100,28 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """Weights that a name means, or meant: "name@number" asks for them."""
+    """One version of a name's weights. A request for "name@number" gets it, whichever version is active."""
 
     number: int  # 1, 2, ... in the order of loading
     digest: str
     path: str
     loaded_at: float  # time.time()
-    active: bool  # the name alone means it
+    active: bool  # True if the name alone means this version
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterUsage:
-    """What requests that named an adapter, or any of its versions, have used. A request is counted when it ends."""
+    """Sums over the ended requests that named an adapter, or any of its versions."""
 
     num_requests: int = 0
     num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0  # of the prompts: found in the prefix cache
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     num_generated_tokens: int = 0
     queue_seconds: float = 0.0  # from accepted to first scheduled
-    last_used: float = 0.0  # time.time() of the last end; 0 is never
+    last_used: float = 0.0  # time.time() when the last request ended; 0 means never
 
     def plus(self, num_prompt_tokens: int, num_cached_tokens: int, metrics: RequestMetrics) -> "AdapterUsage":
-        """With one more request, which has just ended."""
+        """Returns the sums with one more request, which has just ended."""
         waited = metrics.scheduled_ts - metrics.queued_ts if metrics.scheduled_ts else 0.0
         return AdapterUsage(
             num_requests=self.num_requests + 1,
@@ -133,49 +135,59 @@ class AdapterUsage:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """What is known of a loaded adapter."""
+    """Facts about one version of a loaded adapter."""
 
     name: str
-    digest: str  # sha256 over configuration, weights and what the folder says about text
+    digest: str  # sha256 over configuration, weights, added tokens and chat template
     path: str
     ranks: tuple[int, ...]  # the distinct ranks, ascending
     modules: tuple[str, ...]  # the distinct kinds of module, such as "q_proj"
-    num_bytes: int  # of its pages, in host memory and, when resident, in the arena
+    num_bytes: int  # bytes of its pages, in host memory and, when resident, in the arena
     num_pages: int
     pinned: bool = False
     resident: bool = False
     num_requests: int = 0  # unfinished requests that use it
     warnings: tuple[str, ...] = field(default=())
-    version: int = 1  # the one that this tells of
-    versions: tuple[AdapterVersion, ...] = ()  # all that are kept, by number
+    version: int = 1  # number of this version
+    versions: tuple[AdapterVersion, ...] = ()  # all versions that are kept, by number
     usage: AdapterUsage = AdapterUsage()  # since the name was loaded
-    # Of this version into the engine's memory, since it was loaded or the engine started. What it costs to compute with
-    # an adapter is told of none: the rows of a step are computed together.
+    # Copies of this version into the arena, since it was loaded or the engine started. There is no figure for the cost
+    # of computing with one adapter, because all rows of a step are computed together.
     num_copies: int = 0
-    num_copied_bytes: int = 0  # those of a copy that was given up, too
-    copy_seconds: float = 0.0  # of steps: everybody's tokens waited for them
-    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: a prompt has to hold them
-    in_host_memory: bool = True  # if not, it is read again when it is asked for
-    report: AdapterReport | None = None  # of one that has just been loaded
+    num_copied_bytes: int = 0  # abandoned copies included
+    copy_seconds: float = 0.0  # seconds of steps, for which all rows waited
+    invocation_tokens: tuple[int, ...] = ()  # tokens that a prompt must contain, for an activated LoRA
+    in_host_memory: bool = True  # if False, the engine reads it again when a request asks for it
+    report: AdapterReport | None = None  # only from the call that loaded it
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """Where an adapter is in the engine, and who uses it."""
+    """Where an adapter is in the engine, and how much it is used."""
 
     is_resident: bool = False
     is_pinned: bool = False
-    num_requests: int = 0  # unfinished
+    num_requests: int = 0  # unfinished requests that use it
     num_copies: int = 0  # into the arena
     num_copied_pages: int = 0
     copy_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterEvent:
-    """Something that happened to a version of a name."""
+class EngineLoad:
+    """What the engine holds now, and its counts since it started."""
 
-    revision: int  # of the catalog: 1, 2, ... in the order of the events
+    num_free_pages: int
+    num_running: int
+    num_waiting: int
+    counts: CacheCounts
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEvent:
+    """One change to a version of a name."""
+
+    revision: int  # revision of the catalog: 1, 2, ... in the order of the events
     kind: str  # "loaded", "activated" or "removed"; "resident", "evicted", "pinned" or "unpinned"
     name: str
     version: int
@@ -184,7 +196,7 @@ class AdapterEvent:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSnapshot:
-    """Everything that is loaded, after the event of this revision; later events may repeat what it has."""
+    """All loaded adapters, as of the event with this revision. Later events may repeat facts that it contains."""
 
     revision: int
     adapters: tuple[AdapterInfo, ...]
@@ -192,7 +204,7 @@ class AdapterSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts of a running engine."""
+    """Facts of a running engine, its load and its counts: all that is measured, in process and over a wire."""
 
     model: str
     dtype: str
@@ -205,7 +217,7 @@ class EngineInfo:
     num_running: int
     num_waiting: int
     version: str
-    # Since the engine started; see CacheCounts of the scheduler.
+    # Counts since the engine started; see CacheCounts of the scheduler.
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_adapter_uses: int = 0
@@ -215,11 +227,12 @@ class EngineInfo:
     num_evicted_adapters: int = 0
     num_preemptions: int = 0
     copy_seconds: float = 0.0
-    # Of all requests that have ended, those for the base model too, whatever engines have served them.
+    # Sums over all requests that have ended, for adapters and the base model, across restarts of the engine.
     num_requests: int = 0
     num_generated_tokens: int = 0
     queue_seconds: float = 0.0
-    # Of the host cache, since AsyncLLM was started; see HostCache.
+    # Counts of the host cache, since LLM or AsyncLLM was started; see ImageLedger.
+    num_host_adapters: int = 0
     num_host_bytes: int = 0
     max_host_bytes: int | None = None
     num_host_uses: int = 0

@@ -2,7 +2,10 @@
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # before torch imports triton: there is no GPU to compile kernels for
+# Before torch is imported: there is no GPU to compile kernels for, and processes that run beside each other have one
+# thread each. Tiny tensors are computed faster by one; tests that need two ask for them, and where the second finds no
+# core the first does not keep its own busy with waiting.
+os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +14,6 @@ from typing import Any
 
 import pytest
 import real_flashinfer
-import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_adapter, make_model
 from tiny_transformers import Tiny
@@ -40,12 +42,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Tiny tensors are computed faster by one thread."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model.batch import ForwardBatch
 from blora.engine.model.decoder import CausalLM
-from blora.engine.model.loader import load_weights
+from blora.engine.model.loader import load_tensors
 from blora.engine.model.ops import TorchOps
-from blora.engine.model.rank_group import ALONE
+from blora.engine.model.shard_group import ALONE
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
 from blora.engine.startup.choose_backend import choose_backend
@@ -71,13 +71,13 @@ class Driver:
         arena = Arena(layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0))
         for layer in range(config.num_layers):
             arena.kv_layer(layer).fill_(torch.nan)
-        weights = load_weights(config, open_checkpoint(path), dtype, progress=False)
+        tensors = load_tensors(config, open_checkpoint(path), dtype, progress=False)
         if backend == "reference":
             self.attention: Any = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
-            self.model: Any = CausalLM(config, weights, self.attention, lora or NoLoRA(), TorchOps(config))
+            self.model: Any = CausalLM(config, tensors, self.attention, lora or NoLoRA(), TorchOps(config))
         else:
             pool = DevicePool(arena.pages, dtype)
-            built = choose_backend(backend, config, dtype, BLOCK_SIZE).build(config, weights, arena, pool, ALONE)
+            built = choose_backend(backend, config, dtype, BLOCK_SIZE).build(config, tensors, arena, pool, ALONE)
             self.attention, self.model = built.attention, built.model
         pages = torch.randperm(NUM_PAGES, generator=torch.Generator().manual_seed(5)).tolist()
         self.tables = [pages[row::num_rows] for row in range(num_rows)]

@@ -7,7 +7,7 @@ from blora.adapters import AdapterRejected, AdapterReport, inspect_adapter
 
 from ..memory.page_size import page_bytes_of
 from ..model.targets import adapter_targets
-from ..model_files.base_weights import BaseWeights
+from ..model_files.base_tensors import BaseTensorFiles
 from ..model_files.hub import resolve_model
 from ..model_files.read_config import load_model_config
 from ..text.adapter_tokenizers import AdapterTokenizers
@@ -27,6 +27,6 @@ def inspect(
         folder = resolve_adapter(str(path))
     except AdapterRejected as error:
         return AdapterReport(str(path), error.problems)
-    page_bytes, base = page_bytes_of(config, dtype, block_size), BaseWeights(model_folder)
+    page_bytes, base = page_bytes_of(config, dtype, block_size), BaseTensorFiles(model_folder)
     report = inspect_adapter(folder, adapter_targets(config), dtype, page_bytes, base=base)
     return AdapterTokenizers(load_tokenizer(model_folder), config.vocab_size).check_report(report)

@@ -25,7 +25,7 @@ from ..ipc.messages import (
     Ready,
     ToLoader,
 )
-from ..memory.page_size import max_weights
+from ..memory.page_size import max_elements
 from .download_client import AdapterHub
 from .host_cache import Source
 from .source import is_hub_id
@@ -77,8 +77,8 @@ class AdapterReader:
         """model: folder or .gguf file. targets: its modules that LoRA can land on. engine: what reads the images."""
         self._model, self._targets, self._engine = str(model), list(targets), engine
         num_pages = engine.facts.num_pages
-        self._max_weights = max_weights(num_pages, engine.page_bytes, engine.dtype) * engine.num_ranks
-        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.num_ranks * engine.page_bytes, LEAST_DOWNLOAD))
+        self._max_elements = max_elements(num_pages, engine.page_bytes, engine.dtype) * engine.num_shards
+        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.num_shards * engine.page_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -137,10 +137,10 @@ class AdapterReader:
             dtype=self._engine.dtype,
             page_bytes=self._engine.page_bytes,
             layout=self._engine.layout,
-            max_weights=self._max_weights,
+            max_elements=self._max_elements,
             vocab_size=self._engine.facts.vocab_size,
             model=self._model,
-            num_ranks=self._engine.num_ranks,
+            num_shards=self._engine.num_shards,
         )
 
     async def _ask(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

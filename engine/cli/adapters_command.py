@@ -1,4 +1,7 @@
-"""`blora adapters`: what operators ask about adapters. Speaks to a server, or to none; its flags are in `cli.py`."""
+"""`blora adapters`: inspects and manages adapters on a server, or inspects one without a server.
+
+`main.py` declares its flags.
+"""
 
 import argparse
 import json
@@ -10,12 +13,12 @@ from google.protobuf.message import Message
 
 from blora.proto.client import Client
 
-from . import client_command as terminal
+from . import terminal
 from .printing import adapter_text, adapters_text, news_text, report_text
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status: 1 when something cannot be done, or the adapter is refused."""
+    """Returns the exit status: 1 if the action fails or the inspected adapter is refused."""
     return terminal.guarded(lambda: _act(args))
 
 
@@ -37,6 +40,10 @@ def _answers(client: Client, args: argparse.Namespace) -> Iterator[str]:
                 yield from news_text(news)
         case "show":
             yield adapter_text(client.get_adapter(args.name))
+        case "load":
+            yield adapter_text(client.load_adapter(args.name, args.path, pinned=args.pin))
+        case "upload":
+            yield adapter_text(client.upload_adapter(args.name, args.folder, pinned=args.pin))
         case "activate":
             yield adapter_text(client.activate_adapter(args.name, args.version))
         case "warm":
@@ -64,7 +71,8 @@ def _inspect_there(args: argparse.Namespace) -> int:
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """As `asdict` has them. Protobuf's own JSON writes integers of 64 bits as texts, and leaves out what is unset."""
+    """Returns a message's fields as `asdict` would. Protobuf's own JSON writes 64-bit integers as texts and leaves out
+    unset fields."""
     return {field.name: _value(message, field.name, field.has_presence) for field in message.DESCRIPTOR.fields}
 
 

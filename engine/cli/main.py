@@ -1,7 +1,8 @@
-"""The command line: `blora serve`, `blora client`, `blora adapters` and what others add. Owns flags and exit statuses.
+"""The command line: `blora serve`, `client`, `adapters`, `info` and the commands that installed packages add.
 
-Imports the engine, and what only a server needs, when `serve` is asked for: `blora client` works without torch. Further
-commands are entry points of the group "blora.commands": modules with HELP, `add_arguments(parser)` and `run(args)`.
+Owns flags and exit statuses. Imports the engine and the server only for `serve`, so that the other commands work
+without torch. Further commands are entry points of the group "blora.commands": modules with HELP,
+`add_arguments(parser)` and `run(args)`.
 """
 
 import argparse
@@ -19,24 +20,30 @@ from blora.scheduler import POLICIES
 
 from ..config import BACKENDS, KV_CACHE_DTYPES
 
-OWN_COMMANDS = ("serve", "client", "adapters")
+OWN_COMMANDS = ("serve", "client", "adapters", "info")
 ADAPTER_ACTIONS = {
-    "list": "all that are loaded",
-    "show": "one, with its versions and what its requests used",
-    "activate": "make a name mean a version that is kept, such as the one before",
-    "warm": "make one resident, where it may be evicted again",
-    "pin": "make one resident for good",
-    "unpin": "let it be evicted again",
-    "unload": "take a name away, or one of its versions",
-    "watch": "all that are loaded, then what happens to them",
+    "list": "list all loaded adapters",
+    "show": "show an adapter, its versions and the usage of its requests",
+    "load": "load or replace an adapter from a folder of the server, or from the hub",
+    "upload": "load or replace an adapter from a folder of this machine, and send its files",
+    "activate": "make a name mean another kept version, such as the one before",
+    "warm": "make an adapter resident; it may be evicted again",
+    "pin": "make an adapter resident and keep it resident",
+    "unpin": "let a pinned adapter be evicted again",
+    "unload": "remove a name, or one of its versions",
+    "watch": "list all loaded adapters, then print every change",
 }
-# Flags of `serve` that are the server's own; all others are options of the engine.
+INSPECT = (
+    "Checks an adapter without loading it. Prints the tensors applied, ranks, bytes and per-layer norms, or every "
+    "problem found."
+)
+# Arguments of `serve` that are the server's own; all others are options of the engine.
 SERVER_FLAGS = ("command", "model", "adapter", "adapter_root", "host", "port")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    # The modules of further commands are imported only where they are asked for, or a help may list them.
+    # The modules of further commands are imported only to run one of them, or for a help text that lists them.
     further = {} if argv and argv[0] in OWN_COMMANDS else further_commands()
     parser = build_parser(further)
     args = parser.parse_args(argv)
@@ -47,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _client(args, parser)
     if args.command == "adapters":
         return _adapters(args)
+    if args.command == "info":
+        return _info(args)
     try:
         return int(further[args.command].run(args))
     except ModuleNotFoundError as error:
@@ -54,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_tools() -> None:
-    """FlashInfer runs ninja, which is installed beside this command: PATH has that folder only where somebody has
-    activated the environment."""
+    """Adds the folder of this command to PATH. FlashInfer runs ninja, which is installed there, and PATH has the folder
+    only in an activated environment."""
     folder = sysconfig.get_path("scripts")
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if folder not in folders:
@@ -63,35 +72,36 @@ def _add_tools() -> None:
 
 
 def further_commands() -> dict[str, Any]:
-    """Name -> module of the commands that installed packages add."""
+    """Returns name -> module of the commands that installed packages add."""
     return {entry.name: entry.load() for entry in entry_points(group="blora.commands")}
 
 
 def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="blora", description="One base model, thousands of LoRA adapters.")
+    parser = argparse.ArgumentParser(prog="blora", description="Serves one base model and thousands of LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"blora {version('blora')}")
     further = further or {}
     metavar = ",".join([*OWN_COMMANDS, *further])
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
-    _add_client(commands.add_parser("client", help="ask a server"))
-    _add_adapters(commands.add_parser("adapters", help="look at adapters before and after they are loaded"))
+    _add_client(commands.add_parser("client", help="send a prompt to a server and print the answer"))
+    _add_adapters(commands.add_parser("adapters", help="check, load, list and unload adapters"))
+    _add_target(commands.add_parser("info", help="show the limits, load and counters of a server's engine"))
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder, hub id or .gguf file")
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, hub id or .gguf file")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=50051, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     parser.add_argument(
         "--adapter",
         type=_named_path,
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="load an adapter at start-up, from a folder or the hub; may be repeated",
+        help="adapter to load at start-up, from a folder or the hub; may be repeated",
     )
     parser.add_argument(
         "--adapter-root",
@@ -99,129 +109,180 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="let clients load adapters from folders below DIR; may be repeated (default: they may load none)",
+        help="let clients load adapters from folders below DIR; may be repeated (default: no folder)",
     )
     parser.add_argument(
         "--adapter-hub",
         action=argparse.BooleanOptionalAction,
-        help="let clients load adapters by their hub ids, which are downloaded (default: they may not)",
+        help="let clients load adapters by hub id, which the server downloads (default: not allowed)",
     )
     parser.add_argument(
         "--adapter-watch",
         type=Path,
         metavar="DIR",
-        help="load each folder in DIR under its name, again when it changes, and unload it when it goes",
+        help="watch DIR: load each folder in it under its name, load it again when it changes, unload it when it goes",
     )
     parser.add_argument(
         "--adapter-upload-bytes",
         type=_size,
         metavar="SIZE",
-        help="let clients upload adapters of at most SIZE each, such as 256M (default: they may upload none)",
+        help="let clients upload adapters of at most SIZE each, such as 256M (default: no uploads)",
     )
-    _add_engine_options(parser.add_argument_group("engine", "What is not given is the engine's default."))
+    _add_engine_options(parser.add_argument_group("engine", "An option left out takes the engine's default."))
 
 
 def _add_engine_options(group: Any) -> None:
-    group.add_argument("--backend", choices=BACKENDS, help="of kernels (default: auto, the first that can be used)")
-    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of weights and KV")
-    group.add_argument("--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="of KV alone; fp8 halves it, on CUDA")
+    group.add_argument("--backend", choices=BACKENDS, help="kernels to use (default: auto, the first that works)")
+    group.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="data type of the model, KV and adapters"
+    )
+    group.add_argument(
+        "--kv-cache-dtype", choices=KV_CACHE_DTYPES, help="data type of KV alone; fp8 halves its bytes, on CUDA only"
+    )
     group.add_argument(
         "--memory",
         type=_memory,
         metavar="SIZE",
-        help="for KV and adapters: bytes, a size such as 2GiB or 512M, or a fraction, such as 0.5, of what is free",
+        help="memory for KV and adapters: bytes, a size such as 2GiB or 512M, or a fraction of free memory such as 0.5",
     )
     group.add_argument(
         "--host-cache",
         type=_memory,
         metavar="SIZE",
-        help="for adapters that are not in use, in host memory; beyond it they are read from their folders again",
+        help="host memory for idle adapters, given as --memory is; adapters beyond it are read again when needed",
     )
-    group.add_argument("--block-size", type=_count, metavar="TOKENS", help="in a block of the KV cache")
-    group.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="of prompt and output together")
+    group.add_argument("--block-size", type=_count, metavar="TOKENS", help="tokens in a block of the KV cache")
+    group.add_argument("--max-model-len", type=_count, metavar="TOKENS", help="tokens of prompt and output together")
     group.add_argument("--max-num-seqs", type=_count, metavar="N", help="requests that run at once")
-    group.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="in one step")
-    group.add_argument("--max-num-queued-reqs", type=_count, metavar="N", help="unfinished requests; more are refused")
+    group.add_argument("--max-num-batched-tokens", type=_count, metavar="TOKENS", help="tokens in one step")
     group.add_argument(
-        "--max-adapter-versions", type=_count, metavar="N", help="of each name to keep, the active one included"
+        "--max-num-queued-reqs", type=_count, metavar="N", help="unfinished requests; the server refuses more"
     )
-    group.add_argument("--scheduling-policy", choices=POLICIES, help="within a priority (default: fair shares)")
+    group.add_argument(
+        "--max-adapter-versions",
+        type=_count,
+        metavar="N",
+        help="versions to keep under each name, the active one included",
+    )
+    group.add_argument(
+        "--scheduling-policy",
+        choices=POLICIES,
+        help="order of requests: fair, by priority and then fair shares; fcfs, by arrival; priority (default: fair)",
+    )
     group.add_argument(
         "--tenant-weights",
         type=_weights,
         metavar="NAME=W,...",
-        help="shares of service of tenants, who are named by the metadata x-tenant-id (default: 1 each)",
+        help="weights of tenants in fair shares; a request's metadata x-tenant-id names its tenant (default: 1 each)",
     )
-    group.add_argument("--adapter-weights", type=_weights, metavar="NAME=W,...", help="among those of a tenant")
+    group.add_argument(
+        "--adapter-weights",
+        type=_weights,
+        metavar="NAME=W,...",
+        help="weights of adapters within their tenant's share (default: 1 each)",
+    )
     group.add_argument(
         "--max-passed-over",
         type=_count,
         metavar="TOKENS",
-        help="of service that others may get while a request is the next of its tenant and adapter; then it is first",
+        help="starvation bound: a waiting request goes first once others have received this many tokens",
     )
-    group.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, help="share KV of prefixes")
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="share the KV of equal prefixes between requests (default: yes)",
+    )
     group.add_argument("--enforce-eager", action="store_true", default=None, help="capture no CUDA graphs")
-    group.add_argument("--seed", type=int, help="for requests that bring none")
+    group.add_argument("--seed", type=int, help="seed of requests without one")
     group.add_argument(
         "--tensor-parallel-size",
         type=_count,
         metavar="N",
-        help="processes that have a part of the model each",
+        help="processes that share the model; each computes a part of it",
     )
-    group.add_argument("--threads", type=_count, metavar="N", help="of compute")
-    group.add_argument("--revision", help="of a model from the hub")
+    group.add_argument("--threads", type=_count, metavar="N", help="compute threads of all processes together")
+    group.add_argument("--revision", help="revision of a model from the hub")
     group.add_argument(
         "--generation-config",
         choices=("auto", "vllm"),
-        help="sampling defaults from the model's generation_config.json, or vLLM's neutral ones",
+        help="sampling defaults: those of the model's generation_config.json, or vLLM's neutral ones (default: auto)",
     )
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue")
-    parser.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
+    _add_target(parser)
     parser.add_argument(
         "--adapter",
         type=_scaled_name,
         action="append",
         default=[],
         metavar="NAME[=SCALE]",
-        help="may be repeated: their changes are summed (default: the base model)",
+        help="adapter to use; may be repeated, and the changes of all are summed (default: the base model)",
     )
-    parser.add_argument("--chat", action="store_true", help="PROMPT is what a user says in a conversation")
-    parser.add_argument("--max-tokens", type=_count, default=256, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's)")
-    parser.add_argument("--seed", type=int)
-    actions = parser.add_argument_group("instead of a PROMPT").add_mutually_exclusive_group()
-    actions.add_argument("--list-adapters", action="store_true")
-    actions.add_argument("--load-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as the server sees it")
-    actions.add_argument("--upload-adapter", type=_named_path, metavar="NAME=PATH", help="PATH as we see it")
-    actions.add_argument("--unload-adapter", metavar="NAME")
-    actions.add_argument("--info", action="store_true", help="show the engine's facts and load")
+    parser.add_argument("--chat", action="store_true", help="send PROMPT as a user's message in a conversation")
+    parser.add_argument(
+        "--max-tokens", type=_count, default=256, metavar="N", help="tokens to generate at most (default: %(default)s)"
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's own value)")
+    parser.add_argument("--seed", type=int, help="seed of the random draws (default: the server's)")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="server to ask (default: %(default)s)"
+    )
 
 
 def _add_adapters(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_inspect(actions.add_parser("inspect", help="what loading an adapter would come to"))
+    _add_inspect(actions.add_parser("inspect", help="check an adapter without loading it", description=INSPECT))
     for action, text in ADAPTER_ACTIONS.items():
-        asking = actions.add_parser(action, help=text)
-        asking.add_argument("--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="(default: %(default)s)")
-        if action not in ("list", "watch"):
-            asking.add_argument("name", metavar="NAME", help="or NAME@VERSION")
-        if action == "activate":
-            asking.add_argument("version", type=_count, metavar="VERSION")
-        if action == "unload":
-            asking.add_argument("--abort", action="store_true", help="do not wait for its requests: end them")
+        _add_action(actions.add_parser(action, help=text), action)
+
+
+def _add_action(asking: argparse.ArgumentParser, action: str) -> None:
+    _add_target(asking)
+    if action not in ("list", "watch"):
+        is_new = action in ("load", "upload")
+        help_text = "name that requests will use" if is_new else "name of the adapter, or NAME@VERSION"
+        asking.add_argument("name", metavar="NAME", help=help_text)
+    match action:
+        case "load":
+            asking.add_argument("path", metavar="PATH", help="PEFT folder as the server sees it, or a hub id")
+            _add_pin(asking)
+        case "upload":
+            asking.add_argument("folder", metavar="FOLDER", help="PEFT folder of this machine")
+            _add_pin(asking)
+        case "activate":
+            asking.add_argument("version", type=_count, metavar="VERSION", help="number of the version")
+        case "unload":
+            asking.add_argument("--abort", action="store_true", help="end its requests instead of waiting for them")
+
+
+def _add_pin(asking: argparse.ArgumentParser) -> None:
+    asking.add_argument("--pin", action="store_true", help="make the adapter resident and keep it resident")
 
 
 def _add_inspect(inspect: argparse.ArgumentParser) -> None:
-    inspect.add_argument("path", metavar="PATH", help="PEFT folder; with --model a hub id, too")
+    inspect.add_argument("path", metavar="PATH", help="PEFT folder, or with --model a hub id")
     place = inspect.add_mutually_exclusive_group(required=True)
-    place.add_argument("--model", help="folder, hub id or .gguf file of the model it is for; needs no server")
-    place.add_argument("--target", metavar="HOST:PORT", help="ask this server; PATH as it sees it")
-    inspect.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
-    inspect.add_argument("--block-size", type=_count, default=16, metavar="TOKENS", help="(default: %(default)s)")
-    inspect.add_argument("--json", action="store_true", help="everything, for programs")
+    place.add_argument("--model", help="model to check against, without a server: folder, hub id or .gguf file")
+    place.add_argument("--target", metavar="HOST:PORT", help="server to ask; PATH is on the server")
+    inspect.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="data type of the engine, with --model (default: %(default)s)",
+    )
+    inspect.add_argument(
+        "--block-size",
+        type=_count,
+        default=16,
+        metavar="TOKENS",
+        help="block size of the engine, with --model (default: %(default)s)",
+    )
+    inspect.add_argument("--json", action="store_true", help="print the whole report as JSON")
 
 
 def _named_path(text: str) -> tuple[str, str]:
@@ -263,7 +324,7 @@ def _count(text: str) -> int:
 
 
 def _memory(text: str) -> str:
-    """Which bytes it means is known when the engine starts; a mistake is told now."""
+    """Checks a size. The engine turns it into bytes at start-up, but a mistake is an error of the command line."""
     from ..memory.budget import parse_memory
 
     try:
@@ -281,23 +342,23 @@ def _size(text: str) -> int:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if not size:
-        raise argparse.ArgumentTypeError(f"{text!r} is a fraction and not a size such as 256M")
+        raise argparse.ArgumentTypeError(f"{text!r} is a fraction; give a size such as 256M")
     return size
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of AsyncLLM: what was given, and the roots."""
+    """Returns the keyword arguments of AsyncLLM: the options given, and the adapter roots."""
     given = {name: value for name, value in vars(args).items() if name not in SERVER_FLAGS and value is not None}
     return {**given, "adapter_roots": args.adapter_root}
 
 
 def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Name -> path. Raises ValueError for a name that is given twice: one of the two would be lost."""
+    """Returns name -> path. Raises ValueError for a name that is given twice: one of its paths would be lost."""
     adapters = dict(pairs)
     if len(adapters) < len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"--adapter: given twice: {', '.join(twice)}")
+        raise ValueError(f"--adapter: each name may be given once, but is given twice: {', '.join(twice)}")
     return adapters
 
 
@@ -346,15 +407,17 @@ def _adapters(args: argparse.Namespace) -> int:
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from . import client_command as terminal
+    from . import client_command
 
-    named = (args.load_adapter, args.upload_adapter, args.unload_adapter)
-    is_action = args.list_adapters or args.info or any(name is not None for name in named)
     if len(dict(args.adapter)) < len(args.adapter):
-        parser.error("--adapter: one is given twice")
-    if is_action == (args.prompt is not None):
-        parser.error("client: give either a PROMPT or one of the actions")
-    return terminal.run(args)
+        parser.error("--adapter: each adapter may be given once, but one is given twice")
+    return client_command.run(args)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from . import info_command
+
+    return info_command.run(args)
 
 
 if __name__ == "__main__":

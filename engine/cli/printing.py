@@ -1,4 +1,4 @@
-"""What is known of adapters, as text for a terminal: of the engine's own types and of messages with their fields."""
+"""Printing: facts about adapters as text for a terminal, from the engine's types or messages with the same fields."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -8,12 +8,13 @@ from blora.proto.v1.adapters_pb2 import Adapter, AdapterEventKind, WatchAdapters
 from blora.proto.v1.adapters_pb2 import AdapterReport as ReportMessage
 from blora.proto.v1.adapters_pb2 import ModuleReport as ModuleMessage
 
-if TYPE_CHECKING:  # a client has no numpy
+if TYPE_CHECKING:  # a client may have no numpy
     from blora.adapters.report import AdapterReport, ModuleReport
 
 
 def report_text(report: "AdapterReport | ReportMessage") -> str:
-    """A refused adapter: its problems, and what is known. A good one: its size, its layers and its modules."""
+    """Returns the report of a good adapter, with its sizes, modules and layers; or of a refused one, with its problems
+    and the facts found."""
     if report.problems:
         return "\n".join(
             [f"{report.path} is refused:", *(f"  {problem}" for problem in report.problems), *_known(report)]
@@ -40,7 +41,7 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
 
 
 def _known(report: "AdapterReport | ReportMessage") -> Iterable[str]:
-    """Of a refused adapter."""
+    """Yields the facts found about a refused adapter."""
     if report.kind:
         yield f"kind {report.kind}"
     fates = (report.applied_tensors, report.ignored_tensors, report.refused_tensors)
@@ -57,7 +58,7 @@ def _norms(module: "ModuleReport | ModuleMessage") -> tuple[float | None, ...]:
 
 
 def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:
-    """One line each."""
+    """Yields a table with one line for each adapter."""
     head = ("name", "version", "ranks", "bytes", "resident", "running", "requests", "tokens out")
     return table([head, *(_line(adapter) for adapter in adapters)])
 
@@ -70,7 +71,7 @@ def _line(adapter: Adapter) -> tuple[str, ...]:
 
 
 def adapter_text(adapter: Adapter) -> str:
-    """One adapter, its versions and what its requests used."""
+    """Returns an adapter's facts, its versions and the usage of its requests."""
     usage = adapter.usage
     lines = [
         *adapters_text([adapter]),
@@ -102,7 +103,7 @@ def _time(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterable[str]:
-    """Rows of the same length as lines: the first column to the left, all others to the right."""
+    """Yields rows of the same length as lines. The first column is aligned left, all others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]

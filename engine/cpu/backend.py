@@ -10,10 +10,10 @@ from ..errors import EngineStartError
 from ..kernels.instruction_sets import INSTRUCTION_SETS
 from ..kernels.library import DTYPES, Kernels, load_kernels
 from ..memory.arena import Arena
-from ..model.rank_group import RankGroup
 from ..model.rope import rope_cache
+from ..model.shard_group import ShardGroup
 from ..model.targets import num_sites
-from ..model.weights import ModelWeights
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from ..step.backend import Backend
 from .decoder import CpuCausalLM
@@ -31,15 +31,15 @@ def kernels_of(name: str) -> Kernels | None:
 
 
 def find_obstacle(
-    kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int
+    kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int, num_shards: int
 ) -> str | None:
     """Says why the native kernels cannot compute a model; None when they can."""
     if kernels is None:
         return "they were not built from these sources; install blora again, with a C++ compiler"
     if dtype not in DTYPES:
         return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
-    if num_ranks > 1:
-        return f"they compute all layers in one call, and {num_ranks} ranks have to add up what each layer gives"
+    if num_shards > 1:
+        return f"they compute all layers in one call, and {num_shards} shards have to add up what each layer gives"
     try:
         check_shape(config, block_size)
     except ValueError as error:
@@ -51,13 +51,13 @@ def find_obstacle(
 def build_cpu(
     kernels: Kernels,
     config: ModelConfig,
-    weights: ModelWeights,
+    tensors: ModelTensors,
     arena: Arena,
     adapters: DevicePool,
-    _alone: RankGroup,
+    _alone: ShardGroup,
 ) -> Backend:
     cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
-    qk_norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
+    qk_norms = [layer.qk_norm for layer in tensors.layers if layer.qk_norm is not None]
     attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
     lora = CpuLoRA(adapters, num_sites(config.num_layers))
-    return Backend(CpuCausalLM(kernels, config, weights, attention), attention, lora, CpuPicker(kernels))
+    return Backend(CpuCausalLM(kernels, config, tensors, attention), attention, lora, CpuPicker(kernels))

@@ -14,22 +14,22 @@ from ..attention.cpu import CpuAttention, CpuAttentionMetadata
 from ..kernels.library import PANEL, DecoderLayer, Epilogue, Kernels, PackedLinear
 from ..model.batch import ForwardBatch
 from ..model.targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
-from ..model.weights import ModelWeights, Projection, layer_sites
+from ..model.tensors import ModelTensors, Projection, layer_sites
 from ..model_files.config import ModelConfig
 
 
 class CpuCausalLM:
-    def __init__(self, kernels: Kernels, config: ModelConfig, weights: ModelWeights, attention: CpuAttention) -> None:
+    def __init__(self, kernels: Kernels, config: ModelConfig, tensors: ModelTensors, attention: CpuAttention) -> None:
         self._kernels = kernels
         self._config = config
         self.vocab_size = config.vocab_size  # of the base model
-        self._weights = weights  # kept alive: the layers hold addresses
+        self._weights = tensors  # kept alive: the layers hold addresses
         self._attention = attention
         self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
-        self._norm = weights.norm
-        self._head = kernels.pack_linear(weights.lm_head, site=head_site(config.num_layers))
+        self._norm = tensors.norm
+        self._head = kernels.pack_linear(tensors.lm_head, site=head_site(config.num_layers))
         # A tied table is the packed head itself.
-        self._embedding = None if weights.embedding is weights.lm_head else weights.embedding
+        self._embedding = None if tensors.embedding is tensors.lm_head else tensors.embedding
 
     def _layer(self, layer: int) -> DecoderLayer:
         def pack(projection: Projection, site: int) -> PackedLinear:

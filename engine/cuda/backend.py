@@ -13,9 +13,9 @@ from ..attention.flashinfer import FP8, FlashInferAttention, check_shape
 from ..errors import EngineStartError
 from ..memory.arena import Arena
 from ..model.decoder import CausalLM
-from ..model.rank_group import RankGroup
+from ..model.shard_group import ShardGroup
 from ..model.targets import adapter_targets
-from ..model.weights import ModelWeights
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from ..step.backend import Backend, BackendChoice, StepGraphs
 from ..step.device import Device
@@ -27,18 +27,18 @@ from .picker import CudaPicker, CudaUnseededPicker
 logger = logging.getLogger(__name__)
 
 
-def choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int = 0) -> BackendChoice:
-    """rank: of those that share a model, each on the GPU of its number. Raises EngineStartError where there is no GPU,
+def choose_cuda(config: ModelConfig, dtype: torch.dtype, index: int = 0) -> BackendChoice:
+    """shard: of those that share a model, each on the GPU of its number. Raises EngineStartError where there is no GPU,
     a package is missing or the model is not for these kernels."""
     try:
         check_shape(config, dtype)
     except ValueError as error:
         raise EngineStartError(f"backend: FlashInfer's kernels cannot be used: {error}") from error
     flashinfer = load_flashinfer()
-    device = open_device(rank)
+    device = open_device(index)
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
     build, graphs = partial(build_cuda, flashinfer, device), partial(prepare_graphs, device)
-    return BackendChoice(build, Layout.TILES, device, graphs, kv_dtypes=FP8)
+    return BackendChoice(build, Layout.GPU, device, graphs, kv_dtypes=FP8)
 
 
 def open_device(index: int = 0) -> Device:
@@ -58,10 +58,10 @@ def build_cuda(
     flashinfer: Any,
     device: Device,
     config: ModelConfig,
-    weights: ModelWeights,
+    tensors: ModelTensors,
     arena: Arena,
     adapters: DevicePool,
-    group: RankGroup,
+    group: ShardGroup,
 ) -> Backend:
     from blora.adapters.triton.lora import TritonLoRA
 
@@ -69,6 +69,6 @@ def build_cuda(
     attention.warm_up()
     lora = TritonLoRA(adapters, adapter_targets(config), device.send)
     lora.warm_up()
-    model = CausalLM(config, weights, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
+    model = CausalLM(config, tensors, attention, lora, FlashInferOps(flashinfer, config, arena.pages.device), group)
     unseeded = CudaUnseededPicker(flashinfer.sampling, device.send)
     return Backend(model, attention, lora, CudaPicker(), unseeded, device.send)

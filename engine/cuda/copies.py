@@ -18,7 +18,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import PageCopy
 
 from ..errors import EngineBroken
-from ..parallel.shards import NO_RANKS, Ranks
+from ..parallel.shards import NO_SHARDS, Shards
 from ..step.copies import PagedStep, run_copies
 from ..step.device import Device, Event
 
@@ -88,9 +88,9 @@ class CopiesBeside:
 
     is_beside = True
 
-    def __init__(self, pool: DevicePool, device: Device, copier: PageCopier, ranks: Ranks = NO_RANKS) -> None:
-        """copier: the pool's. ranks: those that compute the step with this one."""
-        self._pool, self._device, self._copier, self._ranks = pool, device, copier, ranks
+    def __init__(self, pool: DevicePool, device: Device, copier: PageCopier, shards: Shards = NO_SHARDS) -> None:
+        """copier: the pool's. shards: those that compute the step with this one."""
+        self._pool, self._device, self._copier, self._shards = pool, device, copier, shards
         self._left: Sequence[PageCopy] = ()
         self._seconds = 0.0
 
@@ -103,7 +103,7 @@ class CopiesBeside:
     def go_on(self, is_waited_for: bool) -> None:
         self._run_left()
         end = self._device.compute.record()
-        self._ranks.wait(end.is_done)
+        self._shards.wait(end.is_done)
         # Or nobody would know how long steps take that compute a part of a prompt; and what the host has planned with,
         # in pinned memory of its own, may not change before it was read.
         if not is_waited_for:

@@ -1,7 +1,7 @@
 """DecodeGraphs: steps of decode rows as CUDA graphs, one for each size; without, the host launches every kernel again.
 
 A graph has the tensors it was captured with. A step is written into them: tokens, positions, the tables of attention,
-and what the LoRA kernels loop over, so that adapters of any rank come and go without another capture. A step that has
+and what the LoRA kernels loop over, so that adapters of any shard come and go without another capture. A step that has
 fewer rows than its graph is filled up with rows that write and read one page that no request ever has. A step that no
 graph holds is left to whoever launches kernels one by one.
 
@@ -31,7 +31,7 @@ from ..step.inputs import segments_of
 # Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many
 # as run at a time on the largest GPU: 132 multiprocessors (H100), 8 on each.
 NUM_PROGRAMS = 1056
-MAX_RANK_GROUPS = 8  # of 16 ranks, of a graph's scratch where all its rows have adapters
+MAX_RANK_GROUPS = 8  # of 16 shards, of a graph's scratch where all its rows have adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Sized:
     positions: Tensor  # [size] int64
     attention: FixedDecode
     without_lora: Captured  # for a step of base rows
-    with_lora: Mapping[int, Captured]  # by the rows of a tile, of which a weight is read once for all
+    with_lora: Mapping[int, Captured]  # by the rows of a strip, of which a weight is read once for all
 
     @property
     def num_rows(self) -> int:
@@ -93,7 +93,7 @@ class DecodeGraphs:
         return Sized(token_ids, positions, attention, without_lora, with_lora)
 
     def _plan_lora(self, size: int, block_rows: int) -> TritonMetadata:
-        step = StepSize(block_rows, num_uses=size, num_tiles=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
+        step = StepSize(block_rows, num_uses=size, num_strips=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
         return self._lora.plan_fixed(step, NUM_PROGRAMS)
 
     def _captured(self, batch: ForwardBatch, lora: TritonMetadata | None = None) -> Captured:

@@ -1,4 +1,4 @@
-"""Batch: one call for many prompts, taken apart into one Call for each. Checks shapes only; imports no torch."""
+"""Calls: takes one call for many prompts apart into one Call for each. Checks shapes only; imports no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Conversation = Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a user asks for one prompt."""
+    """One prompt and a user's arguments for it."""
 
     prompt: Prompt
     sampling: SamplingParams | None = None
@@ -34,9 +34,10 @@ def pair_up(
     priority: Sequence[int] | None,
     tenant: str | Sequence[str] = "",
 ) -> list[Call]:
-    """Lists pair one to one with prompts; a single value goes with each. Raises InvalidRequest naming the argument.
+    """Returns one Call for each prompt. A list pairs one to one with the prompts; a single value goes with each.
+    Raises InvalidRequest naming the argument.
 
-    So one adapter list for all prompts is a mapping, and a sequence of adapters stands within the list.
+    So several adapters for all prompts are a mapping; a sequence of adapters for one prompt is an entry of the list.
     """
     batch = _as_batch(prompts)
     samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams)
@@ -48,7 +49,7 @@ def pair_up(
 
 
 def conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    """One conversation, or a list of them: a list of messages is one conversation."""
+    """Returns a list of conversations. A list of messages is one conversation."""
     if not _is_list(messages):
         raise InvalidRequest("messages", f"{type(messages).__name__} is neither a conversation nor a list of them")
     if len(messages) > 0 and isinstance(messages[0], Mapping):
@@ -57,7 +58,7 @@ def conversations(messages: Conversation | Sequence[Conversation]) -> list[Conve
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or a list of prompts: a list of ints is one prompt."""
+    """Returns a list of prompts. A list of ints is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
     if not _is_list(prompts):
@@ -72,7 +73,7 @@ def _is_list(value: object) -> bool:
 
 
 def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
-    """One value for each prompt. A list has to pair one to one."""
+    """Returns one value for each prompt. Raises InvalidRequest for a list of another length than the prompts'."""
     if isinstance(value, kind) or not _is_list(value):
         return [value] * num_prompts
     if len(value) != num_prompts:
@@ -81,7 +82,8 @@ def _pair(name: str, value: Any, num_prompts: int, kind: Any) -> list[Any]:
 
 
 def _check_paths(adapters: Sequence[Adapter]) -> None:
-    """A name means one thing in a batch: with two paths, the later would answer for the earlier."""
+    """Raises InvalidRequest for a name with two paths in one batch: prompts for one path would get the other's
+    adapter."""
     paths: dict[str, str] = {}
     for adapter in chain.from_iterable(map(named_in, adapters)):
         if isinstance(adapter, LoRARequest) and adapter.lora_path:

@@ -1,4 +1,4 @@
-"""What a model's own files say about generation: default sampling parameters and the tokens that end a text."""
+"""Generation defaults from a model's own files: sampling parameters and the tokens that end a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from blora.scheduler import SamplingParams
 
 from ..model_files.config import read_json
 
-# generation_config.json's name -> ours
+# name in generation_config.json -> name in SamplingParams
 SAMPLING_FIELDS = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -26,7 +26,7 @@ class GenerationDefaults:
     eos_token_ids: frozenset[int]
 
     def within(self, vocab_size: int, max_model_len: int) -> "GenerationDefaults":
-        """These defaults without what an engine of this size cannot do: a default must not make requests fail."""
+        """Returns these defaults without values beyond the engine's limits: a default must not make requests fail."""
         max_tokens = self.sampling.max_tokens
         if max_tokens is not None and max_tokens >= max_model_len:
             max_tokens = None  # as much as fits
@@ -35,7 +35,8 @@ class GenerationDefaults:
 
 
 def load_generation_defaults(model: Path, eos_token_id: int | None, source: str = "auto") -> GenerationDefaults:
-    """model: a folder or a .gguf file. eos_token_id: the tokenizer's. source: "vllm" ignores the sampling fields."""
+    """Returns a model's defaults. model: a folder or a .gguf file. eos_token_id: the tokenizer's. source: "auto" reads
+    the sampling fields, "vllm" ignores them."""
     folder = model if model.is_dir() else model.parent
     generation = _read(folder / "generation_config.json") if model.is_dir() else {}
     config = _read(folder / "config.json") if model.is_dir() else {}

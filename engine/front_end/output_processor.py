@@ -1,6 +1,6 @@
-"""OutputProcessor: from the engine's updates to what users see. Owns the text side of every unfinished request.
+"""OutputProcessor: turns the engine's updates into outputs for users. Owns the texts of all unfinished requests.
 
-A user's request is n samples; each sample is one request of the engine, under an id of its own. Users' ids are labels.
+A user's request is n samples; each sample is one request of the engine, with its own id. A user's id is only a label.
 """
 
 import time
@@ -16,7 +16,7 @@ from ..text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _Sample:
-    """One sample: everything so far, and how much of it the user has seen."""
+    """One sample: its output so far, and how much of that the user has seen."""
 
     index: int
     detokenizer: Detokenizer | None
@@ -34,7 +34,7 @@ class _Sample:
 
 @dataclass(slots=True, eq=False)
 class UserRequest:
-    """One user's request: its samples and how they are to be shown."""
+    """One request of a user: its samples, and the form in which the user wants them."""
 
     request_id: str  # the user's label
     prompt: str | None
@@ -43,12 +43,12 @@ class UserRequest:
     lora_request: LoRAUse
     output_kind: RequestOutputKind
     sample_ids: list[int]  # the engine's ids, one per sample
-    tokenizer: Tokenizer  # the model's or its adapters'
+    tokenizer: Tokenizer  # the model's, or that of one of its adapters
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     samples: list[_Sample] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None
     num_shown_prompt_logprobs: int = 0
-    has_news: bool = False  # something came since the last output was taken
+    has_news: bool = False  # True if anything came since the last output was taken
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.time()))
 
@@ -59,7 +59,7 @@ class UserRequest:
 
 class OutputProcessor:
     def __init__(self, on_end: Callable[[UserRequest], None]) -> None:
-        """on_end: told once of every request that was added, when none of its samples is unfinished any more."""
+        """on_end: called once for every added request, when all of its samples have finished."""
         self._on_end = on_end
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
@@ -77,7 +77,7 @@ class OutputProcessor:
             request.prompt_logprobs = [None]  # nothing precedes the first token
 
     def remove(self, request: UserRequest) -> list[int]:
-        """Forgets a request; returns the engine's ids of the samples that are unfinished there."""
+        """Removes a request; returns the engine's ids of its samples that are unfinished there."""
         unfinished = [sample_id for sample_id in request.sample_ids if sample_id in self._samples]
         for sample_id in unfinished:
             self._forget(sample_id)
@@ -89,17 +89,17 @@ class OutputProcessor:
             self._on_end(request)
 
     def is_known(self, request: UserRequest) -> bool:
-        """Whether any sample of the request is still waited for."""
+        """Returns whether any sample of the request is still expected from the engine."""
         return any(sample_id in self._samples for sample_id in request.sample_ids)
 
     @property
     def num_unfinished(self) -> int:
-        """Samples."""
+        """The number of unfinished samples."""
         return len(self._samples)
 
     def process(self, updates: Iterable[RowUpdate]) -> tuple[list[UserRequest], list[int]]:
-        """Takes a step's updates in. Returns the requests that grew, and the samples to finish in the engine because
-        their text met a stop string."""
+        """Adds a step's updates to their requests. Returns the requests that grew, and the ids of samples that the
+        engine has to finish because their text met a stop string."""
         grown: dict[UserRequest, None] = {}
         to_finish: list[int] = []
         for update in updates:
@@ -116,22 +116,23 @@ class OutputProcessor:
         return list(grown), to_finish
 
     def users(self) -> list[UserRequest]:
-        """Unfinished requests."""
+        """Returns the unfinished requests."""
         return list({request: None for request, _ in self._samples.values()})
 
     def users_of(self, name: str, digests: Collection[str]) -> list[UserRequest]:
-        """Unfinished requests that named an adapter and got one of these contents."""
+        """Returns the unfinished requests that named this adapter and got one of these digests."""
         return [user for user in self.users() if any(use[0] == name and use[1] in digests for use in user.adapters)]
 
     def take(self, request: UserRequest) -> RequestOutput | None:
-        """What the user is to be shown now, if anything. A slow reader gets fewer, larger outputs, never a backlog."""
+        """Returns the output to show the user now, or None. A slow reader gets fewer, larger outputs, never a
+        backlog."""
         if not request.has_news or (request.output_kind is RequestOutputKind.FINAL_ONLY and not request.is_finished):
             return None
         request.has_news = False
         return self._output(request)
 
     def fail(self, request: UserRequest, reason: FinishReason, error: str | None = None) -> list[int]:
-        """Ends every unfinished sample of a request; returns their ids, to be finished in the engine."""
+        """Ends all unfinished samples of a request; returns their ids, which the engine has to finish."""
         request.has_news |= not request.is_finished
         for sample in request.samples:
             if sample.finish_reason is None:
@@ -141,8 +142,8 @@ class OutputProcessor:
         return self.remove(request)
 
     def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:
-        """Adds an update to its sample. True when a stop string ended the text; tokens after it are dropped."""
-        if sample.index == 0:  # the others find what the first has just computed
+        """Adds an update to its sample. Returns True if a stop string ended the text; drops the tokens after it."""
+        if sample.index == 0:  # the other samples find the blocks in the cache that the first has just computed
             request.num_cached_tokens = update.num_cached_tokens
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += [_named(entry, request.tokenizer) for entry in update.prompt_logprobs]
@@ -230,7 +231,7 @@ def _measure(metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_to
 
 
 def _has_news(sample: _Sample) -> bool:
-    """Whether a delta of this sample would say anything: a finished one is shown finished once."""
+    """Returns whether a delta of this sample would be news: new tokens, or an end that was not shown yet."""
     if sample.num_shown_tokens < len(sample.token_ids):
         return True
     return sample.finish_reason is not None and not sample.is_shown_finished

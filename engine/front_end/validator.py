@@ -1,6 +1,6 @@
-"""The one validator of requests: every entry point goes through it, before anything is allocated.
+"""Validator: the one check of requests. Every entry point calls it before anything is allocated.
 
-Ranges are checked as `not (low <= value <= high)`, because NaN passes every `<` and `>`.
+A range is checked as `not (low <= value <= high)`, because NaN is neither below `low` nor above `high`.
 """
 
 import operator
@@ -21,7 +21,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 512
 MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
-MAX_BYTES_PER_TOKEN = 16  # of prompt text; a longer text cannot fit, and tokenising it would take long
+MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
 
 FLOAT_RANGES = {
     "temperature": (0.0, 5.0),
@@ -64,7 +64,7 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
         _check_type(name, getattr(params, name), bool, "a boolean")
     for name in UNSERVED:
         if getattr(params, name):
-            raise InvalidRequest(name, "is not served")
+            raise InvalidRequest(name, "is not supported; leave it out")
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
@@ -73,7 +73,7 @@ def check_sampling(params: SamplingParams, facts: Facts) -> None:
 
 
 def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
-    """The tokens that it names."""
+    """Checks the token ids that the parameters name. Raises InvalidRequest."""
     if params.stop_token_ids is not None:
         _check_type("stop_token_ids", params.stop_token_ids, Sequence, "a list of token ids")
         check_token_ids("stop_token_ids", params.stop_token_ids, facts, MAX_STOP_TOKEN_IDS)
@@ -87,7 +87,7 @@ def _check_type(name: str, value: object, kind: type, what: str) -> None:
 
 
 def as_plain(params: SamplingParams) -> SamplingParams:
-    """Checked parameters in the plain types that can be sent: a numpy float is a float, a range is a tuple."""
+    """Returns checked parameters in plain types, which can be sent: a numpy float becomes a float, a range a tuple."""
     values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
     for name in INT_RANGES:
         value = getattr(params, name)
@@ -119,14 +119,14 @@ def _check_stops(params: SamplingParams) -> None:
         _check_type("stop", params.stop, Sequence, "a string or a list of strings")
     stops = params.stop_strings
     if len(stops) > MAX_STOP_STRINGS:
-        raise InvalidRequest("stop", f"{len(stops)} strings, at most {MAX_STOP_STRINGS} are taken")
+        raise InvalidRequest("stop", f"{len(stops)} strings are more than the {MAX_STOP_STRINGS} allowed")
     for stop in stops:
         if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
             raise InvalidRequest("stop", f"{stop!r:.80} is not a string of 1 to {MAX_STOP_STRING_LENGTH} characters")
         if not is_encodable(stop):
             raise InvalidRequest("stop", "is not valid Unicode: it holds a lone surrogate")
     if stops and not params.detokenize:
-        raise InvalidRequest("stop", "stop strings need detokenize")
+        raise InvalidRequest("stop", "stop strings need detokenize; set it to True")
 
 
 def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
@@ -137,9 +137,10 @@ def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
 
 
 def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_number: int) -> None:
-    """Against the width of the logits, not the tokenizer's length: an index beyond it would hit another's memory."""
+    """Checks ids against the width of the logits, not the tokenizer's length: an index beyond that width would reach
+    memory of other rows. Raises InvalidRequest."""
     if len(token_ids) > max_number:
-        raise InvalidRequest(name, f"{len(token_ids)} tokens, at most {max_number} are taken")
+        raise InvalidRequest(name, f"{len(token_ids)} tokens are more than the {max_number} allowed")
     if not token_ids or (_are_plain(token_ids) and min(token_ids) >= 0 and max(token_ids) < facts.vocab_size):
         return
     for token_id in token_ids:
@@ -149,7 +150,7 @@ def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_num
 
 
 def as_token_ids(name: str, token_ids: Iterable[object]) -> list[int]:
-    """As ints: whatever is an integer counts, such as numpy's. Whether there are such tokens is not looked at."""
+    """Returns token ids as ints. Any type of integer is accepted, such as numpy's; their range is not checked."""
     values = list(token_ids)
     return values if _are_plain(values) else [_token_id(name, value) for value in values]  # type: ignore[return-value]
 
@@ -162,12 +163,12 @@ def _token_id(name: str, value: object) -> int:
 
 
 def _are_plain(values: Iterable[object]) -> bool:
-    """Whether all are ints, without a step in Python for each."""
+    """Returns whether all values are ints, without a Python loop over them."""
     return set(map(type, values)) <= {int}
 
 
 def _as_integer(value: object) -> int | None:
-    """None for what is none: a number with a point, and a boolean too."""
+    """Returns the value as an int, or None if it is no integer: a number with a point, and a boolean too."""
     try:
         return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -175,7 +176,7 @@ def _as_integer(value: object) -> int | None:
 
 
 def check_text(text: object, facts: Facts) -> str:
-    """The prompt as text, before it is tokenised."""
+    """Checks a prompt of text before it is tokenised; returns it. Raises InvalidRequest."""
     if not isinstance(text, str) or not text:
         raise InvalidRequest("prompt", "is not a text of at least one character")
     if len(text) > facts.max_model_len * MAX_BYTES_PER_TOKEN:
@@ -186,7 +187,8 @@ def check_text(text: object, facts: Facts) -> str:
 
 
 def check_messages(messages: object, facts: Facts) -> None:
-    """A conversation, before its template is rendered: what cannot fit is not worth rendering."""
+    """Checks a conversation before its template is rendered: one that cannot fit is not rendered. Raises
+    InvalidRequest."""
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest("messages", "is not a list of at least one message")
     num_characters = 0
@@ -215,7 +217,8 @@ def check_salt(salt: object) -> bytes:
 
 
 def resolve_max_tokens(prompt: Sequence[int], params: SamplingParams, num_adapter_pages: int, facts: Facts) -> int:
-    """Checks that the prompt and its output fit the model and the memory; returns the number of tokens to generate."""
+    """Checks that the prompt and its output fit the model and the memory; returns the number of tokens to generate.
+    Raises InvalidRequest."""
     check_token_ids("prompt", prompt, facts, facts.max_model_len)
     if not prompt:
         raise InvalidRequest("prompt", "has no token")
@@ -226,7 +229,7 @@ def resolve_max_tokens(prompt: Sequence[int], params: SamplingParams, num_adapte
         max_tokens = max(min(room, room_in_memory), 1)
     if max_tokens > room or room < 1:
         limit = f"prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) exceed {facts.max_model_len}"
-        raise InvalidRequest("max_tokens" if room > 0 else "prompt", f"{limit}, the model's length here")
+        raise InvalidRequest("max_tokens" if room > 0 else "prompt", f"{limit}, which is max_model_len")
     if params.min_tokens > max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than the {max_tokens} tokens that fit")
     num_pages = facts.num_blocks(len(prompt) + max_tokens) + num_adapter_pages

@@ -1,7 +1,7 @@
 """Channel: frames between this process and a child. A frame is a length and one msgpack message of a fixed schema.
 
-Never pickle: a frame can only be one of the listed messages. Beside the frames a second socket carries file
-descriptors, in the order of the frames that announce them.
+There is no pickle: a frame can only be one of the listed messages. A second socket carries file descriptors, in the
+order of the frames that announce them.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ DESCRIPTOR_PAUSE = 0.005  # seconds
 
 
 class ChannelClosed(Exception):
-    """The other side is gone."""
+    """The process at the other end is gone."""
 
 
 def _frame(message: Any) -> bytes:
@@ -32,7 +32,7 @@ def _frame(message: Any) -> bytes:
 
 
 class Channel(Generic[Incoming]):
-    """The child's side: blocking, for one thread."""
+    """The child's end of a channel: blocking, for one thread."""
 
     def __init__(self, frames: socket.socket, descriptors: socket.socket, incoming: Any) -> None:
         self._frames = frames
@@ -51,7 +51,7 @@ class Channel(Generic[Incoming]):
             raise ChannelClosed from error
 
     def wake_with(self, other: "Channel[Any]") -> None:
-        """`receive` returns, too, when there is something to be received there, or it is closed."""
+        """Makes `receive` return, too, when the other channel has something to receive or is closed."""
         self._selector.register(other._frames, selectors.EVENT_READ)
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Channel(Generic[Incoming]):
         self._descriptors.close()
 
     def receive(self, wait: bool) -> list[Incoming]:
-        """Every message that is here; waits for the first one if asked. Raises ChannelClosed."""
+        """Returns all messages that have arrived. wait: waits for the first one. Raises ChannelClosed."""
         messages = self._decode()
         while ready := self._selector.select(None if wait and not messages else 0):
             if all(key.fileobj is not self._frames for key, _ in ready):
@@ -102,7 +102,7 @@ def receive_descriptor(descriptors: socket.socket) -> int:
 
 @dataclass(eq=False)
 class Child(Generic[Incoming]):
-    """The parent's side of a child process, for asyncio."""
+    """The parent's end of a channel to a child process, for asyncio."""
 
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
@@ -111,13 +111,13 @@ class Child(Generic[Incoming]):
     decoder: "msgspec.msgpack.Decoder[Incoming]"
 
     def send(self, message: Any) -> None:
-        """Raises ChannelClosed when the child is known to be gone."""
+        """Sends a message. Raises ChannelClosed if the child is known to be gone."""
         if self.writer.is_closing():
             raise ChannelClosed
         self.writer.write(_frame(message))
 
     async def send_with(self, message: Any, descriptor: int) -> None:
-        """Sends a message that announces a descriptor. Waits while the child has many of them still to fetch."""
+        """Sends a message and the descriptor that it announces. Waits while the child has many descriptors to fetch."""
         while True:
             try:
                 socket.send_fds(self.descriptors, [b"\0"], [descriptor])
@@ -129,7 +129,7 @@ class Child(Generic[Incoming]):
         self.send(message)  # at once, so that frames and descriptors keep the same order
 
     async def receive(self) -> Incoming:
-        """The next message. Raises ChannelClosed."""
+        """Returns the next message. Raises ChannelClosed."""
         try:
             (length,) = LENGTH.unpack(await self.reader.readexactly(LENGTH.size))
             if length > MAX_FRAME_BYTES:
@@ -143,25 +143,26 @@ class Child(Generic[Incoming]):
         return receive_descriptor(self.descriptors)
 
     def seconds_without_core(self) -> float:
-        """For how long it was ready to work and others had the cores, so far; 0 where the kernel does not say."""
+        """Returns the seconds that the child has been ready to run while other processes had the cores; 0 if the kernel
+        does not say."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
         return 0.0
 
     async def stop(self, grace: float) -> None:
-        """Closes the channel, which asks the child to end; kills it if it does not within `grace` seconds."""
+        """Closes the channel, which asks the child to end, and kills it if it has not ended within `grace` seconds."""
         self.writer.close()
         self.descriptors.close()
         try:
             await asyncio.wait_for(self.process.wait(), grace)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            with contextlib.suppress(ProcessLookupError):  # the child has just ended by itself
                 self.process.kill()
             await self.process.wait()
 
 
 async def start_child(module: str, incoming: Any) -> Child[Any]:
-    """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that it sends."""
+    """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that the child sends."""
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     with child_frames, child_descriptors:
@@ -174,6 +175,6 @@ async def start_child(module: str, incoming: Any) -> Child[Any]:
 
 
 def open_channel(arguments: list[str], incoming: Any) -> Channel[Any]:
-    """In the child: the channel whose descriptors stand on the command line."""
+    """Returns, in the child, the channel whose two descriptors are the arguments of the command line."""
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in arguments)
     return Channel(frames, descriptors, incoming)

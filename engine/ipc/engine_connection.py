@@ -1,6 +1,6 @@
-"""EngineConnection: the engine process as the front end talks to it. Owns which child that is now, and open calls.
+"""EngineConnection: how the front end talks to the engine process. Owns the current child and the open calls.
 
-Starts and stops no process: whoever does puts the child in and takes it out.
+Starts and stops no process: EngineSupervisor attaches a child and detaches it.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ ENDED = "the engine ended unexpectedly"
 
 
 class EngineConnection:
-    """Without a child, or with one that is found dead, everything raises EngineUnavailable."""
+    """The connection to the current child. With no child, or a dead one, sending raises EngineUnavailable."""
 
     def __init__(self) -> None:
         self._child: Child[FromEngine] | None = None
@@ -36,7 +36,7 @@ class EngineConnection:
         return self._child
 
     def unavailable(self) -> EngineUnavailable:
-        """What to raise while there is no engine."""
+        """Returns the error to raise while there is no engine."""
         return EngineUnavailable(self._why_closed)
 
     def check_open(self) -> None:
@@ -47,7 +47,8 @@ class EngineConnection:
         self._child = child
 
     def detach(self, why: str, *, why_calls_fail: str) -> Child[FromEngine] | None:
-        """Takes the child out, for whoever stops it. why: what is said from now on to those who want an engine."""
+        """Returns the child, which the caller stops, and leaves the connection without one. why: the message of
+        EngineUnavailable from now on. why_calls_fail: the message for open calls."""
         child, self._child = self._child, None
         self._why_closed = why
         for call in self._calls.values():
@@ -63,30 +64,32 @@ class EngineConnection:
             raise EngineUnavailable(ENDED) from None
 
     async def send_with(self, message: Any, descriptor: int) -> None:
-        """Sends a message that announces a descriptor."""
+        """Sends a message and the descriptor that it announces."""
         try:
             await self.child.send_with(message, descriptor)
         except ChannelClosed:
             raise EngineUnavailable(ENDED) from None
 
     def call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
-        """Sends a message, made of a call id, that the engine answers."""
+        """Sends the message made from a new call id; returns an awaitable of the engine's answer."""
         call_id = self.next_call_id()
         self.send(message(call_id))
         return self.expect(call_id)
 
     def expect(self, call_id: int) -> "asyncio.Future[Any]":
-        """The answer to a message that was sent with this id."""
+        """Returns an awaitable of the answer to the message that was sent with this id."""
         call = self._calls[call_id] = asyncio.get_running_loop().create_future()
         return call
 
     def next_call_id(self) -> int:
-        """For a message whose answer nobody waits for, or that is sent to a child before it is attached: `expect`."""
+        """Returns an id for a message that `call` does not send: its answer is ignored, or the child is not attached
+        yet and `expect` waits for the answer."""
         self._num_calls += 1
         return self._num_calls
 
     async def receive(self) -> Updates:
-        """The next news of requests and adapters; answers go to those who called. Raises ChannelClosed."""
+        """Returns the next updates of requests and adapters; gives answers to the calls that wait for them. Raises
+        ChannelClosed."""
         child = self.child
         while True:
             match await child.receive():

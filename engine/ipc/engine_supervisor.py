@@ -1,7 +1,7 @@
-"""EngineSupervisor: the life of the engine process: starts one, reads its messages, starts another when it dies.
+"""EngineSupervisor: starts the engine process, reads its messages, and starts another when it dies.
 
-Owns the process, which it puts into the connection and takes out again. What its death means to requests and adapters
-is for whoever made it to say.
+Owns the process and attaches it to the connection. Its callbacks decide what the death of an engine means to requests
+and adapters.
 """
 
 import asyncio
@@ -33,29 +33,29 @@ class EngineSupervisor:
         on_lost: Callable[[], None],
         equip: Callable[[Child[FromEngine]], Awaitable[None]],
     ) -> None:
-        """on_running, on_lost: after an engine has come into the connection, or has gone. equip: gives another engine
-        what the one before had, before anybody uses it."""
+        """on_running: called after an engine was attached to the connection. on_lost: called after it was detached.
+        equip: gives a new engine the state of the one before, before it is attached."""
         self._connection = connection
         self._config = config
         self._on_running, self._on_updates, self._on_lost, self._equip = on_running, on_updates, on_lost, equip
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, model: Path) -> Ready:
-        """model: folder or .gguf file. Raises EngineStartError, ChannelClosed."""
+        """Starts the first engine. model: a folder or .gguf file. Raises EngineStartError, ChannelClosed."""
         self._model = model
         child, ready = await self._start_child(self._config)
         self._connection.attach(child)
-        # Another engine has the same size, because requests are checked against it.
+        # The next engine gets the same size, because requests are checked against this one's.
         self._config = replace(self._config, memory=ready.facts.num_pages * ready.page_bytes)
         return ready
 
     def supervise(self) -> None:
-        """Until `stop`: `on_updates` is called, and an engine that dies is replaced."""
+        """Until `stop`, calls `on_updates` and replaces an engine that dies."""
         self._task = asyncio.create_task(self._supervise())
         self._task.add_done_callback(_log_failure)
 
     async def stop(self) -> None:
-        """Ends the process, for good. Idempotent."""
+        """Ends the process for good. Idempotent."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -123,4 +123,4 @@ class EngineSupervisor:
 
 def _log_failure(task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("nobody watches over the engine any more", exc_info=task.exception())
+        logger.critical("the engine is no longer supervised: it will not be restarted", exc_info=task.exception())

@@ -1,27 +1,27 @@
-"""The messages between the front end, the engine process, its ranks, the adapter loader and downloads.
+"""The messages between the front end, the engine process, its shards, the adapter loader and downloads.
 
-Fixed schemas, no code.
+Holds fixed schemas and no logic.
 """
 
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
-from blora.scheduler import AdapterUse, CacheCounts, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
+from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
 
 from ..config import EngineConfig
 from ..facts import Facts
-from ..outputs import AdapterState
+from ..outputs import AdapterState, EngineLoad
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):
-    """Every message names its type."""
+    """The base of all messages, each tagged with its type."""
 
 
 # Front end -> engine.
 
 
 class Start(Frame, frozen=True):
-    """The first message."""
+    """The first message: the engine to start."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
@@ -56,13 +56,13 @@ class FinishRequests(Frame, frozen=True):
 
 
 class LoadAdapter(Frame, frozen=True):
-    """A descriptor of the sealed image goes with it."""
+    """Carries the descriptor of the sealed image."""
 
     table: ImageTable
 
 
 class DropImage(Frame, frozen=True):
-    """Of an adapter that nobody uses; it comes again with LoadAdapter."""
+    """Drops the image of an adapter that no request uses; LoadAdapter brings it again."""
 
     digest: str
 
@@ -99,8 +99,8 @@ class Ready(Frame, frozen=True):
     facts: Facts
     dtype: str
     page_bytes: int
-    layout: Layout  # of adapters
-    num_ranks: int
+    layout: Layout  # how adapters lie in a page
+    num_shards: int
 
 
 class StartFailed(Frame, frozen=True):
@@ -108,15 +108,15 @@ class StartFailed(Frame, frozen=True):
 
 
 class Updates(Frame, frozen=True):
-    """What one step brought; one message a step."""
+    """The results of one step; one message a step."""
 
     rows: list[RowUpdate]
-    unloaded: list[str]  # digests of adapters that are gone
-    residency: dict[str, bool]  # digest -> whether it is resident now, of adapters for which that has changed
+    unloaded: list[str]  # digests of adapters that have left the engine
+    residency: dict[str, bool]  # digest -> whether it is resident now, for adapters whose residency changed
 
 
 class PinReply(Frame, frozen=True):
-    """To PinAdapter and WarmAdapter."""
+    """The answer to PinAdapter and WarmAdapter."""
 
     call_id: int
     is_done: bool
@@ -124,35 +124,32 @@ class PinReply(Frame, frozen=True):
 
 class StateReply(Frame, frozen=True):
     call_id: int
-    num_free_pages: int
-    num_running: int
-    num_waiting: int
-    counts: CacheCounts
-    adapters: list[AdapterState]  # in the order asked
+    load: EngineLoad
+    adapters: list[AdapterState]  # in the order of GetState.digests
 
 
 FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
 
 
-# First rank of an engine -> another rank and back.
+# First shard of an engine -> another shard and back.
 
 
-class StartRank(Frame, frozen=True):
-    """The first message: what it loads."""
+class StartShard(Frame, frozen=True):
+    """The first message: the model that the shard loads."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
-    rank: int
+    index: int
 
 
-class BuildRank(Frame, frozen=True):
-    """The second one, when it has met the others: what it computes steps with."""
+class BuildShard(Frame, frozen=True):
+    """The second message, once the shard has met the others: it builds its arena and backend."""
 
-    num_pages: int
+    num_pages: int  # pages of the arena
 
 
-class RankRow(msgspec.Struct, frozen=True):
-    """Part of a RankStep: what a rank that samples nothing has to know of a row."""
+class ShardRow(msgspec.Struct, frozen=True):
+    """A row of a ShardStep: the facts that a shard needs to compute it. Only the first shard samples."""
 
     new_token_ids: list[int]
     start: int
@@ -163,8 +160,8 @@ class RankRow(msgspec.Struct, frozen=True):
     num_scored_tokens: int
 
     @staticmethod
-    def of(row: ScheduledRow) -> "RankRow":
-        return RankRow(
+    def of(row: ScheduledRow) -> "ShardRow":
+        return ShardRow(
             new_token_ids=list(row.new_token_ids),
             start=row.start,
             block_table=list(row.block_table),
@@ -183,32 +180,32 @@ class RankRow(msgspec.Struct, frozen=True):
         return self.start + self.num_new_tokens
 
 
-class RankStep(Frame, frozen=True):
-    """One message a step."""
+class ShardStep(Frame, frozen=True):
+    """One step to compute; one message a step."""
 
     copies: list[PageCopy]
-    rows: list[RankRow]  # in batch order; none where there are only copies
+    rows: list[ShardRow]  # in batch order; empty if the step has only copies
     adapter_pages: dict[str, list[int]]  # digest -> its pages, for every adapter the rows use
 
 
 class ForgetAdapter(Frame, frozen=True):
-    """Nobody uses it any more."""
+    """Drops an adapter that no request uses any more."""
 
     digest: str
 
 
-ToRank = StartRank | BuildRank | RankStep | LoadAdapter | DropImage | ForgetAdapter
+ToShard = StartShard | BuildShard | ShardStep | LoadAdapter | DropImage | ForgetAdapter
 
 
-class RankLoaded(Frame, frozen=True):
-    """It has its weights, and comes to meet the others."""
+class ShardLoaded(Frame, frozen=True):
+    """The shard has loaded its tensors and comes to meet the others."""
 
 
-class RankReady(Frame, frozen=True):
-    """It has all that it computes with, and waits for steps."""
+class ShardReady(Frame, frozen=True):
+    """The shard has built its arena and backend and waits for steps."""
 
 
-FromRank = RankLoaded | RankReady | StartFailed
+FromShard = ShardLoaded | ShardReady | StartFailed
 
 
 # Front end -> adapter loader and back.
@@ -216,33 +213,33 @@ FromRank = RankLoaded | RankReady | StartFailed
 
 class ReadAdapter(Frame, frozen=True):
     path: str
-    roots: list[str] | None  # folders that it must lie in; None allows any place
+    roots: list[str] | None  # folders below which the path must lie; None allows any place
     targets: list[TargetModule]
     dtype: str
     page_bytes: int
     layout: Layout
-    max_weights: int  # that fit into the arena: an adapter of more is not even read
+    max_elements: int  # the most elements that fit into the arena; a larger adapter is refused unread
     vocab_size: int  # width of the logits
-    model: str  # folder or .gguf file, for its tokenizer, and for adapters that are defined by its weights
-    num_ranks: int  # that share the model
+    model: str  # folder or .gguf file, for its tokenizer and for adapters that depend on its tensors
+    num_shards: int  # shards that share the model
 
 
 class InspectAdapter(Frame, frozen=True):
-    """What reading it would come to; nothing is kept."""
+    """Asks for the report that reading an adapter would give; the loader keeps nothing."""
 
     order: ReadAdapter
 
 
 class ReadUploaded(Frame, frozen=True):
-    """A descriptor of the sealed files, one after another, goes with it."""
+    """Carries the descriptor of the sealed files, one after another."""
 
     order: ReadAdapter
-    files: list[tuple[str, int]]  # name and bytes
-    folder: str  # empty, for the loader to write them into; it is of whoever asks
+    files: list[tuple[str, int]]  # name and bytes of each
+    folder: str  # an empty folder that the loader writes the files into; the front end owns it
 
 
 class LookInto(Frame, frozen=True):
-    """Which adapters a folder holds."""
+    """Asks which adapters a folder holds."""
 
     folder: str
 
@@ -251,7 +248,7 @@ ToLoader = ReadAdapter | InspectAdapter | ReadUploaded | LookInto
 
 
 class AdapterRead(Frame, frozen=True):
-    """A descriptor of the sealed image goes with it."""
+    """Carries the descriptor of the sealed image."""
 
     table: ImageTable
     report: AdapterReport
@@ -266,7 +263,7 @@ class AdapterInspected(Frame, frozen=True):
 
 
 class FolderSeen(Frame, frozen=True):
-    adapters: dict[str, str]  # name of a subfolder -> what changes when its files do
+    adapters: dict[str, str]  # name of a subfolder -> a text that changes when its files change
 
 
 FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected | FolderSeen

@@ -1,4 +1,4 @@
-"""Sealed memory: bytes that one process wrote and no process can change any more, handed on as a file descriptor."""
+"""Sealed memory: bytes that one process wrote and no process can change any more, passed on as a file descriptor."""
 
 import fcntl
 import mmap
@@ -14,13 +14,14 @@ SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SE
 
 
 def raise_descriptor_limit() -> None:
-    """Every loaded adapter is a descriptor of the process that keeps it, and the usual limit is about a thousand."""
+    """Raises this process's limit of open files to the hard limit. Each loaded adapter is an open descriptor, and the
+    usual limit is about a thousand."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def create_memory() -> int:
-    """Memory to be written and then sealed: its descriptor, which the caller closes."""
+    """Creates memory to be written and then sealed; returns its descriptor, which the caller closes."""
     return os.memfd_create("blora-adapter", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
@@ -43,11 +44,12 @@ def seal(content: Bytes) -> int:
 
 
 def map_sealed(descriptor: int, num_bytes: int) -> Bytes:
-    """Maps sealed memory, [num_bytes] uint8, and closes the descriptor. Raises ValueError when it is not sealed so."""
+    """Maps sealed memory, [num_bytes] uint8, and closes the descriptor. Raises ValueError if the descriptor is no
+    sealed memory of this size."""
     try:
         if _seals(descriptor) & SEALS != SEALS or os.fstat(descriptor).st_size != num_bytes:
-            raise ValueError(f"not {num_bytes} bytes of sealed memory")
-        # Private and writable, because torch warns of read-only memory; nobody writes, so no page is ever copied.
+            raise ValueError(f"the descriptor is not {num_bytes} bytes of sealed memory")
+        # Private and writable, because torch warns of read-only memory. Nothing writes to it, so no page is copied.
         mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(descriptor)
@@ -58,4 +60,4 @@ def _seals(descriptor: int) -> int:
     try:
         return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError:
-        return 0  # a file or a pipe, which takes none
+        return 0  # a file or a pipe, which has no seals

@@ -1,6 +1,6 @@
 """The arena: one zeroed allocation cut into equal pages, which hold KV blocks or adapter chunks.
 
-Owns the bytes. Who gets a page is decided in `scheduler/`; this file only moves and views bytes.
+Owns the bytes and the views of them. `scheduler/` decides which block or adapter gets a page.
 """
 
 import mmap
@@ -12,7 +12,7 @@ from torch import Tensor
 from .page_size import ALIGNMENT, kv_layer_bytes
 
 CPU = torch.device("cpu")
-SLACK = 64  # bytes behind the last page: a vector load may begin in a page and end behind it
+SLACK = 64  # bytes after the last page: a vector load may begin in a page and end after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Arena:
             self.pages = torch.zeros(num_pages, page_bytes, dtype=torch.uint8, device=device)
 
     def kv_layer(self, layer: int) -> Tensor:
-        """The K and V of one layer in every page, a view: [num_pages, 2, num_kv_heads, block_size, head_dim]."""
+        """Returns a view of one layer's K and V in all pages: [num_pages, 2, num_kv_heads, block_size, head_dim]."""
         layout = self.layout
         slab = self.pages[:, layer * layout.layer_bytes : (layer + 1) * layout.layer_bytes]
         shape = (self.num_pages, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
@@ -55,9 +55,10 @@ class Arena:
 
 
 def _host_pages(num_pages: int, page_bytes: int) -> Tensor:
-    # Anonymous memory is zero, so that no stale bits can be read as NaN, is aligned, and is committed by the system as
-    # pages are first written. torch.zeros would write all of it now.
+    # Anonymous memory is aligned, and it is zero, so that no stale bits can be read as NaN. The system commits its
+    # pages as they are first written; torch.zeros would write all of them now.
     memory = mmap.mmap(-1, num_pages * page_bytes + SLACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Adapters are read from many places at a time: with small pages a kernel waits for addresses, not for bytes.
+    # A kernel reads adapters from many places at a time: with the system's small pages it would wait for addresses, not
+    # for bytes.
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)[:-SLACK].view(num_pages, page_bytes)

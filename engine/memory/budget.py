@@ -1,4 +1,4 @@
-"""How many bytes the arena and the host cache may have: reads limits and the user's wish, allocates nothing."""
+"""Budget: how many bytes the arena and the host cache may have. Reads limits and user options; allocates nothing."""
 
 import math
 import re
@@ -8,15 +8,15 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20
 
 
 def is_fraction(memory: int | float | str) -> bool:
-    """Whether it is a share of what is usable, 0.5 or "0.5", and not a number of bytes."""
+    """Returns True for a share of the usable memory, 0.5 or "0.5", and False for a number of bytes."""
     if isinstance(memory, str):
         return re.fullmatch(r"\s*\d*\.\d+\s*", memory) is not None
     return isinstance(memory, float) and memory <= 1
 
 
 def parse_memory(memory: int | float | str, usable: int, option: str = "memory") -> int:
-    """Bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. option: what it is called.
-    Raises ValueError."""
+    """Returns a number of bytes. memory: bytes, a text such as "2GiB" or "0.5", or a fraction of `usable`. option: the
+    name of the option, for the message. Raises ValueError."""
     if isinstance(memory, str):
         return _parse_text(memory, usable, option)
     if isinstance(memory, float) and 0 < memory <= 1:
@@ -40,7 +40,8 @@ def _parse_text(text: str, usable: int, option: str) -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still take: what the system has left, within the limits of every control group."""
+    """Returns the bytes that this process may still take: the system's free memory, within the limits of every control
+    group."""
     return min([_available(root), *_cgroup_rooms(root)])
 
 
@@ -50,7 +51,8 @@ def _available(root: Path) -> int:
 
 
 def _cgroup_rooms(root: Path) -> list[int]:
-    """What is left below each limit from this process's group upwards, in control groups of version 2 and 1."""
+    """Returns the bytes left below each limit from this process's group upwards, in control groups of version 2 and
+    1."""
     rooms = []
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -71,7 +73,7 @@ def _rooms(base: Path, path: str, limit_name: str, usage_name: str, cache_name: 
         limit, usage = _lines(folder / limit_name), _lines(folder / usage_name)
         if limit and usage and limit[0].isdigit():
             cache = dict(line.split() for line in _lines(folder / "memory.stat")).get(cache_name, "0")
-            rooms.append(max(int(limit[0]) - int(usage[0]) + int(cache), 0))  # page cache is given back on demand
+            rooms.append(max(int(limit[0]) - int(usage[0]) + int(cache), 0))  # the system frees page cache on demand
     return rooms
 
 

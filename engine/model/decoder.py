@@ -16,27 +16,27 @@ from ..model_files.config import ModelConfig
 from .batch import ForwardBatch
 from .layers import GatedMLP, Linear
 from .ops import DecoderOps
-from .rank_group import ALONE, RankGroup
+from .shard_group import ALONE, ShardGroup
 from .targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, site_of
+from .tensors import ModelTensors, layer_sites
 from .token_layers import LMHead, TokenEmbedding
-from .weights import ModelWeights, layer_sites
 
 
 class Attention:
     def __init__(
         self,
         config: ModelConfig,
-        weights: ModelWeights,
+        tensors: ModelTensors,
         layer: int,
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
-        group: RankGroup,
+        group: ShardGroup,
     ) -> None:
-        qkv, o, _, _ = layer_sites(weights, layer)
+        qkv, o, _, _ = layer_sites(tensors, layer)
         self._qkv = Linear(qkv.weight, qkv.bias, site_of(layer, QKV), lora)
         self._o = Linear(o.weight, o.bias, site_of(layer, OUT), lora, group)
-        self._qk_norm = weights.layers[layer].qk_norm
+        self._qk_norm = tensors.layers[layer].qk_norm
         self._num_heads = config.num_heads
         self._num_qk_heads = config.num_heads + config.num_kv_heads
         self._head_dim = config.head_dim
@@ -62,17 +62,17 @@ class DecoderLayer:
     def __init__(
         self,
         config: ModelConfig,
-        weights: ModelWeights,
+        tensors: ModelTensors,
         layer: int,
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
-        group: RankGroup,
+        group: ShardGroup,
     ) -> None:
-        _, _, gate_up, down = layer_sites(weights, layer)
-        self.input_norm = weights.layers[layer].input_norm
-        self._attention = Attention(config, weights, layer, attention, lora, ops, group)
-        self._post_attention_norm = weights.layers[layer].post_attention_norm
+        _, _, gate_up, down = layer_sites(tensors, layer)
+        self.input_norm = tensors.layers[layer].input_norm
+        self._attention = Attention(config, tensors, layer, attention, lora, ops, group)
+        self._post_attention_norm = tensors.layers[layer].post_attention_norm
         self._mlp = GatedMLP(gate_up, down, (site_of(layer, GATE_UP), site_of(layer, DOWN)), lora, ops, group)
         self._ops = ops
 
@@ -84,24 +84,24 @@ class DecoderLayer:
 
 
 class CausalLM:
-    """A model, or one rank's shard of it: then config and weights are the shard's, and what it returns is the whole
-    model's in every rank, but logits, which the first rank has."""
+    """A model, or one shard of it: then config and weights are the shard's, and what it returns is the whole
+    model's in every shard, but logits, which the first shard has."""
 
     def __init__(
         self,
         config: ModelConfig,
-        weights: ModelWeights,
+        tensors: ModelTensors,
         attention: AttentionBackend,
         lora: LoRABackend,
         ops: DecoderOps,
-        group: RankGroup = ALONE,
+        group: ShardGroup = ALONE,
     ) -> None:
-        self._embedding = TokenEmbedding(weights.embedding, weights.tokens, group)
-        self._layers = [DecoderLayer(config, weights, i, attention, lora, ops, group) for i in range(config.num_layers)]
-        self._norm = weights.norm
-        self._head = LMHead(weights.lm_head, weights.tokens, group)
+        self._embedding = TokenEmbedding(tensors.embedding, tensors.tokens, group)
+        self._layers = [DecoderLayer(config, tensors, i, attention, lora, ops, group) for i in range(config.num_layers)]
+        self._norm = tensors.norm
+        self._head = LMHead(tensors.lm_head, tensors.tokens, group)
         self._head_site, self._embedding_site = head_site(config.num_layers), embedding_site(config.num_layers)
-        self.vocab_size = weights.tokens.vocab_size  # of the base model
+        self.vocab_size = tensors.tokens.vocab_size  # of the base model
         self._lora = lora
         self._ops = ops
 
@@ -123,7 +123,7 @@ class CausalLM:
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
         """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
-        where an adapter has added tokens: of other rows nothing stands there. Ranks but the first return [n, 0]."""
+        where an adapter has added tokens: of other rows nothing stands there. Shards but the first return [n, 0]."""
         num_added = 0 if lora is None else max(lora.vocab_size - self.vocab_size, 0)
         logits = self._head.project(hidden, num_added)
         if lora is not None:

@@ -6,13 +6,13 @@ from torch import Tensor
 from blora.adapters.lora import LoRABackend, LoRAMetadata
 
 from .ops import DecoderOps
-from .rank_group import ALONE, RankGroup
-from .weights import Projection
+from .shard_group import ALONE, ShardGroup
+from .tensors import Projection
 
 
 class Linear:
-    """y = x W^T + b, and on top of it what the step's adapters add at this site; then the sum over the ranks, where
-    each has some of the inputs. What adapters add is in that sum, and what is added once comes from the first rank."""
+    """y = x W^T + b, and on top of it what the step's adapters add at this site; then the sum over the shards, where
+    each has some of the inputs. What adapters add is in that sum, and what is added once comes from the first shard."""
 
     def __init__(
         self,
@@ -20,9 +20,9 @@ class Linear:
         bias: Tensor | None,
         site: int | None,
         lora: LoRABackend,
-        summed_over: RankGroup = ALONE,
+        summed_over: ShardGroup = ALONE,
     ) -> None:
-        """weight: [out, in], bias: [out]. site: None where no adapter can land. summed_over: ranks that each have some
+        """weight: [out, in], bias: [out]. site: None where no adapter can land. summed_over: shards that each have some
         inputs of the layer."""
         self._weight = weight
         self._bias = bias if summed_over.is_first else None
@@ -49,9 +49,9 @@ class GatedMLP:
         sites: tuple[int, int],
         lora: LoRABackend,
         ops: DecoderOps,
-        group: RankGroup = ALONE,
+        group: ShardGroup = ALONE,
     ) -> None:
-        """sites: of gate_up and of down. group: the ranks that the intermediate values are divided among."""
+        """sites: of gate_up and of down. group: the shards that the intermediate values are divided among."""
         self._gate_up = Linear(gate_up.weight, gate_up.bias, sites[0], lora)
         self._down = Linear(down.weight, down.bias, sites[1], lora, group)
         self._ops = ops

@@ -7,48 +7,48 @@ import torch
 from tqdm import tqdm
 
 from ..model_files.config import ModelConfig
-from ..model_files.weight_source import CheckpointError, WeightSource
+from ..model_files.tensor_source import CheckpointError, TensorSource
 from .shard import Shard
-from .weights import CPU, ModelWeights, Place, allocate, places, shard_places
+from .tensors import CPU, ModelTensors, Place, allocate, places, shard_places
 
 HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints carry it
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def load_weights(
+def load_tensors(
     config: ModelConfig,
-    source: WeightSource,
+    source: TensorSource,
     dtype: torch.dtype,
     progress: bool,
     device: torch.device = CPU,
     shard: Shard | None = None,
-) -> ModelWeights:
+) -> ModelTensors:
     """device: of the weights. progress: shows a bar on stderr. shard: what to load of the model; None is all of it.
 
     Raises CheckpointError with all that is missing, unused or of another shape.
     """
-    weights = allocate(config, dtype, device, shard)
-    wanted = places(weights, config) if shard is None else shard_places(weights, config, shard)
+    tensors = allocate(config, dtype, device, shard)
+    wanted = places(tensors, config) if shard is None else shard_places(tensors, config, shard)
     problems = _problems(config, wanted, source)
     if problems:
         raise CheckpointError(problems)
     for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=not progress):
         _fill(place, source, name)
-    return weights
+    return tensors
 
 
-def _fill(place: Place, source: WeightSource, name: str) -> None:
+def _fill(place: Place, source: TensorSource, name: str) -> None:
     if place.rows is None:
         place.view.copy_(source.get(name))
         return
     first = 0
     for rows in place.rows:
-        part = source.get_part(name, rows, place.columns)
+        part = source.get_slice(name, rows, place.columns)
         place.view[first : first + len(part)].copy_(part)
         first += len(part)
 
 
-def _problems(config: ModelConfig, wanted: dict[str, Place], source: WeightSource) -> list[str]:
+def _problems(config: ModelConfig, wanted: dict[str, Place], source: TensorSource) -> list[str]:
     names = set(source.names())
     unused = {name for name in names - wanted.keys() if not name.endswith(HARMLESS)}
     if config.tie_word_embeddings and LM_HEAD in unused and _is_copy_of_embedding(source, names):
@@ -62,6 +62,6 @@ def _problems(config: ModelConfig, wanted: dict[str, Place], source: WeightSourc
     return problems
 
 
-def _is_copy_of_embedding(source: WeightSource, names: set[str]) -> bool:
+def _is_copy_of_embedding(source: TensorSource, names: set[str]) -> bool:
     """A head that differs from the embedding it is tied to would be dropped silently."""
     return EMBEDDING in names and torch.equal(source.get(LM_HEAD), source.get(EMBEDDING))

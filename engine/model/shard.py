@@ -1,14 +1,14 @@
-"""Shard: what one of several ranks has of a model, in ints: its heads, its part of every MLP, its tokens.
+"""Shard: what one of several shards has of a model, in ints: its heads, its part of every MLP, its tokens.
 
-q, k, v, gate and up are split by outputs, o and down by inputs: two sums over the ranks a layer. Query heads are
-divided evenly. Every rank has the key-value heads that its query heads look at, so that these are in several ranks
-where there are fewer of them than ranks, and where the numbers do not divide. Imports no torch.
+q, k, v, gate and up are split by outputs, o and down by inputs: two sums over the shards a layer. Query heads are
+divided evenly. Every shard has the key-value heads that its query heads look at, so that these are in several shards
+where there are fewer of them than shards, and where the numbers do not divide. Imports no torch.
 """
 
 from dataclasses import dataclass, replace
 from math import gcd
 
-from blora.adapters import ModulePart, ModuleParts, TargetModule
+from blora.adapters import ModuleCut, ModuleCuts, TargetModule
 from blora.adapters.shard_cut import Range
 from blora.adapters.targets import TargetKind
 
@@ -21,12 +21,12 @@ UNIT = 16  # what does not divide is split at its multiples, which kernels like 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which rows of the embedding and of the head a rank has."""
+    """Which rows of the embedding and of the head a shard has."""
 
     first: int
     end: int
     vocab_size: int  # of the model
-    most: int  # that any rank has
+    most: int  # that any shard has
 
     @property
     def are_last(self) -> bool:
@@ -39,32 +39,32 @@ def all_tokens(vocab_size: int) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    rank: int
-    size: int  # number of ranks
+    index: int
+    size: int  # number of shards
     config: ModelConfig  # of what it has
     tokens: Tokens
-    parts: ModuleParts  # of everything an adapter can land on; all of an embedding
+    cuts: ModuleCuts  # of everything an adapter can land on; all of an embedding
 
 
 def shards_of(config: ModelConfig, size: int) -> tuple[Shard, ...]:
-    """One for each of `size` ranks. Raises EngineStartError for what cannot be split so."""
+    """One for each of `size` shards. Raises EngineStartError for what cannot be split so."""
     if config.num_heads % size:
         raise EngineStartError(
-            f"tensor_parallel_size: {config.num_heads} attention heads cannot be divided by {size} ranks"
+            f"tensor_parallel_size: {config.num_heads} attention heads cannot be divided by {size} shards"
         )
-    return tuple(_shard(config, rank, size) for rank in range(size))
+    return tuple(_shard(config, index, size) for index in range(size))
 
 
-def module_parts(config: ModelConfig, size: int) -> tuple[ModuleParts, ...]:
-    """What to pack an adapter for: each rank's parts, or nothing in particular where one has the whole model."""
-    return tuple(shard.parts for shard in shards_of(config, size)) if size > 1 else ()
+def module_cuts(config: ModelConfig, size: int) -> tuple[ModuleCuts, ...]:
+    """What to pack an adapter for: the cuts of each shard; none where one process has the whole model."""
+    return tuple(shard.cuts for shard in shards_of(config, size)) if size > 1 else ()
 
 
-def _shard(config: ModelConfig, rank: int, size: int) -> Shard:
-    intermediate = _range(config.intermediate_size, rank, size, "intermediate_size")
-    first, end = _range(config.vocab_size, rank, size, "vocab_size")
+def _shard(config: ModelConfig, index: int, size: int) -> Shard:
+    intermediate = _range(config.intermediate_size, index, size, "intermediate_size")
+    first, end = _range(config.vocab_size, index, size, "vocab_size")
     _, most = _range(config.vocab_size, 0, size, "vocab_size")
-    kv_heads = _kv_heads(config, rank, size)
+    kv_heads = _kv_heads(config, index, size)
     own = replace(
         config,
         num_heads=config.num_heads // size,
@@ -72,55 +72,55 @@ def _shard(config: ModelConfig, rank: int, size: int) -> Shard:
         intermediate_size=intermediate[1] - intermediate[0],
         vocab_size=end - first,
     )
-    cuts = _Cuts(rank, (rank * own.num_heads, (rank + 1) * own.num_heads), kv_heads, intermediate, (first, end))
-    parts = {
-        whole.name: cuts.part(whole, target, config.head_dim)
+    cutter = _Cutter(index, (index * own.num_heads, (index + 1) * own.num_heads), kv_heads, intermediate, (first, end))
+    cuts = {
+        whole.name: cutter.cut(whole, target, config.head_dim)
         for whole, target in zip(adapter_targets(config), adapter_targets(own), strict=True)
     }
-    return Shard(rank, size, own, Tokens(first, end, config.vocab_size, most), parts)
+    return Shard(index, size, own, Tokens(first, end, config.vocab_size, most), cuts)
 
 
-def _range(total: int, rank: int, size: int, name: str) -> Range:
-    """Raises EngineStartError where a rank would have nothing."""
+def _range(total: int, index: int, size: int, name: str) -> Range:
+    """Raises EngineStartError where a shard would have nothing."""
     if total % size == 0:
         width = total // size
     else:
         width = -(-total // (size * UNIT)) * UNIT
     if width * (size - 1) >= total:
-        raise EngineStartError(f"tensor_parallel_size: {name} {total} is too small for {size} ranks")
-    return rank * width, min((rank + 1) * width, total)
+        raise EngineStartError(f"tensor_parallel_size: {name} {total} is too small for {size} shards")
+    return index * width, min((index + 1) * width, total)
 
 
-def _kv_heads(config: ModelConfig, rank: int, size: int) -> tuple[int, ...]:
-    """Those of the rank's query heads, as many query heads to each; one is there twice where that does not come out."""
+def _kv_heads(config: ModelConfig, index: int, size: int) -> tuple[int, ...]:
+    """Those of the shard's query heads, equally many to each; one is listed twice where that does not come out."""
     group, num_heads = config.num_heads // config.num_kv_heads, config.num_heads // size
-    first, own_group = rank * num_heads, gcd(group, num_heads)
+    first, own_group = index * num_heads, gcd(group, num_heads)
     return tuple(head // group for head in range(first, first + num_heads, own_group))
 
 
 @dataclass(frozen=True, slots=True)
-class _Cuts:
-    rank: int
+class _Cutter:
+    index: int
     heads: Range
     kv_heads: tuple[int, ...]
     intermediate: Range
     tokens: Range
 
-    def part(self, whole: TargetModule, target: TargetModule, head_dim: int) -> ModulePart:
+    def cut(self, whole: TargetModule, target: TargetModule, head_dim: int) -> ModuleCut:
         """target: the module in the shard's own model."""
         inputs, outputs = (0, whole.in_features), ((0, whole.out_features),)
         heads = (self.heads[0] * head_dim, self.heads[1] * head_dim)
         match whole.name.rpartition(".")[2]:
             case "q_proj":
-                return ModulePart(target, inputs, (heads,))
+                return ModuleCut(target, inputs, (heads,))
             case "k_proj" | "v_proj":
-                return ModulePart(target, inputs, tuple((h * head_dim, (h + 1) * head_dim) for h in self.kv_heads))
+                return ModuleCut(target, inputs, tuple((h * head_dim, (h + 1) * head_dim) for h in self.kv_heads))
             case "gate_proj" | "up_proj":
-                return ModulePart(target, inputs, (self.intermediate,))
+                return ModuleCut(target, inputs, (self.intermediate,))
             case "o_proj":
-                return ModulePart(target, heads, outputs, has_shift=self.rank == 0)
+                return ModuleCut(target, heads, outputs, has_shift=self.index == 0)
             case "down_proj":
-                return ModulePart(target, self.intermediate, outputs, has_shift=self.rank == 0)
+                return ModuleCut(target, self.intermediate, outputs, has_shift=self.index == 0)
         if whole.kind is TargetKind.HEAD:
-            return ModulePart(target, inputs, (self.tokens,))
-        return ModulePart(whole, inputs, outputs)  # the embedding, changed by every rank alike
+            return ModuleCut(target, inputs, (self.tokens,))
+        return ModuleCut(whole, inputs, outputs)  # the embedding, changed by every shard alike

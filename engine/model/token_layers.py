@@ -1,6 +1,6 @@
-"""The layers whose rows are tokens, embedding and head, of which each rank has some.
+"""The layers whose rows are tokens, embedding and head, of which each shard has some.
 
-Logits go to the first rank, which samples: each is sent once, and sampling needs whole rows (penalties, top-p,
+Logits go to the first shard, which samples: each is sent once, and sampling needs whole rows (penalties, top-p,
 logprobs). What it draws goes to the others with the next step.
 """
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rank_group import RankGroup
 from .shard import Tokens
+from .shard_group import ShardGroup
 
 
 class TokenEmbedding:
-    def __init__(self, table: Tensor, tokens: Tokens, group: RankGroup) -> None:
-        """table: [the rank's tokens, hidden]"""
+    def __init__(self, table: Tensor, tokens: Tokens, group: ShardGroup) -> None:
+        """table: [the shard's tokens, hidden]"""
         self._table, self._tokens, self._group = table, tokens, group
 
     def forward(self, token_ids: Tensor) -> Tensor:
@@ -29,22 +29,22 @@ class TokenEmbedding:
 
 
 class LMHead:
-    def __init__(self, table: Tensor, tokens: Tokens, group: RankGroup) -> None:
-        """table: [the rank's tokens, hidden]"""
+    def __init__(self, table: Tensor, tokens: Tokens, group: ShardGroup) -> None:
+        """table: [the shard's tokens, hidden]"""
         self._table, self._tokens, self._group = table, tokens, group
 
     def project(self, hidden: Tensor, num_added: int) -> Tensor:
-        """hidden: [n, hidden]. Returns the logits of the rank's tokens: [n, tokens], and, where they are the last of
+        """hidden: [n, hidden]. Returns the logits of the shard's tokens: [n, tokens], and, where they are the last of
         the vocabulary, of num_added further ones, as zeros."""
         logits = F.linear(hidden, self._table)
         return F.pad(logits, (0, num_added)) if num_added and self._tokens.are_last else logits
 
     def gather(self, logits: Tensor, num_added: int) -> Tensor:
-        """logits: as `project` made them. Returns [n, vocab + num_added] in the first rank, [n, 0] in others."""
+        """logits: as `project` made them. Returns [n, vocab + num_added] in the first shard, [n, 0] in others."""
         if self._group.size == 1:
             return logits
         most, vocab_size = self._tokens.most, self._tokens.vocab_size
-        sent = F.pad(logits, (0, most + num_added - logits.shape[1]))  # of one shape in all ranks
+        sent = F.pad(logits, (0, most + num_added - logits.shape[1]))  # of one shape in all shards
         parts = self._group.gather(sent)
         if not parts:
             return logits[:, :0]

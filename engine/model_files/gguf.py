@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .gguf_config import ROPE_DIVISORS, GGUFFile
-from .weight_source import WeightSource
+from .tensor_source import TensorSource
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -29,7 +29,7 @@ LAYER_NAMES = {
 }
 
 
-class GGUFSource(WeightSource):
+class GGUFSource(TensorSource):
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
         # The config has read the rope divisors; they are no parameter.

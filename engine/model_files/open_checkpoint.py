@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from .weight_source import SafetensorsSource, WeightSource
+from .tensor_source import SafetensorsSource, TensorSource
 
 
-def open_checkpoint(path: Path) -> WeightSource:
+def open_checkpoint(path: Path) -> TensorSource:
     """path: a Hugging Face folder or a .gguf file. Raises CheckpointError when files are missing."""
     if path.suffix == ".gguf":
         from .gguf import GGUFSource

@@ -1,7 +1,7 @@
-"""Lifeline: a pipe that ties one process to another: whoever holds the reading end ends when the writing end closes.
+"""Lifeline: a pipe that ties one process to another: the process at the reading end dies when the writing end closes.
 
-The kernel kills it, whatever it is doing: loading for minutes, being stopped, waiting on a GPU for someone who is gone.
-Where it reads its channel, it would find that closed, but it may never get there.
+The kernel kills it, whatever it is doing: loading for minutes, being stopped, waiting on a GPU for a process that is
+gone. It would find its channel closed, too, but it may never get to read it.
 """
 
 import fcntl
@@ -11,9 +11,9 @@ import signal
 
 
 def hang_on(reading_end: int) -> None:
-    """From now on this process is killed when nobody has the writing end any more; at once if that is so already."""
+    """Has the kernel kill this process when no process holds the writing end any more; at once if none does now."""
     fcntl.fcntl(reading_end, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(reading_end, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(reading_end, fcntl.F_SETFL, os.O_ASYNC)
-    if select.select([reading_end], [], [], 0)[0]:  # closed before there was anybody to be told
+    if select.select([reading_end], [], [], 0)[0]:  # the writing end closed before the kernel was asked to watch it
         signal.raise_signal(signal.SIGKILL)

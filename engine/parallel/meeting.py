@@ -1,6 +1,6 @@
-"""The file where the ranks of an engine find each other: memory that they inherit, and nobody else can name.
+"""Meeting: the file where the shards of an engine find each other. It is memory that only they inherit and can name.
 
-It is gone with the last of them, however they end: there is nothing on a disk.
+It goes with the last of them, however they end: nothing of it is on a disk.
 """
 
 import os
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def create_meeting() -> int:
-    """Its descriptor, which the caller closes and hands on to child processes."""
-    return os.memfd_create("blora-ranks", os.MFD_CLOEXEC)
+    """Returns the file's descriptor, which the caller closes and passes on to child processes."""
+    return os.memfd_create("blora-shards", os.MFD_CLOEXEC)
 
 
 def path_of(descriptor: int) -> Path:
-    """A name to open it by, of this process."""
+    """Returns a path by which this process can open the file."""
     return Path(f"/proc/self/fd/{descriptor}")

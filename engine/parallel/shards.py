@@ -1,13 +1,14 @@
-"""Ranks: the child processes that have the other shards of the model, as the first rank sees them.
+"""Shards: the child processes that compute the other parts of the model, as the first shard sees them.
 
-The first rank decides and samples; each of the others is told of every step and computes it on its shard. Owns their
-processes and the file where they find each other. They end with this process, however it ends.
+The first shard decides and samples. It sends every step to the others, and each computes it on its part of the model.
+Owns their processes and the file where they find each other. They end with this process, however it ends.
 
-What goes wrong with one request ends only that, where the ranks stay in step: whatever is found before the others are
-told of its rows, and whatever goes wrong between and behind the collectives, such as sampling: the first rank goes
-through with these first. Where they do not stay in step, it is the end of the engine: when one of them ends, be it that
-it cannot map an adapter; when the first one fails inside the model, where the others wait for it and cannot be told not
-to; when it is interrupted while it tells them something.
+An error ends only its own request as long as the shards stay in step. They do for an error before the step is sent, and
+for one between or after the collectives, such as in sampling: the first shard completes the collectives before it
+raises it. When the shards lose step, the engine ends. That happens when
+- a shard ends, for example because it cannot map an adapter;
+- the first shard fails inside the model, where the others wait for it and cannot be stopped;
+- the first shard is interrupted while it sends a message to the others.
 """
 
 import contextlib
@@ -30,72 +31,72 @@ from ..config import EngineConfig
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed
 from ..ipc.messages import (
-    BuildRank,
+    BuildShard,
     DropImage,
     ForgetAdapter,
-    FromRank,
+    FromShard,
     LoadAdapter,
-    RankRow,
-    RankStep,
+    ShardRow,
+    ShardStep,
     StartFailed,
-    StartRank,
+    StartShard,
 )
 from ..ipc.sealed_memory import raise_descriptor_limit
-from ..model.rank_group import RankGroup
+from ..model.shard_group import ShardGroup
 from .meeting import create_meeting, path_of
 
-GRACE = 5.0  # seconds for a rank to end by itself
-ENDING = 0.5  # seconds: a rank that dies closes its connections a little before it is known to have ended
-PAUSE = 1e-4  # seconds between two looks at what is waited for
+GRACE = 5.0  # seconds for a shard to end by itself
+ENDING = 0.5  # seconds: a dying shard closes its connections a little before the system reports its end
+PAUSE = 1e-4  # seconds between two checks of a condition that the first shard waits for
 MODULE = "blora.engine.processes.shard"
 
 
 @dataclass(frozen=True, slots=True)
-class RankProcess:
-    rank: int
+class ShardProcess:
+    index: int
     process: "subprocess.Popen[bytes]"
     channel: Channel[Any]
-    lifeline: int  # descriptor: when it closes, the rank ends, whatever it is doing
+    lifeline: int  # descriptor; when it closes, the shard ends, whatever it is doing
 
     def send(self, message: Any, descriptor: int | None = None) -> None:
-        """Raises EngineBroken."""
+        """Sends a message. Raises EngineBroken if the shard has ended."""
         try:
             self.channel.send(message, descriptor)
         except ChannelClosed:
             raise EngineBroken(self._ended()) from None
 
     def end(self) -> None:
-        """Begins to."""
+        """Asks the shard to end, and does not wait until it has."""
         self.channel.close()
         os.close(self.lifeline)
 
     def check_alive(self, seconds: float = 0) -> None:
-        """seconds: to wait for one that may be ending. Raises EngineBroken."""
+        """Raises EngineBroken if the shard has ended. seconds: how long to wait for a shard that may be ending."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
             raise EngineBroken(self._ended())
 
     def wait_for_answer(self) -> None:
-        """Until it has loaded, or is ready. Raises EngineStartError."""
+        """Waits until the shard says that it has loaded, or that it is ready. Raises EngineStartError if it fails."""
         try:
             (answer,) = self.channel.receive(wait=True)
         except ChannelClosed:
             raise self.ended_at_start() from None
         if isinstance(answer, StartFailed):
-            raise EngineStartError(f"rank {self.rank}: {answer.reason}")
+            raise EngineStartError(f"shard {self.index}: {answer.reason}")
 
     def ended_at_start(self) -> EngineStartError:
         return EngineStartError(f"{self._ended()} while it started")
 
     def _ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return f"rank {self.rank} has ended with status {self.process.wait(GRACE)}"
-        return f"rank {self.rank} has closed its channel"
+            return f"shard {self.index} has ended with status {self.process.wait(GRACE)}"
+        return f"shard {self.index} has closed its channel"
 
 
 class Aside:
-    """What the first rank does alone between two collectives, `with` this: what goes wrong there keeps it from none of
-    the collectives to come, and is raised behind them."""
+    """A context for work that the first shard does alone between two collectives. It holds back the first error in
+    there, so that the first shard takes part in the collectives to come; `check` raises it after them."""
 
     def __init__(self) -> None:
         self._error: Exception | None = None
@@ -110,96 +111,97 @@ class Aside:
         return True
 
     def check(self) -> None:
-        """Raises what went wrong first."""
+        """Raises the first error, if there was one."""
         if self._error is not None:
             raise self._error
 
 
-class Ranks:
-    """All but the first. Empty where the model is in one process."""
+class Shards:
+    """All shards but the first; none if the model is in one process."""
 
-    def __init__(self, others: Sequence[RankProcess], meeting: int | None = None) -> None:
+    def __init__(self, others: Sequence[ShardProcess], meeting: int | None = None) -> None:
         """meeting: the descriptor of the file `store`."""
         self._others = others
         self._meeting = meeting
-        self._groups: list[RankGroup] = []
-        self._copies: list[PageCopy] = []  # that are still to be sent
+        self._groups: list[ShardGroup] = []
+        self._copies: list[PageCopy] = []  # copies that are still to be sent
         self._why_broken: str | None = None
-        self._close = weakref.finalize(self, _end, others, meeting, self._groups)  # at exit, too
+        self._close = weakref.finalize(self, _end, others, meeting, self._groups)  # runs at exit, too
 
     @property
     def size(self) -> int:
-        """The number of ranks, the first one included."""
+        """The number of shards, the first one included."""
         return 1 + len(self._others)
 
     @property
     def store(self) -> Path | None:
-        """The file where the ranks find each other; None where there are no others."""
+        """The file where the shards find each other; None if there are no others."""
         return None if self._meeting is None else path_of(self._meeting)
 
-    # They start and end.
+    # Start and end.
 
     def load(self, config: EngineConfig, model: Path) -> None:
-        """They begin to load the model. Raises EngineStartError for one that has ended."""
+        """Has the others begin to load the model. Raises EngineStartError if one has ended."""
         for other in self._others:
-            self._order(other, StartRank(config, str(model), other.rank))
+            self._order(other, StartShard(config, str(model), other.index))
 
     def wait_until_loaded(self) -> None:
-        """Until all come to meet this one. Raises EngineStartError."""
+        """Waits until all others have loaded and come to meet this shard. Raises EngineStartError."""
         for other in self._others:
             other.wait_for_answer()
 
     def build(self, num_pages: int) -> None:
-        """They begin to, each an arena of so many pages. Raises EngineStartError."""
+        """Has the others begin to build their arenas, of so many pages each, and their backends. Raises
+        EngineStartError."""
         for other in self._others:
-            self._order(other, BuildRank(num_pages))
+            self._order(other, BuildShard(num_pages))
 
-    def _order(self, other: RankProcess, message: Any) -> None:
+    def _order(self, other: ShardProcess, message: Any) -> None:
         try:
             other.send(message)
         except EngineBroken as error:
             raise EngineStartError(str(error)) from None
 
-    def attach(self, group: RankGroup) -> None:
-        """group: where this rank meets the others."""
+    def attach(self, group: ShardGroup) -> None:
+        """group: the collectives by which this shard meets the others."""
         self._groups.append(group)
 
     def wait_until_ready(self) -> None:
-        """Until all wait for steps. Raises EngineStartError."""
+        """Waits until all others wait for steps. Raises EngineStartError."""
         for other in self._others:
             other.wait_for_answer()
 
     def check_coming(self) -> None:
-        """While the first one waits for the others. Raises EngineStartError."""
+        """Raises EngineStartError if a shard has ended while the first one waits for it."""
         for other in self._others:
             if other.process.poll() is not None:
                 raise other.ended_at_start()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Ends the other shards and waits for their end. Idempotent."""
         self._close()
 
     def check_alive(self) -> None:
-        """Raises EngineBroken."""
+        """Raises EngineBroken if a shard has ended."""
         for other in self._others:
             other.check_alive()
 
     def wait(self, is_done: Callable[[], bool]) -> None:
-        """Until something has come about that the others have a part in; at once where there are none. Raises
-        EngineBroken when one of them ends: a kernel that waits for it would never tell."""
+        """Waits until a condition holds that needs the other shards; returns at once if there are none. Raises
+        EngineBroken if one of them ends: a kernel that waits for it would never return."""
         while self._others and not is_done():
             self.check_alive()
             time.sleep(PAUSE)
 
     def wake(self, channel: Channel[Any]) -> None:
-        """Who waits for messages of this channel is to wake up when a rank ends, and to `check_alive`."""
+        """Makes `channel.receive` return when a shard ends, too; its caller then calls `check_alive`."""
         for other in self._others:
             channel.wake_with(other.channel)
 
-    # They do as the first one does.
+    # Steps and adapters: the others do as the first shard does.
 
     def load_adapter(self, table: ImageTable, descriptor: int) -> None:
-        """descriptor: of the sealed image of all shards, which the caller closes."""
+        """descriptor: the sealed image of all shards, which the caller closes."""
         self._tell(LoadAdapter(table), descriptor)
 
     def drop_image(self, digest: str) -> None:
@@ -211,16 +213,18 @@ class Ranks:
         self._tell(ForgetAdapter(digest))
 
     def copy(self, step: Step) -> None:
-        """The step's copies go with its rows, or alone where there are none."""
+        """Sends the step's copies with its rows, or alone if it has no rows."""
         self._copies += step.copies
         if not step.rows:
             self._send_copies()
 
     @contextlib.contextmanager
     def computing(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Iterator["Aside"]:
-        """The others compute these rows while the caller does. rows: in batch order. What goes wrong inside `with` what
-        is given is raised as it is, at the end, when all collectives are done. Raises EngineBroken for whatever goes
-        wrong elsewhere: the others wait where the caller does not come, and cannot be told not to."""
+        """Has the others compute these rows while the caller does. rows: in batch order.
+
+        Yields an Aside. An exception inside it is re-raised unchanged once all collectives are done. Any other
+        exception becomes EngineBroken: the others wait for a collective that the caller never reaches, and cannot be
+        stopped."""
         aside = Aside()
         with self._in_step(rows, adapter_pages) if self._others else contextlib.nullcontext():
             yield aside
@@ -236,19 +240,19 @@ class Ranks:
             self._break(str(error))
             raise
         except BaseException as error:
-            self._break(f"the first rank failed where the others did not: {type(error).__name__}: {error}")
+            self._break(f"the first shard failed where the others did not: {type(error).__name__}: {error}")
             if isinstance(error, Exception):
                 raise EngineBroken(self._why_broken) from error
             raise
 
     def wait_for_collectives(self) -> None:
-        """Until those that are begun are done: comes before the host waits for what is behind them. Raises
-        EngineBroken."""
+        """Waits until the collectives that have begun are done. Call it before the host waits for work launched after
+        them. Raises EngineBroken."""
         for group in self._groups:
             self.wait(group.is_done)
 
     def _break(self, why: str) -> None:
-        """For good. why: unless one of the others has ended by itself."""
+        """Kills the other shards and refuses all later messages. why: the reason, if no shard has ended by itself."""
         if self._why_broken is not None:
             return
         for other in self._others:
@@ -267,37 +271,38 @@ class Ranks:
     def _send_step(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
         pages = {digest: list(page_ids) for digest, page_ids in adapter_pages.items()}
         copies, self._copies = self._copies, []
-        self._tell(RankStep(copies, [RankRow.of(row) for row in rows], pages))
+        self._tell(ShardStep(copies, [ShardRow.of(row) for row in rows], pages))
 
     def _tell(self, message: Any, descriptor: int | None = None) -> None:
-        """Raises EngineBroken. What only some of them have been told would put them out of step: that is the end."""
+        """Sends a message to all other shards. Raises EngineBroken: a message that only some of them got would put them
+        out of step, so a failure ends the engine."""
         if self._why_broken is not None:
             raise EngineBroken(self._why_broken)
         try:
             for other in self._others:
                 other.send(message, descriptor)
         except BaseException as error:
-            self._break(f"the other ranks could not be told: {type(error).__name__}: {error}")
+            self._break(f"a message to the other shards failed: {type(error).__name__}: {error}")
             raise
 
 
-def start_ranks(size: int) -> Ranks:
-    """Starts the processes of all ranks but the first, which wait to be told what to load."""
+def start_shards(size: int) -> Shards:
+    """Starts the processes of all shards but the first. They wait for `Shards.load`."""
     if size == 1:
-        return NO_RANKS
-    raise_descriptor_limit()  # theirs, too: each adapter is one in every rank
-    others: list[RankProcess] = []
+        return NO_SHARDS
+    raise_descriptor_limit()  # the children inherit it: each adapter is an open descriptor in every shard
+    others: list[ShardProcess] = []
     meeting = create_meeting()
     try:
-        for rank in range(1, size):
-            others.append(_start(rank, meeting))
+        for index in range(1, size):
+            others.append(_start(index, meeting))
     except BaseException:
         _end(others, meeting, ())
         raise
-    return Ranks(others, meeting)
+    return Shards(others, meeting)
 
 
-def _start(rank: int, meeting: int) -> RankProcess:
+def _start(index: int, meeting: int) -> ShardProcess:
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     child_lifeline, lifeline = os.pipe()
@@ -308,10 +313,10 @@ def _start(rank: int, meeting: int) -> RankProcess:
             process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
     finally:
         os.close(child_lifeline)
-    return RankProcess(rank, process, Channel(frames, descriptors, FromRank), lifeline)
+    return ShardProcess(index, process, Channel(frames, descriptors, FromShard), lifeline)
 
 
-def _end(others: Sequence[RankProcess], meeting: int | None, groups: Sequence[RankGroup]) -> None:
+def _end(others: Sequence[ShardProcess], meeting: int | None, groups: Sequence[ShardGroup]) -> None:
     for other in others:
         other.end()
     for group in groups:
@@ -326,4 +331,4 @@ def _end(others: Sequence[RankProcess], meeting: int | None, groups: Sequence[Ra
         os.close(meeting)
 
 
-NO_RANKS = Ranks(())
+NO_SHARDS = Shards(())

@@ -1,8 +1,9 @@
-"""Background work: how a child that reads or downloads gets the cores beside a step that has them all.
+"""Background work: how a child that reads or downloads gets time on cores that a step already keeps busy.
 
-Two OpenMP threads wait for each other at every barrier, so what counts is less how much another process takes than
-how long it takes at a time. It gets a small share in slices of 0.1 ms, where the system can (Linux 6.12), and no step
-is held up for longer; with the usual slices of some milliseconds it would be felt in every step that it meets.
+OpenMP threads wait for each other at every barrier. So the time that another process holds a core at once delays a step
+more than its share of the cores does. Such a child gets a small share in slices of 0.1 ms, if the system can (Linux
+6.12), and delays no step for longer than that. With the usual slices of some milliseconds it would delay every step
+that it meets.
 """
 
 import contextlib
@@ -11,14 +12,14 @@ import os
 import platform
 import struct
 
-NICE = 15  # a thirtieth of what a busy process gets
-SLICE = 100_000  # nanoseconds, the least that Linux gives
+NICE = 15  # a thirtieth of the time that a busy process of nice 0 gets
+SLICE = 100_000  # nanoseconds, the shortest slice of Linux
 SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}  # the system call sched_setattr
 ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
 
 
 def go_to_background() -> None:
-    """For the whole process. A system that knows no slices keeps its own."""
+    """Moves the whole process to the background. On a system without settable slices only its niceness changes."""
     os.nice(NICE)
     number = SET_ATTRIBUTES.get(platform.machine())
     if number is not None:

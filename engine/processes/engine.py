@@ -1,7 +1,7 @@
 """The engine process: a loop that owns an engine core. All compute runs from its one thread.
 
-Between steps it takes what the front end sent; after a step it sends one message. It ends when the channel closes, so
-a front end that dies takes its engine with it.
+Between steps it handles the front end's messages; after a step it sends one message. It ends when the channel closes,
+so that an engine never outlives its front end.
 """
 
 import logging
@@ -32,7 +32,7 @@ from ..ipc.messages import (
     WarmAdapter,
 )
 from ..ipc.sealed_memory import map_sealed
-from ..parallel.shards import Ranks
+from ..parallel.shards import Shards
 from ..startup.start import StartedEngine, start_engine
 from ..step.core import EngineCore
 
@@ -41,17 +41,17 @@ IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
 
 
 class EngineLoop:
-    def __init__(self, channel: Channel[ToEngine], core: EngineCore, ranks: Ranks) -> None:
+    def __init__(self, channel: Channel[ToEngine], core: EngineCore, shards: Shards) -> None:
         self._channel = channel
         self._core = core
-        self._ranks = ranks
-        ranks.wake(channel)
+        self._shards = shards
+        shards.wake(channel)
         self._last_check = 0.0  # time.monotonic()
 
     def run(self) -> None:
-        """Runs until the channel closes. Raises EngineBroken when a rank ends, or the GPU."""
+        """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails."""
         while True:
-            self._ranks.check_alive()
+            self._shards.check_alive()
             for message in self._channel.receive(wait=not self._core.has_work):
                 self._handle(message)
             is_busy = self._core.has_work
@@ -63,7 +63,8 @@ class EngineLoop:
                 self._check_idle()
 
     def _check_idle(self) -> None:
-        """A leak is a bug of ours: it is told, loudly, and costs the memory that leaked, not the service."""
+        """Checks the idle engine for leaks, at most every IDLE_CHECK_INTERVAL. A leak is a bug of blora: the log calls
+        it critical, and it costs the leaked memory, not the service."""
         now = time.monotonic()
         if now - self._last_check < IDLE_CHECK_INTERVAL:
             return
@@ -83,7 +84,7 @@ class EngineLoop:
                     core.finish(request_id)
             case LoadAdapter(table):
                 descriptor = self._channel.receive_descriptor()
-                self._ranks.load_adapter(table, descriptor)
+                self._shards.load_adapter(table, descriptor)
                 image = map_sealed(descriptor, table.num_bytes)
                 core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
             case DropImage(digest):
@@ -97,7 +98,7 @@ class EngineLoop:
             case GetState(call_id, digests):
                 self._channel.send(self._state(call_id, digests))
             case Start():
-                raise RuntimeError("the engine is started already")
+                raise RuntimeError("the engine has started already")
 
     def _pin(self, digest: str, is_pinned: bool) -> bool:
         if is_pinned:
@@ -106,19 +107,11 @@ class EngineLoop:
         return True
 
     def _state(self, call_id: int, digests: list[str]) -> StateReply:
-        core = self._core
-        return StateReply(
-            call_id,
-            num_free_pages=core.num_free_pages,
-            num_running=core.scheduler.num_running,
-            num_waiting=core.scheduler.num_waiting,
-            counts=core.scheduler.counts,
-            adapters=[core.adapter_state(digest) for digest in digests],
-        )
+        return StateReply(call_id, self._core.load, [self._core.adapter_state(digest) for digest in digests])
 
 
 def start(channel: Channel[ToEngine]) -> StartedEngine | None:
-    """Starts the engine that the first message asks for and says so; None when it cannot start."""
+    """Starts the engine of the first message and sends Ready; returns None, and sends StartFailed, if it cannot."""
     first, *rest = channel.receive(wait=True)
     if not isinstance(first, Start) or rest:
         raise RuntimeError("the first message is not Start")
@@ -126,28 +119,28 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         engine = start_engine(first.config, Path(first.model))
     except Exception as error:
         logger.debug("the engine cannot start", exc_info=True)
-        is_ours = isinstance(error, EngineStartError)  # and says all there is to say
+        is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.ranks.size))
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
     return engine
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
-    # The front end drains and then closes the channel; a signal to the whole group must not cut the running requests.
+    # The front end drains and then closes the channel; a signal to the whole group must not end running requests.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     channel: Channel[ToEngine] = open_channel(sys.argv[1:], ToEngine)
     try:
         engine = start(channel)
         if engine is not None:
-            EngineLoop(channel, engine.core, engine.ranks).run()
+            EngineLoop(channel, engine.core, engine.shards).run()
     except ChannelClosed:
         pass
     except EngineBroken as error:
         logger.critical("the engine ends: %s", error)
-        channel.close()  # first: a GPU that hangs may hold up what comes next, and the front end then ends it
+        channel.close()  # comes first: a hanging GPU may block the exit, and the front end then kills this process
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """The adapter loader: a child process that reads, checks and packs adapters at the lowest priority.
 
-A hostile or slow file can hurt only this process, and no time of the engine's or the front end's goes into reading.
-Imports no torch, until an adapter comes that is defined by the base model's weights.
+A hostile or slow file can hurt only this process, and reading takes no time of the engine or the front end. Imports no
+torch until it reads an adapter that depends on the base model's tensors.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from blora.adapters import (
     AdapterRejected,
     AdapterReport,
     AdapterTooLarge,
-    ModuleParts,
+    ModuleCuts,
     inspect_adapter,
     pack,
     read_checkpoint,
@@ -38,14 +38,14 @@ from ..ipc.messages import (
     ToLoader,
 )
 from ..ipc.sealed_memory import seal
-from ..model.shard import module_parts
-from ..model_files.base_weights import BaseWeights
+from ..model.shard import module_cuts
+from ..model_files.base_tensors import BaseTensorFiles
 from ..model_files.read_config import load_model_config
 from ..text.adapter_tokenizers import AdapterTokenizers
 from ..text.tokenizer import load_tokenizer
 from .background import go_to_background
 
-WORST_TO_LOSE = "1000"  # where memory runs out the kernel ends this process first
+WORST_TO_LOSE = "1000"  # oom_score_adj: the kernel kills this process first when memory runs out
 
 
 def serve(channel: Channel[ToLoader]) -> None:
@@ -66,11 +66,11 @@ def serve(channel: Channel[ToLoader]) -> None:
 def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None = None) -> None:
     folder, base = unpacked or Path(order.path), _base_weights(order.model)
     try:
-        checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_weights)
+        checkpoint = read_checkpoint(folder, order.targets, _roots(order), base, order.max_elements)
         if not checkpoint.text.is_empty:
             _tokenizers(order.model, order.vocab_size).judge(order.path, checkpoint.text, checkpoint.vocab_size)
-        parts = _parts(order.model, order.num_ranks)
-        image = pack(checkpoint, order.dtype, order.page_bytes, order.layout, parts)
+        cuts = _cuts(order.model, order.num_shards)
+        image = pack(checkpoint, order.dtype, order.page_bytes, order.layout, cuts)
     except AdapterRejected as error:
         channel.send(AdapterUnreadable(list(error.problems)))
         return
@@ -78,7 +78,7 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
         channel.send(AdapterUnreadable([str(error)]))
         return
     except MemoryError:
-        channel.send(AdapterUnreadable(["there is not enough memory to read it"]))
+        channel.send(AdapterUnreadable(["there is too little memory to read it"]))
         return
     descriptor = seal(image.pages)
     report = replace(report_of(checkpoint, image.table), path=order.path)
@@ -94,7 +94,7 @@ def _look(channel: Channel[ToLoader], folder: str) -> None:
 
 
 def _unpack(descriptor: int, files: Sequence[tuple[str, int]], folder: Path) -> None:
-    """Writes the files, which stand one after another in the descriptor, and closes that."""
+    """Writes the files that the descriptor holds one after another into the folder, and closes the descriptor."""
     with open(descriptor, "rb") as content:
         content.seek(0)
         for name, num_bytes in files:
@@ -110,9 +110,9 @@ def _inspect(order: ReadAdapter) -> AdapterReport:
         order.page_bytes,
         _roots(order),
         base,
-        order.max_weights,
+        order.max_elements,
         order.layout,
-        _parts(order.model, order.num_ranks),
+        _cuts(order.model, order.num_shards),
     )
     return report if report.text.is_empty else _tokenizers(order.model, order.vocab_size).check_report(report)
 
@@ -122,13 +122,13 @@ def _roots(order: ReadAdapter) -> list[Path] | None:
 
 
 @cache
-def _parts(model: str, num_ranks: int) -> tuple[ModuleParts, ...]:
-    return module_parts(load_model_config(Path(model)), num_ranks)
+def _cuts(model: str, num_shards: int) -> tuple[ModuleCuts, ...]:
+    return module_cuts(load_model_config(Path(model)), num_shards)
 
 
 @cache
-def _base_weights(model: str) -> BaseWeights:
-    return BaseWeights(Path(model))
+def _base_weights(model: str) -> BaseTensorFiles:
+    return BaseTensorFiles(Path(model))
 
 
 @cache

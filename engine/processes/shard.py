@@ -1,7 +1,8 @@
-"""The process of a rank that is not the first: computes every step on its shard of the model. Decides nothing.
+"""The process of a shard other than the first: computes every step on its part of the model. Decides nothing.
 
-It ends with the first rank, when its channel closes, and when a step or an adapter's image fails here: it cannot know
-whether the others have done it, and the first rank sees at the next collective, or before, that it is gone.
+It ends when its channel or the lifeline closes, and so with the first shard. It also ends when a step or an adapter's
+image fails here, because it cannot know whether the other shards succeeded. The first shard notices its end at the next
+collective or before.
 """
 
 import logging
@@ -17,35 +18,35 @@ from blora.adapters import ImageTable
 from ..errors import EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.messages import (
-    BuildRank,
+    BuildShard,
     DropImage,
     ForgetAdapter,
     LoadAdapter,
-    RankLoaded,
-    RankReady,
-    RankRow,
-    RankStep,
+    ShardLoaded,
+    ShardReady,
+    ShardRow,
+    ShardStep,
     StartFailed,
-    StartRank,
-    ToRank,
+    StartShard,
+    ToShard,
 )
 from ..ipc.sealed_memory import map_sealed
 from ..model.shard import Shard
 from ..parallel.lifeline import hang_on
 from ..parallel.meeting import path_of
-from ..startup.assembly import Parts, plan_shard
+from ..startup.assembly import Executor, plan_shard
 from ..step.inputs import build_batch, plan_logits, scored_slices
 
 logger = logging.getLogger(__name__)
 
 
-class RankLoop:
-    def __init__(self, channel: Channel[ToRank], shard: Shard, parts: Parts) -> None:
+class ShardLoop:
+    def __init__(self, channel: Channel[ToShard], shard: Shard, executor: Executor) -> None:
         self._channel = channel
         self._shard = shard
-        self._backend = parts.backend
-        self._pool = parts.adapters
-        self._copies = parts.copies
+        self._backend = executor.backend
+        self._pool = executor.adapters
+        self._copies = executor.copies
 
     def run(self) -> None:
         """Runs until the channel closes."""
@@ -53,9 +54,9 @@ class RankLoop:
             for message in self._channel.receive(wait=True):
                 self._handle(message)
 
-    def _handle(self, message: ToRank) -> None:
+    def _handle(self, message: ToShard) -> None:
         match message:
-            case RankStep():
+            case ShardStep():
                 self._step(message)
             case LoadAdapter(table):
                 self._load(table, self._channel.receive_descriptor())
@@ -63,25 +64,25 @@ class RankLoop:
                 self._pool.drop_image(digest)
             case ForgetAdapter(digest):
                 self._pool.remove(digest)
-            case StartRank() | BuildRank():
-                raise RuntimeError("the rank is started already")
+            case StartShard() | BuildShard():
+                raise RuntimeError("the shard has started already")
 
     def _load(self, table: ImageTable, descriptor: int) -> None:
-        """What is not its own of the image is mapped and never read."""
+        """Adds the adapter to the pool. The other shards' parts of the image are mapped, but never read."""
         image = torch.from_numpy(map_sealed(descriptor, table.num_bytes))
         shards = image.view(table.num_shards, table.num_pages, table.page_bytes)
-        self._pool.add(table.of_shard(self._shard.rank), shards[self._shard.rank])
+        self._pool.add(table.of_shard(self._shard.index), shards[self._shard.index])
 
     @torch.inference_mode()
-    def _step(self, step: RankStep) -> None:
+    def _step(self, step: ShardStep) -> None:
         self._copies.begin(step)
         if step.rows:
             self._compute(step.rows, step.adapter_pages)
-        self._copies.go_on(is_waited_for=False)  # nobody reads tokens here
+        self._copies.go_on(is_waited_for=False)  # only the first shard reads tokens
         self._copies.finish()
 
-    def _compute(self, rows: Sequence[RankRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
-        """The same calls in the same order as in the first rank (see runner.py)."""
+    def _compute(self, rows: Sequence[ShardRow], adapter_pages: Mapping[str, Sequence[int]]) -> None:
+        """Computes the rows by the same calls in the same order as the first shard (see step/runner.py)."""
         model, lora = self._backend.model, self._backend.lora
         batch = build_batch(rows, adapter_pages, self._backend.attention, lora, self._backend.send)
         hidden = model.forward(batch)
@@ -92,45 +93,46 @@ class RankLoop:
             model.compute_logits(scored, plan_logits([(rows[index].adapters, len(scored))], adapter_pages, lora))
 
 
-def start(channel: Channel[ToRank], store: Path) -> RankLoop | None:
-    """Loads what the first message asks for and joins the other ranks; None when that fails."""
+def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
+    """Loads the model of the first message and joins the other shards; returns None, and sends StartFailed, if that
+    fails."""
     orders = _orders(channel)
     first = next(orders)
-    if not isinstance(first, StartRank):
-        raise RuntimeError("the first message is not StartRank")
+    if not isinstance(first, StartShard):
+        raise RuntimeError("the first message is not StartShard")
     try:
-        assembly = plan_shard(first.config, Path(first.model), first.rank).load()
-        channel.send(RankLoaded())
+        assembly = plan_shard(first.config, Path(first.model), first.index).load()
+        channel.send(ShardLoaded())
         group = assembly.connect(store)
         second = next(orders)
-        if not isinstance(second, BuildRank):
-            raise RuntimeError("the second message is not BuildRank")
-        parts = assembly.build(second.num_pages, group)
+        if not isinstance(second, BuildShard):
+            raise RuntimeError("the second message is not BuildShard")
+        executor = assembly.build(second.num_pages, group)
     except ChannelClosed:
         raise
     except Exception as error:
-        is_ours = isinstance(error, EngineStartError)  # and says all there is to say
+        is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(RankReady())
-    return RankLoop(channel, assembly.plan.shard, parts)
+    channel.send(ShardReady())
+    return ShardLoop(channel, assembly.plan.shard, executor)
 
 
-def _orders(channel: Channel[ToRank]) -> Iterator[ToRank]:
-    """One after another, though some may have come together."""
+def _orders(channel: Channel[ToShard]) -> Iterator[ToShard]:
+    """Yields the messages one by one, though several may arrive together."""
     while True:
         yield from channel.receive(wait=True)
 
 
 def main() -> None:
-    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the file where ranks meet."""
+    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the meeting file."""
     *sockets, lifeline, store = sys.argv[1:]
     hang_on(int(lifeline))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
-    # The first rank decides when this process ends: it closes the channel.
+    # The first shard decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    channel: Channel[ToRank] = open_channel(sockets, ToRank)
+    channel: Channel[ToShard] = open_channel(sockets, ToShard)
     try:
         loop = start(channel, path_of(int(store)))
         if loop is not None:

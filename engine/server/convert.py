@@ -1,7 +1,7 @@
 """Protobuf messages <-> the engine's own types. The only file of the server that touches message fields.
 
-It checks what only the wire can get wrong: bytes that are no message, a missing oneof, lists too long to copy. Whether
-values make sense is asked by the engine's validator, which in-process callers meet too.
+It checks for errors that only the wire can bring: bytes that are no message, a missing oneof, lists too long to copy.
+The engine's validator checks the values, for in-process callers too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ from ..outputs import (
 
 M = TypeVar("M", bound=Message)
 
-# Longer than any model's context. Packed ids are small on the wire and fat as Python objects, so that a list is
-# measured before it is copied.
+# Longer than any model's context. Packed ids are small on the wire and large as Python objects, so the length of a list
+# is checked before the list is copied.
 MAX_ITEMS = 1 << 20
 MAX_LABEL_BYTES = 128
 
@@ -59,7 +59,7 @@ class GenerateCall:
 
     prompt: dict[str, Any]
     sampling_params: SamplingParams
-    label: str  # the client's, not unique
+    label: str  # the client's request id, not unique
     adapter: Adapter
     priority: int
 
@@ -107,7 +107,7 @@ def _messages(chat: generation_pb2.ChatMessages) -> list[dict[str, str]]:
 
 
 def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:
-    """What the client has set, by the names of SamplingParams, which are those of the message."""
+    """Returns the fields that the client has set, by their names, which message and SamplingParams share."""
     return {field.name: _plain(field.name, value) for field, value in message.ListFields()}
 
 
@@ -144,16 +144,16 @@ def _label(request_id: str) -> str:
 
 
 def load_arguments(request: adapters_pb2.LoadAdapterRequest) -> tuple[str, str, bool]:
-    """Name, path, pinned."""
+    """Returns name, path and pinned."""
     return _required("name", request.name), _required("path", request.path), request.pinned
 
 
 def upload_arguments(
     request: adapters_pb2.UploadAdapterRequest | None,
 ) -> tuple[str, list[UploadedFile], bool]:
-    """Name, files, pinned: of the first message."""
+    """Returns name, files and pinned of the first message."""
     if request is None or request.WhichOneof("part") != "header":
-        raise InvalidRequest("header", "is missing; it comes first")
+        raise InvalidRequest("header", "is missing; send it in the first message")
     header = request.header
     files = [UploadedFile(file.name, file.num_bytes, file.sha256) for file in header.files]
     if not files:
@@ -162,26 +162,26 @@ def upload_arguments(
 
 
 def upload_chunk(request: adapters_pb2.UploadAdapterRequest) -> bytes:
-    """Of every message but the first."""
+    """Returns the chunk of any message but the first."""
     if request.WhichOneof("part") != "chunk":
         raise InvalidRequest("chunk", "is missing")
     return request.chunk
 
 
 def pin_arguments(request: adapters_pb2.PinAdapterRequest) -> tuple[str, bool]:
-    """Name, pinned."""
+    """Returns name and pinned."""
     return _required("name", request.name), request.pinned if request.HasField("pinned") else True
 
 
 def activate_arguments(request: adapters_pb2.ActivateAdapterRequest) -> tuple[str, int]:
-    """Name, version."""
+    """Returns name and version."""
     if not request.version:
         raise InvalidRequest("version", "is missing")
     return _required("name", request.name), request.version
 
 
 def unload_arguments(request: adapters_pb2.UnloadAdapterRequest) -> tuple[str, bool]:
-    """Name, abort."""
+    """Returns name and abort."""
     return _required("name", request.name), request.abort
 
 
@@ -207,7 +207,7 @@ def generate_response(output: RequestOutput) -> generation_pb2.GenerateResponse:
     return generation_pb2.GenerateResponse(
         prompt=_prompt_info(output),
         samples=map(_sample, output.outputs),
-        # An aborted request has them for a part of its prompt.
+        # An aborted request has logprobs for only a part of its prompt.
         prompt_logprobs=_positions(
             output.prompt_token_ids[: len(output.prompt_logprobs or ())], output.prompt_logprobs
         ),
@@ -215,11 +215,11 @@ def generate_response(output: RequestOutput) -> generation_pb2.GenerateResponse:
 
 
 class StreamConverter:
-    """The answers of one stream: says of the prompt only what it has not said before."""
+    """Converts the outputs of one stream. Each response holds only facts about the prompt that no earlier one held."""
 
     def __init__(self) -> None:
         self._is_first = True
-        self._num_positions = 0  # of the prompt, whose logprobs are out
+        self._num_positions = 0  # positions of the prompt whose logprobs were sent
 
     def response(self, output: RequestOutput) -> generation_pb2.GenerateStreamResponse:
         prompt = _prompt_info(output) if self._is_first else None
@@ -285,14 +285,14 @@ def _token(token_id: int, logprob: Logprob | None) -> generation_pb2.TokenLogpro
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
-    """The fields of the message have the names of AdapterInfo, which alone has a report; a test compares them."""
+    """Returns the message, whose fields have the names of AdapterInfo's, but for `report`; a test compares them."""
     return adapters_pb2.Adapter(
         **{name: value for name, value in asdict(replace(info, report=None)).items() if name != "report"}
     )
 
 
 def report(report: AdapterReport) -> adapters_pb2.AdapterReport:
-    """The fields of the message have the names of AdapterReport, whose text is not shown; a test compares them."""
+    """Returns the message, whose fields have the names of AdapterReport's, but for `text`; a test compares them."""
     return adapters_pb2.AdapterReport(**{name: value for name, value in asdict(report).items() if name != "text"})
 
 
@@ -346,7 +346,7 @@ def listed(infos: Iterable[AdapterInfo]) -> adapters_pb2.ListAdaptersResponse:
 
 
 def engine_info(info: EngineInfo) -> engine_pb2.GetInfoResponse:
-    """The fields of the message have the names of EngineInfo; a test compares them."""
+    """Returns the message, whose fields have the names of EngineInfo's; a test compares them."""
     return engine_pb2.GetInfoResponse(**asdict(info))
 
 

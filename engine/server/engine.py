@@ -1,7 +1,7 @@
-"""What the server asks of the engine, as a type: AsyncLLM is one, the tests' fake is another.
+"""Backend: the interface of an engine that the server uses. AsyncLLM implements it, and so does the tests' fake.
 
-Every method but `drain` and `shutdown` may raise EngineUnavailable; `generate` raises what is wrong with a request at
-the first step of its iteration. Knows no wire.
+Every method but `drain` and `shutdown` may raise EngineUnavailable. `generate` raises the errors of a request at the
+first step of its iteration. Knows no wire.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from ..front_end.adapter_choice import Adapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 
 
-class Backend(Protocol):
+class ServedEngine(Protocol):
     @property
     def is_serving(self) -> bool: ...
 
@@ -43,12 +43,12 @@ class Backend(Protocol):
     def get_default_sampling_params(self) -> SamplingParams: ...
 
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
-        """With a report."""
+        """Loads an adapter; the result has a report."""
 
     async def upload_adapter(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
     ) -> AdapterInfo:
-        """With a report."""
+        """Loads an adapter from uploaded files; the result has a report."""
 
     async def inspect_adapter(self, path: str) -> AdapterReport: ...
 

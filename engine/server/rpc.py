@@ -1,4 +1,4 @@
-"""From a method that takes and gives messages to a gRPC handler: parsing, status codes, cancellation.
+"""Turns a method that takes and returns messages into a gRPC handler: parsing, status codes, cancellation.
 
 Knows no service.
 """
@@ -17,11 +17,11 @@ M = TypeVar("M", bound=Message)
 TENANT_KEY = "x-tenant-id"
 
 
-# Handlers are registered without a deserializer: given one, gRPC answers INTERNAL to bytes that are no message, and
+# Handlers are registered without a deserializer. With one, gRPC would answer INTERNAL to bytes that are no message, and
 # a client's mistake would look like the server's.
 
 
-# facts: of the call, beside its message; the method gets them after it.
+# facts: functions of the call's context; the method gets their results after the message.
 
 
 def unary(
@@ -42,8 +42,9 @@ def streaming(
     method: Callable[..., AsyncGenerator[Message, None]],
     *facts: Callable[[grpc.aio.ServicerContext], Any],
 ) -> grpc.RpcMethodHandler:
-    # A coroutine that writes, and no async generator: a client that leaves then raises CancelledError in this frame,
-    # wherever it waits, and the engine's generator is closed before the handler ends, not when it is collected.
+    # The handler is a coroutine that writes, and no async generator. So a client that leaves raises CancelledError in
+    # this frame, wherever it waits. The engine's generator then closes before the handler ends, not when it is
+    # collected.
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
             message = parse(request_type, data)
@@ -57,7 +58,7 @@ def streaming(
 
 
 def tenant_of(context: grpc.aio.ServicerContext) -> str:
-    """Whose request it is, by its metadata; "" where it does not say."""
+    """Returns the tenant that the call's metadata names, or "" if it names none."""
     return next((str(value) for key, value in context.invocation_metadata() or () if key == TENANT_KEY), "")
 
 

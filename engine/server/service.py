@@ -1,7 +1,7 @@
-"""The three services. Each method converts, asks the engine and converts back; policy lives in the engine.
+"""The three gRPC services. Each method converts, asks the engine and converts back; policy lives in the engine.
 
-A service is registered through `handler()`. What is wrong with a request is raised and becomes a status code in `rpc`.
-A servicer asks for the backend at every call, because the server listens before the engine has started.
+`handler()` is registered with the server. A method raises the error of a request, and `rpc` turns it into a status
+code. A servicer asks for the backend at every call, because the server listens before the engine has started.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -15,17 +15,17 @@ from blora.scheduler import RequestOutputKind
 
 from ..outputs import RequestOutput
 from . import convert
-from .engine import Backend
+from .engine import ServedEngine
 from .rpc import collecting, streaming, tenant_of, unary
 from .status import RequestFailed
 
-GetBackend = Callable[[], Backend]  # raises EngineUnavailable while there is none
+GetEngine = Callable[[], ServedEngine]  # raises EngineUnavailable until the engine has started
 
 
 class GenerationServicer:
     NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -72,7 +72,8 @@ class GenerationServicer:
 
 
 def unique_request_id(label: str) -> str:
-    """An id that nobody can guess: a client that chose its own could abort, or collide with, another's request."""
+    """Returns a request id that no client can guess. A client that chose ids could abort, or collide with, the request
+    of another."""
     return f"{label}-{uuid4().hex}" if label else uuid4().hex
 
 
@@ -80,7 +81,7 @@ class Outcome:
     """How the samples of one request ended."""
 
     def __init__(self) -> None:
-        self._errors: dict[int, str | None] = {}  # of finished samples, by index; None for a good end
+        self._errors: dict[int, str | None] = {}  # index of a finished sample -> its error, None for a good end
 
     def note(self, output: RequestOutput) -> None:
         for sample in output.outputs:
@@ -97,7 +98,7 @@ class Outcome:
 class AdapterServicer:
     NAME = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -161,7 +162,7 @@ class AdapterServicer:
 class EngineServicer:
     NAME = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
 
-    def __init__(self, get_backend: GetBackend) -> None:
+    def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
     def handler(self) -> grpc.GenericRpcHandler:

@@ -1,4 +1,4 @@
-"""The one table from typed errors to gRPC status codes, and what a client is told of each. Knows no message."""
+"""Status: the one table from typed errors to gRPC status codes, and the text of each for a client. Knows no message."""
 
 import logging
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class RequestFailed(RuntimeError):
-    """No sample of a request came to a good end; the message says why, and may be shown to a client."""
+    """All samples of a request failed. The message says why, and may be shown to a client."""
 
 
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
@@ -32,16 +32,16 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     RequestFailed: grpc.StatusCode.INTERNAL,
 }
 
-# The text of an unexpected error can hold paths, addresses and prompts: it goes to the log and not to the client.
+# The text of an unexpected error can hold paths, addresses and prompts, so it goes to the log and not to the client.
 UNEXPECTED = "internal error; the server's log says more"
 
-# The text travels in the trailers, percent-encoded (up to three bytes for one). Clients accept 8 KiB of trailers and
-# would otherwise report that limit in place of the error.
+# The text travels in the trailers, percent-encoded (up to three bytes for one). Clients accept 8 KiB of trailers; for a
+# longer text they would report that limit instead of the error.
 MAX_DETAILS_BYTES = 2000
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Code and text for a client. An error that is not in the table is logged with its traceback."""
+    """Returns the code and the text for a client. Logs an error that is not in the table, with its traceback."""
     for kind in type(error).__mro__:
         if kind in STATUS_CODES:
             return STATUS_CODES[kind], _shortened(str(error))

@@ -1,4 +1,4 @@
-"""Assembly: the parts that compute a step in one process, from a configuration: the first rank's, or another's.
+"""Assembly: builds the parts that compute a step in one process, for the first shard or another one.
 
 Knows no scheduler and no other process.
 """
@@ -21,27 +21,27 @@ from ..cuda.sizing import PageNeeds, choose_num_pages, graph_sizes, largest_step
 from ..errors import EngineStartError
 from ..memory.arena import Arena, KVLayout
 from ..memory.page_size import ITEM_BYTES, page_bytes_of
-from ..model.loader import load_weights
-from ..model.rank_group import ALONE, ConnectedGroup, MuteGroup, RankGroup
+from ..model.loader import load_tensors
 from ..model.shard import Shard, shards_of
-from ..model.weights import ModelWeights
+from ..model.shard_group import ALONE, ConnectedGroup, MuteGroup, ShardGroup
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from ..model_files.open_checkpoint import open_checkpoint
 from ..model_files.read_config import load_model_config
-from ..parallel.shards import NO_RANKS, Ranks
+from ..parallel.shards import NO_SHARDS, Shards
 from ..step.backend import Backend, BackendChoice, StepGraphs
 from ..step.copies import CopiesBefore, StepCopies
 from ..step.runner import ModelRunner
 from .choose_backend import choose_backend
 
-KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # names of torch
+KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # option -> torch's name
 logger = logging.getLogger(__name__)
-SPARE_SHARE = 2  # a default arena has room for this many times what all running requests can fill
+SPARE_SHARE = 2  # a default arena has this many times the pages that all running requests can fill
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What a rank will have of a model, and what it will compute it with."""
+    """The part of a model that a shard will load, and the backend that will compute it."""
 
     config: EngineConfig
     model: Path
@@ -64,16 +64,16 @@ class ShardPlan:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens. Raises EngineStartError."""
+        """The limit of a request in tokens. Raises EngineStartError for an option outside the model's range."""
         limit, wished = self.whole.max_position_embeddings, self.config.max_model_len
         wanted = limit if wished is None else wished
         if not 2 <= wanted <= limit:
-            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's {limit}")
+            raise EngineStartError(f"max_model_len: {wanted} is not between 2 and the model's limit, {limit}")
         return wanted
 
     @property
     def pages_per_row(self) -> int:
-        """Of the longest."""
+        """Pages of the longest row."""
         return -(-self.max_model_len // self.config.block_size)
 
     @property
@@ -86,52 +86,53 @@ class ShardPlan:
 
     @property
     def num_copied_pages(self) -> int:
-        """In one step, at most."""
+        """The most pages of adapters copied in one step."""
         return max(self.config.adapter_copy_bytes // self.page_bytes, 1)
 
     @property
     def graph_sizes(self) -> list[int]:
-        """None with several ranks: nobody has seen their collectives in a graph."""
+        """The numbers of rows to capture graphs for; empty with several shards, whose collectives are untested in a
+        graph."""
         has_graphs = self.choice.prepare_graphs is not None and not self.config.enforce_eager
         return graph_sizes(self.config.max_num_seqs) if has_graphs and self.shard.size == 1 else []
 
     def load(self) -> "Assembly":
-        """Raises what loading raises."""
+        """Loads the shard's tensors. Raises the errors of `load_tensors` and `open_checkpoint`."""
         started = time.monotonic()
-        weights = load_weights(
+        tensors = load_tensors(
             self.whole,
             open_checkpoint(self.model),
             getattr(torch, self.dtype),
-            progress=self.shard.rank == 0,
+            progress=self.shard.index == 0,
             device=self.choice.torch_device,
             shard=self.shard if self.shard.size > 1 else None,
         )
         logger.info("loaded %s in %.1f s", self.model, time.monotonic() - started)
-        return Assembly(self, weights)
+        return Assembly(self, tensors)
 
 
-def plan_shard(config: EngineConfig, model: Path, rank: int) -> ShardPlan:
-    """Raises EngineStartError for what cannot be split or computed so."""
+def plan_shard(config: EngineConfig, model: Path, index: int) -> ShardPlan:
+    """Returns the plan of one shard. Raises EngineStartError if the model cannot be split or computed as configured."""
     whole, size = load_model_config(model), config.tensor_parallel_size
     _share_threads(config.threads, size)
-    shard = shards_of(whole, size)[rank]
+    shard = shards_of(whole, size)[index]
     dtype = whole.dtype if config.dtype == "auto" else config.dtype
-    choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, rank, size)
+    choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, index, size)
     if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
-        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda")
+        raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda; use auto elsewhere")
     return ShardPlan(config, model, whole, shard, dtype, choice)
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What computes a step, and where."""
+class Executor:
+    """The parts that compute a step, and the memory that they compute in."""
 
     arena: Arena
     adapters: DevicePool
     copies: StepCopies
     backend: Backend
     runner: ModelRunner
-    graphs: StepGraphs | None  # none of which is captured yet
+    graphs: StepGraphs | None  # not captured yet
 
     def run(self, step: Step) -> object:
         return self.runner.execute(step)
@@ -147,26 +148,27 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """Puts parts together around an arena: on a GPU once for a trial, and once for good."""
+    """Builds an Executor around an arena: on a GPU once for a trial and once for good."""
 
     plan: ShardPlan
-    weights: ModelWeights
+    tensors: ModelTensors
 
-    def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> RankGroup:
-        """store: the file where the ranks find each other, for which it waits; None where there is one. check_others:
-        called meanwhile, and raises where it is in vain."""
+    def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> ShardGroup:
+        """Waits until all shards have met; returns their group. store: the file where they find each other; None if
+        there is one shard. check_others: called while it waits; it raises if a shard will not come."""
         shard = self.plan.shard
         if store is None:
             return ALONE
-        return ConnectedGroup(shard.rank, shard.size, store, self.plan.choice.torch_device, check_others)
+        return ConnectedGroup(shard.index, shard.size, store, self.plan.choice.torch_device, check_others)
 
     def choose_num_pages(self, taken: int) -> int:
-        """On a GPU, by a trial of this rank's part. taken: bytes, before the weights. Raises EngineStartError."""
+        """Returns the number of pages that fit on the GPU, by a trial of this shard. taken: bytes in use before the
+        model was loaded. Raises EngineStartError."""
         plan, device = self.plan, self.plan.choice.device
         if device is None:
             raise ValueError("there is no GPU to be measured")
         step, num_trial_pages = largest_step(plan.limits, plan.config.block_size, plan.max_model_len)
-        group = MuteGroup(plan.shard.rank, plan.shard.size) if plan.shard.size > 1 else ALONE
+        group = MuteGroup(plan.shard.index, plan.shard.size) if plan.shard.size > 1 else ALONE
         use = measure(
             device,
             taken,
@@ -178,9 +180,9 @@ class Assembly:
         needs = PageNeeds(plan.page_bytes, plan.config.block_size, plan.num_useful_pages)
         return choose_num_pages(plan.config.memory, use, needs)
 
-    def build(self, num_pages: int, group: RankGroup, ranks: Ranks = NO_RANKS) -> Parts:
-        """num_pages: for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
-        ranks: that are told of every step."""
+    def build(self, num_pages: int, group: ShardGroup, shards: Shards = NO_SHARDS) -> Executor:
+        """num_pages: pages for requests and adapters. A GPU's arena has one more, for rows that only fill up a graph.
+        shards: the other shards, which receive every step."""
         plan, choice = self.plan, self.plan.choice
         config, dtype, device = plan.shard.config, getattr(torch, plan.dtype), choice.device
         kv_dtype = getattr(torch, plan.kv_dtype)
@@ -192,20 +194,20 @@ class Assembly:
         else:
             copier = PageCopier(device, plan.page_bytes, plan.num_copied_pages)
             adapters = DevicePool(arena.pages, dtype, choice.layout, copier)
-            copies = CopiesBeside(adapters, device, copier, ranks)
-        backend = choice.build(config, self.weights, arena, adapters, group)
-        if plan.config.seed is not None:  # all requests have seeds, and are expected to give the same tokens again
+            copies = CopiesBeside(adapters, device, copier, shards)
+        backend = choice.build(config, self.tensors, arena, adapters, group)
+        if plan.config.seed is not None:  # every request has a seed then, and has to give the same tokens again
             backend = replace(backend, unseeded=None)
         graphs = None
         if choice.prepare_graphs is not None and plan.shard.size == 1:
-            # Pages that rows share are counted for each.
+            # A page that several rows share counts once for each, so all rows together may have more than num_pages.
             graphs = choice.prepare_graphs(backend, num_pages, plan.pages_per_row, 2 * num_pages)
-        runner = ModelRunner(backend, adapters, copies, graphs, ranks)
-        return Parts(arena, adapters, copies, backend, runner, graphs)
+        runner = ModelRunner(backend, adapters, copies, graphs, shards)
+        return Executor(arena, adapters, copies, backend, runner, graphs)
 
 
 def _share_threads(threads: int | None, size: int) -> None:
-    """Ranks on one machine compute at the same time."""
+    """Gives this shard its share of the threads, because all shards of a machine compute at the same time."""
     if threads is not None:
         torch.set_num_threads(max(threads // size, 1))
     elif size > 1:

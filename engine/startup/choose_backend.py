@@ -1,6 +1,6 @@
 """Chooses the backend that computes a model: "cuda", "cpu" or "reference".
 
-Imports what only a GPU needs when its backend is chosen, and not before.
+Imports modules that only a GPU needs when it chooses "cuda", and not before.
 """
 
 import logging
@@ -17,8 +17,8 @@ from ..errors import EngineStartError
 from ..memory.arena import Arena
 from ..model.decoder import CausalLM
 from ..model.ops import TorchOps
-from ..model.rank_group import RankGroup
-from ..model.weights import ModelWeights
+from ..model.shard_group import ShardGroup
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from ..step.backend import Backend, BackendChoice
 from ..step.sampler import TORCH_PICKER
@@ -27,44 +27,45 @@ logger = logging.getLogger(__name__)
 
 
 def choose_backend(
-    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, rank: int = 0, num_ranks: int = 1
+    name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, shard_index: int = 0, num_shards: int = 1
 ) -> BackendChoice:
-    """name: "cuda", "cpu", an instruction set for that build of the native kernels, "reference", or "auto" for the
-    first of them that can be used. config: of what a rank has of the model. Raises EngineStartError."""
+    """Returns the chosen backend. name: "cuda", "cpu", an instruction set for that build of the native kernels,
+    "reference", or "auto" for the first of them that works. config: the configuration of one shard's part of the
+    model. Raises EngineStartError if the named backend cannot be used."""
     if name == "reference":
         return BackendChoice(_build_reference)
     if name == "cuda":
-        return _choose_cuda(config, dtype, rank)
+        return _choose_cuda(config, dtype, shard_index)
     if name == "auto" and has_gpu():
         try:
-            return _choose_cuda(config, dtype, rank)
+            return _choose_cuda(config, dtype, shard_index)
         except EngineStartError as error:
             logger.warning("there is a GPU, but it is not used: %s", error)
-    return _choose_cpu(name, config, dtype, block_size, num_ranks)
+    return _choose_cpu(name, config, dtype, block_size, num_shards)
 
 
-def _choose_cuda(config: ModelConfig, dtype: torch.dtype, rank: int) -> BackendChoice:
+def _choose_cuda(config: ModelConfig, dtype: torch.dtype, shard_index: int) -> BackendChoice:
     from ..cuda.backend import choose_cuda
 
-    return choose_cuda(config, dtype, rank)
+    return choose_cuda(config, dtype, shard_index)
 
 
-def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, num_ranks: int) -> BackendChoice:
+def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: int, num_shards: int) -> BackendChoice:
     kernels = kernels_of(name)
-    obstacle = find_obstacle(kernels, config, dtype, block_size, num_ranks)
+    obstacle = find_obstacle(kernels, config, dtype, block_size, num_shards)
     if kernels is not None and obstacle is None:
         logger.info("native kernels: %s", kernels.instruction_set)
         return BackendChoice(lambda *parts: build_cpu(kernels, *parts))
     if name != "auto":
-        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}")
+        raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}; use auto or reference")
     logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)
     return BackendChoice(_build_reference)
 
 
 def _build_reference(
-    config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool, group: RankGroup
+    config: ModelConfig, tensors: ModelTensors, arena: Arena, adapters: DevicePool, group: ShardGroup
 ) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = ReferenceLoRA(adapters)
-    model = CausalLM(config, weights, attention, lora, TorchOps(config), group)
+    model = CausalLM(config, tensors, attention, lora, TorchOps(config), group)
     return Backend(model, attention, lora, TORCH_PICKER)

@@ -1,27 +1,27 @@
-"""Builds an engine core from a configuration: sizes the arena, loads the model, joins the parts."""
+"""Builds an engine core from a configuration: sizes the arena, loads the model, joins what executes its steps."""
 
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from blora.adapters import Layout, ModuleParts
+from blora.adapters import Layout, ModuleCuts
 from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Scheduler
 
 from ..config import EngineConfig
 from ..errors import EngineStartError
 from ..facts import Facts
 from ..memory.budget import is_fraction, parse_memory, usable_memory
-from ..model.rank_group import RankGroup
-from ..model.shard import module_parts
+from ..model.shard import module_cuts
+from ..model.shard_group import ShardGroup
 from ..model_files.config import ModelConfig
-from ..parallel.shards import Ranks, start_ranks
+from ..parallel.shards import Shards, start_shards
 from ..step.backend import BackendChoice
 from ..step.core import EngineCore
-from .assembly import Assembly, Parts, ShardPlan, plan_shard
+from .assembly import Assembly, Executor, ShardPlan, plan_shard
 
 logger = logging.getLogger(__name__)
-DEFAULT_SHARE = 0.5  # of the memory that is left on the host, which others need, too
+DEFAULT_SHARE = 0.5  # share of the host's free memory, which other processes need, too
 
 
 @dataclass(frozen=True)
@@ -31,72 +31,74 @@ class StartedEngine:
     facts: Facts
     dtype: str
     page_bytes: int
-    layout: Layout  # of adapters
-    ranks: Ranks
+    layout: Layout  # how adapters lie in a page
+    shards: Shards
 
     @cached_property
-    def parts(self) -> tuple[ModuleParts, ...]:
-        """What to pack an adapter for; none where the model is in one process."""
-        return module_parts(self.model_config, self.ranks.size)
+    def cuts(self) -> tuple[ModuleCuts, ...]:
+        """Each shard's parts of the modules, which adapters are packed for; empty if the model is in one process."""
+        return module_cuts(self.model_config, self.shards.size)
 
 
 def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
-    """model: a folder or a .gguf file. Raises EngineStartError for too little memory, and what loading raises."""
+    """Starts the engine. model: a folder or a .gguf file. Raises EngineStartError for too little memory, and the errors
+    of loading a model."""
     plan = plan_shard(config, model, 0)
     max_model_len, device = plan.max_model_len, plan.choice.device
     num_pages = 0
-    if device is None:  # what cannot fit is refused before it is read
+    if device is None:  # a model that cannot fit is refused before it is read
         num_pages = _num_pages(plan)
     taken = 0 if device is None else device.memory().taken
-    ranks = start_ranks(config.tensor_parallel_size)
+    shards = start_shards(config.tensor_parallel_size)
     try:
-        ranks.load(replace(config, backend=_name_of(plan.choice)), model)
+        shards.load(replace(config, backend=_name_of(plan.choice)), model)
         assembly = plan.load()
-        ranks.wait_until_loaded()
-        group = _connect(assembly, ranks)
-        ranks.attach(group)
-        if device is not None:  # the group is there, because it takes memory of the GPU
+        shards.wait_until_loaded()
+        group = _connect(assembly, shards)
+        shards.attach(group)
+        if device is not None:  # comes after the group is connected, because that takes memory of the GPU
             num_pages = assembly.choose_num_pages(taken)
-        ranks.build(num_pages)
-        parts = assembly.build(num_pages, group, ranks)
-        ranks.wait_until_ready()
-        parts.capture_all(plan.graph_sizes)
+        shards.build(num_pages)
+        executor = assembly.build(num_pages, group, shards)
+        shards.wait_until_ready()
+        executor.capture_all(plan.graph_sizes)
     except BaseException:
-        ranks.close()
+        shards.close()
         raise
     page_bytes = plan.page_bytes
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
-    core = _make_core(plan, parts, num_pages, ranks)
+    core = _make_core(plan, executor, num_pages, shards)
     facts = Facts(plan.whole.vocab_size, max_model_len, config.block_size, num_pages)
-    return StartedEngine(core, plan.whole, facts, plan.dtype, page_bytes, plan.choice.layout, ranks)
+    return StartedEngine(core, plan.whole, facts, plan.dtype, page_bytes, plan.choice.layout, shards)
 
 
-def _make_core(plan: ShardPlan, parts: Parts, num_pages: int, ranks: Ranks) -> EngineCore:
+def _make_core(plan: ShardPlan, executor: Executor, num_pages: int, shards: Shards) -> EngineCore:
     config, pool = plan.config, BlockPool(num_pages)
-    residency = AdapterResidency(pool, plan.num_copied_pages, parts.copies.is_beside)
+    residency = AdapterResidency(pool, plan.num_copied_pages, executor.copies.is_beside)
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
     fairness = Fairness(config.max_passed_over)
     scheduler = Scheduler(plan.limits, pool, kv, residency, config.scheduling_policy, fairness)
-    return EngineCore(parts.arena, scheduler, residency, parts.adapters, parts.runner, ranks)
+    return EngineCore(executor.arena, scheduler, residency, executor.adapters, executor.runner, shards)
 
 
-def _connect(assembly: Assembly, ranks: Ranks) -> RankGroup:
-    """Raises EngineStartError for ranks that do not come."""
+def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:
+    """Returns the group of all shards. Raises EngineStartError if a shard does not come."""
     try:
-        return assembly.connect(ranks.store, ranks.check_coming)
+        return assembly.connect(shards.store, shards.check_coming)
     except RuntimeError as error:
-        ranks.check_coming()
-        raise EngineStartError(f"the ranks did not find each other: {error}") from error
+        shards.check_coming()
+        raise EngineStartError(f"the shards did not find each other: {error}") from error
 
 
 def _name_of(choice: BackendChoice) -> str:
-    """What "auto" means is found out once: ranks that compute differently would not fit together."""
+    """Returns the name of the chosen backend for the other shards. Only the first shard resolves "auto", because shards
+    with different backends would not fit together."""
     return "reference" if choice.device is None else "cuda"
 
 
 def _num_pages(plan: ShardPlan) -> int:
-    """Pages that the budget of a rank pays for. A fraction is of what is left beside the weights, and no more than is
-    of use."""
+    """Returns the pages that a shard's budget pays for. A fraction counts from the memory left beside the model, and
+    gives no more pages than all requests can use."""
     usable = max(usable_memory() // plan.shard.size - plan.num_weight_bytes, 0)
     wish = DEFAULT_SHARE if plan.config.memory is None else plan.config.memory
     budget = parse_memory(wish, usable)
@@ -104,6 +106,6 @@ def _num_pages(plan: ShardPlan) -> int:
         budget = min(budget, plan.num_useful_pages * plan.page_bytes)
     if not 2 * plan.page_bytes <= budget <= usable:
         raise EngineStartError(
-            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and what is left ({usable})"
+            f"memory: {budget} bytes is not between two pages ({2 * plan.page_bytes}) and the free memory ({usable})"
         )
     return budget // plan.page_bytes

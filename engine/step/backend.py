@@ -1,6 +1,6 @@
-"""The types of a backend: what a step needs of one, and what a start has to know before it builds one.
+"""The types of a backend: the parts that a step uses, and the facts that a start needs before it builds them.
 
-Names no implementation: `cpu/` and `cuda/` build theirs, `startup/choose_backend.py` chooses.
+Names no implementation: `cpu/` and `cuda/` build theirs, `startup/choose_backend.py` chooses one.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ from blora.scheduler import ScheduledRow
 from ..attention.base import AttentionPlanner
 from ..memory.arena import CPU, Arena
 from ..model.batch import ForwardBatch
-from ..model.rank_group import RankGroup
-from ..model.weights import ModelWeights
+from ..model.shard_group import ShardGroup
+from ..model.tensors import ModelTensors
 from ..model_files.config import ModelConfig
 from .device import Device
 from .sampler import Picker, UnseededPicker
 
 
 class Model(Protocol):
-    vocab_size: int  # of the base model
+    vocab_size: int  # the base model's
 
     def forward(self, batch: ForwardBatch) -> Tensor: ...
 
@@ -35,40 +35,40 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A model, what plans its steps, and what picks tokens from its logits."""
+    """A model, the planners of its steps, and the pickers of tokens from its logits."""
 
     model: Model
     attention: AttentionPlanner
     lora: LoRAPlanner
     picker: Picker
-    unseeded: UnseededPicker | None = None  # draws for rows without a seed, where it has a faster way
-    send: Send = on_host  # the integers of a step, to where the model is
+    unseeded: UnseededPicker | None = None  # draws for rows without a seed, if the backend has a faster way
+    send: Send = on_host  # copies the integers of a step to the model's device
 
 
 class StepGraphs(Protocol):
-    """Steps that were captured before and are launched whole."""
+    """Steps that were captured before; each is launched as a whole."""
 
     def capture(self, sizes: Iterable[int], progress: bool) -> None:
-        """sizes: numbers of rows. progress: shows a bar on stderr."""
+        """Captures one graph for each size. sizes: numbers of rows. progress: shows a bar on stderr."""
 
     def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
-        """The logits of the rows: [num_rows, vocab_size] float32; None, with nothing launched, for a step that no graph
-        holds. rows, adapter_pages: as `build_batch` takes them."""
+        """Returns the logits of the rows, [num_rows, vocab_size] float32; or None, with nothing launched, if no graph
+        fits the step. rows, adapter_pages: as for `build_batch`."""
 
 
-BuildBackend = Callable[[ModelConfig, ModelWeights, Arena, DevicePool, RankGroup], Backend]
+BuildBackend = Callable[[ModelConfig, ModelTensors, Arena, DevicePool, ShardGroup], Backend]
 
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """A backend, and what has to be known before there is an arena and a model to build it from."""
+    """A chosen backend, and the facts about it that are needed before an arena and a model exist to build it from."""
 
     build: BuildBackend
-    layout: Layout = Layout.VECTORS  # of adapters
-    device: Device | None = None  # of the arena and the weights; None is the CPU's memory
-    # Of a backend, a page that no request has, the pages of the longest row and of all rows of a step.
+    layout: Layout = Layout.CPU  # how adapters lie in a page
+    device: Device | None = None  # where the arena and the model are; None is the CPU's memory
+    # Arguments: the backend, a page that no request gets, the pages of the longest row, those of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None
-    kv_dtypes: Collection[torch.dtype] = ()  # that KV may have instead of the model's
+    kv_dtypes: Collection[torch.dtype] = ()  # data types that KV may have instead of the model's
 
     @property
     def torch_device(self) -> torch.device:

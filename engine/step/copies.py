@@ -1,4 +1,4 @@
-"""StepCopies: when a step's adapter copies run, before its rows or beside them."""
+"""StepCopies: when the adapter copies of a step run, before its rows or beside them."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ class PagedRow(Protocol):
 
 
 class PagedStep(Protocol):
-    """What copies have to know of a step, the scheduler's or as a rank is told of it."""
+    """The facts about a step that its copies need: the scheduler's Step, or the ShardStep that a shard receives."""
 
     @property
     def copies(self) -> Sequence[PageCopy]: ...
@@ -27,26 +27,26 @@ class PagedStep(Protocol):
 
 
 class StepCopies(Protocol):
-    is_beside: bool  # the rows of a step do not wait for its copies, and may not use what these bring
+    is_beside: bool  # True if the rows of a step do not wait for its copies, and so may not use the copied pages
 
     def begin(self, step: PagedStep) -> None:
-        """Comes before anything of the step is computed."""
+        """Begins the step's copies. Call it before anything of the step is computed."""
 
     def go_on(self, is_waited_for: bool) -> None:
-        """What the step's rows need is launched, and nobody has waited for it yet. is_waited_for: somebody will, who
-        reads the rows' tokens."""
+        """Goes on with the copies. Call it once the work of the step's rows is launched, before the host waits for it.
+        is_waited_for: True if the host will wait for it, to read the rows' tokens."""
 
     def settle(self) -> None:
-        """Comes after rows that failed and before others of the step are computed: nothing of the failed ones runs any
-        more. Raises EngineBroken where nothing can be computed at all."""
+        """Waits until nothing of the failed rows runs any more. Call it after rows failed, before other rows of the
+        step are computed. Raises EngineBroken if nothing can be computed at all."""
 
     def finish(self) -> float:
-        """Comes after the step, even if it failed: no copy is left out. Returns the seconds of the host that the step's
-        copies took."""
+        """Completes all copies of the step. Call it after the step, even if it failed. Returns the seconds of host time
+        that the copies took."""
 
 
 class CopiesBefore:
-    """Where copying and computing share the processor: what is copied in a step can be used in it."""
+    """Copies run before the rows, because both share the processor. The rows of a step can use its copied pages."""
 
     is_beside = False
 
@@ -68,7 +68,7 @@ class CopiesBefore:
 
 
 def run_copies(pool: DevicePool, copies: Sequence[PageCopy]) -> float:
-    """Returns the seconds that it took."""
+    """Runs the copies; returns the seconds that they took."""
     started = time.monotonic()
     for copy in copies:
         pool.copy(copy.digest, copy.first, copy.page_ids)

@@ -1,6 +1,6 @@
-"""EngineCore: the step. Owns scheduler, runner, arena and adapter pool, and lets them do plan -> execute -> commit.
+"""EngineCore: runs the steps. Owns scheduler, runner, arena and adapter pool, and has them plan, execute and commit.
 
-Synchronous and single-threaded; knows no text, no name of an adapter, no process and no wire.
+Synchronous and single-threaded. Knows no text, no name of an adapter, no process and no wire.
 """
 
 import logging
@@ -25,8 +25,8 @@ from blora.scheduler import (
 
 from ..errors import EngineBroken
 from ..memory.arena import Arena
-from ..outputs import AdapterState
-from ..parallel.shards import NO_RANKS, Ranks
+from ..outputs import AdapterState, EngineLoad
+from ..parallel.shards import NO_SHARDS, Shards
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -41,17 +41,17 @@ class EngineCore:
         residency: AdapterResidency,
         pool: DevicePool,
         runner: ModelRunner,
-        ranks: Ranks = NO_RANKS,
+        shards: Shards = NO_SHARDS,
     ) -> None:
         self.arena = arena
         self.scheduler = scheduler
         self._residency = residency
         self._pool = pool
         self._runner = runner
-        self._ranks = ranks
+        self._shards = shards
         self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
-        self._dropping: set[str] = set()  # adapters whose image goes once it is copied
-        self._unloaded: list[str] = []  # adapters that are gone, not yet told
+        self._dropping: set[str] = set()  # adapters whose image is dropped once it is copied
+        self._unloaded: list[str] = []  # adapters that are gone, not yet reported by `take_unloaded`
 
     # Requests.
 
@@ -60,7 +60,7 @@ class EngineCore:
         self.scheduler.add(request)
 
     def finish(self, request_id: int) -> None:
-        """Ends a request at any phase; an unknown or finished one is fine."""
+        """Ends a request in any phase. An unknown or finished request is ignored."""
         self.scheduler.finish(request_id, FinishReason.ABORT)
         self._drop_unused()
 
@@ -69,11 +69,12 @@ class EngineCore:
         return self.scheduler.has_work
 
     def step(self) -> list[RowUpdate]:
-        """Plans, executes and commits one step. A row that cannot be computed ends its own request only."""
+        """Plans, executes and commits one step; returns the updates of its rows. A row that cannot be computed ends
+        only its own request."""
         step = self.scheduler.schedule(time.monotonic())
         planned = time.monotonic()
         self._runner.begin_copies(step)
-        self._ranks.copy(step)  # not if they fail here, which plans them again
+        self._shards.copy(step)  # comes second: copies that fail in this shard are planned again
         results = self._execute(step)
         copying = self._runner.finish_copies()
         self.scheduler.note_seconds(step, copying, time.monotonic() - planned - copying)
@@ -82,8 +83,8 @@ class EngineCore:
         return updates
 
     def _execute(self, step: Step) -> dict[int, RowResult]:
-        """Nothing is committed yet, so the rows of a step that fails are run again in halves until the guilty one is
-        alone."""
+        """Returns a result for each row. If the step fails, its rows run again in halves until the guilty row is alone;
+        they can, because nothing is committed yet."""
         if not step.rows:
             return {}
         try:
@@ -103,58 +104,58 @@ class EngineCore:
     # Adapters.
 
     def load_adapter(self, table: ImageTable, image: Tensor) -> None:
-        """Makes an adapter usable. image: [num_shards * num_pages, page_bytes] uint8, kept and never written to; ranks
-        beside this one have been given it."""
-        if table.num_shards != self._ranks.size:
-            raise ValueError(f"an image for {table.num_shards} ranks, of which there are {self._ranks.size}")
+        """Makes an adapter usable. image: [num_shards * num_pages, page_bytes] uint8, which is kept and never written
+        to. The caller has already sent it to the other shards."""
+        if table.num_shards != self._shards.size:
+            raise ValueError(f"the image is packed for {table.num_shards} shards, and there are {self._shards.size}")
         self._pool.add(table.of_shard(0), image[: table.num_pages])
         self._residency.register(table.digest, table.num_pages)
         self._leaving.discard(table.digest)
         self._dropping.discard(table.digest)
 
     def drop_image(self, digest: str) -> None:
-        """Lets go of an adapter's images, once they are copied if they are being copied. No request may use it until
-        it is loaded again; resident it stays."""
+        """Drops an adapter's image, after the copy of it that may be under way. A resident adapter stays resident. No
+        request may use the adapter until it is loaded again."""
         self._dropping.add(digest)
         self._drop_unused()
 
     def unload_adapter(self, digest: str) -> None:
-        """Refuses nothing and waits for nothing: the adapter goes with the last unfinished request that uses it."""
+        """Unloads an adapter. Returns at once; the adapter goes when the last unfinished request that uses it ends."""
         self._residency.unregister(digest)
         self._leaving.add(digest)
         self._drop_unused()
 
     def _drop_unused(self) -> None:
-        """Frees what unloaded adapters whose last request has ended had, and images that were to be dropped."""
+        """Frees unloaded adapters whose last request has ended, and images marked to be dropped."""
         for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
             self._leaving.remove(digest)
             self._pool.remove(digest)
-            self._ranks.forget_adapter(digest)
+            self._shards.forget_adapter(digest)
             self._unloaded.append(digest)
         for digest in [digest for digest in self._dropping if not self._residency.is_being_copied(digest)]:
             self._dropping.remove(digest)
             self._pool.drop_image(digest)
-            self._ranks.drop_image(digest)
+            self._shards.drop_image(digest)
 
     def images(self) -> set[str]:
-        """The adapters whose image is kept: not unloaded, nor to be dropped."""
+        """Returns the adapters whose image is kept: neither gone nor marked to be dropped."""
         return self._pool.images() - self._dropping
 
     def take_unloaded(self) -> list[str]:
-        """The adapters that are gone since the last call."""
+        """Returns the adapters that have gone since the last call."""
         gone, self._unloaded = self._unloaded, []
         return gone
 
     def take_residency_changes(self) -> dict[str, bool]:
-        """See AdapterResidency.take_changes."""
+        """Returns the result of AdapterResidency.take_changes."""
         return self._residency.take_changes()
 
     def pin_adapter(self, digest: str) -> bool:
-        """Makes an adapter resident for good; False when there is no room for it beside what was accepted."""
+        """Makes an adapter resident for good. Returns False if there is no room for it beside the accepted requests."""
         return self.scheduler.pin(digest)
 
     def warm_adapter(self, digest: str) -> bool:
-        """Starts to make an adapter resident, which the next steps do; False when there is no room for it now."""
+        """Has the next steps make an adapter resident. Returns False if there is no room for it now."""
         return self._residency.warm(digest)
 
     def unpin_adapter(self, digest: str) -> None:
@@ -174,20 +175,25 @@ class EngineCore:
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that hold nothing in use: empty ones, cached KV and idle adapters."""
+        """The number of pages not in use: empty ones, and those of cached KV and idle adapters."""
         return self.scheduler.num_free_pages
 
+    @property
+    def load(self) -> EngineLoad:
+        scheduler = self.scheduler
+        return EngineLoad(self.num_free_pages, scheduler.num_running, scheduler.num_waiting, scheduler.counts)
+
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a page, a table or a reference has no owner, or more than one, or when an adapter
-        that may have to be copied has no image."""
+        """Raises RuntimeError if a page, a table or a reference has no owner or several, or if an adapter that may have
+        to be copied has no image."""
         self.scheduler.check_integrity()
         lost = [digest for digest in self._residency.to_be_copied() if digest not in self._pool]
         if lost:
-            raise RuntimeError(f"adapters {lost} are used, and their images are gone")
+            raise RuntimeError(f"adapters {lost} are in use, but their images are gone")
 
     def check_idle(self) -> None:
-        """Raises RuntimeError unless no request is left, and nothing holds a page but adapters that are pinned or still
-        on their way, copied ahead for requests that have ended."""
+        """Raises RuntimeError if a request is left, or if anything holds a page except pinned adapters and adapters
+        still being copied, ahead for requests that have ended."""
         num_held, num_kept = self.scheduler.num_pages - self.num_free_pages, self._residency.num_kept_pages
         num_unfinished = self.scheduler.num_running + self.scheduler.num_waiting
         if num_unfinished or num_held != num_kept:

@@ -1,7 +1,7 @@
 """The interfaces of a device: streams, events, graphs and memory of one GPU. `cuda/device.py` implements them.
 
-What is launched runs on the current stream, in order; `compute` is the current one unless `use` says otherwise. Between
-streams there is no order but what `Stream.wait` makes, and none between a stream and the host but `synchronize`.
+Launched work runs on the current stream, in order. The current stream is `compute`, or another one inside `use`. Only
+`Stream.wait` orders work between streams, and only `synchronize` between a stream and the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,28 +21,28 @@ class Event(Protocol):
     """A point in a stream."""
 
     def is_done(self) -> bool:
-        """Whether all that was launched before it has run; does not wait."""
+        """Returns whether all work launched before this point has run. Does not wait."""
 
     def synchronize(self) -> None:
-        """The host waits until all that was launched before it has run."""
+        """Makes the host wait until all work launched before this point has run."""
 
 
 class Stream(Protocol):
     def record(self) -> Event:
-        """The point behind what was launched on this stream so far."""
+        """Returns the point after all work launched on this stream so far."""
 
     def wait(self, event: Event) -> None:
-        """What is launched on this stream from now on runs after the event. The host does not wait."""
+        """Makes all work launched on this stream from now on run after the event. The host does not wait."""
 
 
 class Graph(Protocol):
     def replay(self) -> None:
-        """Launches on the current stream what was captured, with the tensors it was captured with."""
+        """Launches the captured work on the current stream, on the tensors of the capture."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Bytes of the whole GPU, whoever has them."""
+    """Memory of the whole GPU in bytes, that of other processes included."""
 
     free: int
     total: int
@@ -54,34 +54,36 @@ class DeviceMemory:
 
 class Device(Protocol):
     torch_device: torch.device
-    compute: Stream  # the step's
+    compute: Stream  # the stream of the step
 
     def new_stream(self) -> Stream: ...
 
     def use(self, stream: Stream) -> AbstractContextManager[None]:
-        """Inside, what is launched goes to this stream."""
+        """Makes this stream the current one inside `with`."""
 
     def pinned(self, *shape: int) -> Tensor:
-        """uint8 on the host, which `copy` reads without the host waiting for it."""
+        """Returns a uint8 tensor of pinned host memory. The host does not wait for a `copy` from it."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Launches a copy; source, pinned, must keep its content until that has run. Same shape and dtype."""
+        """Launches a copy between tensors of the same shape and dtype. source: pinned; it must keep its content until
+        the copy has run."""
 
     def send(self, *parts: Array) -> Sequence[Tensor]:
-        """Launches a copy of arrays of the host, which may change at once. Returns tensors of the device with their
-        shapes and dtypes."""
+        """Launches copies of host arrays, which may change as soon as this returns. Returns tensors of the device with
+        their shapes and dtypes."""
 
     def capture(self, run: Callable[[], Result], beside: Graph | None = None) -> tuple[Graph, Result]:
-        """Runs it once for what is only made at the first time, then captures it; what it returns is written by each
-        replay. beside: a graph whose memory it shares: what one has returned is valid until another is replayed."""
+        """Runs `run` once, for things that are only made the first time, then captures it. Returns the graph and the
+        result of `run`, which each replay writes again. beside: a graph whose memory the new one shares; the result of
+        one is then valid until another is replayed."""
 
     def synchronize(self) -> None:
-        """The host waits for all streams."""
+        """Makes the host wait for all streams."""
 
     def memory(self) -> DeviceMemory: ...
 
     def measure_peak(self, run: Callable[[], object]) -> int:
-        """The most bytes that it took at a time, beside what was held before."""
+        """Runs `run`; returns the most bytes that it took at any time, beyond those held before."""
 
     def describe(self) -> str:
-        """Name and capability of the GPU."""
+        """Returns the name and the capability of the GPU."""

@@ -13,11 +13,11 @@ from blora.scheduler import AdapterUse, ScheduledRow
 from ..attention.base import AttentionPlanner, PagedRows
 from ..model.batch import ForwardBatch
 
-MAX_SCORED_ROWS = 256  # prompt logprobs are projected in slices: a row of logits is as wide as the vocabulary
+MAX_SCORED_ROWS = 256  # tokens whose prompt logprobs are projected at a time: each row of logits is vocab_size wide
 
 
 class BatchRow(Protocol):
-    """What the tensors of a step are built from: a row as it was scheduled, or as a rank is told of it."""
+    """The facts about a row from which a step's tensors are built: a ScheduledRow, or the ShardRow of a shard."""
 
     @property
     def new_token_ids(self) -> Sequence[int]: ...
@@ -40,7 +40,7 @@ class BatchRow(Protocol):
 
 
 def in_batch_order(rows: Sequence[ScheduledRow]) -> list[ScheduledRow]:
-    """Rows with the same adapters stand together, so that lists of adapters are few segments; base rows first."""
+    """Returns the rows sorted by their adapters, so that equal lists of adapters form one segment; base rows first."""
     return sorted(rows, key=lambda row: row.adapters)
 
 
@@ -51,8 +51,8 @@ def build_batch(
     lora: LoRAPlanner,
     send: Send = on_host,
 ) -> ForwardBatch:
-    """rows: in batch order. adapter_pages: digest -> arena pages of every adapter the rows use. send: to the device of
-    the model."""
+    """rows: in batch order. adapter_pages: digest -> arena pages, for every adapter that the rows use. send: copies
+    integers to the model's device."""
     token_ids: list[int] = []
     positions: list[int] = []
     logits_at: list[int] = []
@@ -75,14 +75,16 @@ def build_batch(
 
 
 def segments_of(rows: Sequence[BatchRow]) -> list[Segment]:
-    """rows: in batch order, so that the last row has adapters if any has."""
+    """Returns the runs of tokens with the same adapters. rows: in batch order, so the last row has adapters if any row
+    has."""
     return _segments_of(_runs(rows)) if rows[-1].adapters else []
 
 
 def plan_logits(
     runs: Iterable[tuple[tuple[AdapterUse, ...], int]], adapter_pages: Mapping[str, Sequence[int]], lora: LoRAPlanner
 ) -> LoRAMetadata | None:
-    """Of rows that are projected to logits; None when no adapter changes the head. runs: adapters, number of rows."""
+    """Returns the LoRA metadata of rows projected to logits, or None if no adapter changes the head. runs: adapters and
+    number of rows."""
     segments = [
         segment for segment in _segments_of(runs) if any(lora.changes_head(digest) for digest, _ in segment.adapters)
     ]
@@ -90,7 +92,7 @@ def plan_logits(
 
 
 def scored_slices(rows: Sequence[BatchRow]) -> Iterator[tuple[int, slice]]:
-    """Which hidden states are projected for prompt logprobs: the row's index, and a slice of the step's tokens."""
+    """Yields the hidden states to project for prompt logprobs: the row's index, and a slice of the step's tokens."""
     first = 0
     for index, row in enumerate(rows):
         for start in range(0, row.num_scored_tokens, MAX_SCORED_ROWS):
@@ -117,7 +119,8 @@ def _segments_of(runs: Iterable[tuple[tuple[AdapterUse, ...], int]]) -> list[Seg
 
 
 def _runs(rows: Sequence[BatchRow]) -> Iterator[tuple[tuple[AdapterUse, ...], int]]:
-    """The adapters in force and the number of tokens: two runs for a row whose adapters are activated in this step."""
+    """Yields the adapters in force and the number of tokens. A row whose adapters are activated in this step gives two
+    runs."""
     for row in rows:
         num_base_tokens = row.num_base_tokens
         if num_base_tokens:

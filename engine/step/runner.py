@@ -1,5 +1,7 @@
-"""ModelRunner: executes a step: one forward pass over the mixed batch, sampling; and its copies. Holds no request
-state."""
+"""ModelRunner: executes a step: its copies, one forward pass over the mixed batch, and sampling.
+
+Holds no state of a request.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +13,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.scheduler import RowResult, ScheduledRow, Step, TokenLogprob
 
 from ..errors import EngineBroken
-from ..parallel.shards import NO_RANKS, Aside, Ranks
+from ..parallel.shards import NO_SHARDS, Aside, Shards
 from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
@@ -25,10 +27,9 @@ class ModelRunner:
         pool: DevicePool,
         copies: StepCopies,
         graphs: StepGraphs | None = None,
-        ranks: Ranks = NO_RANKS,
+        shards: Shards = NO_SHARDS,
     ) -> None:
-        """graphs: of the backend, for the steps that they hold. ranks: the others that compute what this one computes,
-        each on its shard."""
+        """graphs: the backend's captured steps. shards: the other shards, which compute every step on their parts."""
         self._model = backend.model
         self._attention = backend.attention
         self._lora = backend.lora
@@ -38,22 +39,23 @@ class ModelRunner:
         self._pool = pool
         self._copies = copies
         self._graphs = graphs
-        self._ranks = ranks
+        self._shards = shards
 
     @torch.inference_mode()
     def begin_copies(self, step: Step) -> None:
-        """Comes before `execute`: what it computes with is there, or will be when it gets to it."""
+        """Begins the step's copies. Call it before `execute`, so that each page is copied before `execute` needs it."""
         self._copies.begin(step)
 
     @torch.inference_mode()
     def finish_copies(self) -> float:
-        """Comes after `execute`, even if it failed. Returns the seconds that the step's copies took."""
+        """Completes the step's copies. Call it after `execute`, even if that failed. Returns the seconds that the
+        copies took."""
         return self._copies.finish()
 
     @torch.inference_mode()
     def execute(self, step: Step) -> dict[int, RowResult]:
-        """Computes the step's rows. Returns a result for each, by request id; writes nothing but their KV. Raises
-        whatever a row of it causes, and EngineBroken where no row can be computed any more."""
+        """Computes the step's rows. Returns a result for each, by request id; writes only their KV. Raises the error
+        that a row causes, or EngineBroken if no row can be computed any more."""
         try:
             return self._execute(step)
         except EngineBroken:
@@ -69,7 +71,7 @@ class ModelRunner:
             self._copies.go_on(is_waited_for=True)
             return self._results(rows, logits, {})
         batch = build_batch(rows, adapter_pages, self._attention, self._lora, self._send)
-        with self._ranks.computing(rows, adapter_pages) as aside:
+        with self._shards.computing(rows, adapter_pages) as aside:
             hidden = self._model.forward(batch)  # [num_tokens, hidden_size]
             if any(row.is_sampled for row in rows):
                 logits = self._model.compute_logits(hidden[batch.logits_at], batch.logits_lora)
@@ -83,7 +85,7 @@ class ModelRunner:
         logits: Tensor | None,
         prompt_logprobs: Mapping[int, Sequence[TokenLogprob]],
     ) -> dict[int, RowResult]:
-        """logits: of the sampled rows, if there are any: [num_sampled, vocab_size]. prompt_logprobs: by request id."""
+        """logits: [num_sampled, vocab_size], or None if no row is sampled. prompt_logprobs: by request id."""
         results = {row.request_id: RowResult() for row in rows}
         sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
@@ -96,14 +98,16 @@ class ModelRunner:
     def _prompt_logprobs(
         self, rows: Sequence[ScheduledRow], hidden: Tensor, adapter_pages: Mapping[str, Sequence[int]], aside: Aside
     ) -> dict[int, list[TokenLogprob]]:
-        """By request id, of the prompt tokens that follow the tokens computed in this step, for rows that asked."""
+        """Returns, by request id, the logprobs of the prompt tokens that follow this step's tokens, for rows whose
+        request wants them."""
         found: dict[int, list[TokenLogprob]] = {}
         for index, part in scored_slices(rows):
             row = rows[index]
-            # An activated LoRA, which changes a part of a row only, changes no head.
+            # All of a row's tokens have the same adapters here: an activated LoRA, which changes only a part of them,
+            # changes no head.
             lora = plan_logits([(row.adapters, len(hidden[part]))], adapter_pages, self._lora)
             logits = self._model.compute_logits(hidden[part], lora)[:, : self._vocab_size(row)]
-            self._ranks.wait_for_collectives()
+            self._shards.wait_for_collectives()
             with aside:
                 scored = found.setdefault(row.request_id, [])
                 targets = row.scored_token_ids[len(scored) : len(scored) + len(logits)]
@@ -111,7 +115,7 @@ class ModelRunner:
         return found
 
     def _vocab_sizes(self, rows: Sequence[ScheduledRow]) -> list[int] | None:
-        """Of each row's logits; None where all are the model's."""
+        """Returns the vocabulary size of each row, or None if all have the model's."""
         if not any(self._pool.vocab_size_of(digest) for row in rows for digest, _ in row.adapters):
             return None
         return [self._vocab_size(row) for row in rows]

@@ -1,8 +1,8 @@
-"""Sampler: from logits to tokens, row by row. A row's draw depends on its own logits, parameters and seed only.
+"""Sampler: turns logits into tokens, row by row. A row's draw depends only on its own logits, parameters and seed.
 
 Random draws are Gumbel-max (Gumbel 1954): the argmax of log-probability plus -log(-log(u)), where u comes from a
-counter-based generator keyed by (seed, sample index, position, token). No state is carried from step to step, so the
-batch, the order of rows and preemption cannot change a seeded result.
+counter-based generator keyed by (seed, sample index, position, token). The generator carries no state from step to
+step, so the batch, the order of rows and preemption cannot change a seeded result.
 """
 
 from collections import Counter
@@ -18,43 +18,44 @@ from blora.scheduler import RowResult, SamplingParams, ScheduledRow, TokenLogpro
 MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
 MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the multipliers of its finaliser
-HEAD = 1024  # tokens that filters are tried on before the whole vocabulary is sorted
-MIN_UNSEEDED_TEMPERATURE = 1e-3  # below, float32 cannot hold every logit / temperature; the exact way can
+HEAD = 1024  # the number of best tokens that filters try before they sort the whole vocabulary
+MIN_UNSEEDED_TEMPERATURE = 1e-3  # below it float32 cannot hold every logit / temperature; `Picker` uses float64
 NOT_FINITE = "the model's logits are not finite for this request"
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Of each row of logits."""
+    """The best token of each row of logits."""
 
-    token_ids: Sequence[int]  # the first of the largest
-    is_finite: Sequence[bool]  # all of them
+    token_ids: Sequence[int]  # the first token of those with the largest logit
+    is_finite: Sequence[bool]  # True if all logits of the row are finite
 
 
 class Picker(Protocol):
-    """The two passes over whole rows of logits; a backend may have faster ones."""
+    """The two passes over whole rows of logits, of which a backend may have faster versions."""
 
     def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
-        """logits: [num_rows, widest vocab_size] float32. vocab_sizes: of each row; None where all are so wide."""
+        """logits: [num_rows, widest vocab_size] float32. vocab_sizes: one for each row; None if all rows are as wide
+        as the tensor."""
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
-        """A token from softmax(logits / temperature). logits: [vocab_size] float32. key: `draw_key`'s."""
+        """Draws a token from softmax(logits / temperature). logits: [vocab_size] float32. key: from `draw_key`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Of a row that nobody expects a certain token of."""
+    """A draw for a row without a seed, from which no particular token is expected."""
 
     params: SamplingParams
-    key: int  # `draw_key`'s: other bits for other draws
+    key: int  # from `draw_key`, so that each draw has other bits
 
 
 class UnseededPicker(Protocol):
-    """Draws for all rows of a step together that no user gave a seed for, with the probabilities that `Picker` draws
-    with, but bits of its own, which may depend on a row's place in the batch."""
+    """Draws together for all rows of a step whose requests gave no seed. It uses the probabilities of `Picker`, but
+    random bits of its own, which may depend on a row's place in the batch."""
 
     def draw_all(self, logits: Tensor, draws: Sequence[Draw], vocab_sizes: Sequence[int] | None) -> Sequence[int]:
-        """logits: [num_rows, widest vocab_size] float32. draws, vocab_sizes: of each row, as for `Picker.best`."""
+        """logits: [num_rows, widest vocab_size] float32. draws: one for each row. vocab_sizes: as for `Picker.best`."""
 
 
 class TorchPicker:
@@ -80,9 +81,9 @@ def sample(
     vocab_sizes: Sequence[int] | None = None,
     unseeded: UnseededPicker | None = None,
 ) -> list[RowResult]:
-    """One result per row. logits: [num_rows, widest vocab_size] float32, raw; changed in place. vocab_sizes: of each
-    row, where they differ; what stands behind a row's own is not looked at. unseeded: of rows that have no seed of
-    their own, where the engine has none for them either."""
+    """Returns one result per row. logits: [num_rows, widest vocab_size] float32, raw; changed in place. vocab_sizes:
+    one for each row, if they differ; logits beyond a row's own size are ignored. unseeded: draws for rows without a
+    seed; None if the engine gives every request a seed."""
     best = picker.best(logits, vocab_sizes)
     drawn = {} if unseeded is None else _draw_unseeded(logits, rows, unseeded, vocab_sizes, best)
     results = []
@@ -106,7 +107,7 @@ def _draw_unseeded(
     vocab_sizes: Sequence[int] | None,
     best: Best,
 ) -> dict[int, int]:
-    """The tokens of the rows, by index, that want no more than a token. logits: as they are raw."""
+    """Returns tokens, by row index, for the rows that need no more than a random token. logits: raw."""
     indices = [index for index, row in enumerate(rows) if best.is_finite[index] and _wants_any_draw(row)]
     if not indices:
         return {}
@@ -125,7 +126,7 @@ def _wants_any_draw(row: ScheduledRow) -> bool:
 def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
     """logits: [vocab_size]."""
     params = row.sampling
-    raw = logits.clone() if params.logprobs is not None else None  # logprobs are those of the raw logits
+    raw = logits.clone() if params.logprobs is not None else None  # users get logprobs of the raw logits
     _apply_constraints(logits, row)
     if params.temperature == 0:
         token_id = picker.best(logits[None]).token_ids[0]
@@ -137,14 +138,15 @@ def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
 
 
 def _has_constraints(row: ScheduledRow) -> bool:
-    """Whether `_apply_constraints` can change anything."""
+    """Returns whether `_apply_constraints` can change anything."""
     params = row.sampling
     is_penalised = params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
     return bool(params.logit_bias) or is_penalised or row.num_output_tokens < params.min_tokens
 
 
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
-    """Biases, then penalties, as in vLLM; last the tokens that cannot be drawn yet, which nothing brings back."""
+    """Applies biases, then penalties, as vLLM does. Stop tokens that cannot be drawn yet come last, so that nothing
+    brings them back."""
     params = row.sampling
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
@@ -160,7 +162,7 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
         seen = torch.tensor(sorted(set(row.token_ids)), device=logits.device)
         values = logits[seen]
         values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-        logits[seen] = values.clamp(max=torch.finfo(logits.dtype).max)  # a tiny penalty must not make infinity
+        logits[seen] = values.clamp(max=torch.finfo(logits.dtype).max)  # a tiny penalty must not give infinity
     output = row.token_ids[row.num_prompt_tokens :]
     if output and (params.frequency_penalty or params.presence_penalty):
         counts = Counter(output)
@@ -184,7 +186,7 @@ def _draw_key(row: ScheduledRow) -> int:
 
 
 def _scores(logits: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities up to a constant: [vocab_size] float64. The best is 0, however small the temperature."""
+    """Returns log-probabilities up to a constant, [vocab_size] float64. The best is 0 at every temperature."""
     scores = logits.double()
     return (scores - scores.max()) / temperature
 
@@ -194,7 +196,7 @@ def _pick(scores: Tensor, candidates: Tensor, key: int) -> int:
 
 
 def _candidates(scores: Tensor, params: SamplingParams) -> Tensor:
-    """The tokens that top-k, min-p and top-p leave, the best first. scores: [vocab_size]."""
+    """Returns the tokens that top-k, min-p and top-p leave, the best first. scores: [vocab_size]."""
     vocab_size = len(scores)
     if 0 < params.top_k < vocab_size:
         best = _head(scores, params.top_k)[: params.top_k]
@@ -206,7 +208,8 @@ def _candidates(scores: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _head(scores: Tensor, size: int) -> Tensor:
-    """The best `size` tokens and all that equal the last of them, the best first, equals in order of their ids."""
+    """Returns the best `size` tokens and all that tie with the last of them, the best first, ties in order of their
+    ids."""
     ids = torch.arange(len(scores), device=scores.device)
     if size < len(scores):
         ids = ids[scores >= scores.topk(size).values[-1]]
@@ -214,10 +217,11 @@ def _head(scores: Tensor, size: int) -> Tensor:
 
 
 def _filter(best: Tensor, scores: Tensor, total: Tensor, params: SamplingParams) -> Tensor:
-    """The first of the best tokens, as many as min-p and top-p leave. total: logsumexp of what top-k left."""
+    """Returns the first of the best tokens, as many as min-p and top-p leave. total: logsumexp of the scores that top-k
+    left."""
     probabilities = (scores[best] - total).exp()
     is_kept = probabilities >= params.min_p * probabilities[0]  # min-p, arXiv 2407.01082
-    # top-p (nucleus, arXiv 1904.09751): the shortest head of the order whose mass reaches top_p.
+    # top-p (nucleus, arXiv 1904.09751): the shortest list of best tokens whose total probability reaches top_p.
     is_kept &= probabilities.cumsum(dim=0) - probabilities < params.top_p
     is_kept &= probabilities > 0
     is_kept[0] = True
@@ -225,7 +229,7 @@ def _filter(best: Tensor, scores: Tensor, total: Tensor, params: SamplingParams)
 
 
 def draw_key(seed: int, sample_index: int, position: int) -> int:
-    """64 bits for the draws of one position."""
+    """Returns 64 bits for the draws of one position."""
     key = 0
     for part in (seed, sample_index, position):
         key = _mix(key ^ _mix(part & MASK64))
@@ -233,12 +237,12 @@ def draw_key(seed: int, sample_index: int, position: int) -> int:
 
 
 def gumbel_noise(key: int, token_ids: Tensor) -> Tensor:
-    """Standard Gumbel noise of each token. token_ids: [n] int64; returns [n] float64."""
+    """Returns standard Gumbel noise for each token, [n] float64. token_ids: [n] int64."""
     bits = token_ids * _signed(GOLDEN) + _signed(key)
     bits = (bits ^ _shift_right(bits, 30)) * _signed(MIX1)
     bits = (bits ^ _shift_right(bits, 27)) * _signed(MIX2)
     bits = bits ^ _shift_right(bits, 31)
-    # In (0, 1), both ends excluded: with one bit more the last half would round up to 1, whose noise is infinite.
+    # In (0, 1), both ends excluded: with one more bit the largest value would round up to 1, whose noise is infinite.
     uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
     return -torch.log(-torch.log(uniform))
 
@@ -252,17 +256,18 @@ def _mix(value: int) -> int:
 
 
 def _signed(value: int) -> int:
-    """The same 64 bits as torch's int64 holds them; its arithmetic wraps."""
+    """Returns the same 64 bits as a value of torch's int64, whose arithmetic wraps."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift: torch's keeps the sign."""
+    """Shifts logically; torch's own shift keeps the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_best: int) -> list[TokenLogprob]:
-    """Per row, the log-probability and rank of its token, then those of the best. logits: [num_rows, vocab_size]."""
+    """Returns, for each row, the log-probability and rank of its token, then those of the best tokens. logits:
+    [num_rows, vocab_size]."""
     logprobs = logits.float().log_softmax(dim=1)
     chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])  # [num_rows, 1]
     ranks = (logprobs > chosen).sum(dim=1) + 1

@@ -1,7 +1,8 @@
-"""Chat templates: programs of a model or an adapter that make a text of a conversation. Runs them, in a sandbox.
+"""Chat templates: programs of a model or an adapter that turn a conversation into text. This file runs them in a
+sandbox.
 
-A template can be a stranger's, and all requests wait while it runs: it is stopped when it takes too long, and
-when it makes too much. Before, where nobody waits, `check_template` finds out what it takes to prepare.
+A template is untrusted, and all requests wait while it runs: the sandbox stops it when it takes too long or makes too
+much text. Before that, in a process that no request waits for, `check_template` measures how long it takes to compile.
 """
 
 import logging
@@ -20,38 +21,38 @@ from jinja2.parser import Parser
 from .template_sandbox import TemplateSandbox, budget
 
 logger = logging.getLogger(__name__)
-MAX_SECONDS = 1.0  # of this thread's work; a thousand messages take a tenth
-SECONDS_AT_LEAST, SECONDS_PER_MESSAGE = 0.1, 0.01  # a short conversation may take no longer than that
-MAX_COMPILE_SECONDS = 0.2  # 20 KB, more than any model's, take 0.1 s
-MAX_CHECK_SECONDS = 2.0  # several times as long, because the clock is looked at
+MAX_SECONDS = 1.0  # this thread's CPU time for any conversation; a thousand messages take a tenth of it
+SECONDS_AT_LEAST, SECONDS_PER_MESSAGE = 0.1, 0.01  # CPU time that a short conversation may take
+MAX_COMPILE_SECONDS = 0.2  # a template of 20 KB, larger than any model's, takes 0.1 s
+MAX_CHECK_SECONDS = 2.0  # several times as long, because looking at the clock takes time itself
 TEMPLATE_CODE = "<template>"  # what Jinja calls the file of compiled code
 GREETING = ({"role": "user", "content": "Hello."},)
 
 
 def check_template(source: str) -> None:
-    """Raises ValueError for what is no program, takes too long to become one, or does not end when it is greeted. May
-    take seconds of work to find out."""
+    """Raises ValueError for a template that does not compile, takes too long to compile, or does not come to its end
+    for a one-message conversation. The check may take seconds."""
     try:
         with _stopped_after(MAX_CHECK_SECONDS), budget():
             _compile.__wrapped__(source)
         started = time.thread_time()
         _compile(source)
         seconds = time.thread_time() - started
-    except Exception as error:  # of Jinja's parser or Python's, which limits how deep blocks may stand in each other
+    except Exception as error:  # from Jinja's parser or from Python's, which limits how deep blocks may nest
         raise ValueError(f"the chat template is not valid: {error}") from error
     if seconds > MAX_COMPILE_SECONDS:
-        raise ValueError(f"the chat template is not valid: it takes more than {MAX_COMPILE_SECONDS:g} s to prepare")
+        raise ValueError(f"the chat template is not valid: it takes more than {MAX_COMPILE_SECONDS:g} s to compile")
     try:
         render_template(source, messages=GREETING, tools=None, documents=None, add_generation_prompt=True)
     except (TimeoutError, MemoryError) as error:
         raise ValueError(f"the chat template does not come to its end: {error}") from error
-    except Exception:  # it may want more of a conversation
+    except Exception:  # the template may need a longer conversation
         logger.debug("a chat template refuses a greeting", exc_info=True)
 
 
 def render_template(source: str, /, **variables: Any) -> str:
-    """Raises whatever the program raises, and TimeoutError, and MemoryError for more than `budget` allows. A stranger's
-    program has to be checked before."""
+    """Returns the text of a conversation. Raises what the template raises, TimeoutError when it runs too long, and
+    MemoryError when it makes more than `budget` allows. An untrusted template needs `check_template` first."""
     template = _compile(source)
     seconds = min(SECONDS_AT_LEAST + SECONDS_PER_MESSAGE * len(variables.get("messages", ())), MAX_SECONDS)
     with _stopped_after(seconds), budget():
@@ -60,11 +61,13 @@ def render_template(source: str, /, **variables: Any) -> str:
 
 @contextmanager
 def _stopped_after(seconds: float) -> Iterator[None]:
-    """Looks at the clock at every call and at every line of a template's code: a loop of any kind comes back to one."""
+    """Raises TimeoutError inside `with` once this thread has worked so long. The trace function looks at the clock at
+    every call and every line of a template's code, and every kind of loop comes back to one of these."""
     deadline = time.thread_time() + seconds
 
     def on_line(frame: FrameType, _: str, __: Any) -> Any:
-        # Of somebody's garbage that is collected just now: there it would be lost, and nobody watch any more.
+        # The garbage collector may run a destructor just now. Python drops an error raised there, and the tracing with
+        # it, so that nothing would watch the template any more.
         is_destructor = frame.f_code.co_name == "__del__"
         if time.thread_time() > deadline and not is_destructor:
             raise TimeoutError(f"it runs for more than {seconds:g} s")
@@ -82,7 +85,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         sys.settrace(tracer)
 
 
-@lru_cache(maxsize=64)  # many adapters have one template, and one that is used is used again
+@lru_cache(maxsize=64)  # many adapters share one template, and a template in use is soon used again
 def _compile(template: str) -> Any:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     sandbox = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
@@ -91,7 +94,7 @@ def _compile(template: str) -> Any:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; what is inside stands as it is."""
+    """`{% generation %}` marks the assistant's words for training; its content is rendered unchanged."""
 
     tags = {"generation"}
 

@@ -1,6 +1,6 @@
-"""Detokenizer: the text of one sample as its tokens come, and where a stop string ends it.
+"""Detokenizer: turns the tokens of one sample into text as they come, and finds the stop string that ends it.
 
-A stop string never leaks in part: as much text as could be the beginning of one is held back until it is not.
+No part of a stop string is ever shown: text that could be the beginning of one is held back until it cannot be.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,19 @@ class Detokenizer:
         self._min_tokens = sampling.min_tokens
         self._keeps_stop = sampling.include_stop_str_in_output
         self._num_tokens = 0
-        self._text = ""  # decoded, the part held back included
+        self._text = ""  # all decoded text, the part held back included
         self._num_checked = 0  # characters in which no stop string begins
         self.stop_string: str | None = None  # the one that ended the text
 
     @property
     def text(self) -> str:
-        """What may be shown: everything that cannot be the beginning of a stop string any more."""
+        """The text that may be shown: all that cannot be the beginning of a stop string any more."""
         return self._text if not self._stops or self.stop_string is not None else self._text[: self._num_checked]
 
     def push(self, token_ids: Sequence[int], is_last_shown: bool = True) -> int:
-        """Adds tokens; returns how many of them were used, fewer than all when a stop string ended the text.
+        """Adds tokens; returns how many of them were used, which is fewer than all if a stop string ended the text.
 
-        is_last_shown: False for a stop token at the end, which is no part of the text.
+        is_last_shown: False if the last token is a stop token, which is no part of the text.
         """
         for index, token_id in enumerate(token_ids):
             self._num_tokens += 1
@@ -40,7 +40,7 @@ class Detokenizer:
         return len(token_ids)
 
     def finish(self) -> None:
-        """Lets go of what is held back, because no token follows."""
+        """Releases the text held back, because no token follows."""
         if self.stop_string is None:
             self._text += self._stream.flush()
             if not self._find_stop():
@@ -59,7 +59,7 @@ class Detokenizer:
         return False
 
     def _longest_beginning(self) -> int:
-        """Length of the longest end of the text that is the beginning of a stop string."""
+        """Returns the length of the longest suffix of the text that is a prefix of a stop string."""
         longest = 0
         for stop in self._stops:
             tail = self._text[len(self._text) - len(stop) + 1 :] if len(self._text) >= len(stop) else self._text

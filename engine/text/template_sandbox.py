@@ -1,7 +1,8 @@
-"""TemplateSandbox: Jinja for programs of strangers, in which nothing large is made that was not paid for.
+"""TemplateSandbox: Jinja for untrusted programs. An operation pays from a budget of characters before it makes text.
 
-Lines of a program can be counted, one operation in C cannot be stopped: each that could make much of little pays
-beforehand. A value is never larger, counted as a tree, than one budget, so that what only looks at it ends soon, too.
+The lines of a program can be watched, but one operation in C cannot be stopped. So each operation that could make a
+large value from small ones pays beforehand. No value, counted as a tree, is larger than one budget, so that an
+operation that only reads a value ends soon, too.
 """
 
 import json
@@ -21,10 +22,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 
-MAX_CHARACTERS = 32 << 20  # made by one run; a full context of 128k tokens has half a million
-MAX_BITS = 16384  # of an integer
-MAX_WIDTH = 100  # of indents, separators, decimals
-ITEM = 16  # characters that a value in a list counts as
+MAX_CHARACTERS = 32 << 20  # the budget of one run; a full context of 128k tokens has half a million
+MAX_BITS = 16384  # size of an integer
+MAX_WIDTH = 100  # characters of an indent or a separator, or number of decimals
+ITEM = 16  # characters that each value in a list counts as
 SLOW_METHODS = (
     "lstrip",
     "rfind",
@@ -33,10 +34,10 @@ SLOW_METHODS = (
     "rsplit",
     "rstrip",
     "strip",
-)  # by the length of what is sought
-WIDE = re.compile(r"\d{4}|\*")  # a field of a format with 1000 characters or more, or with any number
+)  # their time grows with the length of their argument
+WIDE = re.compile(r"\d{4}|\*")  # a field of a format of 1000 characters or more, or of a width given as an argument
 
-# What templates of models call; the rest of Jinja's filters and of Python's methods is not there.
+# The filters and methods that templates of models call. All other filters of Jinja and methods of Python are missing.
 PLAIN_FILTERS = (
     "abs attr capitalize count d default dictsort e escape first float int items last length list lower map max min"
     " reject rejectattr reverse safe select selectattr sort title truncate unique upper wordcount"
@@ -58,7 +59,7 @@ _left: ContextVar[list[int]] = ContextVar("characters left to the program that r
 
 @contextmanager
 def budget() -> Iterator[None]:
-    """Within, all operations of programs may make MAX_CHARACTERS together, and raise MemoryError beyond."""
+    """Inside `with`, all operations of templates together may make MAX_CHARACTERS; beyond it they raise MemoryError."""
     token = _left.set([MAX_CHARACTERS])
     try:
         yield
@@ -74,7 +75,8 @@ def _pay(num_characters: int) -> None:
 
 
 def _size(value: Any) -> int:
-    """Characters of a value's text, about. Raises MemoryError for what is larger, counted as a tree, than a budget."""
+    """Returns the approximate length of a value's text in characters. Raises MemoryError for a value that, counted as a
+    tree, is larger than a whole budget."""
     if isinstance(value, str):
         return ITEM + len(value)
     size, pending = 0, [value]
@@ -99,7 +101,7 @@ def _checked(value: Any) -> Any:
 
 
 def _paid(value: Any) -> Any:
-    """What one operation has made of no less."""
+    """Pays for a value after one operation has made it, for operations whose result is no larger than their inputs."""
     if isinstance(value, str | bytes):
         _pay(len(value))
     elif isinstance(value, list | tuple):
@@ -175,7 +177,7 @@ def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = 
 
 
 def _tojson(value: Any, **options: Any) -> str:
-    """Jinja's own escapes HTML."""
+    """Replaces Jinja's filter, which escapes HTML."""
     for width in (options.get("indent"), *(options.get("separators") or ())):
         _narrow(width)
     parts = []
@@ -204,7 +206,7 @@ def _paying(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Namespace(Namespace):
-    """Has no text of what it holds, which may come after it was looked at."""
+    """A namespace whose text does not show its content, which may grow after its size was checked."""
 
     __repr__ = object.__repr__
 
@@ -218,7 +220,7 @@ class _Formatter(SandboxedFormatter):
 
 
 class _Generator(CodeGenerator):
-    """Computes nothing beforehand, and has literals looked at."""
+    """Generates code that folds no constants at compile time and checks the size of literals at run time."""
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
         if not isinstance(node, nodes.TemplateData):
@@ -241,7 +243,7 @@ class _Generator(CodeGenerator):
         self.write(")")
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        self.write("environment.checked(" if node.ctx == "load" else "(")  # else it is assigned to
+        self.write("environment.checked(" if node.ctx == "load" else "(")  # otherwise it is an assignment's target
         super().visit_Tuple(node, frame)
         self.write(")")
 
@@ -280,7 +282,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         }
 
     @staticmethod
-    def concat(parts: Iterable[str]) -> str:  # of what a program and its blocks put out
+    def concat(parts: Iterable[str]) -> str:  # joins the output of a template and of its blocks
         found = list(parts)
         _pay(sum(map(len, found)))
         return "".join(found)

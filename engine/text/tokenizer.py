@@ -1,6 +1,6 @@
-"""Tokenizer: text to tokens and back, and conversations to text.
+"""Tokenizer: turns text into tokens and back, and conversations into text.
 
-Imports no torch, and transformers only where there is no tokenizer.json.
+Imports no torch, and transformers only for a model without a tokenizer.json.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from ..model_files.config import UnsupportedModel, read_json
 from .chat_template import render_template
 
 Message = Mapping[str, str]  # "role" and "content"
-MAX_PENDING = 16  # tokens of one character
-NUM_CONTEXT_TOKENS = 8  # of the prompt, shown to a decode stream: enough for spaces and split characters
+MAX_PENDING = 16  # more tokens than any one character has
+NUM_CONTEXT_TOKENS = 8  # last prompt tokens that a decode stream sees: enough for spaces and split characters
 
 
 class Tokenizer:
@@ -32,7 +32,7 @@ class Tokenizer:
         chat_template: str | None,
         added_tokens: tuple[AddedToken, ...] = (),
     ) -> None:
-        """added_tokens: what an adapter has added to the model's tokenizer, in `backend` already."""
+        """added_tokens: tokens that an adapter added to the model's tokenizer; `backend` has them already."""
         self._backend = backend
         self._config = config
         self.chat_template = chat_template
@@ -47,8 +47,8 @@ class Tokenizer:
         chat_template: str | None,
         twin: "Tokenizer | None" = None,
     ) -> "Tokenizer":
-        """This tokenizer with an adapter's text, whose template is not looked at. twin: one that has the same added
-        tokens, which are not added again then. Raises ValueError for tokens that cannot have their ids.
+        """Returns this tokenizer with an adapter's text. The template is not checked here. twin: a tokenizer with the
+        same added tokens, whose backend is used again. Raises ValueError for tokens that cannot get their ids.
         """
         backend = self._backend if twin is None else twin._backend
         if added_tokens and twin is None:
@@ -62,7 +62,7 @@ class Tokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def added_token_contents(self) -> dict[int, str]:
-        """Of all added tokens, by id."""
+        """Returns the contents of all added tokens, by id."""
         return {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
 
     def token_id(self, token: str) -> int | None:
@@ -72,7 +72,7 @@ class Tokenizer:
         return self._backend.id_to_token(token_id)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        # encode_batch gives the GIL back while it works, encode does not, so that other threads of a user's go on.
+        # encode_batch releases the GIL while it works, so that a user's other threads go on; encode does not.
         (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
         return list(encoding.ids)
 
@@ -92,7 +92,7 @@ class Tokenizer:
         return TokenStream(self._backend, context, skip_special_tokens, self._special_ids)
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation. Raises InvalidRequest when the template refuses it or there is none."""
+        """Returns the prompt of a conversation. Raises InvalidRequest if the template refuses it or there is none."""
         if self.chat_template is None:
             raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
         try:
@@ -104,7 +104,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except Exception as error:  # a template is a program of the model's, and may fail in any way
+        except Exception as error:  # a template is a program, and may fail in any way
             raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
 
     @cached_property
@@ -114,8 +114,8 @@ class Tokenizer:
 
 
 def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
-    """Another with more tokens, which shares the vocabulary. Raises ValueError for one that comes to stand elsewhere:
-    ids follow one another."""
+    """Returns a tokenizer with more tokens that shares the vocabulary. Raises ValueError for a token that would get
+    another id than its own: new ids are consecutive."""
     extended = tokenizers.Tokenizer(backend.model)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "encode_special_tokens"):
         setattr(extended, part, getattr(backend, part))
@@ -123,7 +123,7 @@ def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken])
     _add(extended, [_backend_token(token) for token in added_tokens])
     for token in added_tokens:
         if extended.token_to_id(token.content) != token.id:
-            raise ValueError(f"added token {token.content!r:.80} ({token.id}) leaves out ids before it")
+            raise ValueError(f"added token {token.content!r:.80} ({token.id}) leaves a gap in the ids before it")
     return extended
 
 
@@ -137,8 +137,8 @@ def _is_special(token: AddedToken | tokenizers.AddedToken) -> bool:
 
 
 def num_prepared_characters(tokens: Sequence[AddedToken]) -> int:
-    """What adding tokens takes: one kind is added at a time, and each time all that were added before are prepared
-    again."""
+    """Returns the characters that the tokenizer processes to add these tokens. It adds a run of tokens of one kind,
+    special or not, at a time, and each time prepares all earlier ones again."""
     sizes = (sum(len(token.content) for token in group) for _, group in groupby(tokens, _is_special))
     return sum(accumulate(sizes))
 
@@ -149,7 +149,7 @@ def _backend_token(token: AddedToken) -> tokenizers.AddedToken:
 
 
 def _content(token: Any) -> str:
-    """tokenizer_config.json writes a token as text or as an object."""
+    """Returns the text of a token, which tokenizer_config.json writes as a text or as an object."""
     return str(token["content"] if isinstance(token, dict) else token)
 
 
@@ -166,18 +166,18 @@ class TokenStream:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
         if backend.decode(list(context), skip_special_tokens=skip_special_tokens).endswith("\ufffd"):
-            context = ()  # half a character: the stream would wait for the rest, and then show the prompt too
+            context = ()  # the prompt ends in half a character: the stream would wait for the rest, then show both
         self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
         self._hidden = special_ids if skip_special_tokens else frozenset()
-        self._pending: list[int] = []  # tokens whose text is not out yet
+        self._pending: list[int] = []  # tokens whose text is still held back
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
+        """Returns the text that this token completes; empty while a character is incomplete."""
         if token_id in self._hidden:
             return ""
         self._pending.append(token_id)
         if len(self._pending) > MAX_PENDING:
-            # No character is that long. The stream decodes all that is pending at every token, which would become slow.
+            # No character is that long. The stream decodes all pending tokens at every new one, which would get slow.
             self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
             return self.flush()
         try:
@@ -185,7 +185,7 @@ class TokenStream:
         except Exception as error:
             if "Invalid prefix" not in str(error):
                 raise
-            # What was decoded before changed with the new token (bytes that form no character); start afresh.
+            # The new token changed the text decoded before it (bytes that form no character), so a new stream starts.
             self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
             text = self._stream.step(self._backend, token_id)
         if text is None:
@@ -194,14 +194,14 @@ class TokenStream:
         return str(text)
 
     def flush(self) -> str:
-        """The text of what is still held back, with replacement characters where it forms none."""
+        """Returns the text held back, with replacement characters for bytes that form no character."""
         text = self._backend.decode(self._pending, skip_special_tokens=self._skip_special_tokens)
         self._pending.clear()
         return str(text)
 
 
 def load_tokenizer(model: Path) -> Tokenizer:
-    """model: a Hugging Face folder or a .gguf file. Raises UnsupportedModel when its files make no tokenizer."""
+    """model: a Hugging Face folder or a .gguf file. Raises UnsupportedModel if its files hold no usable tokenizer."""
     if model.is_dir() and (model / "tokenizer.json").exists():
         config = _read_json(model / "tokenizer_config.json")
         template_file = model / "chat_template.jinja"
@@ -218,7 +218,7 @@ def _fast_tokenizer(file: Path) -> tokenizers.Tokenizer:
 
 
 def _convert(model: Path) -> Tokenizer:
-    """Lets transformers build a fast tokenizer from whatever the model has."""
+    """Lets transformers build a fast tokenizer from the files that the model has."""
     from transformers import AutoTokenizer
 
     folder, options = (model, {}) if model.is_dir() else (model.parent, {"gguf_file": model.name})
@@ -236,7 +236,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def is_encodable(text: str) -> bool:
-    """False for a lone surrogate, half of a pair that UTF-16 writes one character with."""
+    """Returns False for text with a lone surrogate: half of the pair with which UTF-16 writes one character."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The GPU's LoRA kernels compile for GPUs that are not here, and a step's cost is reckoned from its tiles."""
+"""The GPU's LoRA kernels compile for GPUs that are not here, and a step's cost is counted from its strips."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from blora.engine.cli import main as cli
 
 def test_every_configuration_compiles_and_nothing_spills(tmp_path: Path) -> None:
     """Architectures and types are all compiled by `make gpu-kernels`."""
-    program = "import sys; from blora.engine.server import cli; sys.exit(cli.main(sys.argv[1:]))"
+    program = "import sys; from blora.engine.cli import main; sys.exit(main.main(sys.argv[1:]))"
     line = f"bench triton --architectures 90 --dtypes bfloat16 --json {tmp_path / 'triton.json'}"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
@@ -54,7 +54,7 @@ def test_adapters_are_read_once_each() -> None:
 
 
 def test_rows_of_padding_are_computed() -> None:
-    """64 rows of one adapter are 4 tiles' worth in tiles of 64; of 64 adapters as many tiles without padding."""
+    """64 rows of one adapter are one strip of 64 rows; of 64 adapters, 64 strips of one row: neither has padding."""
     flops = 2 * 64 * 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert cost(1).flops == cost(64).flops == pytest.approx(flops)
     assert cost(12).flops > flops

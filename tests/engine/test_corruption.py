@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from blora.engine import AdapterNotFound, AdapterRejected, AsyncLLM, SamplingParams
 from blora.engine.server.status import status_of
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "adapters"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "adapters/peft"))
 from test_checkpoint import CONFIG, CORRUPTIONS, WEIGHTS  # the corpus: what is done to a folder, and what is said of it
 
 NUM_GOOD = 100

@@ -14,9 +14,9 @@ from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
-from blora.engine.model.rank_group import RankGroup
+from blora.engine.model.shard_group import ShardGroup
 from blora.engine.model.targets import adapter_targets
-from blora.engine.model.weights import ModelWeights
+from blora.engine.model.tensors import ModelTensors
 from blora.engine.model_files.config import ModelConfig
 from blora.engine.startup import assembly
 from blora.engine.step.backend import Backend, BackendChoice
@@ -30,10 +30,10 @@ def backend() -> str:
     return "reference"
 
 
-def build(config: ModelConfig, weights: ModelWeights, arena: Arena, adapters: DevicePool, _: RankGroup) -> Backend:
+def build(config: ModelConfig, tensors: ModelTensors, arena: Arena, adapters: DevicePool, _: ShardGroup) -> Backend:
     attention = ReferenceAttention(arena, config.num_heads, config.head_dim**-0.5)
     lora = TritonLoRA(adapters, adapter_targets(config))
-    return Backend(CausalLM(config, weights, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)
+    return Backend(CausalLM(config, tensors, attention, lora, TorchOps(config)), attention, lora, TORCH_PICKER)
 
 
 def generate(llm: LLM, adapters: dict[str, Path]) -> list[list[int]]:
@@ -53,7 +53,7 @@ def test_every_kind_of_adapter_in_one_batch(
     assert adapters.keys() == KINDS.keys()
     options = {"memory": "16MB", "max_num_batched_tokens": 48}
     expected = generate(make_llm(model, **options), adapters)
-    monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.TILES))
+    monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.GPU))
     llm = make_llm(model, **options)
     assert generate(llm, adapters) == expected
     assert isinstance(llm._core._runner._lora, TritonLoRA)

@@ -27,7 +27,7 @@ from blora.engine.model.decoder import CausalLM
 from blora.engine.model.ops import TorchOps
 from blora.engine.model.rope import rope_cache
 from blora.engine.model.targets import SITES_PER_LAYER, lora_targets
-from blora.engine.model.weights import ModelWeights, allocate, places
+from blora.engine.model.tensors import ModelTensors, allocate, places
 from blora.engine.model_files.config import ModelConfig
 
 from .attention_world import Shape, make_arena
@@ -43,13 +43,13 @@ def make_config(**fields: object) -> ModelConfig:
     return replace(Shape().config, **{**defaults, "tie_word_embeddings": False, **fields})  # type: ignore[arg-type]
 
 
-def make_weights(config: ModelConfig, dtype: torch.dtype) -> ModelWeights:
+def make_weights(config: ModelConfig, dtype: torch.dtype) -> ModelTensors:
     torch.manual_seed(0)
-    weights = allocate(config, dtype)
-    for name, place in places(weights, config).items():
+    tensors = allocate(config, dtype)
+    for name, place in places(tensors, config).items():
         is_norm = "norm" in name
         place.view.copy_(torch.randn(place.shape) * 0.1 + 1 if is_norm else torch.randn(place.shape) * 0.2)
-    return weights
+    return tensors
 
 
 def make_image(config: ModelConfig, dtype: torch.dtype, page_bytes: int) -> AdapterImage:
@@ -71,10 +71,10 @@ class Decoders:
         self, kernels: Kernels, config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int] = LENGTHS
     ) -> None:
         """lengths: of the sequences, all of whose tokens a step computes."""
-        weights = make_weights(config, dtype)
+        tensors = make_weights(config, dtype)
         self.config, self.dtype, self.kernels, self.lengths = config, dtype, kernels, lengths
-        self._make_plain(copy.deepcopy(weights))
-        self._make_native(weights)
+        self._make_plain(copy.deepcopy(tensors))
+        self._make_native(tensors)
 
     def _make_arena(self) -> tuple[Arena, DevicePool]:
         config = self.config
@@ -88,21 +88,21 @@ class Decoders:
         pool.copy("a", 0, self.adapter_pages["a"])
         return arena, pool
 
-    def _make_plain(self, weights: ModelWeights) -> None:
+    def _make_plain(self, tensors: ModelTensors) -> None:
         arena, pool = self._make_arena()
         attention = ReferenceAttention(arena, self.config.num_heads, self.config.head_dim**-0.5)
         lora = ReferenceLoRA(pool)
-        self.plain = CausalLM(self.config, weights, attention, lora, TorchOps(self.config))
+        self.plain = CausalLM(self.config, tensors, attention, lora, TorchOps(self.config))
         self.plain_planners = attention, lora
 
-    def _make_native(self, weights: ModelWeights) -> None:
+    def _make_native(self, tensors: ModelTensors) -> None:
         arena, pool = self._make_arena()
         config = self.config
         cos, sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
-        norms = [layer.qk_norm for layer in weights.layers if layer.qk_norm is not None]
+        norms = [layer.qk_norm for layer in tensors.layers if layer.qk_norm is not None]
         attention = CpuAttention(self.kernels, arena, config, cos, sin, norms)
         lora = CpuLoRA(pool, config.num_layers * SITES_PER_LAYER)
-        self.native, self.native_planners = CpuCausalLM(self.kernels, config, weights, attention), (attention, lora)
+        self.native, self.native_planners = CpuCausalLM(self.kernels, config, tensors, attention), (attention, lora)
 
     def batch(
         self,

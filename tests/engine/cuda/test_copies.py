@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blora.engine.cuda.copies import CopiesBeside, PageCopier
 from blora.engine.errors import EngineBroken
-from blora.engine.parallel.shards import RankProcess, Ranks
+from blora.engine.parallel.shards import ShardProcess, Shards
 from blora.scheduler import PageCopy, RowResult, Step
 
 PAGE_BYTES = 64
@@ -216,15 +216,15 @@ def test_rows_that_nobody_waits_for_are_waited_for() -> None:
     assert record == Record("compute", wait.event) and isinstance(wait, HostWait)
 
 
-def test_a_rank_that_ends_is_seen_while_kernels_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_ends_is_seen_while_kernels_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As collectives of NCCL do, for ever."""
     beside = Beside()
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
-        ranks = Ranks([RankProcess(1, process, Mock(), os.open(os.devnull, os.O_RDONLY))])
-        copies = CopiesBeside(Pool(), beside.device, beside.copier, ranks)  # type: ignore[arg-type]
+        shards = Shards([ShardProcess(1, process, Mock(), os.open(os.devnull, os.O_RDONLY))])
+        copies = CopiesBeside(Pool(), beside.device, beside.copier, shards)  # type: ignore[arg-type]
         copies.begin(step_of(2, are_beside=True)[0])
         copies.go_on(is_waited_for=True)  # what was launched has run
         monkeypatch.setattr(RecordingEvent, "is_done", lambda _: process.kill())
-        with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
+        with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
             copies.go_on(is_waited_for=True)
-        ranks.close()
+        shards.close()

@@ -1,5 +1,6 @@
-"""KV of 8 bits and draws without a seed, beside all else: graphs, adapters, long prompts, preemption, several ranks."""
+"""KV of 8 bits and draws without a seed, beside graphs, adapters, long prompts, preemption, several shards."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from blora.engine import LLM, CompletionOutput, SamplingParams
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.cuda.graphs import DecodeGraphs
-from blora.engine.parallel import shards as ranks_module
+from blora.engine.parallel import shards as shards_module
 
 from .conftest import PageWatch
 from .test_engine import PAGE_BYTES, assert_same, generate
@@ -176,13 +177,13 @@ def test_draws_without_a_seed_vary(make_pair: Pair, wide_model: Path, counted: l
 
 
 @pytest.fixture
-def ranks_of_two(
+def two_shards_llm(
     flashinfer: FakeFlashInfer, wide_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., LLM]]:
     assert flashinfer.log is not None
-    folders = [Path(__file__).parent, Path(__file__).parent.parent.parent]
-    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, folders)))
-    monkeypatch.setattr(ranks_module, "MODULE", "fake_gpu_rank")
+    for folder in (Path(__file__).parents[2], Path(__file__).parent):
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(shards_module, "MODULE", "fake_gpu_shard")
     made: list[LLM] = []
 
     def make(**options: Any) -> LLM:
@@ -193,12 +194,12 @@ def ranks_of_two(
     yield make
     for llm in made:
         llm.check_idle()
-        llm._engine.ranks.close()
+        llm._engine.shards.close()
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-def test_two_ranks(
-    ranks_of_two: Callable[..., LLM],
+def test_two_shards(
+    two_shards_llm: Callable[..., LLM],
     wide_model: Path,
     adapters: dict[str, Path],
     round_kv: Callable[[str], None],
@@ -208,7 +209,7 @@ def test_two_ranks(
     if kv_cache_dtype != "auto":
         round_kv(kv_cache_dtype)
     reference = LLM(str(wide_model), seed=None, **EXACT)
-    two = ranks_of_two(seed=None, kv_cache_dtype=kv_cache_dtype)
+    two = two_shards_llm(seed=None, kv_cache_dtype=kv_cache_dtype)
     load(adapters, reference, two)
     uses = [None, "first", "second", None, None, "first"]
     few = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=2, prompt_logprobs=0)

@@ -124,7 +124,7 @@ BAD: dict[str, list[Any]] = {
     "output_kind": [None, "delta", 1],
     "allowed_token_ids": [[1]],
     "bad_words": [["word"]],
-    "structured_outputs": [{"json": {}}, object()],
+    "structured_outputs": [{"json": {}}, object],
     "stream_interval": [1],
     "extra_args": [{"kv_transfer_params": 1}],
 }

@@ -17,7 +17,7 @@ from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
 from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
-from blora.engine.outputs import AdapterState
+from blora.engine.outputs import AdapterState, EngineLoad
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
@@ -87,12 +87,14 @@ MESSAGES: dict[type, list[Any]] = {
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
-    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.TILES, 2)],
+    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.GPU, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
     frames.StateReply: [
-        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8), 0.5), [AdapterState(), AdapterState(True, True, 9)])
+        frames.StateReply(
+            4, EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5)), [AdapterState(), AdapterState(True, True, 9)]
+        )
     ],
     frames.ReadAdapter: [
         frames.ReadAdapter(
@@ -101,7 +103,7 @@ MESSAGES: dict[type, list[Any]] = {
             [TargetModule("m.q_proj", 16, 32, 3, 8)],
             "float16",
             4096,
-            Layout.VECTORS,
+            Layout.CPU,
             1 << 40,
             260,
             "/m",
@@ -121,24 +123,24 @@ MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
 MESSAGES[frames.LocateAdapter] = [frames.LocateAdapter("someone/adapter", 1 << 40)]
 MESSAGES[frames.AdapterLocated] = [frames.AdapterLocated("/hub")]
-MESSAGES[frames.StartRank] = [frames.StartRank(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1)]
-MESSAGES[frames.BuildRank] = [frames.BuildRank(64)]
-MESSAGES[frames.RankStep] = [
-    frames.RankStep([], [], {}),
-    frames.RankStep(
+MESSAGES[frames.StartShard] = [frames.StartShard(EngineConfig(model="m", tensor_parallel_size=2), "/m", 1)]
+MESSAGES[frames.BuildShard] = [frames.BuildShard(64)]
+MESSAGES[frames.ShardStep] = [
+    frames.ShardStep([], [], {}),
+    frames.ShardStep(
         [PageCopy("d1", 3, (7, 5))],
-        [frames.RankRow([5, 6], 14, [1, 2**31], (("d1", 0.5),), 1, True, 0)],
+        [frames.ShardRow([5, 6], 14, [1, 2**31], (("d1", 0.5),), 1, True, 0)],
         {"d1": [7, 5]},
     ),
 ]
 MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
-MESSAGES[frames.RankLoaded] = [frames.RankLoaded()]
-MESSAGES[frames.RankReady] = [frames.RankReady()]
+MESSAGES[frames.ShardLoaded] = [frames.ShardLoaded()]
+MESSAGES[frames.ShardReady] = [frames.ShardReady()]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
-    frames.ToRank,
-    frames.FromRank,
+    frames.ToShard,
+    frames.FromShard,
     frames.FromLoader,
     frames.ToLoader,
     frames.LocateAdapter,

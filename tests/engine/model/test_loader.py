@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
-from blora.engine.model_files.weight_source import CheckpointError
+from blora.engine.model_files.tensor_source import CheckpointError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
@@ -96,11 +96,11 @@ def test_files_that_cannot_be_read_are_named(tiny: Any) -> None:
 
 
 def test_progress_goes_to_stderr(tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    from blora.engine.model.loader import load_weights
+    from blora.engine.model.loader import load_tensors
 
     tiny.save("LlamaForCausalLM")
     config, source = load_model_config(tiny.folder), open_checkpoint(tiny.folder)
     capfd.readouterr()
-    load_weights(config, source, torch.float32, progress=True)
+    load_tensors(config, source, torch.float32, progress=True)
     output = capfd.readouterr()
     assert output.out == "" and "loading weights" in output.err

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 from adapter_kinds import KINDS, make_kinds
-from rank_threads import on_ranks
+from shard_threads import on_shards
 from torch import Tensor
 
 from blora.adapters import AdapterImage, pack, read_checkpoint
 from blora.adapters.device_pool import DevicePool
 from blora.engine import EngineStartError
-from blora.engine.ipc.messages import RankRow
+from blora.engine.ipc.messages import ShardRow
 from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_of
-from blora.engine.model.loader import load_weights
-from blora.engine.model.rank_group import ALONE, RankGroup
-from blora.engine.model.shard import Shard, module_parts, shards_of
+from blora.engine.model.loader import load_tensors
+from blora.engine.model.shard import Shard, module_cuts, shards_of
+from blora.engine.model.shard_group import ALONE, ShardGroup
 from blora.engine.model.targets import adapter_targets
-from blora.engine.model_files.base_weights import BaseWeights
+from blora.engine.model_files.base_tensors import BaseTensorFiles
 from blora.engine.model_files.config import ModelConfig
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
@@ -51,14 +51,14 @@ MODELS: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-def rows_of(prompts: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> list[RankRow]:
+def rows_of(prompts: Sequence[Sequence[int]], adapters: Sequence[str | None]) -> list[ShardRow]:
     """A prefill of each prompt, in batch order."""
     rows, free = [], 0
     for prompt, name in sorted(zip(prompts, adapters, strict=True), key=lambda entry: entry[1] or ""):
         blocks = -(-len(prompt) // BLOCK_SIZE)
         uses = () if name is None else ((name, 1.0),)
         rows.append(
-            RankRow(
+            ShardRow(
                 new_token_ids=list(prompt),
                 start=0,
                 block_table=list(range(free, free + blocks)),
@@ -75,8 +75,8 @@ def rows_of(prompts: Sequence[Sequence[int]], adapters: Sequence[str | None]) ->
 def compute(
     path: Path,
     shard: Shard,
-    group: RankGroup,
-    rows: Sequence[RankRow],
+    group: ShardGroup,
+    rows: Sequence[ShardRow],
     images: Mapping[str, AdapterImage] | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Hidden states, logits and the number of collectives."""
@@ -87,14 +87,14 @@ def compute(
     pool, pages, free = DevicePool(arena.pages, dtype), {}, NUM_PAGES
     for image in (images or {}).values():
         table = image.table
-        own = torch.from_numpy(image.pages).view(table.num_shards, table.num_pages, -1)[shard.rank]
-        pool.add(table.of_shard(shard.rank), own)
+        own = torch.from_numpy(image.pages).view(table.num_shards, table.num_pages, -1)[shard.index]
+        pool.add(table.of_shard(shard.index), own)
         pages[table.digest] = list(range(free, free + table.num_pages))[::-1]
         pool.copy(table.digest, 0, pages[table.digest])
         free += table.num_pages
     whole = load_model_config(path)
-    weights = load_weights(whole, open_checkpoint(path), dtype, progress=False, shard=shard)
-    backend = choose_backend("reference", config, dtype, BLOCK_SIZE).build(config, weights, arena, pool, group)
+    tensors = load_tensors(whole, open_checkpoint(path), dtype, progress=False, shard=shard)
+    backend = choose_backend("reference", config, dtype, BLOCK_SIZE).build(config, tensors, arena, pool, group)
     with torch.inference_mode():
         batch = build_batch(rows, pages, backend.attention, backend.lora)
         hidden = backend.model.forward(batch)
@@ -107,13 +107,13 @@ def assert_shards_give_the_same(
     path: Path,
     config: ModelConfig,
     size: int,
-    rows: Sequence[RankRow],
+    rows: Sequence[ShardRow],
     whole: Mapping[str, AdapterImage] | None = None,
     split: Mapping[str, AdapterImage] | None = None,
 ) -> None:
     expected_hidden, expected_logits, _ = compute(path, shards_of(config, 1)[0], ALONE, rows, whole)
     shards = shards_of(config, size)
-    results = on_ranks(size, lambda group: compute(path, shards[group.rank], group, rows, split))
+    results = on_shards(size, lambda group: compute(path, shards[group.index], group, rows, split))
     for hidden, _, num_collectives in results:
         torch.testing.assert_close(hidden, expected_hidden, rtol=0, atol=NEAR)
         # One for the embedding, two for each layer, one for the logits; whether there are adapters or not.
@@ -143,13 +143,13 @@ def test_shards_of_every_shape_compute_what_the_whole_model_does(tiny: Any, name
 def test_shards_of_every_kind_of_adapter(tmp_path: Path, size: int, fields: dict[str, Any]) -> None:
     model, kinds = make_kinds(tmp_path, **fields)
     config = load_model_config(model)
-    shards, base = shards_of(config, size), BaseWeights(model)
+    shards, base = shards_of(config, size), BaseTensorFiles(model)
     whole, split = {}, {}
     for name, folder in kinds.items():
         checkpoint = read_checkpoint(folder, adapter_targets(config), base=base)
         whole[name] = pack(checkpoint, "float32", page_bytes_of(shards_of(config, 1)[0].config, "float32", BLOCK_SIZE))
         page_bytes = page_bytes_of(shards[0].config, "float32", BLOCK_SIZE)
-        split[name] = pack(checkpoint, "float32", page_bytes, shards=module_parts(config, size))
+        split[name] = pack(checkpoint, "float32", page_bytes, shards=module_cuts(config, size))
         assert split[name].table.digest == whole[name].table.digest
         assert len(split[name].pages) == size * split[name].table.num_pages
     digests = [None, *(image.table.digest for image in whole.values())]
@@ -162,9 +162,9 @@ def test_shards_of_every_kind_of_adapter(tmp_path: Path, size: int, fields: dict
 @pytest.mark.parametrize(
     ("size", "fields", "message"),
     [
-        (3, {}, "4 attention heads cannot be divided by 3 ranks"),
-        (4, {"intermediate_size": 33}, "intermediate_size 33 is too small for 4 ranks"),
-        (4, {"vocab_size": 37}, "vocab_size 37 is too small for 4 ranks"),
+        (3, {}, "4 attention heads cannot be divided by 3 shards"),
+        (4, {"intermediate_size": 33}, "intermediate_size 33 is too small for 4 shards"),
+        (4, {"vocab_size": 37}, "vocab_size 37 is too small for 4 shards"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_its_numbers(

@@ -14,7 +14,7 @@ from torch import Tensor
 from blora.engine.model_files.config import UnsupportedModel
 from blora.engine.model_files.open_checkpoint import open_checkpoint
 from blora.engine.model_files.read_config import load_model_config
-from blora.engine.model_files.weight_source import CheckpointError
+from blora.engine.model_files.tensor_source import CheckpointError
 
 DEFAULT_MODEL = Path(__file__).parents[3] / ".cache/models/SmolLM2-135M-Instruct"
 F32, F16, BF16, Q8_0 = (GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0"))

@@ -1,4 +1,4 @@
-"""Ranks in processes of their own: an engine of two gives the tokens of one process, and ends when one of them does."""
+"""Shards in their own processes: an engine of two gives the tokens of one process, and ends when one of them does."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,8 @@ from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
 from blora.engine.config import EngineConfig
 from blora.engine.cuda.sizing import largest_step
 from blora.engine.errors import EngineBroken, EngineUnavailable
-from blora.engine.model.rank_group import ConnectedGroup, MuteGroup
-from blora.engine.parallel import shards as ranks_module
+from blora.engine.model.shard_group import ConnectedGroup, MuteGroup
+from blora.engine.parallel import shards as shards_module
 from blora.engine.startup.assembly import plan_shard
 from blora.engine.step import runner as runner_module
 
@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(model, adapters, one, two)
         two.check_idle()
     finally:
-        two._engine.ranks.close()
+        two._engine.shards.close()
 
 
 def group_of(llm: LLM) -> Any:
@@ -116,7 +116,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) ->
     solo = Solo(LLM(world.model, memory="16MB", enable_prefix_caching=False, adapters=world.adapters, **OPTIONS))
     llm = LLM(
         world.model,
-        memory=sizes[-1] + sizes[-2] + 16 * page_bytes,  # of each rank: the other adapters are swapped
+        memory=sizes[-1] + sizes[-2] + 16 * page_bytes,  # of each shard: the other adapters are swapped
         adapters=world.adapters,
         tensor_parallel_size=2,
         max_num_batched_tokens=64,
@@ -133,7 +133,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) ->
         assert min(troubles.num_preempted, troubles.num_cached, troubles.num_evicted) >= 2, troubles
         llm.check_idle()
     finally:
-        llm._engine.ranks.close()
+        llm._engine.shards.close()
 
 
 def troubles_of(llm: LLM) -> Troubles:
@@ -143,7 +143,7 @@ def troubles_of(llm: LLM) -> Troubles:
     return troubles
 
 
-def test_adapters_come_and_go_in_all_ranks(world: World) -> None:
+def test_adapters_come_and_go_in_all_shards(world: World) -> None:
     for _ in range(2):
         for llm in (world.one, world.two):
             llm.load_adapter("other", world.adapters["dora-bias"])
@@ -164,35 +164,35 @@ def start_two(model: Path, **options: Any) -> LLM:
 
 
 def test_native_kernels_are_refused(world: World) -> None:
-    with pytest.raises(EngineStartError, match="2 ranks have to add up"):
+    with pytest.raises(EngineStartError, match="2 shards have to add up"):
         start_two(world.model, backend="cpu")
 
 
-def test_a_rank_that_cannot_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks_module, "MODULE", "blora.engine.no_such_rank")
-    with pytest.raises(EngineStartError, match="rank 1 has ended with status 1 while it started"):
+def test_a_shard_that_cannot_start_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "MODULE", "blora.engine.no_such_shard")
+    with pytest.raises(EngineStartError, match="shard 1 has ended with status 1 while it started"):
         start_two(world.model)
 
 
-def test_a_rank_that_dies_ends_the_engine(world: World) -> None:
+def test_a_shard_that_dies_ends_the_engine(world: World) -> None:
     llm = start_two(world.model)
-    (rank,) = llm._engine.ranks._others
+    (other,) = llm._engine.shards._others
     stream = llm.stream(PROMPTS, SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
     next(stream)
-    rank.process.kill()
-    with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
+    other.process.kill()
+    with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         for _ in stream:
             pass
-    with pytest.raises(EngineBroken, match="rank 1 has ended"):
+    with pytest.raises(EngineBroken, match="shard 1 has ended"):
         llm.generate("x", use_tqdm=False)
-    llm._engine.ranks.close()
+    llm._engine.shards.close()
 
 
-def test_a_model_that_fails_in_the_first_rank_alone_ends_the_engine(
+def test_a_model_that_fails_in_the_first_shard_alone_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = start_two(world.model)
-    (rank,) = llm._engine.ranks._others
+    (other,) = llm._engine.shards._others
 
     def fail(*_: Any) -> None:
         raise ArithmeticError("no norm")
@@ -200,15 +200,15 @@ def test_a_model_that_fails_in_the_first_rank_alone_ends_the_engine(
     monkeypatch.setattr(llm._core._runner._model._layers[1]._ops, "add_norm", fail)  # type: ignore[attr-defined]
     with pytest.raises(EngineBroken, match="ArithmeticError: no norm"):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
-    assert rank.process.wait(5) == -signal.SIGKILL
-    llm._engine.ranks.close()
+    assert other.process.wait(5) == -signal.SIGKILL
+    llm._engine.shards.close()
 
 
 @pytest.mark.parametrize("what", ["sample", "token_logprobs", "build_batch"])
 def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Before the other ranks are told, between two collectives, or behind them. Whoever comes later gets answers."""
+    """Before the other shards are told, between two collectives, or behind them. Whoever comes later gets answers."""
     original, guilty = getattr(runner_module, what), world.two.get_tokenizer().encode(PROMPTS[1])
 
     def fail(first: Any, second: Any, *others: Any) -> Any:
@@ -234,7 +234,7 @@ def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
         assert_same_tokens(one.outputs[0], two.outputs[0])
 
 
-def test_a_copy_that_fails_in_the_first_rank_is_made_again_in_all(
+def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = start_two(world.model)
@@ -254,7 +254,7 @@ def test_a_copy_that_fails_in_the_first_rank_is_made_again_in_all(
     for expected, actual in zip(one, two, strict=True):
         assert_same_tokens(expected.outputs[0], actual.outputs[0])
     llm.check_idle()
-    llm._engine.ranks.close()
+    llm._engine.shards.close()
 
 
 class NeverDone:
@@ -265,12 +265,12 @@ class NeverDone:
 
 
 @pytest.mark.parametrize("what", ["rows that are sampled", "a part of a prompt", "prompt_logprobs"])
-def test_a_rank_that_dies_is_noticed_where_collectives_tell_nothing(
+def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """As over NCCL: the host is through with a collective at once, and who waits for the device would wait for good."""
     llm = start_two(world.model, max_num_batched_tokens=8)
-    (rank,) = llm._engine.ranks._others
+    (other,) = llm._engine.shards._others
 
     def begun(group: ConnectedGroup, collective: Any) -> None:
         group._last = collective
@@ -284,34 +284,34 @@ def test_a_rank_that_dies_is_noticed_where_collectives_tell_nothing(
         monkeypatch.setattr(runner_module, reader, lambda *_: pytest.fail("the host waits for the device"))
     prompts = {"rows that are sampled": "x", "a part of a prompt": "x" * 40, "prompt_logprobs": "x" * 6}
     sampling = SamplingParams(max_tokens=3, prompt_logprobs=1 if what == "prompt_logprobs" else None)
-    rank.process.kill()
-    rank.process.wait()
-    monkeypatch.setattr(rank.channel, "send", lambda *_: None)  # it has been told, and then dies
-    with pytest.raises(EngineBroken, match="rank 1 has ended with status -9"):
+    other.process.kill()
+    other.process.wait()
+    monkeypatch.setattr(other.channel, "send", lambda *_: None)  # it has been told, and then dies
+    with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         llm.generate(prompts[what], sampling, use_tqdm=False)
-    llm._engine.ranks.close()
+    llm._engine.shards.close()
 
 
-def interrupt_sending(monkeypatch: pytest.MonkeyPatch, rank: ranks_module.RankProcess) -> None:
+def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.ShardProcess) -> None:
     """Ctrl-C comes when a message has just gone out."""
-    send = rank.channel.send
+    send = other.channel.send
 
     def interrupted(*arguments: Any) -> None:
         send(*arguments)
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rank.channel, "send", interrupted)
+    monkeypatch.setattr(other.channel, "send", interrupted)
 
 
 @pytest.mark.parametrize("what", ["step", "adapter"])
-def test_an_interrupt_while_a_rank_is_told_ends_the_engine(
+def test_an_interrupt_while_a_shard_is_told_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The other ranks may know of something that the first one has dropped: never a wrong sum."""
+    """The other shards may know of something that the first one has dropped: never a wrong sum."""
     llm = start_two(world.model)
     try:
-        interrupt_sending(monkeypatch, llm._engine.ranks._others[0])
+        interrupt_sending(monkeypatch, llm._engine.shards._others[0])
         with pytest.raises(KeyboardInterrupt):
             if what == "step":
                 llm.generate(PROMPTS, GREEDY, use_tqdm=False)
@@ -320,103 +320,104 @@ def test_an_interrupt_while_a_rank_is_told_ends_the_engine(
         with pytest.raises(EngineBroken, match="KeyboardInterrupt"):
             llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     finally:
-        llm._engine.ranks.close()
+        llm._engine.shards.close()
 
 
-def test_no_descriptor_is_left_of_an_adapter_that_no_rank_takes(world: World) -> None:
+def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -> None:
     llm = start_two(world.model)
-    (rank,) = llm._engine.ranks._others
-    rank.process.kill()
-    rank.process.wait()
+    (other,) = llm._engine.shards._others
+    other.process.kill()
+    other.process.wait()
     before = num_descriptors()
     for _ in range(3):
-        with pytest.raises(EngineBroken, match="rank 1 has ended"):
+        with pytest.raises(EngineBroken, match="shard 1 has ended"):
             llm.load_adapter("it", world.adapters["plain"])
     assert num_descriptors() == before
-    llm._engine.ranks.close()
+    llm._engine.shards.close()
 
 
 def num_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_ranks_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
-    """Each is a descriptor of every rank."""
+def test_shards_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
+    """Each is a descriptor of every shard."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:
-        ranks = ranks_module.start_ranks(2)
+        shards = shards_module.start_shards(2)
         try:
-            (rank,) = ranks._others
-            assert resource.prlimit(rank.process.pid, resource.RLIMIT_NOFILE)[0] == hard
+            (other,) = shards._others
+            assert resource.prlimit(other.process.pid, resource.RLIMIT_NOFILE)[0] == hard
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
         finally:
-            ranks.close()
+            shards.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-BROKEN_RANK = """
+BROKEN_SHARD = """
 import os, time
-from blora.engine import assembly, rank
+from blora.engine.processes import shard
+from blora.engine.startup import assembly
 
 def fail(*_):
     {failure}
 
 assembly.{what} = fail
-rank.main()
+shard.main()
 """
 
 
 @pytest.mark.parametrize(
     ("what", "failure", "reason"),
     [
-        ("Assembly.build", "raise MemoryError('no arena')", "rank 1: MemoryError: no arena"),
-        ("ConnectedGroup", "os._exit(3)", "rank 1 has ended with status 3 while it started"),
+        ("Assembly.build", "raise MemoryError('no arena')", "shard 1: MemoryError: no arena"),
+        ("ConnectedGroup", "os._exit(3)", "shard 1 has ended with status 3 while it started"),
     ],
 )
-def test_a_rank_that_fails_once_it_is_loaded_is_told(
+def test_a_shard_that_fails_once_it_is_loaded_is_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, failure: str, reason: str
 ) -> None:
-    (tmp_path / "broken_rank.py").write_text(BROKEN_RANK.format(what=what, failure=failure))
+    (tmp_path / "broken_shard.py").write_text(BROKEN_SHARD.format(what=what, failure=failure))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(ranks_module, "MODULE", "broken_rank")
+    monkeypatch.setattr(shards_module, "MODULE", "broken_shard")
     with pytest.raises(EngineStartError, match=reason):
         start_two(world.model)
 
 
 @pytest.mark.parametrize("while_loading", [True, False])
-def test_a_rank_that_is_busy_ends_with_the_first_one(
+def test_a_shard_that_is_busy_ends_with_the_first_one(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_loading: bool
 ) -> None:
     """It would not read its channel: it loads for minutes, or waits for a GPU that waits for somebody who is gone."""
     what = "ShardPlan.load" if while_loading else "ConnectedGroup"
-    text = BROKEN_RANK.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
-    (tmp_path / "busy_rank.py").write_text(text)
+    text = BROKEN_SHARD.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
+    (tmp_path / "busy_shard.py").write_text(text)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(ranks_module, "MODULE", "busy_rank")
-    ranks = ranks_module.start_ranks(2)
-    (rank,) = ranks._others
+    monkeypatch.setattr(shards_module, "MODULE", "busy_shard")
+    shards = shards_module.start_shards(2)
+    (other,) = shards._others
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, **OPTIONS)
-    ranks.load(config, world.model)
+    shards.load(config, world.model)
     while not (tmp_path / "busy").exists():
-        assert rank.process.poll() is None
+        assert other.process.poll() is None
         time.sleep(0.01)
     started = time.monotonic()
-    ranks.close()
-    assert rank.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
+    shards.close()
+    assert other.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
 
 
 STARTS_AND_WAITS = """
 import sys, time
 from blora.engine import LLM
 llm = LLM(sys.argv[1], backend="reference", memory="2MB", tensor_parallel_size=2)
-print(llm._engine.ranks._others[0].process.pid, flush=True)
+print(llm._engine.shards._others[0].process.pid, flush=True)
 time.sleep(600)
 """
 
 
-def test_ranks_end_when_the_first_one_is_killed_and_leave_nothing(
+def test_shards_end_when_the_first_one_is_killed_and_leave_nothing(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -435,15 +436,15 @@ async def async_answer(llm: AsyncLLM, name: str | None) -> list[int]:
     return list(final.outputs[0].token_ids)
 
 
-def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -> None:
+def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) -> None:
     async def run() -> None:
         expected = world.one.generate("a prompt", GREEDY, lora_request="dora-bias", use_tqdm=False)[0].outputs[0]
         options = {"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS
         async with AsyncLLM(world.model, adapters={"it": world.adapters["dora-bias"]}, **options) as llm:
             assert await async_answer(llm, "it") == list(expected.token_ids)
             engine = llm._connection.child.process.pid
-            (rank,) = children_of(engine)
-            os.kill(rank, signal.SIGKILL)
+            (shard,) = children_of(engine)
+            os.kill(shard, signal.SIGKILL)
             for _ in range(600):  # idle: it is noticed without a step
                 if llm._connection.is_open and llm._connection.child.process.pid != engine:
                     break
@@ -457,13 +458,13 @@ def test_a_server_restarts_an_engine_one_of_whose_ranks_has_died(world: World) -
             else:
                 pytest.fail("the engine did not come back")
             (another,) = children_of(llm._connection.child.process.pid)
-        assert not is_running(rank) and not is_running(another)
+        assert not is_running(shard) and not is_running(another)
 
     asyncio.run(run())
 
 
-def test_a_trial_of_one_rank_talks_to_nobody(world: World) -> None:
-    """As the arena of a GPU is sized: one rank runs the largest step, when the others are not there yet."""
+def test_a_trial_of_one_shard_talks_to_nobody(world: World) -> None:
+    """As the arena of a GPU is sized: one shard runs the largest step, when the others are not there yet."""
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, max_num_batched_tokens=48, **OPTIONS)
     plan = plan_shard(config, world.model, 0)
     step, num_pages = largest_step(plan.limits, config.block_size, plan.max_model_len)

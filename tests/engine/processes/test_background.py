@@ -12,7 +12,7 @@ from blora.engine.processes.background import NICE, SLICE
 
 SEEN = """
 from pathlib import Path
-from blora.engine.background import go_to_background
+from blora.engine.processes.background import go_to_background
 go_to_background()
 print(Path("/proc/self/sched").read_text())
 """

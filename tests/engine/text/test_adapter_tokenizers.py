@@ -153,7 +153,7 @@ def test_tokens_that_take_long_to_add_are_refused(wide_model: Path, number: int,
     tokens = tuple(AddedToken(TOOL + i, f"<{i:4}" + "x" * 195, special=i % period > 0) for i in range(number))
     known = AdapterTokenizers(load_tokenizer(wide_model), EOS + 5000)
     started = time.thread_time()
-    with pytest.raises(AdapterRejected, match=r"its added tokens take \d+ characters of preparation, at most 200000"):
+    with pytest.raises(AdapterRejected, match=r"its added tokens take \d+ characters of preparation, more than 200000"):
         known.judge("x", AdapterText(tokens))
     assert time.thread_time() - started < 0.5
 
@@ -179,8 +179,8 @@ def test_the_end_token_of_an_adapter_ends_its_requests(
             {"tokenizer__json": added(("<tool>", VOCAB_SIZE))},
             r"'<tool>' \(260\) is beyond the model's vocabulary of 260",
         ),
-        ({"tokenizer__json": added(("<tool>", EOS + 2))}, r"'<tool>' \(258\) leaves out ids before it"),
-        ({"tokenizer__json": added(("<eos>", TOOL))}, r"'<eos>' \(257\) is 256 in the model's tokenizer"),
+        ({"tokenizer__json": added(("<tool>", EOS + 2))}, r"'<tool>' \(258\) leaves a gap in the ids before it"),
+        ({"tokenizer__json": added(("<eos>", TOOL))}, r"'<eos>' \(257\) has the id 256 in the model's tokenizer"),
         ({"tokenizer__json": added(("<tool>", EOS))}, r"'<tool>' \(256\) has the id of '<eos>'"),
         ({"chat_template__jinja": "{% if %}"}, "the chat template is not valid"),
         ({"chat_template__jinja": "{% for a in b %}" * 25 + "{% endfor %}" * 25}, "the chat template is not valid"),

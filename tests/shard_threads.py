@@ -1,4 +1,4 @@
-"""Ranks as threads of one process: the model of every size and shape in milliseconds, without processes and gloo."""
+"""Shards as threads of one process: the model of every size and shape in milliseconds, without processes and gloo."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +8,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from blora.engine.model.rank_group import RankGroup
+from blora.engine.model.shard_group import ShardGroup
 
 Result = TypeVar("Result")
-TIMEOUT = 60.0  # seconds that ranks wait for one that has failed
+TIMEOUT = 60.0  # seconds that shards wait for one that has failed
 
 
-class ThreadGroup(RankGroup):
-    def __init__(self, rank: int, size: int, meeting: Barrier, table: list[Tensor]) -> None:
-        """table: where each rank puts what it tells the others."""
-        self.rank, self.size = rank, size
+class ThreadGroup(ShardGroup):
+    def __init__(self, index: int, size: int, meeting: Barrier, table: list[Tensor]) -> None:
+        """table: where each shard puts what it tells the others."""
+        self.index, self.size = index, size
         self.num_collectives = 0
         self._meeting, self._table = meeting, table
 
@@ -30,18 +30,18 @@ class ThreadGroup(RankGroup):
 
     def _exchange(self, x: Tensor) -> list[Tensor]:
         self.num_collectives += 1
-        self._table[self.rank] = x.clone()
+        self._table[self.index] = x.clone()
         self._meeting.wait(TIMEOUT)
         parts = list(self._table)
         self._meeting.wait(TIMEOUT)
-        assert len({part.shape for part in parts}) == 1, "ranks meet with tensors of one shape"
+        assert len({part.shape for part in parts}) == 1, "shards meet with tensors of one shape"
         return parts
 
 
-def on_ranks(size: int, work: Callable[[RankGroup], Result]) -> Sequence[Result]:
-    """What `work` returns in each rank."""
+def on_shards(size: int, work: Callable[[ShardGroup], Result]) -> Sequence[Result]:
+    """What `work` returns in each shard."""
     meeting, table = Barrier(size), [torch.empty(0)] * size
-    groups = [ThreadGroup(rank, size, meeting, table) for rank in range(size)]
+    groups = [ThreadGroup(index, size, meeting, table) for index in range(size)]
 
     def run(group: ThreadGroup) -> Result:
         try:

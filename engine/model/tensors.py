@@ -25,17 +25,17 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
+class LayerTensors:
     input_norm: Tensor  # [hidden]
     qk_norm: Tensor | None  # [num_heads + num_kv_heads, head_dim]: the q norm for each head, then the k norm
     post_attention_norm: Tensor  # [hidden]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelWeights:
+class ModelTensors:
     tokens: Tokens  # which rows the two tables have
     embedding: Tensor  # [vocab, hidden]
-    layers: tuple[LayerWeights, ...]  # [num_layers]
+    layers: tuple[LayerTensors, ...]  # [num_layers]
     sites: tuple[Projection, ...]  # [num_layers * SITES_PER_LAYER]
     norm: Tensor  # [hidden]
     lm_head: Tensor  # [vocab, hidden]; the embedding itself when tied
@@ -54,7 +54,7 @@ class Place:
 
 def allocate(
     config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU, shard: Shard | None = None
-) -> ModelWeights:
+) -> ModelTensors:
     """Uninitialised memory, which the system commits as it is written. shard: what to have of the model; None is all
     of it."""
     with device:
@@ -63,9 +63,9 @@ def allocate(
         return _allocate(shard.config, dtype, shard.tokens)
 
 
-def _allocate(config: ModelConfig, dtype: torch.dtype, tokens: Tokens) -> ModelWeights:
+def _allocate(config: ModelConfig, dtype: torch.dtype, tokens: Tokens) -> ModelTensors:
     embedding = _matrix(config.vocab_size, config.hidden_size, dtype)
-    return ModelWeights(
+    return ModelTensors(
         tokens=tokens,
         embedding=embedding,
         layers=tuple(_allocate_layer(config, dtype) for _ in range(config.num_layers)),
@@ -80,9 +80,9 @@ def _matrix(num_rows: int, num_columns: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(-(-num_rows // PANEL) * PANEL, num_columns, dtype=dtype)[:num_rows]
 
 
-def _allocate_layer(config: ModelConfig, dtype: torch.dtype) -> LayerWeights:
+def _allocate_layer(config: ModelConfig, dtype: torch.dtype) -> LayerTensors:
     qk_heads = config.num_heads + config.num_kv_heads
-    return LayerWeights(
+    return LayerTensors(
         input_norm=torch.empty(config.hidden_size, dtype=dtype),
         qk_norm=torch.empty(qk_heads, config.head_dim, dtype=dtype) if config.qk_norm else None,
         post_attention_norm=torch.empty(config.hidden_size, dtype=dtype),
@@ -103,41 +103,41 @@ def _allocate_sites(config: ModelConfig, dtype: torch.dtype) -> list[Projection]
     ]
 
 
-def places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:
+def places(tensors: ModelTensors, config: ModelConfig) -> dict[str, Place]:
     """The place of every tensor the model needs, by its Hugging Face name."""
-    views = {"model.embed_tokens.weight": weights.embedding, "model.norm.weight": weights.norm}
+    views = {"model.embed_tokens.weight": tensors.embedding, "model.norm.weight": tensors.norm}
     if not config.tie_word_embeddings:
-        views["lm_head.weight"] = weights.lm_head
-    for layer, norms in enumerate(weights.layers):
+        views["lm_head.weight"] = tensors.lm_head
+    for layer, norms in enumerate(tensors.layers):
         views[f"model.layers.{layer}.input_layernorm.weight"] = norms.input_norm
         views[f"model.layers.{layer}.post_attention_layernorm.weight"] = norms.post_attention_norm
     for target in lora_targets(config):
-        site, rows = weights.sites[target.site], slice(target.offset, target.offset + target.out_features)
+        site, rows = tensors.sites[target.site], slice(target.offset, target.offset + target.out_features)
         views[f"{target.name}.weight"] = site.weight[rows]
         if site.bias is not None:
             views[f"{target.name}.bias"] = site.bias[rows]
-    return {name: Place(view, tuple(view.shape)) for name, view in views.items()} | _qk_norm_places(weights, config)
+    return {name: Place(view, tuple(view.shape)) for name, view in views.items()} | _qk_norm_places(tensors, config)
 
 
-def shard_places(weights: ModelWeights, config: ModelConfig, shard: Shard) -> dict[str, Place]:
+def shard_places(tensors: ModelTensors, config: ModelConfig, shard: Shard) -> dict[str, Place]:
     """The places of a shard's weights. config: of the whole model."""
-    result = places(weights, shard.config)
+    result = places(tensors, shard.config)
     tokens = ((shard.tokens.first, shard.tokens.end),)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in result:
             result[name] = Place(result[name].view, (config.vocab_size, config.hidden_size), rows=tokens)
     for whole in lora_targets(config):
-        part, weight, bias = shard.parts[whole.name], f"{whole.name}.weight", f"{whole.name}.bias"
+        cut, weight, bias = shard.cuts[whole.name], f"{whole.name}.weight", f"{whole.name}.bias"
         shape = (whole.out_features, whole.in_features)
-        result[weight] = Place(result[weight].view, shape, rows=part.outputs, columns=part.inputs)
+        result[weight] = Place(result[weight].view, shape, rows=cut.outputs, columns=cut.inputs)
         if bias in result:
-            result[bias] = Place(result[bias].view, shape[:1], rows=part.outputs)
+            result[bias] = Place(result[bias].view, shape[:1], rows=cut.outputs)
     return result
 
 
-def _qk_norm_places(weights: ModelWeights, config: ModelConfig) -> dict[str, Place]:
+def _qk_norm_places(tensors: ModelTensors, config: ModelConfig) -> dict[str, Place]:
     result: dict[str, Place] = {}
-    for layer, norms in enumerate(weights.layers):
+    for layer, norms in enumerate(tensors.layers):
         if norms.qk_norm is not None:
             attention, shape = f"model.layers.{layer}.self_attn", (config.head_dim,)
             result[f"{attention}.q_norm.weight"] = Place(norms.qk_norm[: config.num_heads], shape)
@@ -145,6 +145,6 @@ def _qk_norm_places(weights: ModelWeights, config: ModelConfig) -> dict[str, Pla
     return result
 
 
-def layer_sites(weights: ModelWeights, layer: int) -> tuple[Projection, ...]:
+def layer_sites(tensors: ModelTensors, layer: int) -> tuple[Projection, ...]:
     """The projections QKV, OUT, GATE_UP and DOWN of a layer."""
-    return weights.sites[site_of(layer, QKV) : site_of(layer + 1, QKV)]
+    return tensors.sites[site_of(layer, QKV) : site_of(layer + 1, QKV)]

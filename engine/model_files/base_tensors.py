@@ -1,4 +1,4 @@
-"""BaseWeights: the base model's tensors for whoever reads adapters; opened when first asked, which most never do.
+"""BaseTensorFiles: the base model's tensors for whoever reads adapters; opened when first asked, which most never do.
 
 Torch is imported then, because it reads bfloat16 and GGUF; the adapter loader goes without it until an adapter is
 defined by the base model's weights.
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .weight_source import WeightSource
+    from .tensor_source import TensorSource
 
 
-class BaseWeights:
+class BaseTensorFiles:
     def __init__(self, model: Path) -> None:
         """model: a Hugging Face folder or a .gguf file."""
         self._model = model
 
     @cached_property
-    def _source(self) -> "WeightSource":
+    def _source(self) -> "TensorSource":
         from .open_checkpoint import open_checkpoint
 
         return open_checkpoint(self._model)

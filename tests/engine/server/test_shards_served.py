@@ -14,14 +14,14 @@ from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
 
-RANKS = ["--tensor-parallel-size", "2", "--backend", "reference", "--adapter-upload-bytes", "1MB"]
+SHARDS = ["--tensor-parallel-size", "2", "--backend", "reference", "--adapter-upload-bytes", "1MB"]
 NAMES = ("r4", "r8", "pattern", "r64")
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tiny_adapters: dict[str, Path]) -> Iterator[Served]:
     adapters = [f"--adapter={name}={tiny_adapters[name]}" for name in NAMES]
-    with serving(tiny_model, *RANKS, *adapters, "--adapter-root", str(tiny_adapters["r4"].parent)) as served:
+    with serving(tiny_model, *SHARDS, *adapters, "--adapter-root", str(tiny_adapters["r4"].parent)) as served:
         yield served
         served.settle()
 
@@ -33,9 +33,9 @@ def one(tiny_model: Path, tiny_adapters: dict[str, Path]) -> LLM:
     return LLM(str(tiny_model), backend="reference", memory="2MB", block_size=4, adapters=adapters)
 
 
-def rank_of(server: Served) -> int:
-    (rank,) = children_of(server.engine_pid())
-    return rank
+def shard_of(server: Served) -> int:
+    (pid,) = children_of(server.engine_pid())
+    return pid
 
 
 def expected_tokens(one: LLM, prompt: str, adapter: str | None) -> list[int]:
@@ -70,29 +70,29 @@ def test_adapters_come_and_go_beside_a_stream(server: Served, one: LLM, tiny_ada
     assert streamed[:8] == expected_tokens(one, "a stream", "r8")
 
 
-@pytest.mark.parametrize("who", [rank_of, Served.engine_pid], ids=["rank", "engine"])
+@pytest.mark.parametrize("who", [shard_of, Served.engine_pid], ids=["shard", "engine"])
 def test_whoever_is_killed_under_traffic_ends_the_engine_and_another_comes(
     server: Served, one: LLM, who: Callable[[Served], int]
 ) -> None:
-    rank, killed = rank_of(server), who(server)
+    shard, killed = shard_of(server), who(server)
     with ThreadPoolExecutor(4) as pool:
-        os.kill(rank, signal.SIGSTOP)  # nobody may be through before
+        os.kill(shard, signal.SIGSTOP)  # nobody may be through before
         lost = [pool.submit(refusal, lambda: server.client.generate("lost", "r4", n=3, **LONG)) for _ in range(4)]
         time.sleep(0.2)
         os.kill(killed, signal.SIGKILL)
         assert {future.result()[0] for future in lost} == {grpc.StatusCode.UNAVAILABLE}
-    wait_until_ended(rank)
+    wait_until_ended(shard)
     server.wait_serving(False)
     assert refusal(lambda: tokens(server, "too early"))[0] is grpc.StatusCode.UNAVAILABLE
     server.wait_serving(True)
-    assert rank_of(server) != rank
+    assert shard_of(server) != shard
     for name in (None, "r8", "r64"):
         assert tokens(server, "before and after", name) == expected_tokens(one, "before and after", name)
 
 
 def test_sigterm_finishes_what_was_accepted(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
-    with serving(tiny_model, *RANKS, f"--adapter=r4={tiny_adapters['r4']}") as server, ThreadPoolExecutor(2) as pool:
-        rank = rank_of(server)
+    with serving(tiny_model, *SHARDS, f"--adapter=r4={tiny_adapters['r4']}") as server, ThreadPoolExecutor(2) as pool:
+        shard = shard_of(server)
         streams = [server.client.generate_stream("accepted", name, **LONG) for name in (None, "r4")]
         begun = [len(next(iter(stream)).token_ids) for stream in streams]
         running = [pool.submit(lambda stream=stream: sum(len(s.token_ids) for s in stream)) for stream in streams]  # type: ignore[misc]
@@ -100,4 +100,4 @@ def test_sigterm_finishes_what_was_accepted(tiny_model: Path, tiny_adapters: dic
         totals = [first + future.result() for first, future in zip(begun, running, strict=True)]
         assert totals == [LONG["max_tokens"]] * 2
         assert server.process.wait(timeout=30) == 0
-        assert not is_running(rank)
+        assert not is_running(shard)

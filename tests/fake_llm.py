@@ -30,7 +30,7 @@ from blora.engine.outputs import (
     Logprob,
     RequestOutput,
 )
-from blora.engine.server.engine import Backend
+from blora.engine.server.engine import ServedEngine
 from blora.engine.server.server import Server
 from blora.proto.client import Client
 from blora.scheduler import RequestOutputKind, SamplingParams
@@ -259,7 +259,7 @@ def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: Samplin
 
 
 @asynccontextmanager
-async def running(llm: Backend) -> AsyncIterator[Server]:
+async def running(llm: ServedEngine) -> AsyncIterator[Server]:
     """A real server on a free port, ready to serve."""
     server = Server(llm, "127.0.0.1", 0)
     await server.start()

@@ -22,7 +22,7 @@ class CheckpointError(EngineStartError, ValueError):
         self.problems = problems
 
 
-class WeightSource(ABC):
+class TensorSource(ABC):
     @abstractmethod
     def names(self) -> Collection[str]: ...
 
@@ -33,13 +33,13 @@ class WeightSource(ABC):
     @abstractmethod
     def get(self, name: str) -> Tensor: ...
 
-    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+    def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
         """Some rows of a tensor, and of a matrix some columns; None is all."""
         part = self.get(name)[slice(*rows)]
         return part if columns is None else part[:, slice(*columns)]
 
 
-class SafetensorsSource(WeightSource):
+class SafetensorsSource(TensorSource):
     """The safetensors files of a Hugging Face folder, mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class SafetensorsSource(WeightSource):
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
-    def get_part(self, name: str, rows: Range, columns: Range | None) -> Tensor:
+    def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
         """Reads no more than that."""
         content = self._files[name].get_slice(name)
         part: Tensor = content[slice(*rows)] if columns is None else content[slice(*rows), slice(*columns)]
@@ -73,23 +73,23 @@ def _open(file: Path) -> Any:
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
-    """`model.safetensors`, or the shards its index names; not every *.safetensors, for some folders hold the weights
-    a second time in another format."""
+    """Returns `model.safetensors`, or the files that its index names. Other *.safetensors are left alone: some folders
+    hold the tensors a second time in another format."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if not index.is_file():
         raise CheckpointError([f"{folder} holds neither {single.name} nor {index.name}"])
-    shards = _shards(index)
-    missing = [f"{folder / shard} is missing" for shard in shards if not (folder / shard).is_file()]
+    names = _checkpoint_files(index)
+    missing = [f"{folder / name} is missing" for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(missing)
-    return [folder / shard for shard in shards]
+    return [folder / name for name in names]
 
 
-def _shards(index: Path) -> list[str]:
+def _checkpoint_files(index: Path) -> list[str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError([f"{index} holds no weight_map from tensors to files"])
     return sorted(set(weight_map.values()))

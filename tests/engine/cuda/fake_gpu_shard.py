@@ -1,10 +1,10 @@
-"""A rank of backend="cuda" that is not the first, as a process: on a recording device and a fake FlashInfer."""
+"""A shard of backend="cuda" that is not the first, as a process: on a recording device and a fake FlashInfer."""
 
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 
 from blora.engine.cuda import backend as cuda_backend
-from blora.engine.processes import shard as rank
+from blora.engine.processes import shard
 
 
 def main() -> None:
@@ -12,7 +12,7 @@ def main() -> None:
     flashinfer = FakeFlashInfer(launch=device.kernel)
     cuda_backend.load_flashinfer = lambda: flashinfer
     cuda_backend.open_device = lambda _=0: device
-    rank.main()
+    shard.main()
 
 
 if __name__ == "__main__":

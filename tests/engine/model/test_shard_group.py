@@ -1,4 +1,4 @@
-"""Ranks that meet: what is asked of torch's groups, of which the one over NCCL cannot be made here."""
+"""Shards that meet: what is asked of torch's groups, of which the one over NCCL cannot be made here."""
 
 import ast
 import os
@@ -13,8 +13,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from blora.engine.model import rank_group
-from blora.engine.model.rank_group import ConnectedGroup
+from blora.engine.model import shard_group
+from blora.engine.model.shard_group import ConnectedGroup
 from blora.engine.parallel.meeting import create_meeting, path_of
 
 GPU = torch.device("cuda", 0)
@@ -42,8 +42,8 @@ class FakeNccl:
 
     made: "list[FakeNccl]" = []
 
-    def __init__(self, store: Any, rank: int, size: int, options: "FakeNccl.Options") -> None:
-        assert store.check([f"here/{other}" for other in range(size)]) and 0 <= rank < size
+    def __init__(self, store: Any, index: int, size: int, options: "FakeNccl.Options") -> None:
+        assert store.check([f"here/{other}" for other in range(size)]) and 0 <= index < size
         self.options = options
         self.calls: list[Any] = []
         FakeNccl.made.append(self)
@@ -114,18 +114,18 @@ def test_a_collective_is_looked_at_and_not_waited_for(nccl: tuple[ConnectedGroup
     assert [group.is_done() for _ in range(5)] == [False, False, False, True, True]
 
 
-def test_ranks_that_do_not_come_are_given_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_group, "CONNECT_TIMEOUT", 0.1)
-    with pytest.raises(RuntimeError, match=r"not all of 2 ranks came within 0\.1 s"):
+def test_shards_that_do_not_come_are_given_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_group, "CONNECT_TIMEOUT", 0.1)
+    with pytest.raises(RuntimeError, match=r"not all of 2 shards came within 0\.1 s"):
         ConnectedGroup(0, 2, store, torch.device("cpu"))
 
 
-def test_ranks_that_cannot_come_are_not_waited_for(store: Path) -> None:
+def test_shards_that_cannot_come_are_not_waited_for(store: Path) -> None:
     def find_one_dead() -> None:
-        raise ConnectionError("rank 1")
+        raise ConnectionError("shard 1")
 
     started = time.monotonic()
-    with pytest.raises(ConnectionError, match="rank 1"):
+    with pytest.raises(ConnectionError, match="shard 1"):
         ConnectedGroup(0, 2, store, torch.device("cpu"), find_one_dead)
     assert time.monotonic() - started < 5
 
