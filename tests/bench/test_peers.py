@@ -80,7 +80,7 @@ def test_a_peer_that_fails_is_told_with_the_reason_and_the_rest_goes_on(tmp_path
     assert out["own"] is None and len(peers["own"]["results"]) == 4
     assert out["dies"] == "it ended with status 1: out of luck" and list(peers["dies"]["results"]) == ["1x0"]
     assert out["short"] == "rows have [4] tokens instead of 5"
-    assert out["absent"] == "its environment is absent: there is no nowhere/bin/python"
+    assert out["absent"] == "its environment is missing: there is no nowhere/bin/python"
     assert "cannot be started" in out["unknown"]
     assert "Absent: missing" in format_table(summary)
     assert "Unknown, base and adapters is missing: no-such-program" in format_notes(summary)
