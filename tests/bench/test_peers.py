@@ -1,4 +1,4 @@
-"""The peers' driver, with workers that only pretend: what it measures, and that one that fails ends only itself."""
+"""The peers' driver with fake workers: its figures, and that a failing worker ends only itself."""
 
 import sys
 from dataclasses import replace
@@ -19,7 +19,7 @@ from bench.peers.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = Work(rows=(1, 2), adapters=2, prompt_len=4, output_len=5, vocab_size=100)
-# A row's tokens count up from the sum of its prompt and its adapter, in a time that is made up: 1 s and 0.1 s a token.
+# A row's tokens count up from the sum of its prompt and its adapter. The time is invented: 1 s, and 0.1 s for a token.
 FAKE = """
 import json, sys
 speed, fault = float(sys.argv[1]), sys.argv[2]

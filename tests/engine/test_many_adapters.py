@@ -1,4 +1,4 @@
-"""2,000 adapters of mixed ranks in memory for a few tens: every row is the row of its adapter alone."""
+"""2,000 adapters of mixed ranks in memory for a few tens: every row equals that of its adapter alone."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 def test_2000_adapters_with_memory_for_40(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(memory="8MB", block_size=4, max_num_seqs=16, host_cache=None)
     images = [image_of(llm, make_adapter(tiny_model, tmp_path / str(rank), rank, r=rank)) for rank in RANKS]
-    for index in range(NUM_ADAPTERS):  # the same few weights under many digests
+    for index in range(NUM_ADAPTERS):  # a few sets of weights under many digests
         table, image = images[index % len(RANKS)]
         table = replace(table, digest=f"{index:064x}")
         llm._keep(AdapterImage(table, image.numpy()), table, Source("", ""))
