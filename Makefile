@@ -13,8 +13,11 @@ KERNELS := $(if $(shell command -v c++),required,optional)
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
 
+# Two processes beside each other, with one thread each.
+BESIDE := --numprocesses 2 --dist worksteal
+
 test: $(READY) model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
 
 # Tests random cases of all kernels; takes minutes. CASES is their number; SEED is the seed of the first, to run a case
 # again.

@@ -10,22 +10,23 @@ import platform
 from setuptools import Extension, setup
 
 FOLDER = "engine/kernels"
-SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "tables")]
+SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "token_rows")]
 HEADERS = [
     f"{FOLDER}/{name}.h"
     for name in (
+        "amx",
         "changes",
+        "entry",
         "fetches",
+        "gain_shift",
         "lora",
-        "lora_tiles",
+        "lora_amx",
         "multiply",
         "norm",
         "pack",
         "scratch",
         "simd",
-        "tiles",
         "types",
-        "vectors",
     )
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]

@@ -31,7 +31,7 @@ SLICE = np.dtype(
 USE = np.dtype(
     [("start", "i4"), ("end", "i4"), ("scale", "f4"), ("unused", "i4"), ("slices", "u8"), ("sites", "u8")], align=True
 )
-PLAN = np.dtype([("num_uses", "i4"), ("has_vectors", "i4"), ("uses", "u8")], align=True)
+PLAN = np.dtype([("num_uses", "i4"), ("has_gain_shift", "i4"), ("uses", "u8")], align=True)
 NUM_PARTS = 5  # addresses of chunks in a SLICE
 
 
@@ -43,7 +43,7 @@ class NativeAdapter:
     sites: Array  # [num_sites + 1] int32: first slice of each site
     chunks: Array  # [num_chunks] CHUNK: of all A and B
     shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
-    has_vectors: bool  # a shift or a gain anywhere
+    has_gain_shift: bool  # a shift or a gain anywhere
     row_ids: Sequence[Array]  # [num_rows] int64 of each slice
     vocab_size: int  # one past the last token that it has a row of
 
@@ -89,8 +89,8 @@ def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
 class CpuLoRA(LoRAPlanner):
     def __init__(self, pool: DevicePool, num_sites: int) -> None:
         """Raises ValueError for a pool that these kernels cannot read."""
-        if pool.layout is not Layout.VECTORS:
-            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.VECTORS}")
+        if pool.layout is not Layout.CPU:
+            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.CPU}")
         self._pool = pool
         self._num_sites = num_sites
 
@@ -113,8 +113,8 @@ class CpuLoRA(LoRAPlanner):
             ],
             dtype=USE,
         )
-        has_vectors = any(adapter.has_vectors for adapter in adapters.values())
-        plan = np.array([(len(uses), has_vectors, uses.ctypes.data)], dtype=PLAN)
+        has_gain_shift = any(adapter.has_gain_shift for adapter in adapters.values())
+        plan = np.array([(len(uses), has_gain_shift, uses.ctypes.data)], dtype=PLAN)
         num_tokens = max((segment.end for segment in segments), default=0)
         return CpuLoRAMetadata(
             plan=plan,
@@ -151,9 +151,9 @@ class CpuLoRA(LoRAPlanner):
         for module in modules:
             end = max(module.column + module.out_features, shapes.get(module.site, (0, 0))[1])
             shapes[module.site] = (module.in_features, end)
-        has_vectors = any(module.shift or module.gain for module in modules)
+        has_gain_shift = any(module.shift or module.gain for module in modules)
         vocab_size = max((module.end_of_rows for module in modules), default=0)
-        return NativeAdapter(slices, sites, chunks, shapes, has_vectors, row_ids, vocab_size)
+        return NativeAdapter(slices, sites, chunks, shapes, has_gain_shift, row_ids, vocab_size)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
         """[num_chunks] CHUNK."""

@@ -1,10 +1,10 @@
-"""What can be wrong with an adapter, as types."""
+"""The errors of adapters, as types."""
 
 from collections.abc import Sequence
 
 
 class AdapterError(Exception):
-    """Any fault of an adapter; its message may be shown to a client."""
+    """Any fault of an adapter. Its message may be shown to a client."""
 
 
 class AdapterNotFound(AdapterError, LookupError):
@@ -16,9 +16,9 @@ class AdapterNotFound(AdapterError, LookupError):
 
 
 class AdapterRejected(AdapterError, ValueError):
-    """The folder cannot be served as asked; `problems` lists everything that did not fit."""
+    """The folder cannot be served as requested; `problems` lists everything that does not fit."""
 
-    SHOWN = 20  # a wrong base model misses every tensor; the first ones tell
+    SHOWN = 20  # problems in the message; with a wrong base model every tensor is one, and the first ones suffice
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source

@@ -1,16 +1,17 @@
 """AdapterImage: an adapter packed for the arena, page by page. numpy only, no torch.
 
-Matrices stand in the pieces of a Layout, which the kernels of a backend ask for.
+A matrix is cut into the pieces of a Layout, as the kernels of a backend read them. Other pieces are:
 
-- A vector over the outputs (lora_module.py's shift and gain) is float32 in the layout's panels.
+- panels of the layout, in float32, for a vector over the outputs (shift and gain in lora_module.py);
 
-- A of an embedding has a row of each token's ranks, of each group; trained rows of a table are rows too.
+- a row for each token: in the A of an embedding the token's ranks of one group, in a table a trained row.
 
-Pieces are not divided. They stand in chunks: contiguous, 64-byte aligned, never larger than a page. An adapter's pages
-need not be adjacent in the arena, because every chunk is found by (page of the image, offset in it).
+A piece is never divided. Pieces stand in chunks: contiguous, 64-byte aligned, never larger than a page. An adapter's
+pages need not be adjacent in the arena, because every chunk is found by its page in the image and its offset in that
+page.
 
-For ranks that share a model its shard is packed for each, and all into the same number of pages, one shard after
-another: whoever decides about pages decides for all.
+For ranks that share a model, the image holds a shard for each, one after another and all of the same number of pages,
+so that one decision about pages holds for all of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,23 +27,23 @@ from .peft.text import AdapterText
 from .shard_cut import ModuleCuts, cut
 from .targets import TargetKind
 
-LARGEST_PIECE = Layout.VECTORS.largest_piece(4)  # bytes; a page has to hold one
+LARGEST_PIECE = Layout.CPU.largest_piece(4)  # bytes; every page has to hold at least one
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some pieces of one group of A or of B, one after another."""
+    """Consecutive pieces of one group of A or of B."""
 
     page: int  # index in the image
     offset: int  # bytes into the page
-    first: int  # piece
+    first: int  # index of the first piece in its group
     num_pieces: int
 
 
 @dataclass(frozen=True, slots=True)
 class PackedModule:
-    """Where one module's A [rank, in_features] and B [out_features, rank] stand in the image."""
+    """The places of one module's A [rank, in_features] and B [out_features, rank] in the image."""
 
     name: str
     site: int
@@ -51,35 +52,35 @@ class PackedModule:
     out_features: int
     rank: int
     scaling: float
-    a: tuple[tuple[Chunk, ...], ...]  # of each group of ranks
+    a: tuple[tuple[Chunk, ...], ...]  # the chunks of each group of ranks
     b: tuple[tuple[Chunk, ...], ...]
-    shift: tuple[Chunk, ...] = ()  # [out_features], or nothing
-    gain: tuple[Chunk, ...] = ()  # [out_features], or nothing
+    shift: tuple[Chunk, ...] = ()  # [out_features]; empty if there is none
+    gain: tuple[Chunk, ...] = ()  # [out_features]; empty if there is none
     kind: TargetKind = TargetKind.LINEAR
-    rows: tuple[Chunk, ...] = ()  # rows of tokens in a table
-    row_ids: tuple[int, ...] = ()  # theirs, ascending; none is 0, 1, ...
+    rows: tuple[Chunk, ...] = ()  # trained rows of a table
+    row_ids: tuple[int, ...] = ()  # token ids of the rows, ascending; empty means 0, 1, ...
 
     @property
     def end_of_rows(self) -> int:
-        """One past the last token that it has a row of."""
+        """One past the last token that has a row."""
         return self.row_ids[-1] + 1 if self.row_ids else sum(chunk.num_pieces for chunk in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageTable:
-    """Everything about an adapter but its bytes; fit to be sent between processes."""
+    """Everything about an adapter but its bytes. It can be sent between processes."""
 
     digest: str
     dtype: str
-    num_pages: int  # of each shard
+    num_pages: int  # pages of each shard
     page_bytes: int
-    modules: tuple[PackedModule, ...]  # of the only shard, or the first
+    modules: tuple[PackedModule, ...]  # modules of the only shard, or of the first one
     warnings: tuple[str, ...]
-    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA: it changes a prompt from their last occurrence on
+    invocation_tokens: tuple[int, ...] = ()  # an activated LoRA changes a prompt from their last occurrence on
     text: AdapterText = AdapterText()
-    is_exclusive: bool = False  # takes no request scale and no partner
-    layout: Layout = Layout.VECTORS
-    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
+    is_exclusive: bool = False  # the adapter takes no request scale and no partner
+    layout: Layout = Layout.CPU
+    vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
     further: tuple[tuple[PackedModule, ...], ...] = ()  # modules of each further shard
 
     @property
@@ -88,11 +89,11 @@ class ImageTable:
 
     @property
     def num_bytes(self) -> int:
-        """Of all shards."""
+        """Bytes of all shards together."""
         return self.num_shards * self.num_pages * self.page_bytes
 
     def of_shard(self, index: int) -> "ImageTable":
-        """What the rank of one shard has to know; its pages begin at index * num_pages of the image."""
+        """Returns the table of one shard, for its rank. The shard's pages begin at index * num_pages of the image."""
         if not self.further:
             return self
         return replace(self, modules=(self.modules, *self.further)[index], further=())
@@ -108,11 +109,11 @@ def pack(
     checkpoint: Checkpoint,
     dtype: str,
     page_bytes: int,
-    layout: Layout = Layout.VECTORS,
+    layout: Layout = Layout.CPU,
     shards: Sequence[ModuleCuts] = (),
 ) -> AdapterImage:
-    """Packs a checkpoint in the model's dtype. shards: the cuts of the modules in each, where there are several.
-    Raises AdapterTooLarge where a page holds no piece."""
+    """Packs a checkpoint in the model's dtype. shards: the cuts of the modules in each shard, if there are several.
+    Raises AdapterTooLarge if a page cannot hold a piece."""
     if not shards:
         return _pack_whole(checkpoint, dtype, page_bytes, layout)
     images = [_pack_whole(_cut_all(checkpoint, cuts), dtype, page_bytes, layout) for cuts in shards]
@@ -171,7 +172,7 @@ def _pack_whole(checkpoint: Checkpoint, dtype: str, page_bytes: int, layout: Lay
 
 
 def _split(matrix: Array, layout: Layout) -> Iterator[tuple[int, Array]]:
-    """matrix: [rank, n]. Yields the width of each group and its ranks: [width, n], filled up with zeros."""
+    """matrix: [rank, n]. Yields the width of each group and the group's ranks: [width, n], filled up with zeros."""
     first = 0
     for width in layout.rank_groups(len(matrix)):
         group = np.zeros((width, matrix.shape[1]), matrix.dtype)
@@ -222,7 +223,7 @@ def _as_bytes(pieces: Array) -> Array:
 
 
 def _convert(matrix: Array, dtype: str) -> Array:
-    """The matrix in elements of dtype, rounded to nearest even; bfloat16 as its bits."""
+    """Returns the matrix in elements of dtype, rounded to nearest even; bfloat16 as its bits."""
     match dtype:
         case "float32":
             return matrix.astype("<f4")
@@ -241,10 +242,10 @@ class _PageWriter:
     def __init__(self, page_bytes: int) -> None:
         self._page_bytes = page_bytes
         self._pages: list[Array] = []
-        self._offset = page_bytes  # in the last page
+        self._offset = page_bytes  # of the first free byte in the last page
 
     def write(self, pieces: Array) -> tuple[Chunk, ...]:
-        """pieces: [number, bytes of each] uint8."""
+        """Writes pieces and returns their chunks. pieces: [number, bytes of each] uint8."""
         num_pieces, piece_bytes = pieces.shape
         if piece_bytes > self._page_bytes:
             raise AdapterTooLarge(f"a piece of {piece_bytes} bytes does not fit into a page of {self._page_bytes}")

@@ -1,60 +1,59 @@
-"""Layout: in which pieces a group of ranks of A or B stands, as the kernels of a backend load them. No torch.
+"""Layout: the pieces into which A and B are cut, as the kernels of a backend load them. No torch.
 
-Shards are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
+Ranks are taken in groups of 16, and the last ones in narrower groups, filled up with zeros to a multiple of 4.
 
-A piece of A is some lines, a line [ranks of the group, inputs side by side]. A piece of B is a panel of outputs, which
-is [units, outputs, ranks of a unit].
+A piece of A is a number of lines; a line is [ranks of the group, inputs side by side]. A piece of B is a panel of
+outputs, which is [units, outputs, ranks of a unit].
 
-- VECTORS, of the CPU: a line is 64 bytes, as wide as a vector. A unit is 4 bytes: two bfloat16, one float. A line of A
-  in a group of 16 ranks holds one unit of inputs of each rank; in a group of 8 two, in one of 4 four. So a kernel
-  multiplies a line by units of x and has sums for each rank in its lanes. A panel is of 16 outputs, as the native
-  kernels take any weight.
-- TILES, of the GPU: a piece is what a program loads at a time, row by row: [ranks, 128 inputs] of A, [ranks, 128
-  outputs] of B.
+- CPU: a line is 64 bytes, the widest SIMD vector. A unit is 4 bytes: two bfloat16 or one float. A line of A holds one
+  unit of inputs of each rank in a group of 16 ranks, two in a group of 8, four in a group of 4. A kernel multiplies a
+  line by units of x and keeps the sums of each rank in that rank's lanes. A panel has 16 outputs, as the native kernels
+  store any weight.
+- GPU: a piece is the load of one program, row by row: [ranks, 128 inputs] of A, [ranks, 128 outputs] of B.
 """
 
 from enum import StrEnum
 
 ALIGNMENT = 64  # bytes
-LINE_BYTES = 64  # of VECTORS
+LINE_BYTES = 64  # of Layout.CPU
 UNIT_BYTES = 4
 PANEL = 16  # outputs
-LINES = 8  # of a piece of A
+LINES = 8  # in a piece of A
 GROUP = 16  # ranks
-NARROW = (8, 4)  # the groups that ranks after the last whole group are taken in
-TILE = 128  # inputs or outputs of a piece of TILES
+NARROW = (8, 4)  # ranks in the groups after the last whole one
+PIECE_WIDTH = 128  # inputs or outputs in a piece of Layout.GPU
 
 
 class Layout(StrEnum):
-    VECTORS = "vectors"
-    TILES = "tiles"
+    CPU = "cpu"
+    GPU = "gpu"
 
     @property
     def panel(self) -> int:
-        """Outputs of a piece of B, or of a vector."""
-        return PANEL if self is Layout.VECTORS else TILE
+        """Number of outputs in a piece of B, or of a vector."""
+        return PANEL if self is Layout.CPU else PIECE_WIDTH
 
     @property
     def lines(self) -> int:
-        """Of a piece of A."""
-        return LINES if self is Layout.VECTORS else 1
+        """Number of lines in a piece of A."""
+        return LINES if self is Layout.CPU else 1
 
     def inputs_per_line(self, width: int, item_bytes: int) -> int:
-        """Of each rank of a group of `width` ranks."""
-        return LINE_BYTES // (width * item_bytes) if self is Layout.VECTORS else TILE
+        """Returns the number of inputs of each rank in a line of A, for a group of `width` ranks."""
+        return LINE_BYTES // (width * item_bytes) if self is Layout.CPU else PIECE_WIDTH
 
     def ranks_per_unit(self, item_bytes: int) -> int:
-        """Of B."""
-        return UNIT_BYTES // item_bytes if self is Layout.VECTORS else 1
+        """Returns the number of ranks in a unit of B."""
+        return UNIT_BYTES // item_bytes if self is Layout.CPU else 1
 
     def largest_piece(self, item_bytes: int) -> int:
-        """Bytes; a page has to hold one."""
+        """Returns the bytes of the largest piece. Every page has to hold at least one piece."""
         return GROUP * item_bytes * max(self.panel, self.lines * self.inputs_per_line(GROUP, item_bytes))
 
     def rank_groups(self, rank: int) -> list[int]:
-        """The widths of a matrix's groups of ranks: together as many as it has, or up to three more."""
+        """Returns the widths of a matrix's groups of ranks. Together they are `rank`, or up to three more."""
         widths, rest = [GROUP] * (rank // GROUP), rank % GROUP
-        if self is Layout.TILES:
+        if self is Layout.GPU:
             return [*widths, -(-rest // 4) * 4] if rest else widths
         if rest > sum(NARROW):
             return [*widths, GROUP]

@@ -4,7 +4,7 @@ Semantics of `run`, for every segment and every (adapter, scale) of its list, in
     y[t, offset:offset + out] += scale * alpha / r * B (A x[t])
 and where the adapter has a gain (DoRA) or a shift (trained biases) of the slice, then
     y[t, offset:offset + out] = gain * y[t, offset:offset + out] + scale * shift
-Trained rows of a table stand for the base model's, or behind them: an embedding or a logit is theirs.
+Trained rows of a table replace the base model's rows or extend them: the embedding or the logit is computed from them.
 A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
 """
 
@@ -28,30 +28,30 @@ class Segment:
 
 
 def check_segments(segments: Sequence[Segment]) -> None:
-    """Raises ValueError for segments that are empty, overlap or are in no order."""
+    """Raises ValueError for segments that are empty, overlap or are out of order."""
     last = 0
     for segment in segments:
         if not last <= segment.start < segment.end:
-            raise ValueError(f"segments: {segment.start} to {segment.end} comes after {last}")
+            raise ValueError(f"segment {segment.start} to {segment.end} is empty, or comes after an end at {last}")
         last = segment.end
 
 
 class LoRAMetadata:
-    """What `plan` prepared for one step; its content is the backend's own."""
+    """The result of `plan` for one step; its content is the backend's own."""
 
-    vocab_size: int = 0  # one past the last token that any of its adapters has rows of; 0 where none has
+    vocab_size: int = 0  # one past the last token for which any of its adapters has a row; 0 if there is none
 
 
 class LoRAPlanner(ABC):
-    """What a step needs of any backend; one that computes the change inside the base product has no `run`."""
+    """The part of the interface that every backend has. One whose base product computes the change has no `run`."""
 
     @abstractmethod
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> LoRAMetadata:
-        """Looks up the weights of the segments' adapters, which stand in `adapter_pages` (digest -> arena pages)."""
+        """Looks up the weights of the segments' adapters in the arena. adapter_pages: digest -> pages of the arena."""
 
     @abstractmethod
     def changes_head(self, digest: str) -> bool:
-        """Whether the rows that are projected to logits need a plan of their own."""
+        """Returns whether the rows that are projected to logits need a plan of their own."""
 
 
 class LoRABackend(LoRAPlanner):
@@ -64,9 +64,9 @@ class LoRABackend(LoRAPlanner):
         """Changes the embeddings y in place. token_ids: [num_tokens] int64, y: [num_tokens, hidden_size]."""
 
 
-Send = Callable[..., Sequence[Tensor]]  # arrays of the host, which may change at once, to tensors of the same dtypes
+Send = Callable[..., Sequence[Tensor]]  # copies host arrays, which may change afterwards, to tensors of their dtypes
 
 
 def on_host(*parts: Array) -> list[Tensor]:
-    """For the CPU: the tensors are the arrays."""
+    """Returns tensors that share the arrays' memory: a Send for the CPU."""
     return [torch.from_numpy(part) for part in parts]

@@ -1,9 +1,9 @@
-"""LoRAModule: what an adapter makes of one linear module, and how that follows from what PEFT trains. numpy only.
+"""LoRAModule: an adapter's change of one linear module, derived from the parameters that PEFT trains. numpy only.
 
     y = gain * (W x + b + scaling * B A x) + shift
 
-where W and b are the base model's. Plain LoRA has neither gain nor shift. DoRA's (arXiv 2402.09353) is
-b + m / ||W + scaling * B A|| * (W x + scaling * B A x), the norm over a row's inputs.
+where W and b are the base model's. Plain LoRA has neither gain nor shift. DoRA (arXiv 2402.09353) computes
+b + m / ||W + scaling * B A|| * (W x + scaling * B A x), with the norm taken over a row's inputs.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ import numpy as np
 from .targets import TargetModule
 
 Array = np.ndarray  # of any dtype
-NORM_ROWS = 1024  # outputs whose whole weights are made at once
+NORM_ROWS = 1024  # outputs whose changed weights are computed at a time
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows:
-    """Rows that stand for those of an embedding or a head."""
+    """Rows that replace or extend those of an embedding or a head."""
 
-    ids: tuple[int, ...]  # ascending; none is all of them
+    ids: tuple[int, ...]  # token ids, ascending; empty means all tokens
     rows: Array  # [number of ids, or the vocabulary; hidden_size] float32
-    norm: float | None = None  # of what they differ by from the base model's, if these are at hand
+    norm: float | None = None  # of the difference from the base model's rows, if these are available
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class LoRAModule:
     b: Array  # [out_features, rank] float32
     shift: Array | None = None  # [out_features] float32
     gain: Array | None = None  # [out_features] float32
-    rows: TrainedRows | None = None  # of an embedding or a head that has no A and B
+    rows: TrainedRows | None = None  # of an embedding or a head
 
     @property
     def rank(self) -> int:
@@ -42,7 +42,7 @@ class LoRAModule:
 
     @property
     def is_zero(self) -> bool:
-        """Whether outputs are the base model's: PEFT's fresh state."""
+        """Whether the outputs are the base model's, as in PEFT's fresh state."""
         if self.rows is not None:
             return False
         has_product = bool(self.a.any() and self.b.any() and self.scaling)
@@ -52,7 +52,7 @@ class LoRAModule:
 
 
 def dora_gain(weight: Array, magnitude: Array, scaling: float, a: Array, b: Array) -> Array:
-    """m / ||W + scaling * B A||. weight: [out, in], magnitude: [out]. Returns [out] float32."""
+    """Returns m / ||W + scaling * B A||, [out] float32. weight: [out, in], magnitude: [out]."""
     norms = np.empty(len(weight), np.float32)
     for first in range(0, len(weight), NORM_ROWS):
         rows = slice(first, first + NORM_ROWS)
@@ -64,4 +64,4 @@ def dora_gain(weight: Array, magnitude: Array, scaling: float, a: Array, b: Arra
 
 class BaseTensors(Protocol):
     def get(self, name: str) -> np.ndarray:
-        """The tensor of this name, as Hugging Face names it, in float32. Raises OSError where it cannot be read."""
+        """Returns the tensor with this Hugging Face name in float32. Raises OSError if it cannot be read."""

@@ -1,8 +1,8 @@
-"""Registry: which adapter a name means now, and what it meant before.
+"""Registry: the adapter that each name means now, and the ones that it meant before.
 
-Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, and "name@2" means the
-second one, active or not. Versions are aliases of digests; running requests keep the digest they got. Of each name the
-active version and those that were active last are kept, no more than `max_versions`.
+Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, and "name@2" means
+version 2, active or not. A version is an alias of a digest; running requests keep the digest that they got. Of each
+name, the registry keeps the active version and those that were active last, at most `max_versions` in all.
 """
 
 import re
@@ -14,44 +14,44 @@ from .errors import AdapterNotFound
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 REFERENCE_PATTERN = re.compile(r"([^@]+)@([1-9][0-9]{0,8})")
-MAX_GONE_NAMES = 10_000  # whose numbers are remembered
+MAX_GONE_NAMES = 10_000  # unloaded names whose version numbers are remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    number: int  # 1, 2, ... in the order of loading; never given twice under a name
+    number: int  # 1, 2, ... in the order of loading; never used twice under a name
     digest: str
-    path: str  # where it was loaded from
+    path: str  # folder, or other source, that it was loaded from
     loaded_at: float  # time.time()
 
 
-Versions = dict[int, Version]  # of one name, in the order of activation: the last one is active
+Versions = dict[int, Version]  # number -> version of one name, in the order of activation: the last one is active
 
 
 class Registry:
     def __init__(self, max_versions: int = 1) -> None:
-        """max_versions: of each name, the active one included."""
+        """max_versions: most versions that are kept of each name, the active one included."""
         self._max_versions = max_versions
         self._names: dict[str, Versions] = {}
-        # The last number given under a name: one never comes to mean other weights. Of names that are gone the latest
-        # are remembered; what was given under the others is no higher than the floor, above which new names begin.
+        # The last number given under each name: a number must never come to mean other weights. Of unloaded names, the
+        # latest are remembered. Under the others, no number was above the floor, and new names begin above it.
         self._last_numbers: dict[str, int] = {}
         self._gone: OrderedDict[str, int] = OrderedDict()
         self._floor = 0
         self._aliases: dict[str, set[tuple[str, int]]] = {}  # digest -> name and number of the versions that mean it
-        self._pinned: set[tuple[str, int]] = set()  # a pin ends when its version was active and is no more
+        self._pinned: set[tuple[str, int]] = set()  # name, number; a pin ends when its version ceases to be active
 
     def resolve(self, reference: str) -> str:
-        """The digest behind "name" or "name@2". Raises AdapterNotFound; nothing ever falls back to the base model."""
+        """Returns the digest behind "name" or "name@2". Raises AdapterNotFound and never returns the base model."""
         return self.find(reference)[1].digest
 
     def find(self, reference: str) -> tuple[str, Version]:
-        """The name and the version behind a reference. Raises AdapterNotFound."""
+        """Returns the name and the version behind a reference. Raises AdapterNotFound."""
         try:
             name, number = _parse(reference)
             versions = self._names[name]
             return name, _active(versions) if number is None else versions[number]
-        except (KeyError, TypeError):  # what has no hash is no name either
+        except (KeyError, TypeError):  # a value without a hash is no name either
             raise AdapterNotFound(reference) from None
 
     def __contains__(self, name: str) -> bool:
@@ -61,14 +61,14 @@ class Registry:
         return sorted(self._names)
 
     def versions(self, name: str) -> list[Version]:
-        """By number. Raises AdapterNotFound."""
+        """Returns the versions of a name, by number. Raises AdapterNotFound."""
         if name not in self._names:
             raise AdapterNotFound(name)
         return sorted(self._names[name].values(), key=lambda version: version.number)
 
     def publish(self, name: str, digest: str, path: str = "", loaded_at: float = 0.0) -> set[str]:
-        """Makes a version and activates it; returns what the name meant and means no more, and what went to keep no
-        more than `max_versions`. What is active already becomes no second version."""
+        """Makes a version and activates it. Returns the digest that the name no longer means, and those of versions
+        dropped to keep at most `max_versions`. A digest that is active already makes no second version."""
         versions = self._names.setdefault(name, {})
         active = _active(versions) if versions else None
         if active is not None and active.digest == digest:
@@ -88,13 +88,13 @@ class Registry:
         return last + 1
 
     def activate(self, name: str, number: int) -> set[str]:
-        """Makes the name mean a version that it has; returns what it meant. Raises AdapterNotFound."""
+        """Makes the name mean one of its versions. Returns the digest that it meant. Raises AdapterNotFound."""
         self.find(f"{name}@{number}")
         versions = self._names[name]
         active = _active(versions)
         if active.number == number:
             return set()
-        versions[number] = versions.pop(number)  # comes to stand last
+        versions[number] = versions.pop(number)  # moves to the end
         return self._retire(name, active)
 
     def _retire(self, name: str, active: Version) -> set[str]:
@@ -102,8 +102,8 @@ class Registry:
         return {active.digest}
 
     def withdraw(self, reference: str) -> set[str]:
-        """Forgets a name, or one of its versions; returns what these meant. Raises AdapterNotFound, and ValueError for
-        the active one of several versions: what the name would mean without it is not ours to say."""
+        """Forgets a name, or one of its versions. Returns the digests that these meant. Raises AdapterNotFound, and
+        ValueError for the active one of several versions, because only the caller can choose the next active one."""
         name, version = self.find(reference)
         versions = self._names[name]
         if reference != name and len(versions) > 1 and version is _active(versions):
@@ -129,15 +129,15 @@ class Registry:
         return {version.digest for version in dropped}
 
     def is_published(self, digest: str) -> bool:
-        """Whether any version of any name means it."""
+        """Returns whether any version of any name means the digest."""
         return digest in self._aliases
 
     def aliases(self, digest: str) -> list[tuple[str, int]]:
-        """Name and number of every version that means it."""
+        """Returns the name and the number of every version that means the digest."""
         return sorted(self._aliases.get(digest, ()))
 
     def set_pinned(self, reference: str, is_pinned: bool) -> None:
-        """Raises AdapterNotFound."""
+        """Pins a version, or ends its pin. Raises AdapterNotFound."""
         name, version = self.find(reference)
         (self._pinned.add if is_pinned else self._pinned.discard)((name, version.number))
 
@@ -145,7 +145,7 @@ class Registry:
         return (name, number) in self._pinned
 
     def pinned_digests(self) -> set[str]:
-        """What pinned versions mean."""
+        """Returns the digests of the pinned versions."""
         return {self._names[name][number].digest for name, number in self._pinned}
 
 
@@ -159,10 +159,11 @@ def _parse(reference: str) -> tuple[str, int | None]:
 
 
 def base_name(reference: str) -> str:
-    """The name in "name" or "name@2"."""
+    """Returns the name in "name" or "name@2"."""
     return _parse(reference)[0]
 
 
 def is_valid_name(name: str) -> bool:
-    """Letters, digits, dot, dash and underscore, at most 128, a letter or digit first: safe in paths and in logs."""
+    """Returns whether a name is safe in paths and logs: letters, digits, dots, dashes and underscores, at most 128, and
+    a letter or digit first."""
     return NAME_PATTERN.fullmatch(name) is not None

@@ -1,6 +1,6 @@
-"""AdapterReport: what an adapter is to a model: what is applied, by how much it changes the model, what it takes.
+"""AdapterReport: the tensors of an adapter that a model applies, the size of their change, and the memory they take.
 
-numpy only, no torch. A refused adapter has a report too, whose problems are those of AdapterRejected.
+numpy only, no torch. A refused adapter has a report, too; its problems are those of AdapterRejected.
 """
 
 import math
@@ -30,9 +30,9 @@ class ModuleReport:
     rank: int
     scaling: float
     norm: float  # Frobenius norm of scaling * B @ A
-    gain_norm: float = 0.0  # of DoRA's gain over its outputs, minus 1
-    shift_norm: float = 0.0  # of what is added to its outputs: trained biases
-    rows_norm: float | None = None  # of what rows of a table differ by from the model's, where these were at hand
+    gain_norm: float = 0.0  # norm of DoRA's gain minus 1, over the outputs
+    shift_norm: float = 0.0  # norm of the vector that is added to the outputs: trained biases
+    rows_norm: float | None = None  # norm of the rows' difference from the model's, if these were available
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +40,31 @@ class LayerReport:
     """The changes of all modules of one layer together."""
 
     name: str  # such as "model.layers.3"
-    norm: float  # Frobenius norm: the root of the sum of its modules' squares
+    norm: float  # Frobenius norm: the root of the sum of the squares of its modules' norms
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """problems: why it is refused, all of them; one without any is loaded. A refused one tells what could be judged:
-    its kind, its tensors, the ranks of modules that fit. What it lacks is empty or 0."""
+    """The report on one folder. problems: all reasons why the adapter is refused; without any, it can be loaded. The
+    report on a refused adapter holds as much as could be judged: its kind, its tensors, the ranks of modules that fit.
+    All other fields are then empty or 0."""
 
     path: str
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     kind: str = ""  # such as "LoRA" or "rsLoRA"
-    digest: str = ""  # sha256 over configuration, weights and what the folder says about text
+    digest: str = ""  # sha256 over configuration, weights and the text settings of the folder
     modules: tuple[ModuleReport, ...] = ()  # in the order of the model
     layers: tuple[LayerReport, ...] = ()
     applied_tensors: tuple[str, ...] = ()  # names in the file
     ignored_tensors: tuple[str, ...] = ()
-    refused_tensors: tuple[str, ...] = ()  # that do not fit; only of a refused adapter
-    num_disk_bytes: int = 0  # of the files that are read
-    num_host_bytes: int = 0  # packed, in host memory
-    num_device_bytes: int = 0  # in the arena, while resident
-    num_pages: int = 0  # of the arena
-    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
-    text: AdapterText = AdapterText()  # for whoever knows the model's tokenizer; not shown
+    refused_tensors: tuple[str, ...] = ()  # tensors that do not fit; only of a refused adapter
+    num_disk_bytes: int = 0  # size of the files that are read
+    num_host_bytes: int = 0  # size in host memory, packed
+    num_device_bytes: int = 0  # size in the arena, while resident
+    num_pages: int = 0  # pages of the arena, while resident
+    vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
+    text: AdapterText = AdapterText()  # to be checked against the model's tokenizer; not shown
 
     @property
     def is_refused(self) -> bool:
@@ -78,10 +79,10 @@ def inspect_adapter(
     roots: Sequence[Path] | None = None,
     base: BaseTensors | None = None,
     max_elements: int | None = None,
-    layout: Layout = Layout.VECTORS,
+    layout: Layout = Layout.CPU,
     shards: Sequence[ModuleCuts] = (),
 ) -> AdapterReport:
-    """What loading a folder would come to, without loading it. Never raises for what is wrong with the adapter."""
+    """Reports the result of loading a folder without loading it. A fault of the adapter is reported, not raised."""
     try:
         judged = judge_checkpoint(folder, targets, roots, base, max_elements)
         if judged.problems or judged.checkpoint is None:
@@ -142,11 +143,11 @@ def _report_module(module: LoRAModule) -> ModuleReport:
 
 
 def change_norm(module: LoRAModule) -> float:
-    """The Frobenius norm of scaling * B @ A, whose square is the sum over (B^T B) * (A A^T): [rank, rank] each, so that
-    the product of the size of the base weight is never computed."""
+    """Returns the Frobenius norm of scaling * B @ A. Its square is the sum over (B^T B) * (A A^T), [rank, rank] each,
+    so that the product, which is as large as the base weight, is never computed."""
     a, b = module.a.astype(np.float32), module.b.astype(np.float32)
     square = np.sum((b.T @ b) * (a @ a.T), dtype=np.float64)
-    return abs(module.scaling) * math.sqrt(max(float(square), 0.0))  # rounding can leave less than nothing
+    return abs(module.scaling) * math.sqrt(max(float(square), 0.0))  # rounding can make the sum negative
 
 
 def _by_layer(modules: Iterable[ModuleReport]) -> tuple[LayerReport, ...]:
@@ -158,6 +159,6 @@ def _by_layer(modules: Iterable[ModuleReport]) -> tuple[LayerReport, ...]:
 
 
 def _layer_of(module: str) -> str:
-    """ "model.layers.3" of "model.layers.3.mlp.up_proj"; what is in no layer is one by itself."""
+    """Returns "model.layers.3" for "model.layers.3.mlp.up_proj". A module in no layer counts as a layer of its own."""
     before, found, behind = module.partition(LAYERS)
     return f"{before}{found}{behind.partition('.')[0]}" if found else module

@@ -1,8 +1,9 @@
-"""ModuleCut: what one shard of several has of a module, and how an adapter's change of the module is cut to it.
+"""ModuleCut: the part of a module that one of several shards has, and the cut of an adapter's change to that part.
 
-A module is split by its outputs, and every shard has all of A and its outputs of B; or by its inputs, and every shard
-has its inputs of A and all of B, so that the sum over shards, which the base model makes of their outputs anyway, is
-the sum of their changes too. A gain goes with every summand, and a shift with one. numpy only.
+A module is split by its outputs or by its inputs. In a split by outputs, every shard has all of A and its outputs of B.
+In a split by inputs, every shard has its inputs of A and all of B, so that the sum over shards, which the base model
+makes of their outputs anyway, is the sum of their changes, too. A gain is applied to every summand, a shift to only
+one. numpy only.
 """
 
 from collections.abc import Mapping
@@ -18,17 +19,17 @@ Range = tuple[int, int]  # first, and one past the last
 
 @dataclass(frozen=True, slots=True)
 class ModuleCut:
-    target: TargetModule  # as the shard has it
-    inputs: Range  # of the whole module
-    outputs: tuple[Range, ...]  # of the whole module, one after another; some may be there twice
-    has_shift: bool = True  # whether it is the one summand that a shift goes with
+    target: TargetModule  # the module as the shard has it
+    inputs: Range  # the part's inputs in the whole module
+    outputs: tuple[Range, ...]  # the part's outputs in the whole module, range after range; some may occur twice
+    has_shift: bool = True  # whether the part is the one summand to which a shift is applied
 
 
-ModuleCuts = Mapping[str, ModuleCut]  # of a shard, by the module's name
+ModuleCuts = Mapping[str, ModuleCut]  # module name -> its part in one shard
 
 
 def cut(module: LoRAModule, own: ModuleCut) -> LoRAModule:
-    """What remains of a change of a whole module. Views where it can be."""
+    """Returns the change of a whole module, cut to one part. The arrays are views where possible."""
     first, end = own.inputs
     rows = module.rows
     if rows is not None and own.target.kind is TargetKind.HEAD:
@@ -50,7 +51,7 @@ def _take(array: Array, ranges: tuple[Range, ...]) -> Array:
 
 
 def _cut_rows(rows: TrainedRows, tokens: Range, vocab_size: int) -> TrainedRows:
-    """Tokens behind the model's vocabulary go with its last ones."""
+    """Cuts rows to a range of tokens. Tokens behind the model's vocabulary go with its last ones."""
     first, end = tokens
     if not rows.ids:
         return replace(rows, rows=rows.rows[first : None if end == vocab_size else end])

@@ -1,4 +1,4 @@
-"""Which modules of a model adapters can land on. Pure data: knows shapes and names, no tensor and no model class."""
+"""TargetModule: a module that adapters can change. Pure data: knows shapes and names, no tensor and no model class."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,13 +6,13 @@ from enum import StrEnum
 
 class TargetKind(StrEnum):
     LINEAR = "linear"
-    EMBEDDING = "embedding"  # of token ids: it has a token for each input
-    HEAD = "head"  # linear, with an output for each token
+    EMBEDDING = "embedding"  # of token ids: each input is a token
+    HEAD = "head"  # linear: each output is a token
 
 
 @dataclass(frozen=True, slots=True)
 class TargetModule:
-    """One module as PEFT names it, and where its output stands inside the model's fused projection.
+    """One module as PEFT names it, and the place of its output inside the model's fused projection.
 
     A model computes some projections together (q, k and v; gate and up). Such a fused projection is a *site*; each of
     its modules is a *slice* of the site's output columns.
@@ -25,4 +25,4 @@ class TargetModule:
     offset: int  # first output column of this module in the site's output
     has_bias: bool = False
     kind: TargetKind = TargetKind.LINEAR
-    tied_to: str | None = None  # the module whose weight it uses
+    tied_to: str | None = None  # name of the module whose weight this one uses

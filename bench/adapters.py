@@ -1,7 +1,6 @@
 """Thousands of adapters: throughput and time to first token by their number, then the effect of loading on traffic.
 
-The arena holds only a few of them. All adapters have the weights of a few files, each under its own digest: they share
-host memory, but copies into the arena are real.
+The arena holds only a few of them. All adapters have the weights of a few files: see `many_adapters.py`.
 """
 
 import argparse
@@ -10,14 +9,11 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blora.adapters import AdapterImage
-from blora.engine.adapter_store.host_cache import Source
-
 from . import loading, machine
+from .many_adapters import load_many
 from .measured_engine import MeasuredEngine, Setup
 from .table import Cell, format_table, write_json
 from .throughput import percentile
@@ -32,10 +28,11 @@ COLOURS = {"uniform": "#0072b2", "skewed": "#e69f00"}
 def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = {"kind": "adapters", **machine.describe(), "model_id": Path(args.model).name}
     report |= {"rank": args.rank, "memory": args.memory, "points": []}
-    engine = _engine(args, max(args.adapters))
+    engine = _engine(args)
+    names = load_many(engine.llm, engine.adapter_folders, max(args.adapters))
     for popularity, alpha in POPULARITIES.items():
         for count in args.adapters:
-            point = _point(engine, count, alpha, args)
+            point = _point(engine, names[:count], alpha, args)
             report["points"].append({"popularity": popularity, "adapters": count, **point})
             print(f"{popularity}, {count} adapters: {point['throughput']:.0f} tokens/s", file=sys.stderr, flush=True)
             write_json(args.folder / FILE, report)
@@ -45,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     return loading.run(args)
 
 
-def _engine(args: argparse.Namespace, count: int) -> MeasuredEngine:
+def _engine(args: argparse.Namespace) -> MeasuredEngine:
     setup = Setup(
         model=args.model,
         max_rows=ROWS,
@@ -56,48 +53,36 @@ def _engine(args: argparse.Namespace, count: int) -> MeasuredEngine:
         memory=args.memory,
         adapter_folder=args.adapter_folder,
     )
-    engine = MeasuredEngine(setup)
-    llm = engine.llm
-    for index in range(count):
-        original = llm._adapters.named(engine._names[index % FILES]).table
-        table = replace(original, digest=f"{index:064x}")
-        image = AdapterImage(table, llm._core._pool._images[original.digest].numpy())
-        llm._keep(image, table, Source("", ""))
-        llm._adapters.publish(_name(index), "", table)
-    return engine
+    return MeasuredEngine(setup)
 
 
-def _name(index: int) -> str:
-    return f"adapter{index}"
-
-
-def _point(engine: MeasuredEngine, count: int, alpha: float, args: argparse.Namespace) -> dict[str, Any]:
+def _point(engine: MeasuredEngine, names: Sequence[str], alpha: float, args: argparse.Namespace) -> dict[str, Any]:
     """Measures one number of adapters. All requests arrive at the start. A first, unmeasured round brings the popular
     adapters into the arena."""
-    weights = [(index + 1) ** -alpha for index in range(count)]
-    draw = random.Random(f"{args.seed} {count} {alpha}")
+    weights = [(index + 1) ** -alpha for index in range(len(names))]
+    draw = random.Random(f"{args.seed} {len(names)} {alpha}")
     throughputs, first_tokens = list[float](), list[float]()
-    _pass(engine, draw.choices(range(count), weights, k=args.requests), args)
-    before = engine.llm._core.scheduler.counts
+    _pass(engine, draw.choices(names, weights, k=args.requests), args)
+    before = engine.llm.get_info()
     for _ in range(args.rounds):
         started = time.monotonic()
-        first_tokens += _pass(engine, draw.choices(range(count), weights, k=args.requests), args)
+        first_tokens += _pass(engine, draw.choices(names, weights, k=args.requests), args)
         throughputs.append(args.requests * args.output_len / (time.monotonic() - started))
-    counts = engine.llm._core.scheduler.counts
-    num_uses = counts.num_adapter_uses - before.num_adapter_uses
+    after = engine.llm.get_info()
+    num_uses = after.num_adapter_uses - before.num_adapter_uses
     return {
         "throughput": statistics.median(throughputs),
         "throughputs": throughputs,
         "median_ttft_ms": 1e3 * statistics.median(first_tokens),
         "p99_ttft_ms": 1e3 * percentile(first_tokens, 0.99),
-        "hit_rate": (counts.num_adapter_hits - before.num_adapter_hits) / num_uses,
-        "copied_pages": counts.num_copied_pages - before.num_copied_pages,
+        "hit_rate": (after.num_adapter_hits - before.num_adapter_hits) / num_uses,
+        "copied_pages": after.num_copied_pages - before.num_copied_pages,
     }
 
 
-def _pass(engine: MeasuredEngine, picks: Sequence[int], args: argparse.Namespace) -> list[float]:
+def _pass(engine: MeasuredEngine, picks: Sequence[str], args: argparse.Namespace) -> list[float]:
     """Returns the seconds to each request's first token."""
-    return engine.first_tokens([_name(pick) for pick in picks], args.prompt_len, args.output_len)
+    return engine.first_tokens(picks, args.prompt_len, args.output_len)
 
 
 def format_report(report: Mapping[str, Any]) -> str:

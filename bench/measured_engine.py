@@ -12,6 +12,7 @@ from typing import Any
 from blora.engine import LLM, SamplingParams
 from blora.engine.model_files.hub import resolve_model
 from blora.engine.model_files.read_config import load_model_config
+from blora.engine.step.core import EngineCore
 
 from .random_adapters import ALL_MODULES, make_adapters
 from .stopwatch import Stopwatch
@@ -54,7 +55,7 @@ class MeasuredEngine:
         self.setup = setup
         folder = resolve_model(setup.model, None)
         self._model_config = load_model_config(folder)
-        paths = self._make_adapters(folder)
+        self.adapter_folders = paths = self._make_adapters(folder)
         self.adapter_bytes = sum((path / "adapter_model.safetensors").stat().st_size for path in paths)
         self.llm = LLM(str(folder), **self._options())
         self._names = [path.name for path in paths]
@@ -131,7 +132,7 @@ class MeasuredEngine:
         sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
         names = [self.adapter_name(adapter) for adapter in adapters]
         with Stopwatch() as stopwatch:
-            stopwatch.watch(self.llm._core, "step", STEP, starts_record=True)
+            stopwatch.watch(EngineCore, "step", STEP, starts_record=True)
             started = time.monotonic()
             outputs = self.llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts], sampling, lora_request=names, use_tqdm=False

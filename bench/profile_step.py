@@ -10,17 +10,24 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from blora.adapters.lora import LoRAPlanner
 from blora.engine import AsyncLLM, SamplingParams
 from blora.engine.cpu.backend import kernels_of
+from blora.engine.cpu.decoder import CpuCausalLM
+from blora.engine.front_end.output_processor import OutputProcessor
 from blora.engine.kernels.library import Kernels
+from blora.engine.model.decoder import CausalLM
 from blora.engine.step import runner
+from blora.engine.step.core import EngineCore
+from blora.engine.step.runner import ModelRunner
+from blora.scheduler import Scheduler
 
 from . import machine
 from .measured_engine import MeasuredEngine, Setup
@@ -112,7 +119,7 @@ def _plain_steps(engine: MeasuredEngine, work: Workload) -> Sequence[float]:
 
 def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     with Stopwatch() as stopwatch:
-        watch(stopwatch, engine)
+        watch(stopwatch, kernels_of(engine.setup.backend))
         num_steps = len(_plain_steps(engine, work))
     kernels = kernels_of(engine.setup.backend)
     if kernels is not None:
@@ -120,22 +127,29 @@ def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
     return stopwatch.records[-num_steps:]
 
 
-def watch(stopwatch: Stopwatch, engine: MeasuredEngine) -> None:
-    llm = engine.llm
-    core = llm._core
-    model_runner = core._runner
-    stopwatch.watch(core, "step", OTHER, starts_record=True)
+def watch(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
+    """Every engine of this process."""
+    stopwatch.watch(EngineCore, "step", OTHER, starts_record=True)
     for name in ("schedule", "update"):
-        stopwatch.watch(core.scheduler, name, SCHEDULER)
-    stopwatch.watch(model_runner, "execute", OTHER)
+        stopwatch.watch(Scheduler, name, SCHEDULER)
+    stopwatch.watch(ModelRunner, "execute", OTHER)
     stopwatch.watch(runner, "build_batch", BATCH)
     stopwatch.watch(runner, "in_batch_order", BATCH)
     stopwatch.watch(runner, "sample", SAMPLING)
-    stopwatch.watch(model_runner._lora, "plan", LORA)
-    for name in ("forward", "compute_logits"):
-        stopwatch.watch(model_runner._model, name, FORWARD)
-    stopwatch.watch(llm._front_end.outputs, "process", OUTPUTS)
-    watch_kernels(stopwatch, kernels_of(engine.setup.backend))
+    for planner in _kinds_of(LoRAPlanner):
+        stopwatch.watch(planner, "plan", LORA)
+    for model in (CausalLM, CpuCausalLM):
+        for name in ("forward", "compute_logits"):
+            stopwatch.watch(model, name, FORWARD)
+    stopwatch.watch(OutputProcessor, "process", OUTPUTS)
+    watch_kernels(stopwatch, kernels)
+
+
+def _kinds_of(kind: type[Any]) -> Iterator[type[Any]]:
+    """The classes below an interface that are imported, which those in use are."""
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds_of(below)
 
 
 def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:

@@ -1,6 +1,6 @@
 """Roofline: the cost of adapters to a decode step on GPUs, by arithmetic. No figure here was measured on a GPU.
 
-It counts the work in the tile list that TritonLoRA makes of the step: bytes from DRAM (the weights of each adapter in
+It counts the work in the strip list that TritonLoRA makes of the step: bytes from DRAM (the weights of each adapter in
 the batch once; activations are in the cache at decode sizes), bytes from the L2 cache (all that the programs read and
 write), and executed flops, rows of padding included. A kernel takes the longest of the three times plus LATENCY. The
 base model's step counts by the same rules: its weights, its KV and the latency of its own kernels.
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from blora.adapters.layout import GROUP, TILE, Layout
+from blora.adapters.layout import GROUP, PIECE_WIDTH, Layout
 from blora.adapters.lora import Segment
 from blora.adapters.targets import TargetModule
 from blora.adapters.triton.sites import Site, lay_out_sites
@@ -90,15 +90,15 @@ def decode_segments(rows: int, adapters: int) -> list[Segment]:
 
 def kernel_works(site: Site, modules: Sequence[TargetModule], rank: int, step: StepTable, rows: int) -> Iterator[Work]:
     """Yields the work of the kernels shrink and expand at one site. modules: those with LoRA. rows: of the step."""
-    ranks, adapters = sum(Layout.TILES.rank_groups(rank)), len(set(_addresses(step)))
+    ranks, adapters = sum(Layout.GPU.rank_groups(rank)), len(set(_addresses(step)))
     size = step.size
-    is_dot, padded_rows, lanes = size.block_rows > 1, size.num_tiles * size.block_rows, size.num_groups * GROUP
+    is_dot, padded_rows, lanes = size.block_rows > 1, size.num_strips * size.block_rows, size.num_groups * GROUP
     a_bytes = sum(ranks * _padded(module.in_features) * ITEM_BYTES for module in modules)
     b_bytes = sum(ranks * _padded(module.out_features) * ITEM_BYTES for module in modules)
     x_bytes = rows * site.in_features * ITEM_BYTES
     y_bytes = 2 * rows * sum(module.out_features for module in modules) * ITEM_BYTES
     h_bytes = size.num_planes(site) * size.num_rows * lanes * 4  # intermediate results of one module
-    panels = sum(_padded(module.out_features) // TILE for module in modules)
+    panels = sum(_padded(module.out_features) // PIECE_WIDTH for module in modules)
     yield Work(
         adapters * a_bytes,
         size.num_uses * a_bytes + x_bytes * len(modules) * size.num_groups + h_bytes * len(modules),
@@ -119,7 +119,7 @@ def _addresses(step: StepTable) -> Sequence[int]:
 
 
 def _padded(features: int) -> int:
-    return -(-features // TILE) * TILE
+    return -(-features // PIECE_WIDTH) * PIECE_WIDTH
 
 
 def step_cost(

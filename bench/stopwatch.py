@@ -31,8 +31,8 @@ class Stopwatch:
     def watch(
         self, owner: Any, name: str, label: str, starts_record: bool = False, parts: Callable[[], Parts] | None = None
     ) -> None:
-        """Watches the function `name` of `owner`, an object or a module; a missing name is ignored. parts: called after
-        each call; returns the parts of its time that belong to other labels."""
+        """Watches the function `name` of `owner`: an object, a class or a module. A missing name is ignored. parts:
+        called after each call; returns the parts of its time that belong to other labels."""
         function = getattr(owner, name, None)
         if function is None:
             return

@@ -22,7 +22,7 @@ SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}  #
 MOST_PROGRAMS = {80: 32, 90: 32, 100: 32, 120: 24}  # programs at a time on a multiprocessor
 MOST_THREADS = {80: 2048, 90: 2048, 100: 2048, 120: 1536}
 # In every model these pointers and strides are multiples of 16 bytes or elements. Triton knows this at a launch, too.
-DIVISIBLE = ("x", "y", "h", "weights", "vectors", "x_stride", "y_stride")
+DIVISIBLE = ("x", "y", "h", "weights", "floats", "x_stride", "y_stride")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ def _compile(architecture: int, dtype: str, configuration: Any) -> Compiled:
 
 
 def _type_of(name: str, dtype: str, constants: dict[str, int]) -> str:
-    pointers = {"x": dtype, "y": dtype, "weights": dtype, "h": "fp32", "vectors": "fp32", "panels": "i32"}
-    pointers |= dict.fromkeys(("header", "uses", "tiles"), "i64")
+    pointers = {"x": dtype, "y": dtype, "weights": dtype, "h": "fp32", "floats": "fp32", "panels": "i32"}
+    pointers |= dict.fromkeys(("header", "uses", "strips"), "i64")
     if name in constants:
         return "constexpr"
     return f"*{pointers[name]}" if name in pointers else "i32"

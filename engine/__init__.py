@@ -1,67 +1,134 @@
 """The engine: puts scheduler, adapters and wire together. Only tests and bench import it.
 
-A public name is imported when it is first used, because the front-end process must not import torch.
+A public name is imported when it is first used, because the front-end process must not import torch. Every type that a
+public signature names is a public name.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blora.adapters import AdapterReport, AdapterText, AddedToken, LayerReport, ModuleReport
     from blora.scheduler import RequestOutputKind, SamplingParams
 
+    from .adapter_store.upload import UploadedFile
     from .async_llm import AsyncLLM
     from .errors import (
+        AdapterError,
         AdapterNotFound,
         AdapterRejected,
         AdapterTooLarge,
+        EngineBroken,
         EngineStartError,
         EngineUnavailable,
         InvalidRequest,
         QueueFull,
     )
-    from .llm import LLM
-    from .outputs import AdapterInfo, CompletionOutput, EngineInfo, Logprob, LoRARequest, RequestOutput
+    from .front_end.adapter_choice import Adapter
+    from .front_end.calls import Conversation, Prompt
+    from .llm import LLM, RowStream
+    from .model_files.config import UnsupportedModel
+    from .outputs import (
+        AdapterEvent,
+        AdapterInfo,
+        AdapterSnapshot,
+        AdapterUsage,
+        AdapterVersion,
+        CompletionOutput,
+        EngineInfo,
+        Logprob,
+        LoRARequest,
+        LoRAUse,
+        PromptLogprobs,
+        RequestMetrics,
+        RequestOutput,
+        SampleLogprobs,
+    )
+    from .text.tokenizer import Message, Tokenizer, TokenStream
 
-_HOMES = {
-    "LLM": ".llm",
-    "AsyncLLM": ".async_llm",
-    "RequestOutputKind": "blora.scheduler",
-    "SamplingParams": "blora.scheduler",
-    **dict.fromkeys(
-        ("AdapterInfo", "CompletionOutput", "EngineInfo", "LoRARequest", "Logprob", "RequestOutput"), ".outputs"
+# Module -> its public names.
+_NAMES = {
+    "blora.adapters": ("AdapterReport", "AdapterText", "AddedToken", "LayerReport", "ModuleReport"),
+    "blora.scheduler": ("RequestOutputKind", "SamplingParams"),
+    ".adapter_store.upload": ("UploadedFile",),
+    ".async_llm": ("AsyncLLM",),
+    ".errors": (
+        "AdapterError",
+        "AdapterNotFound",
+        "AdapterRejected",
+        "AdapterTooLarge",
+        "EngineBroken",
+        "EngineStartError",
+        "EngineUnavailable",
+        "InvalidRequest",
+        "QueueFull",
     ),
-    **dict.fromkeys(
-        (
-            "AdapterNotFound",
-            "AdapterRejected",
-            "AdapterTooLarge",
-            "EngineStartError",
-            "EngineUnavailable",
-            "InvalidRequest",
-            "QueueFull",
-        ),
-        ".errors",
+    ".front_end.adapter_choice": ("Adapter",),
+    ".front_end.calls": ("Conversation", "Prompt"),
+    ".llm": ("LLM", "RowStream"),
+    ".model_files.config": ("UnsupportedModel",),
+    ".outputs": (
+        "AdapterEvent",
+        "AdapterInfo",
+        "AdapterSnapshot",
+        "AdapterUsage",
+        "AdapterVersion",
+        "CompletionOutput",
+        "EngineInfo",
+        "LoRARequest",
+        "LoRAUse",
+        "Logprob",
+        "PromptLogprobs",
+        "RequestMetrics",
+        "RequestOutput",
+        "SampleLogprobs",
     ),
+    ".text.tokenizer": ("Message", "TokenStream", "Tokenizer"),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "LLM",
+    "Adapter",
+    "AdapterError",
+    "AdapterEvent",
     "AdapterInfo",
     "AdapterNotFound",
     "AdapterRejected",
+    "AdapterReport",
+    "AdapterSnapshot",
+    "AdapterText",
     "AdapterTooLarge",
+    "AdapterUsage",
+    "AdapterVersion",
+    "AddedToken",
     "AsyncLLM",
     "CompletionOutput",
+    "Conversation",
+    "EngineBroken",
     "EngineInfo",
     "EngineStartError",
     "EngineUnavailable",
     "InvalidRequest",
+    "LayerReport",
     "LoRARequest",
+    "LoRAUse",
     "Logprob",
+    "Message",
+    "ModuleReport",
+    "Prompt",
+    "PromptLogprobs",
     "QueueFull",
+    "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",
+    "RowStream",
+    "SampleLogprobs",
     "SamplingParams",
+    "TokenStream",
+    "Tokenizer",
+    "UnsupportedModel",
+    "UploadedFile",
 ]
 
 

@@ -8,9 +8,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from .adapter_store.upload import UploadedFile
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter, read_adapters
 from .front_end.calls import Call, Prompt, pair_up
+from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import UserRequest
@@ -439,32 +439,19 @@ class AsyncLLM:
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._adapters.check_integrity(uses)
 
+    def check_idle(self) -> None:
+        """Raises RuntimeError unless, with no request unfinished, nothing of one is left and no adapter is on its way
+        in or out."""
+        self.check_integrity()
+        num_left = len(self._readers) + self._front_end.outputs.num_unfinished
+        if num_left or not self._idle.is_set():
+            raise RuntimeError(f"idle, but {num_left} requests and samples are left")
+        self._adapters.check_idle()
+
     async def get_info(self) -> EngineInfo:
+        """Facts of the engine, its load, and its counts. Raises EngineUnavailable."""
         state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))
-        facts, usage, cache = self._ready.facts, self._front_end.usage, self._front_end.host_cache
-        return EngineInfo(
-            model=self._config.model,
-            dtype=self._ready.dtype,
-            vocab_size=facts.vocab_size,
-            max_model_len=facts.max_model_len,
-            block_size=facts.block_size,
-            num_pages=facts.num_pages,
-            page_bytes=self._ready.page_bytes,
-            num_free_pages=state.num_free_pages,
-            num_running=state.num_running,
-            num_waiting=state.num_waiting,
-            version=version("blora"),
-            **asdict(state.counts),
-            num_requests=usage.num_requests,
-            num_generated_tokens=usage.num_generated_tokens,
-            queue_seconds=usage.queue_seconds,
-            num_host_bytes=cache.num_bytes,
-            max_host_bytes=cache.max_bytes,
-            num_host_uses=cache.num_uses,
-            num_host_hits=cache.num_hits,
-            num_host_reads=cache.num_reads,
-            num_host_failures=cache.num_failures,
-        )
+        return engine_info(self._config, self._ready.dtype, self._ready.page_bytes, state.load, self._front_end)
 
     async def chat(
         self,

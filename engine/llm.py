@@ -30,6 +30,7 @@ from .adapter_store.host_cache import Source
 from .adapter_store.source import resolve_adapter
 from .front_end.adapter_choice import Adapter, read_adapters
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
+from .front_end.engine_info import engine_info
 from .front_end.front_end import FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import OutputProcessor, UserRequest
@@ -39,7 +40,7 @@ from .model.targets import adapter_targets
 from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
 from .options import adapter_paths, engine_config
-from .outputs import AdapterInfo, RequestOutput
+from .outputs import AdapterInfo, EngineInfo, RequestOutput
 from .startup.start import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer
 
@@ -112,6 +113,11 @@ class LLM:
         self._adapters = self._front_end.adapters
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
+
+    def close(self) -> None:
+        """Ends the processes that share the model with this one, after which nothing is computed; where there are none
+        nothing happens. Idempotent; they end with this object at the latest."""
+        self._engine.shards.close()
 
     # Generation.
 
@@ -404,11 +410,17 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
 
+    def get_info(self) -> EngineInfo:
+        """Facts of the engine, its load, and its counts."""
+        engine = self._engine
+        return engine_info(self._config, engine.dtype, engine.page_bytes, self._core.load, self._front_end)
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when a page, a table, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._front_end.host_cache.check_integrity(uses, self._core.images())
+        self._adapters.check_integrity(self._front_end.host_cache.digests())
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""

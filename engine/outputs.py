@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from blora.adapters.report import AdapterReport
+from blora.scheduler import CacheCounts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,6 +174,16 @@ class AdapterState:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the engine holds now, and its counts since it started."""
+
+    num_free_pages: int
+    num_running: int
+    num_waiting: int
+    counts: CacheCounts
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterEvent:
     """One change to a version of a name."""
 
@@ -193,7 +204,7 @@ class AdapterSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts of a running engine."""
+    """Facts of a running engine, its load and its counts: all that is measured, in process and over a wire."""
 
     model: str
     dtype: str
@@ -220,7 +231,8 @@ class EngineInfo:
     num_requests: int = 0
     num_generated_tokens: int = 0
     queue_seconds: float = 0.0
-    # Counts of the host cache, since AsyncLLM was started; see HostCache.
+    # Counts of the host cache, since LLM or AsyncLLM was started; see ImageLedger.
+    num_host_adapters: int = 0
     num_host_bytes: int = 0
     max_host_bytes: int | None = None
     num_host_uses: int = 0

@@ -1,8 +1,8 @@
 """A small synchronous client for back-end services: `Client(target)`.
 
-Needs grpcio and protobuf only, and knows nothing of the engine. Answers are the protobuf messages themselves; failures
-are grpc.RpcError, whose `code()` and `details()` are explained in the .proto files. For asyncio use the stubs in
-`blora.proto.v1` with a grpc.aio channel.
+Needs only grpcio and protobuf, and knows nothing of the engine. Answers are the protobuf messages themselves. Failures
+are grpc.RpcError; the .proto files explain its `code()` and `details()`. For asyncio, use the stubs in `blora.proto.v1`
+with a grpc.aio channel.
 """
 
 import hashlib
@@ -21,35 +21,35 @@ from .v1 import (
     generation_pb2_grpc,
 )
 
-# The name of a loaded adapter; name -> scale, in order, for a sum of several or one with a scale; the base model.
+# The name of a loaded adapter; or name -> scale, in order, for one with a scale or a sum; or None, for the base model.
 Adapter = str | Mapping[str, float] | None
 
 # Text, token ids, or a conversation of {"role": ..., "content": ...}.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
-# What is uploaded of a folder: the first two have to be there.
+# Files of a folder that are uploaded. The adapter's files have to be there.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
 CHUNK_BYTES = 1 << 20
 
 CHANNEL_OPTIONS = (
-    # Logprobs of a long prompt outgrow the 4 MiB that a client accepts by default: RESOURCE_EXHAUSTED after the work.
+    # Logprobs of a long prompt exceed the 4 MiB that a client accepts by default: RESOURCE_EXHAUSTED after the work.
     ("grpc.max_receive_message_length", 256 << 20),
-    # A server that vanished without a word (lost host, silent NAT) would leave a stream waiting for ever.
+    # Without keepalive, a stream would wait for ever for a server that vanished silently (lost host, silent NAT).
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 
 
 class GenerationStream:
-    """The answer to `Client.generate_stream`: an iterator over samples that hold what is new.
+    """The answer of `Client.generate_stream`: an iterator over samples, each with the news since the last one.
 
-    Leaving it early needs `cancel()`, or a `with` block around it; then the server drops the request.
+    To leave it early, call `cancel()` or use a `with` block; the server then drops the request.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self.prompt: generation_pb2.PromptInfo | None = None  # known from the first delta on
+        self.prompt: generation_pb2.PromptInfo | None = None  # set by the first message
 
     def __iter__(self) -> Iterator[generation_pb2.Sample]:
         for response in self._call:
@@ -68,10 +68,10 @@ class GenerationStream:
 
 
 class Client:
-    """Calls one server, "host:port". Close it, or use it in a `with` block; it may be shared by threads.
+    """Calls one server, "host:port". Close the client, or use it in a `with` block. Threads may share it.
 
-    credentials: None is a plain connection. timeout: seconds that any call may last; None is no limit. tenant:
-    whose fair share of service its requests are served from.
+    credentials: None makes a plain connection. timeout: seconds that any call may last; None sets no limit. tenant:
+    name of the tenant from whose fair share of service the requests are served.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Client:
         cache_salt: str = "",
         **sampling: Any,
     ) -> generation_pb2.GenerateResponse:
-        """All samples at once. `sampling` are the fields of the message SamplingParams; what is not given, or None, is
-        the model's default. Raises ValueError naming the field that no message can hold."""
+        """Returns all samples at once. `sampling` has fields of the message SamplingParams; a field that is missing or
+        None has the model's default. Raises ValueError naming a field whose value no message can hold."""
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
         response: generation_pb2.GenerateResponse = self._generation.Generate(
             request, timeout=self._timeout, metadata=self._metadata
@@ -118,24 +118,24 @@ class Client:
         cache_salt: str = "",
         **sampling: Any,
     ) -> GenerationStream:
-        """Samples as their tokens come. The arguments are those of `generate`."""
+        """Returns samples as their tokens come. The arguments are those of `generate`."""
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
         call = self._generation.GenerateStream(request, timeout=self._timeout, metadata=self._metadata)
         return GenerationStream(call)
 
     def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
-        """Loads or replaces an adapter from a folder of the server, or from the hub where the server allows it."""
+        """Loads or replaces an adapter from a folder of the server, or from the hub if the server allows it."""
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
         return _adapter(self._adapters.Load(request, timeout=self._timeout))
 
     def upload_adapter(self, name: str, folder: str | Path, *, pinned: bool = False) -> adapters_pb2.Adapter:
-        """Loads or replaces an adapter from a folder of this machine, whose bytes are sent. Raises OSError for a folder
-        without the two files of PEFT."""
+        """Loads or replaces an adapter from a folder of this machine, by sending its files. Raises OSError if one of
+        PEFT's two files is missing."""
         contents = {file: (Path(folder) / file).read_bytes() for file in _adapter_files(Path(folder))}
         return _adapter(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
 
     def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
-        """What loading a folder of the server would come to; loads nothing."""
+        """Reports the result of loading a folder of the server, without loading it."""
         request = adapters_pb2.InspectAdapterRequest(path=path)
         report: adapters_pb2.AdapterReport = self._adapters.Inspect(request, timeout=self._timeout).report
         return report
@@ -146,34 +146,39 @@ class Client:
         return _adapter(self._adapters.Activate(request, timeout=self._timeout))
 
     def warm_adapter(self, name: str) -> adapters_pb2.Adapter:
-        """Starts to make an adapter resident, where it may be evicted again."""
+        """Starts to copy an adapter into the engine's memory, where it may be evicted again."""
         return _adapter(self._adapters.Warm(adapters_pb2.WarmAdapterRequest(name=name), timeout=self._timeout))
 
     def unload_adapter(self, name: str, *, abort: bool = False) -> adapters_pb2.Adapter:
-        """Returns when the requests that use it are finished, or aborted. "name@2" takes one version away."""
+        """Unloads an adapter, or with "name@2" one version. Returns when the requests that use it are finished, or
+        aborted."""
         request = adapters_pb2.UnloadAdapterRequest(name=name, abort=abort)
         return _adapter(self._adapters.Unload(request, timeout=self._timeout))
 
     def watch_adapters(self) -> Any:
-        """An iterator over WatchAdaptersResponse: a snapshot, then events. Its `cancel()` ends it."""
+        """Returns an iterator over WatchAdaptersResponse: a snapshot, then events. Its `cancel()` ends it."""
         return self._adapters.Watch(adapters_pb2.WatchAdaptersRequest(), timeout=self._timeout)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
+        """Pins an adapter in the engine's memory, or ends its pin."""
         request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)
         return _adapter(self._adapters.Pin(request, timeout=self._timeout))
 
     def get_adapter(self, name: str) -> adapters_pb2.Adapter:
+        """Returns one adapter."""
         return _adapter(self._adapters.Get(adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout))
 
     def list_adapters(self) -> list[adapters_pb2.Adapter]:
+        """Returns the active version of every name, by name."""
         return list(self._adapters.List(adapters_pb2.ListAdaptersRequest(), timeout=self._timeout).adapters)
 
     def info(self) -> engine_pb2.GetInfoResponse:
+        """Returns facts about the engine and its load."""
         response: engine_pb2.GetInfoResponse = self._engine.GetInfo(engine_pb2.GetInfoRequest(), timeout=self._timeout)
         return response
 
     def abort(self, *request_ids: str) -> None:
-        """Ends requests by `PromptInfo.request_id`; ids that are unknown or finished are fine."""
+        """Ends requests by `PromptInfo.request_id`. Unknown ids and those of finished requests are allowed."""
         self._engine.Abort(engine_pb2.AbortRequest(request_ids=request_ids), timeout=self._timeout)
 
     def close(self) -> None:
@@ -193,7 +198,7 @@ def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Chan
 
 
 def _stub(stub: Any, channel: grpc.Channel) -> Any:
-    """The generated classes are untyped; this is the one place that says so."""
+    """Makes a stub. The generated classes are untyped; this is the one place that says so."""
     return stub(channel)
 
 
@@ -239,21 +244,22 @@ def _generate_request(
 def _adapter_fields(adapter: Adapter) -> dict[str, Any]:
     if adapter is None:
         return {}
-    if not adapter:  # it would mean the base model on the wire, and answer for a name that was forgotten
-        raise ValueError("adapter: the name is empty; None is the base model")
+    if not adapter:  # on the wire it would mean the base model, which would answer in place of a forgotten name
+        raise ValueError("adapter: the name is empty; pass None for the base model")
     if isinstance(adapter, str):
         return {"adapter": adapter}
     return {"adapters": [generation_pb2.AdapterUse(name=name, scale=scale) for name, scale in adapter.items()]}
 
 
 def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
-    """An empty sequence is an empty list of token ids, which the server refuses."""
+    """Returns the request's fields for a prompt. An empty sequence becomes an empty list of token ids, which the server
+    refuses."""
     if isinstance(prompt, str):
         return {"text": prompt}
     if prompt and isinstance(prompt[0], Mapping):
         messages = [_chat_message(message) for message in prompt]
         return {"chat": generation_pb2.ChatMessages(messages=messages)}
-    return {"token_ids": generation_pb2.TokenIds(ids=prompt)}  # type: ignore[arg-type]  # told from messages above
+    return {"token_ids": generation_pb2.TokenIds(ids=prompt)}  # type: ignore[arg-type]  # messages are handled above
 
 
 def _chat_message(message: Any) -> generation_pb2.ChatMessage:
@@ -262,12 +268,12 @@ def _chat_message(message: Any) -> generation_pb2.ChatMessage:
 
 def _sampling(sampling: Mapping[str, Any]) -> generation_pb2.SamplingParams:
     given = {name: value for name, value in sampling.items() if value is not None}
-    if isinstance(given.get("stop"), str):  # or it would be taken apart into its letters
+    if isinstance(given.get("stop"), str):  # a string would be split into its letters
         given["stop"] = [given["stop"]]
     message = generation_pb2.SamplingParams()
     for name, value in given.items():
         try:
             message.MergeFrom(generation_pb2.SamplingParams(**{name: value}))
-        except (TypeError, ValueError) as error:  # they do not say which field
+        except (TypeError, ValueError) as error:  # the error does not name the field
             raise ValueError(f"{name}: {error}") from error
     return message

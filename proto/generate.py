@@ -1,7 +1,7 @@
 """Generates the stubs beside the .proto files: `python proto/generate.py`. For developers; needs grpcio-tools.
 
-The stubs are committed, so that neither users nor the build of a wheel need protoc; a test compares them with what
-this file makes of the .proto files.
+The stubs are committed, so that neither users nor the build of a wheel need protoc. A test compares them with this
+module's output.
 """
 
 import tempfile
@@ -10,12 +10,12 @@ from pathlib import Path
 PACKAGE = Path("blora/proto/v1")
 FOLDER = Path(__file__).resolve().parent / "v1"
 
-# What protoc writes does not pass strict checking, and would be reported wherever it is imported.
+# The output of protoc does not pass mypy's strict checks, which would report it wherever it is imported.
 UNCHECKED = "# mypy: ignore-errors\n"
 
 
 def generate_stubs() -> dict[str, str]:
-    """File name -> content of every stub."""
+    """Returns file name -> content of every stub."""
     with tempfile.TemporaryDirectory() as out:
         _run_protoc(out)
         return {path.name: UNCHECKED + path.read_text() for path in (Path(out) / PACKAGE).iterdir()}
@@ -24,8 +24,8 @@ def generate_stubs() -> dict[str, str]:
 def _run_protoc(out: str) -> None:
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
-    # The virtual path: the stubs then import each other as blora.proto.v1, and not by a name of their own that
-    # only holds when this folder is on sys.path.
+    # With this virtual path, the stubs import each other as blora.proto.v1. Without it, they use a name that can be
+    # imported only while this folder is on sys.path.
     root = f"-Iblora/proto={FOLDER.parent}"
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
     sources = [str(PACKAGE / path.name) for path in sorted(FOLDER.glob("*.proto"))]

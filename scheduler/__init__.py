@@ -1,7 +1,11 @@
-"""Decisions: which request runs, which page it gets. Plain Python ints; imports no torch, no numpy, no sibling."""
+"""Decides in each step which requests run, and which pages of the arena they and their adapters get.
+
+Owns the waiting queue, the pages and the plan of a step, all in plain Python values. Must not know tensors, models or
+clocks; imports no torch, no numpy and no sibling package.
+"""
 
 from .block_pool import BlockPool
-from .eviction import KeepRule, ReturnCosts
+from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import AdapterUse, FinishReason, Request, Status
@@ -23,6 +27,7 @@ __all__ = [
     "FinishReason",
     "KVManager",
     "KeepRule",
+    "Kind",
     "Limits",
     "PageCopy",
     "Request",
@@ -35,5 +40,6 @@ __all__ = [
     "Scheduler",
     "Status",
     "Step",
+    "Thing",
     "TokenLogprob",
 ]

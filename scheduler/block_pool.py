@@ -1,11 +1,11 @@
-"""BlockPool: who holds each page of the arena. Owns reference counts and what idle pages hold; touches no byte.
+"""BlockPool: the state of every page of the arena. Owns reference counts and the index of idle pages; touches no byte.
 
 A page is in exactly one state:
     used      ref_count >= 1
-    cached    ref_count 0, findable by the prefix key of the KV block that it still holds
-    parked    ref_count 0, part of an idle adapter that is still whole
-    empty     ref_count 0, content worthless
-Empty pages are given out first; then KeepRule says which cached block or parked adapter goes.
+    cached    ref_count 0; the KV block that the page still holds can be found by its prefix key
+    parked    ref_count 0; the page belongs to an idle adapter that is still whole
+    empty     ref_count 0; the content is worthless
+Empty pages are given out first. When there are none, KeepRule chooses the cached block or parked adapter that goes.
 """
 
 from collections import Counter
@@ -20,18 +20,18 @@ class Page:
     def __init__(self, page_id: int) -> None:
         self.page_id = page_id
         self.ref_count = 0
-        self.key: bytes | None = None  # prefix key of the full KV block in it
-        self.adapter: str | None = None  # digest of the parked adapter it is a part of
+        self.key: bytes | None = None  # prefix key of the full KV block that the page holds
+        self.adapter: str | None = None  # digest of the parked adapter that the page belongs to
 
 
 class BlockPool:
     def __init__(self, num_pages: int, rule: KeepRule | None = None) -> None:
         self.num_pages = num_pages
         self._pages = [Page(page_id) for page_id in range(num_pages)]
-        self._empty = list(range(num_pages - 1, -1, -1))  # the last is given out first
+        self._empty = list(range(num_pages - 1, -1, -1))  # the last entry is given out first
         self._cached: dict[bytes, Page] = {}
         self._parked: dict[str, list[int]] = {}
-        self._evicted: set[str] = set()  # adapters, not yet told
+        self._evicted: set[str] = set()  # digests that `take_evicted_adapters` has yet to return
         self._rule = rule or KeepRule(num_pages, ReturnCosts())
 
     @property
@@ -40,12 +40,12 @@ class BlockPool:
 
     @property
     def num_empty(self) -> int:
-        """Pages that hold nothing of worth."""
+        """Number of pages whose content is worthless."""
         return len(self._empty)
 
     @property
     def num_free(self) -> int:
-        """Pages that can be had at once: empty, cached and parked."""
+        """Number of pages that `allocate` can take: empty, cached and parked ones."""
         return len(self._empty) + self._rule.num_idle_pages
 
     @property
@@ -57,7 +57,7 @@ class BlockPool:
         return self._rule.num_evicted[Kind.ADAPTER]
 
     def allocate(self, num_pages: int) -> list[int] | None:
-        """Takes pages, empty ones first, evicting where these do not suffice; None when there are too few."""
+        """Takes pages: empty ones first, then evicted ones. Returns None when too few pages are free."""
         if num_pages > self.num_free:
             return None
         while len(self._empty) < num_pages:
@@ -78,17 +78,17 @@ class BlockPool:
             self._empty.append(page.page_id)
 
     def share(self, page_ids: Iterable[int]) -> None:
-        """Adds a reference to each page; those that have none are cached ones that are wanted again."""
+        """Adds a reference to each page. A page without references has to be cached; the block is wanted again."""
         for page_id in page_ids:
             page = self._pages[page_id]
             if not page.ref_count:
                 if page.key is None:
-                    raise RuntimeError(f"page {page_id} is shared and holds nothing")
+                    raise RuntimeError(f"page {page_id} cannot be shared: it is unused and holds no cached block")
                 self._rule.take(page.key)
             page.ref_count += 1
 
     def release(self, page_ids: Iterable[int]) -> None:
-        """Drops a reference to each page. Give a sequence's pages last first, so that its tail is evicted first."""
+        """Drops a reference to each page. Callers pass a sequence's pages last first: its tail is evicted first."""
         for page_id in page_ids:
             page = self._pages[page_id]
             if page.ref_count < 1:
@@ -105,7 +105,7 @@ class BlockPool:
         return self._pages[page_id].ref_count > 0
 
     def publish(self, page_id: int, key: bytes) -> None:
-        """Makes a full, used KV block findable. A key that is known already keeps its first page."""
+        """Makes a full, used KV block findable by its key. A key that has a page already keeps it."""
         page = self._pages[page_id]
         if page.key is None and key not in self._cached:
             page.key = key
@@ -113,7 +113,7 @@ class BlockPool:
             self._rule.arrive(key)
 
     def retract(self, page_ids: Iterable[int]) -> None:
-        """Takes used KV blocks out of the prefix cache: their content turned out to be wrong."""
+        """Takes used KV blocks out of the prefix cache because their content turned out to be wrong."""
         for page_id in page_ids:
             page = self._pages[page_id]
             if page.key is not None:
@@ -126,15 +126,15 @@ class BlockPool:
         return None if page is None else page.page_id
 
     def note_miss(self, thing: bytes | str) -> None:
-        """A block or an adapter is needed and not here: it has to be computed or copied."""
+        """Notes that a block or an adapter is needed but absent: it has to be computed or copied."""
         self._rule.miss(thing)
 
     def note_copied(self, digest: str) -> None:
-        """An adapter in use is whole now."""
+        """Notes that an adapter in use is whole now."""
         self._rule.arrive(digest)
 
     def park(self, digest: str, page_ids: Sequence[int]) -> None:
-        """Turns an adapter's used pages into evictable ones that `unpark` can bring back."""
+        """Makes an adapter's used pages evictable. Until they are evicted, `unpark` brings them back."""
         for page_id in page_ids:
             page = self._pages[page_id]
             page.ref_count, page.adapter = 0, digest
@@ -142,7 +142,7 @@ class BlockPool:
         self._rule.add(digest, Kind.ADAPTER, len(page_ids))
 
     def unpark(self, digest: str) -> list[int] | None:
-        """Takes a parked adapter's pages back into use; None when it was evicted or never parked."""
+        """Takes a parked adapter's pages back into use. Returns None when the adapter was evicted or never parked."""
         page_ids = self._parked.pop(digest, None)
         if page_ids is None:
             return None
@@ -153,14 +153,14 @@ class BlockPool:
         return page_ids
 
     def discard(self, digest: str) -> None:
-        """Makes a parked adapter's pages plain free ones and forgets it. Unknown digests are fine."""
+        """Empties a parked adapter's pages and forgets the adapter. Unknown digests are allowed."""
         self._rule.drop(digest)
         self._evicted.discard(digest)
         if digest in self._parked:
             self._empty_parked(digest)
 
     def take_evicted_adapters(self) -> set[str]:
-        """Those evicted since the last call, and not discarded."""
+        """Returns the adapters that were evicted since the last call and not discarded."""
         evicted, self._evicted = self._evicted, set()
         return evicted
 
@@ -174,22 +174,22 @@ class BlockPool:
         return digest in self._parked
 
     def check_integrity(self, owned: Sequence[int], adapters: Set[str]) -> None:
-        """Raises RuntimeError unless each page is in one state and `owned`, one entry per reference, are those used.
+        """Raises RuntimeError unless each page is in one state and the used pages are those of `owned`.
 
-        adapters: those that are whole in used pages.
+        owned: one entry for each reference. adapters: the adapters that are whole in used pages.
         """
         references, empty = Counter(owned), set(self._empty)
         parked = {page_id: digest for digest, ids in self._parked.items() for page_id in ids}
         for page in self._pages:
             num_owners = references[page.page_id]
-            _require(page.ref_count == num_owners, page, f"{num_owners} owners")
-            _require(page.key is None or self._cached.get(page.key) is page, page, "not the page of its key")
-            _require(page.adapter == parked.get(page.page_id), page, f"parked for {parked.get(page.page_id)}")
+            _require(page.ref_count == num_owners, page, f"has {num_owners} owners")
+            _require(page.key is None or self._cached.get(page.key) is page, page, "is not the page of its key")
+            _require(page.adapter == parked.get(page.page_id), page, f"is parked for {parked.get(page.page_id)}")
             states = (num_owners > 0, page.key is not None and not num_owners, page.adapter is not None)
-            _require(sum(states) <= 1, page, "in two states")
-            _require((page.page_id in empty) != any(states), page, f"empty: {page.page_id in empty}")
+            _require(sum(states) <= 1, page, "is in two states")
+            _require((page.page_id in empty) != any(states), page, f"is listed as empty: {page.page_id in empty}")
         if len(empty) != len(self._empty) or len(self._cached) != sum(page.key is not None for page in self._pages):
-            raise RuntimeError(f"{len(self._empty)} empty pages, {len(self._cached)} cached ones")
+            raise RuntimeError(f"the lists of {len(self._empty)} empty and {len(self._cached)} cached pages are wrong")
         idle: dict[bytes | str, int] = {key: 1 for key, page in self._cached.items() if not page.ref_count}
         in_use = adapters | (self._cached.keys() - idle.keys())
         self._rule.check_integrity(idle | {digest: len(ids) for digest, ids in self._parked.items()}, in_use)
@@ -198,4 +198,4 @@ class BlockPool:
 def _require(condition: bool, page: Page, found: str) -> None:
     if not condition:
         state = f"ref_count {page.ref_count}, key {page.key is not None}, adapter {page.adapter}"
-        raise RuntimeError(f"page {page.page_id} ({state}): {found}")
+        raise RuntimeError(f"page {page.page_id} ({state}) {found}")

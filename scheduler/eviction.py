@@ -1,20 +1,21 @@
-"""KeepRule: which idle thing goes when a page is needed. Owns the order of eviction; knows no page and no request.
+"""KeepRule: chooses the idle thing that goes when a page is needed. Owns the order; knows no page and no request.
 
-Idle things are KV blocks in the prefix cache and whole adapters that nobody uses. The one goes whose loss is expected
-to cost the least for each page that it frees:
+Idle things are the KV blocks in the prefix cache and the whole adapters that no request uses. The rule evicts the thing
+whose loss is expected to cost the least for each page that it frees, which is the thing with the least
 
-    priority = clock + P(it is wanted again) * cost of bringing it back / its pages
+    priority = clock + P(the thing is wanted again) * cost of bringing it back / its pages
 
-The clock is the priority of what went last, so what has been idle for long falls behind: GreedyDual-Size (Cao and
-Irani, "Cost-Aware WWW Proxy Caching Algorithms", 1997). Bringing back is computing a block's tokens again or copying an
-adapter's pages; both costs are measured while the engine runs. How probable it is that a thing is wanted again is
-counted by class: blocks and adapters, each by how often they came back before (in place of the number of uses in
-Cherkasova's GDS-Frequency, 1998, which does not tell blocks that nobody asks for from adapters that many do). What went
-is remembered by name until it is here again, or an arena's worth of pages went after it; wanted in that time it counts
-as wanted, or a class that was once thought worthless would be so for ever.
+The clock is the priority of the last evicted thing, so a thing that has been idle for long falls behind:
+GreedyDual-Size (Cao and Irani, "Cost-Aware WWW Proxy Caching Algorithms", 1997). The cost of bringing a thing back is
+that of computing a block's tokens again, or of copying an adapter's pages; both are measured while the engine runs. The
+probability that a thing is wanted again is counted for classes: blocks and adapters, each by how often they came back
+before. (Cherkasova's GDS-Frequency, 1998, counts uses instead, which does not tell blocks that are never requested
+again from adapters that many requests use.) An evicted thing is remembered by name until it is here again, or until an
+arena's worth of pages was evicted after it. If it is wanted in that time, it counts as wanted; otherwise a class that
+was once found worthless would stay so for ever.
 
-Things of one class differ by their time only, so a class is a queue, and finding the next to go takes a look at the
-heads of six queues.
+Things of one class differ only in the time at which they became idle. So each class is a queue, and the next thing to
+go is at the head of one of six queues.
 """
 
 from collections import OrderedDict
@@ -31,21 +32,22 @@ class Kind(Enum):
     ADAPTER = "adapter"
 
 
-NUM_CLASSES = 3  # of each kind: never came back, once, more often
-MAX_OUTCOMES = 2048  # of a class; older ones count less and less
-COST_MEMORY = 0.95  # of a measured cost, how much stays when another is taken
-MIN_TOKENS = 64  # of prompts, in a step that tells what they cost
+NUM_CLASSES = 3  # for each kind: things that came back never, once, or more often
+MAX_OUTCOMES = 2048  # outcomes counted for each class; older ones count less and less
+COST_MEMORY = 0.95  # fraction of the known cost that is kept when a new one is measured
+MIN_TOKENS = 64  # a step with fewer tokens does not measure the cost of prompt tokens
 
 
 @dataclass(slots=True)
 class ReturnCosts:
-    """Seconds to bring back one page, as measured. The first figures are those of a small model on two cores."""
+    """Measured seconds to bring back one page. The initial values are those of a small model on two cores."""
 
-    block: float = 4e-3  # its tokens are computed again
-    adapter: float = 1e-4  # a page of one is copied
+    block: float = 4e-3  # to compute the tokens of a block again
+    adapter: float = 1e-4  # to copy one page of an adapter
 
     def note_step(self, num_tokens: int, num_rows: int, seconds: float, block_size: int) -> None:
-        """A step without its copies took so long. One that is not mostly prompts says little about them."""
+        """Notes the time of a step without its copies. Steps that are not mostly prompts are ignored: they say little
+        about the cost of prompt tokens."""
         if num_tokens >= MIN_TOKENS and num_tokens > 4 * num_rows:
             self.block += (1 - COST_MEMORY) * (seconds / num_tokens * block_size - self.block)
 
@@ -57,9 +59,9 @@ class ReturnCosts:
 @dataclass(slots=True, eq=False)
 class _Class:
     kind: Kind
-    idle: OrderedDict[Thing, float] = field(default_factory=OrderedDict)  # -> the clock when it became idle
-    num_wanted: float = 0.0  # outcomes
-    num_unwanted: float = 0.0
+    idle: OrderedDict[Thing, float] = field(default_factory=OrderedDict)  # thing -> the clock when it became idle
+    num_wanted: float = 0.0  # outcomes: things that were wanted again
+    num_unwanted: float = 0.0  # outcomes: things that were not
 
     @property
     def chance(self) -> float:
@@ -77,24 +79,24 @@ class _Class:
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    """A thing that is idle, gone lately, or came back and is in use."""
+    """A thing that is idle, was evicted lately, or came back and is in use."""
 
     kind: Kind
     num_pages: int
     num_returns: int = 0
-    is_missed: bool = False  # it went and is wanted again; whether it will ever be here again is open
+    is_missed: bool = False  # the thing was evicted and is wanted again, but may never be here again
 
 
 class KeepRule:
     def __init__(self, num_pages: int, costs: ReturnCosts) -> None:
-        """num_pages: how many pages' worth of things that went are remembered."""
+        """num_pages: evicted things are remembered as long as they have no more pages than this together."""
         self.num_idle_pages = 0
         self.num_evicted = dict.fromkeys(Kind, 0)
         self.costs = costs
-        self._clock = 0.0  # seconds for each page
+        self._clock = 0.0  # seconds per page
         self._classes = {kind: [_Class(kind) for _ in range(NUM_CLASSES)] for kind in Kind}
         self._known: dict[Thing, _Known] = {}
-        self._gone: OrderedDict[Thing, None] = OrderedDict()  # oldest first
+        self._gone: OrderedDict[Thing, None] = OrderedDict()  # evicted things, oldest first
         self._num_gone_pages = 0
         self._max_gone_pages = num_pages
 
@@ -102,27 +104,28 @@ class KeepRule:
         return self._classes[known.kind][min(known.num_returns, NUM_CLASSES - 1)]
 
     def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
-        """A thing in use becomes idle."""
+        """Adds a thing in use to the idle things."""
         self.arrive(thing)
         known = self._known.setdefault(thing, _Known(kind, num_pages))
         self._class_of(known).idle[thing] = self._clock
         self.num_idle_pages += num_pages
 
     def take(self, thing: Thing) -> None:
-        """An idle thing is wanted."""
+        """Takes out an idle thing that is wanted."""
         known = self._known[thing]
         self._remove_idle(thing, known)
         self._come_back(known)
 
     def miss(self, thing: Thing) -> None:
-        """A thing is wanted and not there. One that never was is fine."""
+        """Notes that a thing is wanted and absent. A thing that was never here is allowed."""
         if thing in self._gone and not self._known[thing].is_missed:
             self._known[thing].is_missed = True
             self._come_back(self._known[thing])
             self._gone.move_to_end(thing)
 
     def arrive(self, thing: Thing) -> None:
-        """A thing is made or copied, whether it was looked for or not. One that was here before, or never, is fine."""
+        """Notes that a thing was made or copied, whether or not it was missed. Any thing that was not evicted is
+        allowed, too."""
         if self._forget_gone(thing):
             self._known[thing].is_missed = False
 
@@ -131,14 +134,14 @@ class KeepRule:
         known.num_returns += 1
 
     def drop(self, thing: Thing) -> None:
-        """Forgets a thing for good, whatever its state. An unknown one is fine."""
+        """Forgets a thing for good, whatever its state. Unknown things are allowed."""
         self._forget_gone(thing)
         known = self._known.pop(thing, None)
         if known is not None and thing in self._class_of(known).idle:
             self._remove_idle(thing, known)
 
     def evict(self) -> Thing:
-        """Takes out the thing that is to go; there has to be one."""
+        """Takes out and returns the thing that goes. At least one thing has to be idle."""
         heads = [(self._priority(group), group) for kind in Kind for group in self._classes[kind] if group.idle]
         priority, group = min(heads, key=lambda head: head[0])
         self._clock = max(self._clock, priority)
@@ -153,12 +156,12 @@ class KeepRule:
         return thing
 
     def _priority(self, group: _Class) -> float:
-        """Of the first of a class."""
+        """Returns the priority of the first thing of a class."""
         cost = self.costs.block if group.kind is Kind.BLOCK else self.costs.adapter
         return next(iter(group.idle.values())) + group.chance * cost
 
     def _give_up(self, thing: Thing) -> None:
-        """It went, and nobody wanted it, or not for long enough to bring it back."""
+        """Forgets an evicted thing that was not wanted in time, or was wanted but never brought back."""
         known = self._known[thing]
         if not known.is_missed:
             self._class_of(known).note(is_wanted=False)
@@ -169,7 +172,7 @@ class KeepRule:
         self.num_idle_pages -= known.num_pages
 
     def _forget_gone(self, thing: Thing) -> bool:
-        """Strikes it off the list of what went; whether it was there."""
+        """Strikes a thing off the list of evicted things. Returns whether it was listed."""
         if thing not in self._gone:
             return False
         del self._gone[thing]
@@ -177,19 +180,19 @@ class KeepRule:
         return True
 
     def check_integrity(self, idle: Mapping[Thing, int], in_use: Set[Thing]) -> None:
-        """Raises RuntimeError unless exactly the things given, with their pages, are idle, and what is known beside
-        them is gone or in use."""
+        """Raises RuntimeError unless exactly the given things, with their pages, are idle, and every other known thing
+        was evicted or is in use."""
         found = {thing: self._known[thing].num_pages for group in self._groups() for thing in group.idle}
         num_listed = sum(len(group.idle) for group in self._groups())
         if found != idle or num_listed != len(found) or self.num_idle_pages != sum(found.values()):
-            raise RuntimeError(f"{num_listed} things of {self.num_idle_pages} pages are idle, {len(idle)} should be")
+            raise RuntimeError(f"{num_listed} things of {self.num_idle_pages} pages are idle instead of {len(idle)}")
         if self._gone.keys() & (found.keys() | in_use) or self._gone.keys() - self._known.keys():
-            raise RuntimeError("a thing that went is still here, or forgotten")
+            raise RuntimeError("a thing is listed as evicted that is here, or that is not known any more")
         num_lost = len(self._known.keys() - found.keys() - self._gone.keys() - in_use)
         if num_lost or any(self._known[thing].is_missed for thing in self._known.keys() - self._gone.keys()):
-            raise RuntimeError(f"{num_lost} known things are neither here nor gone, or one that is here is missed")
+            raise RuntimeError(f"{num_lost} known things are neither here nor evicted, or one that is here is missed")
         if self._num_gone_pages != sum(self._known[thing].num_pages for thing in self._gone):
-            raise RuntimeError(f"{self._num_gone_pages} pages are counted as gone")
+            raise RuntimeError(f"the evicted things have another number of pages than {self._num_gone_pages}")
 
     def _groups(self) -> Iterator[_Class]:
         return chain.from_iterable(self._classes.values())

@@ -1,8 +1,9 @@
-"""FairShares: who has had how much service, and who is next. Virtual token counters, knows no request.
+"""FairShares: the service that each party has received, and the party that is served next. Knows no request.
 
-A party's counter grows by the service it gets, divided by its weight; who waits with the least counter is next. One
-that comes back to wait is lifted to the least counter of those who wait, so that nobody saves up service by staying
-away (VTC, arXiv 2401.00588, which has the weights and the prices too).
+Each party has a virtual token counter, which grows by the service that the party receives, divided by its weight. The
+waiting party with the least counter is served next. The counter of a party that begins to wait is raised to the least
+counter of the waiting parties, so that no party saves up service by staying away (VTC, arXiv 2401.00588, which has the
+weights and the prices, too).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """Prices of one token of service, and how much service others may get while a request is passed over."""
+    """The prices of service, and the starvation bound of a waiting request."""
 
-    max_passed_over: float = 65536.0  # priced tokens
+    max_passed_over: float = 65536.0  # priced tokens that others receive before a passed-over request goes first
     input_price: float = 1.0  # of a prompt token that is computed
-    output_price: float = 2.0  # of a generated token, which takes a pass of its own
+    output_price: float = 2.0  # of a generated token, which takes a forward pass of its own
 
 
 DEFAULT_FAIRNESS = Fairness()
@@ -28,12 +29,12 @@ DEFAULT_FAIRNESS = Fairness()
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """One party's part."""
+    """The state of one party."""
 
-    number: int  # in order of creation, decides between equal counters
+    number: int  # in order of creation; decides between equal counters
     weight: float = 1.0
     counter: float = 0.0  # priced tokens of service / weight
-    num_requests: int = 0  # that wait or run
+    num_requests: int = 0  # requests that wait or run
     is_waiting: bool = False
 
 
@@ -45,14 +46,14 @@ def _order(share: Share) -> tuple[float, int]:
 
 
 class FairShares(Generic[Key, Party]):
-    """The parties of one level, by key. Forgets those that are idle once they have nothing to make up for."""
+    """The parties of one level, by key. An idle party is forgotten once its counter is no higher than a new one's."""
 
     def __init__(self, make: Callable[[int], Party]) -> None:
-        self._make = make  # from its number
+        self._make = make  # makes a party from its number
         self._num_made = 0
         self._parties: dict[Key, Party] = {}
         self._waiting: Ordered[Party] = Ordered(_order)
-        self._last = 0.0  # counter of the last one that stopped waiting
+        self._last = 0.0  # counter of the party that stopped waiting last
 
     def __getitem__(self, key: Key) -> Party:
         party = self._parties.get(key)
@@ -62,7 +63,7 @@ class FairShares(Generic[Key, Party]):
         return party
 
     def __iter__(self) -> Iterator[Party]:
-        """Those that wait, the next one first."""
+        """Yields the waiting parties, the next one first."""
         return iter(self._waiting)
 
     @property
@@ -81,7 +82,7 @@ class FairShares(Generic[Key, Party]):
         self._forget_idle()
 
     def charge(self, party: Party, tokens: float) -> None:
-        """tokens: priced."""
+        """Adds service to a party's counter. tokens: priced tokens."""
         if party.is_waiting:
             self._waiting.remove(party)
         party.counter += tokens / party.weight
@@ -89,7 +90,8 @@ class FairShares(Generic[Key, Party]):
             self._waiting.add(party)
 
     def _forget_idle(self) -> None:
-        """Parties are named by clients and can be many. Where nobody waits, nobody is owed anything."""
+        """Bounds the number of parties, which clients name. An idle party is kept only while others wait and its
+        counter exceeds the least of theirs, where a new party would start."""
         if len(self._parties) > 2 * len(self._waiting) + 64:
             floor = self._floor
             self._parties = {
@@ -102,4 +104,4 @@ class FairShares(Generic[Key, Party]):
         self._waiting.check_integrity()
         waiting = {id(party) for party in self._parties.values() if party.is_waiting}
         if waiting != {id(party) for party in self._waiting}:
-            raise RuntimeError("who waits for a fair share is not who is listed")
+            raise RuntimeError("the parties that are marked as waiting are not the listed ones")

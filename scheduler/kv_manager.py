@@ -1,4 +1,4 @@
-"""KVManager: which blocks hold the KV of which request. Owns the block tables; decides nothing about order."""
+"""KVManager: the blocks that hold each request's KV. Owns the block tables; decides nothing about order."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,8 +10,8 @@ from .request import Request
 class KVManager:
     def __init__(self, pool: BlockPool, block_size: int, enable_prefix_caching: bool = True) -> None:
         self.block_size = block_size
-        self.num_prefix_queries = 0  # tokens looked up
-        self.num_prefix_hits = 0  # tokens found
+        self.num_prefix_queries = 0  # tokens looked up in the prefix cache
+        self.num_prefix_hits = 0  # tokens found in it
         self._pool = pool
         self.is_caching = enable_prefix_caching
         self._tables: dict[int, list[int]] = {}
@@ -24,8 +24,8 @@ class KVManager:
         return self._tables[request.request_id]
 
     def find_prefix(self, request: Request) -> list[int]:
-        """The longest run of cached blocks from the start. The last token is always left to compute: it gives the
-        logits; and a request for prompt logprobs needs every prompt token's logits."""
+        """Returns the longest run of cached blocks from the start. The last token is always left to compute, because it
+        gives the logits. A request for prompt logprobs gets no block, because it needs every prompt token's logits."""
         if not self.is_caching or request.sampling.prompt_logprobs is not None:
             return []
         extend_block_keys(request, self.block_size)
@@ -38,12 +38,13 @@ class KVManager:
         return hits
 
     def num_needed(self, request: Request) -> int:
-        """Pages that admitting the request takes from the free list."""
+        """Returns the number of free pages that admitting the request takes."""
         num_held = sum(self._pool.is_held(page_id) for page_id in self.find_prefix(request))
         return self.blocks_for(request.num_tokens) - num_held
 
     def admit(self, request: Request) -> int | None:
-        """Takes blocks for all known tokens, cached ones first. Returns the number of tokens found, None if too few."""
+        """Takes blocks for all known tokens, cached ones first. Returns the number of cached tokens, or None, with
+        nothing taken, when too few pages are free."""
         hits = self.find_prefix(request)
         self._pool.share(hits)
         fresh = self._pool.allocate(self.blocks_for(request.num_tokens) - len(hits))
@@ -59,7 +60,8 @@ class KVManager:
         return len(hits) * self.block_size
 
     def extend(self, request: Request, num_tokens: int) -> bool:
-        """Takes the blocks that `num_tokens` tokens need beyond those held; False, and nothing taken, if too few."""
+        """Takes the blocks that `num_tokens` tokens need beyond those held. Returns False, with nothing taken, when too
+        few pages are free."""
         table = self._tables[request.request_id]
         fresh = self._pool.allocate(max(self.blocks_for(num_tokens) - len(table), 0))
         if fresh is None:
@@ -68,7 +70,7 @@ class KVManager:
         return True
 
     def publish(self, request: Request) -> None:
-        """Makes the blocks findable that are full of computed tokens."""
+        """Makes the request's blocks findable whose tokens are all computed."""
         if not self.is_caching:
             return
         extend_block_keys(request, self.block_size)
@@ -79,16 +81,17 @@ class KVManager:
         self._num_published[request.request_id] = max(num_full, self._num_published[request.request_id])
 
     def release(self, request: Request) -> None:
-        """Gives every block back; full ones stay findable until they are evicted. A request without blocks is fine."""
+        """Gives back the request's blocks; full blocks stay findable until they are evicted. A request without blocks
+        is allowed."""
         self._pool.release(reversed(self._tables.pop(request.request_id, [])))
         self._num_published.pop(request.request_id, None)
 
     def retract(self, request: Request) -> None:
-        """Takes the request's blocks out of the prefix cache: what was computed into them is not to be trusted."""
+        """Takes the request's blocks out of the prefix cache, because their content cannot be trusted."""
         self._pool.retract(self._tables.get(request.request_id, ()))
 
     def owned_pages(self) -> Iterator[int]:
-        """Every reference held, one entry each."""
+        """Yields one page id for every reference held."""
         for table in self._tables.values():
             yield from table
 

@@ -1,11 +1,13 @@
 """Lane: the waiting requests of one priority in fair order. Owns their flows; decides nothing about memory.
 
-A *flow* is a queue, in order of arrival: the requests of one tenant for one list of adapters. Tenants share by virtual
-token counters, and each tenant's flows share its part the same way. So one flow alone is first come, first served.
+A *flow* is a queue, in order of arrival, of one tenant's requests for one list of adapters. Virtual token counters
+divide the service among the tenants, and each tenant's share among its flows. So a lane of one flow is first come,
+first served.
 
-Only the first request of a flow can be *passed over*: another flow gets service while it waits. Once others have got
-`max_passed_over` priced tokens meanwhile it is *overdue*: it stands before every flow, and the next of its flow starts
-its own count. So the k-th request of a flow is first in line after k times the bound of others' service at the latest.
+Only the first request of a flow can be *passed over*: another flow is served while the request waits. Once other flows
+have received `max_passed_over` priced tokens in that time, the request is *overdue*: it stands before every flow, and
+the next request of its flow starts a count of its own. So the k-th request of a flow is first in line at the latest
+when other flows have received k times the bound.
 """
 
 from collections.abc import Hashable, Iterator
@@ -25,10 +27,10 @@ def _arrival(request: Request) -> int:
 class Flow(Share):
     tenant: "Tenant" = field(kw_only=True)
     requests: Ordered[Request] = field(default_factory=lambda: Ordered(_arrival))
-    served: float = 0.0  # priced tokens
-    head: Request | None = None  # the first of requests
-    mark: float = 0.0  # what others had got when the head began to be passed over
-    due: float = 0.0  # of all service of the lane, not before which the head is overdue
+    served: float = 0.0  # priced tokens that the flow has received
+    head: Request | None = None  # the first of `requests`
+    mark: float = 0.0  # service that other flows had received when the head began to be passed over
+    due: float = 0.0  # until the lane's flows have received this much together, the head is not overdue
 
 
 @dataclass(slots=True, eq=False)
@@ -47,13 +49,13 @@ class Lane:
     def __init__(self, max_passed_over: float) -> None:
         self._max_passed_over = max_passed_over
         self._tenants: FairShares[str, Tenant] = FairShares(Tenant)
-        self._flows: dict[int, Flow] = {}  # by request, of those that wait or run
+        self._flows: dict[int, Flow] = {}  # request id -> flow, for requests that wait or run
         self._overdue: Ordered[Request] = Ordered(_arrival)
-        self._dues: Ordered[Flow] = Ordered(_due)  # the flows that wait
-        self._served = 0.0  # priced tokens
+        self._dues: Ordered[Flow] = Ordered(_due)  # the waiting flows
+        self._served = 0.0  # priced tokens that all flows have received
 
     def push(self, request: Request, tenant_name: str, flow_key: Hashable) -> None:
-        """tenant_name, flow_key: whose request it is, and which of that tenant's flows it joins."""
+        """Adds a waiting request. flow_key: the flow of the named tenant that the request joins."""
         flow = self._flows.get(request.request_id)
         if flow is None:
             flow = self._flows[request.request_id] = self._tenants[tenant_name].flows[flow_key]
@@ -67,7 +69,7 @@ class Lane:
             self._renew_head(flow)
 
     def take(self, request: Request) -> None:
-        """Takes a waiting request out; it keeps its share until `forget`."""
+        """Takes a waiting request out of its queue. The request counts for its flow until `forget`."""
         flow = self._flows[request.request_id]
         if request.is_overdue:
             self._overdue.remove(request)
@@ -76,7 +78,7 @@ class Lane:
             self._renew_head(flow)
 
     def _renew_head(self, flow: Flow) -> None:
-        """After the flow's requests have changed: stops the old head's count and starts that of the new one."""
+        """Stops the count of the old head and starts that of the new one. Called when the flow's requests change."""
         head = flow.requests.first if flow.requests else None
         if head is flow.head:
             return
@@ -103,7 +105,7 @@ class Lane:
             (self._tenants.stop_waiting if tenant.is_waiting else self._tenants.start_waiting)(tenant)
 
     def charge(self, request: Request, tokens: float) -> None:
-        """Counts service for a request that was taken. tokens: priced."""
+        """Counts service for a request that was taken. tokens: priced tokens."""
         flow = self._flows[request.request_id]
         flow.served += tokens
         self._served += tokens
@@ -112,13 +114,14 @@ class Lane:
         self._find_overdue()
 
     def forget(self, request: Request) -> None:
-        """A taken request is finished: it has no part in anything any more."""
+        """Removes a finished request, taken before, from the counts of its flow and its tenant."""
         flow = self._flows.pop(request.request_id)
         flow.num_requests -= 1
         flow.tenant.num_requests -= 1
 
     def _find_overdue(self) -> None:
-        """Service of a flow's own moves its due later, and is made up for here."""
+        """Makes the heads overdue that have been passed over up to the bound. A flow's own service postpones its due;
+        the due is corrected only here, when it is reached."""
         while self._dues and self._dues.first.due <= self._served:
             flow = self._dues.first
             head = flow.head
@@ -134,25 +137,26 @@ class Lane:
             self._overdue.add(head)
 
     def overdue(self) -> Iterator[Request]:
-        """Those that must not be passed over any more, oldest first."""
+        """Yields the overdue requests, oldest first: none of them may be passed over any more."""
         return iter(self._overdue)
 
     def heads(self) -> Iterator[Request]:
-        """The first request of each flow, that of the flow to be served next first."""
+        """Yields the first request of each flow; the flow that is served next comes first."""
         for tenant in self._tenants:
             for flow in tenant.flows:
                 if flow.head is not None:
                     yield flow.head
 
     def upcoming(self) -> Iterator[Request]:
-        """Those that are likely to be served next. Where there are many flows, the adapters of each are the same."""
+        """Yields requests that are likely to be served next. Of all flows but one, the head suffices: where there are
+        several flows, the requests of a flow use the same adapters."""
         yield from self._overdue
         yield from self.heads()
         for flow in islice(self._dues, 1):
             yield from islice(flow.requests, 1, None)
 
     def knows(self, request: Request) -> bool:
-        """Whether it waits here, or was taken and is not forgotten."""
+        """Returns whether the request waits here, or was taken and is not forgotten."""
         return request.request_id in self._flows
 
     @property
@@ -160,7 +164,7 @@ class Lane:
         return not self._flows
 
     def waiting(self) -> Iterator[Request]:
-        """Every request that waits, in no order."""
+        """Yields every waiting request, in no particular order."""
         yield from self._overdue
         for flow in self._dues:
             yield from flow.requests
@@ -176,8 +180,8 @@ class Lane:
             flow.tenant.flows.check_integrity()
             num_requests = sum(other is flow for other in self._flows.values())
             if flow.num_requests != num_requests or flow.is_waiting != (flow.head is not None):
-                raise RuntimeError(f"a flow of {num_requests} requests counts {flow.num_requests}")
+                raise RuntimeError(f"a flow of {num_requests} requests counts {flow.num_requests}, or has a wrong head")
             if flow.head is not (flow.requests.first if flow.requests else None):
                 raise RuntimeError("the head of a flow is not its first request")
         if {flow for flow in flows if flow.is_waiting} != set(self._dues):
-            raise RuntimeError("a flow waits without a due, or has one without waiting")
+            raise RuntimeError("the waiting flows are not those that are listed by their due")

@@ -8,7 +8,7 @@ Item = TypeVar("Item")
 
 
 class Ordered(Generic[Item]):
-    """Places are found by bisection. Keys are distinct, and an item's key must not change while it is in here."""
+    """Finds places by bisection. Keys have to be distinct, and an item's key must not change while it is listed."""
 
     def __init__(self, key: Callable[[Item], Any]) -> None:
         self._key = key
@@ -18,10 +18,10 @@ class Ordered(Generic[Item]):
         bisect.insort(self._items, item, key=self._key)
 
     def remove(self, item: Item) -> None:
-        """Raises RuntimeError when the item is not here, or its key has changed."""
+        """Raises RuntimeError when the item is not listed, or its key has changed."""
         index = bisect.bisect_left(self._items, self._key(item), key=self._key)
         if index == len(self._items) or self._items[index] is not item:
-            raise RuntimeError(f"{item!r} is not where its key says")
+            raise RuntimeError(f"{item!r} is not listed at the place of its key")
         del self._items[index]
 
     @property

@@ -1,11 +1,12 @@
-"""Prefix keys: what makes the KV of a full block the same for two requests.
+"""Prefix keys: full blocks of two requests hold the same KV if their keys are equal.
 
 key = sha256(parent key, context, token ids), context = sha256(ordered (digest, scale) list, base tokens, salt).
 An adapter enters by its content digest, never by name, so replacing the weights under a name cannot hit stale KV.
 
-The list is the one in force for the block's tokens: a block that ends before a request's adapters are activated (aLoRA)
-has the key of the base model's, and is shared with base requests; the one block in which they are activated says, too,
-how many of its tokens come before; in all later ones this number is 0, as it is for adapters that are always active.
+The list is the one in force for the block's tokens. A block that ends before the request's adapters are activated
+(aLoRA) has the key of a base model's block and is shared with base requests. The context of the block in which the
+adapters are activated also holds the number of its base tokens, which come before the activation. In all later blocks
+this number is 0, as it is for adapters that are always active.
 """
 
 import hashlib
@@ -14,13 +15,13 @@ from array import array
 
 from .request import AdapterUse, Request
 
-ROOT = bytes(32)  # parent of a sequence's first block
+ROOT = bytes(32)  # parent key of a sequence's first block
 
 
 def context_digest(adapters: tuple[AdapterUse, ...], salt: bytes, num_base_tokens: int = 0) -> bytes:
-    """32 bytes over an encoding in which every part has its length, so that no two contexts share one.
+    """Returns 32 bytes over an encoding in which every part has its length, so that no two contexts share an encoding.
 
-    num_base_tokens: of the block, those that come before the adapters are activated.
+    num_base_tokens: number of the block's tokens that come before the adapters are activated.
     """
     parts = [struct.pack("<III", num_base_tokens, len(adapters), len(salt)), salt]
     for digest, scale in adapters:
@@ -48,7 +49,7 @@ def extend_block_keys(request: Request, block_size: int) -> None:
 
 
 def _context_before(request: Request, num_base_tokens: int, block_size: int) -> bytes:
-    """The context of a block that the adapters change in its last tokens only, or in none."""
+    """Returns the context of a block of which the adapters change only the last tokens, or none."""
     if num_base_tokens == block_size:
         return context_digest((), request.cache_salt)
     return context_digest(request.adapters, request.cache_salt, num_base_tokens)

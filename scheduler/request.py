@@ -12,9 +12,9 @@ AdapterUse = tuple[str, float]  # (digest, request scale)
 
 
 class Status(Enum):
-    WAITING = "waiting"  # accepted: holds nothing
-    RUNNING = "running"  # admitted: holds its KV blocks and its adapters' pages
-    FINISHED = "finished"  # holds nothing, for good
+    WAITING = "waiting"  # accepted: the request holds no memory
+    RUNNING = "running"  # admitted: the request holds its KV blocks and its adapters' pages
+    FINISHED = "finished"  # ended: the request holds no memory any more
 
 
 class FinishReason(Enum):
@@ -29,29 +29,29 @@ class Request:
     request_id: int
     prompt_token_ids: list[int]
     sampling: SamplingParams
-    max_tokens: int  # resolved: at least 1, prompt and output fit the model's length
-    seed: int  # 64 bits, drawn by the front end where the user gave none
-    sample_index: int = 0  # which of the n samples
+    max_tokens: int  # resolved: at least 1, and prompt and output together fit the model's length
+    seed: int  # 64 bits; drawn by the front end if the user gave none
+    sample_index: int = 0  # index among the n samples of the prompt
     eos_token_ids: frozenset[int] = frozenset()
-    adapters: tuple[AdapterUse, ...] = ()  # ordered; empty is the base model
+    adapters: tuple[AdapterUse, ...] = ()  # ordered; an empty list means the base model
     activation: int = 0  # first position that the adapters change (aLoRA); tokens before it are base tokens
     priority: int = 0  # lower is served earlier
-    tenant: str = ""  # whose fair share its service comes from
+    tenant: str = ""  # owner of the fair share that the request's service comes from
     weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
-    cache_salt: bytes = b""  # separates prefix caches
-    leader: int | None = None  # the sample whose prompt blocks this one waits to share
+    cache_salt: bytes = b""  # requests of different salts share no cached prefix
+    leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     arrival: int = 0  # order of acceptance, set by the scheduler
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
-    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache at first admission
+    num_cached_tokens: int = 0  # prompt tokens that the prefix cache had at the first admission
     num_preemptions: int = 0
-    passed_over: float = 0.0  # priced tokens that others got while it was the next of its flow, see lane
-    is_overdue: bool = False  # that was too much: it is first in line, and not preempted within its priority
-    scheduled_ts: float = 0.0  # seconds, when it was first admitted; 0 is not yet
-    num_told_prompt_logprobs: int = 0  # prompt positions whose logprobs are out; recomputing must not repeat them
+    passed_over: float = 0.0  # priced tokens that other flows received while it was the head of its flow; see lane.py
+    is_overdue: bool = False  # passed over up to the bound: first in line, and the last of its priority to be preempted
+    scheduled_ts: float = 0.0  # time of the first admission in seconds; 0 before it
+    num_told_prompt_logprobs: int = 0  # prompt positions with reported logprobs; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
-    stop_token_ids: frozenset[int] = field(init=False)  # tokens that end it, EOS included unless it is ignored
+    stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
 
     def __post_init__(self) -> None:
         self.token_ids = self.token_ids or list(self.prompt_token_ids)
@@ -72,5 +72,5 @@ class Request:
 
     @property
     def num_missing_tokens(self) -> int:
-        """Tokens that are known but whose KV is not computed; at least 1 while the request is unfinished."""
+        """Number of known tokens whose KV is not computed; at least 1 while the request is unfinished."""
         return len(self.token_ids) - self.num_computed_tokens

@@ -1,8 +1,8 @@
-"""AdapterResidency: which adapters have pages in the arena, and who uses them. Moves no byte: it plans page copies.
+"""AdapterResidency: the adapters that have pages in the arena, and their users. Plans page copies; moves no byte.
 
-An adapter is *registered* (its page images are in host memory as long as requests use it), then *held* (its pages
-are taken because a request or a pin uses it; ready once every page is copied), then *parked* (idle and whole,
-evictable, see BlockPool) or gone.
+An adapter is first *registered*: its page images are in host memory as long as requests use it. It is *held* while a
+request or a pin uses it: its pages are taken, and it is ready once every page is copied. After that it is *parked*
+(idle, whole and evictable, see BlockPool) or gone.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from .request import AdapterUse
 
 @dataclass(frozen=True, slots=True)
 class PageCopy:
-    """Copy the adapter's page images first, first + 1, ... into the arena's page_ids."""
+    """An order to copy the adapter's page images first, first + 1, ... into the pages page_ids of the arena."""
 
     digest: str
     first: int
@@ -25,9 +25,9 @@ class PageCopy:
 
 @dataclass(slots=True)
 class CopyCounts:
-    """What an adapter's copies into the arena have taken since it was registered."""
+    """The costs of an adapter's copies into the arena since it was registered."""
 
-    num_copies: int = 0  # of the whole adapter
+    num_copies: int = 0  # copies of the whole adapter
     num_pages: int = 0
     seconds: float = 0.0
 
@@ -36,12 +36,12 @@ class CopyCounts:
 class _Adapter:
     num_pages: int
     num_requests: int = 0  # uses by unfinished requests
-    num_users: int = 0  # of these, by admitted ones
+    num_users: int = 0  # of these, uses by admitted requests
     copied: CopyCounts = field(default_factory=CopyCounts)
     is_pinned: bool = False
-    is_warming: bool = False  # wanted until it is whole, and then evictable
-    is_leaving: bool = False  # unloaded: forgotten with its last request
-    page_ids: list[int] = field(default_factory=list)  # in order of the images; empty unless held
+    is_warming: bool = False  # the adapter is wanted until it is whole, and evictable from then on
+    is_leaving: bool = False  # the adapter was unloaded and is forgotten with its last request
+    page_ids: list[int] = field(default_factory=list)  # in the order of the images; empty unless held
     num_copied: int = 0  # pages whose copy is done
     num_planned: int = 0  # pages whose copy is done or part of the step that is being planned
 
@@ -60,42 +60,42 @@ class _Adapter:
 
 class AdapterResidency:
     def __init__(self, pool: BlockPool, max_copied_pages_per_step: int, are_copies_beside_rows: bool = False) -> None:
-        """are_copies_beside_rows: the copies of a step run beside its rows, which use what earlier steps copied."""
+        """are_copies_beside_rows: a step's copies run beside its rows, which use only the copies of earlier steps."""
         self._pool = pool
         self._are_copies_beside_rows = are_copies_beside_rows
         self.copy_budget = CopyBudget(max_copied_pages_per_step, pool.costs)
         self.num_hits = 0  # uses by admitted requests that found the adapter resident or being copied
-        self.num_misses = 0  # uses by admitted requests that had to have it copied
+        self.num_misses = 0  # uses by admitted requests for which the adapter had to be copied
         self.num_copied_pages = 0
         self.copy_seconds = 0.0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
-        self._prefetched: set[str] = set()  # of these, those that are copied ahead, for requests that still wait
-        self._arrived: set[str] = set()  # whole now, not yet told
+        self._prefetched: set[str] = set()  # digests in _copying that are copied ahead, for requests that still wait
+        self._arrived: set[str] = set()  # digests that became whole and that `take_changes` has yet to return
 
     def register(self, digest: str, num_pages: int) -> None:
         adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
         adapter.is_leaving = False
 
     def is_known(self, digest: str) -> bool:
-        """Whether the adapter is registered, or unloaded but still used by unfinished requests."""
+        """Returns whether the adapter is registered, or unloaded but still used by unfinished requests."""
         return digest in self._adapters
 
     def num_pages(self, adapters: Iterable[AdapterUse]) -> int:
-        """Pages of all the distinct adapters of a list."""
+        """Returns the number of pages of all distinct adapters of a list."""
         return sum(self._adapters[digest].num_pages for digest in {digest for digest, _ in adapters})
 
     def num_needed(self, adapters: Iterable[AdapterUse]) -> int:
-        """Pages that acquiring the list takes from the free list."""
+        """Returns the number of free pages that acquiring the list takes."""
         distinct = {digest: self._adapters[digest] for digest, _ in adapters}
         return sum(adapter.num_pages for adapter in distinct.values() if not adapter.page_ids)
 
     def has_pages(self, adapters: Sequence[AdapterUse]) -> bool:
-        """Whether there are adapters, and all of them are resident or being copied."""
+        """Returns whether the list names adapters, and all of them are resident or being copied."""
         return bool(adapters) and not self._num_to_copy(adapters)
 
     def must_evict(self, adapters: Iterable[AdapterUse]) -> bool:
-        """Whether there are adapters to be copied and no worthless pages for them."""
+        """Returns whether adapters of the list have to be copied and the empty pages do not suffice for them."""
         return self._num_to_copy(adapters) > self._pool.num_empty
 
     def _num_to_copy(self, adapters: Iterable[AdapterUse]) -> int:
@@ -106,7 +106,7 @@ class AdapterResidency:
         )
 
     def unregister(self, digest: str) -> None:
-        """Forgets the adapter now, or with the last request that uses it; a pin does not keep it."""
+        """Forgets the adapter now, or with the last request that uses it. A pin does not keep the adapter."""
         adapter = self._adapters.get(digest)
         if adapter is not None:
             adapter.is_pinned, adapter.is_warming, adapter.is_leaving = False, False, True
@@ -116,13 +116,13 @@ class AdapterResidency:
     def _forget_if_left(self, digest: str) -> None:
         adapter = self._adapters[digest]
         if adapter.is_leaving and not adapter.num_requests:
-            self._stop_warming([digest])  # it is copied ahead for a request that was to come
+            self._stop_warming([digest])  # the adapter may be copied ahead for a request that ended before it ran
             self._pool.discard(digest)
             self._arrived.discard(digest)
             del self._adapters[digest]
 
     def expect(self, adapters: Iterable[AdapterUse]) -> None:
-        """Counts the uses of an accepted request: until `forget`, the adapters stay registered."""
+        """Counts the uses of an accepted request. The adapters stay registered until `forget`."""
         for digest, _ in adapters:
             self._adapters[digest].num_requests += 1
 
@@ -132,15 +132,15 @@ class AdapterResidency:
             self._forget_if_left(digest)
 
     def pin(self, digest: str) -> bool:
-        """Makes the adapter resident and keeps it so; False when there is no room now."""
+        """Makes the adapter resident and keeps it so. Returns False when there is no room now."""
         if not self._hold_before_warm(digest):
             return False
         self._adapters[digest].is_pinned = True
         return True
 
     def warm(self, digest: str) -> bool:
-        """Makes the adapter resident, and evictable once it is; False when there is no room now. A request that waits
-        lets it become so, one that runs does not: `cancel_warming`."""
+        """Makes the adapter resident, and evictable from then on. Returns False when there is no room now. A waiting
+        request lets the adapter become resident; a running one that needs its pages does not (`cancel_warming`)."""
         if not self._hold_before_warm(digest):
             return False
         self._prefetched.discard(digest)
@@ -149,19 +149,19 @@ class AdapterResidency:
         return True
 
     def prefetch(self, digest: str) -> None:
-        """Begins to copy an adapter that is likely to be used soon; `cancel_prefetches` gives its pages back."""
+        """Begins to copy an adapter that is likely to be used soon. `cancel_prefetches` gives its pages back."""
         adapter = self._adapters[digest]
         if not adapter.page_ids and not self._pool.is_parked(digest) and self._hold(digest):
             adapter.is_warming = True
             self._prefetched.add(digest)
 
     def cancel_prefetches(self) -> bool:
-        """Gives back the pages of adapters that are still copied ahead; False when there are none."""
+        """Gives back the pages of adapters that are still being copied ahead. Returns False when there are none."""
         return self._stop_warming(list(self._prefetched))
 
     def cancel_warming(self) -> bool:
-        """Gives back the pages of all adapters that nobody uses yet and that are still copied; False when there are
-        none."""
+        """Gives back the pages of all adapters that are still being copied and have no user yet. Returns False when
+        there are none."""
         return self._stop_warming([digest for digest, adapter in self._copying.items() if adapter.is_only_warming])
 
     def _stop_warming(self, digests: Sequence[str]) -> bool:
@@ -173,22 +173,23 @@ class AdapterResidency:
 
     @property
     def is_warming(self) -> bool:
-        """Whether adapters are copied that will be evictable once they are whole."""
+        """Whether any adapter is being copied that will be evictable once it is whole."""
         return any(adapter.is_only_warming for adapter in self._copying.values())
 
     @property
     def num_pages_to_copy(self) -> int:
-        """Pages of all adapters on their way that have yet to be copied."""
+        """Number of pages that have yet to be copied, of all adapters that are being copied."""
         return sum(adapter.num_pages - adapter.num_copied for adapter in self._copying.values())
 
     def unpin(self, digest: str) -> None:
-        """One that is not registered is not pinned."""
+        """Ends the pin of an adapter. An adapter that is not registered is allowed."""
         if digest in self._adapters:
             self._adapters[digest].is_pinned = False
             self._let_go(digest)
 
     def acquire(self, adapters: Sequence[AdapterUse]) -> bool:
-        """Counts one more user of each adapter and takes the pages of those that have none; all of them or nothing."""
+        """Counts one more user of each adapter and takes pages for the adapters that have none, for all of them or for
+        none. Returns False when too few pages are free."""
         acquired: list[AdapterUse] = []
         for use in adapters:
             is_here = self._adapters[use[0]].page_ids or self._pool.is_parked(use[0])
@@ -207,7 +208,7 @@ class AdapterResidency:
             self._let_go(digest)
 
     def _hold_before_warm(self, digest: str) -> bool:
-        """`_hold`, for what somebody has asked for: what nobody uses yet does not keep it out."""
+        """As `_hold`, for an adapter that a caller named: adapters that are being copied without a user give way."""
         adapter = self._adapters[digest]
         num_missing = adapter.num_pages - self._pool.num_free
         if not adapter.page_ids and not self._pool.is_parked(digest) and num_missing > 0:
@@ -232,7 +233,7 @@ class AdapterResidency:
         return True
 
     def _let_go(self, digest: str) -> None:
-        """Parks or frees the pages of an adapter that nobody wants any more."""
+        """Parks or frees the pages of an adapter that is not wanted any more."""
         adapter = self._adapters[digest]
         if adapter.is_wanted:
             return
@@ -246,8 +247,8 @@ class AdapterResidency:
         adapter.num_copied = adapter.num_planned = 0
 
     def plan_copies(self, budget: int) -> list[PageCopy]:
-        """The next copies, oldest first, those that requests wait for before those made ahead. The step runs them
-        before anything else; a step that never came to commit them has them planned again. budget: pages."""
+        """Returns the next copies, oldest first; copies that requests wait for come before copies made ahead. The step
+        runs them before anything else. Copies of a step that is never committed are planned again. budget: pages."""
         copies: list[PageCopy] = []
         for digest, adapter in sorted(self._copying.items(), key=lambda entry: not entry[1].num_users):
             last = min(adapter.num_copied + budget, adapter.num_pages)
@@ -258,7 +259,7 @@ class AdapterResidency:
         return copies
 
     def commit_copies(self, copies: Iterable[PageCopy]) -> None:
-        """Counts copies as done, unless their pages were given back meanwhile."""
+        """Counts copies as done, except those whose pages were given back meanwhile."""
         for copy in copies:
             adapter = self._copying.get(copy.digest)
             last = copy.first + len(copy.page_ids)
@@ -277,7 +278,7 @@ class AdapterResidency:
                 self._let_go(copy.digest)
 
     def note_copy_seconds(self, copies: Sequence[PageCopy], seconds: float) -> None:
-        """What the copies of a step took together: of each adapter by its pages."""
+        """Divides the time of a step's copies among their adapters, in proportion to the pages copied."""
         num_pages = sum(len(copy.page_ids) for copy in copies)
         for copy in copies:
             share = seconds * len(copy.page_ids) / num_pages
@@ -285,7 +286,7 @@ class AdapterResidency:
             self.copy_seconds += share
 
     def take_changes(self) -> dict[str, bool]:
-        """Which adapters have become resident, or are so no more, since the last call: digest -> whether it is now."""
+        """Returns the adapters that came or went since the last call: digest -> whether it is resident now."""
         evicted = self._pool.take_evicted_adapters()
         if not evicted and not self._arrived:
             return {}
@@ -293,7 +294,7 @@ class AdapterResidency:
         return {digest: self.is_resident(digest) for digest in sorted(changed)}
 
     def is_ready(self, adapters: Iterable[AdapterUse]) -> bool:
-        """Whether rows of the step that is being planned may use every adapter of a held list."""
+        """Returns whether rows of the step that is being planned may use every adapter of a held list."""
         held = (self._adapters[digest] for digest, _ in adapters)
         if self._are_copies_beside_rows:
             return all(adapter.is_ready for adapter in held)
@@ -320,7 +321,7 @@ class AdapterResidency:
 
     @property
     def num_kept_pages(self) -> int:
-        """Pages that are held without a request: of adapters that are pinned or on their way."""
+        """Number of pages that may be held without a request: those of adapters that are pinned or warming."""
         return sum(adapter.num_pages for adapter in self._adapters.values() if adapter.is_pinned or adapter.is_warming)
 
     @property
@@ -335,11 +336,12 @@ class AdapterResidency:
         return digest in self._copying
 
     def to_be_copied(self) -> set[str]:
-        """The adapters that are being copied, and those that requests use, which may be evicted and copied again."""
+        """Returns the adapters that are being copied, and those that requests use, which may be evicted and copied
+        again."""
         return self._copying.keys() | {digest for digest, adapter in self._adapters.items() if adapter.num_requests}
 
     def in_use(self) -> set[str]:
-        """The adapters that are held and whole."""
+        """Returns the adapters that are held and whole."""
         return {digest for digest, adapter in self._adapters.items() if adapter.page_ids and adapter.is_ready}
 
     def owned_pages(self) -> Iterator[int]:
@@ -347,22 +349,22 @@ class AdapterResidency:
             yield from adapter.page_ids
 
     def check_integrity(self, accepted: Iterable[AdapterUse], admitted: Iterable[AdapterUse]) -> None:
-        """Raises RuntimeError unless the uses counted are those of the accepted and the admitted requests."""
+        """Raises RuntimeError unless the counted uses are those of the accepted and the admitted requests."""
         requests, users = Counter(digest for digest, _ in accepted), Counter(digest for digest, _ in admitted)
         if requests.keys() - self._adapters.keys():
             raise RuntimeError(
                 f"requests use adapters that are not registered: {requests.keys() - self._adapters.keys()}"
             )
         if not self._prefetched <= self._copying.keys():
-            raise RuntimeError(f"{self._prefetched} are copied ahead, only {list(self._copying)} are copied")
+            raise RuntimeError(f"{self._prefetched} are copied ahead, but only {list(self._copying)} are being copied")
         for digest, adapter in self._adapters.items():
             if (adapter.num_requests, adapter.num_users) != (requests[digest], users[digest]):
                 raise RuntimeError(
-                    f"adapter {digest}: counted {adapter}, used {requests[digest]}, {users[digest]} times"
+                    f"adapter {digest} is used {requests[digest]} and {users[digest]} times, but counts {adapter}"
                 )
             if len(adapter.page_ids) != (adapter.num_pages if adapter.is_wanted else 0):
                 raise RuntimeError(f"adapter {digest} holds {len(adapter.page_ids)} of {adapter.num_pages} pages")
             if (digest in self._copying) != (bool(adapter.page_ids) and not adapter.is_ready):
                 raise RuntimeError(
-                    f"adapter {digest}: {adapter.num_copied} pages are copied, which is lost or repeated"
+                    f"adapter {digest} has {adapter.num_copied} copied pages, which are lost or copied again"
                 )

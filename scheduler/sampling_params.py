@@ -1,4 +1,4 @@
-"""SamplingParams: what a user asks of one request. Pure data with vLLM's names and defaults; checked elsewhere."""
+"""SamplingParams: a user's options for one request. Pure data with vLLM's names and defaults; checked elsewhere."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,24 +8,24 @@ from typing import Any
 
 class RequestOutputKind(Enum):
     CUMULATIVE = "cumulative"  # every output holds all text and tokens so far
-    DELTA = "delta"  # every output holds what is new since the last one
-    FINAL_ONLY = "final_only"  # one output, when the request is finished
+    DELTA = "delta"  # every output holds the text and tokens since the last one
+    FINAL_ONLY = "final_only"  # there is one output, when the request is finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of one request are chosen, and when it ends.
+    """How the tokens of one request are chosen, and when the request ends.
 
     n: number of samples of the prompt.
     temperature: 0 is greedy. top_k: 0 or -1 keeps every token. top_p, min_p: probabilities in (0, 1] and [0, 1].
-    seed: any signed 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None draws one.
-    presence_penalty, frequency_penalty: subtracted once, or once per occurrence, for tokens generated so far.
+    seed: any signed 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None: random.
+    presence_penalty, frequency_penalty: subtracted from logits of generated tokens, once or once per occurrence.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
-    max_tokens: None means up to the model's length. min_tokens: EOS and stop tokens cannot be drawn before.
-    stop: strings that end the text; they are cut off unless include_stop_str_in_output.
+    max_tokens: None means up to the model's length. min_tokens: EOS and stop tokens cannot be drawn before this many.
+    stop: strings that end the text; they are cut off unless include_stop_str_in_output is set.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
-    spaces_between_special_tokens: accepted for vLLM's sake; texts are what the tokenizer's decoder writes.
-    allowed_token_ids and what follows it are vLLM's and not served: a request that sets one is refused.
+    spaces_between_special_tokens: accepted as in vLLM and ignored: the tokenizer's decoder decides about spaces.
+    allowed_token_ids and the fields after it are vLLM's and not served: a request that sets one is refused.
     """
 
     n: int = 1

@@ -1,8 +1,8 @@
-"""Scheduler: what to run next, and what came of it. The only place where a Request changes.
+"""Scheduler: plans each step and commits its results. The only place where a Request changes.
 
-A step is plan -> execute -> commit. `schedule` plans: it may admit, allocate, evict and preempt, and these stand
-whether or not the step runs. `update` commits: it alone advances requests, so a step that failed can be run again
-without its guilty row.
+A step is plan -> execute -> commit. `schedule` plans: it may admit, allocate, evict and preempt, and these changes
+stand whether or not the step runs. `update` commits: it alone advances requests, so a failed step can be run again
+without the row that made it fail.
 """
 
 import bisect
@@ -27,13 +27,13 @@ class Scheduler:
         policy: str = "fair",
         fairness: Fairness = DEFAULT_FAIRNESS,
     ) -> None:
-        """policy: see WaitingQueue."""
+        """policy: one of POLICIES, see WaitingQueue."""
         self.limits = limits
         self.num_preemptions = 0
         self._pool = pool
         self._kv = kv
         self._residency = residency
-        self._requests: dict[int, Request] = {}  # every unfinished one
+        self._requests: dict[int, Request] = {}  # every unfinished request
         self._waiting = WaitingQueue(policy, fairness)
         self._running: list[Request] = []  # in service order
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
@@ -56,7 +56,8 @@ class Scheduler:
             self._waiting.push(request)
 
     def finish(self, request_id: int, reason: FinishReason = FinishReason.ABORT) -> Request | None:
-        """Ends a request at any phase and gives back all it holds. Idempotent; None if there is no such request."""
+        """Ends a request in any phase and gives back all that it holds. Returns None if there is no such request, so a
+        second call is allowed."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return None
@@ -82,8 +83,8 @@ class Scheduler:
             self._residency.release(request.adapters)
 
     def pin(self, digest: str) -> bool:
-        """Keeps an adapter resident. False when there is no room now, or when an accepted request would not fit any
-        more: what was accepted is not failed for a pin."""
+        """Keeps an adapter resident. Returns False when there is no room now, or when an accepted request would no
+        longer fit: no accepted request fails because of a pin."""
         return self._fits_with_pin(digest) and self._residency.pin(digest)
 
     def _fits_with_pin(self, digest: str) -> bool:
@@ -94,7 +95,7 @@ class Scheduler:
         return num_pinned + max(needs, default=1) <= self._pool.num_pages
 
     def _num_pages_at_most(self, request: Request, pinned: str) -> int:
-        """Pages that a request can come to need beside the pinned adapters."""
+        """Returns the number of pages that a request can come to need beside the pinned adapters."""
         others = [use for use in request.adapters if use[0] != pinned and not self._residency.is_pinned(use[0])]
         num_tokens = request.num_prompt_tokens + request.max_tokens
         return self._kv.blocks_for(num_tokens) + self._residency.num_pages(others)
@@ -102,7 +103,8 @@ class Scheduler:
     # Plan.
 
     def schedule(self, now: float = 0.0) -> Step:
-        """Continues running requests, those that need one token first, then admits waiting ones, within the budget.
+        """Plans a step within the token budget: continues running requests, those that need one token first, then
+        admits waiting ones.
 
         now: seconds by the caller's clock; the scheduler has none.
         """
@@ -115,7 +117,7 @@ class Scheduler:
         num_copied_at_most = self._residency.copy_budget.num_pages(bool(plan.rows))
         self._prefetch(num_copied_at_most)
         copies = self._residency.plan_copies(num_copied_at_most)
-        for request in list(self._running):  # those whose last adapter page is copied now
+        for request in list(self._running):  # requests whose last adapter page this step copies
             if request.request_id not in plan.rows:
                 self._schedule_row(request, plan)
         rows = list(plan.rows.values())
@@ -123,7 +125,7 @@ class Scheduler:
         return Step(copies, rows, {digest: self._residency.page_table(digest) for digest in digests})
 
     def _schedule_row(self, request: Request, plan: "_Plan") -> None:
-        """Adds the request's next tokens to the plan, unless it has to wait or is preempted."""
+        """Adds the request's next tokens to the plan, unless the request has to wait or is preempted."""
         num_new = min(request.num_missing_tokens, plan.budget)
         if not num_new or request.status is not Status.RUNNING or not self._residency.is_ready(request.adapters):
             return
@@ -131,7 +133,8 @@ class Scheduler:
             plan.add(request, num_new, self._kv.block_table(request))
 
     def _make_room(self, request: Request, num_tokens: int, plan: "_Plan") -> bool:
-        """Extends the request's blocks, preempting the last in service order until it fits or is the last itself."""
+        """Extends the request's blocks, preempting the last request in service order until they fit. Returns False when
+        the request itself was preempted."""
         while not self._kv.extend(request, num_tokens):
             if self._residency.cancel_prefetches() or self._residency.cancel_warming():
                 continue
@@ -142,7 +145,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request, plan: "_Plan") -> None:
-        """Takes back all a request holds; it waits again and recomputes, finding what is still cached."""
+        """Takes back all that a request holds. The request waits again and recomputes all but its cached blocks."""
         plan.drop(request)
         self._leave(request)
         request.status = Status.WAITING
@@ -152,13 +155,13 @@ class Scheduler:
         self._waiting.push(request)
 
     def _admit_head(self, plan: "_Plan") -> bool:
-        """Admits the next waiting request, or makes way for it; False to stop trying in this step."""
+        """Admits the next waiting request, or makes way for it. Returns False when the step can admit no other one."""
         head = self._next_waiting()
         if head is None or len(self._running) >= self.limits.max_num_seqs:
             return False
         if self._take_holdings(head):
             self._waiting.take(head)
-            if not head.num_preemptions:  # what is computed again was paid for
+            if not head.num_preemptions:  # tokens that are computed again were charged before
                 self._waiting.charge_input(head, head.num_prompt_tokens - head.num_cached_tokens)
             head.status = Status.RUNNING
             head.scheduled_ts = head.scheduled_ts or plan.now
@@ -166,15 +169,16 @@ class Scheduler:
             self._schedule_row(head, plan)
         elif self._running and self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
             self._preempt(self._running[-1], plan)
-        elif self._running or self._residency.is_warming:  # these end, and what is warm can be evicted
+        elif self._running or self._residency.is_warming:  # running requests end, and warm adapters can be evicted
             return False
         else:
             self._reject(head)
         return True
 
     def _next_waiting(self) -> Request | None:
-        """The next in order of service. Where its adapter could only be copied over others', one of the next few whose
-        adapter is there goes first: the copies of both are saved that one would evict."""
+        """Returns the next request in order of service. Where its adapter could only be copied by evicting something,
+        one of the next few requests whose adapter is resident goes first: its adapter might be evicted otherwise, and
+        would have to be copied again."""
         choices = self._waiting.choices()
         if not choices:
             return None
@@ -188,8 +192,8 @@ class Scheduler:
         return num_needed + len(self._running) <= self._pool.num_free
 
     def _prefetch(self, num_copied_at_most: int) -> None:
-        """Looks ahead in the queue and begins to copy what will be needed, where nothing but a seat or this step's
-        tokens keeps a request waiting: where memory does, pages taken ahead would be taken from somebody.
+        """Looks ahead in the queue and begins to copy the adapters of requests that wait only for a seat or for tokens
+        of a step. Where a request waits for memory, pages taken ahead would be missing elsewhere.
 
         num_copied_at_most: pages that this step may copy."""
         for request in self._waiting.upcoming():
@@ -201,9 +205,9 @@ class Scheduler:
                 self._residency.prefetch(digest)
 
     def _take_holdings(self, request: Request) -> bool:
-        """Blocks for all known tokens and the adapters' pages, together or not at all."""
-        # Room for one more block each keeps those that run from preempting what was admitted a moment ago. Counting
-        # first keeps a request that does not fit from evicting others' pages at every step.
+        """Takes blocks for all known tokens and the adapters' pages, together or not at all."""
+        # Room for one more block for each running request keeps these from preempting a request that was only just
+        # admitted. Counting first keeps a request that does not fit from evicting other pages at every step.
         if not self._has_room(request) and self._residency.cancel_prefetches():
             return self._take_holdings(request)
         if not self._has_room(request) or not self._residency.acquire(request.adapters):
@@ -218,16 +222,17 @@ class Scheduler:
         return True
 
     def _reject(self, request: Request) -> None:
-        """Nothing but pinned adapters holds a page and it still does not fit: it never will, and must not block those
-        behind it."""
+        """Fails a request that does not fit although only pinned adapters hold pages. It will never fit and must not
+        block the requests behind it."""
         self.finish(request.request_id, FinishReason.ERROR)
-        error = "the request does not fit into the memory that pinned adapters leave"
+        error = "the request does not fit beside the pinned adapters: shorten it, or unpin an adapter"
         self._rejected.append(RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=error))
 
     # Commit.
 
     def update(self, step: Step, results: Mapping[int, RowResult]) -> list[RowUpdate]:
-        """Advances the step's requests by their results. Rows without a result, and requests gone since, are left."""
+        """Advances the step's requests by their results and returns the news. Rows without a result, and requests that
+        ended meanwhile, are left alone."""
         updates, self._rejected = self._rejected, []
         self._residency.commit_copies(step.copies)
         for row in step.rows:
@@ -248,7 +253,7 @@ class Scheduler:
         reason = None if result.token_id is None else self._append(request, result.token_id)
         if reason is not None:
             self.finish(request.request_id, reason)
-        # Results speak of the positions after row.start; those told before a preemption are left out.
+        # Results are for the positions after row.start; those reported before a preemption are left out.
         prompt_logprobs = result.prompt_logprobs[max(request.num_told_prompt_logprobs - row.start, 0) :]
         request.num_told_prompt_logprobs += len(prompt_logprobs)
         is_named_stop = reason is FinishReason.STOP and result.token_id in (request.sampling.stop_token_ids or ())
@@ -265,16 +270,16 @@ class Scheduler:
         )
 
     def _append(self, request: Request, token_id: int) -> FinishReason | None:
-        """Appends a sampled token; returns why the request is finished, None if it goes on."""
+        """Appends a sampled token. Returns the reason if the request is finished, None if it goes on."""
         request.token_ids.append(token_id)
         self._waiting.charge_output(request, 1)
-        if token_id in request.stop_token_ids:  # cannot be drawn before min_tokens
+        if token_id in request.stop_token_ids:  # such a token cannot be drawn before min_tokens
             return FinishReason.STOP
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 
     def note_seconds(self, step: Step, copying: float, computing: float) -> None:
-        """What a step took, in seconds: from it the rule learns what it costs to bring back what was evicted, and how
-        much may be copied beside rows."""
+        """Notes a step's time for copies and for rows, in seconds. KeepRule learns from it the cost of bringing evicted
+        things back, CopyBudget how much may be copied beside rows."""
         self._residency.note_copy_seconds(step.copies, copying)
         self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
         self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
@@ -292,7 +297,7 @@ class Scheduler:
 
     @property
     def num_pages(self) -> int:
-        """For requests and adapters together."""
+        """Number of pages for requests and adapters together."""
         return self._pool.num_pages
 
     @property
@@ -301,7 +306,7 @@ class Scheduler:
 
     @property
     def counts(self) -> CacheCounts:
-        """Since the start."""
+        """The counts since the start."""
         return CacheCounts(
             num_prompt_tokens=self._kv.num_prefix_queries,
             num_cached_tokens=self._kv.num_prefix_hits,
@@ -320,7 +325,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless every page, table and adapter reference has exactly one owner, and every request
-        one place."""
+        stands in one place."""
         self._waiting.check_integrity()
         owned = [*self._kv.owned_pages(), *self._residency.owned_pages()]
         self._pool.check_integrity(owned, self._residency.in_use())
@@ -336,7 +341,7 @@ class Scheduler:
             is_following = request.request_id in followers and not is_waiting and not is_running
             is_right = is_running if request.status is Status.RUNNING else is_waiting or is_following
             if not is_right or is_running and is_waiting:
-                raise RuntimeError(f"request {request.request_id} is {request.status} but not where that belongs")
+                raise RuntimeError(f"request {request.request_id} is {request.status}, but stands in another place")
 
 
 class _Plan:

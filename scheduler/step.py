@@ -1,4 +1,4 @@
-"""Step: one scheduling decision, and what came of it. Plain ints, made by the scheduler, read by the runner."""
+"""Step: one scheduling decision and its results. Plain ints, made by the scheduler and read by the runner."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ScheduledRow:
     sampling: SamplingParams
     seed: int
     sample_index: int
-    stop_token_ids: frozenset[int]  # cannot be drawn before sampling.min_tokens
+    stop_token_ids: frozenset[int]  # none of them can be drawn before sampling.min_tokens
 
     @property
     def end(self) -> int:
@@ -31,12 +31,12 @@ class ScheduledRow:
 
     @property
     def new_token_ids(self) -> Sequence[int]:
-        """[num_new_tokens]"""
+        """The tokens that this step computes: [num_new_tokens]."""
         return self.token_ids[self.start : self.end]
 
     @property
     def scored_token_ids(self) -> Sequence[int]:
-        """The prompt tokens that follow the first of the step's tokens, where their logprobs are asked for."""
+        """The prompt tokens at the positions start + 1 to end, if their logprobs are requested; else nothing."""
         if self.sampling.prompt_logprobs is None:
             return ()
         return self.token_ids[self.start + 1 : min(self.end + 1, self.num_prompt_tokens)]
@@ -47,7 +47,7 @@ class ScheduledRow:
 
     @property
     def num_base_tokens(self) -> int:
-        """Of this step's tokens, the first ones, which the adapters do not change."""
+        """Number of this step's first tokens that the adapters do not change."""
         return min(max(self.activation - self.start, 0), self.num_new_tokens) if self.adapters else self.num_new_tokens
 
     @property
@@ -73,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Of one position: the token that stands there first, then the best alternatives."""
+    """The logprobs of one position: first that of the token that stands there, then those of the best alternatives."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -82,53 +82,53 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What a step gave for one row: a token if it was sampled, or the error that ends the request."""
+    """The result of a step for one row: a token if one was sampled, or the error that ends the request."""
 
     token_id: int | None = None
     logprob: TokenLogprob | None = None
-    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # of the prompt tokens that follow those computed in this step
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # one for each of the row's scored_token_ids
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RowUpdate:
-    """What the front end is told about one request after one step."""
+    """The news about one request after one step, for the front end."""
 
     request_id: int
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None  # the stop token that ended it; None for EOS
+    stop_token_id: int | None = None  # the stop token that ended the request; None for EOS
     num_cached_tokens: int = 0
     num_preemptions: int = 0
-    scheduled_ts: float = 0.0  # seconds, by the caller's clock; 0 is not yet
+    scheduled_ts: float = 0.0  # time of the first admission, in seconds by the caller's clock; 0 before it
     error: str | None = None
 
     @property
     def is_news(self) -> bool:
-        """Whether there is anything to tell; a chunk of a prompt brings nothing yet."""
+        """Whether there is anything to report; a chunk of a prompt brings nothing yet."""
         return bool(self.token_ids or self.prompt_logprobs) or self.finish_reason is not None
 
 
 @dataclass(frozen=True, slots=True)
 class CacheCounts:
-    """How well the arena is used, since the start."""
+    """Counts since the start that show how well the arena is used."""
 
-    num_prompt_tokens: int  # of admitted requests, looked up in the prefix cache
-    num_cached_tokens: int  # of these, found
-    num_adapter_uses: int  # by admitted requests
-    num_adapter_hits: int  # of these, found resident or being copied; the others had to be copied
+    num_prompt_tokens: int  # tokens of admitted requests that were looked up in the prefix cache
+    num_cached_tokens: int  # of these, tokens found
+    num_adapter_uses: int  # uses of adapters by admitted requests
+    num_adapter_hits: int  # of these, uses that found the adapter resident or being copied; the others had it copied
     num_copied_pages: int
     num_evicted_blocks: int
     num_evicted_adapters: int
     num_preemptions: int
-    copy_seconds: float  # that steps spent on copying adapters
+    copy_seconds: float  # time that steps spent on copying adapters
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one step may hold."""
+    """The limits of one step."""
 
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 128

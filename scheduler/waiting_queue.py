@@ -1,7 +1,7 @@
 """WaitingQueue: accepted requests in order of service. Owns the order, nothing else.
 
-A smaller priority value always comes first; each priority has a lane of its own. Without fairness a lane has one flow,
-which is first come, first served.
+A request of a smaller priority value always comes first; each priority has a lane of its own. Without fairness a lane
+has one flow, which is first come, first served.
 """
 
 from collections.abc import Hashable, Iterator
@@ -11,9 +11,9 @@ from .fair_share import Fairness
 from .lane import Lane
 from .request import Request
 
-ServiceOrder = tuple[int, bool, int]  # sorts requests: what is smaller is served earlier
+ServiceOrder = tuple[int, bool, int]  # sort key of a request: a smaller one is served earlier
 POLICIES = ("fair", "fcfs", "priority")
-LOOK_AHEAD = 16  # flows
+LOOK_AHEAD = 16  # most requests that `choices` or `upcoming` returns
 
 
 class WaitingQueue:
@@ -25,11 +25,11 @@ class WaitingQueue:
         self._has_priorities = policy != "fcfs"
         self._is_fair = policy == "fair"
         self._fairness = fairness
-        self._lanes: dict[int, Lane] = {}  # by urgency
+        self._lanes: dict[int, Lane] = {}  # urgency -> its lane
         self._waiting: set[int] = set()
 
     def order(self, request: Request) -> ServiceOrder:
-        """Of running requests: the last one is the first to be preempted."""
+        """Returns the sort key of a running request: the last request in this order is preempted first."""
         return (self.urgency(request), not request.is_overdue, request.arrival)
 
     def urgency(self, request: Request) -> int:
@@ -49,8 +49,8 @@ class WaitingQueue:
         return (self._lanes[urgency] for urgency in sorted(self._lanes))
 
     def choices(self) -> list[Request]:
-        """Who may be served next, in order of service: the first requests of some flows of the first lane that waits.
-        Only one that must not be passed over leaves no choice."""
+        """Returns the requests that may be served next, in order of service: the first requests of some flows of the
+        first lane with waiting requests. An overdue request leaves no choice: it alone is returned."""
         for lane in self._lanes_in_order():
             overdue = next(lane.overdue(), None)
             if overdue is not None:
@@ -61,23 +61,23 @@ class WaitingQueue:
         return []
 
     def upcoming(self) -> list[Request]:
-        """Some of those that are likely to be served next."""
+        """Returns some of the requests that are likely to be served next."""
         return list(islice(chain.from_iterable(lane.upcoming() for lane in self._lanes_in_order()), LOOK_AHEAD))
 
     def take(self, request: Request) -> None:
-        """Takes out a waiting request, to run."""
+        """Takes out a waiting request that is about to run."""
         self._lanes[self.urgency(request)].take(request)
         self._waiting.remove(request.request_id)
 
     def charge_input(self, request: Request, num_tokens: int) -> None:
-        """Counts prompt tokens that are computed for a request that was taken."""
+        """Counts the computed prompt tokens of a request that was taken."""
         self._lanes[self.urgency(request)].charge(request, num_tokens * self._fairness.input_price)
 
     def charge_output(self, request: Request, num_tokens: int) -> None:
         self._lanes[self.urgency(request)].charge(request, num_tokens * self._fairness.output_price)
 
     def forget(self, request: Request) -> None:
-        """A request is finished, wherever it stands. One that was never pushed is fine."""
+        """Removes a finished request, wherever it stands. A request that was never pushed is allowed."""
         urgency = self.urgency(request)
         lane = self._lanes.get(urgency)
         if lane is None or not lane.knows(request):
@@ -95,9 +95,9 @@ class WaitingQueue:
         return request.request_id in self._waiting
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a request stands at no place or at two, or an order is broken."""
+        """Raises RuntimeError when a request stands in no lane or in two, or an order is broken."""
         listed = [request.request_id for lane in self._lanes.values() for request in lane.waiting()]
         if len(listed) != len(self._waiting) or set(listed) != self._waiting:
-            raise RuntimeError(f"{len(self._waiting)} requests wait, {len(listed)} are listed")
+            raise RuntimeError(f"{len(self._waiting)} requests wait, but the lanes list {len(listed)}")
         for lane in self._lanes.values():
             lane.check_integrity()

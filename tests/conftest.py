@@ -3,7 +3,10 @@ test."""
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # before torch imports triton: there is no GPU to compile kernels for
+# Before torch is imported: there is no GPU to compile kernels for, and processes that run beside each other have one
+# thread each. Tiny tensors are computed faster by one; tests that need two ask for them, and where the second finds no
+# core the first does not keep its own busy with waiting.
+os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +15,6 @@ from typing import Any
 
 import pytest
 import real_flashinfer
-import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_adapter, make_model
 from tiny_transformers import Tiny
@@ -25,7 +27,7 @@ settings.load_profile("default")
 
 REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
 
-# Shards 1 to 64 and unequal modules, patterns included.
+# Ranks 1 to 64 and unequal modules, patterns included.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "r1": {"r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]},
     "r2": {"r": 2, "lora_alpha": 1, "target_modules": ["down_proj"]},
@@ -41,12 +43,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Uses one thread, which computes tiny tensors faster."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

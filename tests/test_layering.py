@@ -202,17 +202,20 @@ def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # otherwise it would not be installed
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=relative)
+def test_programs_measure_through_public_names(path: Path) -> None:
+    """As a user's would: what they cannot reach so, nobody can measure."""
+    private = re.compile("_[^_]")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and private.match(node.attr):
+            assert isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"), ast.unparse(node)
+        if isinstance(node, ast.ImportFrom):
+            assert not [alias.name for alias in node.names if private.match(alias.name)]
+
+
 def test_modules_of_bench_are_not_run_as_files() -> None:
     """If a module runs as a file, its folder comes first in the path, and kernels.py takes the place of a package that
     transformers tries to import."""
     commands = re.findall(r"python (.*)", (ROOT / "Makefile").read_text())
     assert commands
     assert not [command for command in commands if re.match(r"bench/\w+\.py", command)]
-
-
-def test_public_names_are_the_exported_ones() -> None:
-    import blora.engine
-
-    assert dir(blora.engine) == sorted(blora.engine.__all__)
-    assert all(hasattr(blora.engine, name) for name in blora.engine.__all__)
-    assert set(blora.engine.__all__) == set(blora.engine._HOMES)

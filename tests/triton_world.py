@@ -1,5 +1,5 @@
-"""A model's modules and adapters of every kind, placed twice: for the reference, and as tiles for the kernels, which
-run in Triton's interpreter (the root's conftest turns it on)."""
+"""A model's modules and adapters of every kind, placed twice: for the reference, and in Layout.GPU for the kernels,
+which run in Triton's interpreter (the root's conftest turns it on)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,8 +43,11 @@ TARGETS = (
 LINEARS = tuple(target for target in TARGETS if target.kind is TargetKind.LINEAR)
 
 
-def make_checkpoint(digest: str, ranks: dict[str, int], has_vectors: bool = False, scaling: float = 0.5) -> Checkpoint:
-    """ranks: module name -> rank; 0 for a module with only a shift. has_vectors: a gain and a shift on every module."""
+def make_checkpoint(
+    digest: str, ranks: dict[str, int], has_gain_shift: bool = False, scaling: float = 0.5
+) -> Checkpoint:
+    """ranks: module name -> rank; 0 for a module with only a shift. has_gain_shift: a gain and a shift on every
+    module."""
     rng = np.random.default_rng(sum(digest.encode()))
 
     def normal(*shape: int) -> np.ndarray:
@@ -54,8 +57,8 @@ def make_checkpoint(digest: str, ranks: dict[str, int], has_vectors: bool = Fals
     for target in TARGETS:
         if target.name in ranks:
             rank, num_in, num_out = ranks[target.name], target.in_features, target.out_features
-            shift = normal(num_out) if has_vectors and target.kind is TargetKind.LINEAR or rank == 0 else None
-            gain = 1 + normal(num_out) / 4 if has_vectors else None
+            shift = normal(num_out) if has_gain_shift and target.kind is TargetKind.LINEAR or rank == 0 else None
+            gain = 1 + normal(num_out) / 4 if has_gain_shift else None
             a, b = normal(rank, num_in) / num_in**0.5, normal(num_out, rank)
             modules.append(LoRAModule(target, scaling + len(modules) / 8, a, b, shift, gain))
     return Checkpoint("", digest, tuple(modules), ())
@@ -81,10 +84,10 @@ RANKS = (1, 2, 4, 7, 8, 11, 16, 17, 32, 61, 64, 128)
 CHECKPOINTS = {
     **{f"r{rank}": make_checkpoint(f"r{rank}", everywhere(rank)) for rank in RANKS},
     "some": make_checkpoint("some", {"0.0": 5, "0.208": 20, "2.131": 3}),
-    "dora": make_checkpoint("dora", {**everywhere(6), "head": 3, "embedding": 4}, has_vectors=True),
-    "gains": make_checkpoint("gains", everywhere(9), has_vectors=True),
+    "dora": make_checkpoint("dora", {**everywhere(6), "head": 3, "embedding": 4}, has_gain_shift=True),
+    "gains": make_checkpoint("gains", everywhere(9), has_gain_shift=True),
     "bias": make_checkpoint("bias", {"0.160": 0, "2.0": 0, "1.0": 4}),
-    "tables": make_checkpoint("tables", {"1.0": 2, "head": 21, "embedding": 12}),
+    "embedding and head": make_checkpoint("embedding and head", {"1.0": 2, "head": 21, "embedding": 12}),
     "rows": with_rows("rows", (3, 7, 150, 299)),
     "all-rows": with_rows("all-rows", ()),
 }
@@ -102,8 +105,8 @@ class Placed:
 class World:
     def __init__(self, dtype: torch.dtype, page_bytes: int = 1 << 14) -> None:
         self.dtype = dtype
-        self.reference = self._place(Layout.VECTORS, page_bytes)
-        self.triton = self._place(Layout.TILES, page_bytes)
+        self.reference = self._place(Layout.CPU, page_bytes)
+        self.triton = self._place(Layout.GPU, page_bytes)
 
     def _place(self, layout: Layout, page_bytes: int) -> Placed:
         name = str(self.dtype).removeprefix("torch.")
@@ -118,7 +121,7 @@ class World:
             page_ids[digest] = [free.pop() for _ in range(image.table.num_pages)]
             pool.add(image.table, torch.from_numpy(image.pages))
             pool.copy(digest, 0, page_ids[digest])
-        lora = TritonLoRA(pool, TARGETS) if layout is Layout.TILES else ReferenceLoRA(pool)
+        lora = TritonLoRA(pool, TARGETS) if layout is Layout.GPU else ReferenceLoRA(pool)
         return Placed(pool, lora, page_ids)
 
     def rows(self, site: int, num_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor]:

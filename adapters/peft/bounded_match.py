@@ -1,6 +1,6 @@
-"""BoundedMatcher: regular expressions of strangers, evaluated for a limited time together.
+"""BoundedMatcher: evaluates regular expressions of strangers, all together within a limited time.
 
-Python's matcher goes back over all ways to match, which can be more than ever end; it does look at signals meanwhile.
+Python's matcher backtracks over all ways to match, which can take practically for ever. It handles signals meanwhile.
 """
 
 import re
@@ -8,31 +8,32 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-MAX_SECONDS = 1.0  # of this process's work; all patterns of an adapter on all modules take some milliseconds
+MAX_SECONDS = 1.0  # CPU time of this process; all patterns of an adapter on all modules take a few milliseconds
 
 
 class PatternTooSlow(Exception):
-    """The time is used up."""
+    """The matcher's time is used up."""
 
 
 class BoundedMatcher:
-    """Of one adapter. Only the main thread receives signals, as that of the loader: in any other nothing is limited."""
+    """The matcher of one adapter. Only a main thread, such as the loader's, receives signals: in any other thread the
+    time is not limited."""
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._left = seconds
 
     def match(self, pattern: str, text: str) -> re.Match[str] | None:
-        """Raises PatternTooSlow."""
+        """As re.match. Raises PatternTooSlow."""
         return self._bounded(lambda: re.match(pattern, text))
 
     def fullmatch(self, pattern: str, text: str) -> re.Match[str] | None:
-        """Raises PatternTooSlow."""
+        """As re.fullmatch. Raises PatternTooSlow."""
         return self._bounded(lambda: re.fullmatch(pattern, text))
 
     def _bounded(self, evaluate: Callable[[], re.Match[str] | None]) -> re.Match[str] | None:
         try:
             before = signal.signal(signal.SIGVTALRM, _stop)
-        except ValueError:  # this is another thread
+        except ValueError:  # this is not the main thread
             return evaluate()
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, max(self._left, 1e-6))  # 0 would be no limit

@@ -1,7 +1,7 @@
 """Checkpoint: a PEFT LoRA folder read once into private memory and checked against a model. numpy only, no torch.
 
-Owns the reading of the two files; whether their content fits the model is `matching.py`'s. What does not fit is refused
-with the whole list of problems.
+Owns the reading of the two files; `matching.py` decides whether their content fits the model. A folder that does not
+fit is refused with the whole list of problems.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from ..targets import TargetKind, TargetModule
 from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .matching import Matcher, is_targeted, warnings_of
 from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
-from .token_tables import table_shape
+from .token_rows import matrix_shape
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
+OUTPUT_VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
 MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
 
 
@@ -37,27 +37,27 @@ class Checkpoint:
     warnings: tuple[str, ...]
     invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA
     kind: str = "LoRA"
-    tensor_names: tuple[str, ...] = ()  # of the file, those that are applied
-    ignored_tensors: tuple[str, ...] = ()  # of the file: tables that are the base model's
-    refused_tensors: tuple[str, ...] = ()  # of the file: those that do not fit; then it is not to be used
-    num_bytes: int = 0  # of both files
+    tensor_names: tuple[str, ...] = ()  # tensors in the file that are applied
+    ignored_tensors: tuple[str, ...] = ()  # tables in the file that are the base model's
+    refused_tensors: tuple[str, ...] = ()  # tensors in the file that do not fit; with any, do not use the checkpoint
+    num_bytes: int = 0  # size of both files
     text: AdapterText = AdapterText()
-    vocab_size: int | None = None  # its own, where its tables are longer or shorter than the model's
+    vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether it is no sum that others could be added to, nor scaled: DoRA, rows of tables, its own vocabulary."""
+        """Whether the adapter cannot be scaled or summed with others: DoRA, rows of tables, a vocabulary of its own."""
         is_sum = all(module.gain is None and module.rows is None for module in self.modules)
         return not is_sum or self.vocab_size is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a folder is, and why it is refused if it is."""
+    """The content of a folder, and all reasons for refusing it."""
 
     problems: tuple[str, ...]
     kind: str = ""
-    checkpoint: Checkpoint | None = None  # as far as it could be read; whole where there is no problem
+    checkpoint: Checkpoint | None = None  # as far as it could be read; whole if there is no problem
 
 
 def read_checkpoint(
@@ -67,11 +67,13 @@ def read_checkpoint(
     base: BaseTensors | None = None,
     max_elements: int | None = None,
 ) -> Checkpoint:
-    """Reads and checks a PEFT folder. `roots`: folders that it must lie in, links followed; None allows any place.
-    `base`: without it, adapters that are defined by the base model's weights (DoRA, trained biases) are refused.
-    `max_elements`: in A and B, all together; None is any number.
+    """Reads and checks a PEFT folder.
 
-    Raises AdapterRejected with everything that does not fit, AdapterTooLarge before weights are read.
+    roots: folders in one of which it has to lie after links are followed; None allows any place.
+    base: the base model's tensors; without them, adapters that are defined by them (DoRA, trained biases) are refused.
+    max_elements: most numbers in A and B of all modules together; None allows any number.
+
+    Raises AdapterRejected with everything that does not fit, and AdapterTooLarge before weights are read.
     """
     judged = judge_checkpoint(folder, targets, roots, base, max_elements)
     if judged.problems or judged.checkpoint is None:
@@ -86,7 +88,7 @@ def judge_checkpoint(
     base: BaseTensors | None = None,
     max_elements: int | None = None,
 ) -> Judgement:
-    """As `read_checkpoint`, which has no more to tell of what is refused. Raises AdapterTooLarge."""
+    """As `read_checkpoint`, but returns the problems, with everything that could be read. Raises AdapterTooLarge."""
     kind = ""
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
@@ -128,19 +130,22 @@ def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_element
         if is_targeted(config, target)
     )
     if max_elements is not None and num_elements > max_elements:
-        raise AdapterTooLarge(f"its ranks ask for {num_elements} weights, the engine's memory holds {max_elements}")
+        raise AdapterTooLarge(
+            "the adapter is too large: "
+            f"its ranks ask for {num_elements} weights, the engine's memory holds {max_elements}"
+        )
 
 
 def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
-    """The size of a file that holds what the configuration targets, in float32: a larger one is not even read."""
+    """Returns the size of a float32 file of all tensors that the configuration targets. A larger file is not read."""
     elements = 0
     for target in targets:
         rank = config.rank_of(target.name) if is_targeted(config, target) else 0
-        elements += rank * (target.in_features + target.out_features) + VECTORS * target.out_features
-        if target.kind is not TargetKind.LINEAR:  # its whole table: trained, the base model's, or both and a copy
-            size, width = table_shape(target)
-            num_tables = 3 if config.modules_to_save else 1
-            elements += num_tables * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS
+        elements += rank * (target.in_features + target.out_features) + OUTPUT_VECTORS * target.out_features
+        if target.kind is not TargetKind.LINEAR:  # its whole matrix: trained, the base model's, or both and a copy
+            size, width = matrix_shape(target)
+            num_matrices = 3 if config.modules_to_save else 1
+            elements += num_matrices * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS
             elements += 2 * len(config.tokens_of(target.name)) * width
     return elements * 4 + MAX_HEADER_BYTES
 
@@ -150,11 +155,11 @@ class _Unreadable(Exception):
 
 
 def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> bytes:
-    """The whole file, copied into private memory: nothing done to it later can change what was checked."""
+    """Returns the whole file, copied into private memory: later changes of the file cannot change checked content."""
     try:
         real = path.resolve()
-        # Before it is looked at: whether a file outside exists is nobody's business. And after it is open: meanwhile a
-        # folder of the path may have been replaced by a link.
+        # The place is checked before the file is touched, so that a client cannot learn which files exist outside, and
+        # again after it is open, because meanwhile a folder of the path may have been replaced by a link.
         _require_inside(roots, path.name, real)
         with open(real, "rb", opener=_open_resolved) as file:
             _require_inside(roots, path.name, Path(f"/proc/self/fd/{file.fileno()}").readlink())
@@ -163,12 +168,12 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
                 raise _Unreadable(f"{path.name} is not a regular file")
             if state.st_size > max_bytes:
                 raise _Unreadable(f"{path.name} has {state.st_size} bytes, at most {max_bytes} are read")
-            content = file.read(state.st_size + 1)  # allocates as much as it is asked for
-            is_same = os.fstat(file.fileno()).st_mtime_ns == state.st_mtime_ns  # or it may be half of each of two
+            content = file.read(state.st_size + 1)  # `read` allocates as many bytes as are requested
+            is_same = os.fstat(file.fileno()).st_mtime_ns == state.st_mtime_ns  # else the content may mix two versions
     except (OSError, RuntimeError, ValueError) as error:
         raise _Unreadable(_missing(path, error)) from error
     if len(content) != state.st_size or not is_same:
-        raise _Unreadable(f"{path.name} changed while it was read")
+        raise _Unreadable(f"{path.name} changed while it was read; load the adapter again")
     return content
 
 
@@ -183,7 +188,8 @@ def _read_optional(folder: Path, roots: Sequence[Path] | None, name: str, max_by
 
 
 def _open_resolved(path: str, flags: int) -> int:
-    """Non-blocking, so that a FIFO cannot hang us; no link any more, because the path is resolved."""
+    """Opens a file without blocking, so that a FIFO cannot hang the process, and without following links, because the
+    path is resolved already."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
@@ -197,7 +203,7 @@ def _missing(path: Path, error: Exception) -> str:
 
 
 def _parse_safetensors(content: bytes) -> Iterator[tuple[str, Array]]:
-    """Name and values (float32) of every tensor."""
+    """Yields the name and the values (float32) of every tensor."""
     header_bytes = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 2 <= header_bytes <= min(MAX_HEADER_BYTES, len(content) - 8):
         raise _Unreadable(f"{WEIGHTS_FILE} has no valid safetensors header of at most {MAX_HEADER_BYTES} bytes")
@@ -205,7 +211,7 @@ def _parse_safetensors(content: bytes) -> Iterator[tuple[str, Array]]:
         entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise _Unreadable(f"{WEIGHTS_FILE} is not a valid safetensors file: {error}") from error
-    for name, entry in sorted(entries, key=lambda named: named[0]):  # they come in another order each time
+    for name, entry in sorted(entries, key=lambda named: named[0]):  # safetensors returns them in a random order
         yield name, _as_float32(name, entry["dtype"], entry["data"]).reshape(entry["shape"])
 
 

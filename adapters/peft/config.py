@@ -1,7 +1,7 @@
-"""PeftConfig: what an `adapter_config.json` says, checked. Knows PEFT's rules for patterns and targets, no tensor.
+"""PeftConfig: the checked content of an `adapter_config.json`. Knows PEFT's rules for patterns and targets, no tensor.
 
 The rules are PEFT's own (tuners_utils.check_target_module_exists, get_pattern_key): patterns are regular expressions
-that have to match a module's whole name or its end after a dot, and the first that matches wins.
+that have to match a module's whole name or its end after a dot, and the first match wins.
 """
 
 import json
@@ -18,8 +18,8 @@ MAX_RANK = 1024
 MAX_INVOCATION_TOKENS = 256
 MAX_PATTERN_LENGTH = 512  # characters; patterns come from the file and are evaluated
 
-# Fields that say nothing about how the adapter's change is computed. Those of an initialisation count with it
-# (init_lora_weights); fan_in_fan_out is about Conv1D, and PEFT takes it back on the linear layers of our models.
+# Fields without influence on the adapter's change. The fields of an initialisation are judged by init_lora_weights.
+# fan_in_fan_out concerns Conv1D, and PEFT takes it back on the linear layers of our models.
 HARMLESS = frozenset(
     {
         "auto_mapping",
@@ -64,8 +64,8 @@ SERVED = frozenset(
 BIASES = ("none", "all", "lora_only")
 TASK_TYPES = (None, "CAUSAL_LM")
 # These initialisations leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them,
-# so that A and B are no change of the model that is served; converted by save_pretrained's
-# path_initial_model_for_weight_conversion they are, and PEFT then records True.
+# so that their A and B are no change of the served model. When save_pretrained converts an adapter
+# (path_initial_model_for_weight_conversion), A and B are such a change, and PEFT records True.
 PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 # How PEFT puts a pattern into a larger one.
@@ -77,7 +77,7 @@ Value = TypeVar("Value", int, float)
 
 
 class ConfigError(ValueError):
-    """One or more things in the configuration that cannot be served; `problems` names each."""
+    """The configuration cannot be served; `problems` names every reason."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -95,18 +95,18 @@ class PeftConfig:
     layers_pattern: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA (aLoRA, arXiv 2504.12397); empty for any other
-    bias: str = "none"  # whose biases were trained: "all", "lora_only" (those of targeted modules) or "none"
+    invocation_tokens: tuple[int, ...] = ()  # of an activated LoRA (aLoRA, arXiv 2504.12397); else empty
+    bias: str = "none"  # modules whose biases were trained: "all", "lora_only" (the targeted modules) or "none"
     lora_bias: bool = False  # B has a bias
     use_dora: bool = False
-    modules_to_save: tuple[str, ...] = ()  # trained as a whole
+    modules_to_save: tuple[str, ...] = ()  # modules that were trained as a whole
     trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # module -> ids of trained rows
-    ensure_weight_tying: bool = False  # what is trained of the embedding is trained of a head that is tied to it
+    ensure_weight_tying: bool = False  # training of the embedding holds for a head that is tied to it, too
     _matcher: BoundedMatcher = field(default_factory=BoundedMatcher, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
-        """What its authors call it."""
+        """The authors' name for this kind of adapter."""
         if self.invocation_tokens:
             return "aLoRA"
         if self.use_dora:
@@ -117,22 +117,22 @@ class PeftConfig:
         return self._first_match("rank_pattern", self.rank_pattern, module, self.rank)
 
     def scaling_of(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA, arXiv 2312.03732)."""
+        """Returns alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA, arXiv 2312.03732)."""
         rank = self.rank_of(module)
         alpha = self._first_match("alpha_pattern", self.alpha_pattern, module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def saves(self, module: str) -> bool:
-        """Whether the module was trained as a whole."""
+        """Returns whether the module was trained as a whole."""
         return any(module.endswith(name) for name in self.modules_to_save)
 
     def tokens_of(self, module: str) -> tuple[int, ...]:
-        """The rows of the module that were trained."""
+        """Returns the token ids of the module's trained rows."""
         named = (ids for name, ids in self.trained_tokens.items() if module == name or module.endswith(f".{name}"))
         return next(named, ())
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT would have put LoRA on the module of this name."""
+        """Returns whether PEFT would have put LoRA on the module of this name."""
         if self._is_named("exclude_modules", self.exclude_modules, module):
             return False
         is_named = self.target_modules == "all-linear" or self._is_named("target_modules", self.target_modules, module)
@@ -146,7 +146,7 @@ class PeftConfig:
         patterns = self.layers_pattern or (r"[^.]*",)
         matches = (self._match("layers_pattern", pattern, BEFORE_A_LAYER, module) for pattern in patterns)
         match = next((match for match in matches if match), None)
-        # A pattern with a bar may match without coming to the index.
+        # A pattern with a bar may match without reaching the index.
         return match is not None and match["idx"] is not None and int(match["idx"]) in self.layers_to_transform
 
     def _first_match(self, field_name: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
@@ -159,7 +159,7 @@ class PeftConfig:
         return any(module == name or module.endswith(f".{name}") for name in names)
 
     def _match(self, field_name: str, pattern: str, form: str, module: str) -> re.Match[str] | None:
-        """Raises ConfigError for a pattern that takes too long."""
+        """Matches a pattern as PEFT does. Raises ConfigError if it takes too long."""
         match = self._matcher.fullmatch if form == WHOLE else self._matcher.match
         try:
             return match(form.format(pattern), module)
@@ -196,9 +196,9 @@ def parse_config(content: bytes) -> PeftConfig:
         problems.append("use_dora: is not defined together with alora_invocation_tokens")
     for name in ("modules_to_save", "trainable_token_indices") if config.invocation_tokens else ():
         if fields.get(name):
-            problems.append(f"{name}: changes rows before the invocation too, which are to be base rows")
+            problems.append(f"{name}: changes rows before the invocation, too, which have to be base rows")
     if config.invocation_tokens and config.bias != "none":
-        problems.append(f"bias: {config.bias!r} changes rows before the invocation too, which are to be base rows")
+        problems.append(f"bias: {config.bias!r} changes rows before the invocation, too, which have to be base rows")
     if not config.target_modules:
         problems.append("target_modules: names no module")
     if problems:
@@ -221,7 +221,7 @@ def _parse_json(content: bytes) -> dict[str, Any]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError("a key stands in an object twice")
+        raise ValueError("an object has a key twice")
     return fields
 
 
@@ -253,7 +253,7 @@ def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Fields:
-    """Reads typed values out of the JSON object, noting a problem for each that is of the wrong form."""
+    """Reads typed values out of the JSON object and notes a problem for each value of the wrong form."""
 
     def __init__(self, fields: Mapping[str, Any], problems: list[str]) -> None:
         self._fields = fields
@@ -279,7 +279,7 @@ class _Fields:
         return value is True
 
     def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        """The first one is the default."""
+        """Returns the field's value. The first choice is the default."""
         value = self._fields.get(name)
         if value is None:
             return choices[0]
@@ -321,7 +321,7 @@ class _Fields:
         return tuple(value)
 
     def trained_tokens(self, name: str) -> dict[str, tuple[int, ...]]:
-        """A list is of the embedding."""
+        """Returns the trained token ids of each module. A plain list belongs to the embedding."""
         value = self._fields.get(name)
         if value is None:
             return {}
@@ -350,7 +350,7 @@ class _Fields:
     def _is_pattern(self, name: str, pattern: str, form: str) -> bool:
         try:
             re.compile(pattern)
-            re.compile(form.format(pattern))  # which refuses flags and names of groups that the pattern alone may have
+            re.compile(form.format(pattern))  # fails for flags and group names that the pattern alone may have
         except (re.error, RecursionError, OverflowError) as error:
             self._problems.append(f"{name}: {pattern!r} is not a regular expression ({error})")
             return False

@@ -1,7 +1,7 @@
-"""Matching the tensors of a PEFT checkpoint with a model's modules: strict, and with every problem named.
+"""Matcher: matches the tensors of a PEFT checkpoint with a model's modules strictly, and names every problem.
 
-Every tensor must land on a module of the model with the right shape and finite values, and everything that the
-configuration trains must have its tensors. numpy only.
+Every tensor has to land on a module of the model, with the right shape and finite values, and every module that the
+configuration trains has to have its tensors. numpy only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ from ..lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
 from ..targets import TargetKind, TargetModule
 from .config import PeftConfig
 from .named_tensors import MAX_VALUE, NamedTensors
-from .token_tables import TokenTables
+from .token_rows import TokenRows
 
 LINEAR_PARTS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
 
 
 class Matcher:
-    """One checkpoint's tensors, taken by the modules they land on; `problems` says what did not fit."""
+    """The tensors of one checkpoint, each taken by the module on which it lands; `problems` lists every misfit."""
 
     def __init__(
         self, tensors: dict[str, Array], config: PeftConfig, targets: Sequence[TargetModule], base: BaseTensors | None
@@ -27,7 +27,7 @@ class Matcher:
         self._tensors = NamedTensors(tensors, base)
         self._config = config
         self._targets = targets
-        self._tables = TokenTables(self._tensors, config, targets)
+        self._token_rows = TokenRows(self._tensors, config, targets)
 
     @property
     def problems(self) -> list[str]:
@@ -35,21 +35,21 @@ class Matcher:
 
     @property
     def ignored(self) -> set[str]:
-        """Tensors that are the base model's own."""
+        """Names of the tensors that are the base model's own."""
         return self._tensors.ignored
 
     @property
     def refused(self) -> set[str]:
-        """Tensors that do not fit."""
+        """Names of the tensors that do not fit."""
         return self._tensors.refused
 
     @property
     def vocab_size(self) -> int | None:
         """The adapter's own, where its tables are longer or shorter than the model's."""
-        return self._tables.own_size
+        return self._token_rows.own_size
 
     def match(self) -> tuple[LoRAModule, ...]:
-        """The changes, in the order of the model's targets."""
+        """Returns the changes, in the order of the model's targets."""
         found = [self._change(target) for target in self._targets]
         changes = tuple(change for change in found if change is not None)
         self._tensors.refuse_left()
@@ -61,9 +61,9 @@ class Matcher:
     def _change(self, target: TargetModule) -> LoRAModule | None:
         if target.kind is TargetKind.LINEAR:
             return self._change_of(target, None)
-        resized = self._tables.resized(target)
-        change = self._change_of(resized, self._tables.take_rows(resized))
-        return None if change is None else self._tables.fit(change, target)
+        resized = self._token_rows.resized(target)
+        change = self._change_of(resized, self._token_rows.take_rows(resized))
+        return None if change is None else self._token_rows.fit(change, target)
 
     def _change_of(self, target: TargetModule, rows: TrainedRows | None) -> LoRAModule | None:
         product = self._take_product(target)
@@ -74,8 +74,8 @@ class Matcher:
         if product is None:
             nothing = np.zeros((0, target.in_features), np.float32), np.zeros((target.out_features, 0), np.float32)
             return LoRAModule(target, scaling, *nothing, shift=self._shift(target, bias, None, None), rows=rows)
-        if rows is not None and self._tables.are_trained(rows):
-            self.problems.append(f"{target.name} has trained rows and LoRA at once")
+        if rows is not None and self._token_rows.are_trained(rows):
+            self.problems.append(f"{target.name} has trained rows and LoRA at once, which is not served")
             return None
         if target.kind is not TargetKind.LINEAR and self._config.invocation_tokens:
             self.problems.append(f"target_modules: {target.name} of an activated LoRA is not served")
@@ -85,7 +85,7 @@ class Matcher:
         return LoRAModule(target, scaling, a, b, self._shift(target, bias, bias_of_b, gain), gain, rows)
 
     def _take_product(self, target: TargetModule) -> list[Array] | None:
-        """A, B, and the vector that belongs to them: the bias of B or DoRA's magnitude."""
+        """Returns A, B, and the vector that belongs to them: the bias of B or DoRA's magnitude."""
         rank, out = self._config.rank_of(target.name), target.out_features
         part_a, part_b = EMBEDDING_PARTS if target.kind is TargetKind.EMBEDDING else LINEAR_PARTS
         wanted: dict[str, tuple[int, ...]] = {part_a: (rank, target.in_features), part_b: (out, rank)}
@@ -97,14 +97,14 @@ class Matcher:
         is_wanted = is_targeted(self._config, target)
         if not is_wanted and all(tensor is None for tensor in found.values()):
             return None
-        if not is_wanted:  # PEFT would not have built it, and would leave its tensors out
+        if not is_wanted:  # PEFT would not build LoRA here, and would leave the tensors out
             self.problems.append(f"{target.name} has tensors, but the configuration does not target it")
         tensors = [self._tensors.check(target.name, part, tensor, wanted[part]) for part, tensor in found.items()]
         fitting = [tensor for tensor in tensors if tensor is not None]
         return fitting if len(fitting) == len(wanted) else None
 
     def _take_bias(self, target: TargetModule) -> Array | None:
-        """The module's own bias, trained. PEFT names it by the module, or by what it has wrapped."""
+        """Returns the module's own trained bias. PEFT names it by the module, or by the layer that it has wrapped."""
         is_lora = self._config.bias == "lora_only" and is_targeted(self._config, target)
         if not target.has_bias or not (self._config.bias == "all" or is_lora):
             return None
@@ -119,7 +119,7 @@ class Matcher:
         if target.kind is TargetKind.LINEAR:
             weight = self._tensors.base(f"{target.name}.weight", (target.out_features, target.in_features))
         else:
-            weight = self._tables.base_weight(target, added)
+            weight = self._token_rows.base_weight(target, added)
         if weight is None:
             return None
         gain = dora_gain(weight.T if is_embedding else weight, magnitude, scaling, a, b)
@@ -130,7 +130,7 @@ class Matcher:
     def _shift(
         self, target: TargetModule, bias: Array | None, bias_of_b: Array | None, gain: Array | None
     ) -> Array | None:
-        """What remains to be added: see lora_module.py, whose gain is on the base's bias too."""
+        """Returns the shift of lora_module.py, where the gain applies to the base model's bias, too."""
         if bias is None and bias_of_b is None and (gain is None or not target.has_bias):
             return None
         shift = np.zeros(target.out_features, np.float32)
@@ -145,7 +145,7 @@ class Matcher:
 
 
 def is_targeted(config: PeftConfig, target: TargetModule) -> bool:
-    """Whether PEFT would have put LoRA on the module."""
+    """Returns whether PEFT would have put LoRA on the module."""
     if target.kind is not TargetKind.LINEAR and config.target_modules == "all-linear":
         return False
     is_tied = config.ensure_weight_tying and target.tied_to is not None
@@ -153,13 +153,14 @@ def is_targeted(config: PeftConfig, target: TargetModule) -> bool:
 
 
 def _unserved_names(config: PeftConfig, targets: Sequence[TargetModule]) -> Iterator[str]:
-    """What the configuration trains beside LoRA on linear modules, and the model does not have or we do not serve."""
+    """Yields a problem for each name that the configuration trains beside LoRA on linear modules, and that the model
+    does not have or that is not served."""
     tables = [target.name for target in targets if target.kind is not TargetKind.LINEAR]
     named = {"modules_to_save": config.modules_to_save, "trainable_token_indices": tuple(config.trained_tokens)}
     for field, names in named.items():
         for name in names:
             if not any(table.endswith(name) for table in tables):
-                yield f"{field}: {name!r} is not served, of {', '.join(tables) or 'no table'}"
+                yield f"{field}: {name!r} is not served; tables of this model: {', '.join(tables) or 'none'}"
     if isinstance(config.target_modules, tuple):
         for name in config.target_modules:
             tail = name.rpartition(".")[2]

@@ -1,6 +1,6 @@
-"""NamedTensors: the tensors of a PEFT checkpoint, each taken by the module it lands on; what does not fit is noted.
+"""NamedTensors: the tensors of a PEFT checkpoint, each taken by the module on which it lands. Notes every misfit.
 
-Knows how PEFT names a module's tensors, and no module's meaning. numpy only.
+Knows PEFT's names for a module's tensors, and no module's meaning. numpy only.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ..lora_module import Array, BaseTensors
 
 PREFIX = "base_model.model."
-MAX_VALUE = 65504.0  # of a weight: the largest float16, so that no model's type turns one into infinity
+MAX_VALUE = 65504.0  # largest allowed weight: float16's largest, so that no model's dtype turns it into infinity
 
 
 class NamedTensors:
@@ -16,29 +16,29 @@ class NamedTensors:
         self._all = tensors
         self._left = dict(tensors)
         self._base = base
-        self.ignored: set[str] = set()  # tensors that are the base model's own
-        self.refused: set[str] = set()  # tensors that do not fit
+        self.ignored: set[str] = set()  # names of tensors that are the base model's own
+        self.refused: set[str] = set()  # names of tensors that do not fit
         self.problems: list[str] = []
 
     def refuse_left(self) -> None:
-        """Notes those that nobody has taken."""
+        """Refuses the tensors that no module has taken."""
         self.refused.update(self._left)
         self.problems += [f"tensor {name} lands on no module of the model" for name in self._left]
 
     def find(self, module: str, part: str) -> Array | None:
-        """A tensor, taken or not."""
+        """Returns a tensor, taken or not."""
         return self._all.get(f"{PREFIX}{module}.{part}")
 
     def take(self, module: str, part: str) -> Array | None:
         return self._left.pop(f"{PREFIX}{module}.{part}", None)
 
     def ignore(self, module: str, part: str) -> None:
-        """Takes a tensor, if it is there, that says nothing new."""
+        """Takes a tensor, if it is there, whose content is known from elsewhere."""
         if self.take(module, part) is not None:
             self.ignored.add(f"{PREFIX}{module}.{part}")
 
     def check(self, module: str, part: str, tensor: Array | None, shape: tuple[int, ...]) -> Array | None:
-        """The tensor, or None and a problem."""
+        """Returns the tensor if it fits. Otherwise notes a problem and returns None."""
         short = f"{module}.{part.removesuffix('.weight')}"
         if tensor is None:
             self.problems.append(f"tensor {PREFIX}{module}.{part} is missing")
@@ -53,19 +53,19 @@ class NamedTensors:
         return None
 
     def base(self, name: str, shape: tuple[int, ...]) -> Array | None:
-        """The base model's tensor of this name, or None and a problem."""
+        """Returns the base model's tensor of this name, or notes a problem and returns None."""
         tensor, problem = self._find_base(name, shape)
         if tensor is None:
-            self.problems.append(f"{name} of the base model, which this adapter builds on, {problem}")
+            self.problems.append(f"the base model's {name}, on which this adapter depends, {problem}")
         return tensor
 
     def base_if_known(self, name: str, shape: tuple[int, ...]) -> Array | None:
         return self._find_base(name, shape)[0]
 
     def _find_base(self, name: str, shape: tuple[int, ...]) -> tuple[Array | None, str]:
-        """And why there is none."""
+        """Returns the base model's tensor, or None and the reason."""
         if self._base is None:
-            return None, "is not at hand"
+            return None, "is not available"
         try:
             tensor = self._base.get(name)
         except OSError as error:

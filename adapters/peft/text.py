@@ -1,7 +1,7 @@
-"""AdapterText: what an adapter folder says about text: added tokens, special tokens, a chat template.
+"""AdapterText: the text settings of an adapter folder: added tokens, special tokens and a chat template.
 
-Knows no tokenizer and reads no file itself. It changes no weight and is a part of the adapter's identity all the same:
-the digest tells what requests get, and a version that differs in its template only can be rolled back.
+Knows no tokenizer and reads no file itself. The text changes no weight, but it is a part of the adapter's identity:
+requests of one digest get the same answers, and a version that differs only in its template can be rolled back.
 """
 
 import json
@@ -13,7 +13,7 @@ TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 TEMPLATE_FILE = "chat_template.jinja"
-MAX_FILE_BYTES = {  # larger than those of any model
+MAX_FILE_BYTES = {  # bytes; larger than the files of any model
     TOKENIZER_FILE: 64 << 20,
     TOKENIZER_CONFIG_FILE: 4 << 20,
     ADDED_TOKENS_FILE: 1 << 20,
@@ -26,12 +26,12 @@ ReadFile = Callable[[str, int], bytes | None]  # name, most bytes -> content; No
 
 
 class TextError(ValueError):
-    """A file that says nothing that could be used; the text names it."""
+    """A file cannot be used; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """As in tokenizer.json; the flags are those of the tokenizers library."""
+    """An added token as in tokenizer.json; the flags are those of the tokenizers library."""
 
     id: int
     content: str
@@ -44,8 +44,8 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class AdapterText:
-    added_tokens: tuple[AddedToken, ...] = ()  # by id; those of the model's own tokenizer, too
-    special_tokens: tuple[tuple[str, str], ...] = ()  # "eos_token" -> its content, by name
+    added_tokens: tuple[AddedToken, ...] = ()  # by id, with those of the model's own tokenizer
+    special_tokens: tuple[tuple[str, str], ...] = ()  # (name, content), such as ("eos_token", "</s>"), by name
     chat_template: str | None = None
 
     @property
@@ -54,20 +54,20 @@ class AdapterText:
 
 
 def read_adapter_text(read: ReadFile) -> AdapterText:
-    """Raises TextError, and what `read` raises."""
+    """Returns the text settings of an adapter folder. Raises TextError, and the errors of `read`."""
     files = {name: read(name, max_bytes) for name, max_bytes in MAX_FILE_BYTES.items()}
     config = _decode(TOKENIZER_CONFIG_FILE, files[TOKENIZER_CONFIG_FILE], dict[str, Any]) or {}
     return AdapterText(_added_tokens(files, config), _special_tokens(config), _template(files[TEMPLATE_FILE], config))
 
 
 def encode_text(text: AdapterText) -> bytes:
-    """The same bytes for the same text, for a digest."""
+    """Returns bytes for a digest: the same bytes for the same text."""
     return json.dumps(asdict(text), sort_keys=True).encode()
 
 
 @dataclass
 class _TokenizerFile:
-    """All but this is skipped: the vocabulary is the model's own."""
+    """The part of tokenizer.json that is read. The rest is skipped: the vocabulary is the model's own."""
 
     added_tokens: list[AddedToken] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class _TokenizerFile:
 def _decode(name: str, content: bytes | None, kind: Any) -> Any:
     if content is None:
         return None
-    import msgspec  # which skips a vocabulary without making objects of it; a server that reads no adapter needs none
+    import msgspec  # skips a vocabulary without making objects of it; a server that reads no adapter does not need it
 
     try:
         return msgspec.json.decode(content, type=kind)
@@ -84,7 +84,7 @@ def _decode(name: str, content: bytes | None, kind: Any) -> Any:
 
 
 def _added_tokens(files: Mapping[str, bytes | None], config: Mapping[str, Any]) -> tuple[AddedToken, ...]:
-    """The first of three files that lists any has them all."""
+    """Returns the added tokens of the first of three files that lists any; that file lists them all."""
     tokenizer = _decode(TOKENIZER_FILE, files[TOKENIZER_FILE], _TokenizerFile)
     tokens = [] if tokenizer is None else tokenizer.added_tokens
     if not tokens and config.get("added_tokens_decoder"):
@@ -96,7 +96,7 @@ def _added_tokens(files: Mapping[str, bytes | None], config: Mapping[str, Any]) 
 
 
 def _of_decoder(decoder: Any) -> list[AddedToken]:
-    """tokenizer_config.json: id -> the rest of a token."""
+    """Converts the decoder of tokenizer_config.json, a mapping from an id to the rest of a token."""
     import msgspec
 
     try:
@@ -114,12 +114,12 @@ def _checked(tokens: list[AddedToken]) -> tuple[AddedToken, ...]:
             named = f"added token {token.content!r:.80} ({token.id})"
             raise TextError(f"{named} has no valid id, or not 1 to {MAX_TOKEN_LENGTH} characters")
     if len({token.id for token in tokens}) < len(tokens) or len({token.content for token in tokens}) < len(tokens):
-        raise TextError("two added tokens have one id or one content")
+        raise TextError("two added tokens have the same id or the same content")
     return tuple(sorted(tokens, key=lambda token: token.id))
 
 
 def _special_tokens(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """A token is written as text or as an object."""
+    """Returns the special tokens, by name. The file has a token as text or as an object."""
     named = {
         name: token.get("content") if isinstance(token, dict) else token
         for name, token in config.items()
@@ -139,7 +139,7 @@ def _template(file: bytes | None, config: Mapping[str, Any]) -> str | None:
 
 
 def template_of(config: Mapping[str, Any]) -> str | None:
-    """The template in a tokenizer_config.json. Of several "default" is the one for plain conversations."""
+    """Returns the template in a tokenizer_config.json. Of several, "default" is the one for plain conversations."""
     template = config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..image import Chunk, ImageTable, PackedModule
-from ..layout import ALIGNMENT, GROUP, TILE, Layout
+from ..layout import ALIGNMENT, GROUP, PIECE_WIDTH, Layout
 from ..lora_module import Array
 from ..targets import TargetKind
 from .sites import Sites
@@ -63,12 +63,16 @@ Part = list[tuple[Chunk, int]]  # chunks, and the bytes of a piece of each
 
 def _parts(module: PackedModule, item_bytes: int) -> tuple[Part, Part, Part, Part]:
     """A, B, gain and shift: the pieces of all groups of ranks one after another."""
-    widths = Layout.TILES.rank_groups(module.rank)
+    widths = Layout.GPU.rank_groups(module.rank)
     a, b = (
-        [(chunk, width * TILE * item_bytes) for width, group in zip(widths, groups, strict=True) for chunk in group]
+        [
+            (chunk, width * PIECE_WIDTH * item_bytes)
+            for width, group in zip(widths, groups, strict=True)
+            for chunk in group
+        ]
         for groups in (module.a, module.b)
     )
-    gain, shift = ([(chunk, TILE * 4) for chunk in chunks] for chunks in (module.gain, module.shift))
+    gain, shift = ([(chunk, PIECE_WIDTH * 4) for chunk in chunks] for chunks in (module.gain, module.shift))
     return a, b, gain, shift
 
 

@@ -1,8 +1,8 @@
 """The two kernels of TritonLoRA: `shrink` makes h = A x, `expand` adds B h to y.
 
-What they read beside x and y are tables of integers; the structures are written by step_table.py (uses, tiles),
+What they read beside x and y are tables of integers; the structures are written by step_table.py (uses, strips),
 adapter_table.py (modules, lines) and sites.py (panels). Weights stand in pieces of [ranks of a group, 128], row by row
-(Layout.TILES), found by the 64-byte line of the arena that they begin at, so that neither an adapter's pages nor a
+(Layout.GPU), found by the 64-byte line of the arena that they begin at, so that neither an adapter's pages nor a
 matrix need be contiguous.
 
 All sums are float32. A row of h is summed in splits of the inputs at fixed places, the splits one after another;
@@ -12,20 +12,20 @@ Nothing is added up by atomics. So what a row gets depends on the row and the ke
 Either kernel is a loop over work that the step's header tells on the device: the grid may be the exact number of pieces
 of work, or any fixed number of programs, as a CUDA graph needs it.
 
-BLOCK_ROWS is 1 for tiles of a single row, which are multiplied without tensor cores and without rows of padding, else
+BLOCK_ROWS is 1 for strips of a single row, which are multiplied without tensor cores and without rows of padding, else
 at least 16. Pointers are to: x [tokens, num_inputs], y [tokens, outputs of the site], h [planes, rows of h, modules of
-the site, groups, 16] float32, weights: the arena in elements of x's type, vectors: the arena in float32.
+the site, groups, 16] float32, weights: the arena in elements of x's type, floats: the arena in float32.
 """
 
 import triton
 import triton.language as tl
 
 RANKS = tl.constexpr(16)  # of a group
-TILE = tl.constexpr(128)  # inputs or outputs of a piece
+PIECE_WIDTH = tl.constexpr(128)  # inputs or outputs of a piece
 LINE_BYTES = tl.constexpr(64)
 STAGES = tl.constexpr(5)  # of the loop over the pieces of A: what the next ones need is loaded meanwhile
 USE_FIELDS = tl.constexpr(5)  # int64: address of the adapter's table, bits of the scale, row of h, first token, tokens
-TILE_FIELDS = tl.constexpr(4)  # int64: first token, tokens, first use, uses
+STRIP_FIELDS = tl.constexpr(4)  # int64: first token, tokens, first use, uses
 MODULE_FIELDS = tl.constexpr(8)  # int32: rank, A, B, bits of the scaling, has gain, gain, has shift, shift
 PANEL_FIELDS = tl.constexpr(5)  # int32: module, panel of it, panels of the module, first column in the site, columns
 
@@ -43,7 +43,7 @@ def find_piece(table, entry, arena, item_bytes: tl.constexpr):
 
 @triton.jit
 def group_width(rank, group):
-    """Shards of a group as they are stored."""
+    """Ranks of a group as they are stored."""
     return tl.minimum((rank - group * RANKS + 3) // 4 * 4, RANKS)
 
 
@@ -54,21 +54,23 @@ def sum_split(
 ):  # fmt: skip
     """The products with pieces [first, last) of a group of A: [BLOCK_ROWS, 16] float32. x_rows: [BLOCK_ROWS]."""
     ranks = tl.arange(0, RANKS)
-    inputs = tl.arange(0, TILE)
+    inputs = tl.arange(0, PIECE_WIDTH)
     if BLOCK_ROWS == 1:
-        products = tl.zeros([RANKS, TILE], tl.float32)
+        products = tl.zeros([RANKS, PIECE_WIDTH], tl.float32)
         for piece in tl.range(first, last, num_stages=STAGES):
-            a_at = find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * TILE + inputs[None, :]
+            a_at = (
+                find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * PIECE_WIDTH + inputs[None, :]
+            )
             a = tl.load(a_at, mask=ranks[:, None] < width, other=0.0)
-            at = piece * TILE + inputs
+            at = piece * PIECE_WIDTH + inputs
             x = tl.load(x_rows[:, None] + at[None, :], mask=at[None, :] < num_inputs, other=0.0)  # of the one row
             products += a.to(tl.float32) * x.to(tl.float32)
         return tl.sum(products, axis=1)[None, :]
     total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
     for piece in tl.range(first, last, num_stages=STAGES):
-        a_at = find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * TILE + inputs[None, :]
+        a_at = find_piece(table, lines + piece, weights, item_bytes) + ranks[:, None] * PIECE_WIDTH + inputs[None, :]
         a = tl.load(a_at, mask=ranks[:, None] < width, other=0.0)
-        at = piece * TILE + inputs
+        at = piece * PIECE_WIDTH + inputs
         x = tl.load(x_rows[:, None] + at[None, :], mask=is_row[:, None] & (at[None, :] < num_inputs), other=0.0)
         total = tl.dot(x, tl.trans(a), total, input_precision="ieee")
     return total
@@ -83,12 +85,12 @@ def shrink(
     x, h, weights, header, uses, x_stride, num_inputs, first_module, num_modules, num_splits, split_pieces, num_planes,
     BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """h[plane] = A x for every (use, module, group of ranks). header: [uses, tiles, rows of h, groups] int64.
+    """h[plane] = A x for every (use, module, group of ranks). header: [uses, strips, rows of h, groups] int64.
 
     num_splits: of the inputs, split_pieces pieces each but for the last. num_planes: num_splits, or 1 for the sum.
     """
     item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
-    num_pieces = tl.cdiv(num_inputs, TILE)
+    num_pieces = tl.cdiv(num_inputs, PIECE_WIDTH)
     num_rows = tl.load(header + 2)
     num_groups = tl.load(header + 3)
     for work in range(tl.program_id(0), tl.load(header) * num_modules * num_planes, tl.num_programs(0)):
@@ -135,20 +137,20 @@ def add_product(total, h, b):
 
 @triton.jit(
     do_not_specialize=["num_panels", "first_module", "num_modules", "num_planes"],
-    do_not_specialize_on_alignment=["header", "uses", "tiles", "panels"],
+    do_not_specialize_on_alignment=["header", "uses", "strips", "panels"],
 )
 def expand(
-    y, h, weights, vectors, header, uses, tiles, panels, y_stride, num_panels, first_module, num_modules, num_planes,
+    y, h, weights, floats, header, uses, strips, panels, y_stride, num_panels, first_module, num_modules, num_planes,
     BLOCK_ROWS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """y = gain * (y + scale * scaling * B h) + scale * shift, for each use of a tile in order; y is rounded once.
+    """y = gain * (y + scale * scaling * B h) + scale * shift, for each use of a strip in order; y is rounded once.
 
-    A program has 128 outputs of one module and the rows of one tile, and is the only one that writes them. ALIGNMENT:
+    A program has 128 outputs of one module and the rows of one strip, and is the only one that writes them. ALIGNMENT:
     of every module's first column and of its outputs, in columns.
     """
     item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
     ranks = tl.arange(0, RANKS)
-    outputs = tl.arange(0, TILE)
+    outputs = tl.arange(0, PIECE_WIDTH)
     rows = tl.arange(0, BLOCK_ROWS)
     num_groups = tl.load(header + 3)
     h_stride = num_modules * num_groups * RANKS
@@ -160,14 +162,14 @@ def expand(
         module_panels = tl.load(geometry + 2)
         column = tl.multiple_of(tl.load(geometry + 3), ALIGNMENT)
         is_column = outputs < tl.multiple_of(tl.load(geometry + 4), ALIGNMENT)
-        tile = tiles + work // num_panels * TILE_FIELDS
-        is_row = rows < tl.load(tile + 1)
-        y_at = y + (tl.load(tile) + rows)[:, None] * y_stride + (column + outputs)[None, :]
+        strip = strips + work // num_panels * STRIP_FIELDS
+        is_row = rows < tl.load(strip + 1)
+        y_at = y + (tl.load(strip) + rows)[:, None] * y_stride + (column + outputs)[None, :]
         mask = is_row[:, None] & is_column[None, :]
         total = tl.load(y_at, mask=mask, other=0.0).to(tl.float32)
         is_changed = 0
-        first_use = tl.load(tile + 2)
-        for i in range(tl.load(tile + 3)):
+        first_use = tl.load(strip + 2)
+        for i in range(tl.load(strip + 3)):
             use = uses + (first_use + i) * USE_FIELDS
             table = tl.load(use).to(tl.pointer_type(tl.int32))
             scale = tl.load(use + 1).to(tl.int32).to(tl.float32, bitcast=True)
@@ -182,14 +184,14 @@ def expand(
             for group in range(tl.cdiv(rank, RANKS)):
                 change = load_h(h_at + group * RANKS, is_row, plane_stride, num_planes, BLOCK_ROWS) * factor
                 piece = find_piece(table, lines + group * module_panels, weights, item_bytes)
-                b_at = piece + ranks[:, None] * TILE + outputs[None, :]
+                b_at = piece + ranks[:, None] * PIECE_WIDTH + outputs[None, :]
                 b = tl.load(b_at, mask=ranks[:, None] < group_width(rank, group), other=0.0)
                 total = add_product(total, change.to(b.dtype), b)
             if has_gain != 0:
-                gain = find_piece(table, tl.load(entry + 5) + panel, vectors, 4)
+                gain = find_piece(table, tl.load(entry + 5) + panel, floats, 4)
                 total *= tl.load(gain + outputs)[None, :]
             if has_shift != 0:
-                shift = find_piece(table, tl.load(entry + 7) + panel, vectors, 4)
+                shift = find_piece(table, tl.load(entry + 7) + panel, floats, 4)
                 total += scale * tl.load(shift + outputs)[None, :]
         if is_changed != 0:
             tl.store(y_at, total.to(y.dtype.element_ty), mask=mask)

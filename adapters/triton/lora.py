@@ -18,13 +18,13 @@ from .adapter_table import MAX_ARENA_BYTES, AdapterTable, make_adapter_table
 from .configurations import BLOCK_ROWS, expand_configuration, shrink_configuration
 from .sites import Site, lay_out_sites
 from .step_table import StepSize, choose_block_rows, make_step_table
-from .tables import TableModule, TableReader
+from .token_rows import TokenModule, TokenModuleFinder
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedAdapter:
     table: AdapterTable
-    tables: Mapping[int, TableModule]  # by site: what the kernels do not compute
+    token_modules: Mapping[int, TokenModule]  # by site: what the kernels do not compute
     vocab_size: int  # one past the last token that it has a row of
 
 
@@ -33,7 +33,7 @@ class TritonMetadata(LoRAMetadata):
     """A step as the kernels read it. num_programs: of each kernel; None is one for each piece of work."""
 
     size: StepSize
-    content: Tensor  # [4 + num_uses * 5 + num_tiles * 4] int64: header, uses, tiles
+    content: Tensor  # [4 + num_uses * 5 + num_strips * 4] int64: header, uses, strips
     h: Tensor  # float32: scratch, enough for every site
     segments: Sequence[Segment]
     adapters: Mapping[str, PlacedAdapter]  # kept alive: the content has addresses of theirs
@@ -41,15 +41,15 @@ class TritonMetadata(LoRAMetadata):
     vocab_size: int = 0
 
     @property
-    def has_tables(self) -> bool:
+    def has_token_modules(self) -> bool:
         """Whether some of the change is not computed by the kernels."""
-        return any(adapter.tables for adapter in self.adapters.values())
+        return any(adapter.token_modules for adapter in self.adapters.values())
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Header, uses and tiles."""
-        uses_at, tiles_at = np.cumsum(self.size.parts[:2]).tolist()
-        return self.content[:uses_at], self.content[uses_at:tiles_at], self.content[tiles_at:]
+        """Header, uses and strips."""
+        uses_at, strips_at = np.cumsum(self.size.parts[:2]).tolist()
+        return self.content[:uses_at], self.content[uses_at:strips_at], self.content[strips_at:]
 
 
 class TritonLoRA(LoRABackend):
@@ -57,16 +57,16 @@ class TritonLoRA(LoRABackend):
         """targets: all modules of the model that LoRA can land on. send: integers of a step to the pool's device.
         Raises ValueError for a pool that these kernels cannot read."""
         pages = pool.pages
-        if pool.layout is not Layout.TILES:
-            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.TILES}")
+        if pool.layout is not Layout.GPU:
+            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.GPU}")
         if pages.shape[1] % ALIGNMENT or not pages.is_contiguous() or pages.numel() > MAX_ARENA_BYTES:
             raise ValueError(f"an arena of {list(pages.shape)} bytes: its lines cannot be numbered")
         if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
             raise ValueError("Triton's interpreter has no bfloat16 and computes wrong values")
         self._pool, self._send = pool, send
         self._sites = lay_out_sites(targets, pages.device)
-        self._weights, self._vectors = pages.view(pool.dtype), pages.view(torch.float32)
-        self._reader = TableReader(pages, pool.dtype)
+        self._weights, self._floats = pages.view(pool.dtype), pages.view(torch.float32)
+        self._token_modules = TokenModuleFinder(pages, pool.dtype)
 
     def warm_up(self) -> None:
         """Compiles all that `run` may launch, by steps of no work. Else the first request with an adapter would wait
@@ -111,12 +111,12 @@ class TritonLoRA(LoRABackend):
         False, and changes nothing, for a step that they do not hold, or of which the kernels do not compute all: it is
         to be run without a graph."""
         planned = _own(planned)
-        if planned.has_tables:
+        if planned.has_token_modules:
             return False
         if planned.size.block_rows != fixed.size.block_rows:
             planned = self._plan(planned.segments, planned.adapters, fixed.size.block_rows)
         size = planned.size
-        is_held = size.num_uses <= fixed.size.num_uses and size.num_tiles <= fixed.size.num_tiles
+        is_held = size.num_uses <= fixed.size.num_uses and size.num_strips <= fixed.size.num_strips
         if not is_held or self._scratch_size(size, fixed.size) > len(fixed.h):
             return False
         for part, content in zip(fixed.parts, planned.parts, strict=True):
@@ -134,20 +134,20 @@ class TritonLoRA(LoRABackend):
         for segment in metadata.segments:
             rows = slice(segment.start, segment.end)
             for digest, _ in segment.adapters:
-                module = metadata.adapters[digest].tables.get(site)
+                module = metadata.adapters[digest].token_modules.get(site)
                 if module is not None:
                     module.project(x[rows], y[rows])
 
     def _change(self, site: Site, x: Tensor, y: Tensor, metadata: TritonMetadata) -> None:
         size, num_planes = metadata.size, metadata.size.num_planes(site)
-        header, uses, tiles = metadata.parts
+        header, uses, strips = metadata.parts
         kernels.shrink[(metadata.num_programs or size.num_uses * site.num_modules * num_planes,)](
             x, metadata.h, self._weights, header, uses,
             x.stride(0), site.in_features, site.first_module, site.num_modules, site.num_splits, site.split_pieces,
             num_planes, **shrink_configuration(size.block_rows).arguments,
         )  # fmt: skip
-        kernels.expand[(metadata.num_programs or size.num_tiles * len(site.panels),)](
-            y, metadata.h, self._weights, self._vectors, header, uses, tiles, site.panels,
+        kernels.expand[(metadata.num_programs or size.num_strips * len(site.panels),)](
+            y, metadata.h, self._weights, self._floats, header, uses, strips, site.panels,
             y.stride(0), len(site.panels), site.first_module, site.num_modules, num_planes,
             **expand_configuration(size.block_rows, site.alignment).arguments,
         )  # fmt: skip
@@ -157,7 +157,7 @@ class TritonLoRA(LoRABackend):
         for segment in metadata.segments:
             rows = slice(segment.start, segment.end)
             for digest, scale in segment.adapters:
-                module = metadata.adapters[digest].tables.get(site)
+                module = metadata.adapters[digest].token_modules.get(site)
                 if module is not None:
                     y[rows] = module.embed(token_ids[rows], y[rows], scale)
 
@@ -166,7 +166,7 @@ class TritonLoRA(LoRABackend):
         if len(page_ids) != table.num_pages or not all(page in range(len(pages)) for page in page_ids):
             raise ValueError(f"{table.num_pages} of {len(pages)} pages are wanted, not {page_ids}")
         content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
-        return PlacedAdapter(content, self._reader.read(table, page_ids), table.vocab_size or 0)
+        return PlacedAdapter(content, self._token_modules.find(table, page_ids), table.vocab_size or 0)
 
     def _scratch(self, size: StepSize) -> Tensor:
         return torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=self._pool.pages.device)

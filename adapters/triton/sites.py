@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layout import TILE
+from ..layout import PIECE_WIDTH
 from ..targets import TargetKind, TargetModule
 
 SPLIT_PIECES = 4  # of a split of the inputs, at least
@@ -56,11 +56,11 @@ def lay_out_sites(targets: Iterable[TargetModule], device: torch.device) -> Site
 
 def _lay_out(members: list[TargetModule], first: int, device: torch.device) -> Site:
     panels = [
-        (module, panel, -(-target.out_features // TILE), target.offset + panel * TILE, width)
+        (module, panel, -(-target.out_features // PIECE_WIDTH), target.offset + panel * PIECE_WIDTH, width)
         for module, target in enumerate(members)
         for panel, width in enumerate(_panel_widths(target.out_features))
     ]
-    num_pieces = -(-members[0].in_features // TILE)
+    num_pieces = -(-members[0].in_features // PIECE_WIDTH)
     split_pieces = max(SPLIT_PIECES, -(-num_pieces // MAX_SPLITS))
     return Site(
         in_features=members[0].in_features,
@@ -75,7 +75,7 @@ def _lay_out(members: list[TargetModule], first: int, device: torch.device) -> S
 
 
 def _panel_widths(out_features: int) -> list[int]:
-    return [min(TILE, out_features - first) for first in range(0, out_features, TILE)]
+    return [min(PIECE_WIDTH, out_features - first) for first in range(0, out_features, PIECE_WIDTH)]
 
 
 def _alignment(members: list[TargetModule]) -> int:

@@ -1,6 +1,6 @@
-"""StepTable: a step's segments cut into tiles of rows, one list for all layers, as the kernels read it.
+"""StepTable: a step's segments cut into strips of rows, one list for all layers, as the kernels read it.
 
-A tile is some rows of one segment; a use is one adapter of a tile. Only rows with adapters are in tiles, and only
+A strip is some rows of one segment; a use is one adapter of a strip. Only rows with adapters are in strips, and only
 adapters of the step are in uses, so there is no work for anything else.
 """
 
@@ -13,8 +13,8 @@ from ..lora import Segment
 from ..lora_module import Array
 from .sites import Site
 
-HEADER_FIELDS, USE_FIELDS, TILE_FIELDS = 4, 5, 4
-LONG_ROWS = 64  # a segment of so many rows is taken in tiles of so many
+HEADER_FIELDS, USE_FIELDS, STRIP_FIELDS = 4, 5, 4
+LONG_ROWS = 64  # a segment of so many rows is taken in strips of so many
 MEDIUM_ROWS = 16  # the least that tensor cores multiply
 MANY_PROGRAMS = 256  # of shrink: more than that need not be made by splitting the inputs
 ROWS_PER_SEGMENT = 2  # up to so many on average, rows are multiplied one by one, a weight being read again for each
@@ -24,16 +24,16 @@ ROWS_PER_SEGMENT = 2  # up to so many on average, rows are multiplied one by one
 class StepSize:
     """Of a step, or the largest that something is made for."""
 
-    block_rows: int  # of a tile
+    block_rows: int  # of a strip
     num_uses: int
-    num_tiles: int
-    num_rows: int  # of h: of the tiles of all uses together
+    num_strips: int
+    num_rows: int  # of h: of the strips of all uses together
     num_groups: int  # of ranks, of the adapter that has most
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """Elements of the header, of the uses and of the tiles."""
-        return HEADER_FIELDS, self.num_uses * USE_FIELDS, self.num_tiles * TILE_FIELDS
+        """Elements of the header, of the uses and of the strips."""
+        return HEADER_FIELDS, self.num_uses * USE_FIELDS, self.num_strips * STRIP_FIELDS
 
     def num_planes(self, site: Site) -> int:
         """Whether the splits of the inputs get programs of their own. No bit of a result depends on it."""
@@ -43,7 +43,7 @@ class StepSize:
 @dataclass(frozen=True, slots=True)
 class StepTable:
     size: StepSize
-    content: Array  # [4 + num_uses * 5 + num_tiles * 4] int64: header, uses, tiles; see kernels.py
+    content: Array  # [4 + num_uses * 5 + num_strips * 4] int64: header, uses, strips; see kernels.py
 
 
 def choose_block_rows(segments: Sequence[Segment]) -> int:
@@ -64,20 +64,20 @@ def make_step_table(
 ) -> StepTable:
     """addresses: digest -> where the adapter's table is on the device."""
     uses: list[tuple[int, ...]] = []
-    tiles: list[tuple[int, ...]] = []
+    strips: list[tuple[int, ...]] = []
     row = 0  # of h
     for start, num_rows, adapters in _cut(segments, block_rows):
-        tiles.append((start, num_rows, len(uses), len(adapters)))
+        strips.append((start, num_rows, len(uses), len(adapters)))
         for digest, scale in adapters:
             uses.append((addresses[digest], int(np.float32(scale).view(np.int32)), row, start, num_rows))
             row += num_rows
-    header = (len(uses), len(tiles), row, num_groups)
-    content = np.concatenate([np.array(part, np.int64).reshape(-1) for part in (header, uses, tiles)])
-    return StepTable(StepSize(block_rows, len(uses), len(tiles), row, num_groups), content)
+    header = (len(uses), len(strips), row, num_groups)
+    content = np.concatenate([np.array(part, np.int64).reshape(-1) for part in (header, uses, strips)])
+    return StepTable(StepSize(block_rows, len(uses), len(strips), row, num_groups), content)
 
 
 def _cut(segments: Sequence[Segment], block_rows: int) -> Iterator[tuple[int, int, tuple[tuple[str, float], ...]]]:
-    """First row, number of rows and adapters of each tile."""
+    """First row, number of rows and adapters of each strip."""
     for segment in segments:
         for start in range(segment.start, segment.end, block_rows):
             yield start, min(block_rows, segment.end - start), segment.adapters

@@ -305,6 +305,15 @@ class AdapterCatalog:
             invocation_tokens=table.invocation_tokens,
         )
 
+    def check_integrity(self, digests: Iterable[str]) -> None:
+        """digests: of the adapters that there are. Raises RuntimeError unless these, and what is being loaded, are all
+        that is known, and usage is counted of what has a name."""
+        there = {*digests}
+        if lost := (self._tables.keys() ^ there | self._tokenizers.digests() - there) - self._expected.keys():
+            raise RuntimeError(f"adapters {lost} are known and not there, or there and not known")
+        if nameless := self._usage.keys() - set(self._registry.names()):
+            raise RuntimeError(f"usage is counted of {nameless}, which no version has")
+
     def _versions(self, name: str) -> tuple[AdapterVersion, ...]:
         """None of a name that has gone meanwhile."""
         versions, active = self._versions_by_number(name)

@@ -121,6 +121,11 @@ class HostCache:
 
     # Facts.
 
+    @property
+    def num_images(self) -> int:
+        """That are here."""
+        return sum(adapter.is_here for adapter in self._adapters.values())
+
     def __contains__(self, digest: str) -> bool:
         """Whether an adapter's image is here."""
         return digest in self._adapters and self._adapters[digest].is_here

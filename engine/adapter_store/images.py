@@ -160,6 +160,11 @@ class AdapterImages:
             upload.cleanup()
         self._uploads.clear()
 
+    def check_idle(self) -> None:
+        """Raises RuntimeError when an image is being read again."""
+        if self._reads:
+            raise RuntimeError(f"adapters {list(self._reads)} are being read again")
+
     def check_integrity(self, uses: Iterable[str]) -> None:
         """uses: a digest for each use by a request. Raises RuntimeError unless what is counted is there."""
         self._cache.check_integrity([*uses, *self._held.elements()], self._descriptors.keys())

@@ -145,6 +145,13 @@ class AsyncAdapters:
         """uses: a digest for each adapter of each unfinished request. Raises RuntimeError unless every image and every
         reference to one has its owner."""
         self._images.check_integrity(uses)
+        self._catalog.check_integrity(self._cache.digests())
+
+    def check_idle(self) -> None:
+        """Raises RuntimeError unless no adapter is being read again or on its way out."""
+        self._images.check_idle()
+        if self._leaving:
+            raise RuntimeError(f"adapters {self._leaving} are still on their way out")
 
     # They come.
 

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from blora.proto.client import Client
 
-from . import client_command as terminal
+from . import terminal
 from .printing import adapter_text, adapters_text, news_text, report_text
 
 
@@ -40,6 +40,10 @@ def _answers(client: Client, args: argparse.Namespace) -> Iterator[str]:
                 yield from news_text(news)
         case "show":
             yield adapter_text(client.get_adapter(args.name))
+        case "load":
+            yield adapter_text(client.load_adapter(args.name, args.path, pinned=args.pin))
+        case "upload":
+            yield adapter_text(client.upload_adapter(args.name, args.folder, pinned=args.pin))
         case "activate":
             yield adapter_text(client.activate_adapter(args.name, args.version))
         case "warm":

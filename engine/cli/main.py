@@ -1,8 +1,8 @@
-"""The command line: `blora serve`, `blora client`, `blora adapters` and the commands that installed packages add.
+"""The command line: `blora serve`, `client`, `adapters`, `info` and the commands that installed packages add.
 
-Owns flags and exit statuses. Imports the engine and the server only for `serve`, so that `blora client` works without
-torch. Further commands are entry points of the group "blora.commands": modules with HELP, `add_arguments(parser)` and
-`run(args)`.
+Owns flags and exit statuses. Imports the engine and the server only for `serve`, so that the other commands work
+without torch. Further commands are entry points of the group "blora.commands": modules with HELP,
+`add_arguments(parser)` and `run(args)`.
 """
 
 import argparse
@@ -20,10 +20,12 @@ from blora.scheduler import POLICIES
 
 from ..config import BACKENDS, KV_CACHE_DTYPES
 
-OWN_COMMANDS = ("serve", "client", "adapters")
+OWN_COMMANDS = ("serve", "client", "adapters", "info")
 ADAPTER_ACTIONS = {
     "list": "list all loaded adapters",
     "show": "show an adapter, its versions and the usage of its requests",
+    "load": "load or replace an adapter from a folder of the server, or from the hub",
+    "upload": "load or replace an adapter from a folder of this machine, and send its files",
     "activate": "make a name mean another kept version, such as the one before",
     "warm": "make an adapter resident; it may be evicted again",
     "pin": "make an adapter resident and keep it resident",
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _client(args, parser)
     if args.command == "adapters":
         return _adapters(args)
+    if args.command == "info":
+        return _info(args)
     try:
         return int(further[args.command].run(args))
     except ModuleNotFoundError as error:
@@ -80,7 +84,8 @@ def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentP
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     _add_serve(commands.add_parser("serve", help="serve a model over gRPC"))
     _add_client(commands.add_parser("client", help="send a prompt to a server and print the answer"))
-    _add_adapters(commands.add_parser("adapters", help="inspect adapters, and manage those that are loaded"))
+    _add_adapters(commands.add_parser("adapters", help="check, load, list and unload adapters"))
+    _add_target(commands.add_parser("info", help="show the limits, load and counters of a server's engine"))
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
@@ -205,7 +210,7 @@ def _add_engine_options(group: Any) -> None:
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue")
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
     _add_target(parser)
     parser.add_argument(
         "--adapter",
@@ -221,16 +226,6 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's own value)")
     parser.add_argument("--seed", type=int, help="seed of the random draws (default: the server's)")
-    actions = parser.add_argument_group("instead of a PROMPT").add_mutually_exclusive_group()
-    actions.add_argument("--list-adapters", action="store_true", help="list all loaded adapters")
-    actions.add_argument(
-        "--load-adapter", type=_named_path, metavar="NAME=PATH", help="load an adapter; PATH is on the server"
-    )
-    actions.add_argument(
-        "--upload-adapter", type=_named_path, metavar="NAME=PATH", help="upload an adapter; PATH is on this machine"
-    )
-    actions.add_argument("--unload-adapter", metavar="NAME", help="unload an adapter")
-    actions.add_argument("--info", action="store_true", help="show the engine's limits, load and counters")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -243,14 +238,30 @@ def _add_adapters(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_inspect(actions.add_parser("inspect", help="check an adapter without loading it", description=INSPECT))
     for action, text in ADAPTER_ACTIONS.items():
-        asking = actions.add_parser(action, help=text)
-        _add_target(asking)
-        if action not in ("list", "watch"):
-            asking.add_argument("name", metavar="NAME", help="name of the adapter, or NAME@VERSION")
-        if action == "activate":
+        _add_action(actions.add_parser(action, help=text), action)
+
+
+def _add_action(asking: argparse.ArgumentParser, action: str) -> None:
+    _add_target(asking)
+    if action not in ("list", "watch"):
+        is_new = action in ("load", "upload")
+        help_text = "name that requests will use" if is_new else "name of the adapter, or NAME@VERSION"
+        asking.add_argument("name", metavar="NAME", help=help_text)
+    match action:
+        case "load":
+            asking.add_argument("path", metavar="PATH", help="PEFT folder as the server sees it, or a hub id")
+            _add_pin(asking)
+        case "upload":
+            asking.add_argument("folder", metavar="FOLDER", help="PEFT folder of this machine")
+            _add_pin(asking)
+        case "activate":
             asking.add_argument("version", type=_count, metavar="VERSION", help="number of the version")
-        if action == "unload":
+        case "unload":
             asking.add_argument("--abort", action="store_true", help="end its requests instead of waiting for them")
+
+
+def _add_pin(asking: argparse.ArgumentParser) -> None:
+    asking.add_argument("--pin", action="store_true", help="make the adapter resident and keep it resident")
 
 
 def _add_inspect(inspect: argparse.ArgumentParser) -> None:
@@ -396,15 +407,17 @@ def _adapters(args: argparse.Namespace) -> int:
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from . import client_command as terminal
+    from . import client_command
 
-    named = (args.load_adapter, args.upload_adapter, args.unload_adapter)
-    is_action = args.list_adapters or args.info or any(name is not None for name in named)
     if len(dict(args.adapter)) < len(args.adapter):
         parser.error("--adapter: each adapter may be given once, but one is given twice")
-    if is_action == (args.prompt is not None):
-        parser.error("client: give either a PROMPT or one of the actions")
-    return terminal.run(args)
+    return client_command.run(args)
+
+
+def _info(args: argparse.Namespace) -> int:
+    from . import info_command
+
+    return info_command.run(args)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype, index: int = 0) -> Back
     device = open_device(index)
     logger.info("FlashInfer %s on %s", flashinfer.__version__, device.describe())
     build, graphs = partial(build_cuda, flashinfer, device), partial(prepare_graphs, device)
-    return BackendChoice(build, Layout.TILES, device, graphs, kv_dtypes=FP8)
+    return BackendChoice(build, Layout.GPU, device, graphs, kv_dtypes=FP8)
 
 
 def open_device(index: int = 0) -> Device:

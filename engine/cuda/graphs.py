@@ -49,7 +49,7 @@ class Sized:
     positions: Tensor  # [size] int64
     attention: FixedDecode
     without_lora: Captured  # for a step of base rows
-    with_lora: Mapping[int, Captured]  # by the rows of a tile, of which a weight is read once for all
+    with_lora: Mapping[int, Captured]  # by the rows of a strip, of which a weight is read once for all
 
     @property
     def num_rows(self) -> int:
@@ -93,7 +93,7 @@ class DecodeGraphs:
         return Sized(token_ids, positions, attention, without_lora, with_lora)
 
     def _plan_lora(self, size: int, block_rows: int) -> TritonMetadata:
-        step = StepSize(block_rows, num_uses=size, num_tiles=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
+        step = StepSize(block_rows, num_uses=size, num_strips=size, num_rows=size, num_groups=MAX_RANK_GROUPS)
         return self._lora.plan_fixed(step, NUM_PROGRAMS)
 
     def _captured(self, batch: ForwardBatch, lora: TritonMetadata | None = None) -> Captured:

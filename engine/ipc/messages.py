@@ -6,11 +6,11 @@ Holds fixed schemas and no logic.
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
-from blora.scheduler import AdapterUse, CacheCounts, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
+from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
 
 from ..config import EngineConfig
 from ..facts import Facts
-from ..outputs import AdapterState
+from ..outputs import AdapterState, EngineLoad
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):
@@ -124,10 +124,7 @@ class PinReply(Frame, frozen=True):
 
 class StateReply(Frame, frozen=True):
     call_id: int
-    num_free_pages: int
-    num_running: int
-    num_waiting: int
-    counts: CacheCounts
+    load: EngineLoad
     adapters: list[AdapterState]  # in the order of GetState.digests
 
 

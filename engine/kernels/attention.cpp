@@ -3,7 +3,7 @@
 // In a layer's slab of a page K stands as [kv head][panel of 16 tokens][head_dim / 2][tokens][2] (bfloat16; [head_dim]
 // [tokens] in float), which is what the multiplication takes for a weight; V as [kv head][token][head_dim].
 //
-// A query sees its sequence in tiles at fixed positions, in order, with a running softmax; tiles are gathered in splits
+// A query sees its sequence in spans at fixed positions, in order, with a running softmax; spans are gathered in splits
 // at fixed positions, whose results are folded in order. So its bits depend on its own sequence only: not on the batch,
 // on how the prompt was cut, nor on who computed the splits. What lies beyond a query's position is masked, never
 // multiplied; V beyond the written length is never read.
@@ -14,19 +14,19 @@
 #include <type_traits>
 #include <vector>
 
+#include "entry.h"
 #include "multiply.h"
 #include "norm.h"
 #include "scratch.h"
-#include "types.h"
 
 namespace blora {
 namespace {
 
-constexpr int TILE_PANELS = 4;
-constexpr int TILE = TILE_PANELS * PANEL;  // scores of a query in one tile
+constexpr int SPAN_PANELS = 4;
+constexpr int SPAN = SPAN_PANELS * PANEL;  // scores of a query in one span
 constexpr int QUERIES = 24;                // query heads computed together, if a group is not more
 constexpr int MAX_QUERIES = 128;           // the largest group
-constexpr int SPLIT_TILES = 16;            // tiles whose result is folded as one: 1,024 tokens
+constexpr int SPLIT_SPANS = 16;            // spans whose result is folded as one: 1,024 tokens
 constexpr int MAX_HEAD_DIM = 512;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
@@ -35,13 +35,13 @@ struct Shape {
     const AttentionPlan& plan;
     int group;        // query heads that share a KV head
     int width;        // tokens of a panel
-    int tile_tokens;
+    int span_tokens;
     int split_tokens;
 
     Shape(const AttentionLayer& layer, const AttentionPlan& plan)
         : layer(layer), plan(plan), group(layer.num_heads / layer.num_kv_heads),
-          width(std::min(layer.block_size, PANEL)), tile_tokens(TILE_PANELS * width),
-          split_tokens(SPLIT_TILES * tile_tokens) {}
+          width(std::min(layer.block_size, PANEL)), span_tokens(SPAN_PANELS * width),
+          split_tokens(SPLIT_SPANS * span_tokens) {}
 
     template <class T>
     T* block(int row, int position) const {
@@ -77,10 +77,10 @@ void rotate_head(const Shape& shape, const T* x, int head, int position, T* y) {
     const float* sin = layer.sin + (int64_t)position * half;
     for (int i = 0; i < half; i += LANES) {
         const int count = std::min(LANES, half - i);
-        const VecF a = load_part(x + i, count), b = load_part(x + half + i, count);
-        const VecF c = load_part(cos + i, count), s = load_part(sin + i, count);
-        store_part(y + i, a * c - b * s, count);
-        store_part(y + half + i, b * c + a * s, count);
+        const VecF a = load_first(x + i, count), b = load_first(x + half + i, count);
+        const VecF c = load_first(cos + i, count), s = load_first(sin + i, count);
+        store_first(y + i, a * c - b * s, count);
+        store_first(y + half + i, b * c + a * s, count);
     }
 }
 
@@ -149,15 +149,15 @@ inline void fold(
     max = both;
 }
 
-// Values of a tile: panel by panel, each of neighbouring tokens.
+// Values of a span: panel by panel, each of neighbouring tokens.
 template <class T>
 struct Values {
-    const T* panels[TILE_PANELS];  // each [counts[i], head_dim]
-    int counts[TILE_PANELS];
+    const T* panels[SPAN_PANELS];  // each [counts[i], head_dim]
+    int counts[SPAN_PANELS];
     int count = 0;
 };
 
-// Tokens of a tile, counted from its first, that all of some queries see.
+// Tokens of a span, counted from its first, that all of some queries see.
 struct Common {
     int from, to;
 };
@@ -165,46 +165,46 @@ struct Common {
 // values[query][..] += sum over tokens of p[query][token] * rows[token][..], tokens in order. A token that a query does
 // not see is left out and not multiplied by 0: it may not be finite.
 template <class T, int COUNT, int VECTORS>
-void add_values(const float* p, const Values<T>& tile, Common common, int column, int dim, float* values) {
+void add_values(const float* p, const Values<T>& span, Common common, int column, int dim, float* values) {
     const int last = std::min(LANES, dim - column - (VECTORS - 1) * LANES);
     VecF acc[COUNT][VECTORS];
     for (int q = 0; q < COUNT; ++q)
         for (int v = 0; v < VECTORS; ++v)
-            acc[q][v] = load_part(values + q * dim + column + v * LANES, v + 1 < VECTORS ? LANES : last);
+            acc[q][v] = load_first(values + q * dim + column + v * LANES, v + 1 < VECTORS ? LANES : last);
     int token = 0;
-    for (int panel = 0; panel < tile.count; ++panel) {
-        const T* source = tile.panels[panel] + column;
+    for (int panel = 0; panel < span.count; ++panel) {
+        const T* source = span.panels[panel] + column;
         const float* weights = p + panel * PANEL;
-        for (int t = 0; t < tile.counts[panel]; ++t, ++token, source += dim, ++weights) {
+        for (int t = 0; t < span.counts[panel]; ++t, ++token, source += dim, ++weights) {
             const bool is_common = token >= common.from && token < common.to;
             VecF row[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) row[v] = load_part(source + v * LANES, v + 1 < VECTORS ? LANES : last);
+            for (int v = 0; v < VECTORS; ++v) row[v] = load_first(source + v * LANES, v + 1 < VECTORS ? LANES : last);
             for (int q = 0; q < COUNT; ++q) {
-                if (!is_common && weights[q * TILE] == 0.0f) continue;
-                const VecF weight = splat(weights[q * TILE]);
+                if (!is_common && weights[q * SPAN] == 0.0f) continue;
+                const VecF weight = splat(weights[q * SPAN]);
                 for (int v = 0; v < VECTORS; ++v) acc[q][v] = fma(weight, row[v], acc[q][v]);
             }
         }
     }
     for (int q = 0; q < COUNT; ++q)
         for (int v = 0; v < VECTORS; ++v)
-            store_part(values + q * dim + column + v * LANES, acc[q][v], v + 1 < VECTORS ? LANES : last);
+            store_first(values + q * dim + column + v * LANES, acc[q][v], v + 1 < VECTORS ? LANES : last);
 }
 
 template <class T, int COUNT>
-void add_values_of(const float* p, const Values<T>& tile, Common common, int dim, float* values) {
+void add_values_of(const float* p, const Values<T>& span, Common common, int dim, float* values) {
     int column = 0;
     for (; column + 4 * LANES <= dim; column += 4 * LANES)
-        add_values<T, COUNT, 4>(p, tile, common, column, dim, values);
-    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, tile, common, column, dim, values);
+        add_values<T, COUNT, 4>(p, span, common, column, dim, values);
+    for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, span, common, column, dim, values);
 }
 
-// One query's scores become weights; returns false when it sees nothing of the tile.
+// One query's scores become weights; returns false when it sees nothing of the span.
 inline bool weigh(const Shape& shape, float* scores, int panels, int start, int from, int to, float& max, float& total,
                   float* values) {
     const AttentionLayer& layer = shape.layer;
-    VecF masked[TILE / LANES], top = splat(NOTHING);
-    VecI seen[TILE / LANES];
+    VecF masked[SPAN / LANES], top = splat(NOTHING);
+    VecI seen[SPAN / LANES];
     for (int v = 0; v < panels * VECS; ++v) {
         const VecI lane = lane_ids() + splat_int(v % VECS * LANES);
         const VecI position = lane + splat_int(start + v / VECS * shape.width);
@@ -217,8 +217,8 @@ inline bool weigh(const Shape& shape, float* scores, int panels, int start, int 
         masked[v] = select(seen[v], score, splat(NOTHING));
         top = blora::max(top, masked[v]);
     }
-    const float tile_max = largest(top);
-    const float new_max = max > tile_max ? max : tile_max;
+    const float span_max = largest(top);
+    const float new_max = max > span_max ? max : span_max;
     if (new_max == NOTHING) return false;
     VecF added = {};
     for (int v = 0; v < panels * VECS; ++v) {
@@ -236,7 +236,7 @@ inline bool weigh(const Shape& shape, float* scores, int panels, int start, int 
     return true;
 }
 
-// Blocks lie anywhere: the first access to each waits for its address as much as for its bytes. All of a tile wait together
+// Blocks lie anywhere: the first access to each waits for its address as much as for its bytes. All of a span wait together
 // here, and V comes while K is multiplied.
 template <class T>
 void fetch(const T* const* keys, const Values<T>& values, int dim) {
@@ -250,25 +250,25 @@ void fetch(const T* const* keys, const Values<T>& values, int dim) {
 }
 
 template <class T>
-void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, int start, int end, Sums& sums) {
+void attend_span(const Shape& shape, const Item& item, const Input<T>* queries, int start, int end, Sums& sums) {
     const int dim = shape.layer.head_dim, group = shape.group, num_queries = item.count * group;
     const int window = shape.layer.window;
-    const T* keys[TILE_PANELS];
-    Values<T> tile;
+    const T* keys[SPAN_PANELS];
+    Values<T> span;
     for (int position = start; position < end; position += shape.width) {
-        keys[tile.count] = shape.keys<T>(item.row, position, item.head);
-        tile.panels[tile.count] = shape.values<T>(item.row, position, item.head);
-        tile.counts[tile.count++] = std::min(shape.width, end - position);
+        keys[span.count] = shape.keys<T>(item.row, position, item.head);
+        span.panels[span.count] = shape.values<T>(item.row, position, item.head);
+        span.counts[span.count++] = std::min(shape.width, end - position);
     }
-    fetch(keys, tile, dim);
-    alignas(64) float scores[MAX_QUERIES * TILE];
-    multiply<T>(num_queries, queries, dim, keys, tile.count, shape.width, dim, 0, nullptr, scores, TILE);
+    fetch(keys, span, dim);
+    alignas(64) float scores[MAX_QUERIES * SPAN];
+    multiply<T>(num_queries, queries, dim, keys, span.count, shape.width, dim, 0, nullptr, scores, SPAN);
     const int first_position = shape.first_position(item.row) + item.first;
     for (int q = 0; q < num_queries; ++q) {
         const int to = first_position + q / group + 1, from = window ? std::max(to - window, 0) : 0;
-        float* weights = scores + q * TILE;
-        if (!weigh(shape, weights, tile.count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
-            std::fill(weights, weights + TILE, 0.0f);
+        float* weights = scores + q * SPAN;
+        if (!weigh(shape, weights, span.count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
+            std::fill(weights, weights + SPAN, 0.0f);
     }
     auto seen_by_all = [&](int first, int count) {  // of queries
         const int first_to = first_position + first / group + 1, last_to = first_position + (first + count - 1) / group + 1;
@@ -276,7 +276,7 @@ void attend_tile(const Shape& shape, const Item& item, const Input<T>* queries, 
     };
     auto add = [&](auto number, int q) {
         constexpr int COUNT = decltype(number)::value;
-        add_values_of<T, COUNT>(scores + q * TILE, tile, seen_by_all(q, COUNT), dim, sums.values + q * dim);
+        add_values_of<T, COUNT>(scores + q * SPAN, span, seen_by_all(q, COUNT), dim, sums.values + q * dim);
     };
     constexpr int TOGETHER = LANES == 16 ? 6 : 3;
     int q = 0;
@@ -292,9 +292,9 @@ void attend_split(const Shape& shape, const Item& item, int split, const Input<T
     const int seen = first_position + item.count;  // one past what the last query sees
     const int begin = split * shape.split_tokens, end = std::min(begin + shape.split_tokens, seen);
     const int nearest = shape.layer.window ? std::max(first_position + 1 - shape.layer.window, 0) : 0;
-    for (int start = begin; start < end; start += shape.tile_tokens)
-        if (start + shape.tile_tokens > nearest)
-            attend_tile<T>(shape, item, queries, start, std::min(start + shape.tile_tokens, end), sums);
+    for (int start = begin; start < end; start += shape.span_tokens)
+        if (start + shape.span_tokens > nearest)
+            attend_span<T>(shape, item, queries, start, std::min(start + shape.span_tokens, end), sums);
 }
 
 template <class T>
@@ -306,7 +306,7 @@ void write_output(const Shape& shape, const Item& item, const Sums& sums, T* y) 
         const VecF total = splat(sums.total[q]);
         for (int i = 0; i < dim; i += LANES) {
             const int count = std::min(LANES, dim - i);
-            store_part(out + i, load_part(sums.values + q * dim + i, count) / total, count);
+            store_first(out + i, load_first(sums.values + q * dim + i, count) / total, count);
         }
     }
 }
@@ -356,7 +356,7 @@ void fold_partials(const Shape& shape, const Item* items, int count, const float
     write_output<T>(shape, *items, sums, y);
 }
 
-// One item for each tile of queries and KV head; where that leaves threads idle, one for each split.
+// One item for each span of queries and KV head; where that leaves threads idle, one for each split.
 struct Work {
     std::vector<Item> items;
     std::vector<std::pair<int, int>> folds;  // first item and their number
@@ -364,15 +364,15 @@ struct Work {
 
     void build(const Shape& shape, int num_threads) {
         items.clear(), folds.clear(), num_partials = 0;
-        const int tile = std::max(QUERIES / shape.group, 1);
+        const int most = std::max(QUERIES / shape.group, 1);  // queries of an item
         int64_t num_whole = 0;
         for (int row = 0; row < shape.plan.num_rows; ++row)
-            num_whole += (int64_t)(shape.query_len(row) + tile - 1) / tile * shape.layer.num_kv_heads;
+            num_whole += (int64_t)(shape.query_len(row) + most - 1) / most * shape.layer.num_kv_heads;
         const bool is_split = num_whole < 8 * num_threads;
         for (int row = 0; row < shape.plan.num_rows; ++row)
-            for (int first = 0; first < shape.query_len(row); first += tile)
+            for (int first = 0; first < shape.query_len(row); first += most)
                 for (int head = 0; head < shape.layer.num_kv_heads; ++head)
-                    add(shape, row, first, std::min(tile, shape.query_len(row) - first), head, is_split);
+                    add(shape, row, first, std::min(most, shape.query_len(row) - first), head, is_split);
     }
 
     void add(const Shape& shape, int row, int first, int count, int head, bool is_split) {
@@ -409,7 +409,7 @@ void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T
             const int row = (int)(std::upper_bound(plan.starts, plan.starts + plan.num_rows + 1, token) - plan.starts) - 1;
             prepare_token<T>(shape, row, token, qkv, queries);
         }
-        // Late tiles see more: they go first, so that none is left when the others have nothing to do.
+        // Late spans see more: they go first, so that none is left when the others have nothing to do.
 #pragma omp for schedule(dynamic, 1)
         for (int i = num_items - 1; i >= 0; --i) run_item<T>(shape, work.items[i], queries, partials, y);
         if (num_folds) {
@@ -425,9 +425,7 @@ void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T
 
 extern "C" {
 
-// qkv: [tokens, (num_heads + 2 * num_kv_heads) * head_dim]. y: [tokens, num_heads * head_dim].
-// The arena has 64 readable bytes behind its last page, for panels of fewer than 16 tokens.
-BLORA_API void blora_attention(const AttentionLayer* layer, const AttentionPlan* plan, const void* qkv, void* y) {
+void blora_attention(const AttentionLayer* layer, const AttentionPlan* plan, const void* qkv, void* y) {
     if (layer->dtype == FLOAT32) blora::run<float>(*layer, *plan, (const float*)qkv, (float*)y);
     else blora::run<blora::bf16>(*layer, *plan, (const blora::bf16*)qkv, (blora::bf16*)y);
 }

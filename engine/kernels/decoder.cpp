@@ -2,26 +2,21 @@
 
 #include <omp.h>
 
-#include "types.h"
-
-extern "C" {
-void blora_rms_norm(const void*, const void*, int32_t, int32_t, float, int32_t, void*);
-void blora_silu_mul(const void*, int32_t, int32_t, int32_t, void*);
-void blora_linear(const Linear*, const void*, void*, int32_t, int32_t, int32_t, const LoraPlan*);
-void blora_attention(const AttentionLayer*, const AttentionPlan*, const void*, void*);
-}
+#include "entry.h"
 
 namespace blora {
 namespace {
 
-// Adds the time since it was last asked to one of `seconds`; null is not interested.
+enum Timer { LINEAR = 0, ATTENTION = 1, NORM = 2 };
+
+// Adds the time since the last count to one of `seconds`; counts nothing where `seconds` is null.
 class Clock {
 public:
     explicit Clock(double* seconds) : seconds_(seconds), last_(seconds ? omp_get_wtime() : 0) {}
-    void count(int part) {
+    void count(Timer timer) {
         if (!seconds_) return;
         const double now = omp_get_wtime();
-        seconds_[part] += now - last_;
+        seconds_[timer] += now - last_;
         last_ = now;
     }
 
@@ -29,8 +24,6 @@ private:
     double* seconds_;
     double last_;
 };
-
-enum Part { LINEAR = 0, ATTENTION = 1, NORM = 2 };
 
 void run_layer(const DecoderLayer& layer, const Activations& at, const AttentionPlan* rows, const LoraPlan* lora, Clock& clock) {
     const int32_t tokens = at.num_tokens, hidden = layer.qkv.in, dtype = layer.qkv.dtype;
@@ -59,8 +52,7 @@ void run_layer(const DecoderLayer& layer, const Activations& at, const Attention
 
 extern "C" {
 
-// Changes at.hidden. lora: null where no token has an adapter. seconds: [linear, attention, norm] to add to, or null.
-BLORA_API void blora_decoder(
+void blora_decoder(
     const DecoderLayer* layers, int32_t num_layers, const Activations* at, const AttentionPlan* rows,
     const LoraPlan* lora, double* seconds) {
     blora::Clock clock(seconds);

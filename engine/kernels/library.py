@@ -7,7 +7,7 @@ OpenMP is torch's, so `torch.set_num_threads` governs it.
 import ctypes
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
@@ -101,6 +101,27 @@ class Activations(Structure):
     _fields_ = [*((name, c_void_p) for name in ACTIVATIONS), ("num_tokens", c_int32), ("unused", c_int32)]
 
 
+# The functions of entry.h: the result and the arguments of each.
+FUNCTIONS: Mapping[str, tuple[type | None, Sequence[type]]] = {
+    "blora_interface": (c_int32, ()),
+    "blora_may_run": (c_int32, ()),
+    "blora_linear": (None, (POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p)),
+    "blora_pack": (None, (c_void_p, c_int32, c_int32, c_int32)),
+    "blora_unpack_rows": (None, (c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p)),
+    "blora_rms_norm": (None, (c_void_p, c_void_p, c_int32, c_int32, c_float, c_int32, c_void_p)),
+    "blora_silu_mul": (None, (c_void_p, c_int32, c_int32, c_int32, c_void_p)),
+    "blora_attention": (None, (POINTER(AttentionLayer), POINTER(AttentionPlan), c_void_p, c_void_p)),
+    "blora_decoder": (
+        None,
+        (POINTER(DecoderLayer), c_int32, POINTER(Activations), POINTER(AttentionPlan), c_void_p, c_void_p),
+    ),
+    "blora_embed": (None, (c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p)),
+    "blora_replace_logits": (None, (c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p)),
+    "blora_scan": (None, (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p)),
+    "blora_draw": (c_int32, (c_void_p, c_int32, c_double, c_uint64)),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
     """A packed weight and what stands for it in a call."""
@@ -122,41 +143,10 @@ class Kernels:
             raise ValueError(f"{path.name} was built from other sources")
         if not library.blora_may_run():
             raise PermissionError(f"the system does not let this process use the registers of {instruction_set}")
-        self._linear = library.blora_linear
-        self._linear.argtypes = [POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p]
-        self._pack = library.blora_pack
-        self._pack.argtypes = [c_void_p, c_int32, c_int32, c_int32]
-        self._unpack_rows = library.blora_unpack_rows
-        self._unpack_rows.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p]
-        self._rms_norm = library.blora_rms_norm
-        self._rms_norm.argtypes = [c_void_p, c_void_p, c_int32, c_int32, c_float, c_int32, c_void_p]
-        self._silu_mul = library.blora_silu_mul
-        self._silu_mul.argtypes = [c_void_p, c_int32, c_int32, c_int32, c_void_p]
-        self._attention = library.blora_attention
-        self._attention.argtypes = [POINTER(AttentionLayer), POINTER(AttentionPlan), c_void_p, c_void_p]
-        self._scan = library.blora_scan
-        self._scan.argtypes = [c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p]
-        for function in (self._linear, self._pack, self._unpack_rows, self._rms_norm, self._silu_mul, self._attention):
-            function.restype = None
-        self._scan.restype = None
-        self._decoder = library.blora_decoder
-        self._decoder.argtypes = [
-            POINTER(DecoderLayer),
-            c_int32,
-            POINTER(Activations),
-            POINTER(AttentionPlan),
-            c_void_p,
-            c_void_p,
-        ]
-        self._decoder.restype = None
-        self._embed = library.blora_embed
-        self._embed.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p]
-        self._replace_logits = library.blora_replace_logits
-        self._replace_logits.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p]
-        self._embed.restype = self._replace_logits.restype = None
-        self._draw = library.blora_draw
-        self._draw.argtypes = [c_void_p, c_int32, c_double, c_uint64]
-        self._draw.restype = c_int32
+        for function, (result, arguments) in FUNCTIONS.items():
+            bound = getattr(library, function)
+            bound.restype, bound.argtypes = result, arguments
+        self._library = library
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None, site: int | None = None) -> PackedLinear:
         """Packs a weight in place: it must not be read as a matrix any more. weight: [out, in], in memory for `out`
@@ -170,7 +160,7 @@ class Kernels:
             raise ValueError(f"weight: its memory does not hold {out} rows rounded up to {PANEL}")
         if bias is not None:
             check_shape("bias", bias, weight.dtype, (out,))
-        self._pack(weight.data_ptr(), out, in_, DTYPES[weight.dtype])
+        self._library.blora_pack(weight.data_ptr(), out, in_, DTYPES[weight.dtype])
         address = None if bias is None else bias.data_ptr()
         layer = LinearLayer(weight.data_ptr(), address, out, in_, -1 if site is None else site, DTYPES[weight.dtype])
         return PackedLinear(weight, bias, layer)
@@ -201,7 +191,7 @@ class Kernels:
         else:
             check_shape("y", y, dtype, (num_tokens, width))
         address = _lora_address(lora, layer, num_tokens)
-        self._linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, y.shape[1], epilogue, address)
+        self._library.blora_linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, y.shape[1], epilogue, address)
 
     def unpack_rows(self, linear: PackedLinear, ids: Tensor, y: Tensor) -> None:
         """y[i] = the weight's row ids[i]. ids: [n] int64, y: [n, in]."""
@@ -210,7 +200,7 @@ class Kernels:
         check_shape("y", y, linear.weight.dtype, (len(ids), layer.in_))
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < layer.out:
             raise ValueError(f"ids: not all are rows of {layer.out}")
-        self._unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
+        self._library.blora_unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
 
     def embed(self, site: int, ids: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
         """Changes embeddings as the step's adapters do. ids: [n] int64, y: [n, hidden]."""
@@ -223,7 +213,7 @@ class Kernels:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_ids:
             raise ValueError(f"ids: not all are tokens of {num_ids}")
         address = _lora_address(lora, layer, len(ids))
-        self._embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
+        self._library.blora_embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
 
     def replace_logits(self, head: PackedLinear, x: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
         """The logits of rows that the step's adapters have in place of the head's, or beyond them.
@@ -234,20 +224,24 @@ class Kernels:
         check_shape("x", x, head.weight.dtype, (None, layer.in_))
         _check_logits(y, len(x), max(layer.out, lora.vocab_size))
         address = _lora_address(lora, layer, len(x))
-        self._replace_logits(address, layer.site, x.data_ptr(), layer.in_, y.shape[1], layer.dtype, y.data_ptr())
+        self._library.blora_replace_logits(
+            address, layer.site, x.data_ptr(), layer.in_, y.shape[1], layer.dtype, y.data_ptr()
+        )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
         """x, y: [n, width], weight: [width]. y may be x."""
         check_shape("x", x, weight.dtype, (None, len(weight)))
         check_shape("y", y, weight.dtype, tuple(x.shape))
         check_shape("weight", weight, x.dtype, (x.shape[1],))
-        self._rms_norm(x.data_ptr(), weight.data_ptr(), *x.shape, eps, dtype_code("x", x.dtype), y.data_ptr())
+        self._library.blora_rms_norm(
+            x.data_ptr(), weight.data_ptr(), *x.shape, eps, dtype_code("x", x.dtype), y.data_ptr()
+        )
 
     def silu_mul(self, x: Tensor, y: Tensor) -> None:
         """y = silu(first half of x) * second half. x: [n, 2 * width], y: [n, width]."""
         check_shape("y", y, y.dtype, (None, None))
         check_shape("x", x, y.dtype, (len(y), 2 * y.shape[1]))
-        self._silu_mul(x.data_ptr(), *y.shape, dtype_code("y", y.dtype), y.data_ptr())
+        self._library.blora_silu_mul(x.data_ptr(), *y.shape, dtype_code("y", y.dtype), y.data_ptr())
 
     def attention(self, layer: AttentionLayer, plan: AttentionPlan, qkv: Tensor, y: Tensor) -> None:
         """Norms and rotates q and k, writes k and v into their pages, attends. `CpuAttention` makes layer and plan.
@@ -258,7 +252,7 @@ class Kernels:
         width = layer.num_heads * layer.head_dim
         check_shape("qkv", qkv, dtype, (plan.num_tokens, width + 2 * layer.num_kv_heads * layer.head_dim))
         check_shape("y", y, dtype, (plan.num_tokens, width))
-        self._attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
+        self._library.blora_attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
 
     def decoder(
         self,
@@ -285,7 +279,7 @@ class Kernels:
         address = _lora_address(lora, layers[len(layers) - 1].down, plan.num_tokens)
         at = Activations(*addresses, plan.num_tokens, 0)
         seconds = None if self.seconds is None else self.seconds.data_ptr()
-        self._decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
+        self._library.blora_decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
 
     def scan(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """The first of the largest of each row, and whether the row is finite. logits: [n, vocab] float32; vocab_sizes:
@@ -302,7 +296,7 @@ class Kernels:
             sizes = (c_int32 * num_rows)(*vocab_sizes)
         else:
             raise ValueError(f"logits: {num_rows} rows of {width} are not of {vocab_sizes}")
-        self._scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
+        self._library.blora_scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
         return ids, is_finite
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
@@ -310,7 +304,7 @@ class Kernels:
         check_shape("logits", logits, torch.float32, (None,))
         if not len(logits) or not 0 < temperature < math.inf:
             raise ValueError(f"nothing to draw from {len(logits)} logits at temperature {temperature}")
-        return int(self._draw(logits.data_ptr(), len(logits), temperature, key))
+        return int(self._library.blora_draw(logits.data_ptr(), len(logits), temperature, key))
 
 
 def _lora_address(lora: CpuLoRAMetadata | None, layer: LinearLayer, num_tokens: int) -> int | None:

@@ -1,5 +1,5 @@
 // Linear layers with what adapters add, and what follows them: y = epilogue(x W^T + sum of s B A x + bias), with the
-// adapters' own vectors over outputs (vectors.h) in between.
+// adapters' gains and shifts (gain_shift.h) in between.
 //
 // Base, change and bias are summed in float and rounded once, at the same place for rows with and without adapters.
 // One parallel region: the shrink, a barrier, then each thread computes its own columns for all rows.
@@ -8,17 +8,18 @@
 
 #include <optional>
 
+#include "amx.h"
+#include "entry.h"
+#include "gain_shift.h"
 #include "lora.h"
 #include "scratch.h"
-#include "tiles.h"
-#include "vectors.h"
 
 namespace blora {
 namespace {
 
-constexpr int TILE_STRIDE = (TILE_PANELS + 1) * PANEL;  // no power of two: rows must not fall on the same cache lines
+constexpr int PATCH_STRIDE = (PATCH_PANELS + 1) * PANEL;  // no power of two: rows must not fall on the same cache lines
 constexpr int MULTIPLIED = 4;                           // panels at once, few enough to stay in a near cache
-constexpr int MAX_BLOCK_ROWS = 96;
+constexpr int MAX_PATCH_ROWS = 96;
 constexpr int64_t INPUT_BYTES = 256 << 10;          // of converted rows, half of a common second-level cache
 constexpr int64_t PARALLEL_WORK = 1 << 17;          // multiplications below which one thread is as fast
 
@@ -31,22 +32,22 @@ struct Call {
     int epilogue;
     const std::vector<Change>* changes;
     void* h;  // Input of the dtype
-    const std::vector<Vectors>* vectors;
+    const std::vector<GainShift>* gain_shifts;
 };
 
-// The columns of one tile, by panels of the site.
+// The columns of one patch, by panels of the site.
 struct Columns {
-    int panels[TILE_PANELS];
+    int panels[PATCH_PANELS];
     int count;
 };
 
 template <class T>
 VecF bias_at(const Linear& layer, int column, int count) {
-    return layer.bias ? load_part((const T*)layer.bias + column, count) : VecF{};
+    return layer.bias ? load_first((const T*)layer.bias + column, count) : VecF{};
 }
 
 template <class T, class Y>
-void store_rows(const Call& call, int token, int rows, int column, const float* tile, bool is_added) {
+void store_rows(const Call& call, int token, int rows, int column, const float* patch, bool is_added) {
     const int out = call.layer->out;
     for (int v = 0; v < VECS; ++v) {
         const int at = column + v * LANES, count = std::min(LANES, out - at);
@@ -54,9 +55,9 @@ void store_rows(const Call& call, int token, int rows, int column, const float* 
         const VecF bias = bias_at<T>(*call.layer, at, count);
         for (int row = 0; row < rows; ++row) {
             Y* y = (Y*)call.y + (token + row) * call.y_stride + at;
-            VecF value = load(tile + row * TILE_STRIDE + v * LANES) + bias;
-            if (is_added) value = load_part(y, count) + value;
-            store_part(y, value, count);
+            VecF value = load(patch + row * PATCH_STRIDE + v * LANES) + bias;
+            if (is_added) value = load_first(y, count) + value;
+            store_first(y, value, count);
         }
     }
 }
@@ -69,14 +70,14 @@ void store_gated(const Call& call, int token, int rows, int column, const float*
         const int at = column + v * LANES, count = std::min(LANES, out - at);
         const VecF gate_bias = bias_at<T>(*call.layer, at, count), up_bias = bias_at<T>(*call.layer, out + at, count);
         for (int row = 0; row < rows; ++row) {
-            const int64_t i = (int64_t)row * TILE_STRIDE + v * LANES;
+            const int64_t i = (int64_t)row * PATCH_STRIDE + v * LANES;
             VecF value = silu(load(gate + i) + gate_bias) * (load(up + i) + up_bias);
-            store_part((T*)call.y + (token + row) * call.y_stride + at, value, count);
+            store_first((T*)call.y + (token + row) * call.y_stride + at, value, count);
         }
     }
 }
 
-// Calls work(first of the tile's panels, number) for panels that are neighbours in the site.
+// Calls work(first of the patch's panels, number) for panels that are neighbours in the site.
 template <class Work>
 void for_neighbours(const Columns& columns, Work work) {
     for (int p = 0; p < columns.count;) {
@@ -93,7 +94,7 @@ class Registers {
 public:
     explicit Registers(int) {}
 };
-#if defined(BLORA_TILES)
+#if defined(BLORA_AMX)
 template <>
 class Registers<bf16> {
 public:
@@ -109,19 +110,19 @@ private:
 template <class T>
 void multiply_base(
     int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int in, int64_t ahead,
-    Fetches* fetches, float* tile) {
-#if defined(BLORA_TILES)
+    Fetches* fetches, float* patch) {
+#if defined(BLORA_AMX)
     if constexpr (std::is_same_v<T, bf16>)
-        return multiply_by_tiles(rows, x, x_stride, panels, count, in, ahead, fetches, tile, TILE_STRIDE);
+        return multiply_by_tiles(rows, x, x_stride, panels, count, in, ahead, fetches, patch, PATCH_STRIDE);
 #endif
-    multiply<T>(rows, x, x_stride, panels, count, PANEL, in, ahead, fetches, tile, TILE_STRIDE);
+    multiply<T>(rows, x, x_stride, panels, count, PANEL, in, ahead, fetches, patch, PATCH_STRIDE);
 }
 
 template <class T>
-void compute_tile(
-    const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, Fetches& fetches, float* tile) {
+void compute_patch(
+    const Call& call, int token, int rows, const Input<T>* x, const Columns& columns, Fetches& fetches, float* patch) {
     const Linear& layer = *call.layer;
-    const T* panels[TILE_PANELS];
+    const T* panels[PATCH_PANELS];
     for (int p = 0; p < columns.count; ++p)
         panels[p] = (const T*)layer.weight + (int64_t)columns.panels[p] * PANEL * layer.in;
     fetches.clear();
@@ -135,31 +136,31 @@ void compute_tile(
         for (int p = 0; p < columns.count; p += MULTIPLIED)
             multiply_base<T>(
                 rows, x, layer.in, panels + p, std::min(MULTIPLIED, columns.count - p), layer.in, ahead, &fetches,
-                tile + p * PANEL);
+                patch + p * PANEL);
     }
     if (call.changes)
         for_neighbours(columns, [&](int p, int count) {
             expand<T>(
-                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count, tile + p * PANEL,
-                TILE_STRIDE);
+                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count, patch + p * PANEL,
+                PATCH_STRIDE);
         });
-    if (call.vectors)
+    if (call.gain_shifts)
         for_neighbours(columns, [&](int p, int count) {
-            apply_vectors<T>(
-                *call.vectors, (const T*)layer.bias, token, rows, columns.panels[p] * PANEL, count * PANEL,
-                tile + p * PANEL, TILE_STRIDE);
+            apply_gain_shifts<T>(
+                *call.gain_shifts, (const T*)layer.bias, token, rows, columns.panels[p] * PANEL, count * PANEL,
+                patch + p * PANEL, PATCH_STRIDE);
         });
     if (call.epilogue == SILU_MUL) {
         for (int p = 0; p < columns.count / 2; ++p)
             store_gated<T>(
-                call, token, rows, columns.panels[p] * PANEL, tile + p * PANEL,
-                tile + (p + columns.count / 2) * PANEL);
+                call, token, rows, columns.panels[p] * PANEL, patch + p * PANEL,
+                patch + (p + columns.count / 2) * PANEL);
         return;
     }
     for (int p = 0; p < columns.count; ++p) {
         const int column = columns.panels[p] * PANEL;
-        if (call.epilogue == STORE_FLOAT) store_rows<T, float>(call, token, rows, column, tile + p * PANEL, false);
-        else store_rows<T, T>(call, token, rows, column, tile + p * PANEL, call.epilogue == ADD);
+        if (call.epilogue == STORE_FLOAT) store_rows<T, float>(call, token, rows, column, patch + p * PANEL, false);
+        else store_rows<T, T>(call, token, rows, column, patch + p * PANEL, call.epilogue == ADD);
     }
 }
 
@@ -178,24 +179,24 @@ inline const Input<bf16>* as_input(const bf16* x, [[maybe_unused]] int64_t count
 }
 
 template <class T>
-int block_rows(int in) {
-    if (sizeof(Input<T>) == sizeof(T)) return MAX_BLOCK_ROWS;
+int patch_rows(int in) {
+    if (sizeof(Input<T>) == sizeof(T)) return MAX_PATCH_ROWS;
     const int64_t fitting = INPUT_BYTES / ((int64_t)in * sizeof(float)) / MAX_ROWS * MAX_ROWS;
-    return (int)std::min<int64_t>(std::max<int64_t>(fitting, MAX_ROWS), MAX_BLOCK_ROWS);
+    return (int)std::min<int64_t>(std::max<int64_t>(fitting, MAX_ROWS), MAX_PATCH_ROWS);
 }
 
 template <class T>
 void compute_columns(const Call& call, int thread, int num_threads) {
     static thread_local Scratch converted;
-    static thread_local Scratch tile_memory;
+    static thread_local Scratch patch_memory;
     static thread_local Fetches fetches;
-    float* tile = tile_memory.get<float>(MAX_BLOCK_ROWS * TILE_STRIDE);
+    float* patch = patch_memory.get<float>(MAX_PATCH_ROWS * PATCH_STRIDE);
     const Linear& layer = *call.layer;
     const bool is_gated = call.epilogue == SILU_MUL;
     const int panels = num_panels(is_gated ? layer.out / 2 : layer.out);
     const int from = (int64_t)panels * thread / num_threads, to = (int64_t)panels * (thread + 1) / num_threads;
-    const int width = is_gated ? TILE_PANELS / 2 : TILE_PANELS;
-    const int height = block_rows<T>(layer.in);
+    const int width = is_gated ? PATCH_PANELS / 2 : PATCH_PANELS;
+    const int height = patch_rows<T>(layer.in);
     for (int token = 0; token < call.tokens; token += height) {
         const int rows = std::min(height, call.tokens - token);
         const Input<T>* x = as_input((const T*)call.x + (int64_t)token * layer.in, (int64_t)rows * layer.in, converted);
@@ -204,7 +205,7 @@ void compute_columns(const Call& call, int thread, int num_threads) {
             Columns columns = {{}, 0};
             for (int half = 0; half <= (int)is_gated; ++half)
                 for (int p = 0; p < count; ++p) columns.panels[columns.count++] = half * panels + first + p;
-            compute_tile<T>(call, token, rows, x, columns, fetches, tile);
+            compute_patch<T>(call, token, rows, x, columns, fetches, patch);
         }
     }
 }
@@ -212,17 +213,17 @@ void compute_columns(const Call& call, int thread, int num_threads) {
 template <class T>
 void run(Call call, const LoraPlan* plan) {
     static std::vector<Change> changes;  // one thread calls
-    static std::vector<Vectors> vectors;
+    static std::vector<GainShift> gain_shifts;
     static Scratch h;
     changes.clear();
-    vectors.clear();
+    gain_shifts.clear();
     if (plan && call.layer->site >= 0) {
-        if (plan->has_vectors) collect_vectors(*plan, call.layer->site, vectors);
+        if (plan->has_gain_shift) collect_gain_shifts(*plan, call.layer->site, gain_shifts);
         const int64_t size = collect_changes<T>(*plan, call.layer->site, call.layer->in, changes);
         call.h = h.get<Input<T>>(size);
     }
     call.changes = changes.empty() ? nullptr : &changes;
-    call.vectors = vectors.empty() ? nullptr : &vectors;
+    call.gain_shifts = gain_shifts.empty() ? nullptr : &gain_shifts;
     const bool is_large = (int64_t)call.tokens * call.layer->in * call.layer->out >= PARALLEL_WORK;
 #pragma omp parallel if (is_large)
     {
@@ -265,12 +266,9 @@ void unpack_rows(const T* packed, int in, const int64_t* ids, int count, T* y) {
 
 extern "C" {
 
-// Whether the operating system lets this process use the instructions of this build; to be asked before anything else.
-BLORA_API int32_t blora_may_run() { return blora::may_run(); }
+int32_t blora_may_run() { return blora::may_run(); }
 
-// x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no token
-// has an adapter.
-BLORA_API void blora_linear(
+void blora_linear(
     const Linear* layer, const void* x, void* y, int32_t tokens, int32_t y_stride, int32_t epilogue,
     const LoraPlan* plan) {
     blora::Call call = {layer, x, y, tokens, y_stride, epilogue, nullptr, nullptr, nullptr};
@@ -278,14 +276,12 @@ BLORA_API void blora_linear(
     else blora::run<blora::bf16>(call, plan);
 }
 
-// weight: [out, in], with memory for out rounded up to 16; packed in place. in is even for bfloat16.
-BLORA_API void blora_pack(void* weight, int32_t out, int32_t in, int32_t dtype) {
+void blora_pack(void* weight, int32_t out, int32_t in, int32_t dtype) {
     if (dtype == FLOAT32) blora::pack_panels((float*)weight, out, in);
     else blora::pack_panels((blora::bf16*)weight, out, in);
 }
 
-// y[i] = row ids[i] of a packed matrix.
-BLORA_API void blora_unpack_rows(const void* packed, int32_t in, int32_t dtype, const int64_t* ids, int32_t count, void* y) {
+void blora_unpack_rows(const void* packed, int32_t in, int32_t dtype, const int64_t* ids, int32_t count, void* y) {
     if (dtype == FLOAT32) blora::unpack_rows((const float*)packed, in, ids, count, (float*)y);
     else blora::unpack_rows((const blora::bf16*)packed, in, ids, count, (blora::bf16*)y);
 }

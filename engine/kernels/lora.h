@@ -5,12 +5,12 @@
 #pragma once
 
 #include "changes.h"
-#include "lora_tiles.h"
+#include "lora_amx.h"
 #include "multiply.h"
 
 namespace blora {
 
-constexpr int TILE_PANELS = 32;            // of a tile: wide, so that a B is read in long runs
+constexpr int PATCH_PANELS = 32;            // of a patch: wide, so that a B is read in long runs
 
 // acc += line * x, unit by unit.
 inline VecF dot(VecF acc, VecU line, VecU x, float) { return fma((VecF)line, (VecF)x, acc); }
@@ -104,7 +104,7 @@ void shrink_units(const Change& change, const Change* next, int token, int end, 
 // Calls work(number of a change, first, last) for what a thread does of all: tokens [first, last). Work is cut where the
 // threads' shares of its cost meet, between tokens.
 template <class Work>
-void for_parts(const std::vector<Change>& changes, int thread, int num_threads, Work work) {
+void for_ranges(const std::vector<Change>& changes, int thread, int num_threads, Work work) {
     constexpr int READ = 6;   // reading a line costs about as much as computing with it for so many tokens
     constexpr int TOGETHER = 8;
     int64_t total = 0;
@@ -130,7 +130,7 @@ void for_parts(const std::vector<Change>& changes, int thread, int num_threads, 
 // This thread's part of the shrink.
 template <class T>
 void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h, int thread, int num_threads) {
-    for_parts(changes, thread, num_threads, [&](size_t i, int first, int last) {
+    for_ranges(changes, thread, num_threads, [&](size_t i, int first, int last) {
         const Change& change = changes[i];
         const Change* next = i + 1 < changes.size() ? &changes[i + 1] : nullptr;
         switch (change.width) {
@@ -140,20 +140,20 @@ void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h,
         }
     });
 }
-#if defined(BLORA_TILES)
+#if defined(BLORA_AMX)
 template <>
 inline void shrink<bf16>(
     const std::vector<Change>& changes, const bf16* x, int in, bf16* h, int thread, int num_threads) {
-    static thread_local std::vector<Part> parts;
-    parts.clear();
-    for_parts(changes, thread, num_threads, [&](size_t i, int first, int last) {
-        parts.push_back({&changes[i], first, last});
+    static thread_local std::vector<TokenRange> ranges;
+    ranges.clear();
+    for_ranges(changes, thread, num_threads, [&](size_t i, int first, int last) {
+        ranges.push_back({&changes[i], first, last});
     });
-    TileShrink(x, in, h).run(parts);
+    AmxShrink(x, in, h).run(ranges);
 }
 #endif
 
-// What is common to a change and a tile: tokens [token, token + rows), outputs [column, column + columns) of the site.
+// What is common to a change and a patch: tokens [token, token + rows), outputs [column, column + columns) of the site.
 struct Overlap {
     int start, end;  // tokens
     int from, to;    // outputs of the site
@@ -171,22 +171,22 @@ int panel_bytes(const Change& change) {
 
 // A slice that does not begin or end with a panel of the site: one panel of it after another, by single outputs.
 template <class T>
-void expand_unaligned(const Change& change, const Overlap& both, int column, const Input<T>* h, float* tile, int tile_stride) {
+void expand_unaligned(const Change& change, const Overlap& both, int column, const Input<T>* h, float* patch, int patch_stride) {
     const int first = (both.from - change.column) / PANEL, last = (both.to - change.column + PANEL - 1) / PANEL;
     for (int row = 0; row < both.end - both.start; ++row)
         for (int panel = first; panel < last; ++panel) {
             float delta[PANEL];
             const LoraChunk* chunk = change.b;
             const T* panels[1] = {(const T*)piece_at(chunk, panel, panel_bytes<T>(change))};
-            multiply_tile<T, 1, 1, false>(
+            multiply_patch<T, 1, 1, false>(
                 h + (int64_t)row * change.width, change.width, panels, PANEL, change.width, {}, {}, delta, PANEL);
             const int at = change.column + panel * PANEL;  // output of the site
             for (int i = std::max(both.from - at, 0); i < std::min(both.to - at, PANEL); ++i)
-                tile[(int64_t)row * tile_stride + at + i - column] += delta[i];
+                patch[(int64_t)row * patch_stride + at + i - column] += delta[i];
         }
 }
 
-// What `expand` reads for a tile.
+// What `expand` reads for a patch.
 template <class T>
 void fetch_b(const std::vector<Change>& changes, int token, int rows, int column, int panels, Fetches& fetches) {
     for (const Change& change : changes) {
@@ -203,35 +203,35 @@ void fetch_b(const std::vector<Change>& changes, int token, int rows, int column
     }
 }
 
-// tile += h times panels. h: [rows, width].
+// patch += h times panels. h: [rows, width].
 template <class T>
-void add_panels(int rows, const Input<T>* h, int width, const T* const* panels, int count, float* tile, int tile_stride) {
-#if defined(BLORA_TILES)
-    if constexpr (std::is_same_v<T, bf16>) return add_by_tiles(rows, h, width, panels, count, tile, tile_stride);
+void add_panels(int rows, const Input<T>* h, int width, const T* const* panels, int count, float* patch, int patch_stride) {
+#if defined(BLORA_AMX)
+    if constexpr (std::is_same_v<T, bf16>) return add_by_tiles(rows, h, width, panels, count, patch, patch_stride);
 #endif
-    multiply<T, true>(rows, h, width, panels, count, PANEL, width, 0, nullptr, tile, tile_stride);
+    multiply<T, true>(rows, h, width, panels, count, PANEL, width, 0, nullptr, patch, patch_stride);
 }
 
-// Adds the changes to a tile: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
+// Adds the changes to a patch: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
 template <class T>
 void expand(
-    const std::vector<Change>& changes, const Input<T>* h, int token, int rows, int column, int panels, float* tile,
-    int tile_stride) {
+    const std::vector<Change>& changes, const Input<T>* h, int token, int rows, int column, int panels, float* patch,
+    int patch_stride) {
     for (const Change& change : changes) {
         const Overlap both(change, token, rows, column, panels * PANEL);
         if (both.is_empty()) continue;
         const Input<T>* inputs = h + change.h + (int64_t)(both.start - change.start) * change.width;
-        float* target = tile + (int64_t)(both.start - token) * tile_stride;
+        float* target = patch + (int64_t)(both.start - token) * patch_stride;
         if (change.column % PANEL != 0 || change.out % PANEL != 0) {
-            expand_unaligned<T>(change, both, column, inputs, target, tile_stride);
+            expand_unaligned<T>(change, both, column, inputs, target, patch_stride);
             continue;
         }
-        const T* weights[TILE_PANELS];
+        const T* weights[PATCH_PANELS];
         const int first = (both.from - change.column) / PANEL, count = (both.to - both.from) / PANEL;
         const LoraChunk* chunk = change.b;
         for (int p = 0; p < count; ++p) weights[p] = (const T*)piece_at(chunk, first + p, panel_bytes<T>(change));
         add_panels<T>(
-            both.end - both.start, inputs, change.width, weights, count, target + (both.from - column), tile_stride);
+            both.end - both.start, inputs, change.width, weights, count, target + (both.from - column), patch_stride);
     }
 }
 

@@ -1,6 +1,6 @@
 // The one multiplication of weights and of keys: rows of x times panels, in registers.
 //
-// Every output is summed over the inputs in their order, in an accumulator of its own, whatever the tile it is computed
+// Every output is summed over the inputs in their order, in an accumulator of its own, whatever the patch it is computed
 // in: its bits depend on its row and its column only, not on the number of rows, of columns or of threads.
 #pragma once
 
@@ -72,19 +72,19 @@ inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, c
 
 using Ahead = std::array<int64_t, 2>;
 
-// tile[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
+// patch[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
 // width: outputs of a panel; the lanes beyond it are read and mean nothing.
 // ahead: bytes from a panel, of even and of odd number, to one that is multiplied later and fetched meanwhile; 0 is none.
-// Memory is so far away that it has to be the next tile's. run: what else to fetch, a line a step.
+// Memory is so far away that it has to be the next patch's. run: what else to fetch, a line a step.
 template <class T, int ROWS, int PANELS, bool ADDS>
-void multiply_tile(
-    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, Ahead ahead, Run run, float* tile,
-    int tile_stride) {
+void multiply_patch(
+    const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, Ahead ahead, Run run, float* patch,
+    int patch_stride) {
     constexpr int VECTORS = PANELS * VECS;
     VecF acc[ROWS][VECTORS] = {};
     if constexpr (ADDS)
         for (int row = 0; row < ROWS; ++row)
-            for (int v = 0; v < VECTORS; ++v) acc[row][v] = load(tile + (int64_t)row * tile_stride + v * LANES);
+            for (int v = 0; v < VECTORS; ++v) acc[row][v] = load(patch + (int64_t)row * patch_stride + v * LANES);
     const T* w[VECTORS];
     for (int v = 0; v < VECTORS; ++v) w[v] = panels[v / VECS] + v % VECS * LANES * PACK<T>;
     const int64_t advance = (int64_t)width * PACK<T>;
@@ -103,11 +103,11 @@ void multiply_tile(
     }
     while (input < in) advance_to(input);
     for (int row = 0; row < ROWS; ++row)
-        for (int v = 0; v < VECTORS; ++v) store(tile + (int64_t)row * tile_stride + v * LANES, acc[row][v]);
+        for (int v = 0; v < VECTORS; ++v) store(patch + (int64_t)row * patch_stride + v * LANES, acc[row][v]);
 }
 
-// Few rows take wide tiles, so that enough sums are under way; many rows take tall ones, so that a weight is loaded once
-// for many of them. All accumulators of a tile fit into the registers.
+// Few rows take wide patches, so that enough sums are under way; many rows take tall ones, so that a weight is loaded once
+// for many of them. All accumulators of a patch fit into the registers.
 #if defined(__AVX512F__) || defined(BLORA_EMULATE)
 constexpr int MAX_ROWS = 12;
 constexpr int panels_for(int rows) { return rows < 4 ? 4 : 2; }
@@ -122,28 +122,28 @@ constexpr int panels_for(int rows) { return rows == 1 ? 2 : 1; }
 template <class T, int ROWS, bool ADDS>
 void multiply_rows(
     const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in, Ahead ahead,
-    Fetches* fetches, float* tile, int tile_stride) {
+    Fetches* fetches, float* patch, int patch_stride) {
     constexpr int WIDE = panels_for(ROWS);
     auto run = [&] { return fetches ? fetches->take(in / PACK<T>) : Run(); };
     int panel = 0;
     for (; panel + WIDE <= count; panel += WIDE)
-        multiply_tile<T, ROWS, WIDE, ADDS>(
-            x, x_stride, panels + panel, width, in, ahead, run(), tile + panel * PANEL, tile_stride);
+        multiply_patch<T, ROWS, WIDE, ADDS>(
+            x, x_stride, panels + panel, width, in, ahead, run(), patch + panel * PANEL, patch_stride);
     for (; panel < count; ++panel)
-        multiply_tile<T, ROWS, 1, ADDS>(
-            x, x_stride, panels + panel, width, in, ahead, run(), tile + panel * PANEL, tile_stride);
+        multiply_patch<T, ROWS, 1, ADDS>(
+            x, x_stride, panels + panel, width, in, ahead, run(), patch + panel * PANEL, patch_stride);
 }
 
 template <class T, int ROWS, bool ADDS>
 struct Dispatch {
     static void run(
         int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-        Ahead ahead, Fetches* fetches, float* tile, int tile_stride) {
+        Ahead ahead, Fetches* fetches, float* patch, int patch_stride) {
         if (rows == ROWS)
-            multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, fetches, tile, tile_stride);
+            multiply_rows<T, ROWS, ADDS>(x, x_stride, panels, count, width, in, ahead, fetches, patch, patch_stride);
         else
             Dispatch<T, ROWS - 1, ADDS>::run(
-                rows, x, x_stride, panels, count, width, in, ahead, fetches, tile, tile_stride);
+                rows, x, x_stride, panels, count, width, in, ahead, fetches, patch, patch_stride);
     }
 };
 template <class T, bool ADDS>
@@ -151,20 +151,20 @@ struct Dispatch<T, 0, ADDS> {
     static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, Ahead, Fetches*, float*, int) {}
 };
 
-// The same for any number of rows, cut into tiles of nearly equal height. ahead: for all panels. fetches: what else is read
+// The same for any number of rows, cut into patches of nearly equal height. ahead: for all panels. fetches: what else is read
 // soon, or null.
 template <class T, bool ADDS = false>
 void multiply(
     int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
-    int64_t ahead, Fetches* fetches, float* tile, int tile_stride) {
-    const int tiles = (rows + MAX_ROWS - 1) / MAX_ROWS;
-    for (int i = 0, done = 0; i < tiles; ++i) {
-        const int height = (rows - done + tiles - i - 1) / (tiles - i);
-        // Once is enough, and two tiles share it: what is asked for in bursts is waited for.
-        const Ahead own = {i == 0 ? ahead : 0, i == std::min(tiles - 1, 1) ? ahead : 0};
+    int64_t ahead, Fetches* fetches, float* patch, int patch_stride) {
+    const int patches = (rows + MAX_ROWS - 1) / MAX_ROWS;
+    for (int i = 0, done = 0; i < patches; ++i) {
+        const int height = (rows - done + patches - i - 1) / (patches - i);
+        // Once is enough, and two patches share it: what is asked for in bursts is waited for.
+        const Ahead own = {i == 0 ? ahead : 0, i == std::min(patches - 1, 1) ? ahead : 0};
         Dispatch<T, MAX_ROWS, ADDS>::run(
             height, x + done * x_stride, x_stride, panels, count, width, in, own, fetches,
-            tile + (int64_t)done * tile_stride, tile_stride);
+            patch + (int64_t)done * patch_stride, patch_stride);
         done += height;
     }
 }

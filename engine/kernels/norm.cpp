@@ -1,7 +1,8 @@
 // Norms and activations over rows; each row is computed by one thread.
 
 #include "norm.h"
-#include "types.h"
+
+#include "entry.h"
 
 namespace blora {
 namespace {
@@ -22,8 +23,8 @@ void gate_rows(const T* x, int rows, int width, T* y) {
         const T* gate = x + (int64_t)row * 2 * width;
         for (int i = 0; i < width; i += LANES) {
             const int count = std::min(LANES, width - i);
-            VecF value = silu(load_part(gate + i, count)) * load_part(gate + width + i, count);
-            store_part(y + (int64_t)row * width + i, value, count);
+            VecF value = silu(load_first(gate + i, count)) * load_first(gate + width + i, count);
+            store_first(y + (int64_t)row * width + i, value, count);
         }
     }
 }
@@ -33,18 +34,16 @@ void gate_rows(const T* x, int rows, int width, T* y) {
 
 extern "C" {
 
-BLORA_API int32_t blora_interface() { return BLORA_INTERFACE; }
+int32_t blora_interface() { return BLORA_INTERFACE; }
 
-// x, y: [rows, width], weight: [width].
-BLORA_API void blora_rms_norm(
+void blora_rms_norm(
     const void* x, const void* weight, int32_t rows, int32_t width, float eps, int32_t dtype, void* y) {
     using namespace blora;
     if (dtype == FLOAT32) norm_rows((const float*)x, (const float*)weight, rows, width, eps, (float*)y);
     else norm_rows((const bf16*)x, (const bf16*)weight, rows, width, eps, (bf16*)y);
 }
 
-// y = silu(first half) * second half. x: [rows, 2 * width], y: [rows, width].
-BLORA_API void blora_silu_mul(const void* x, int32_t rows, int32_t width, int32_t dtype, void* y) {
+void blora_silu_mul(const void* x, int32_t rows, int32_t width, int32_t dtype, void* y) {
     using namespace blora;
     if (dtype == FLOAT32) gate_rows((const float*)x, rows, width, (float*)y);
     else gate_rows((const bf16*)x, rows, width, (bf16*)y);

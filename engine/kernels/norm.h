@@ -13,14 +13,14 @@ template <class T>
 void rms_norm(const T* x, const T* weight, int width, float eps, T* y) {
     VecF squares = {};
     for (int i = 0; i < width; i += LANES) {
-        VecF v = load_part(x + i, std::min(LANES, width - i));
+        VecF v = load_first(x + i, std::min(LANES, width - i));
         squares = fma(v, v, squares);
     }
     const VecF scale = splat(1.0f / std::sqrt(sum(squares) / (float)width + eps));
     for (int i = 0; i < width; i += LANES) {
         const int count = std::min(LANES, width - i);
-        VecF normed = rounded<T>(load_part(x + i, count) * scale);
-        store_part(y + i, load_part(weight + i, count) * normed, count);
+        VecF normed = rounded<T>(load_first(x + i, count) * scale);
+        store_first(y + i, load_first(weight + i, count) * normed, count);
     }
 }
 

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "entry.h"
 #include "simd.h"
-#include "types.h"
 
 namespace blora {
 namespace {
@@ -20,7 +20,7 @@ constexpr float MARGIN = 1.001f;  // more than exp() and the roundings around it
 void scan_row(const float* logits, int vocab, int64_t* id, uint8_t* is_finite) {
     VecF top = splat(-std::numeric_limits<float>::infinity()), zeros = {};
     for (int i = 0; i < vocab; i += LANES) {
-        const VecF v = load_part(logits + i, std::min(LANES, vocab - i));
+        const VecF v = load_first(logits + i, std::min(LANES, vocab - i));
         zeros += v * splat(0.0f);  // NaN for what is not finite
         if (i + LANES <= vocab) top = max(v, top);
     }
@@ -91,17 +91,14 @@ struct Draw {
 
 extern "C" {
 
-// logits: [rows, stride], of which a row has its first vocabs[row]; null is all. ids: [rows] the first of the largest.
-// is_finite: [rows].
-BLORA_API void blora_scan(
+void blora_scan(
     const float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, int64_t* ids, uint8_t* is_finite) {
 #pragma omp parallel for schedule(static) if (rows > 1 && (int64_t)rows * stride >= blora::PARALLEL_VALUES)
     for (int row = 0; row < rows; ++row)
         blora::scan_row(logits + (int64_t)row * stride, vocabs ? vocabs[row] : stride, ids + row, is_finite + row);
 }
 
-// A draw from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample, position).
-BLORA_API int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key) {
+int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key) {
     int64_t likeliest;
     uint8_t is_finite;
     blora::scan_row(logits, vocab, &likeliest, &is_finite);

@@ -1,4 +1,4 @@
-// Vectors of floats as wide as the instruction set that this file is compiled for, and the few operations on them.
+// GainShift of floats as wide as the instruction set that this file is compiled for, and the few operations on them.
 //
 // GCC's vector types carry the arithmetic; intrinsics stand only where there is no operator. Results are the same for
 // every width but where said. Compiled with -ffp-contract=off: a multiply and an add are fused only by fma().
@@ -171,14 +171,14 @@ inline void store(bf16* target, VecF v) {
 
 // The first `count` elements; the other lanes are zero, and nothing beyond is read or written.
 template <class T>
-inline VecF load_part(const T* source, int count) {
+inline VecF load_first(const T* source, int count) {
     if (count >= LANES) return load(source);
     T lanes[LANES] = {};
     std::memcpy(lanes, source, count * sizeof(T));
     return load(lanes);
 }
 template <class T>
-inline void store_part(T* target, VecF v, int count) {
+inline void store_first(T* target, VecF v, int count) {
     if (count >= LANES) return store(target, v);
     T lanes[LANES];
     store(lanes, v);

@@ -3,12 +3,6 @@
 
 #include <cstdint>
 
-#define BLORA_API __attribute__((visibility("default")))
-
-// Counts the changes of what Python and the kernels agree on: structures, functions, layouts of weights and pages. A
-// library of another number than library.py's is not loaded.
-#define BLORA_INTERFACE 7
-
 extern "C" {
 
 enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
@@ -46,7 +40,7 @@ struct LoraUse {
 
 struct LoraPlan {
     int32_t num_uses;
-    int32_t has_vectors;     // whether any slice has a shift or a gain
+    int32_t has_gain_shift;     // whether any slice has a shift or a gain
     const LoraUse* uses;
 };
 

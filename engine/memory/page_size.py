@@ -24,7 +24,7 @@ def max_elements(num_pages: int, page_bytes: int, dtype: str) -> int:
     return num_pages * page_bytes // ITEM_BYTES[dtype]
 
 
-def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.VECTORS) -> int:
+def page_bytes_of(config: ModelConfig, dtype: str, block_size: int, layout: Layout = Layout.CPU) -> int:
     """Returns the bytes of a page in an engine of this model. dtype: data type of KV. block_size: tokens. layout: how
     adapters lie in a page."""
     layer_bytes = kv_layer_bytes(config.num_kv_heads, block_size, config.head_dim, ITEM_BYTES[dtype])

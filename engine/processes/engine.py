@@ -107,15 +107,7 @@ class EngineLoop:
         return True
 
     def _state(self, call_id: int, digests: list[str]) -> StateReply:
-        core = self._core
-        return StateReply(
-            call_id,
-            num_free_pages=core.num_free_pages,
-            num_running=core.scheduler.num_running,
-            num_waiting=core.scheduler.num_waiting,
-            counts=core.scheduler.counts,
-            adapters=[core.adapter_state(digest) for digest in digests],
-        )
+        return StateReply(call_id, self._core.load, [self._core.adapter_state(digest) for digest in digests])
 
 
 def start(channel: Channel[ToEngine]) -> StartedEngine | None:

@@ -64,7 +64,7 @@ class BackendChoice:
     """A chosen backend, and the facts about it that are needed before an arena and a model exist to build it from."""
 
     build: BuildBackend
-    layout: Layout = Layout.VECTORS  # how adapters lie in a page
+    layout: Layout = Layout.CPU  # how adapters lie in a page
     device: Device | None = None  # where the arena and the model are; None is the CPU's memory
     # Arguments: the backend, a page that no request gets, the pages of the longest row, those of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None

@@ -25,7 +25,7 @@ from blora.scheduler import (
 
 from ..errors import EngineBroken
 from ..memory.arena import Arena
-from ..outputs import AdapterState
+from ..outputs import AdapterState, EngineLoad
 from ..parallel.shards import NO_SHARDS, Shards
 from .runner import ModelRunner
 
@@ -177,6 +177,11 @@ class EngineCore:
     def num_free_pages(self) -> int:
         """The number of pages not in use: empty ones, and those of cached KV and idle adapters."""
         return self.scheduler.num_free_pages
+
+    @property
+    def load(self) -> EngineLoad:
+        scheduler = self.scheduler
+        return EngineLoad(self.num_free_pages, scheduler.num_running, scheduler.num_waiting, scheduler.counts)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if a page, a table or a reference has no owner or several, or if an adapter that may have

@@ -111,6 +111,10 @@ class AdapterTokenizers:
             raise InvalidRequest("lora_request", "the adapters add different tokens to the tokenizer")
         return own[0] if own else self.base
 
+    def digests(self) -> set[str]:
+        """Of the adapters that have a tokenizer of their own."""
+        return set(self._own)
+
     def forget(self, digest: str) -> None:
         """Drops an adapter's tokenizer. An unknown digest is ignored."""
         self._own.pop(digest, None)

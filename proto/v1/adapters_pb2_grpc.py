@@ -27,17 +27,17 @@ if _version_not_supported:
 
 
 class AdapterServiceStub:
-    """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
+    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
 
-    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept,
-    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
+    requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
+    were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
-    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
-    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
-    what was loaded. One that was uploaded keeps its files on the server for that.
+    Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
+    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
+    were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
     UNAVAILABLE: the engine is starting, draining or being restarted.
     """
 
@@ -100,48 +100,48 @@ class AdapterServiceStub:
 
 
 class AdapterServiceServicer:
-    """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
+    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
 
-    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept,
-    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
+    requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
+    were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
-    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
-    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
-    what was loaded. One that was uploaded keeps its files on the server for that.
+    Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
+    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
+    were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
     UNAVAILABLE: the engine is starting, draining or being restarted.
     """
 
     def Load(self, request, context):
         """Loads an adapter from a folder of the server, as the active version of its name. A name that exists gets the new
-        weights in one moment: requests that run finish on the old ones. Does not disturb what runs. Weights that are active
+        weights in one moment: running requests are not disturbed and finish on the old weights. Weights that are active
         already make no second version.
         INVALID_ARGUMENT    the name or the path is malformed
-        FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the text lists why. Or
-        there is no room now to pin it: then it is loaded, and not pinned
-        RESOURCE_EXHAUSTED  too many wait to be read or downloaded
+        FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the message lists the
+        reasons. Or there is no room now to pin the adapter: then it is loaded, but not pinned
+        RESOURCE_EXHAUSTED  too many adapters wait to be read or downloaded
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Load from bytes: a header, then the bytes of all files, one after another, in chunks of any size. They are checked as
-        files are and never written below an --adapter-root.
+        """Loads an adapter from bytes: a header, then the bytes of all files, one after another, in chunks of any size. The
+        bytes are checked as files are, and never written below an --adapter-root.
         INVALID_ARGUMENT    the header is malformed
-        FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those that the
-        header announces, or the adapter does not fit the model; the text lists why. Or there is no
-        room now to pin it, as in Load
-        RESOURCE_EXHAUSTED  too many upload at once
+        FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those in the
+        header, or the adapter does not fit the model; the message lists the reasons. Or there is no
+        room now to pin the adapter, as in Load
+        RESOURCE_EXHAUSTED  too many uploads run at once
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Inspect(self, request, context):
-        """Says what Load would come to and loads nothing: an adapter that would be refused is no error but a report with
+        """Reports the result of Load without loading anything. An adapter that Load would refuse is no error: its report has
         problems.
         INVALID_ARGUMENT    the path is malformed
         FAILED_PRECONDITION the server was started without an --adapter-root
@@ -152,26 +152,26 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Activate(self, request, context):
-        """Makes a name mean a version that is kept, such as the one before. Requests that run finish on what they began with.
-        The pin of the version that was active ends.
-        FAILED_PRECONDITION the version had to be read again, and its files are no longer what was loaded
+        """Makes a name mean a version that is kept, such as the one before. Running requests finish on the version with which
+        they began. The pin of the version that was active ends.
+        FAILED_PRECONDITION the version had to be read again, and its files are no longer those that were loaded
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Warm(self, request, context):
-        """Starts to make an adapter resident in the engine's memory, so that its first request need not wait; it may be
-        evicted again. Get tells when it is resident.
-        FAILED_PRECONDITION running requests leave no room for it now
+        """Starts to copy an adapter into the engine's memory, so that its first request need not wait. The adapter may be
+        evicted again. Get reports whether it is resident.
+        FAILED_PRECONDITION running requests leave no room for the adapter now
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Takes the name with all its versions away at once, or one version that is not active, and answers when the requests
-        that use them are finished, or aborted.
+        """Removes a name with all its versions at once, or one version that is not active. Answers when the requests that use
+        these versions are finished or aborted.
         INVALID_ARGUMENT    the version is the active one of several
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -179,21 +179,21 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """All adapters, by name.
+        """Returns the active version of every name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """One adapter.
+        """Returns one adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pin(self, request, context):
-        """Pins an adapter in the engine's memory, or releases it.
+        """Pins an adapter in the engine's memory, or ends its pin.
         FAILED_PRECONDITION the memory cannot hold it
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -201,10 +201,10 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """For routers: everything that is loaded, then what happens to it, until the call is cancelled. The first message is a
-        snapshot. Another one follows where a reader was so slow that events are kept no more (1,024 are), or the engine was
-        started again: it takes the place of all that was known. Events may repeat what a snapshot has. Ends with UNAVAILABLE when the engine ends or
-        drains: call again.
+        """For routers: sends a snapshot of all loaded adapters, then every event, until the call is cancelled. Another
+        snapshot follows when a reader was so slow that events were dropped (1,024 are kept), or when the engine was
+        started again; it replaces everything that was known. Events may repeat facts of a snapshot. Ends with UNAVAILABLE
+        when the engine ends or drains: call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -272,17 +272,17 @@ def add_AdapterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterService:
-    """Which adapters are loaded. For operators: a deployment can keep this service from those who only generate.
+    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
 
-    Every load under a name makes a version: 1, 2, ... One is active: the name alone means it, here and in requests, and
-    "name@2" means the second one. Of each name the active version and those that were active last are kept,
-    --max-adapter-versions of them (2 by default); requests that run keep theirs in any case.
+    Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
+    requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
+    were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
-    Adapters that are not in use stay in host memory as far as --host-cache allows. One that had to go is read again where it
-    was loaded from when it is asked for, by a request, Activate, Warm or Pin: FAILED_PRECONDITION if its files are no longer
-    what was loaded. One that was uploaded keeps its files on the server for that.
+    Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
+    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
+    were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
     UNAVAILABLE: the engine is starting, draining or being restarted.
     """
 

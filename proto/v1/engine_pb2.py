@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62lora/proto/v1/engine.proto\x12\x08\x62lora.v1\"\x10\n\x0eGetInfoRequest\"\xb1\x05\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x11\n\tnum_pages\x18\x06 \x01(\x04\x12\x12\n\npage_bytes\x18\x07 \x01(\x04\x12\x16\n\x0enum_free_pages\x18\x08 \x01(\x04\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x0c \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\r \x01(\x04\x12\x18\n\x10num_adapter_uses\x18\x0e \x01(\x04\x12\x18\n\x10num_adapter_hits\x18\x0f \x01(\x04\x12\x18\n\x10num_copied_pages\x18\x10 \x01(\x04\x12\x1a\n\x12num_evicted_blocks\x18\x11 \x01(\x04\x12\x1c\n\x14num_evicted_adapters\x18\x12 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x13 \x01(\x04\x12\x14\n\x0c\x63opy_seconds\x18\x14 \x01(\x01\x12\x14\n\x0cnum_requests\x18\x15 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x16 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x17 \x01(\x01\x12\x16\n\x0enum_host_bytes\x18\x18 \x01(\x04\x12\x16\n\x0emax_host_bytes\x18\x19 \x01(\x04\x12\x15\n\rnum_host_uses\x18\x1a \x01(\x04\x12\x15\n\rnum_host_hits\x18\x1b \x01(\x04\x12\x16\n\x0enum_host_reads\x18\x1c \x01(\x04\x12\x19\n\x11num_host_failures\x18\x1d \x01(\x04\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0f\n\rAbortResponse2\x89\x01\n\rEngineService\x12>\n\x07GetInfo\x12\x18.blora.v1.GetInfoRequest\x1a\x19.blora.v1.GetInfoResponse\x12\x38\n\x05\x41\x62ort\x12\x16.blora.v1.AbortRequest\x1a\x17.blora.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62lora/proto/v1/engine.proto\x12\x08\x62lora.v1\"\x10\n\x0eGetInfoRequest\"\xcc\x05\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x11\n\tnum_pages\x18\x06 \x01(\x04\x12\x12\n\npage_bytes\x18\x07 \x01(\x04\x12\x16\n\x0enum_free_pages\x18\x08 \x01(\x04\x12\x13\n\x0bnum_running\x18\t \x01(\r\x12\x13\n\x0bnum_waiting\x18\n \x01(\r\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x0c \x01(\x04\x12\x19\n\x11num_cached_tokens\x18\r \x01(\x04\x12\x18\n\x10num_adapter_uses\x18\x0e \x01(\x04\x12\x18\n\x10num_adapter_hits\x18\x0f \x01(\x04\x12\x18\n\x10num_copied_pages\x18\x10 \x01(\x04\x12\x1a\n\x12num_evicted_blocks\x18\x11 \x01(\x04\x12\x1c\n\x14num_evicted_adapters\x18\x12 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x13 \x01(\x04\x12\x14\n\x0c\x63opy_seconds\x18\x14 \x01(\x01\x12\x14\n\x0cnum_requests\x18\x15 \x01(\x04\x12\x1c\n\x14num_generated_tokens\x18\x16 \x01(\x04\x12\x15\n\rqueue_seconds\x18\x17 \x01(\x01\x12\x16\n\x0enum_host_bytes\x18\x18 \x01(\x04\x12\x16\n\x0emax_host_bytes\x18\x19 \x01(\x04\x12\x15\n\rnum_host_uses\x18\x1a \x01(\x04\x12\x15\n\rnum_host_hits\x18\x1b \x01(\x04\x12\x16\n\x0enum_host_reads\x18\x1c \x01(\x04\x12\x19\n\x11num_host_failures\x18\x1d \x01(\x04\x12\x19\n\x11num_host_adapters\x18\x1e \x01(\x04\"#\n\x0c\x41\x62ortRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"\x0f\n\rAbortResponse2\x89\x01\n\rEngineService\x12>\n\x07GetInfo\x12\x18.blora.v1.GetInfoRequest\x1a\x19.blora.v1.GetInfoResponse\x12\x38\n\x05\x41\x62ort\x12\x16.blora.v1.AbortRequest\x1a\x17.blora.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,11 +35,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=41
   _globals['_GETINFOREQUEST']._serialized_end=57
   _globals['_GETINFORESPONSE']._serialized_start=60
-  _globals['_GETINFORESPONSE']._serialized_end=749
-  _globals['_ABORTREQUEST']._serialized_start=751
-  _globals['_ABORTREQUEST']._serialized_end=786
-  _globals['_ABORTRESPONSE']._serialized_start=788
-  _globals['_ABORTRESPONSE']._serialized_end=803
-  _globals['_ENGINESERVICE']._serialized_start=806
-  _globals['_ENGINESERVICE']._serialized_end=943
+  _globals['_GETINFORESPONSE']._serialized_end=776
+  _globals['_ABORTREQUEST']._serialized_start=778
+  _globals['_ABORTREQUEST']._serialized_end=813
+  _globals['_ABORTRESPONSE']._serialized_start=815
+  _globals['_ABORTRESPONSE']._serialized_end=830
+  _globals['_ENGINESERVICE']._serialized_start=833
+  _globals['_ENGINESERVICE']._serialized_end=970
 # @@protoc_insertion_point(module_scope)

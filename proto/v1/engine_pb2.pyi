@@ -12,7 +12,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version", "num_prompt_tokens", "num_cached_tokens", "num_adapter_uses", "num_adapter_hits", "num_copied_pages", "num_evicted_blocks", "num_evicted_adapters", "num_preemptions", "copy_seconds", "num_requests", "num_generated_tokens", "queue_seconds", "num_host_bytes", "max_host_bytes", "num_host_uses", "num_host_hits", "num_host_reads", "num_host_failures")
+    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version", "num_prompt_tokens", "num_cached_tokens", "num_adapter_uses", "num_adapter_hits", "num_copied_pages", "num_evicted_blocks", "num_evicted_adapters", "num_preemptions", "copy_seconds", "num_requests", "num_generated_tokens", "queue_seconds", "num_host_bytes", "max_host_bytes", "num_host_uses", "num_host_hits", "num_host_reads", "num_host_failures", "num_host_adapters")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class GetInfoResponse(_message.Message):
     NUM_HOST_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_HOST_READS_FIELD_NUMBER: _ClassVar[int]
     NUM_HOST_FAILURES_FIELD_NUMBER: _ClassVar[int]
+    NUM_HOST_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     dtype: str
     vocab_size: int
@@ -71,7 +72,8 @@ class GetInfoResponse(_message.Message):
     num_host_hits: int
     num_host_reads: int
     num_host_failures: int
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., num_host_bytes: _Optional[int] = ..., max_host_bytes: _Optional[int] = ..., num_host_uses: _Optional[int] = ..., num_host_hits: _Optional[int] = ..., num_host_reads: _Optional[int] = ..., num_host_failures: _Optional[int] = ...) -> None: ...
+    num_host_adapters: int
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., num_host_bytes: _Optional[int] = ..., max_host_bytes: _Optional[int] = ..., num_host_uses: _Optional[int] = ..., num_host_hits: _Optional[int] = ..., num_host_reads: _Optional[int] = ..., num_host_failures: _Optional[int] = ..., num_host_adapters: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)

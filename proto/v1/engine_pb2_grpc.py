@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class EngineServiceStub:
-    """The engine as a whole. Whether it serves is told by the standard grpc.health.v1.Health service.
+    """Reports on the engine as a whole, and ends requests. The standard service grpc.health.v1.Health reports whether it
+    serves.
     """
 
     def __init__(self, channel):
@@ -49,19 +50,20 @@ class EngineServiceStub:
 
 
 class EngineServiceServicer:
-    """The engine as a whole. Whether it serves is told by the standard grpc.health.v1.Health service.
+    """Reports on the engine as a whole, and ends requests. The standard service grpc.health.v1.Health reports whether it
+    serves.
     """
 
     def GetInfo(self, request, context):
-        """Facts and load of the engine. UNAVAILABLE: it is starting or being restarted.
+        """Returns facts about the engine and its load. UNAVAILABLE: the engine is starting or being restarted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends requests by the ids their responses carry. An id that is unknown or finished is no error, so that it can be
-        sent besides cancelling the RPC, or twice.
+        """Ends requests by the ids in their responses. An unknown id, or that of a finished request, is no error, so that a
+        client can abort a request whose RPC it has cancelled, or abort it twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +91,8 @@ def add_EngineServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EngineService:
-    """The engine as a whole. Whether it serves is told by the standard grpc.health.v1.Health service.
+    """Reports on the engine as a whole, and ends requests. The standard service grpc.health.v1.Health reports whether it
+    serves.
     """
 
     @staticmethod

@@ -27,17 +27,18 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Text and tokens from the base model or from any adapter that is loaded.
+    """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs ask the same question and fail alike:
-    INVALID_ARGUMENT    the request can never be served as it is; the text says which field and why
+    Both RPCs take the same request and fail alike:
+    INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
-    INTERNAL            every sample failed, or a fault of the server
-    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
-    Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
+    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    INTERNAL            every sample failed, or the server has a fault
+    Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
+    characters.
+    A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
     def __init__(self, channel):
@@ -59,17 +60,18 @@ class GenerationServiceStub:
 
 
 class GenerationServiceServicer:
-    """Text and tokens from the base model or from any adapter that is loaded.
+    """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs ask the same question and fail alike:
-    INVALID_ARGUMENT    the request can never be served as it is; the text says which field and why
+    Both RPCs take the same request and fail alike:
+    INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
-    INTERNAL            every sample failed, or a fault of the server
-    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
-    Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
+    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    INTERNAL            every sample failed, or the server has a fault
+    Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
+    characters.
+    A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
     def Generate(self, request, context):
@@ -80,7 +82,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Answers as tokens come. Every message holds only what is new.
+        """Answers as tokens come. Every message holds only the news since the last one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,17 +110,18 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Text and tokens from the base model or from any adapter that is loaded.
+    """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs ask the same question and fail alike:
-    INVALID_ARGUMENT    the request can never be served as it is; the text says which field and why
+    Both RPCs take the same request and fail alike:
+    INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again or elsewhere
-    INTERNAL            every sample failed, or a fault of the server
-    Metadata: x-tenant-id names whose request it is, for fair shares of service; printable, at most 128 characters.
-    Cancelling the RPC, its deadline, or a lost connection ends the request and frees what it holds.
+    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    INTERNAL            every sample failed, or the server has a fault
+    Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
+    characters.
+    A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
     @staticmethod

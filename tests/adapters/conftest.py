@@ -1,4 +1,4 @@
-"""What the adapter tests share: the tiny model's modules, written down by hand, and one good folder to spoil."""
+"""Fixtures of the adapter tests: the tiny model's modules, written down by hand, and a good folder to spoil."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from blora.adapters import TargetModule
 
 HIDDEN, KV, MLP = 32, 16, 64
 
-# name, in, out, site of the layer, offset in it
+# name, inputs, outputs, site in the layer, offset in the site
 MODULES = (
     ("self_attn.q_proj", HIDDEN, HIDDEN, 0, 0),
     ("self_attn.k_proj", HIDDEN, KV, 0, HIDDEN),
@@ -32,5 +32,5 @@ def targets() -> tuple[TargetModule, ...]:
 
 @pytest.fixture
 def folder(tiny_adapters: dict[str, Path], tmp_path: Path) -> Path:
-    """A good adapter of rank 4 on every module of both layers, the test's own to spoil."""
+    """A good adapter of rank 4 on every module of both layers; the test may spoil it."""
     return Path(shutil.copytree(tiny_adapters["r4"], tmp_path / "adapter"))

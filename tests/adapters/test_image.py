@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blora.adapters import AdapterImage, AdapterTooLarge, Checkpoint, TargetModule, pack
 from blora.adapters.image import DTYPES, LARGEST_PIECE, Chunk
-from blora.adapters.layout import ALIGNMENT, LINES, PANEL, TILE, Layout
+from blora.adapters.layout import ALIGNMENT, LINES, PANEL, PIECE_WIDTH, Layout
 from blora.adapters.peft.checkpoint import Array, LoRAModule
 
 Shape = tuple[int, int, int]  # rank, in_features, out_features
@@ -19,7 +19,7 @@ SHAPES: list[Shape] = [(1, 16, 8), (5, 40, 33), (64, 24, 17), (3, 1, 1)]
 
 
 def random_floats(generator: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Finite values of every exponent up to float16's largest, subnormals and ties between two bfloat16 included."""
+    """Returns finite values of all exponents up to float16's largest, with subnormals and ties between bfloat16."""
     bits = generator.integers(0, 1 << 32, shape, dtype=np.uint32)
     bits[generator.random(shape) < 0.3] &= np.uint32(0xFFFF0000)
     bits[generator.random(shape) < 0.3] ^= np.uint32(0x00008000)
@@ -42,34 +42,34 @@ def as_torch_stores(matrix: Array, dtype: str) -> bytes:
 
 
 def packed_groups(image: AdapterImage, checkpoint: Checkpoint) -> Iterator[tuple[Array, tuple[Chunk, ...]]]:
-    """What stands in each group's chunks: [pieces, elements]."""
+    """Yields the expected content of each group, [pieces, elements], and the group's chunks."""
     layout, per_unit = image.table.layout, 1 if image.table.dtype == "float32" else 2
     for module, packed in zip(checkpoint.modules, image.table.modules, strict=True):
         first = 0
         for width, a, b in zip(layout.rank_groups(packed.rank), packed.a, packed.b, strict=True):
             ranks = slice(first, first + width)
-            if layout is Layout.TILES:
-                yield tiles_of(module.a[ranks], width), a
-                yield tiles_of(module.b[:, ranks].T, width), b
+            if layout is Layout.GPU:
+                yield gpu_pieces_of(module.a[ranks], width), a
+                yield gpu_pieces_of(module.b[:, ranks].T, width), b
             else:
                 yield pieces_of_a(module.a[ranks], width, per_unit), a
                 yield pieces_of_b(module.b[:, ranks], width, per_unit), b
             first += width
 
 
-def tiles_of(matrix: Array, width: int) -> Array:
+def gpu_pieces_of(matrix: Array, width: int) -> Array:
     """matrix: [ranks, n]. Returns [pieces, 128 of each rank]."""
-    tiles = []
-    for first in range(0, matrix.shape[1], TILE):
-        tile = np.zeros((width, TILE), np.float32)
-        part = matrix[:, first : first + TILE]
-        tile[: len(part), : part.shape[1]] = part
-        tiles.append(tile.reshape(-1))
-    return np.stack(tiles)
+    pieces = []
+    for first in range(0, matrix.shape[1], PIECE_WIDTH):
+        piece = np.zeros((width, PIECE_WIDTH), np.float32)
+        part = matrix[:, first : first + PIECE_WIDTH]
+        piece[: len(part), : part.shape[1]] = part
+        pieces.append(piece.reshape(-1))
+    return np.stack(pieces)
 
 
 def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
-    """[pieces, 8 lines], an element at a time."""
+    """Returns [pieces, 8 lines], made one element at a time."""
     units, num_in = 16 // width, a.shape[1]
     per_line = units * per_unit
     lines = np.zeros((-(-num_in // (per_line * LINES)) * LINES, 16 * per_unit), np.float32)
@@ -81,7 +81,7 @@ def pieces_of_a(a: Array, width: int, per_unit: int) -> Array:
 
 
 def pieces_of_b(b: Array, width: int, per_unit: int) -> Array:
-    """[panels, 16 outputs of all ranks], an element at a time."""
+    """Returns [panels, 16 outputs of all ranks], made one element at a time."""
     num_out, ranks = b.shape
     panels = np.zeros((-(-num_out // PANEL), width * PANEL), np.float32)
     for out in range(num_out):
@@ -106,7 +106,7 @@ def check_image(image: AdapterImage, checkpoint: Checkpoint, dtype: str) -> None
 
 
 def check_pieces(chunks: Sequence[Chunk], num_pieces: int) -> None:
-    """They cover the pieces of a group once, in order."""
+    """The chunks cover the pieces of a group once, in order."""
     ends = [chunk.first + chunk.num_pieces for chunk in chunks]
     assert [chunk.first for chunk in chunks] == [0, *ends[:-1]]
     assert ends[-1] == num_pieces
@@ -197,8 +197,8 @@ def test_groups_hold_all_ranks_and_fewer_than_four_more(rank: int) -> None:
         assert rank <= sum(widths) < rank + 4
         assert sorted(widths, reverse=True) == widths and set(widths) <= {16, 12, 8, 4}
         assert [width for width in widths if width < 16] == widths[rank // 16 :] or rank % 16 > 12
-    assert 12 not in Layout.VECTORS.rank_groups(rank)
-    assert len(Layout.TILES.rank_groups(rank)) == -(-rank // 16)
+    assert 12 not in Layout.CPU.rank_groups(rank)
+    assert len(Layout.GPU.rank_groups(rank)) == -(-rank // 16)
 
 
 @pytest.mark.parametrize("layout", Layout)

@@ -15,7 +15,7 @@ from blora.adapters.lora import LoRAMetadata, Segment
 from blora.adapters.peft.checkpoint import LoRAModule
 from blora.adapters.reference import ReferenceLoRA
 
-PAGE_BYTES = 1024  # no more than a panel of a B, so that matrices lie in many pages
+PAGE_BYTES = 1024  # the size of a panel of a B, so that matrices lie in many pages
 NUM_PAGES = 1500
 NUM_IN = 24
 # site -> (first column, width) of its slices; site 3 has none
@@ -27,7 +27,7 @@ Use = tuple[str, float]
 
 
 def make_checkpoint(digest: str, rank: int, sites: Mapping[int, Sequence[int]]) -> Checkpoint:
-    """sites: site -> the slices that the adapter changes. Shards differ from slice to slice."""
+    """sites: site -> the slices that the adapter changes. Ranks differ from slice to slice."""
     generator = np.random.default_rng(sum(digest.encode()) + rank)
     modules = []
     for site, numbers in sites.items():
@@ -50,7 +50,7 @@ CHECKPOINTS = {
 
 
 class World:
-    """An arena full of NaN with every adapter in pages of its own, in no order."""
+    """An arena full of NaN in which every adapter has its own pages, in random order."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -77,7 +77,7 @@ class World:
         self.pages[torch.tensor(page_ids)] = 0xFF
 
     def move(self, digest: str) -> None:
-        """To other pages; the old ones are poisoned."""
+        """Moves the adapter to other pages and poisons the old ones."""
         old = self.page_ids[digest]
         self.place(digest, len(old))
         self.poison(old)
@@ -103,7 +103,7 @@ def make_rows(site: int, num_tokens: int, dtype: torch.dtype = torch.float32, se
 
 
 def dense(site: int, x: Tensor, y: Tensor, segments: Sequence[Segment], dtype: torch.dtype) -> Tensor:
-    """The definition, in float64, with weights rounded to dtype."""
+    """Computes the definition in float64, with weights rounded to dtype."""
     total = y.double()
     for segment in segments:
         rows = slice(segment.start, segment.end)

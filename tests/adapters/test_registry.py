@@ -1,4 +1,4 @@
-"""Registry: a name means one digest at a time, versions can be had back, and a digest that no version means is told."""
+"""Registry: a name means one digest at a time, versions can be activated again, and unused digests are reported."""
 
 from random import Random
 from typing import Any
@@ -111,7 +111,7 @@ def test_those_that_were_active_last_are_kept() -> None:
     registry = Registry(2)
     registry.publish("sql", "d1")
     registry.publish("sql", "d2")
-    registry.activate("sql", 1)  # the second one was bad
+    registry.activate("sql", 1)  # version 2 was bad
     assert registry.publish("sql", "d3") == {"d1", "d2"}
     assert numbers(registry, "sql") == [1, 3]
     assert registry.is_published("d1") and not registry.is_published("d2")
@@ -172,7 +172,7 @@ OPERATIONS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.int
 def test_whatever_happens_what_is_told_to_go_is_what_nothing_means(
     operations: list[tuple[str, int, int]], max_versions: int
 ) -> None:
-    registry, held = Registry(max_versions), set[str]()  # of digests: loaded, and not told to go
+    registry, held = Registry(max_versions), set[str]()  # digests that were loaded and not reported as lost
     for name, kind, number in operations:
         lost: set[str] = set()
         try:

@@ -1,4 +1,4 @@
-"""AdapterReport: what a folder would come to, whole or refused, and how much it changes the model."""
+"""AdapterReport: the result of loading a folder, good or refused, and the size of its change of the model."""
 
 import json
 import math

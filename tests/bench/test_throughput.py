@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -69,15 +68,15 @@ def test_the_figures_follow_from_the_times(engine: MeasuredEngine) -> None:
 
 
 def test_a_slow_engine_is_seen(engine: MeasuredEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, pause = engine.llm._core.step, 0.02
+    step, pause = EngineCore.step, 0.02
     calls: list[float] = []
 
-    def slow_step() -> Any:
+    def slow_step(core: EngineCore) -> list[RowUpdate]:
         calls.append(time.monotonic())
         time.sleep(pause)
-        return step()
+        return step(core)
 
-    monkeypatch.setattr(engine.llm._core, "step", slow_step)
+    monkeypatch.setattr(EngineCore, "step", slow_step)
     passed = engine.run(WORK.prompts(engine.vocab_size), WORK.assign(), 12)
     assert len(calls) == 12 and len(passed.decode_steps) == 11
     assert min(passed.decode_steps) >= pause and passed.seconds >= 12 * pause

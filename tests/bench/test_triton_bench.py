@@ -1,4 +1,4 @@
-"""The GPU's LoRA kernels compile without a GPU, and the roofline computes a step's cost from its tiles."""
+"""The GPU's LoRA kernels compile without a GPU, and the roofline counts a step's cost from its strips."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_adapters_are_read_once_each() -> None:
 
 
 def test_rows_of_padding_are_computed() -> None:
-    """64 rows of one adapter are 4 tiles' worth in tiles of 64. With 64 adapters there are as many tiles, without
+    """64 rows of one adapter are one strip of 64 rows; 64 rows of 64 adapters are 64 strips of one row. Neither has
     padding."""
     flops = 2 * 64 * 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert cost(1).flops == cost(64).flops == pytest.approx(flops)

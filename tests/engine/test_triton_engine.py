@@ -53,7 +53,7 @@ def test_every_kind_of_adapter_in_one_batch(
     assert adapters.keys() == KINDS.keys()
     options = {"memory": "16MB", "max_num_batched_tokens": 48}
     expected = generate(make_llm(model, **options), adapters)
-    monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.TILES))
+    monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.GPU))
     llm = make_llm(model, **options)
     assert generate(llm, adapters) == expected
     assert isinstance(llm._core._runner._lora, TritonLoRA)

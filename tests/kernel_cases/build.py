@@ -3,6 +3,8 @@
 python tests/kernel_cases/build.py FOLDER    # sanitized, for `pytest --kernels FOLDER`
 """
 
+import fcntl
+import hashlib
 import runpy
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from unittest.mock import patch
 from blora.engine.kernels.instruction_sets import instruction_sets
 
 ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache/kernels"
 EMULATED = "emulated"  # the widest vectors, pairwise products and tiles, without the instructions for them
 # Loads and stores of tiles are assembly, which no sanitizer sees: those of the emulation are what it watches.
 # What is found ends the process: a message alone would be lost among the tests. -O1 keeps reads that -O3 may leave out.
+QUICK = ["-O2"]  # compiled in half the time, and without fast-math the results are the same
 SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -27,6 +31,28 @@ def builds() -> list[str]:
 
 def path_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.so"
+
+
+def build_emulated() -> Path:
+    """Returns the path of the emulation. It is built when the sources have changed; test processes wait for one."""
+    path, built_from = path_of(CACHE, EMULATED), CACHE / "built_from"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or built_from.read_text() != _digest():
+            path.unlink(missing_ok=True)  # another process may have it mapped
+            built_from.write_text(_digest())
+            build(EMULATED, CACHE, QUICK)
+    return path
+
+
+def _digest() -> str:
+    """Of all that the emulation is built from."""
+    recipe = _recipe()
+    digest = hashlib.sha256(repr([recipe["COMMON"], QUICK]).encode())
+    for file in [*recipe["SOURCES"], *recipe["HEADERS"]]:
+        digest.update((ROOT / file).read_bytes())
+    return digest.hexdigest()
 
 
 def build(name: str, folder: Path, extra: Sequence[str] = ()) -> Path:

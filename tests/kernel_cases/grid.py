@@ -7,7 +7,6 @@ python -m kernel_cases.grid --cases 1 --seed 17 --build avx2   # a case again
 import argparse
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from blora.engine.kernels.library import Kernels, load_kernels
 
-from .build import EMULATED, build, builds, path_of
+from .build import EMULATED, build_emulated, builds, path_of
 from .random_cases import check_case
 
 MOST_FAILURES = 10  # are told, then it ends
@@ -25,10 +24,9 @@ MOST_FAILURES = 10  # are told, then it ends
 def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     print(f"{args.cases} cases from seed {args.seed} on {', '.join(args.build)}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = (_load(name, args.kernels, Path(folder)) for name in args.build)
-        libraries = [kernels for kernels in loaded if kernels is not None]
-        failures = _walk(libraries, range(args.seed, args.seed + args.cases))
+    loaded = (_load(name, args.kernels) for name in args.build)
+    libraries = [kernels for kernels in loaded if kernels is not None]
+    failures = _walk(libraries, range(args.seed, args.seed + args.cases))
     print(f"{failures} cases failed" if failures else "all is well")
     return 1 if failures else 0
 
@@ -42,13 +40,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load(name: str, kernels: Path | None, folder: Path) -> Kernels | None:
+def _load(name: str, kernels: Path | None) -> Kernels | None:
     """None where the operating system does not let it run."""
     try:
         if kernels is not None:
             return Kernels(name, path_of(kernels, name))
         if name == EMULATED:
-            return Kernels(name, build(name, folder))
+            return Kernels(name, build_emulated())
         built = load_kernels(name)
     except PermissionError as error:
         print(error, flush=True)

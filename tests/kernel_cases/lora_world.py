@@ -41,7 +41,7 @@ class Adapter:
 
     ranks: tuple[int, ...]
     scaling: float = 0.5
-    has_vectors: bool = False  # a shift and a gain on every slice, or one of them
+    has_gain_shift: bool = False  # a shift and a gain on every slice, or one of them
 
 
 class LoRAWorld:
@@ -85,7 +85,7 @@ class LoRAWorld:
         modules = [self._make_module(TargetModule("decoy", 8, 16, SITE - 1, 0), 3, adapter.scaling)]
         for (column, width), rank in zip(self.site.slices, adapter.ranks, strict=True):
             target = TargetModule(f"at {column}", self.site.in_, width, SITE, column)
-            if adapter.has_vectors:
+            if adapter.has_gain_shift:
                 modules.append(self._with_vectors(self._make_module(target, rank, adapter.scaling)))
             elif rank:
                 modules.append(self._make_module(target, rank, adapter.scaling))
@@ -231,7 +231,7 @@ def _poison_rest(image: AdapterImage, item_bytes: int) -> None:
     """Makes NaN of the bytes of an image that no chunk covers."""
     is_used = np.zeros(image.pages.shape, dtype=bool)
     for module in image.table.modules:
-        for width, a, b in zip(Layout.VECTORS.rank_groups(module.rank), module.a, module.b, strict=True):
+        for width, a, b in zip(Layout.CPU.rank_groups(module.rank), module.a, module.b, strict=True):
             for chunks, piece_bytes in ((a, LINES * LINE_BYTES), (b, PANEL * width * item_bytes)):
                 for chunk in chunks:
                     is_used[chunk.page, chunk.offset : chunk.offset + chunk.num_pieces * piece_bytes] = True

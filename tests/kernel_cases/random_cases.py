@@ -21,7 +21,7 @@ from blora.engine.step.sampler import TORCH_PICKER
 from .attention_world import Shape, World
 from .decoder_world import Decoders, make_config
 from .lora_world import Adapter, LoRAWorld, Site, Uses, segments_of, uses_of
-from .table_world import TableAdapter, TableWorld
+from .token_rows_world import TokenRowsAdapter, TokenRowsWorld
 
 DTYPES = (torch.float32, torch.bfloat16)
 SCALES = (1.0, 1.0, 0.5, -1.5, 0.0)
@@ -278,7 +278,7 @@ class SamplingCase(RowsCase):
 
 
 @dataclass(frozen=True)
-class TableCase:
+class TokenRowsCase:
     """Embeddings and logits of adapters that change the tables, or have rows of their own behind them."""
 
     seed: int
@@ -286,12 +286,12 @@ class TableCase:
     dtype: torch.dtype
     vocab: int
     hidden: int
-    adapters: dict[str, TableAdapter]
+    adapters: dict[str, TokenRowsAdapter]
     runs: list[tuple[int, Uses]]
     page_bytes: int
 
     def check(self, kernels: Kernels) -> None:
-        world = TableWorld(kernels, self.dtype, self.vocab, self.hidden, self.adapters, self.page_bytes, self.seed)
+        world = TokenRowsWorld(kernels, self.dtype, self.vocab, self.hidden, self.adapters, self.page_bytes, self.seed)
         uses, segments = uses_of(self.runs), segments_of(self.runs)
         ids = self._ids(uses)
         base, x = world.rows(len(uses)), world.rows(len(uses))
@@ -316,11 +316,11 @@ class TableCase:
         )
 
 
-def _table_case(rng: random.Random, seed: int) -> TableCase:
+def _token_rows_case(rng: random.Random, seed: int) -> TokenRowsCase:
     dtype, vocab = rng.choice(DTYPES), _size(rng, 300)
-    adapters = {name: _table_adapter(rng, vocab) for name in "abcd"[: rng.randint(1, 4)]}
+    adapters = {name: _token_rows_adapter(rng, vocab) for name in "abcd"[: rng.randint(1, 4)]}
     runs = [(size, uses[:1]) for size, uses in _runs(rng, list(adapters))]
-    return TableCase(
+    return TokenRowsCase(
         seed=seed,
         num_threads=rng.randint(1, 2),
         dtype=dtype,
@@ -332,14 +332,14 @@ def _table_case(rng: random.Random, seed: int) -> TableCase:
     )
 
 
-def _table_adapter(rng: random.Random, vocab: int) -> TableAdapter:
+def _token_rows_adapter(rng: random.Random, vocab: int) -> TokenRowsAdapter:
     """A product, rows, or both; rows of all tokens, of some, of added ones."""
     rank = rng.choice([0, rng.randint(1, 40)])
     num_rows = vocab + rng.choice([0, rng.randint(1, 20), -rng.randrange(vocab)])
     some = sorted(rng.sample(range(vocab + 20), rng.randint(1, 20)))
     behind = range(vocab, vocab + rng.randint(1, 20))
     row_ids = rng.choice([None if rank else (), (), tuple(some), tuple(behind)])
-    return TableAdapter(rank, row_ids, num_rows, rank > 0 and rng.random() < 0.3, rng.choice([0.25, 1.0, 2.0]))
+    return TokenRowsAdapter(rank, row_ids, num_rows, rank > 0 and rng.random() < 0.3, rng.choice([0.25, 1.0, 2.0]))
 
 
 @dataclass(frozen=True)
@@ -396,7 +396,7 @@ def _decoder_case(rng: random.Random, seed: int) -> DecoderCase:
 KINDS = [
     *[_linear_case] * 5,
     *[_attention_case] * 4,
-    *[_table_case] * 2,
+    *[_token_rows_case] * 2,
     _decoder_case,
     *(_rows_case(kind) for kind in (NormCase, SiluCase, LookupCase, SamplingCase)),
 ]

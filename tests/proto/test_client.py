@@ -1,6 +1,6 @@
-"""The client, as far as it needs no server: what it makes of arguments, and what it imports.
+"""The client as far as it needs no server: its conversion of arguments, and its imports.
 
-tests/engine/server uses the rest of it.
+The tests in tests/engine/server use the rest of the client.
 """
 
 import subprocess

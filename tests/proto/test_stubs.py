@@ -55,7 +55,7 @@ def test_enums_start_unspecified_and_are_prefixed():
 
 @pytest.mark.parametrize("path", sorted(generate.FOLDER.glob("*.proto")), ids=lambda path: path.name)
 def test_every_line_that_says_something_is_explained(path: Path):
-    """A comment stands above every field, value, rpc and message, but for responses that are one message."""
+    """A comment stands above every field, value, rpc and service, except fields that are explained by their type."""
     lines = [line.strip() for line in path.read_text().splitlines()]
     for above, line in zip(lines, lines[1:], strict=False):
         if re.match(r"(rpc |service |\S.* = \d+;$)", line) and not line.startswith("//"):

@@ -1,4 +1,4 @@
-"""One budget for KV blocks and adapters: what goes is what is expected to cost least, in place of what is oldest."""
+"""One budget for KV blocks and adapters: the thing goes whose loss is expected to cost least, not the oldest one."""
 
 import random
 from functools import cache
@@ -12,11 +12,11 @@ from blora.scheduler.eviction import Kind, Thing
 
 RANKS = (4, 8, 16, 32, 64, 128)
 PAGES = [max(1, 27 * rank // 16) for rank in random.Random(0).choices(RANKS, k=2000)]
-MEMORY = sum(PAGES) // 50  # for 40 adapters
+MEMORY = sum(PAGES) // 50  # pages; room for 40 adapters
 
 
 class LeastRecentlyUsed(KeepRule):
-    """Whatever has been idle for longest goes."""
+    """Evicts the thing that has been idle for longest."""
 
     def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
         super().add(thing, kind, num_pages)
@@ -43,14 +43,14 @@ def serve(rule: type[KeepRule], alpha: float, prefix_len: int) -> Outcome:
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_2000_adapters_with_memory_for_40_are_served_without_thrashing(alpha: float) -> None:
-    """The simulation ends, so everything was served; an adapter is copied at most once for each request."""
+    """The simulation ends, so every request was served; an adapter is copied at most once for each request."""
     outcome = serve(KeepRule, alpha, 0)
     assert min(outcome.first_tokens) > 0
     assert outcome.copied_adapters <= len(outcome.adapters)
 
 
 def test_adapters_stay_where_nobody_asks_for_blocks_again() -> None:
-    """Blocks cost more to bring back than pages of adapters; of prompts that never come again they cost nothing."""
+    """A block costs more to bring back than a page of an adapter, but nothing if its prompt never comes again."""
     lru, rule = serve(LeastRecentlyUsed, 1.0, 0), serve(KeepRule, 1.0, 0)
     assert rule.copied_adapters < 0.95 * lru.copied_adapters
 
@@ -79,12 +79,12 @@ def test_what_nobody_asks_for_goes_in_the_end_however_dear() -> None:
     while b"dear" not in gone:
         rule.add(f"adapter {len(gone)}", Kind.ADAPTER, 1)
         gone.append(rule.evict())
-        rule.miss(gone[-1])  # what is copied at once again was wanted
+        rule.miss(gone[-1])  # the adapter is copied again at once, so it was wanted
     assert 40 < len(gone) < 150
 
 
 def test_what_was_wanted_again_after_it_went_is_kept_longer() -> None:
-    """Adapters that are used in turn stay before blocks that never come back, however dear, once this is known."""
+    """Once it is known that adapters used in turn come back and blocks do not, the blocks go first, however dear."""
     rule = KeepRule(30, ReturnCosts(block=10.0, adapter=1.0))
     here: set[Thing] = set()
     copied: list[int] = []

@@ -1,4 +1,4 @@
-"""Copies beside rows take a share of a step; copies alone are only limited by number."""
+"""CopyBudget: copies beside rows take a share of a step; copies without rows are limited only in number."""
 
 import pytest
 from fakes import make_request, make_scheduler

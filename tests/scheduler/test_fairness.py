@@ -1,4 +1,4 @@
-"""Fair shares, and how long a request can be passed over: by examples, and by an oracle over random traces."""
+"""Fair shares and the starvation bound: checked by examples, and by an oracle over random traces."""
 
 import random
 from collections import Counter
@@ -86,12 +86,12 @@ def test_a_resident_adapter_goes_before_one_that_would_evict_it_until_the_bound(
     while scheduler.has_work:
         order += [row.request_id for row in run_step(scheduler).rows if not row.start]
     assert 3 <= order.index(1) <= 7
-    assert pool.num_evicted_adapters == 2  # hot for cold, cold for hot
+    assert pool.num_evicted_adapters == 2  # hot makes way for cold, then cold for hot
 
 
 class Oracle(WaitingQueue):
-    """Watches what the scheduler does with its queue, counts anew what each request was passed over for, and checks
-    each decision."""
+    """Watches the scheduler's calls to its queue, counts anew for how many tokens each request was passed over, and
+    checks each decision."""
 
     def __init__(self, bound: float) -> None:
         super().__init__("fair", Fairness(max_passed_over=bound))
@@ -108,7 +108,7 @@ class Oracle(WaitingQueue):
         return (request.priority, request.tenant, request.adapters)
 
     def heads(self) -> list[Request]:
-        """The first of each flow, of those that wait and are not overdue."""
+        """Returns the first request of each flow, among the waiting ones that are not overdue."""
         first: dict[object, Request] = {}
         for request in sorted(self.waiting.values(), key=lambda request: request.arrival):
             if not self.is_overdue(request):
@@ -122,14 +122,15 @@ class Oracle(WaitingQueue):
         self.waiting[request.request_id] = request
 
     def check_preemption(self, victim: Request) -> None:
-        """What was head of line gives way to what is more urgent or has waited for longer, after everybody else."""
+        """An overdue request is preempted only for requests that are more urgent or overdue for longer, and after all
+        others of its priority."""
         for request in self.running.values():
             if request.priority >= victim.priority:
                 assert request.priority == victim.priority and self.is_overdue(request), (request, victim)
                 assert request.arrival < victim.arrival, (request, victim)
 
     def take(self, request: Request) -> None:
-        """Nobody goes before one that others got too much service before, unless that is so for it as well."""
+        """No request goes before an overdue one, unless it is more urgent, or as urgent and overdue, too."""
         super().take(request)
         del self.waiting[request.request_id]
         bounded = [other for other in self.waiting.values() if self.is_overdue(other)]
@@ -141,7 +142,7 @@ class Oracle(WaitingQueue):
 
     def forget(self, request: Request) -> None:
         if request.request_id in self.waiting:
-            super().take(request)  # nobody was served
+            super().take(request)  # without serving the request
             del self.waiting[request.request_id]
         super().forget(request)
         self.running.pop(request.request_id, None)
@@ -200,4 +201,4 @@ def run_trace(seed: int) -> int:
 
 
 def test_nobody_is_passed_over_beyond_the_bound_in_1000_random_traces() -> None:
-    assert sum(map(run_trace, range(1000))) > 1000  # the bound was met, not only never reached
+    assert sum(map(run_trace, range(1000))) > 1000  # requests were overdue, so the bound was tested

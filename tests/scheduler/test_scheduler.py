@@ -1,4 +1,4 @@
-"""What the scheduler promises, one promise a test."""
+"""The promises of the scheduler, one in each test."""
 
 import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
@@ -226,7 +226,7 @@ def test_a_pin_is_refused_when_accepted_requests_would_not_fit_beside_it() -> No
     for digest in ("three", "six"):
         residency.register(digest, {"three": 3, "six": 6}[digest])
     runner = CheckingRunner(4)
-    scheduler.add(make_request(0, [1] * 8, 12))  # up to 5 pages
+    scheduler.add(make_request(0, [1] * 8, 12))  # may need 5 pages
     run_step(scheduler, runner)
     assert not scheduler.pin("six")
     assert scheduler.pin("three")
@@ -299,7 +299,7 @@ def test_copies_that_requests_wait_for_come_before_those_made_ahead() -> None:
     assert [copy.digest for copy in step.copies] == ["now"]
 
 
-@pytest.mark.parametrize("num_prompt_tokens", [48, 37])  # it has to wait at once, or runs into the warming adapter
+@pytest.mark.parametrize("num_prompt_tokens", [48, 37])  # one waits from the start, one meets the warming adapter later
 def test_warming_an_adapter_fails_no_request(num_prompt_tokens: int) -> None:
     scheduler, residency, _ = make_scheduler(num_pages=20, max_num_batched_tokens=64, copied_pages_per_step=1)
     residency.register("warm", 10)
@@ -319,7 +319,7 @@ def test_what_nobody_uses_yet_keeps_no_pin_and_no_warming_out(how: str) -> None:
     residency.prefetch("ahead")
     assert residency.warm("first")
     act = scheduler.pin if how == "pin" else residency.warm
-    assert not act("large")  # nor is anything given up for it
+    assert not act("large")  # and no other adapter gives way
     assert residency.num_kept_pages == 7
     assert act("wanted")
     scheduler.check_integrity()
@@ -334,7 +334,7 @@ def test_residency_is_told_when_it_changes() -> None:
         residency.register(digest, 5)
     assert residency.warm("one")
     run_step(scheduler, runner)
-    assert residency.take_changes() == {}  # it is not whole
+    assert residency.take_changes() == {}  # "one" is not whole yet
     run_step(scheduler, runner)
     assert residency.take_changes() == {"one": True} and residency.take_changes() == {}
     assert residency.warm("two")
@@ -342,7 +342,7 @@ def test_residency_is_told_when_it_changes() -> None:
     for _ in range(2):
         run_step(scheduler, runner)
     residency.unregister("two")
-    assert residency.take_changes() == {}  # that it was unloaded is known
+    assert residency.take_changes() == {}  # an unloaded adapter is not reported
 
 
 def test_seconds_of_copies_are_divided_by_pages() -> None:
@@ -395,7 +395,7 @@ def test_requests_aborted_before_they_make_evicted_blocks_again_leave_no_memory_
     scheduler, _, pool = make_scheduler(num_pages=12, max_num_batched_tokens=8)
     runner = CheckingRunner(4)
     for base in range(0, 20000, 100):
-        for request_id in (base, base + 50):  # the second evicts what the first leaves
+        for request_id in (base, base + 50):  # the second request evicts the first one's blocks
             scheduler.add(make_request(request_id, list(range(request_id, request_id + 32)), 1))
             run_all(scheduler, runner)
         scheduler.add(make_request(base + 1, list(range(base, base + 32)), 1))
@@ -412,7 +412,7 @@ def test_adapters_given_up_before_they_are_copied_again_leave_no_memory_of_them(
         residency.register(str(index), 4)
         assert residency.warm(str(index))
         run_all(scheduler, runner)
-        if index >= 2:  # where it was evicted it is wanted again, and then is not
+        if index >= 2:  # an evicted adapter is wanted again, and then given up
             scheduler.add(make_request(index, [1], 1, adapters=((str(index - 2), 1.0),)))
             scheduler.schedule()
             scheduler.finish(index)

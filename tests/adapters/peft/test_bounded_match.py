@@ -1,4 +1,4 @@
-"""BoundedMatcher: what ends soon is matched as ever, what does not is stopped, and the timer is as it was."""
+"""BoundedMatcher: fast patterns match as with `re`, endless ones are stopped, and the timer is reset."""
 
 import signal
 import threading

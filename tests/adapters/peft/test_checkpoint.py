@@ -1,4 +1,4 @@
-"""read_checkpoint: what PEFT writes is read as PEFT means it; everything else is refused, quickly, with the reason."""
+"""read_checkpoint: PEFT's folders are read as PEFT reads them; all others are refused quickly, with the reason."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def tensors(edit: Callable[[Tensors], object]) -> Spoiler:
 
 
 def replaced(**changes: Callable[[Tensors], Any]) -> Spoiler:
-    """a, b: from all tensors to the new value of A or B."""
+    """Replaces A or B. a, b: functions from all tensors to the new value."""
     names = {"a": A, "b": B}
     return tensors(lambda content: content.update({names[part]: make(content) for part, make in changes.items()}))
 
@@ -126,7 +126,7 @@ def shifted(begin: int, end: int) -> Spoiler:
 
 
 def with_doubled_name(content: bytes) -> bytes:
-    """A second entry of A's name, with data of its own."""
+    """Adds a second entry of A's name, with data of its own."""
     (length,) = struct.unpack("<Q", content[:8])
     text, data = content[8 : 8 + length].rstrip(), content[8 + length :]
     second = {"dtype": "F32", "shape": [4, 32], "data_offsets": [len(data), len(data) + 512]}
@@ -134,7 +134,7 @@ def with_doubled_name(content: bytes) -> bytes:
 
 
 def with_long_header(content: bytes) -> bytes:
-    """A good file but for spaces behind its header, which safetensors would take."""
+    """Adds spaces behind the header of a good file, which safetensors would accept."""
     (length,) = struct.unpack("<Q", content[:8])
     return with_header(content[8 : 8 + length].ljust((1 << 20) + 8)) + content[8 + length :]
 
@@ -145,7 +145,7 @@ def many_tensors(folder: Path) -> None:
 
 
 def replaced_by(make: Callable[[Path], object]) -> Spoiler:
-    """Puts something else in the place of the weights."""
+    """Replaces the weights file by something else."""
 
     def spoil(folder: Path) -> None:
         (folder / WEIGHTS).unlink()
@@ -180,7 +180,7 @@ def linked_in_a_loop(path: Path) -> None:
 
 TARGET_ALL = r".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
-# what is done to a good folder, and what the refusal has to say
+# name of a corruption -> the change of a good folder, and a text that the refusal has to contain
 CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     # configuration: the file
     "no config": (lambda folder: (folder / CONFIG).unlink(), f"{CONFIG} cannot be read: No such file"),
@@ -221,7 +221,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "rank pattern a list": (config(rank_pattern=["q_proj"]), "rank_pattern: ['q_proj'] is not an object"),
     "alpha pattern text": (config(alpha_pattern={"q_proj": "2"}), "alpha_pattern[q_proj]: '2' is not a finite number"),
     "rank differs by pattern": (config(rank_pattern={"q_proj": 3}), "q_proj.lora_A has shape [4, 32]"),
-    # configuration: what is not served
+    # configuration: values that are not served
     "no peft_type": (config(peft_type=None), "peft_type: None is not 'LORA'"),
     "unknown peft_type": (config(peft_type="IA3"), "peft_type: 'IA3' is not 'LORA'"),
     "peft_type a list": (config(peft_type=["LORA"]), "peft_type: ['LORA'] is not 'LORA'"),
@@ -333,7 +333,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "BOOL": (replaced(a=lambda t: t[A] > 0), f"tensor {A} is of type BOOL"),
     "U8": (replaced(a=lambda t: t[A].astype(np.uint8)), f"tensor {A} is of type U8"),
     "F8": (entry(dtype="F8_E4M3", shape=[16, 32]), f"tensor {A} is of type F8_E4M3"),
-    # weights: what does not fit
+    # weights: tensors that do not fit
     "swapped A and B": (replaced(a=lambda t: t[B].copy(), b=lambda t: t[A].copy()), "q_proj.lora_A has shape [32, 4]"),
     "transposed A": (replaced(a=lambda t: t[A].T.copy()), "q_proj.lora_A has shape [32, 4]"),
     "transposed B": (replaced(b=lambda t: t[B].T.copy()), "q_proj.lora_B has shape [4, 32]"),
@@ -526,7 +526,7 @@ def test_a_root_may_itself_be_a_link(folder: Path, tmp_path: Path, targets: Targ
     assert read_checkpoint(folder, targets, [tmp_path / "root"]).modules
 
 
-# What is good.
+# Good adapters.
 
 
 def peft_layers(model: Path, adapter: Path) -> dict[str, Any]:
@@ -646,7 +646,7 @@ def test_rewriting_the_file_does_not_change_what_was_read(folder: Path, targets:
 def test_a_file_that_is_rewritten_while_it_is_read_is_refused(
     folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its size tells nothing: what was read may be half of the old weights and half of the new ones."""
+    """The size does not show it: the content may be half of the old weights and half of the new ones."""
     plain_fstat = os.fstat
     os.utime(folder / WEIGHTS, ns=(0, 0))
 
@@ -673,7 +673,7 @@ def test_reading_takes_memory_in_proportion_to_the_file(folder: Path, targets: T
 
 
 def test_tensors_of_a_module_that_is_not_targeted_are_refused(folder: Path, targets: Targets) -> None:
-    """PEFT would leave them out, so that the answers would not be those of the trained model."""
+    """PEFT would leave these tensors out, so that the answers would not be those of the trained model."""
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "v_proj"]}))
     assert "does not target it" in refusal(folder, targets)

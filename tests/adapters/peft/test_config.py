@@ -1,4 +1,4 @@
-"""PeftConfig against PEFT itself: which modules it targets, and which rank and scaling each gets."""
+"""PeftConfig against PEFT itself: both target the same modules, with the same ranks and scalings."""
 
 import json
 from typing import Any

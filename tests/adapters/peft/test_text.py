@@ -1,4 +1,4 @@
-"""What an adapter folder says about text: which file is believed, and what is refused."""
+"""AdapterText: which of a folder's files counts, and which files are refused."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from blora.adapters.peft.text import TextError, read_adapter_text
 
 
 def read(**files: Any) -> AdapterText:
-    """files: name with "__" for "." -> content; what is no bytes is written as JSON."""
+    """files: name with "__" for "." -> content; a content other than bytes is written as JSON."""
     contents = {
         name.replace("__", "."): content if isinstance(content, bytes) else json.dumps(content).encode()
         for name, content in files.items()

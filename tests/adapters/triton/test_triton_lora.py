@@ -43,7 +43,7 @@ POPULARITY: dict[str, Runs] = {
     "base between": [(2, [("r1", 1.0)]), (4, []), (1, [("some", 1.0)]), (3, [])],
     "several": [(3, [("r8", 0.5), ("r61", 1.5)]), (1, []), (2, [("some", 1.0), ("bias", 1.0), ("r1", -1.0)])],
     "scaled": [(2, [("r8", 0.5)]), (2, [("r8", -2.0)]), (2, [("r8", 0.0)])],
-    "vectors": [(1, [("dora", 1.0)]), (1, []), (2, [("bias", 0.5)]), (1, [("bias", 1.0)])],
+    "gain and shift": [(1, [("dora", 1.0)]), (1, []), (2, [("bias", 0.5)]), (1, [("bias", 1.0)])],
 }
 
 
@@ -55,12 +55,12 @@ def test_equal_to_the_reference(popularity: str, site: int, world: World) -> Non
 
 @pytest.mark.parametrize("num_tokens", [1, 5])
 def test_every_rank(num_tokens: int, world: World) -> None:
-    """One by one, and as rows of a tile."""
+    """One by one, and as rows of a strip."""
     for rank in RANKS:
         world.check(0, [Segment(1, 1 + num_tokens, ((f"r{rank}", 1.0),))], num_tokens + 2)
 
 
-def test_long_segments_are_taken_in_wide_tiles(world: World) -> None:
+def test_long_segments_are_taken_in_long_strips(world: World) -> None:
     segments, num_tokens = segments_of([(70, [("r16", 1.0)]), (1, []), (2, [("dora", 1.0)])])
     assert step_table.choose_block_rows(segments) == 64
     world.check(2, segments, num_tokens)
@@ -69,7 +69,7 @@ def test_long_segments_are_taken_in_wide_tiles(world: World) -> None:
 @pytest.mark.parametrize(
     ("lengths", "block_rows"), [((1,), 1), ((2, 2), 1), ((1, 1, 4), 1), ((3,), 16), ((63,), 16), ((1, 64), 64)]
 )
-def test_rows_of_a_tile(lengths: Sequence[int], block_rows: int) -> None:
+def test_rows_of_a_strip(lengths: Sequence[int], block_rows: int) -> None:
     segments, _ = segments_of([(length, [("r8", 1.0)]) for length in lengths])
     assert step_table.choose_block_rows(segments) == block_rows
 
@@ -139,16 +139,22 @@ def test_rows_may_be_strided(exact: World) -> None:
     assert (wide_y[:, :8] == 7).all() and (wide_y[:, 168:] == 7).all()
 
 
-TABLES: Runs = [(2, [("tables", 1.0)]), (1, []), (1, [("rows", 1.0)]), (2, [("all-rows", 1.0)]), (2, [("dora", 1.0)])]
+TOKEN_MODULES: Runs = [
+    (2, [("embedding and head", 1.0)]),
+    (1, []),
+    (1, [("rows", 1.0)]),
+    (2, [("all-rows", 1.0)]),
+    (2, [("dora", 1.0)]),
+]
 
 
 def test_the_head(world: World) -> None:
-    world.check(HEAD, *segments_of(TABLES))
+    world.check(HEAD, *segments_of(TOKEN_MODULES))
     assert world.triton.lora.changes_head("rows") and not world.triton.lora.changes_head("r8")
 
 
 def test_the_embedding(world: World) -> None:
-    segments, num_tokens = segments_of(TABLES)
+    segments, num_tokens = segments_of(TOKEN_MODULES)
     token_ids = torch.tensor([3, 0, 7, 150, 299, 5, 151, 3])
     _, y = world.rows(EMBEDDING, num_tokens)
     result = world.embed(world.triton, token_ids, y, segments)
@@ -177,12 +183,12 @@ def test_a_site_without_modules_is_left_alone(exact: World) -> None:
 
 def test_what_cannot_be_read_is_refused(exact: World) -> None:
     pages = torch.zeros(4, 1 << 14, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="in the layout vectors, not tiles"):
+    with pytest.raises(ValueError, match="in the layout cpu, not gpu"):
         TritonLoRA(DevicePool(pages, torch.float32), TARGETS)
     with pytest.raises(ValueError, match="no bfloat16"):
-        TritonLoRA(DevicePool(pages, torch.bfloat16, Layout.TILES), TARGETS)
+        TritonLoRA(DevicePool(pages, torch.bfloat16, Layout.GPU), TARGETS)
     with pytest.raises(ValueError, match="cannot be numbered"):
-        TritonLoRA(DevicePool(pages[:, :100], torch.float32, Layout.TILES), TARGETS)
+        TritonLoRA(DevicePool(pages[:, :100], torch.float32, Layout.GPU), TARGETS)
     lora, (x, y) = exact.triton.lora, exact.rows(1, 2)
     with pytest.raises(TypeError, match="another backend"):
         lora.run(1, x, y, LoRAMetadata())
@@ -247,7 +253,7 @@ def locate(table, arena, found):  # type: ignore[no-untyped-def]
 def test_pieces_are_found_in_the_largest_arena() -> None:
     """Of a GPU with 192 GB: their lines are numbered beyond 31 bits."""
     page_bytes, cpu = 1 << 30, torch.device("cpu")
-    table = pack(CHECKPOINTS["r8"], "float16", page_bytes, Layout.TILES).table
+    table = pack(CHECKPOINTS["r8"], "float16", page_bytes, Layout.GPU).table
     content = make_adapter_table(table, [190], lay_out_sites(TARGETS, cpu), 2, cpu).content
     found = torch.zeros(1, dtype=torch.int64)
     locate[(1,)](content[content[1] :], torch.zeros(1, dtype=torch.float16), found)
@@ -256,7 +262,7 @@ def test_pieces_are_found_in_the_largest_arena() -> None:
     assert MAX_ARENA_BYTES == 256 << 30
 
 
-GRAPH = StepSize(block_rows=1, num_uses=8, num_tiles=6, num_rows=8, num_groups=4)
+GRAPH = StepSize(block_rows=1, num_uses=8, num_strips=6, num_rows=8, num_groups=4)
 
 
 @pytest.mark.parametrize("num_programs", [1, 7, 400])
@@ -281,7 +287,7 @@ def test_a_fixed_grid_computes_whatever_step_is_filled_in(num_programs: int, exa
 @pytest.mark.parametrize(
     "runs",
     [
-        [(7, [("r1", 1.0)])],  # tiles
+        [(7, [("r1", 1.0)])],  # strips
         [(3, [("r1", 1.0), ("r2", 1.0), ("r4", 1.0)])],  # uses
         [(5, [("r128", 1.0)])],  # scratch
         [(1, [("rows", 1.0)])],  # not the kernels' alone

@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 import sysconfig
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from fake_llm import REPORT, FakeLLM, ask
 
+from blora.engine import EngineInfo
 from blora.engine.cli import main as cli
-from blora.engine.errors import AdapterNotFound, EngineStartError
+from blora.engine.errors import AdapterNotFound, AdapterRejected, EngineStartError
 
 
 def parse(*argv):
@@ -91,10 +92,12 @@ def test_adapters_by_name():
         ["adapters", "unload"],
         ["serve", "m", "--dtype", "int4"],
         ["serve"],
+        ["adapters", "load", "name"],
+        ["adapters", "upload", "name"],
         ["client"],
-        ["client", "prompt", "--info"],
-        ["client", "--info", "--list-adapters"],
-        ["client", "--load-adapter", "name"],
+        ["client", "--info"],
+        ["client", "prompt", "--load-adapter", "name=path"],
+        ["info", "prompt"],
         [],
     ],
 )
@@ -176,14 +179,21 @@ def test_a_conversation(capsys):
     assert capsys.readouterr().out == "<user>Hi\n"
 
 
-def test_actions(capsys):
-    assert client("--list-adapters") == 0
-    assert "alice  abababababab  rank 4,8" in capsys.readouterr().out
-    assert client("--load-adapter", "bob=/adapters/bob") == 0
-    assert "warning: all weights are zero" in capsys.readouterr().out
-    assert client("--unload-adapter", "alice") == 0
-    assert client("--info") == 0
-    assert "vocab_size: 131072" in capsys.readouterr().out
+def info(llm=None):
+    return ask(lambda connected: cli.main(["info", "--target", connected.target]), llm)
+
+
+def test_info(capsys):
+    assert info() == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "vocab_size: 131072" in shown and "num_preemptions: 0" in shown
+    assert len(shown) == len(fields(EngineInfo))
+
+
+def test_info_of_a_server_that_is_not_there_is_one_line(capsys):
+    assert cli.main(["info", "--target", "127.0.0.1:1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("blora: UNAVAILABLE: ") and error.count("\n") == 1
 
 
 def operate(*argv, llm=None):
@@ -215,6 +225,8 @@ def test_a_report_of_a_server_is_the_json_of_one_without(capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
+        (("load", "bob", "/adapters/bob"), "warning: all weights are zero"),
+        (("load", "bob", "/adapters/bob", "--pin"), " pinned "),
         (("activate", "alice", "1"), "alice        1"),
         (("warm", "alice"), " yes "),
         (("pin", "alice"), " pinned "),
@@ -225,6 +237,36 @@ def test_a_report_of_a_server_is_the_json_of_one_without(capsys):
 def test_what_operators_do_with_adapters(argv, told, capsys):
     assert operate(*argv) == 0
     assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["--pin"]])
+def test_an_upload_sends_the_files_of_a_folder(flags, tmp_path, capsys):
+    contents = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"some bytes"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    llm = FakeLLM()
+    assert operate("upload", "bob", str(tmp_path), *flags, llm=llm) == 0
+    assert llm.uploaded is not None and llm.uploaded[1] == b"".join(contents.values())
+    assert llm.adapters["bob"].pinned == bool(flags)
+    shown = capsys.readouterr().out
+    assert "bob" in shown and "upload:bob" in shown and "warning: all weights are zero" in shown
+
+
+def test_a_folder_without_an_adapter_is_not_uploaded(tmp_path, capsys):
+    llm = FakeLLM()
+    assert operate("upload", "bob", str(tmp_path), llm=llm) == 1
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.startswith("blora: ") and "adapter_config.json" in captured.err
+    assert captured.err.count("\n") == 1 and llm.uploaded is None
+
+
+def test_an_adapter_that_is_refused_is_one_line(capsys):
+    llm = FakeLLM()
+    llm.error = AdapterRejected("/adapters/bad", ["q_proj: rank 0", "k_proj: is missing"])
+    assert operate("load", "bad", "/adapters/bad", llm=llm) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("blora: FAILED_PRECONDITION: ") and "k_proj: is missing" in captured.err
+    assert not captured.out and captured.err.count("\n") == 1
 
 
 def test_what_happens_to_adapters_is_told_as_it_happens(capsys):
@@ -261,7 +303,6 @@ def test_a_sample_that_failed_is_told(capsys):
         (["hello", "--max-tokens", str(1 << 70)], "blora: max_tokens: "),
         (["hello", "--adapter", ""], "blora: adapter: "),
         (["\udcff"], "blora: "),
-        (["--load-adapter", "\udcff=/x"], "blora: "),
     ],
 )
 def test_what_no_message_can_hold_is_one_line(argv, told, capsys):
@@ -270,33 +311,39 @@ def test_what_no_message_can_hold_is_one_line(argv, told, capsys):
     assert error.startswith(told) and error.count("\n") == 1
 
 
-def run_client(llm, *argv, **options):
-    """Runs `blora client` in its own process."""
-    command = [sys.executable, "-m", "blora.engine.cli.main", "client"]
+def test_a_name_that_no_message_can_hold_is_one_line(capsys):
+    assert operate("load", "\udcff", "/x") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("blora: ") and error.count("\n") == 1
+
+
+def run_apart(llm, *argv, **options):
+    """Runs `blora` in its own process."""
+    command = [sys.executable, "-m", "blora.engine.cli.main", *argv]
     return ask(
         lambda connected: subprocess.run(
-            [*command, "--target", connected.target, *argv], stderr=subprocess.PIPE, timeout=60, **options
+            [*command, "--target", connected.target], stderr=subprocess.PIPE, timeout=60, **options
         ),
         llm,
     )
 
 
-@pytest.mark.parametrize("argv", [["hello"], ["--list-adapters"], ["--info"]])
+@pytest.mark.parametrize("argv", [["client", "hello"], ["adapters", "list"], ["info"]])
 def test_a_reader_that_has_gone_ends_the_client_in_silence(argv):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as gone:
-        done = run_client(FakeLLM(), *argv, stdout=gone)
+        done = run_apart(FakeLLM(), *argv, stdout=gone)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_full_disk_is_one_line():
     with Path("/dev/full").open("wb") as full:
-        done = run_client(FakeLLM(), "hello", stdout=full)
+        done = run_apart(FakeLLM(), "client", "hello", stdout=full)
     assert (done.returncode, done.stderr) == (1, b"blora: [Errno 28] No space left on device\n")
 
 
 def test_a_terminal_that_cannot_show_a_letter_shows_another():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = run_client(FakeLLM(), "h\u00e9llo", stdout=subprocess.PIPE, env=environment)
+    done = run_apart(FakeLLM(), "client", "h\u00e9llo", stdout=subprocess.PIPE, env=environment)
     assert (done.returncode, done.stdout) == (0, b"h?llo\n")

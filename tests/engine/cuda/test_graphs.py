@@ -133,7 +133,7 @@ def test_rows_of_one_adapter_share_its_weights(
     assert isinstance(single.graph, RecordingGraph) and isinstance(shared.graph, RecordingGraph)
     assert single.graph.num_replays == 0 < shared.graph.num_replays
     assert shared.lora is not None
-    assert shared.lora.content[:3].tolist() == [1, 1, 6]  # uses, tiles, rows
+    assert shared.lora.content[:3].tolist() == [1, 1, 6]  # uses, strips, rows
 
 
 def test_a_graph_keeps_nothing_as_wide_as_the_vocabulary(make_pair: Pair, wide_model: Path) -> None:

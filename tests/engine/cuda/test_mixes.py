@@ -1,5 +1,6 @@
 """KV of 8 bits and draws without a seed, beside graphs, adapters, long prompts, preemption, several shards."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,8 @@ def two_shards_llm(
     flashinfer: FakeFlashInfer, wide_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., LLM]]:
     assert flashinfer.log is not None
-    folders = [Path(__file__).parent, Path(__file__).parent.parent.parent]
-    monkeypatch.setenv("PYTHONPATH", ":".join(map(str, folders)))
+    for folder in (Path(__file__).parents[2], Path(__file__).parent):
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     monkeypatch.setattr(shards_module, "MODULE", "fake_gpu_shard")
     made: list[LLM] = []
 

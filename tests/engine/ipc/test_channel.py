@@ -17,7 +17,7 @@ from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
 from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
-from blora.engine.outputs import AdapterState
+from blora.engine.outputs import AdapterState, EngineLoad
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
@@ -87,12 +87,14 @@ MESSAGES: dict[type, list[Any]] = {
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
-    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.TILES, 2)],
+    frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.GPU, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
     frames.PinReply: [frames.PinReply(3, False)],
     frames.StateReply: [
-        frames.StateReply(4, 5, 6, 7, CacheCounts(*range(8), 0.5), [AdapterState(), AdapterState(True, True, 9)])
+        frames.StateReply(
+            4, EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5)), [AdapterState(), AdapterState(True, True, 9)]
+        )
     ],
     frames.ReadAdapter: [
         frames.ReadAdapter(
@@ -101,7 +103,7 @@ MESSAGES: dict[type, list[Any]] = {
             [TargetModule("m.q_proj", 16, 32, 3, 8)],
             "float16",
             4096,
-            Layout.VECTORS,
+            Layout.CPU,
             1 << 40,
             260,
             "/m",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from compute_threads import compute_threads
-from kernel_cases.build import EMULATED, build, builds, path_of
+from kernel_cases.build import EMULATED, build_emulated, builds, path_of
 
 from blora.engine.kernels.library import Kernels, load_kernels
 
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def load_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kernels]:
+def load_build(request: pytest.FixtureRequest) -> Callable[[str], Kernels]:
     """Loads a build by its name; skips the test where the operating system does not let it run."""
     folder = request.config.getoption("--kernels", default=None)
 
@@ -32,7 +32,7 @@ def load_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
             if folder is not None:
                 return Kernels(name, path_of(folder, name))
             if name == EMULATED:
-                return Kernels(name, build(name, tmp_path_factory.mktemp("kernels")))
+                return Kernels(name, build_emulated())
             built = load_kernels(name)
         except PermissionError as error:
             pytest.skip(str(error))

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+from ctypes import c_double, c_float, c_int32, c_uint64
 from ctypes.util import find_library
 from pathlib import Path
 
@@ -10,12 +11,41 @@ import pytest
 from blora.engine.kernels import library
 from blora.engine.kernels.library import Kernels
 
-TYPES = Path(library.__file__).parent / "types.h"
+FOLDER = Path(library.__file__).parent
+ENTRY = (FOLDER / "entry.h").read_text()
+C_TYPES = {None: "void", c_int32: "int32_t", c_uint64: "uint64_t", c_float: "float", c_double: "double"}
 
 
 def test_both_sides_count_the_same_interface() -> None:
-    (number,) = re.findall(r"#define BLORA_INTERFACE (\d+)", TYPES.read_text())
+    (number,) = re.findall(r"#define BLORA_INTERFACE (\d+)", ENTRY)
     assert int(number) == library.INTERFACE
+
+
+def test_python_binds_the_functions_that_the_header_declares() -> None:
+    """Names, results and arguments; any pointer is `*`."""
+    declared = re.findall(r"^BLORA_API (\w+) (\w+)\(([^)]*)\);", ENTRY, re.MULTILINE)
+    bound = [
+        (C_TYPES[result], name, [C_TYPES.get(argument, "*") for argument in arguments])
+        for name, (result, arguments) in library.FUNCTIONS.items()
+    ]
+    assert sorted(bound) == sorted((result, name, c_types(arguments)) for result, name, arguments in declared)
+
+
+def c_types(arguments: str) -> list[str]:
+    """The type of each argument of a declaration."""
+    each = [argument.split() for argument in arguments.split(",") if argument.strip()]
+    return ["*" if any("*" in word for word in words) else words[0] for words in each]
+
+
+def test_functions_are_declared_in_the_header_only() -> None:
+    declared = set(re.findall(r"\bblora_\w+(?=\()", ENTRY))
+    defined: list[str] = []
+    for source in FOLDER.glob("*.cpp"):
+        text = source.read_text()
+        assert '#include "entry.h"' in text
+        assert not re.findall(r"^\w.*\bblora_\w+\([^)]*\);", text, re.MULTILINE), f"{source.name} declares a function"
+        defined += re.findall(r"^\w+ (blora_\w+)\([^)]*\) \{", text, re.MULTILINE)
+    assert sorted(defined) == sorted(declared)
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

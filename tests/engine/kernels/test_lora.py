@@ -63,8 +63,8 @@ def test_vectors_over_outputs(kernels: Kernels, dtype: torch.dtype, name: str, e
     site = SITES[name]
     num_slices = len(site.slices)
     adapters = {
-        "a": Adapter(EVERYWHERE[:num_slices], has_vectors=True),
-        "b": Adapter((0,) * num_slices, has_vectors=True),
+        "a": Adapter(EVERYWHERE[:num_slices], has_gain_shift=True),
+        "b": Adapter((0,) * num_slices, has_gain_shift=True),
         "c": Adapter(EVERYWHERE[:num_slices]),
     }
     world = LoRAWorld(kernels, dtype, site, adapters)

@@ -17,6 +17,7 @@ from blora.engine.server.server import Server, serve
 from blora.proto.client import Client
 from blora.proto.v1 import generation_pb2, generation_pb2_grpc
 
+TESTS = Path(__file__).parents[2]
 SCRIPT = """
 import asyncio, sys
 from fake_llm import FakeLLM
@@ -36,14 +37,14 @@ sys.exit(status)
 
 
 @pytest.fixture
-def start_server():
+def start_server(monkeypatch):
     """Starts a server process whose streams pause after one token; returns the process and its address."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     processes = []
 
     def start(resume_after):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         script = SCRIPT.format(resume_after=resume_after)
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return process, process.stdout.readline().strip()
 

@@ -5,9 +5,10 @@
 
 #include <omp.h>
 
+#include "entry.h"
+#include "gain_shift.h"
 #include "lora.h"
 #include "scratch.h"
-#include "vectors.h"
 
 namespace blora {
 namespace {
@@ -38,7 +39,7 @@ void add_product(const LoraSlice& slice, float scale, int64_t token, float* sums
         for (int panel = 0; panel < num_panels(slice.out); ++panel) {
             float delta[PANEL];
             const T* panels[1] = {(const T*)(const void*)piece_at(chunk, panel, width * PANEL * (int)sizeof(T))};
-            multiply_tile<T, 1, 1, false>(h, width, panels, PANEL, width, {}, {}, delta, PANEL);
+            multiply_patch<T, 1, 1, false>(h, width, panels, PANEL, width, {}, {}, delta, PANEL);
             for (int i = 0; i < std::min(PANEL, slice.out - panel * PANEL); ++i) sums[panel * PANEL + i] += delta[i];
         }
         rank += width;
@@ -61,7 +62,7 @@ void embed_use(const LoraUse& use, const LoraSlice& slice, int64_t token, int wi
     add_product<T>(slice, use.scale, token, sums);
     if (!slice.gain) return;
     const LoraChunk* chunk = slice.gain;
-    for (int i = 0; i < width; ++i) sums[i] *= vector_panel(chunk, i / PANEL)[i % PANEL];
+    for (int i = 0; i < width; ++i) sums[i] *= gain_shift_panel(chunk, i / PANEL)[i % PANEL];
 }
 
 template <class T>
@@ -88,7 +89,7 @@ float dot_row(const T* x, const T* row, int width) {
     VecF total = {};
     for (int i = 0; i < width; i += LANES) {
         const int count = std::min(LANES, width - i);
-        total = fma(load_part(x + i, count), load_part(row + i, count), total);
+        total = fma(load_first(x + i, count), load_first(row + i, count), total);
     }
     return sum(total);
 }
@@ -124,15 +125,13 @@ void replace_all(const LoraPlan& plan, int site, const T* x, int in, int64_t y_s
 
 extern "C" {
 
-// y: [tokens, width] of the dtype, embeddings of the base model; changed for the tokens of the plan.
-BLORA_API void blora_embed(
+void blora_embed(
     const LoraPlan* plan, int32_t site, const int64_t* ids, int32_t width, int32_t dtype, void* y) {
     if (dtype == FLOAT32) blora::embed(*plan, site, ids, width, (float*)y);
     else blora::embed(*plan, site, ids, width, (blora::bf16*)y);
 }
 
-// x: [tokens, in] of the dtype, y: [tokens, y_stride] float, logits; those of an adapter's own rows become x times the row.
-BLORA_API void blora_replace_logits(
+void blora_replace_logits(
     const LoraPlan* plan, int32_t site, const void* x, int32_t in, int32_t y_stride, int32_t dtype, float* y) {
     if (dtype == FLOAT32) blora::replace_all(*plan, site, (const float*)x, in, y_stride, y);
     else blora::replace_all(*plan, site, (const blora::bf16*)x, in, y_stride, y);

@@ -19,7 +19,7 @@
 #endif
 
 #if defined(__AMX_BF16__) || defined(BLORA_EMULATE)
-#define BLORA_TILES 1
+#define BLORA_AMX 1
 #endif
 
 namespace blora {
@@ -35,7 +35,7 @@ inline bool may_run() {
 #endif
 }
 
-#if defined(BLORA_TILES)
+#if defined(BLORA_AMX)
 
 constexpr int TILE_ROWS = 16;
 constexpr int TILE_INPUTS = 32;  // of a step; in a panel they are TILE_INPUTS * PANEL neighbouring values
@@ -185,7 +185,7 @@ struct Share {
 
 // ROW_TILES times PANELS sums at once.
 template <int ROW_TILES, int PANELS>
-struct TileBlock {
+struct TilePatch {
     const bf16* x[ROW_TILES];  // the first row of each
     const bf16* weights[PANELS];
     int64_t x_stride;  // bytes
@@ -219,7 +219,7 @@ struct TileBlock {
     // The last inputs, fewer than a step's: neither x nor a weight is read beyond them.
     void last_step(int rows, int inputs) const {
         alignas(64) bf16 x_rest[ROW_TILES][TILE_ROWS][TILE_INPUTS] = {}, weight_rest[PANELS][TILE_INPUTS * PANEL] = {};
-        TileBlock rest;
+        TilePatch rest;
         for (int tile = 0; tile < ROW_TILES; ++tile) {
             for (int row = 0; row < rows; ++row)
                 std::memcpy(x_rest[tile][row], (const char*)x[tile] + row * x_stride, inputs * sizeof(bf16));
@@ -234,12 +234,12 @@ struct TileBlock {
     }
 };
 
-// tile[row][panel * 16 + i] for PANELS panels and the rows of ROW_TILES tiles, which begin at first_rows.
+// patch[row][panel * 16 + i] for PANELS panels and the rows of ROW_TILES tiles, which begin at first_rows.
 template <int ROW_TILES, int PANELS>
-void multiply_block(
+void multiply_tile_patch(
     const int (&first_rows)[ROW_TILES], int rows, const bf16* x, int64_t x_stride, const bf16* const* panels, int in,
-    const Share& ahead, Run run, float* tile, int tile_stride) {
-    TileBlock<ROW_TILES, PANELS> block;
+    const Share& ahead, Run run, float* patch, int patch_stride) {
+    TilePatch<ROW_TILES, PANELS> block;
     for (int i = 0; i < ROW_TILES; ++i) block.x[i] = x + first_rows[i] * x_stride;
     for (int panel = 0; panel < PANELS; ++panel) block.weights[panel] = panels[panel];
     block.x_stride = x_stride * (int64_t)sizeof(bf16);
@@ -251,14 +251,14 @@ void multiply_block(
     if (in % TILE_INPUTS) block.last_step(rows, in % TILE_INPUTS);
     unrolled<ROW_TILES * PANELS>([&](auto sum) {
         constexpr int SUM = decltype(sum)::value;
-        float* target = tile + (int64_t)first_rows[SUM / PANELS] * tile_stride + SUM % PANELS * PANEL;
-        tile_store<SUM>(target, tile_stride * (int64_t)sizeof(float));
+        float* target = patch + (int64_t)first_rows[SUM / PANELS] * patch_stride + SUM % PANELS * PANEL;
+        tile_store<SUM>(target, patch_stride * (int64_t)sizeof(float));
     });
 }
 
 // One row by vectors, to the same bits: they keep more reads of memory under way than tiles do.
 template <int PANELS>
-void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahead, Run run, float* tile) {
+void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahead, Run run, float* patch) {
     static_assert(VECS == 1);
     const NoDenormals guard;
     const bf16* weights[PANELS];
@@ -287,21 +287,21 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
             sums[panel] += even[panel] + odd[panel];
         }
     }
-    for (int panel = 0; panel < PANELS; ++panel) store(tile + panel * PANEL, sums[panel]);
+    for (int panel = 0; panel < PANELS; ++panel) store(patch + panel * PANEL, sums[panel]);
 }
 
 // As multiply(), with tile registers for `rows` rows. Where they are no multiple of 16 the last tile begins earlier, and
 // some rows are computed twice, with the same result.
 inline void multiply_by_tiles(
     int rows, const bf16* x, int64_t x_stride, const bf16* const* panels, int count, int in, int64_t ahead,
-    Fetches* fetches, float* tile, int tile_stride) {
+    Fetches* fetches, float* patch, int patch_stride) {
     const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, passes = (tiles + 1) / 2;
     auto first_row = [&](int i) { return std::min(i * TILE_ROWS, rows - height); };
     auto run = [&] { return fetches ? fetches->take(in / 2) : Run(); };
     if (rows == 1) {
         int panel = 0;
-        for (; panel + 4 <= count; panel += 4) multiply_row<4>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
-        for (; panel < count; ++panel) multiply_row<1>(x, panels + panel, in, ahead, run(), tile + panel * PANEL);
+        for (; panel + 4 <= count; panel += 4) multiply_row<4>(x, panels + panel, in, ahead, run(), patch + panel * PANEL);
+        for (; panel < count; ++panel) multiply_row<1>(x, panels + panel, in, ahead, run(), patch + panel * PANEL);
         return;
     }
     for (int pass = 0; pass < passes; ++pass) {
@@ -310,8 +310,8 @@ inline void multiply_by_tiles(
         const Share share = {ahead, from, ahead ? to - from : 0};
         auto block = [&](const auto& first_rows, auto number, int panel) {
             constexpr int ROW_TILES = std::extent_v<std::remove_reference_t<decltype(first_rows)>>;
-            multiply_block<ROW_TILES, decltype(number)::value>(
-                first_rows, height, x, x_stride, panels + panel, in, share, run(), tile + panel * PANEL, tile_stride);
+            multiply_tile_patch<ROW_TILES, decltype(number)::value>(
+                first_rows, height, x, x_stride, panels + panel, in, share, run(), patch + panel * PANEL, patch_stride);
         };
         auto all = [&](const auto& first_rows, auto wide) {
             int panel = 0;
@@ -333,7 +333,7 @@ inline void multiply_by_tiles(
 
 // ROW_TILES times PANELS sums at once. x: in its registers already.
 template <int ROW_TILES, int PANELS>
-void add_block(const bf16* const* panels, float* const (&rows)[ROW_TILES], int column, int64_t stride) {
+void add_tile_patch(const bf16* const* panels, float* const (&rows)[ROW_TILES], int column, int64_t stride) {
     unrolled<PANELS>([&](auto j) {
         constexpr int PANEL_ = decltype(j)::value, WEIGHT = NUM_SUMS + 2 + PANEL_ % 2;
         tile_load<WEIGHT>(panels[PANEL_], TILE_BYTES);
@@ -351,23 +351,23 @@ void add_block(const bf16* const* panels, float* const (&rows)[ROW_TILES], int c
 
 template <int ROW_TILES>
 void add_rows(
-    const int (&first_rows)[ROW_TILES], const bf16* x, int inputs, const bf16* const* panels, int count, float* tile,
-    int tile_stride) {
+    const int (&first_rows)[ROW_TILES], const bf16* x, int inputs, const bf16* const* panels, int count, float* patch,
+    int patch_stride) {
     constexpr int WIDE = NUM_SUMS / ROW_TILES;
-    const int64_t stride = tile_stride * (int64_t)sizeof(float);
+    const int64_t stride = patch_stride * (int64_t)sizeof(float);
     float* rows[ROW_TILES];
-    for (int i = 0; i < ROW_TILES; ++i) rows[i] = tile + (int64_t)first_rows[i] * tile_stride;
+    for (int i = 0; i < ROW_TILES; ++i) rows[i] = patch + (int64_t)first_rows[i] * patch_stride;
     unrolled<ROW_TILES>([&](auto i) {
         constexpr int ROW = decltype(i)::value;
         tile_load<NUM_SUMS + ROW>(x + (int64_t)first_rows[ROW] * inputs, inputs * (int64_t)sizeof(bf16));
     });
     int panel = 0;
-    for (; panel + WIDE <= count; panel += WIDE) add_block<ROW_TILES, WIDE>(panels + panel, rows, panel * PANEL, stride);
-    for (; panel < count; ++panel) add_block<ROW_TILES, 1>(panels + panel, rows, panel * PANEL, stride);
+    for (; panel + WIDE <= count; panel += WIDE) add_tile_patch<ROW_TILES, WIDE>(panels + panel, rows, panel * PANEL, stride);
+    for (; panel < count; ++panel) add_tile_patch<ROW_TILES, 1>(panels + panel, rows, panel * PANEL, stride);
 }
 
 template <int PANELS>
-void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) {
+void add_row(const bf16* x, int inputs, const bf16* const* panels, float* patch) {
     VecF even[PANELS] = {}, odd[PANELS] = {};
     for (int i = 0; i < inputs; i += 2) {
         const VecU pair = splat_bits(load_as<uint32_t>(x + i));
@@ -378,18 +378,18 @@ void add_row(const bf16* x, int inputs, const bf16* const* panels, float* tile) 
         }
     }
     for (int panel = 0; panel < PANELS; ++panel)
-        store(tile + panel * PANEL, load(tile + panel * PANEL) + (even[panel] + odd[panel]));
+        store(patch + panel * PANEL, load(patch + panel * PANEL) + (even[panel] + odd[panel]));
 }
 
-// tile[row][panel * 16 + i] += the sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
+// patch[row][panel * 16 + i] += the sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
 inline void add_by_tiles(
-    int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* tile, int tile_stride) {
+    int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* patch, int patch_stride) {
     if (rows < 4) {  // setting the registers up takes longer
         const NoDenormals guard;
-        for (int row = 0; row < rows; ++row, x += inputs, tile += tile_stride) {
+        for (int row = 0; row < rows; ++row, x += inputs, patch += patch_stride) {
             int panel = 0;
-            for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, tile + panel * PANEL);
-            for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, tile + panel * PANEL);
+            for (; panel + 4 <= count; panel += 4) add_row<4>(x, inputs, panels + panel, patch + panel * PANEL);
+            for (; panel < count; ++panel) add_row<1>(x, inputs, panels + panel, patch + panel * PANEL);
         }
         return;
     }
@@ -397,11 +397,11 @@ inline void add_by_tiles(
     const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     // A last tile that begins earlier has rows of the one before it: both are loaded before either is stored.
     int row_tile = tiles % 2;
-    if (row_tile) add_rows<1>({0}, x, inputs, panels, count, tile, tile_stride);
+    if (row_tile) add_rows<1>({0}, x, inputs, panels, count, patch, patch_stride);
     for (; row_tile < tiles; row_tile += 2)
         add_rows<2>(
-            {row_tile * TILE_ROWS, std::min((row_tile + 1) * TILE_ROWS, rows - height)}, x, inputs, panels, count, tile,
-            tile_stride);
+            {row_tile * TILE_ROWS, std::min((row_tile + 1) * TILE_ROWS, rows - height)}, x, inputs, panels, count, patch,
+            patch_stride);
 }
 
 #endif

@@ -1,7 +1,8 @@
-"""TokenTables: what a checkpoint says about embedding and head: trained rows, and rows of added tokens. numpy only.
+"""TokenRows: the rows of the embedding and of the head that a checkpoint trains, or adds for new tokens. numpy only.
 
-PEFT saves both tables, trained or not, when the vocabulary was resized. Rows of such a table that are the base model's
-are left out; those of added tokens are the adapter's own, and an adapter's vocabulary is as long as its tables.
+A matrix here is a whole embedding or head, [vocabulary, hidden_size], a row for each token. PEFT saves both matrices,
+trained or not, when the vocabulary was resized. The base model's rows in them are left out; the rows of added tokens
+are the adapter's own. An adapter's vocabulary is as long as its matrices.
 """
 
 from collections.abc import Sequence
@@ -15,63 +16,63 @@ from .config import PeftConfig
 from .named_tensors import MAX_VALUE, PREFIX, NamedTensors
 from .text import MAX_ADDED_TOKENS
 
-TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows in spite of its name
-# Where PEFT writes a table that it has not trained, by what it has wrapped the module in.
+TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows, not deltas, whatever the name says
+# The names under which PEFT writes an untrained matrix; they depend on the wrapper around the module.
 BASE_PARTS = ("weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
-# Copies of what stands elsewhere, which it writes beside a resized table and does not read again.
+# Copies that PEFT writes beside a resized matrix and never reads again.
 COPIES = ("modules_to_save.weight", "token_adapter.trainable_tokens_original")
 
 
-class TokenTables:
+class TokenRows:
     def __init__(self, tensors: NamedTensors, config: PeftConfig, targets: Sequence[TargetModule]) -> None:
         self._tensors = tensors
         self._config = config
         self._targets = [target for target in targets if target.kind is not TargetKind.LINEAR]
-        self._model_size = table_shape(self._targets[0])[0] if self._targets else 0
+        self._model_size = matrix_shape(self._targets[0])[0] if self._targets else 0
         self.size = self._find_size()  # tokens
 
     @property
     def own_size(self) -> int | None:
-        """The length of the tables where it is not the model's."""
+        """The adapter's vocabulary size, or None where it is the model's."""
         return None if self.size == self._model_size else self.size
 
     def _find_size(self) -> int:
-        tables = {
-            f"{target.name}.{part}": len(table)
+        matrices = {
+            f"{target.name}.{part}": len(matrix)
             for target in self._targets
             for part in BASE_PARTS
-            if (table := self._tensors.find(target.name, part)) is not None and table.ndim
+            if (matrix := self._tensors.find(target.name, part)) is not None and matrix.ndim
         }
         trained = [token_id for target in self._targets for token_id in self._config.tokens_of(target.name)]
-        size = next(iter(tables.values()), max([self._model_size - 1, *trained]) + 1)
+        size = next(iter(matrices.values()), max([self._model_size - 1, *trained]) + 1)
         problem = None
-        if any(length != size for length in tables.values()):
-            problem = f"tables have different numbers of rows: {tables}"
+        if any(length != size for length in matrices.values()):
+            problem = f"the embedding and the head have different numbers of rows: {matrices}"
         elif size - self._model_size > MAX_ADDED_TOKENS:
             added = f"{size - self._model_size} tokens are added to the model's {self._model_size}"
             problem = f"{added}, at most {MAX_ADDED_TOKENS} are taken"
         elif size != self._model_size and self._config.invocation_tokens:
-            problem = f"an activated LoRA with {size} tokens is not served: what it does not change is the model's"
+            problem = f"an activated LoRA with {size} tokens is not served: its base rows have the model's vocabulary"
         if problem is None:
             return size
         self._tensors.problems.append(problem)
         return self._model_size
 
     def resized(self, target: TargetModule) -> TargetModule:
-        """A table with the shape that it had in training."""
+        """The target with the shape that its matrix had in training."""
         if target.kind is TargetKind.EMBEDDING:
             return replace(target, in_features=self.size)
         return replace(target, out_features=self.size)
 
     def take_rows(self, target: TargetModule) -> TrainedRows | None:
-        """Rows of a resized table that are no more the model's: all of them (modules_to_save), trained ones
-        (trainable_token_indices), and those of added tokens, before what LoRA makes of them."""
+        """The rows of a resized matrix that replace the model's or follow them: every row (modules_to_save), trained
+        rows (trainable_token_indices), and rows of added tokens. LoRA's change is not in them yet."""
         rows = self._take_rows(target)
         return None if rows is None else replace(rows, norm=self._change_norm(target, rows))
 
     def _change_norm(self, target: TargetModule, rows: TrainedRows) -> float | None:
-        """Frobenius norm of what they differ by from the model's; added ones differ by themselves."""
-        base = self._tensors.base_if_known(self._weight_name(target), (self._model_size, table_shape(target)[1]))
+        """The Frobenius norm of the rows' difference from the model's; an added row differs by itself."""
+        base = self._tensors.base_if_known(self._weight_name(target), (self._model_size, matrix_shape(target)[1]))
         if base is None:
             return None
         ids = np.array(rows.ids or range(len(rows.rows)))
@@ -83,17 +84,17 @@ class TokenTables:
         for part in COPIES:
             self._tensors.ignore(target.name, part)
         if self._is_saved(target):
-            table = self._tensors.take(target.name, "weight")
+            matrix = self._tensors.take(target.name, "weight")
             self._tensors.ignore(target.name, "original_module.weight")
-            table = self._tensors.check(target.name, "weight", table, table_shape(target))
-            return None if table is None else TrainedRows((), table)
+            matrix = self._tensors.check(target.name, "weight", matrix, matrix_shape(target))
+            return None if matrix is None else TrainedRows((), matrix)
         for part in BASE_PARTS:
             self._leave_out(target, part)
         trained = self._take_trained_tokens(target)
         return trained if self.size <= self._model_size else self._with_added(target, trained)
 
     def are_trained(self, rows: TrainedRows) -> bool:
-        """Whether any are of the model's own tokens."""
+        """Whether a row belongs to one of the model's own tokens."""
         return not rows.ids or rows.ids[0] < self._model_size
 
     def _take_trained_tokens(self, target: TargetModule) -> TrainedRows | None:
@@ -102,7 +103,7 @@ class TokenTables:
             return None
         rows = self._tensors.find(source, TOKENS_PART)
         self._tensors.take(target.name, TOKENS_PART)
-        rows = self._tensors.check(target.name, TOKENS_PART, rows, (len(ids), table_shape(target)[1]))
+        rows = self._tensors.check(target.name, TOKENS_PART, rows, (len(ids), matrix_shape(target)[1]))
         if max(ids) >= self.size:
             self._tensors.problems.append(f"trainable_token_indices: {max(ids)} is none of {self.size} tokens")
         if rows is None:
@@ -115,7 +116,7 @@ class TokenTables:
         return self._config.saves(target.name) or (is_tied and self._config.saves(str(target.tied_to)))
 
     def _trained_tokens(self, target: TargetModule) -> tuple[str, tuple[int, ...]]:
-        """Whose rows stand for the target's, and which: PEFT saves those of tied tables once."""
+        """The module that the target's trained rows are saved under, and their token ids. PEFT saves tied rows once."""
         own = self._config.tokens_of(target.name)
         tied_to = target.tied_to
         if tied_to is None or (own and self._tensors.find(target.name, TOKENS_PART) is not None):
@@ -124,16 +125,18 @@ class TokenTables:
         return (tied_to, tied) if not own or own == tied else (target.name, own)
 
     def _leave_out(self, target: TargetModule, part: str) -> None:
-        """PEFT saves the base model's table beside what it trains; one that was trained unsaid would be lost."""
-        table, name, shape = self._tensors.take(target.name, part), f"{PREFIX}{target.name}.{part}", table_shape(target)
-        if table is None:
+        """Leaves out a matrix that is the base model's. A different matrix is refused: it was trained although the
+        configuration does not say so, and leaving it out would lose the training."""
+        matrix, name = self._tensors.take(target.name, part), f"{PREFIX}{target.name}.{part}"
+        shape = matrix_shape(target)
+        if matrix is None:
             return
-        if table.shape != shape:
-            self._tensors.problems.append(f"{name} has shape {list(table.shape)}, the model's is {list(shape)}")
+        if matrix.shape != shape:
+            self._tensors.problems.append(f"{name} has shape {list(matrix.shape)}, the model's is {list(shape)}")
             self._tensors.refused.add(name)
             return
         base = self._base(target)
-        if base is not None and not _is_same_table(table[: self._model_size], base[: self.size]):
+        if base is not None and not _is_same_matrix(matrix[: self._model_size], base[: self.size]):
             self._tensors.problems.append(f"{name} differs from the base model's, and modules_to_save does not name it")
             self._tensors.refused.add(name)
             return
@@ -141,12 +144,12 @@ class TokenTables:
             self._tensors.ignored.add(name)
 
     def _with_added(self, target: TargetModule, trained: TrainedRows | None) -> TrainedRows:
-        """Trained rows, and those of added tokens, which may be trained too."""
-        first, (_, width) = self._model_size, table_shape(target)
+        """Trained rows and rows of added tokens; an added row may be a trained one."""
+        first, (_, width) = self._model_size, matrix_shape(target)
         added = np.full((self.size - first, width), np.nan, np.float32)
-        table = self._base_table(target)
-        if table is not None and table.shape == table_shape(target):
-            added[:] = table[first:]
+        matrix = self._base_matrix(target)
+        if matrix is not None and matrix.shape == matrix_shape(target):
+            added[:] = matrix[first:]
         old = 0 if trained is None else sum(token_id < first for token_id in trained.ids)
         if trained is not None and trained.ids[-1] < self.size:
             added[np.array(trained.ids[old:], int) - first] = trained.rows[old:]
@@ -160,33 +163,34 @@ class TokenTables:
             else TrainedRows(trained.ids[:old] + ids, np.concatenate((trained.rows[:old], added)))
         )
 
-    def _base_table(self, target: TargetModule) -> Array | None:
-        """The untrained table as the checkpoint has it, of tied tables perhaps once."""
+    def _base_matrix(self, target: TargetModule) -> Array | None:
+        """The untrained matrix in the checkpoint. Tied matrices may be saved once, under either name."""
         tied = [other.name for other in self._targets if target.name == other.tied_to or other.name == target.tied_to]
-        tables = (
+        matrices = (
             self._tensors.find(name, part)
             for name in (target.name, *tied)
             for part in BASE_PARTS
             if part != "weight" or not self._config.saves(name)
         )
-        return next((table for table in tables if table is not None), None)
+        return next((matrix for matrix in matrices if matrix is not None), None)
 
     def _base(self, target: TargetModule) -> Array | None:
-        """The model's own table: [its vocabulary, hidden_size]."""
-        return self._tensors.base(self._weight_name(target), (self._model_size, table_shape(target)[1]))
+        """The model's own matrix: [its vocabulary, hidden_size]."""
+        return self._tensors.base(self._weight_name(target), (self._model_size, matrix_shape(target)[1]))
 
     def _weight_name(self, target: TargetModule) -> str:
         return f"{target.tied_to or target.name}.weight"
 
     def base_weight(self, target: TargetModule, added: TrainedRows | None) -> Array | None:
-        """The untrained table, resized as it was in training: [size, hidden_size]."""
+        """The untrained matrix, resized as it was in training: [size, hidden_size]."""
         base = self._base(target)
         if base is None or added is None:
             return None if base is None else base[: self.size]
         return np.concatenate((base, added.rows))
 
     def fit(self, change: LoRAModule, target: TargetModule) -> LoRAModule:
-        """A change of a resized table as one of the model's: what becomes of added tokens are whole rows."""
+        """Turns the change of a resized matrix into one of the model's: the changed rows of added tokens become whole
+        rows."""
         if self.own_size is None:
             return change
         size, is_embedding, rows = self._model_size, target.kind is TargetKind.EMBEDDING, change.rows
@@ -206,7 +210,7 @@ class TokenTables:
 
 
 def _changed_rows(change: LoRAModule, rows: TrainedRows, is_embedding: bool) -> Array:
-    """What LoRA makes of rows of a table."""
+    """The rows with LoRA's change in them."""
     ids = np.array(rows.ids)
     product = (change.b @ change.a[:, ids]).T if is_embedding else change.b[ids] @ change.a
     changed: Array = rows.rows + change.scaling * product
@@ -216,25 +220,25 @@ def _changed_rows(change: LoRAModule, rows: TrainedRows, is_embedding: bool) -> 
 
 
 def _resize(array: Array, size: int, axis: int = 0) -> Array:
-    """Cut, or filled up with zeros: there are no tokens of which these would be."""
+    """The array cut to `size`, or padded with zeros: the padding belongs to no token."""
     kept = np.take(array, range(min(size, array.shape[axis])), axis)
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, size - kept.shape[axis])
     return np.pad(kept, padding)
 
 
-def table_shape(target: TargetModule) -> tuple[int, int]:
-    """Of an embedding or a head: [vocabulary, hidden_size]."""
+def matrix_shape(target: TargetModule) -> tuple[int, int]:
+    """The shape of an embedding or a head: (vocabulary, hidden_size)."""
     shape = (target.in_features, target.out_features)
     return shape if target.kind is TargetKind.EMBEDDING else (shape[1], shape[0])
 
 
-def _is_same_table(table: Array, base: Array) -> bool:
-    """Whether it is the base model's, in its type or in a half-precision one that the adapter was saved in."""
-    if np.array_equal(table, base):
+def _is_same_matrix(matrix: Array, base: Array) -> bool:
+    """Whether a matrix is the base model's, in float32 or rounded to a half precision, in which adapters are saved."""
+    if np.array_equal(matrix, base):
         return True
     bits = np.ascontiguousarray(base).view(np.uint32)
     bfloat16 = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
     with np.errstate(over="ignore"):
         float16 = base.astype(np.float16).astype(np.float32)
-    return np.array_equal(table, bfloat16) or np.array_equal(table, float16)
+    return np.array_equal(matrix, bfloat16) or np.array_equal(matrix, float16)

@@ -7,8 +7,8 @@
 
 namespace blora {
 
-// The vectors of one slice of one use.
-struct Vectors {
+// The gain_shifts of one slice of one use.
+struct GainShift {
     const LoraChunk* shift;  // or null
     const LoraChunk* gain;   // or null
     int start, end;          // tokens
@@ -16,39 +16,39 @@ struct Vectors {
     float scale;             // of the shift
 };
 
-inline void collect_vectors(const LoraPlan& plan, int site, std::vector<Vectors>& vectors) {
-    vectors.clear();
+inline void collect_gain_shifts(const LoraPlan& plan, int site, std::vector<GainShift>& gain_shifts) {
+    gain_shifts.clear();
     for (int i = 0; i < plan.num_uses; ++i) {
         const LoraUse& use = plan.uses[i];
         for (const LoraSlice* slice = use.slices + use.sites[site]; slice < use.slices + use.sites[site + 1]; ++slice)
             if (slice->shift || slice->gain)
-                vectors.push_back({slice->shift, slice->gain, use.start, use.end, slice->column, slice->out, use.scale});
+                gain_shifts.push_back({slice->shift, slice->gain, use.start, use.end, slice->column, slice->out, use.scale});
     }
 }
 
-inline const float* vector_panel(const LoraChunk*& chunk, int panel) {
+inline const float* gain_shift_panel(const LoraChunk*& chunk, int panel) {
     return (const float*)(const void*)piece_at(chunk, panel, PANEL * (int)sizeof(float));
 }
 
 // `count` neighbouring outputs, of which all arguments begin with the first.
 template <class T>
 void change_outputs(
-    const float* shift, const float* gain, float scale, const T* bias, int rows, int count, float* tile, int tile_stride) {
-    for (int row = 0; row < rows; ++row, tile += tile_stride)
+    const float* shift, const float* gain, float scale, const T* bias, int rows, int count, float* patch, int patch_stride) {
+    for (int row = 0; row < rows; ++row, patch += patch_stride)
         for (int i = 0; i < count; ++i) {
-            // The bias comes when the tile is stored, without the gain.
-            if (gain) tile[i] = gain[i] * tile[i] + (bias ? (gain[i] - 1) * to_float(bias[i]) : 0);
-            if (shift) tile[i] += scale * shift[i];
+            // The bias comes when the patch is stored, without the gain.
+            if (gain) patch[i] = gain[i] * patch[i] + (bias ? (gain[i] - 1) * to_float(bias[i]) : 0);
+            if (shift) patch[i] += scale * shift[i];
         }
 }
 
-// On a tile that holds base and changes: tokens [token, token + rows), outputs [column, column + columns) of the site.
+// On a patch that holds base and changes: tokens [token, token + rows), outputs [column, column + columns) of the site.
 // bias: of the layer, or null.
 template <class T>
-void apply_vectors(
-    const std::vector<Vectors>& vectors, const T* bias, int token, int rows, int column, int columns, float* tile,
-    int tile_stride) {
-    for (const Vectors& own : vectors) {
+void apply_gain_shifts(
+    const std::vector<GainShift>& gain_shifts, const T* bias, int token, int rows, int column, int columns, float* patch,
+    int patch_stride) {
+    for (const GainShift& own : gain_shifts) {
         const int start = std::max(own.start, token), end = std::min(own.end, token + rows);
         const int from = std::max(own.column, column), to = std::min(own.column + own.out, column + columns);
         const LoraChunk *shift = own.shift, *gain = own.gain;
@@ -57,9 +57,9 @@ void apply_vectors(
             const int panel = (at - own.column) / PANEL, begin = own.column + panel * PANEL;
             next = std::min(begin + PANEL, to);
             change_outputs<T>(
-                shift ? vector_panel(shift, panel) + (at - begin) : nullptr,
-                gain ? vector_panel(gain, panel) + (at - begin) : nullptr, own.scale, bias ? bias + at : nullptr,
-                end - start, next - at, tile + (int64_t)(start - token) * tile_stride + (at - column), tile_stride);
+                shift ? gain_shift_panel(shift, panel) + (at - begin) : nullptr,
+                gain ? gain_shift_panel(gain, panel) + (at - begin) : nullptr, own.scale, bias ? bias + at : nullptr,
+                end - start, next - at, patch + (int64_t)(start - token) * patch_stride + (at - column), patch_stride);
         }
     }
 }

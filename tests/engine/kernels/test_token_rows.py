@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases.lora_world import segments_of
-from kernel_cases.table_world import EMBEDDING, NUM_SITES, TableAdapter, TableWorld
+from kernel_cases.token_rows_world import EMBEDDING, NUM_SITES, TokenRowsAdapter, TokenRowsWorld
 from torch import Tensor
 
 from blora.adapters.lora import LoRAMetadata, Segment
@@ -13,23 +13,23 @@ from blora.engine.kernels.library import Kernels, PackedLinear
 
 VOCAB, HIDDEN = 70, 24  # neither is whole panels
 ADAPTERS = {
-    "lora": TableAdapter(rank=21),
-    "some": TableAdapter(row_ids=(0, 3, 17, 69)),
-    "all": TableAdapter(row_ids=(), num_rows=VOCAB),
-    "wide": TableAdapter(row_ids=(), num_rows=VOCAB + 9),
-    "narrow": TableAdapter(row_ids=(), num_rows=VOCAB - 30),
-    "behind": TableAdapter(rank=5, row_ids=(VOCAB, VOCAB + 1, VOCAB + 2), has_gain=True),
+    "lora": TokenRowsAdapter(rank=21),
+    "some": TokenRowsAdapter(row_ids=(0, 3, 17, 69)),
+    "all": TokenRowsAdapter(row_ids=(), num_rows=VOCAB),
+    "wide": TokenRowsAdapter(row_ids=(), num_rows=VOCAB + 9),
+    "narrow": TokenRowsAdapter(row_ids=(), num_rows=VOCAB - 30),
+    "behind": TokenRowsAdapter(rank=5, row_ids=(VOCAB, VOCAB + 1, VOCAB + 2), has_gain=True),
 }
 RUNS = [(2, ()), *((3, ((name, 1.0),)) for name in ADAPTERS), (1, ()), (2, (("lora", 0.5), ("lora", -1.0)))]
 SEGMENTS = segments_of(RUNS)
 NUM_TOKENS = sum(number for number, _ in RUNS)
 
 
-def make_world(kernels: Kernels, dtype: torch.dtype = torch.float32) -> TableWorld:
-    return TableWorld(kernels, dtype, VOCAB, HIDDEN, ADAPTERS)
+def make_world(kernels: Kernels, dtype: torch.dtype = torch.float32) -> TokenRowsWorld:
+    return TokenRowsWorld(kernels, dtype, VOCAB, HIDDEN, ADAPTERS)
 
 
-def make_ids(world: TableWorld) -> Tensor:
+def make_ids(world: TokenRowsWorld) -> Tensor:
     """Of each run a token with a row, the last of them, and one that may have none."""
     ids: list[int] = []
     for number, uses in RUNS:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..image import Chunk, ImageTable, PackedModule
-from ..layout import TILE, Layout
+from ..layout import PIECE_WIDTH, Layout
 from ..targets import TargetKind
 
 
@@ -31,7 +31,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class TableModule:
+class TokenModule:
     """A module that the kernels do not compute, or of which they do not compute all."""
 
     out_features: int
@@ -47,7 +47,7 @@ class TableModule:
         """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
         total = y.float()
         for a, b in zip(self.a, self.b, strict=True):
-            panels = b.whole().view(len(b.starts), a.width, TILE)
+            panels = b.whole().view(len(b.starts), a.width, PIECE_WIDTH)
             matrix = panels.transpose(0, 1).flatten(1)[:, : self.out_features]  # [ranks, hidden]
             total = total + (a.gather(token_ids.clamp(max=len(a.starts) - 1)) * (scale * self.scaling)) @ matrix
         if self.gain is not None:
@@ -75,32 +75,35 @@ class TableModule:
             first = end
 
 
-class TableReader:
+class TokenModuleFinder:
     """Finds such modules in the pages of an adapter."""
 
     def __init__(self, pages: Tensor, dtype: torch.dtype) -> None:
         """pages: the arena, [num_pages, page_bytes] uint8."""
         self._page_bytes = pages.shape[1]
-        self._weights, self._vectors = pages.view(dtype).flatten(), pages.view(torch.float32).flatten()
+        self._weights, self._floats = pages.view(dtype).flatten(), pages.view(torch.float32).flatten()
 
-    def read(self, table: ImageTable, page_ids: Sequence[int]) -> dict[int, TableModule]:
+    def find(self, table: ImageTable, page_ids: Sequence[int]) -> dict[int, TokenModule]:
         """By site."""
-        is_table = (module for module in table.modules if module.kind is TargetKind.EMBEDDING or module.rows)
-        return {module.site: self._read_module(module, page_ids) for module in is_table}
+        own = (module for module in table.modules if module.kind is TargetKind.EMBEDDING or module.rows)
+        return {module.site: self._find_module(module, page_ids) for module in own}
 
-    def _read_module(self, module: PackedModule, page_ids: Sequence[int]) -> TableModule:
+    def _find_module(self, module: PackedModule, page_ids: Sequence[int]) -> TokenModule:
         is_embedding = module.kind is TargetKind.EMBEDDING
-        widths = Layout.TILES.rank_groups(module.rank) if is_embedding else []
+        widths = Layout.GPU.rank_groups(module.rank) if is_embedding else []
         row_width = module.out_features if is_embedding else module.in_features
         rows = self._pieces(module.rows, page_ids, self._weights, row_width) if module.rows else None
-        return TableModule(
+        return TokenModule(
             out_features=module.out_features,
             scaling=module.scaling,
             a=[self._pieces(part, page_ids, self._weights, n) for n, part in zip(widths, module.a, strict=False)],
             b=[
-                self._pieces(part, page_ids, self._weights, n * TILE) for n, part in zip(widths, module.b, strict=False)
+                self._pieces(part, page_ids, self._weights, n * PIECE_WIDTH)
+                for n, part in zip(widths, module.b, strict=False)
             ],
-            gain=self._pieces(module.gain, page_ids, self._vectors, TILE) if module.gain and is_embedding else None,
+            gain=self._pieces(module.gain, page_ids, self._floats, PIECE_WIDTH)
+            if module.gain and is_embedding
+            else None,
             rows=rows,
             row_chunks=[] if is_embedding else [self._view(chunk, page_ids, row_width) for chunk in module.rows],
             row_ids=torch.tensor(module.row_ids, dtype=torch.int64, device=self._weights.device),

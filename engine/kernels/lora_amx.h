@@ -5,33 +5,33 @@
 // those of the pairs' own are taken.
 #pragma once
 
+#include "amx.h"
 #include "changes.h"
 #include "scratch.h"
-#include "tiles.h"
 
-#if defined(BLORA_TILES)
+#if defined(BLORA_AMX)
 
 namespace blora {
 
 // What a thread computes of one change: tokens [first, last).
-struct Part {
+struct TokenRange {
     const Change* change;
     int first, last;
 };
 
-class TileShrink {
+class AmxShrink {
 public:
-    TileShrink(const bf16* x, int in, bf16* h) : x_(x), in_(in), h_(h) {}
+    AmxShrink(const bf16* x, int in, bf16* h) : x_(x), in_(in), h_(h) {}
 
     // Neighbours that read the same rows of x are multiplied together, and what comes next is fetched meanwhile.
-    void run(const std::vector<Part>& parts) {
-        const Part *part = parts.data(), *end = part + parts.size();
-        for (const Part* next = together(part, end); part < end; part = next, next = together(part, end)) {
+    void run(const std::vector<TokenRange>& ranges) {
+        const TokenRange *range = ranges.data(), *end = range + ranges.size();
+        for (const TokenRange* next = together(range, end); range < end; range = next, next = together(range, end)) {
             fetch(next, together(next, end));
-            switch (part->change->width) {
-                case 16: shrink<1>(part, next); break;
-                case 8: shrink<2>(part, next); break;
-                default: shrink<4>(part, next);
+            switch (range->change->width) {
+                case 16: shrink<1>(range, next); break;
+                case 8: shrink<2>(range, next); break;
+                default: shrink<4>(range, next);
             }
         }
     }
@@ -53,19 +53,19 @@ private:
         int64_t plane;
     };
 
-    static const Part* together(const Part* part, const Part* end) {
-        const Part* next = part;
-        while (next < std::min(part + MAX_TOGETHER, end) && next->first == part->first && next->last == part->last &&
-               next->change->width == part->change->width)
+    static const TokenRange* together(const TokenRange* range, const TokenRange* end) {
+        const TokenRange* next = range;
+        while (next < std::min(range + MAX_TOGETHER, end) && next->first == range->first && next->last == range->last &&
+               next->change->width == range->change->width)
             ++next;
         return next;
     }
 
-    void fetch(const Part* part, const Part* end) {
+    void fetch(const TokenRange* range, const TokenRange* end) {
         memory_.fetches.clear();
-        for (; part < end; ++part) {
-            const LoraChunk* chunk = part->change->a;
-            for (int piece = 0; piece < part->change->num_pieces; piece += chunk++->count)
+        for (; range < end; ++range) {
+            const LoraChunk* chunk = range->change->a;
+            for (int piece = 0; piece < range->change->num_pieces; piece += chunk++->count)
                 memory_.fetches.add(chunk->at, (int64_t)chunk->count * LINES * LINE_BYTES);
         }
     }
@@ -83,18 +83,18 @@ private:
     }
 
     template <int UNITS>
-    void shrink(const Part* parts, const Part* end) {
-        const int count = (int)(end - parts);
-        const int64_t a_bytes = (int64_t)parts->change->num_pieces * LINES * LINE_BYTES;
+    void shrink(const TokenRange* ranges, const TokenRange* end) {
+        const int count = (int)(end - ranges);
+        const int64_t a_bytes = (int64_t)ranges->change->num_pieces * LINES * LINE_BYTES;
         char* copies = memory_.a.get<char>(count * a_bytes);
         const bf16* panels[MAX_TOGETHER];
-        for (int i = 0; i < count; ++i) panels[i] = whole_a(*parts[i].change, copies + i * a_bytes);
-        for (int token = parts->first; token < parts->last; token += ROWS) {
-            const int rows = std::min(ROWS, parts->last - token);
+        for (int i = 0; i < count; ++i) panels[i] = whole_a(*ranges[i].change, copies + i * a_bytes);
+        for (int token = ranges->first; token < ranges->last; token += ROWS) {
+            const int rows = std::min(ROWS, ranges->last - token);
             // Narrow groups read A once for each unit by tiles.
             const Sums sums = rows < 2 * UNITS ? multiply_by_vectors<UNITS>(token, rows, panels, count)
                                                : multiply_by_tiles<UNITS>(token, rows, panels, count);
-            for (int i = 0; i < count; ++i) store_sums<UNITS>(*parts[i].change, token, rows, sums, i * PANEL);
+            for (int i = 0; i < count; ++i) store_sums<UNITS>(*ranges[i].change, token, rows, sums, i * PANEL);
         }
     }
 

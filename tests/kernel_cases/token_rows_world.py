@@ -23,7 +23,7 @@ HEAD, EMBEDDING, NUM_SITES = range(3)
 
 
 @dataclass(frozen=True)
-class TableAdapter:
+class TokenRowsAdapter:
     """The same of both tables."""
 
     rank: int = 0
@@ -38,14 +38,14 @@ class TableAdapter:
         return () if self.row_ids is None else self.row_ids or tuple(range(self.num_rows))
 
 
-class TableWorld:
+class TokenRowsWorld:
     def __init__(
         self,
         kernels: Kernels,
         dtype: torch.dtype,
         vocab: int,
         hidden: int,
-        adapters: dict[str, TableAdapter],
+        adapters: dict[str, TokenRowsAdapter],
         page_bytes: int = 1024,
         seed: int = 0,
     ) -> None:
@@ -74,12 +74,12 @@ class TableWorld:
     def _normal(self, *shape: int) -> Tensor:
         return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
 
-    def _make_modules(self, adapter: TableAdapter) -> tuple[LoRAModule, ...]:
+    def _make_modules(self, adapter: TokenRowsAdapter) -> tuple[LoRAModule, ...]:
         head = TargetModule("head", self.hidden, self.vocab, HEAD, 0, kind=TargetKind.HEAD)
         embedding = TargetModule("embedding", self.vocab, self.hidden, EMBEDDING, 0, kind=TargetKind.EMBEDDING)
         return self._make_module(head, adapter), self._make_module(embedding, adapter)
 
-    def _make_module(self, target: TargetModule, adapter: TableAdapter) -> LoRAModule:
+    def _make_module(self, target: TargetModule, adapter: TokenRowsAdapter) -> LoRAModule:
         a = self._normal(adapter.rank, target.in_features).numpy() / target.in_features**0.5
         b = self._normal(target.out_features, adapter.rank).numpy()
         rows = TrainedRows(adapter.row_ids or (), self._normal(len(adapter.ids), self.hidden).numpy())

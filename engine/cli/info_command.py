@@ -1,0 +1,20 @@
+"""`blora info`: prints a server's facts, load and counters, a line each. Needs no engine."""
+
+import argparse
+
+from blora.proto.client import Client
+
+from . import terminal
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit status. args: those of the command `info` in main.py."""
+    return terminal.guarded(lambda: _print_info(args.target))
+
+
+def _print_info(target: str) -> int:
+    with Client(target) as client:
+        info = client.info()
+    for field in info.DESCRIPTOR.fields:  # protobuf's own text leaves out what is 0
+        print(f"{field.name}: {getattr(info, field.name)}")
+    return 0
