@@ -389,7 +389,7 @@ def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor,
     s.copy_(total)
 
 
-# What is between.
+# Operations between attention and sampling.
 
 
 def check_halves(*tensors: Tensor) -> None:

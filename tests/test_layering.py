@@ -204,7 +204,7 @@ def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=relative)
 def test_programs_measure_through_public_names(path: Path) -> None:
-    """As a user's would: what they cannot reach so, nobody can measure."""
+    """Programs use public names, as a user's would, so that a user can measure all that they measure."""
     private = re.compile("_[^_]")
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and private.match(node.attr):

@@ -9,7 +9,7 @@ import pytest
 
 from blora.engine.text.chat_template import check_template, render_template
 
-MAX_SECONDS = 5.0  # of CPU time of this thread
+MAX_SECONDS = 5.0  # CPU time of this thread
 MAX_KB = 400 << 10
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "wörld"}]
 DOUBLED = "{% set ns = namespace(x='aa') %}{% for _ in range(60) %}{% set ns.x = {} %}{% endfor %}"
