@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
+.PHONY: demo test docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -18,6 +18,14 @@ BESIDE := --numprocesses 2 --dist worksteal
 
 test: $(READY) model
 	$(BIN)/python -m pytest $(BESIDE)
+
+# Makes the reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is
+# an error. Nothing is fetched.
+BUILD_PAGES := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --builder html docs build/docs
+
+docs: $(READY)
+	$(BIN)/python -m docs.generate
+	$(BUILD_PAGES)
 
 # Tests random cases of all kernels; takes minutes. CASES is their number; SEED is the seed of the first, to run a case
 # again.
@@ -63,8 +71,9 @@ check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p blora.scheduler -p blora.adapters -p blora.proto -p blora.engine
-	$(BIN)/mypy bench
-	$(BIN)/python -m pytest tests/test_layering.py
+	$(BIN)/mypy bench docs examples
+	$(BIN)/python -m pytest tests/test_layering.py tests/docs/test_generated.py
+	$(BUILD_PAGES)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -71,13 +71,13 @@ class RequestMetrics:
     means not yet. Counts are sums over its samples.
     """
 
-    arrival_time: float = 0.0
+    arrival_time: float = 0.0  # when the call came
     queued_ts: float = 0.0  # when the engine received it
     scheduled_ts: float = 0.0  # when it first received blocks
-    first_token_ts: float = 0.0
-    last_token_ts: float = 0.0
-    num_generation_tokens: int = 0
-    num_preemptions: int = 0
+    first_token_ts: float = 0.0  # when the front end received its first token
+    last_token_ts: float = 0.0  # when the front end received its latest token
+    num_generation_tokens: int = 0  # tokens generated so far
+    num_preemptions: int = 0  # how often it gave its blocks back and began again
 
     @property
     def first_token_latency(self) -> float:

@@ -14,12 +14,24 @@ README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(from .*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
 def test_what_loading_does_is_what_was_measured(name: str) -> None:
     measured = json.loads((ROOT / "bench/results/loading.json").read_text())
     text = (ROOT / name).read_text()
     assert f"{measured['loaded']} cold adapters" in text
     assert f"{measured['itl_p99_ratio']:.2f}" in text
+
+
+def test_its_speeds_are_those_of_the_comparison() -> None:
+    table = re.search(r"^\| blora.*?\n\n", README, re.DOTALL | re.MULTILINE)
+    assert table is not None
+    compared = set(re.findall(r"[\d,.]+", (ROOT / "docs/performance.md").read_text()))
+    shown = set(re.findall(r"\| ([\d,]+) (?=\|)", table[0]))
+    assert shown and shown <= compared
+
+
+def test_it_is_one_page() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 @pytest.mark.usefixtures("real_model")

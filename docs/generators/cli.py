@@ -1,0 +1,79 @@
+"""The page of the command line: every command, its arguments and flags, as its parser knows them."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blora.engine.cli.main import build_parser, further_commands
+
+from .markdown import code, page, sentence, table
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    name: str  # such as "blora serve"
+    summary: str
+    parser: argparse.ArgumentParser
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag, or an argument without a name."""
+
+    dest: str
+    names: str  # such as "--host HOST"
+    text: str
+
+
+def make() -> str:
+    commands = list(commands_of(build_parser(further_commands())))
+    return page(
+        "Command line",
+        "the parsers of `engine/cli/` and `bench/cli.py`",
+        "`blora COMMAND --help` prints the same on a terminal. The exit status is 0 when all went well, 1 when a "
+        "command could not do what it was asked for, 2 for arguments that it does not take.",
+        *(part for command in commands for part in _section(command)),
+    )
+
+
+def commands_of(parser: argparse.ArgumentParser, summary: str = "") -> Iterator[Command]:
+    """The commands below a parser; one without commands is one itself."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for group in groups:
+        summaries = {choice.dest: choice.help or "" for choice in group._choices_actions}
+        for name, command in group.choices.items():
+            yield from commands_of(command, summaries.get(name, ""))
+    if not groups:
+        yield Command(parser.prog, summary, parser)
+
+
+def flags_of(command: Command) -> Iterator[Flag]:
+    """Arguments come before flags."""
+    for action in sorted(command.parser._actions, key=lambda action: bool(action.option_strings)):
+        if not isinstance(action, argparse._HelpAction):
+            text = "" if action.help is None else action.help % {**vars(action), "prog": command.name}
+            yield Flag(action.dest, _names(action), text)
+
+
+def _names(action: argparse.Action) -> str:
+    """As `--help` shows them, whatever the version of Python."""
+    if not action.option_strings:
+        return _value(action)
+    name = ", ".join(action.option_strings)
+    return name if action.nargs == 0 else f"{name} {_value(action)}"
+
+
+def _value(action: argparse.Action) -> str:
+    if action.metavar is not None:
+        return str(action.metavar)
+    if action.choices is not None:
+        return "{" + ",".join(map(str, action.choices)) + "}"
+    return action.dest.upper() if action.option_strings else action.dest
+
+
+def _section(command: Command) -> Iterator[str]:
+    yield f"## {command.name}"
+    yield sentence(command.summary)
+    rows = [(code(flag.names), sentence(flag.text)) for flag in flags_of(command)]
+    if rows:
+        yield table(("argument or flag", "what it does"), rows)

@@ -1,0 +1,49 @@
+"""The page of metrics: what a running engine counts, as EngineService.GetInfo and Adapter tell it."""
+
+from collections.abc import Iterator
+
+from google.protobuf.descriptor import Descriptor
+
+from blora.engine.outputs import RequestMetrics
+
+from .comments import proto_comments
+from .grpc_services import HEAD, descriptor_of, message_rows
+from .markdown import code, page, prose, sentence, table
+from .source import fields_of
+
+COPYING = ("num_requests", "num_bytes", "num_pages", "num_copies", "num_copied_bytes", "copy_seconds")
+
+
+def make() -> str:
+    adapters = descriptor_of("adapters").message_types_by_name
+    return page(
+        "Metrics",
+        "`proto/v1/*.proto` and `engine/outputs.py`",
+        "`blora client --info`, `Client.info()` and `await AsyncLLM.get_info()` show the engine's facts and counts; "
+        "`blora adapters show NAME`, `Client.get_adapter(name)` and `get_adapter(name)` of `LLM` and `AsyncLLM` show "
+        "those of an adapter. Counts grow: a rate is the difference of two readings.",
+        "## Of the engine",
+        *_groups(descriptor_of("engine").message_types_by_name["GetInfoResponse"]),
+        "## Of an adapter",
+        "What requests that named it have used, `Adapter.usage`:",
+        table(HEAD, message_rows(adapters["AdapterUsage"])),
+        "What it takes, and what its copies into the arena have taken, fields of `Adapter`:",
+        table(HEAD, (row for row in message_rows(adapters["Adapter"]) if row[0].strip("`") in COPYING)),
+        "## Of a request",
+        "`RequestOutput.metrics`, in process. Times are seconds: `arrival_time` is `time.time()`, those that end in "
+        "`_ts` are `time.monotonic()`, and 0 is not yet. `first_token_latency` is the time from `queued_ts` to "
+        "`first_token_ts`.",
+        table(HEAD, ((code(f.name), code(f.type), sentence(f.comment)) for f in fields_of(RequestMetrics))),
+    )
+
+
+def _groups(message: Descriptor) -> Iterator[str]:
+    """One table for each group of fields, below the comment that stands above it."""
+    heading, rows = "Facts and load:", list[tuple[str, str, str]]()
+    for entry, row in zip(message.fields, message_rows(message), strict=True):
+        comment = proto_comments()[f"{message.name}.{entry.name}"]
+        if comment.heading:
+            yield from (heading, table(HEAD, rows))
+            heading, rows = prose(comment.heading).rstrip(".") + ":", []
+        rows.append(row)
+    yield from (heading, table(HEAD, rows))

@@ -1,0 +1,68 @@
+"""The page of the Python API: the public names of blora.engine and the client, with their docstrings."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import blora.engine
+from blora.proto.client import Client, GenerationStream
+
+from .markdown import page, prose
+from .source import alias_as_written, fields_as_written, functions_of
+
+GROUPS: dict[str, Sequence[str]] = {
+    "Engines": ("LLM", "AsyncLLM"),
+    "Requests": ("SamplingParams", "RequestOutputKind", "LoRARequest"),
+}
+
+
+def make() -> str:
+    names = [name for group in GROUPS.values() for name in group]
+    others = [name for name in blora.engine.__all__ if name not in names]
+    errors = [name for name in others if _is_error(getattr(blora.engine, name))]
+    groups = {**GROUPS, "Answers and facts": [name for name in others if name not in errors], "Errors": errors}
+    return page(
+        "Python API",
+        "the docstrings",
+        "Everything here is imported from `blora.engine`, but for the client, which needs no engine. Names that begin "
+        "with an underscore, and what is not on this page, may change without notice.",
+        *(part for title, members in groups.items() for part in _group(title, members)),
+        "## Client",
+        "From `blora.proto.client`. Its messages are in the [gRPC reference](grpc.md).",
+        *_class(Client),
+        *_class(GenerationStream),
+    )
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _group(title: str, names: Sequence[str]) -> Iterator[str]:
+    yield f"## {title}"
+    for name in names:
+        value = getattr(blora.engine, name)
+        yield from _class(value) if isinstance(value, type) else _alias(name)
+
+
+def _alias(name: str) -> Iterator[str]:
+    home = import_module(blora.engine._HOMES[name], "blora.engine")
+    yield f"### {name}"
+    yield _python(alias_as_written(name, Path(inspect.getfile(home))))
+
+
+def _class(cls: type[Any]) -> Iterator[str]:
+    yield f"### {cls.__name__}"
+    yield prose(inspect.getdoc(cls) or "")
+    fields = fields_as_written(cls)
+    if fields:
+        yield _python(fields)
+    for function in functions_of(cls):
+        yield _python(function.signature)
+        yield prose(function.doc)
+
+
+def _python(text: str) -> str:
+    return f"```python\n{text}\n```"

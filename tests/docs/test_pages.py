@@ -1,0 +1,67 @@
+"""What people wrote: links lead somewhere, named files exist, figures are those measured, programs run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.peers.report import format_table
+
+ROOT = Path(__file__).parent.parent.parent
+WRITTEN = [*ROOT.glob("*.md"), ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:engine|scheduler|adapters|proto|bench|tests|docs|examples)/[\w./*-]*)`")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+PERFORMANCE = (ROOT / "docs/performance.md").read_text()
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> Iterator[str]:
+    for heading in HEADING.findall(without_code(page.read_text())):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(without_code(page.read_text())):
+        if not link.startswith(("http://", "https://")):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=relative)
+def test_named_files_exist(page: Path) -> None:
+    missing = [name for name in NAMED.findall(page.read_text()) if not list(ROOT.glob(name.rstrip("/")))]
+    assert not missing
+
+
+def test_the_comparison_is_what_was_measured() -> None:
+    assert format_table(json.loads((ROOT / "bench/results/peers.json").read_text())) in PERFORMANCE
+
+
+@pytest.mark.usefixtures("real_model")
+def test_the_programs_of_the_pages_run() -> None:
+    """Those that need no server, one after another in one process."""
+    pages = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+    programs = [program for page in pages for program in re.findall(r"```python\n(from .*?)```", page, re.DOTALL)]
+    in_process = [program for program in programs if "Client(" not in program]
+    assert len(in_process) >= 3
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # see tests/bench/test_demo.py
+    command = [sys.executable, "-c", "\n".join(in_process)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert "shop-sql: SELECT" in done.stdout
