@@ -15,6 +15,8 @@ smartquotes = False  # two dashes are a flag
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_theme = "furo"
 html_title = "blora"
 html_copy_source = False

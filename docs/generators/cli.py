@@ -30,8 +30,8 @@ def make() -> str:
     return page(
         "Command line",
         "the parsers of `engine/cli/` and `bench/cli.py`",
-        "`blora COMMAND --help` prints the same on a terminal. The exit status is 0 when all went well, 1 when a "
-        "command could not do what it was asked for, 2 for arguments that it does not take.",
+        "`blora COMMAND --help` prints the same on a terminal. The exit status is 0 on success, 1 on failure, and 2 "
+        "for wrong arguments.",
         *(part for command in commands for part in _section(command)),
     )
 
@@ -76,4 +76,4 @@ def _section(command: Command) -> Iterator[str]:
     yield sentence(command.summary)
     rows = [(code(flag.names), sentence(flag.text)) for flag in flags_of(command)]
     if rows:
-        yield table(("argument or flag", "what it does"), rows)
+        yield table(("argument or flag", "meaning"), rows)

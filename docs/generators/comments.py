@@ -15,7 +15,7 @@ from blora.proto.generate import FOLDER, PACKAGE
 @dataclass(frozen=True, slots=True)
 class Comment:
     text: str
-    heading: str  # what stands apart above it, and is about what follows, too
+    heading: str  # a comment that stands apart above it, for all that follows
 
 
 @cache
@@ -38,7 +38,7 @@ def _comments_in(file: FileDescriptorProto) -> Iterator[tuple[str, Comment]]:
 
 
 def _name(file: FileDescriptorProto, path: Sequence[int]) -> str:
-    """path: the way to what a comment is about, by turns the number of a list in its container and an index there."""
+    """path: from the file to the commented element, by turns the number of a list in its container and an index."""
     container: Any = file
     names = []
     for number, index in zip(path[::2], path[1::2], strict=False):

@@ -7,12 +7,12 @@ from blora.engine.server.status import STATUS_CODES
 
 from .markdown import code, one_line, page, prose, table
 
-# What the standard says, and the server does not choose.
+# Codes of gRPC itself, and of errors outside the table.
 OTHERS = (
-    ("CANCELLED", "The client went away or cancelled the call; the request ends and frees what it holds."),
-    ("DEADLINE_EXCEEDED", "The call's deadline has passed; the request ends and frees what it holds."),
+    ("CANCELLED", "The client cancelled the call or lost its connection. The request ends and frees its memory."),
+    ("DEADLINE_EXCEEDED", "The deadline of the call has passed. The request ends and frees its memory."),
     ("UNIMPLEMENTED", "The server has no such service or method."),
-    ("INTERNAL", "Any error that is not in the table above: a fault of the server. Its log has the text."),
+    ("INTERNAL", "A fault of the server. Its log has the text."),
 )
 
 
@@ -20,12 +20,11 @@ def make() -> str:
     return page(
         "Errors",
         "`engine/errors.py` and `engine/server/status.py`",
-        "Python callers meet these types, of `blora.engine`; clients meet their status codes, and the same text in the "
-        "status details. An unknown name never falls back to the base model. Everything that is wrong with a request "
-        "is found before anything is allocated for it.",
-        table(("error", "status code", "what it means"), _rows()),
-        "A request of several samples fails as a whole where all of them failed: `INTERNAL`, with the first reason. "
-        "Where only some did, each of these ends with `finish_reason` `error`.",
+        "In process these types are raised, all of `blora.engine`. Over gRPC a client receives the status code, and "
+        "the same text in the status details. The checks of a request come before any allocation for it.",
+        table(("error", "status code", "meaning"), _rows()),
+        "If all samples of a request fail, the request fails with `INTERNAL` and the first reason. A sample that fails "
+        "beside others ends with the `finish_reason` `error`.",
         "## Other status codes",
         table(("status code", "when"), ((code(name), text) for name, text in OTHERS)),
     )

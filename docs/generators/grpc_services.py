@@ -32,7 +32,7 @@ def make() -> str:
         "`proto/v1/*.proto`",
         "The package is `blora.v1`. The server also has `grpc.health.v1.Health` and reflection. Stubs are in "
         "`blora.proto.v1`; a small synchronous client is `blora.proto.client.Client` ([Python API](python.md)). "
-        "What each status code means is in [Errors](errors.md).",
+        "[Errors](errors.md) explains the status codes.",
         *(part for name in FILES for part in _file(name)),
     )
 

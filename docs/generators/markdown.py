@@ -34,6 +34,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def page(title: str, source: str, *parts: str) -> str:
-    """source: what the page is made from."""
+    """source: the code that the page is made from."""
     note = f"<!-- `make docs` writes this page from {source}. A change made here is lost. -->"
     return "\n\n".join([note, f"# {title}", *(part.strip("\n") for part in parts if part)]) + "\n"

@@ -1,4 +1,4 @@
-"""The page of metrics: what a running engine counts, as EngineService.GetInfo and Adapter tell it."""
+"""The page of metrics: the counts of a running engine, in the messages GetInfoResponse and Adapter."""
 
 from collections.abc import Iterator
 
@@ -19,19 +19,19 @@ def make() -> str:
     return page(
         "Metrics",
         "`proto/v1/*.proto` and `engine/outputs.py`",
-        "`blora client --info`, `Client.info()` and `await AsyncLLM.get_info()` show the engine's facts and counts; "
-        "`blora adapters show NAME`, `Client.get_adapter(name)` and `get_adapter(name)` of `LLM` and `AsyncLLM` show "
-        "those of an adapter. Counts grow: a rate is the difference of two readings.",
+        "`blora info`, `Client.info()` and `await AsyncLLM.get_info()` tell the facts and counts of an engine. "
+        "`blora adapters show NAME`, `Client.get_adapter(name)` and `get_adapter(name)` of `LLM` and `AsyncLLM` tell "
+        "those of an adapter. Counts only grow; a rate is the difference of two readings.",
         "## Of the engine",
         *_groups(descriptor_of("engine").message_types_by_name["GetInfoResponse"]),
         "## Of an adapter",
-        "What requests that named it have used, `Adapter.usage`:",
+        "Usage by its requests, `Adapter.usage`:",
         table(HEAD, message_rows(adapters["AdapterUsage"])),
-        "What it takes, and what its copies into the arena have taken, fields of `Adapter`:",
+        "Its size, its unfinished requests and its copies into the arena, fields of `Adapter`:",
         table(HEAD, (row for row in message_rows(adapters["Adapter"]) if row[0].strip("`") in COPYING)),
         "## Of a request",
-        "`RequestOutput.metrics`, in process. Times are seconds: `arrival_time` is `time.time()`, those that end in "
-        "`_ts` are `time.monotonic()`, and 0 is not yet. `first_token_latency` is the time from `queued_ts` to "
+        "`RequestOutput.metrics`, in process. Times are seconds: `arrival_time` is `time.time()`, names that end in "
+        "`_ts` are `time.monotonic()`, and 0 means not yet. `first_token_latency` is the time from `queued_ts` to "
         "`first_token_ts`.",
         table(HEAD, ((code(f.name), code(f.type), sentence(f.comment)) for f in fields_of(RequestMetrics))),
     )

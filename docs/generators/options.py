@@ -1,4 +1,4 @@
-"""The page of options: what EngineConfig has, its flags of `blora serve`, and options of vLLM that it answers for."""
+"""The page of options: the fields of EngineConfig, and the options of vLLM that have a counterpart or none."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ VALUES = {
     "generation_config": ("auto", "vllm"),
 }
 
-# What is written to make a value, and the value as a reader would write it.
+# Source of a default value -> the value for a reader.
 DEFAULTS = {"field(default_factory=dict)": "{}", "64 << 20": "64 MiB"}
 
 
@@ -30,30 +30,36 @@ def make() -> str:
     return page(
         "Options of the engine",
         "`engine/config.py` and `engine/options.py`",
-        "`LLM(model, ...)` and `AsyncLLM(model, ...)` take these as keyword arguments; `blora serve` takes the flags. "
-        "A size is a number of bytes, a text such as `2GiB` or `512M`, or a fraction of what is free, such as `0.5`.",
-        table(("option", "type", "default", "flag", "what it does"), _rows(fields)),
+        "`LLM(model, ...)` and `AsyncLLM(model, ...)` take these as keyword arguments. `blora serve` takes them as "
+        "flags: `max_num_seqs` is `--max-num-seqs`"
+        + _without_flag(fields)
+        + ". A size is a number of bytes, a text such as "
+        "`2GiB` or `512M`, or a fraction of the free memory, such as `0.5`.",
+        table(("option", "type", "default", "meaning"), _rows(fields)),
         "## Options of vLLM",
-        "These are accepted, and a line of the log says what takes their place:",
+        "blora accepts these, and the log names the replacement:",
         table(("option", "instead"), ((code(name), prose(text)) for name, text in REPLACED.items())),
-        "These are accepted with one value only:",
+        "blora accepts these with one value only:",
         table(("option", "value"), ((code(name), code(repr(value))) for name, value in SINGLE.items())),
-        "Any other name is refused.",
+        "It refuses any other name.",
     )
 
 
 def _rows(fields: list[Field]) -> Iterator[tuple[str, ...]]:
     described, flags = _described(fields), _flags()
     for field in fields:
-        flag = flags.get(field.name)
         texts = [field.comment, described.get(field.name, "")]
-        if not any(texts) and flag is not None:
-            texts = [flag.text]
+        if not any(texts):
+            texts = [flags[field.name].text]
         if field.name in VALUES:
             texts.append("One of " + ", ".join(f"`{value}`" for value in VALUES[field.name]))
         default = "required" if field.default is None else code(DEFAULTS.get(field.default, field.default))
-        name = "" if flag is None else code(flag.names.split()[0].rstrip(","))
-        yield code(field.name), code(field.type), default, name, " ".join(map(sentence, filter(None, texts)))
+        yield code(field.name), code(field.type), default, " ".join(map(sentence, filter(None, texts)))
+
+
+def _without_flag(fields: list[Field]) -> str:
+    names = [code(field.name) for field in fields if field.name not in _flags()]
+    return f" ({', '.join(names)} has no flag)" if names else ""
 
 
 def _described(fields: list[Field]) -> Mapping[str, str]:

@@ -26,8 +26,8 @@ def make() -> str:
     return page(
         "Python API",
         "the docstrings",
-        "Everything here is imported from `blora.engine`, but for the client, which needs no engine. Names that begin "
-        "with an underscore, and what is not on this page, may change without notice.",
+        "Import these names from `blora.engine`; the client is in `blora.proto.client` and needs no engine. Names "
+        "outside this page may change without notice.",
         *(part for title, members in groups.items() for part in _group(title, members)),
         "## Client",
         "From `blora.proto.client`. Its messages are in the [gRPC reference](grpc.md).",
@@ -60,6 +60,8 @@ def _class(cls: type[Any]) -> Iterator[str]:
     if fields:
         yield _python(fields)
     for function in functions_of(cls):
+        if function.name != "__init__":
+            yield f"#### {cls.__name__}.{function.name}"
         yield _python(function.signature)
         yield prose(function.doc)
 

@@ -1,4 +1,4 @@
-"""What the source of a class says that the class itself does not: comments, and signatures as they were written."""
+"""The source of a class: comments, and signatures as they are written, which the class itself has lost."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ class Field:
     name: str
     type: str
     default: str | None  # as it is written
-    comment: str  # at the end of its line
+    comment: str  # at the end of its line, else above it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,17 @@ def fields_of(cls: type) -> Iterator[Field]:
     node, file = _find(cls)
     for entry in _annotated(node):
         default = None if entry.value is None else ast.unparse(entry.value)
-        comment = file.comments.get(entry.end_lineno or entry.lineno, "")
+        comment = file.comments.get(entry.end_lineno or entry.lineno) or _comment_above(entry.lineno, file)
         yield Field(ast.unparse(entry.target), ast.unparse(entry.annotation), default, comment)
+
+
+def _comment_above(line: int, file: _File) -> str:
+    """The lines before that hold nothing but comments."""
+    lines: list[str] = []
+    while file.lines[line - 2].lstrip().startswith("#"):
+        line -= 1
+        lines.insert(0, file.comments[line])
+    return " ".join(lines)
 
 
 def fields_as_written(cls: type) -> str:
@@ -79,9 +88,10 @@ def functions_of(cls: type) -> Iterator[Function]:
 
 
 def _signature(entry: ast.FunctionDef | ast.AsyncFunctionDef, file: _File) -> str:
-    """From the first decorator up to the body."""
+    """From the first decorator to the type of the result."""
     first = min([entry.lineno, *(decorator.lineno for decorator in entry.decorator_list)])
-    return dedent("\n".join(file.lines[first - 1 : entry.body[0].lineno - 1])).rstrip(":")
+    last = entry.body[0].lineno - 1 if entry.returns is None else entry.returns.end_lineno
+    return dedent("\n".join(file.lines[first - 1 : last])).rstrip(":")
 
 
 def alias_as_written(name: str, path: Path) -> str:
@@ -89,8 +99,7 @@ def alias_as_written(name: str, path: Path) -> str:
     file = _read(path)
     for entry in file.tree.body:
         if isinstance(entry, ast.Assign) and ast.unparse(entry.targets[0]) == name:
-            first = entry.lineno
-            while first - 1 in file.comments and file.lines[first - 2].startswith("#"):
-                first -= 1
-            return "\n".join(file.lines[first - 1 : entry.end_lineno])
+            comment = _comment_above(entry.lineno, file)
+            written = file.lines[entry.lineno - 1 : entry.end_lineno]
+            return "\n".join([f"# {comment}", *written] if comment else written)
     raise LookupError(f"{path} assigns no {name}")
