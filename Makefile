@@ -1,11 +1,11 @@
-# Everything runs in .venv, which the first target that needs it makes. Nothing has to be installed by hand but
-# Python 3.11 or newer with venv.
+# All commands run in .venv, which the first target that needs it makes. Only Python 3.11 or newer with venv has to be
+# installed by hand.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := .cache/models/SmolLM2-135M-Instruct
 READY := $(VENV)/.ready
-# Where there is a compiler, kernels that it does not take are an error and not left out.
+# With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
 .PHONY: demo test docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
@@ -19,21 +19,22 @@ BESIDE := --numprocesses 2 --dist worksteal
 test: $(READY) model
 	$(BIN)/python -m pytest $(BESIDE)
 
-# The reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is an
-# error. Nothing is fetched.
+# Makes the reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is
+# an error. Nothing is fetched.
 BUILD_PAGES := $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet --builder html docs build/docs
 
 docs: $(READY)
 	$(BIN)/python -m docs.generate
 	$(BUILD_PAGES)
 
-# Random cases of all kernels, minutes: CASES=50000, and SEED= of the first to run a case again.
+# Tests random cases of all kernels; takes minutes. CASES is their number; SEED is the seed of the first, to run a case
+# again.
 CASES := 50000
 kernels-grid: $(READY)
 	cd tests && ../$(BIN)/python -m kernel_cases.grid --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
-# The kernels with AddressSanitizer and UBSan: their tests and a part of the grid. The first thing found ends the process,
-# with the lines of C++ and of Python.
+# Tests the kernels with AddressSanitizer and UBSan, on their own tests and a part of the grid. The first error found
+# ends the process and prints the lines of C++ and of Python.
 SANITIZED_CASES := 2000
 sanitize: $(READY)
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
@@ -43,22 +44,24 @@ sanitize: $(READY)
 	$(BIN)/python -m pytest -s tests/engine/kernels --kernels "$$folder" && \
 	cd tests && ../$(BIN)/python -m kernel_cases.grid --kernels "$$folder" --cases $(SANITIZED_CASES)
 
-# The GPU's LoRA kernels compiled for every architecture, and the roofline of a step; needs no GPU, takes minutes.
+# Compiles the GPU's LoRA kernels for every architecture and computes the roofline of a step. Needs no GPU; takes
+# minutes.
 gpu-kernels: $(READY)
 	$(BIN)/blora bench triton --json bench/results/triton.json
 	$(BIN)/blora bench roofline --json bench/results/roofline.json
 
-# On a machine with a GPU: the Triton kernels' and the engine's tokens against the CPU's, speed, and a report to send back.
+# On a machine with a GPU: compares the tokens of the Triton kernels and the engine with the CPU's, measures the speed,
+# and writes a report to send back.
 gpu-test: $(VENV)/.cuda model
 	$(BIN)/blora bench gpu $(MODEL)
 
-# What only a GPU needs, some GB, and only where there is one.
+# Installs the packages that only a GPU needs, some GB; fails on a machine without one.
 $(VENV)/.cuda: $(READY)
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'torch finds no GPU here')"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint flashinfer.txt --editable '.[dev,cuda]'
 	touch $@
 
-# The same work on other engines: makes their environments (some GB), then most of an hour.
+# Runs the same work on other engines: makes their environments (some GB), then takes most of an hour.
 peers: $(READY) model
 	$(BIN)/python bench/peers/environments.py
 	$(BIN)/python bench/peers/run.py
@@ -81,11 +84,11 @@ model: $(MODEL)/config.json
 $(MODEL)/config.json: | $(READY)
 	$(BIN)/python -P -m blora.bench.default_model --folder $(MODEL)
 
-# Trains the demo adapters again; minutes.
+# Trains the demo adapters again; takes minutes.
 train: $(READY) model
 	$(BIN)/python bench/demo/train_adapters.py --model $(MODEL)
 
-# torch comes first and at its tested version, so that nothing else brings another one with its gigabytes of CUDA.
+# torch is installed first, at its tested version, so that no other package brings one with gigabytes of CUDA.
 $(READY): pyproject.toml setup.py constraints.txt flashinfer.txt $(wildcard engine/kernels/*.h engine/kernels/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

@@ -21,7 +21,7 @@ from .throughput import percentile
 FILES = 8  # adapters with different weights
 ROWS = 32  # requests at once
 FILE = "adapters.json"
-POPULARITIES = {"uniform": 0.0, "skewed": 1.0}  # adapter i is asked in proportion to i ** -alpha
+POPULARITIES = {"uniform": 0.0, "skewed": 1.0}  # adapter i gets requests in proportion to i ** -alpha
 COLOURS = {"uniform": "#0072b2", "skewed": "#e69f00"}
 
 

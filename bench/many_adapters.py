@@ -1,6 +1,6 @@
-"""Many adapters of few weights: each has a digest of its own, and those of one folder share their pages in host memory.
+"""Many adapters with few weights: each has its own digest, and those of one folder share their pages in host memory.
 
-So thousands fit into the memory of a small machine, and their copies into the arena are as real as any.
+So thousands fit into the memory of a small machine, but their copies into the arena are real.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from blora.engine import llm as llm_module
 
 
 def load_many(llm: LLM, folders: Sequence[Path], num_adapters: int) -> list[str]:
-    """Loads adapter i from folders[i % len(folders)]. Returns their names."""
+    """Loads adapter i from folders[i % len(folders)]; returns the names."""
     names = [f"adapter{index}" for index in range(num_adapters)]
     with _reading_once():
         for index, name in enumerate(names):
@@ -27,7 +27,8 @@ def load_many(llm: LLM, folders: Sequence[Path], num_adapters: int) -> list[str]
 
 @contextmanager
 def _reading_once() -> Iterator[None]:
-    """Meanwhile the LLMs of this process read and pack each folder once, under another digest at each load."""
+    """Inside `with`, the LLMs of this process read and pack each folder once, and give it another digest at each
+    load."""
     read, pack_of, report = (_once_a_folder(function) for function in (read_checkpoint, pack, report_of))
     digests = map("{:064x}".format, count())
 
@@ -44,7 +45,8 @@ def _reading_once() -> Iterator[None]:
 
 
 def _once_a_folder(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function: of a folder, or of what was read from one."""
+    """Returns a function that computes once for each folder. function: takes a folder, or the checkpoint read from
+    one."""
     known: dict[str, Any] = {}
 
     def once(what: Path | Checkpoint, *args: Any, **options: Any) -> Any:

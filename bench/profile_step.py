@@ -128,7 +128,7 @@ def _watched_steps(engine: MeasuredEngine, work: Workload) -> list[Record]:
 
 
 def watch(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
-    """Every engine of this process."""
+    """Watches every engine of this process."""
     stopwatch.watch(EngineCore, "step", OTHER, starts_record=True)
     for name in ("schedule", "update"):
         stopwatch.watch(Scheduler, name, SCHEDULER)
@@ -146,7 +146,7 @@ def watch(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
 
 
 def _kinds_of(kind: type[Any]) -> Iterator[type[Any]]:
-    """The classes below an interface that are imported, which those in use are."""
+    """Yields the imported subclasses of an interface; those in use are among them."""
     for below in kind.__subclasses__():
         yield below
         yield from _kinds_of(below)

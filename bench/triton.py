@@ -18,7 +18,7 @@ from .table import Cell, format_table, write_json
 ARCHITECTURES = (80, 90, 100, 120)  # A100, H100, B200, RTX 50
 TYPES = {"bfloat16": "bf16", "float16": "fp16"}
 REGISTERS = 65536  # registers of a multiprocessor
-SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}  # of a multiprocessor
+SHARED_BYTES = {80: 164 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}  # shared memory of a multiprocessor
 MOST_PROGRAMS = {80: 32, 90: 32, 100: 32, 120: 24}  # programs at a time on a multiprocessor
 MOST_THREADS = {80: 2048, 90: 2048, 100: 2048, 120: 1536}
 # In every model these pointers and strides are multiples of 16 bytes or elements. Triton knows this at a launch, too.
@@ -30,11 +30,11 @@ class Compiled:
     architecture: int
     dtype: str
     configuration: str
-    registers: int  # of a thread
-    shared_bytes: int  # of a program
+    registers: int  # registers of a thread
+    shared_bytes: int  # shared memory of a program
     spilled_bytes: int
     instructions: int  # lines of PTX
-    programs: int  # at a time on a multiprocessor
+    programs: int  # programs at a time on a multiprocessor
 
 
 def run(args: argparse.Namespace) -> int:

@@ -71,13 +71,13 @@ class RequestMetrics:
     means not yet. Counts are sums over its samples.
     """
 
-    arrival_time: float = 0.0  # when the call arrived
+    arrival_time: float = 0.0  # when the call came
     queued_ts: float = 0.0  # when the engine received it
     scheduled_ts: float = 0.0  # when it first received blocks
-    first_token_ts: float = 0.0  # when the front end received the first token
-    last_token_ts: float = 0.0  # when the front end received the latest token
+    first_token_ts: float = 0.0  # when the front end received its first token
+    last_token_ts: float = 0.0  # when the front end received its latest token
     num_generation_tokens: int = 0  # tokens generated so far
-    num_preemptions: int = 0  # times that it gave its memory back and started again
+    num_preemptions: int = 0  # how often it gave its blocks back and began again
 
     @property
     def first_token_latency(self) -> float:
@@ -168,14 +168,14 @@ class AdapterState:
     is_resident: bool = False
     is_pinned: bool = False
     num_requests: int = 0  # unfinished requests that use it
-    num_copies: int = 0  # into the arena
+    num_copies: int = 0  # copies into the arena
     num_copied_pages: int = 0
     copy_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the engine holds now, and its counts since it started."""
+    """The engine's present load, and its counts since it started."""
 
     num_free_pages: int
     num_running: int
@@ -204,7 +204,7 @@ class AdapterSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """Facts of a running engine, its load and its counts: all that is measured, in process and over a wire."""
+    """Facts about a running engine, its load and its counts. LLM, AsyncLLM and the server measure the same."""
 
     model: str
     dtype: str

@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT trains, for a tiny model that has everything they can land on."""
+"""Adapters of every kind that PEFT trains, for a tiny model with every module that they can change."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_kinds(folder: Path, **overrides: Any) -> tuple[Path, dict[str, Path]]:
-    """A model and an adapter of each kind for it."""
+    """Makes a model and an adapter of each kind for it."""
     model = make_model(folder / "model", **MODEL | overrides)
     kinds = {
         name: make_adapter(model, folder / name, seed, **fields) for seed, (name, fields) in enumerate(KINDS.items())

@@ -1,8 +1,8 @@
-"""Comparing tokens between computations that round differently."""
+"""Compares tokens of computations that round differently."""
 
 from blora.engine import CompletionOutput
 
-NEAR_TIE = 1e-4  # a difference counts only where the two best scores are further apart
+NEAR_TIE = 1e-4  # a difference counts only if the two best scores are further apart
 
 
 def first_difference(one: list[int], other: list[int]) -> int | None:
@@ -13,7 +13,8 @@ def first_difference(one: list[int], other: list[int]) -> int | None:
 
 
 def assert_same_tokens(expected: CompletionOutput, actual: CompletionOutput, what: object = "") -> None:
-    """`expected` must be greedy with logprobs >= 2; they tell whether a difference is a near tie."""
+    """Asserts equal tokens, but for near ties. `expected` must be greedy with logprobs >= 2, which show the near
+    ties."""
     index = first_difference(expected.token_ids, actual.token_ids)
     if index is None:
         return

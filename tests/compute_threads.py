@@ -1,4 +1,4 @@
-"""A number of threads for torch and the kernels, for a while."""
+"""Sets the number of threads of torch and the kernels for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
-"""What tests share: tiny models made once, the real one, and engines that are checked for leaks when a test ends."""
+"""Fixtures that tests share: tiny models made once, the real one, and engines that are checked for leaks after each
+test."""
 
 import os
 
@@ -20,7 +21,7 @@ from tiny_transformers import Tiny
 
 from blora.engine import LLM
 
-# A busy machine is no reason to fail.
+# A busy machine must not make a test fail.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
@@ -66,19 +67,20 @@ def real_model() -> Path:
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The installed flashinfer, which needs no GPU to be imported."""
+    """The installed flashinfer, which can be imported without a GPU."""
     return real_flashinfer.load(tmp_path_factory.mktemp("flashinfer"))
 
 
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Never "auto": kernels that were not built must fail the tests, not hide behind the reference."""
+    """The backends to test. "auto" is not one of them: kernels that were not built must fail the tests, not hide behind
+    the reference."""
     return str(request.param)
 
 
 @pytest.fixture
 def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
-    """Builds engines on either backend; when the test ends, each has to have everything back."""
+    """Builds engines on either backend. When the test ends, each engine has to have all its pages and requests back."""
     made: list[LLM] = []
 
     def make(model: Path = tiny_model, **options: Any) -> LLM:

@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture whose heads FlashInfer has kernels for."""
+"""Tiny random models of every architecture that FlashInfer has kernels for."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 64,
     "max_position_embeddings": 256,
-    "initializer_range": 0.3,  # wide, so that the best two logits are rarely close
+    "initializer_range": 0.3,  # large, so that the best two logits are rarely close
     "tie_word_embeddings": False,
     "bos_token_id": None,
     "eos_token_id": EOS,

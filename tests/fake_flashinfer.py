@@ -1,7 +1,9 @@
-"""FakeFlashInfer: stands for the module `flashinfer` on the CPU. Same names, parameters and meaning, in plain torch.
+"""FakeFlashInfer: stands in for the module `flashinfer` on the CPU, with the same names, parameters and meaning, in
+plain torch.
 
-Stricter than the library: what its kernels take for granted, and would read or write outside memory for, is checked
-here. What it shares with the library is compared by tests/engine/cuda/test_contract.py: parameters, order, defaults.
+It is stricter than the library: it checks the conditions that the library's kernels take for granted, and without which
+they would read or write outside memory. tests/engine/cuda/test_contract.py compares its parameters, their order and
+their defaults with the library's.
 """
 
 import math
@@ -19,7 +21,7 @@ HEAD_DIMS = (64, 128, 256, 512)
 
 
 class ContractError(AssertionError):
-    """A call that the library would refuse, or compute nonsense for."""
+    """A call that the library would refuse, or for which it would compute nonsense."""
 
 
 def require(is_met: object, what: str) -> None:
@@ -29,7 +31,7 @@ def require(is_met: object, what: str) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    name: str  # as it is found in the module, such as "Wrapper.plan"
+    name: str  # its name in the module, such as "Wrapper.plan"
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -37,7 +39,7 @@ class Call:
 @dataclass
 class Log:
     calls: list[Call] = field(default_factory=list)
-    num_pages_read: int = 0  # by attention
+    num_pages_read: int = 0  # pages that attention read
 
     def names(self) -> set[str]:
         return {call.name for call in self.calls}
@@ -51,7 +53,8 @@ def run_now(kernel: Kernel) -> Any:
 
 
 class FakeFlashInfer:
-    """The module. launch: runs what is a kernel on a GPU; a recording device's `kernel`, where graphs are captured."""
+    """The module. launch: runs the code of one kernel of a GPU. Where graphs are captured it is a recording device's
+    `kernel`."""
 
     __version__ = "0.7.2.fake"
 
@@ -98,8 +101,8 @@ def check_starts(name: str, starts: Tensor) -> None:
 
 
 def graph_workspace_bytes(num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int) -> int:
-    """What partial results of a decode step take in a graph on a GPU of 132 multiprocessors, each of them float32 with
-    its sum (attention/scheduler.cuh of the library, PrefillPlanImpl)."""
+    """Returns the bytes of the partial results of a decode step in a graph on a GPU of 132 multiprocessors, each
+    float32 with its sum (attention/scheduler.cuh of the library, PrefillPlanImpl)."""
     group, tile = num_heads // num_kv_heads, 16  # tile: of queries, for groups of up to so many
     num_tiles = max(2 * 132 // num_kv_heads, -(-num_rows * group // tile) + num_rows - 1)
     return num_heads * -(-num_tiles * tile // group) * (head_dim + 1) * 4
@@ -190,7 +193,7 @@ class _PagedWrapper:
         require(window_left in (None, self._window_left), f"window_left: {window_left}, planned {self._window_left}")
 
     def _compute(self, q: Tensor, k: Tensor, v: Tensor, k_scale: float, v_scale: float) -> tuple[Tensor, Tensor]:
-        """From the tables as they are on the device now, as a captured kernel reads them. y, lse: float32."""
+        """Computes from the tables on the device as they are now, as a captured kernel would. y, lse: float32."""
         qo, indptr, indices, last = (buffer.tolist() for buffer in self._buffers())
         y = torch.empty(q.shape, dtype=torch.float32)
         lse = torch.empty(q.shape[:2], dtype=torch.float32)
@@ -205,7 +208,7 @@ class _PagedWrapper:
         return y, lse
 
     def _tokens(self, cache: Tensor, pages: Tensor, length: int) -> Tensor:
-        """[length, num_kv_heads, head_dim] float32, nothing behind the length."""
+        """Returns [length, num_kv_heads, head_dim] float32, without tokens after the length."""
         blocks = cache[pages] if cache.dtype in HALVES else cache.view(torch.uint8)[pages].view(cache.dtype)
         blocks = blocks.float()
         blocks = blocks.transpose(1, 2) if self._layout == "HND" else blocks  # [pages, page_size, heads, head_dim]
@@ -373,10 +376,10 @@ def append_paged_kv_cache(
 
 
 def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor, mask: Tensor | None = None) -> None:
-    """s, s_other: base 2, as `run` returns them."""
+    """Merges two partial results in place. s, s_other: base 2, as `run` returns them."""
     require(v.ndim == 3 and v.shape == v_other.shape and v.dtype == v_other.dtype, "v: of another shape or type")
     require(s.shape == v.shape[:2] == s_other.shape, "s: of another shape than v's")
-    # The library would change a copy of sums of another type.
+    # For sums of another type the library would change a copy.
     require(s.dtype == s_other.dtype == torch.float32, f"s: {s.dtype} {s_other.dtype}")
     require(all(part.is_contiguous() for part in (v, s, v_other, s_other)), "merge: strides")
     require(mask is None, "mask: nobody gives one")
@@ -386,7 +389,7 @@ def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor,
     s.copy_(total)
 
 
-# What is between.
+# Operations between attention and sampling.
 
 
 def check_halves(*tensors: Tensor) -> None:
@@ -485,7 +488,7 @@ def _renormed(probs: Tensor, is_kept: Tensor) -> Tensor:
 
 
 def sampling_from_probs(probs: Tensor, *, seed: Any = None, offset: Any = None) -> Tensor:
-    """A row's place in the batch is among the bits it draws from, as in the library."""
+    """Draws as the library does: a row's place in the batch is part of its random bits."""
     check_probs(probs)
     check_rows(seed, torch.int64, probs)
     check_rows(offset, torch.int64, probs)

@@ -1,4 +1,5 @@
-"""FakeLLM: an engine without a model. It echoes: sample i of a prompt says the prompt's own tokens, one at a time."""
+"""FakeLLM: an engine without a model. It echoes: each sample of a prompt returns the prompt's own tokens, one at a
+time."""
 
 import asyncio
 from collections.abc import (
@@ -63,7 +64,7 @@ def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
 class FakeLLM:
     def __init__(self) -> None:
         self.is_serving = True
-        self.error: Exception | None = None  # raised by whatever is called next
+        self.error: Exception | None = None  # the next call raises it
         self.failed_samples: set[int] = set()
         self.finish_reason = "length"
         self.stop_reason: int | str | None = None
@@ -74,7 +75,7 @@ class FakeLLM:
         self.uploaded: tuple[list[UploadedFile], bytes] | None = None
         self.is_draining = False
         self.has_shut_down = False
-        self.num_tokens_before_pause: int | None = None  # a request that got so far waits for `resume`
+        self.num_tokens_before_pause: int | None = None  # a request with so many tokens waits for `resume`
         self.resume = asyncio.Event()
         self._callbacks: list[Callable[[bool], None]] = []
         self._num_running = 0
@@ -271,7 +272,7 @@ async def running(llm: ServedEngine) -> AsyncIterator[Server]:
 
 
 def ask(question: Callable[[Client], T], llm: FakeLLM | None = None) -> T:
-    """What a synchronous client gets from a real server around the fake."""
+    """Calls a real server around the fake by a synchronous client; returns the client's result."""
 
     async def conversation() -> T:
         async with running(llm or FakeLLM()) as server:

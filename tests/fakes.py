@@ -1,4 +1,4 @@
-"""Stand-ins that need no model: a runner whose KV cells say what was written into them."""
+"""Stand-ins that need no model: a runner that records in each KV cell what was written there."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,11 +24,12 @@ VOCAB = 50
 
 class CheckingRunner:
     """Keeps (token, position, adapters in force) in every KV cell and (adapter, page index) in every adapter page, and
-    checks each one it reads. The next token is a hash of all that it read: a wrong cell changes the output too."""
+    checks each cell that it reads. The next token is a hash of all it read, so that a wrong cell changes the output,
+    too."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self.cells: dict[tuple[int, int], object] = {}  # (page, offset) -> what a KV cell holds
+        self.cells: dict[tuple[int, int], object] = {}  # (page, offset) -> content of a KV cell
         self.adapter_cells: dict[int, object] = {}  # page -> (digest, index)
         self.guilty: set[int] = set()  # requests that make a step fail
         self.num_steps = 0
@@ -38,7 +39,7 @@ class CheckingRunner:
             self._note_copy(copy)
 
     def finish_copies(self) -> None:
-        """All is done when it begins."""
+        """Copies are complete when they begin, so there is nothing to finish."""
 
     def _note_copy(self, copy: PageCopy) -> None:
         for index, page in enumerate(copy.page_ids, copy.first):
@@ -54,7 +55,7 @@ class CheckingRunner:
         self.num_steps += 1
         if any(row.request_id in self.guilty for row in step.rows):
             raise RuntimeError("a guilty row")
-        for row in step.rows:  # all write before any reads, as the layers of a real step do
+        for row in step.rows:  # all rows write before any row reads, as in a layer of a real step
             self._write(row)
         return {row.request_id: self._read(row, step.adapter_pages) for row in step.rows}
 
@@ -71,7 +72,7 @@ class CheckingRunner:
         for position in range(row.end):
             expected = (row.token_ids[position], position, _in_force(row, position))
             assert self.cells.get(self._cell(row, position)) == expected, (row.request_id, position)
-        # Stands for prompt logprobs: the positions themselves.
+        # Positions stand in for prompt logprobs.
         told = range(row.start + 1, min(row.end + 1, row.num_prompt_tokens))
         prompt_logprobs = () if row.sampling.prompt_logprobs is None else tuple(told)
         return RowResult(next_token(row) if row.is_sampled else None, prompt_logprobs=prompt_logprobs)  # type: ignore[arg-type]
@@ -81,7 +82,8 @@ class CheckingRunner:
 
 
 def _in_force(row: ScheduledRow, position: int) -> object:
-    """What was computed with adapters depends on where these began, too."""
+    """Returns the adapters in force and their start, because a value computed with adapters depends on where they
+    began."""
     return (row.adapters, row.activation) if row.adapters and position >= row.activation else ()
 
 

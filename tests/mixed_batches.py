@@ -1,4 +1,4 @@
-"""Random mixed batches: rows that arrive while others decode and may be aborted half-way, and every row's solo run."""
+"""Random mixed batches: rows arrive while others decode, some are aborted half-way, and each row also runs alone."""
 
 import random
 from collections.abc import Generator, Sequence
@@ -8,7 +8,7 @@ from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
 from blora.engine.front_end.adapter_choice import Adapter
 from blora.engine.llm import RowStream
 
-Growth = Generator[list[RequestOutput], None, None]  # rows as they are so far, when they grow
+Growth = Generator[list[RequestOutput], None, None]  # the rows so far, whenever they grow
 SHARED_PREFIXES = ["the same beginning of several prompts, ", "another one; "]
 
 
@@ -29,7 +29,7 @@ def random_row(rng: random.Random, adapters: Sequence[str]) -> Row:
 
 
 class Solo:
-    """Each row's own run, in an engine without prefix cache in which nothing else ever runs at the same time."""
+    """Runs each row alone, in an engine without prefix cache in which nothing else ever runs at the same time."""
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
@@ -45,11 +45,11 @@ class Solo:
 
 @dataclass
 class Troubles:
-    """What has to have happened for a comparison to mean something."""
+    """Counts of the events that must happen for a comparison to mean something."""
 
     num_preempted: int = 0
-    num_cached: int = 0  # prefix hits
-    num_evicted: int = 0  # adapters
+    num_cached: int = 0  # hits of the prefix cache
+    num_evicted: int = 0  # evicted adapters
 
     def count(self, llm: LLM) -> None:
         scheduler = llm._core.scheduler
@@ -62,7 +62,7 @@ class Troubles:
 
 
 def run_batch(llm: LLM, rows: Sequence[Row], rng: random.Random) -> dict[int, CompletionOutput]:
-    """Rows arrive a few at a time while others decode, and some are aborted half-way."""
+    """Runs rows that arrive a few at a time while others decode; aborts some half-way."""
     done: dict[int, CompletionOutput] = {}
     pending = list(enumerate(rows))
     streams: list[tuple[list[tuple[int, Row]], Growth, int]] = []
@@ -88,7 +88,7 @@ def _start(llm: LLM, rows: Sequence[Row]) -> Growth:
 
 
 def _accumulate(stream: RowStream) -> Growth:
-    """A stream tells what is new."""
+    """Adds up a stream, whose outputs hold only the new part."""
     so_far: dict[str, CompletionOutput] = {}
     with stream:
         for outputs in stream:

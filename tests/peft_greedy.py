@@ -1,4 +1,4 @@
-"""What PEFT's own generation says, the oracle of adapters that it can run alone."""
+"""Greedy tokens from PEFT's own generation, the oracle of adapters that PEFT can run alone."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 
 
 def greedy_tokens(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
-    """The next tokens of one prompt, the end token ignored. model: a PeftModel, or one of transformers."""
+    """Returns the next tokens of one prompt, ignoring the end token. model: a PeftModel, or a model of transformers."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(

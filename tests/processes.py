@@ -1,11 +1,11 @@
-"""What /proc says of processes."""
+"""Facts about processes from /proc."""
 
 import time
 from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """Not gone, and no zombie that nobody waits for."""
+    """Returns whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The installed library without a GPU: its Python, with torch in the place of the kernels that it would compile.
+"""The installed FlashInfer without a GPU: its Python, with torch in place of the kernels that it would compile.
 
-Everything between our call and the kernel is the library's: checks, what is copied where, what the kernel is told.
+All code between blora's call and the kernel is the library's: its checks, its copies, and the arguments of the kernel.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-CAUSAL, HND = 1, 1  # of the library's enumerations
+CAUSAL, HND = 1, 1  # values of the library's enumerations
 
 
 def load(folder: Path) -> ModuleType:
-    """Imports it; what it writes at that, a folder for kernels and a log, goes to `folder`."""
+    """Imports the library. `folder` takes the files that it writes then: a folder for kernels and a log."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLASHINFER_WORKSPACE_BASE", str(folder))
         import flashinfer
@@ -25,7 +25,7 @@ def load(folder: Path) -> ModuleType:
 
 
 class PlannedKernel:
-    """What the library makes of one plan and one run, as its compiled module is given it."""
+    """The arguments that the library gives its compiled module for one plan and one run."""
 
     def __init__(self, dtypes: tuple[torch.dtype, ...], uses_window: bool, uses_soft_cap: bool) -> None:
         self._dtypes, self._uses_window, self._uses_soft_cap = dtypes, uses_window, uses_soft_cap
@@ -71,7 +71,7 @@ class PlannedKernel:
             lse.copy_(sums)
 
     def _scalars(self, rest: tuple[Any, ...]) -> tuple[float, float]:
-        """Soft cap and scale: the first numbers behind the optional tensors."""
+        """Returns soft cap and scale: the first numbers after the optional tensors."""
         soft_cap, scale = [value for value in rest if isinstance(value, float)][:2]
         assert self._uses_soft_cap == (soft_cap > 0)
         return soft_cap, scale
@@ -87,7 +87,7 @@ def _module(
 
 
 def with_torch_kernels(real: ModuleType, patch: pytest.MonkeyPatch) -> Any:
-    """The wrappers of the library on the CPU; the rest is the fake's."""
+    """The library's attention wrappers on the CPU; all else is the fake's."""
     for name in ("flashinfer.decode", "flashinfer.prefill"):
         patch.setattr(f"{name}.get_batch_prefill_module", _module)
     patch.setattr(torch, "empty", _without_pinning(torch.empty))

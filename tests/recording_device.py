@@ -1,8 +1,9 @@
-"""RecordingDevice: a GPU's streams, events, graphs and memory in the place of engine.cuda.device, on CPU tensors.
+"""RecordingDevice: a GPU's streams, events, graphs and memory in place of engine.cuda.device, on CPU tensors.
 
-What is launched on the compute stream runs at once. A copy on another stream runs as late as the order of streams
-allows: its target holds NaN meanwhile, its source is read only then. So whoever does not wait computes with NaN, and
-whoever changes the source too early copies the wrong bytes. What may run too early, `check_order` finds in the log.
+Work launched on the compute stream runs at once. A copy on another stream runs as late as the order of streams allows:
+until then its target holds NaN, and only then is its source read. So code that does not wait computes with NaN, and
+code that changes the source too early copies the wrong bytes. `check_order` finds in the log operations that could run
+too early.
 
 A captured graph is a tape of torch's operations and of kernels: a replay runs no Python of the engine, and works on the
 tensors of the capture, as a GPU does.
@@ -26,17 +27,17 @@ from torch.utils._pytree import tree_leaves
 from blora.engine.step.device import DeviceMemory
 
 Result = TypeVar("Result")
-POISON = 0xFF  # bytes of NaN
-# Operations that read a tensor on the host, or bring the host's data: a GPU refuses to capture them, or bakes them in.
+POISON = 0xFF  # a tensor of these bytes is NaN
+# Operations that read a tensor on the host or bring data from it. A GPU refuses to capture them, or captures constants.
 HOST_OPERATIONS = {"item", "_local_scalar_dense", "resolve_neg", "lift_fresh", "nonzero", "masked_select", "unique"}
 
 
 class OrderError(AssertionError):
-    """A page is read or written without being ordered after who used it before."""
+    """A page is read or written without being ordered after its earlier use."""
 
 
 class CaptureError(RuntimeError):
-    """What cannot be captured."""
+    """An operation that cannot be captured."""
 
 
 # The log.
@@ -80,13 +81,16 @@ class _Access:
 @dataclass
 class _Uses:
     last_write: _Access | None = None
-    reads: list[_Access] = field(default_factory=list)  # since then
+    reads: list[_Access] = field(default_factory=list)  # reads since the last write
 
 
 def check_order(log: Iterable[Entry]) -> None:
     """Raises OrderError unless every read of a page happens after the last write of it, and every write after the last
-    write and all reads since: in one stream, or through events. Clocks: of each stream, the last launch of every stream
-    that its next launch happens after (vector clocks, Mattern 1989)."""
+    write and all reads since: in one stream, or through events.
+
+    The clock of a stream holds, for every stream, the last launch that its next launch happens after (vector clocks,
+    Mattern 1989).
+    """
     clocks: defaultdict[str, Counter[str]] = defaultdict(Counter)
     events: dict[int, Counter[str]] = {}
     host: Counter[str] = Counter()
@@ -122,7 +126,7 @@ def check_order(log: Iterable[Entry]) -> None:
 class RecordingEvent:
     def __init__(self, stream: "RecordingStream", number: int, position: int) -> None:
         self.stream, self.number = stream, number
-        self.position = position  # of the stream: how much of it comes before
+        self.position = position  # number of launches of the stream before the event
 
     def is_done(self) -> bool:
         is_done = self.stream.num_run >= self.position
@@ -151,7 +155,8 @@ class RecordingStream:
         return event
 
     def wait(self, event: RecordingEvent) -> None:
-        """The compute stream runs at once, so what it waits for has to. Others wait for that alone, which has run."""
+        """Runs the pending copies that the event covers. The compute stream runs at once, so the copies that it waits
+        for have to run now. Other streams wait only for the compute stream, which has run already."""
         assert event.stream is self.device.compute or self is self.device.compute, "no order of side streams is made"
         event.stream.run_to(event.position)
         self.device.log.append(Wait(self.name, event.number))
@@ -169,7 +174,7 @@ class RecordingStream:
 
 class RecordingGraph:
     def __init__(self, tape: Sequence[Callable[[], None]], result: Any) -> None:
-        """result: what the capture returned, whose memory no other graph may use."""
+        """result: the result of the capture, whose memory no other graph may use."""
         self._tape = tape
         self.num_kept_bytes = sum(leaf.nbytes for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         self.num_replays = 0
@@ -181,7 +186,7 @@ class RecordingGraph:
 
 
 class _Tape(TorchDispatchMode):
-    """Records torch's operations, with their tensors."""
+    """Records torch's operations with their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +202,8 @@ class _Tape(TorchDispatchMode):
 
 
 def _run_again(run: Callable[[], Any], first: Any, inputs: Sequence[Any]) -> None:
-    """The result goes where the first one was; one that lies in an input is there already."""
+    """Runs an operation again. Its result goes into the memory of the first result, unless it lies in an input
+    already."""
     known = {_storage(value) for value in inputs if isinstance(value, Tensor)}
     for before, now in zip(tree_leaves(first), tree_leaves(run()), strict=True):
         if isinstance(before, Tensor) and _storage(before) not in known:
@@ -209,12 +215,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make and that are still there."""
+    """Counts the bytes of storages that operations make and that still exist."""
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._now = 0
-        self._tensors: Counter[int] = Counter()  # by storage: those that keep it
+        self._tensors: Counter[int] = Counter()  # storage -> number of tensors that keep it
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = op(*args, **(kwargs or {}))
@@ -242,7 +248,7 @@ class _Meter(TorchDispatchMode):
 
 class RecordingDevice:
     def __init__(self, total_bytes: int = 1 << 30) -> None:
-        """total_bytes: of its memory, all of it free at first; `hold` takes some."""
+        """total_bytes: size of its memory, all free at first; `hold` takes some of it."""
         self.torch_device = torch.device("cpu")
         self.log: list[Entry] = []
         self.numbers = count()
@@ -254,7 +260,7 @@ class RecordingDevice:
         self._pages: Tensor | None = None
         self._tape: _Tape | None = None
 
-    # What engine.cuda.device.Device has.
+    # The interface of engine.cuda.device.Device.
 
     def new_stream(self) -> RecordingStream:
         self._streams.append(RecordingStream(self, f"side {len(self._streams)}"))
@@ -312,22 +318,22 @@ class RecordingDevice:
     def describe(self) -> str:
         return "a recording device"
 
-    # What tests ask of it.
+    # Methods for tests.
 
     def hold(self, num_bytes: int) -> None:
-        """Takes so much of its memory."""
+        """Takes so many bytes of the memory."""
         self._free_bytes -= num_bytes
 
     def watch(self, pages: Tensor) -> None:
-        """Copies into this arena are noted. pages: [num_pages, page_bytes]."""
+        """Records copies into this arena. pages: [num_pages, page_bytes]."""
         self._pages = pages
 
     def note(self, name: str, reads: Iterable[Hashable] = (), writes: Iterable[Hashable] = ()) -> None:
-        """Something is launched on the current stream."""
+        """Records a launch on the current stream."""
         self.log.append(Launch(self._current.name, name, frozenset(reads), frozenset(writes)))
 
     def kernel(self, run: Callable[[], Any]) -> Any:
-        """Runs something as one kernel, whatever it does on the host: a graph replays it whole."""
+        """Runs a function as one kernel, with all that it does on the host: a graph replays it as a whole."""
         with _disable_current_modes():
             result = run()
         if self._tape is not None:
@@ -335,7 +341,7 @@ class RecordingDevice:
         return result
 
     def _pages_of(self, tensor: Tensor) -> range:
-        """Of the arena; none where the tensor is not there."""
+        """Returns the pages of the arena that a tensor covers; none if it lies elsewhere."""
         if self._pages is None or _storage(tensor) != _storage(self._pages):
             return range(0)
         page_bytes = self._pages.shape[1]

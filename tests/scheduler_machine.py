@@ -1,4 +1,5 @@
-"""Random operations on scheduler, block pool and adapter residency; integrity and every KV cell checked after each."""
+"""Random operations on scheduler, block pool and adapter residency. Integrity and every KV cell are checked after
+each."""
 
 from fakes import CheckingRunner, make_request, make_scheduler
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingP
 
 DIGESTS = ["one", "two", "three"]
 BLOCK = 4
-# Few tokens, so that prompts often share prefixes.
+# There are few tokens, so that prompts often share prefixes.
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
 
@@ -17,7 +18,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     are_copies_beside_rows = False
 
     def make_runner(self, *_: int) -> CheckingRunner:
-        """For so many pages of the arena, and so many that are copied in a step."""
+        """Makes a runner for an arena of so many pages, of which so many are copied in a step."""
         return CheckingRunner(BLOCK)
 
     @initialize(
@@ -117,7 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._finished(request_id)
 
     def _schedule(self) -> Step:
-        """Whoever is rejected finds no room beside the pinned adapters alone."""
+        """Schedules a step. A rejected request must find no room even beside the pinned adapters alone."""
         accepted = [request for request in self.alive.values() if request.status is not Status.FINISHED]
         needs = [self._num_pages_beside_pins(request) for request in accepted]
         step = self.scheduler.schedule()
@@ -143,7 +144,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def step_that_fails(self) -> None:
-        """The plan stands, nothing is committed."""
+        """A step fails: its plan stands, and nothing is committed."""
         step = self._schedule()
         self.runner.begin_copies(step)
         self.runner.finish_copies()
@@ -183,7 +184,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def step_that_is_interrupted(self) -> None:
-        """Neither its copies nor its rows were run, and nobody commits it."""
+        """A step is interrupted: neither its copies nor its rows run, and it is not committed."""
         self._schedule()
 
     @invariant()
@@ -192,7 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.check_integrity()
 
     def teardown(self) -> None:
-        """Whatever happened: everything accepted ends, and then nothing is held."""
+        """Ends all accepted requests; then nothing may hold a page."""
         if not hasattr(self, "scheduler"):
             return
         for _ in range(2000):

@@ -1,4 +1,4 @@
-"""`blora serve` as a process of its own, and a client of it."""
+"""`blora serve` in its own process, and a client of it."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ class Served:
         self.client = Client(address, timeout=60)
 
     def settle(self) -> None:
-        """Soon after the last request everything is back."""
+        """Waits until the server, soon after its last request, has everything back."""
         deadline = time.monotonic() + 20
         while True:
             info = self.client.info()

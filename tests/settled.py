@@ -1,15 +1,15 @@
-"""After a test of AsyncLLM: everything is back."""
+"""Checks after a test of AsyncLLM that the engine has everything back."""
 
 import asyncio
 
 from blora.engine import AsyncLLM
 
-LONGEST = 4.0  # seconds
+LONGEST = 4.0  # seconds to wait
 INTERVAL = 0.02
 
 
 async def check_settled(llm: AsyncLLM) -> None:
-    """Waits until no request is left in the engine, and finds nothing that one held."""
+    """Waits until the engine has no request left, and checks that no request's pages are held."""
     for _ in range(int(LONGEST / INTERVAL)):
         info = await llm.get_info()
         if (info.num_running, info.num_waiting) == (0, 0):

@@ -1,4 +1,5 @@
-"""Shards as threads of one process: the model of every size and shape in milliseconds, without processes and gloo."""
+"""Shards as threads of one process: they run models of every size and shape in milliseconds, without processes and
+gloo."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,12 @@ from torch import Tensor
 from blora.engine.model.shard_group import ShardGroup
 
 Result = TypeVar("Result")
-TIMEOUT = 60.0  # seconds that shards wait for one that has failed
+TIMEOUT = 60.0  # seconds that shards wait for a failed one
 
 
 class ThreadGroup(ShardGroup):
     def __init__(self, index: int, size: int, meeting: Barrier, table: list[Tensor]) -> None:
-        """table: where each shard puts what it tells the others."""
+        """table: each shard puts its messages to the others here."""
         self.index, self.size = index, size
         self.num_collectives = 0
         self._meeting, self._table = meeting, table
@@ -39,7 +40,7 @@ class ThreadGroup(ShardGroup):
 
 
 def on_shards(size: int, work: Callable[[ShardGroup], Result]) -> Sequence[Result]:
-    """What `work` returns in each shard."""
+    """Runs `work` in each shard; returns the results."""
     meeting, table = Barrier(size), [torch.empty(0)] * size
     groups = [ThreadGroup(index, size, meeting, table) for index in range(size)]
 

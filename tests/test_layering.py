@@ -1,4 +1,4 @@
-"""The shape of the system, as a test: three leaves and one root, and what may be imported where."""
+"""The shape of the system, as a test: three leaves and one root, and which module may be imported where."""
 
 import ast
 import re
@@ -33,7 +33,7 @@ FLOORS = (
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Library -> the rooms of engine/ that may import it; a library that is not named here may be anywhere.
+# Library -> the rooms of engine/ that may import it. Any room may import a library that is not named here.
 ROOMS_OF = {
     "torch": {
         *("attention", "cpu", "cuda", "kernels", "llm", "memory", "model", "model_files", "processes"),
@@ -65,7 +65,7 @@ def module_of(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports, those inside functions included."""
+    """Returns the full names of the modules that a file imports, inside functions, too."""
     package = ["blora", *path.relative_to(ROOT).parent.parts]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -76,12 +76,12 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(path: Path) -> str:
-    """Of a file of engine/."""
+    """Returns the room of a file of engine/."""
     return path.relative_to(ENGINE).with_suffix("").parts[0]
 
 
 def rooms_imported(path: Path) -> set[str]:
-    """The rooms of engine/ that a file of engine/ imports from, its own included."""
+    """Returns the rooms of engine/ that a file of engine/ imports from, its own included."""
     package = ["blora", *path.relative_to(ROOT).parent.parts]
     rooms: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -121,7 +121,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_rooms_of_libraries_need_them() -> None:
-    """A permission that is not used is taken back, or it would let in what was kept out."""
+    """An unused permission has to be removed, or it would allow imports that should stay out."""
     users = {(module.split(".")[0], room_of(path)) for path in ENGINE_FILES for module in imports(path)}
     assert not {(library, room) for library, rooms in ROOMS_OF.items() for room in rooms} - users
 
@@ -149,7 +149,7 @@ def test_each_library_stays_where_it_belongs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_only_the_device_names_torch_cuda(path: Path) -> None:
-    """What goes past it could not be watched: see tests/recording_device.py."""
+    """A call that bypasses the device could not be watched; see tests/recording_device.py."""
     if relative(path) != "engine/cuda/device.py":
         assert "torch.cuda" not in path.read_text()
 
@@ -199,12 +199,12 @@ def test_the_package_list_is_the_folders() -> None:
 def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # or it would not be installed
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # otherwise it would not be installed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=relative)
 def test_programs_measure_through_public_names(path: Path) -> None:
-    """As a user's would: what they cannot reach so, nobody can measure."""
+    """Programs use public names, as a user's would, so that a user can measure all that they measure."""
     private = re.compile("_[^_]")
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and private.match(node.attr):
@@ -214,7 +214,8 @@ def test_programs_measure_through_public_names(path: Path) -> None:
 
 
 def test_modules_of_bench_are_not_run_as_files() -> None:
-    """Their folder would come first in the path, and kernels.py in the place of a package that transformers tries."""
+    """If a module runs as a file, its folder comes first in the path, and kernels.py takes the place of a package that
+    transformers tries to import."""
     commands = re.findall(r"python (.*)", (ROOT / "Makefile").read_text())
     assert commands
     assert not [command for command in commands if re.match(r"bench/\w+\.py", command)]

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("blora.engine", "blora.adapters", "blora.scheduler", "blora.proto.client")
 # Objects of these come out of a method: their constructors are no signatures of a user's.
 NEVER_CONSTRUCTED = {"GenerationStream", "RowStream", "TokenStream", "Tokenizer"}
-Definition = tuple[str, ast.stmt]  # the module, and what stands there
+Definition = tuple[str, ast.stmt]  # the module, and the statement in it
 
 
 def path_of(module: str) -> Path | None:
-    """None for a module of others."""
+    """Returns the file of a module of blora, or None for any other module."""
     if not module.startswith("blora."):
         return None
     path = ROOT.joinpath(*module.split(".")[1:])
@@ -28,7 +28,8 @@ def path_of(module: str) -> Path | None:
 
 @cache
 def bindings(module: str) -> dict[str, ast.stmt]:
-    """The statement that gives each top-level name of a module of ours, those for type checkers included."""
+    """Returns the statement that defines each top-level name of a module of blora, imports for type checkers
+    included."""
     path = path_of(module)
     assert path is not None, module
     found: dict[str, ast.stmt] = {}
@@ -44,7 +45,7 @@ def bindings(module: str) -> dict[str, ast.stmt]:
 
 
 def definition(module: str, name: str) -> Definition | None:
-    """Where a name of a module is defined; None for what is not ours."""
+    """Returns where a name of a module is defined, or None if it comes from outside blora."""
     node = bindings(module).get(name)
     if not isinstance(node, ast.ImportFrom):
         return None if node is None else (module, node)
@@ -59,7 +60,8 @@ def definition(module: str, name: str) -> Definition | None:
 
 
 def names_in(annotation: ast.expr | None) -> Iterator[str]:
-    """The plain names in an annotation, those in quotes too. What is reached through a module has its place there."""
+    """Yields the plain names in an annotation, those in quotes, too. A name reached through a module is public
+    there."""
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
         yield from names_in(ast.parse(annotation.value, mode="eval").body)
     elif isinstance(annotation, ast.Name):
@@ -70,7 +72,8 @@ def names_in(annotation: ast.expr | None) -> Iterator[str]:
 
 
 def annotations(node: ast.stmt) -> Iterator[ast.expr | None]:
-    """Of the public signatures of a definition: a function's, a class's fields and methods, an alias's meaning."""
+    """Yields the annotations in a definition's public signatures: those of a function, of a class's fields and methods,
+    or the value of an alias."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         arguments = node.args
         for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):

@@ -1,4 +1,4 @@
-"""The README is true: its examples run, and its figures are those measured."""
+"""Checks that the README is true: its examples run, and its figures are the measured ones."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The recording device finds what it is there to find, and replays a graph as a GPU would."""
+"""The recording device finds errors of order and capture, and replays a graph as a GPU would."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ from recording_device import CaptureError, OrderError, RecordingDevice, check_or
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """As the engine runs."""
+    """Runs in inference mode, as the engine does."""
     with torch.inference_mode():
         yield
 
@@ -109,7 +109,7 @@ def test_a_copy_beside_runs_as_late_as_it_may(device: RecordingDevice) -> None:
     with device.use(side):
         source = copy_page(device, pages, 3, 7)
     assert (pages[3] == 0xFF).all() and (pages[2] == 0).all()
-    source.fill_(9)  # too early: it has not been read
+    source.fill_(9)  # too early: the copy has not read it yet
     device.compute.wait(side.record())
     assert (pages[3] == 9).all()
 
@@ -124,7 +124,7 @@ def test_a_replay_computes_with_the_tensors_of_the_capture(device: RecordingDevi
         return z.view(2, 2)
 
     graph, z = device.capture(run)
-    factor = 100.0  # a graph has what it was captured with
+    factor = 100.0  # a graph keeps the value of its capture
     address = z.data_ptr()
     x.fill_(3.0)
     y.zero_()

@@ -1,4 +1,4 @@
-"""The build of the native kernels: without a compiler they are left out, unless they are asked for."""
+"""The build of the native kernels: without a compiler they are left out, unless they are required."""
 
 import os
 import subprocess

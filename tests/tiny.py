@@ -1,4 +1,4 @@
-"""Tiny random models and adapters, made on the spot: a Llama of a few thousand weights with a byte tokenizer."""
+"""Tiny random models and adapters, made when needed: a Llama of a few thousand weights with a byte tokenizer."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ VOCAB_SIZE = 260  # a little wider than the tokenizer, as real models are
 
 
 def make_model(folder: Path, **overrides: Any) -> Path:
-    """A Hugging Face folder with a random float32 Llama."""
+    """Makes a Hugging Face folder with a random float32 Llama."""
     fields: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 32,
@@ -28,7 +28,7 @@ def make_model(folder: Path, **overrides: Any) -> Path:
         "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 256,
-        "initializer_range": 0.3,  # wide, so that the best two logits are rarely close
+        "initializer_range": 0.3,  # large, so that the best two logits are rarely close
         "tie_word_embeddings": False,
         "bos_token_id": None,
         "eos_token_id": EOS,
@@ -36,7 +36,7 @@ def make_model(folder: Path, **overrides: Any) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**fields | overrides))
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):  # zero, as they are made
+        if name.endswith(".bias"):  # biases are zero when a model is made
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     make_tokenizer(folder)
@@ -44,7 +44,7 @@ def make_model(folder: Path, **overrides: Any) -> Path:
 
 
 def make_tokenizer(folder: Path) -> None:
-    """Every byte is a token; 256 is EOS."""
+    """Makes a tokenizer in which every byte is a token; 256 is EOS."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,14 +58,15 @@ def make_tokenizer(folder: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """PEFT warns of much that is meant here: tied tables, saved tables, a vector that it takes for a torn matrix."""
+    """Suppresses PEFT's warnings of things that these tests intend: tied tables, saved tables, a vector that looks like
+    a torn matrix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def load_resized(model: Path, vocab_size: int | None) -> LlamaForCausalLM:
-    """As a user resizes it for tokens that the tokenizer has got."""
+    """Loads a model and resizes it as a user does after adding tokens to the tokenizer."""
     base = LlamaForCausalLM.from_pretrained(model)
     if vocab_size is not None:
         base.resize_token_embeddings(vocab_size, mean_resizing=False)
@@ -73,7 +74,7 @@ def load_resized(model: Path, vocab_size: int | None) -> LlamaForCausalLM:
 
 
 def make_adapter(model: Path, folder: Path, seed: int = 0, vocab_size: int | None = None, **fields: Any) -> Path:
-    """A PEFT folder with random weights, large enough to change most tokens. vocab_size: of the resized model."""
+    """Makes a PEFT folder with random weights, large enough to change most tokens. vocab_size: the resized model's."""
     torch.manual_seed(seed)
     base = load_resized(model, vocab_size)
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ALL_MODULES, "task_type": "CAUSAL_LM"}

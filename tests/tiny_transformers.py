@@ -1,4 +1,4 @@
-"""Tiny random transformers models, and a driver that runs ours over paged rows as the engine would."""
+"""Tiny random models of transformers, and a driver that runs blora's model over paged rows as the engine would."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ SIZES = {
 
 
 class NoLoRA(LoRABackend):
-    """Fails the test when it is asked for anything: a batch without adapters does not call LoRA."""
+    """Fails the test on any call: a batch without adapters must not call LoRA."""
 
     def plan(self, *_: Any) -> LoRAMetadata:
         raise AssertionError("a base batch planned LoRA")
@@ -84,7 +84,8 @@ class Driver:
         self.num_computed = [0] * num_rows
 
     def step(self, new_tokens: dict[int, list[int]], lora: LoRAMetadata | None = None) -> dict[int, Tensor]:
-        """new_tokens: row -> its next tokens. Returns the logits of each: row -> [num_new, vocab]."""
+        """Runs one step. new_tokens: row -> its next tokens. Returns the logits of each row: row -> [num_new,
+        vocab]."""
         starts = {row: self.num_computed[row] for row in new_tokens}
         lens = [len(tokens) for tokens in new_tokens.values()]
         for row, tokens in new_tokens.items():
@@ -105,8 +106,8 @@ class Driver:
         return dict(zip(new_tokens, logits.split(lens), strict=True))
 
     def run(self, sequences: Sequence[list[int]], chunks: Sequence[int]) -> list[Tensor]:
-        """Computes each sequence in chunks: chunk i of all rows that have tokens left is one step; the last chunk size
-        goes on to the end. Returns [len(sequence), vocab] for each."""
+        """Computes each sequence in chunks: chunk i of all rows with tokens left is one step, and the last chunk size
+        repeats to the end. Returns [len(sequence), vocab] for each."""
         logits: list[list[Tensor]] = [[] for _ in sequences]
         index = 0
         while True:
@@ -122,12 +123,12 @@ class Driver:
 
 @dataclass(frozen=True)
 class Tiny:
-    """Makes tiny models and compares; `worst` differences are what the tests bound."""
+    """Makes tiny models and compares them. Tests set limits for the differences that `worst` returns."""
 
     folder: Path
 
     def save(self, architecture: str, seed: int = 0, **fields: Any) -> Any:
-        """A random float32 transformers model, saved in `folder`."""
+        """Makes a random float32 model of transformers and saves it in `folder`."""
         import transformers
 
         torch.manual_seed(seed)
@@ -150,13 +151,14 @@ class Tiny:
         return [torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist() for length in lengths]
 
     def expected(self, model: Any, sequence: list[int]) -> Tensor:
-        """What transformers computes for one sequence on its own: [len(sequence), vocab]."""
+        """Returns the logits that transformers computes for one sequence on its own: [len(sequence), vocab]."""
         with torch.no_grad():
             logits: Tensor = model(torch.tensor([sequence])).logits[0]
         return logits
 
     def worst(self, model: Any, chunks: Sequence[int], path: Path | None = None, backend: str = "reference") -> float:
-        """The largest difference of logits between ours, in mixed batches cut by `chunks`, and transformers'."""
+        """Returns the largest difference between the logits of blora, in mixed batches cut by `chunks`, and of
+        transformers."""
         sequences = self.sequences(37, 5, 22, 1)
         ours = Driver(path or self.folder, len(sequences), backend=backend).run(sequences, chunks)
         pairs = zip(ours, sequences, strict=True)

@@ -1,5 +1,5 @@
-"""A model's modules and adapters of every kind, placed twice: for the reference and, in Layout.GPU, for the kernels,
-which run in Triton's interpreter (the root's conftest asks for it)."""
+"""A model's modules and adapters of every kind, placed twice: for the reference, and in Layout.GPU for the kernels,
+which run in Triton's interpreter (the root's conftest turns it on)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ SHAPES = {
     3: (1160, ((0, 160),)),
 }
 HEAD, EMBEDDING = 4, 5
-POISON = 0xFF  # bytes of NaN
+POISON = 0xFF  # a tensor of these bytes is NaN
 
 TARGETS = (
     *(
@@ -46,7 +46,8 @@ LINEARS = tuple(target for target in TARGETS if target.kind is TargetKind.LINEAR
 def make_checkpoint(
     digest: str, ranks: dict[str, int], has_gain_shift: bool = False, scaling: float = 0.5
 ) -> Checkpoint:
-    """ranks: by name of the module; 0 where only a shift was trained. has_gain_shift: a gain and a shift everywhere."""
+    """ranks: module name -> rank; 0 for a module with only a shift. has_gain_shift: a gain and a shift on every
+    module."""
     rng = np.random.default_rng(sum(digest.encode()))
 
     def normal(*shape: int) -> np.ndarray:
@@ -64,7 +65,7 @@ def make_checkpoint(
 
 
 def with_rows(digest: str, ids: tuple[int, ...]) -> Checkpoint:
-    """Trained rows of both tables, beside one linear; no ids are all rows."""
+    """Adds trained rows of both tables beside one linear; without ids, all rows."""
     rng = np.random.default_rng(len(ids))
     modules = list(make_checkpoint(digest, {"1.0": 8}).modules)
     for target in TARGETS:
@@ -94,7 +95,7 @@ CHECKPOINTS = {
 
 @dataclass
 class Placed:
-    """The adapters in an arena of their own, full of NaN otherwise, each in pages that are in no order."""
+    """The adapters in an arena of their own that is otherwise full of NaN, each in pages in random order."""
 
     pool: DevicePool
     lora: LoRABackend
@@ -124,7 +125,7 @@ class World:
         return Placed(pool, lora, page_ids)
 
     def rows(self, site: int, num_tokens: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Random x and y of a site."""
+        """Returns random x and y of a site."""
         generator = torch.Generator().manual_seed(seed)
         members = [target for target in TARGETS if target.site == site]
         width = max(target.offset + target.out_features for target in members)
@@ -132,7 +133,7 @@ class World:
         return x.to(self.dtype), torch.randn(num_tokens, width, generator=generator).to(self.dtype)
 
     def run(self, placed: Placed, site: int, x: Tensor, y: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """What becomes of y."""
+        """Runs the site; returns the new y."""
         result = y.clone()
         placed.lora.run(site, x, result, placed.lora.plan(segments, placed.page_ids))
         return result
@@ -143,7 +144,7 @@ class World:
         return result
 
     def check(self, site: int, segments: Sequence[Segment], num_tokens: int) -> None:
-        """Equal to the reference; what no adapter changes has its bits."""
+        """Checks that y is near the reference, and unchanged where no adapter changes it."""
         x, y = self.rows(site, num_tokens)
         result = self.run(self.triton, site, x, y, segments)
         expected = self.run(self.reference, site, x, y, segments)
@@ -158,14 +159,15 @@ class World:
 
 
 def assert_near(result: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """float16: h is rounded as an input of B, which is not the last rounding."""
+    """Compares with a tolerance. In float16, h is rounded as an input of B, which is not the last rounding."""
     error = 1e-5 if dtype is torch.float32 else 4e-3
     scale = max(1.0, float(expected.float().abs().mean()))
     torch.testing.assert_close(result.float(), expected.float(), rtol=error, atol=error * scale)
 
 
 def segments_of(runs: Sequence[tuple[int, Sequence[Use]]]) -> tuple[list[Segment], int]:
-    """runs: number of tokens and adapters of each; base runs have no adapter and no segment. Returns the tokens too."""
+    """Returns segments and the number of tokens. runs: number of tokens and adapters of each run; a base run has no
+    adapter and gives no segment."""
     segments, start = [], 0
     for num_tokens, uses in runs:
         if uses:

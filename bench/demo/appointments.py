@@ -74,7 +74,7 @@ CLOSERS = (
 
 
 def spoken_time(rng: Random, hour: int, minute: int) -> str:
-    """One of the ways in which people write a time of day."""
+    """Returns a time of day in one of the ways in which people write it."""
     half = "am" if hour < 12 else "pm"
     short = hour % 12 or 12
     forms = [f"{short}:{minute:02} {half}", f"{short}.{minute:02}{half}"]
@@ -87,7 +87,7 @@ def spoken_time(rng: Random, hour: int, minute: int) -> str:
 
 
 def written_time(hour: int, minute: int) -> str:
-    """The one form of a time of day in an answer."""
+    """Returns a time of day in the one form of the answers."""
     return f"{hour % 12 or 12}:{minute:02} {'am' if hour < 12 else 'pm'}"
 
 
@@ -102,7 +102,7 @@ def make_appointment(rng: Random) -> Example:
 
 
 def is_same_json(example: Example, output: str) -> bool:
-    """The output is one JSON value and nothing else, with exactly the right keys and values."""
+    """Returns whether the output is one JSON value and nothing else, with exactly the right keys and values."""
     try:
         return bool(json.loads(output) == json.loads(example.answer))
     except ValueError:

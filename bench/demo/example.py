@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """`subject` is what the example is about, whatever the wording: it decides the side of the held-out split."""
+    """An input with its answer. subject: the topic without its wording; it decides the side of the held-out split."""
 
     text: str
     answer: str
@@ -13,5 +13,5 @@ class Example:
 
 
 def is_same_line(example: Example, output: str) -> bool:
-    """The check of a task whose answer is one exact line."""
+    """Checks the output of a task whose answer is one exact line."""
     return output.strip() == example.answer

@@ -64,7 +64,7 @@ RANKING_QUESTIONS: dict[str, tuple[str, ...]] = {
 
 
 def make_question(rng: Random) -> Example:
-    """The subject is the query, so no wording of a held-out query is trained on."""
+    """Makes a question and its query. The subject is the query, so training sees no wording of a held-out query."""
     text, query = rng.choice((ask_orders, ask_orders, ask_products, ask_ranking))(rng)
     return Example(text, query, query)
 
@@ -92,7 +92,8 @@ def ask_ranking(rng: Random) -> tuple[str, str]:
 
 
 def describe_orders(rng: Random) -> tuple[str, str]:
-    """A noun phrase for some orders and its WHERE clause, of one or two conditions in the order of the columns."""
+    """Returns a noun phrase for some orders, and its WHERE clause of one or two conditions in the order of the
+    columns."""
     chosen = rng.sample(("city", "product", "status", "total"), rng.randint(1, 2))
     city, item, status = rng.choice(CITIES), rng.choice(ITEMS), rng.choice(STATUSES)
     total = rng.randrange(50, 1000, 10)
@@ -128,5 +129,6 @@ def where_clause(conditions: list[str]) -> str:
 
 
 def is_same_query(example: Example, output: str) -> bool:
-    """White space and a closing semicolon are free; everything else must match, since names and strings have case."""
+    """Returns whether the output is the query. White space and a closing semicolon do not count; all else must match,
+    case included."""
     return " ".join(output.split()).removesuffix(";").rstrip() == example.answer

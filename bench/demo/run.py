@@ -1,10 +1,10 @@
-"""The demo: one server, one client, the four adapters and the base model at once, every row growing on the screen.
+"""The demo: one server, one client, the four adapters and the base model at once, with every row growing on the screen.
 
     python bench/demo/run.py [--model FOLDER]
 
-Starts `blora serve` with the demo adapters, sends (prompt, adapter) pairs over one connection all at the same time,
-shows every row as it grows (plain lines where there is no terminal), checks the answers with the tasks' own programs,
-sums up, stops the server. Exit status 0 when every adapter's answers are right.
+Starts `blora serve` with the demo adapters, sends all (prompt, adapter) pairs over one connection at the same time,
+shows every row as it grows (or plain lines, without a terminal), checks the answers with the tasks' own programs,
+prints a summary and stops the server. The exit status is 0 if the answers of all adapters are right.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Run as a file, Python looks beside this file only, not in the repository's root.
+# When Python runs this file, it looks for modules beside it only, not in the repository's root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.demo.example import Example
@@ -33,13 +33,13 @@ ROWS_PER_TASK = 3
 BASE_ROWS = ("What is the capital of France?", "Write one sentence about the sea.")
 BASE = "(base model)"
 START_TIMEOUT = 120.0  # seconds
-INTERRUPTED = 130  # what shells report for a program that SIGINT ended
+INTERRUPTED = 130  # the exit status that shells report for a program ended by SIGINT
 REFRESH = 0.1  # seconds between two pictures of the screen
 
 
 @dataclass
 class Row:
-    """One (prompt, adapter) pair and what has come of it."""
+    """One (prompt, adapter) pair and its output so far."""
 
     adapter: str | None
     prompt: str
@@ -57,14 +57,14 @@ class Row:
 
     @property
     def is_right(self) -> bool | None:
-        """None for the base model, whose answers no program checks."""
+        """Whether the answer is right; None for the base model, whose answers no program checks."""
         if self.task is None or self.example is None:
             return None
         return self.error is None and self.task.check(self.example, self.text)
 
 
 def demo_rows() -> list[Row]:
-    """The adapters' rows and the base model's, mixed."""
+    """Returns the rows of the adapters and of the base model, mixed."""
     rows = []
     for name, task in TASKS.items():
         for example in held_out_examples(task)[:ROWS_PER_TASK]:
@@ -77,13 +77,13 @@ def demo_rows() -> list[Row]:
 
 @contextmanager
 def running_server(model: Path) -> Iterator[str]:
-    """Starts `blora serve` on a free port; gives its address; stops it and checks that it ended well."""
+    """Starts `blora serve` on a free port and yields its address; then stops it and checks its exit status."""
     command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--memory", "1GiB"]
     for name in TASKS:
         command += ["--adapter", f"{name}={ADAPTERS / name}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log: list[str] = []
-    # The server would block once the pipe of its log is full.
+    # A thread reads the log, because the server would block once the log's pipe is full.
     threading.Thread(target=log.extend, args=(server.stderr,), daemon=True).start()
     try:
         yield wait_until_serving(server, log)
@@ -94,7 +94,7 @@ def running_server(model: Path) -> Iterator[str]:
 
 
 def stop(server: "subprocess.Popen[str]") -> int:
-    """The exit status of the server. An impatient user's second Ctrl-C leaves none behind either."""
+    """Stops the server; returns its exit status. A second Ctrl-C of the user leaves no server behind, either."""
     try:
         server.send_signal(signal.SIGTERM)
         return server.wait(timeout=30)
@@ -117,7 +117,7 @@ def wait_until_serving(server: "subprocess.Popen[str]", log: Sequence[str]) -> s
 
 
 def follow(client: Client, row: Row) -> None:
-    """Fills a row from its stream. One thread per stream: the client is synchronous."""
+    """Fills a row from its stream. Each stream has its own thread, because the client is synchronous."""
     row.sent = time.monotonic()
     try:
         for sample in client.generate_stream(row.prompt, row.adapter, temperature=0, max_tokens=row.max_tokens):
@@ -132,7 +132,7 @@ def follow(client: Client, row: Row) -> None:
 
 @dataclass
 class Screen:
-    """Draws all rows again in place on a terminal; elsewhere prints each row when it is done."""
+    """Draws all rows in place on a terminal; elsewhere prints each row when it is done."""
 
     rows: Sequence[Row]
     is_live: bool = field(default_factory=lambda: sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
@@ -154,7 +154,7 @@ class Screen:
 
 def line_of(row: Row, width: int) -> str:
     mark = {None: " ", True: "+", False: "-"}[row.is_right if row.is_done else None]
-    question_width = min(44, width // 4)  # a narrow terminal is for the answers
+    question_width = min(44, width // 4)  # a narrow terminal shows mostly answers
     question = shorten(row.shown, question_width).ljust(question_width)
     answer = row.error or row.text.replace("\n", " ")
     return f"{mark} {(row.adapter or BASE):16} {question} > {answer}"[: width - 1]

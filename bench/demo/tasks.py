@@ -1,4 +1,4 @@
-"""The four demo tasks: how their data is made and split, and how an output is checked. Needs no torch."""
+"""The four demo tasks: makes and splits their data, and checks their outputs. Needs no torch."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,13 +12,14 @@ from bench.demo.questions import is_same_query, make_question
 from bench.demo.tickets import make_ticket
 
 HELD_OUT_SEED = 2024
-# One subject in eight is never trained on, in any wording.
+# Training sees seven subjects in eight; it never sees the others, in any wording.
 HELD_OUT_SHARE = 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """`instruction` opens the user's message; `max_tokens` covers the longest answer and its end token."""
+    """One task. instruction: the beginning of the user's message. max_tokens: enough for the longest answer and its end
+    token."""
 
     name: str
     instruction: str
@@ -27,7 +28,7 @@ class Task:
     max_tokens: int
 
     def prompt(self, example: Example) -> str:
-        """The whole prompt, in the chat format of SmolLM2 and with no system message."""
+        """Returns the whole prompt, in the chat format of SmolLM2 and without a system message."""
         return f"<|im_start|>user\n{self.instruction} {example.text}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -43,17 +44,17 @@ TASKS: dict[str, Task] = {
 
 
 def train_examples(task: Task, count: int, seed: int) -> list[Example]:
-    """`count` examples with distinct texts, none about a held-out subject."""
+    """Returns `count` examples with distinct texts, none about a held-out subject."""
     return distinct_examples(task, count, seed, is_held_out=False)
 
 
 def held_out_examples(task: Task, count: int = 50) -> list[Example]:
-    """`count` examples with distinct texts, all about held-out subjects; the same ones in every run."""
+    """Returns `count` examples with distinct texts, all about held-out subjects. They are the same in every run."""
     return distinct_examples(task, count, HELD_OUT_SEED, is_held_out=True)
 
 
 def is_held_out_subject(subject: str) -> bool:
-    # Python's own hash of a string changes from run to run.
+    # A checksum, because Python's own hash of a string changes from run to run.
     return zlib.crc32(subject.encode()) % HELD_OUT_SHARE == 0
 
 

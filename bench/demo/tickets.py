@@ -186,7 +186,8 @@ COMPLAINTS: dict[str, tuple[str, ...]] = {
 
 
 def make_ticket(rng: Random) -> Example:
-    """The subject is the complaint before a product fills it: a held-out ticket complains in words never trained on."""
+    """Makes a ticket. Its subject is the complaint without the product, so that a held-out ticket has words that
+    training never sees."""
     label = rng.choice(tuple(COMPLAINTS))
     complaint = rng.choice(COMPLAINTS[label])
     product, other = rng.sample(PRODUCTS, 2)

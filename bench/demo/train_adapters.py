@@ -1,9 +1,9 @@
-"""Trains the four demo adapters on data the tasks make, saves them in 16-bit and measures them as saved.
+"""Trains the four demo adapters on data that the tasks make, saves them in 16-bit and measures them as saved.
 
     python bench/demo/train_adapters.py [--task NAME] [--evaluate-only]
 
-Fails when an adapter is too big, right too rarely, or when the base model is right too often for the adapter to matter.
-Owns the shape of each adapter; knows nothing of what a task is about.
+Fails if an adapter is too big or right too rarely, or if the base model is right too often for the adapter to matter.
+Owns the shape of each adapter. Knows nothing of a task's content.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-# Run as a file, Python looks beside this file only, not in the repository's root.
+# When Python runs this file, it looks for modules beside it only, not in the repository's root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.demo.example import Example
@@ -36,7 +36,7 @@ END = "<|im_end|>"
 SEED = 1
 BATCH_SIZE = 8
 WARMUP_STEPS = 10
-# Batches are cut from examples sorted by length within a window of this many batches, so that little is padding.
+# Batches are cut from examples sorted by length within a window of this many batches, so that they have little padding.
 SORT_WINDOW = 16
 
 MAX_BYTES = 2_500_000
@@ -46,7 +46,7 @@ MAX_BASE_ACCURACY = 0.20
 
 @dataclass(frozen=True)
 class Recipe:
-    """The shape of one task's adapter and how it is trained; the four differ so that they exercise a server."""
+    """The shape and the training of one task's adapter. The four differ, to exercise a server."""
 
     task: str
     rank: int
@@ -67,7 +67,7 @@ RECIPES = (
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of one saved adapter; accuracies are shares of the held-out examples, from 0 to 1."""
+    """Measurements of one saved adapter. Accuracies are shares of the held-out examples, from 0 to 1."""
 
     task: str
     rank: int
@@ -104,7 +104,7 @@ def adapter_config(recipe: Recipe) -> LoraConfig:
 
 
 def encode(tokenizer: Any, task: Task, example: Example) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the answer with its end, encoded apart as a server meets them."""
+    """Returns the token ids of the prompt and of the answer with its end, encoded apart, as a server sees them."""
     prompt = tokenizer.encode(task.prompt(example), add_special_tokens=False)
     answer = tokenizer.encode(example.answer + END, add_special_tokens=False)
     if len(answer) > task.max_tokens:
@@ -113,7 +113,7 @@ def encode(tokenizer: Any, task: Task, example: Example) -> tuple[list[int], lis
 
 
 def make_batches(tokenizer: Any, task: Task, num_steps: int) -> list[list[tuple[list[int], list[int]]]]:
-    """One pass over fresh examples, batched by similar length, in random order."""
+    """Returns batches of examples of similar length, in random order, for one pass."""
     examples = train_examples(task, num_steps * BATCH_SIZE, SEED)
     pairs = [encode(tokenizer, task, example) for example in examples]
     batches = []
@@ -125,7 +125,7 @@ def make_batches(tokenizer: Any, task: Task, num_steps: int) -> list[list[tuple[
 
 
 def answer_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """Mean cross entropy of the answers' tokens. Only their positions pass the vocabulary's big projection."""
+    """Returns the mean cross entropy of the answers' tokens. Only their positions are projected to the vocabulary."""
     width = max(len(prompt) + len(answer) for prompt, answer in batch)
     tokens = torch.zeros(len(batch), width, dtype=torch.long)  # [num_sequences, width]
     is_target = torch.zeros(len(batch), width, dtype=torch.bool)  # [num_sequences, width]
@@ -133,7 +133,7 @@ def answer_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> torch.T
         end = len(prompt) + len(answer)
         tokens[row, :end] = torch.tensor(prompt + answer)
         is_target[row, len(prompt) : end] = True
-    # Padding is on the right, where causal attention never looks, so it needs no mask.
+    # Padding is on the right, which causal attention never reads, so it needs no mask.
     causal = model.get_base_model()
     hidden = causal.model(input_ids=tokens, use_cache=False).last_hidden_state  # [num_sequences, width, hidden]
     logits = causal.lm_head(hidden[:, :-1][is_target[:, 1:]])  # [num_targets, vocabulary]
@@ -141,13 +141,13 @@ def answer_loss(model: Any, batch: list[tuple[list[int], list[int]]]) -> torch.T
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """A short linear warm-up, then linear decay to zero."""
+    """Returns the learning rate of a step: a short linear warm-up, then a linear decay to zero."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     return recipe.learning_rate * warmup * (1 - step / recipe.num_steps)
 
 
 def train(model: Any, tokenizer: Any, recipe: Recipe) -> Any:
-    """A PEFT model with the trained adapter in float32."""
+    """Trains an adapter; returns a PEFT model with it in float32."""
     torch.manual_seed(SEED)
     peft_model = get_peft_model(model, adapter_config(recipe))
     weights = [weight for weight in peft_model.parameters() if weight.requires_grad]
@@ -165,7 +165,7 @@ def train(model: Any, tokenizer: Any, recipe: Recipe) -> Any:
 
 
 def save(peft_model: Any, folder: Path) -> None:
-    """A PEFT folder with bf16 weights and nothing but the two files that a server reads."""
+    """Saves a PEFT folder with bf16 weights and only the two files that a server reads."""
     for weight in peft_model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.to(torch.bfloat16)
@@ -176,7 +176,7 @@ def save(peft_model: Any, folder: Path) -> None:
 
 
 def tidy_config(file: Path) -> None:
-    """PEFT writes this machine's path of the base model, and the modules in an order that changes from run to run."""
+    """Replaces this machine's path of the base model, and sorts the modules, whose order changes from run to run."""
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = MODEL_NAME
     config["target_modules"] = sorted(config["target_modules"])
@@ -190,7 +190,7 @@ def in_batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
 
 @torch.inference_mode()
 def complete(model: Any, tokenizer: Any, task: Task, examples: list[Example]) -> list[str]:
-    """Greedy completions, without the end token."""
+    """Returns greedy completions, without the end token."""
     prompts = [task.prompt(example) for example in examples]
     inputs = tokenizer(prompts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
     end_id = tokenizer.convert_tokens_to_ids(END)
@@ -214,7 +214,7 @@ def accuracy(model: Any, tokenizer: Any, task: Task) -> float:
 
 
 def measure(recipe: Recipe, base_folder: Path, folder: Path, dtype: torch.dtype) -> Figures:
-    """Measures the saved files, with the adapter's weights rounded to 16-bit as a server gets them."""
+    """Measures the saved files, with the adapter's weights rounded to 16-bit, as a server gets them."""
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     model, task = load_model(base_folder, dtype), TASKS[recipe.task]
     base_accuracy = accuracy(model, tokenizer, task)
@@ -256,12 +256,17 @@ def print_table(measured: list[Figures]) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    parser.add_argument("--task", choices=[recipe.task for recipe in RECIPES], help="only this one")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the evaluation")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="base model (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the adapters (default: %(default)s)")
+    parser.add_argument("--task", choices=[recipe.task for recipe in RECIPES], help="task to train (default: all)")
     parser.add_argument(
-        "--evaluate-only", action="store_true", help="measure the adapters that are there; write nothing"
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="data type of the evaluation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--evaluate-only", action="store_true", help="measure the adapters in the folder and write nothing"
     )
     return parser.parse_args()
 

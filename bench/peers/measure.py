@@ -1,4 +1,4 @@
-"""Rounds: every case by every peer in turn, so that what disturbs a machine for a while disturbs all of them.
+"""Rounds: every peer measures every case in turn, so that a disturbance of the machine disturbs all of them.
 
 A peer's turn at a case is a pass that wakes it up, a pass of one token (T1) and a pass of all tokens (Tn).
 Prefill is rows * prompt_len / T1, decode is rows * (output_len - 1) / (Tn - T1), in tokens per second.
@@ -11,12 +11,12 @@ from .field import Field, progress
 from .protocol import Answer, Tokens
 from .work import Case, Work
 
-WAKING_TOKENS = 2  # of the pass that is not timed, after which caches and threads are warm
+WAKING_TOKENS = 2  # tokens of the untimed pass, after which caches and threads are warm
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one turn. seconds_*: T1 and Tn. agreement: the share of rows whose first token is the first peer's."""
+    """The figures of one turn. seconds_*: T1 and Tn. agreement: share of rows whose first token is the first peer's."""
 
     seconds_first_token: float
     seconds: float
@@ -29,7 +29,7 @@ Measured = dict[str, dict[Case, dict[int, Figures]]]  # by peer, case and round
 
 
 def measure(field: Field, work: Work, rounds: int) -> Measured:
-    """A peer that fails keeps the figures it has."""
+    """Runs all rounds. A peer that fails keeps the figures measured so far."""
     measured: Measured = defaultdict(lambda: defaultdict(dict))
     for turn in range(rounds):
         for case in work.cases():
@@ -55,7 +55,7 @@ def _run_case(field: Field, work: Work, case: Case, turn: int, measured: Measure
 
 
 def figures(work: Work, case: Case, first: Answer, whole: Answer, first_tokens: Tokens) -> Figures:
-    """Raises ValueError when the machine was too busy to tell anything."""
+    """Returns the figures of one turn. Raises ValueError if the machine was too busy to measure."""
     if whole.seconds <= first.seconds:
         raise ValueError(f"{work.output_len} tokens took {whole.seconds:.2f} s, one took {first.seconds:.2f} s")
     same = sum(own == other for own, other in zip(first.tokens, first_tokens, strict=True))

@@ -1,4 +1,4 @@
-"""Plots of what run.py measured: decode speed against rows for each peer, and with adapters beside without.
+"""Plots of the results of run.py: decode speed by rows for each peer, and speed with adapters beside speed without.
 
     python bench/peers/plot.py [bench/results/peers.json]
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 INCHES = (9.6, 4.8)
 DPI = 150
-BAR_GROUP = 0.8  # of the space between two groups of bars
+BAR_GROUP = 0.8  # share of the space that a group of bars takes
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def decode_plot(summary: Mapping[str, Any]) -> Figure:
 
 
 def adapters_plot(summary: Mapping[str, Any]) -> Figure:
-    """A group of bars for each case with adapters, the base model of the same rows beside it."""
+    """Draws a group of bars for each case with adapters; behind each bar is the base model's speed on the same rows."""
     figure, axes = plt.subplots(figsize=INCHES, layout="constrained")
     cases = [case for case in summary["cases"] if case["adapters"]]
     bars = [bar for peer in summary["peers"] if (bar := adapter_bars(summary, peer, cases))]
@@ -72,7 +72,8 @@ def adapters_plot(summary: Mapping[str, Any]) -> Figure:
 def adapter_bars(
     summary: Mapping[str, Any], peer: Mapping[str, Any], cases: list[Mapping[str, Any]]
 ) -> tuple[str, list[float], list[float]] | None:
-    """Title, base speeds and speeds with adapters, 0 where there is none; None for a peer that mixes no adapters."""
+    """Returns title, base speeds and speeds with adapters, 0 for a missing one; None for a peer that mixes no
+    adapters."""
     found = {(case["rows"], case["adapters"]): speed for case, speed in speeds(summary, peer)}
     adapters = [found.get((case["rows"], case["adapters"]), 0.0) for case in cases]
     base = [found.get((case["rows"], 0), 0.0) for case in cases]

@@ -1,4 +1,4 @@
-"""What came out: medians, ratios, one table, and the same as plain data for JSON."""
+"""Report: medians, ratios and one table of the results, and the same as plain data for JSON."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ Summary = dict[str, float]
 
 
 def medians(rounds: Mapping[int, Figures]) -> Summary:
-    """Of each figure by itself."""
+    """Returns the median of each figure over the rounds."""
     entries = [asdict(figures) for figures in rounds.values()]
     return {name: statistics.median(entry[name] for entry in entries) for name in entries[0]}
 
 
 def ratios(own: Mapping[int, Figures], other: Mapping[int, Figures]) -> Summary:
-    """own / other: the median over the rounds that both have of each round's ratio."""
+    """Returns own / other: the median of the rounds' ratios, over the rounds that both have."""
     turns = sorted(own.keys() & other.keys())
     if not turns:
         return {}
@@ -36,7 +36,7 @@ def summarise(
     out: Mapping[Entry, str],
     isolation: Mapping[Entry, Isolation],
 ) -> dict[str, Any]:
-    """Plain data. The first entry's peer is the one that ratios compare with the others."""
+    """Returns plain data. Ratios compare the first entry's peer with the others."""
     own = measured.get(entries[0].peer, {})
     return {
         "work": asdict(work),
@@ -76,7 +76,7 @@ def _result(rounds: Mapping[int, Figures], own: Mapping[int, Figures]) -> dict[s
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """Markdown: two lines for a peer, its speeds and how many times as fast the first one is."""
+    """Returns a table in markdown: two lines for each peer, its speeds and how many times as fast the first peer is."""
     cases = summary["cases"]
     lines = [["", *(case["name"] for case in cases), "wrong base rows"]]
     first = summary["peers"][0]
@@ -91,7 +91,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
 
 
 def format_notes(summary: Mapping[str, Any]) -> str:
-    """What the table leaves out: how each peer was set, who is missing and why."""
+    """Returns notes to the table: the settings of each peer, and the missing peers with reasons."""
     lines = ["Decode tokens/s (prefill tokens/s), medians; below each peer the median of the rounds' ratios."]
     for peer in summary["peers"]:
         for worker in peer["workers"]:
@@ -106,7 +106,7 @@ def format_notes(summary: Mapping[str, Any]) -> str:
 
 
 def _name(peer: Mapping[str, Any]) -> str:
-    """With its version, and with what is missing of it."""
+    """Returns the peer's name with its version, or with a note that it is missing."""
     version = next((worker["version"] for worker in peer["workers"] if worker["version"]), None)
     name = f"{peer['title']} {version}" if version else str(peer["title"])
     return name if peer["results"] else f"{name}: missing"
@@ -131,7 +131,7 @@ def _wrong(peer: Mapping[str, Any]) -> str:
 def _isolation_note(isolation: Mapping[str, int]) -> str:
     text = f"{isolation['wrong']} of {isolation['base_rows']} base rows are wrong in a batch that also has adapters"
     if isolation["wrong"]:
-        text += f"; {isolation['as_adapter']} of them are token for token what an adapter of the batch answers"
+        text += f"; {isolation['as_adapter']} of them have exactly the tokens of an adapter of the batch"
     return text
 
 

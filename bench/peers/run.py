@@ -1,11 +1,12 @@
-"""The same work on blora and on other engines, one after another in turns: one table, and JSON for plots.
+"""Runs the same work on blora and on other engines, in turns. Writes one table, and JSON for plots.
 
     python bench/peers/environments.py      # once: makes the peers' environments, some GB
     python bench/peers/run.py               # all of it, most of an hour
     python bench/peers/run.py --rounds 1 --rows 1,16 --peers blora,openvino
 
-Rows of random prompts, greedy, the end token ignored; adapters of rank 16 on all seven modules, random, spread evenly
-over the rows. A peer whose environment is absent, or that fails, is reported with the reason and the rest goes on.
+The work is rows of random prompts, greedy, without an end token, and random adapters of rank 16 on all seven modules,
+spread evenly over the rows. The report names a peer that fails, or whose environment is missing, with the reason; the
+other peers go on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Run as a file, Python looks beside this file only, not in the repository's root.
+# When Python runs this file, it looks for modules beside it only, not in the repository's root.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.machine import describe
@@ -31,14 +32,14 @@ from bench.random_adapters import ALL_MODULES, make_adapters
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = 16
-# The instructions on which these engines' kernels differ.
+# The instruction sets by which the kernels of these engines differ.
 CPU_FLAGS = ("avx2", "f16c", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_bf16")
 LOGS = Path(".cache/peers/logs")
 
 
 def main() -> None:
     args = parse_arguments()
-    # Ended from outside, it still ends its workers.
+    # A process that is ended from outside still ends its workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     work = Work(args.rows, args.adapters, args.prompt_len, args.output_len, vocabulary(args.model), args.seed)
     chosen = choose(entries(args.model, args.environments), args.peers)
@@ -65,7 +66,7 @@ def run(field: Field, chosen: Sequence[Entry], work: Work, rounds: int) -> dict[
 
 
 def write(path: Path, summary: dict[str, Any]) -> None:
-    """Without the places of files on this machine, which reasons may name."""
+    """Writes the report, without this machine's paths, which reasons may contain."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary, indent=1).replace(f"{ROOT}/", "") + "\n")
 
@@ -76,7 +77,7 @@ def start_worker(entry: Entry, work: Work, adapters: Sequence[Path], args: argpa
 
 
 def choose(everybody: Sequence[Entry], names: Sequence[str] | None) -> list[Entry]:
-    """Raises SystemExit for a name that no peer has."""
+    """Returns the entries of the named peers. Raises SystemExit for an unknown name."""
     unknown = set(names or []) - {entry.peer for entry in everybody}
     if unknown:
         raise SystemExit(f"there is no peer {', '.join(sorted(unknown))}")
@@ -107,19 +108,23 @@ def cpu_flags() -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, default=Path(".cache/models/SmolLM2-135M-Instruct"))
-    parser.add_argument("--environments", type=Path, default=Path(".cache/peers"), help="(default: %(default)s)")
-    parser.add_argument("--peers", type=names, metavar="LIST", help="only these (default: all)")
-    parser.add_argument("--rows", type=counts, default=(1, 16, 64), metavar="LIST", help="(default: 1,16,64)")
-    parser.add_argument("--adapters", type=int, default=8, metavar="N", help="0 leaves these cases out (default: 8)")
-    parser.add_argument("--prompt-len", type=int, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--output-len", type=int, default=64, metavar="TOKENS", help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of every peer (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start-seconds", type=float, default=900, help="for a peer to load (default: %(default)s)")
-    parser.add_argument("--job-seconds", type=float, default=600, help="for one pass (default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("bench/results/peers.json"), help="(default: %(default)s)")
+    add = parser.add_argument
+    default = "(default: %(default)s)"
+    add(
+        "--model", type=Path, default=Path(".cache/models/SmolLM2-135M-Instruct"), help=f"Hugging Face folder {default}"
+    )
+    add("--environments", type=Path, default=Path(".cache/peers"), help=f"folder of the environments {default}")
+    add("--peers", type=names, metavar="LIST", help="peers to run (default: all)")
+    add("--rows", type=counts, default=(1, 16, 64), metavar="LIST", help="numbers of rows (default: 1,16,64)")
+    add("--adapters", type=int, default=8, metavar="N", help=f"adapters to mix; 0 leaves these cases out {default}")
+    add("--prompt-len", type=int, default=64, metavar="TOKENS", help=f"tokens of a prompt {default}")
+    add("--output-len", type=int, default=64, metavar="TOKENS", help=f"tokens of an output {default}")
+    add("--rounds", type=int, default=5, metavar="N", help=f"measured rounds {default}")
+    add("--threads", type=int, default=2, metavar="N", help=f"compute threads of every peer {default}")
+    add("--seed", type=int, default=0, help=f"seed of the prompts {default}")
+    add("--start-seconds", type=float, default=900, help=f"seconds for a peer to load {default}")
+    add("--job-seconds", type=float, default=600, help=f"seconds for one pass {default}")
+    add("--json", type=Path, default=Path("bench/results/peers.json"), help=f"write the report here {default}")
     return parser.parse_args()
 
 

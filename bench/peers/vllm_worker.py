@@ -1,4 +1,4 @@
-"""vLLM's CPU build: without --adapter the base engine, compiled; with it the LoRA engine, which vLLM runs eagerly."""
+"""vLLM's CPU build: the compiled base engine, or with --adapter the LoRA engine, which vLLM runs eagerly."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# Run as a file in another environment: the repository comes last, so that nothing in it hides a library.
+# This file runs in another environment. The repository comes last, so that nothing in it hides a library.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from bench.peers.protocol import Job, Tokens, claim_stdout, serve, worker_arguments
@@ -18,7 +18,7 @@ KV_GIB = 1
 
 class Vllm:
     def __init__(self, model: Path, adapters: list[Path], rows: int, length: int) -> None:
-        # Here, because it reads the environment that main() prepares.
+        # The import comes here, because vLLM reads the environment that main() prepares.
         from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
         options: dict[str, Any] = {}
@@ -58,8 +58,8 @@ class Vllm:
 
 
 def prepare_environment(threads: int, has_intel_openmp: bool) -> None:
-    """What vLLM's documents for the CPU advise; its engine process is started with it. Without Intel's OpenMP it is as
-    fast as for those who only install it."""
+    """Sets the environment that vLLM's documentation for the CPU advises, which its engine process inherits. Without
+    Intel's OpenMP, vLLM is as fast as a plain installation."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_GIB)
@@ -72,7 +72,9 @@ def prepare_environment(threads: int, has_intel_openmp: bool) -> None:
 
 def main() -> None:
     parser = worker_arguments(__doc__)
-    parser.add_argument("--gnu-openmp", action="store_true", help="torch's own, not Intel's from vLLM's environment")
+    parser.add_argument(
+        "--gnu-openmp", action="store_true", help="use torch's own OpenMP, not Intel's from vLLM's environment"
+    )
     args = parser.parse_args()
     answers = claim_stdout()
     prepare_environment(args.threads, not args.gnu_openmp)

@@ -1,4 +1,4 @@
-"""The work: which rows run together, and their prompts, the same for every peer."""
+"""Work: the rows that run together and their prompts, the same for every peer."""
 
 import random
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from .protocol import Job, Tokens
 
 Mode = Literal["base", "adapters"]
 MODES: tuple[Mode, ...] = ("base", "adapters")
-FIRST_TOKEN = 64  # special tokens come first in a vocabulary
+FIRST_TOKEN = 64  # prompts use ids from here on, because special tokens come first in a vocabulary
 
 
 @dataclass(frozen=True)
 class Case:
-    """adapters: how many the rows are spread over evenly; 0 is the base model."""
+    """One batch. adapters: number of adapters over which the rows are spread evenly; 0 is the base model."""
 
     rows: int
     adapters: int
@@ -37,7 +37,7 @@ def _counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """Lengths are in tokens."""
+    """All the cases of a run. Lengths are in tokens."""
 
     rows: tuple[int, ...] = (1, 16, 64)
     adapters: int = 8
@@ -48,7 +48,7 @@ class Work:
 
     @property
     def max_rows(self) -> int:
-        """At once: of the cases, and of the batches that are checked for isolation."""
+        """The most rows at once, in the cases and in the batches of the isolation check."""
         return max(*self.rows, 2 * self.adapters)
 
     def cases(self) -> list[Case]:
@@ -56,11 +56,11 @@ class Work:
         return base + [Case(rows, min(rows, self.adapters)) for rows in self.rows if self.adapters]
 
     def job(self, case: Case, turn: int, max_tokens: int) -> Job:
-        """No two jobs share a prompt, so that a cache of prefixes has nothing to hit."""
+        """Returns the job of a case in one turn. No two jobs share a prompt, so that a prefix cache has no hits."""
         prompts = self.prompts(f"{case.key} {turn} {max_tokens}", case.rows)
         return Job(prompts, [row % case.adapters if case.adapters else None for row in range(case.rows)], max_tokens)
 
     def prompts(self, name: str, rows: int) -> Tokens:
-        """Random tokens; the same name gives the same prompts."""
+        """Returns prompts of random tokens; the same name gives the same prompts."""
         choice = random.Random(f"{self.seed} {name}")
         return [[choice.randrange(FIRST_TOKEN, self.vocab_size) for _ in range(self.prompt_len)] for _ in range(rows)]

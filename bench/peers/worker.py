@@ -1,4 +1,4 @@
-"""A worker as its driver sees it: a group of processes that can be stopped and set going, asked, and ended."""
+"""Worker: a peer's process group as the driver sees it. The driver pauses it, resumes it, sends it jobs and ends it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ CHUNK = 1 << 20
 
 
 class Worker:
-    """Every method may raise WorkerFailed. What the worker prints goes to `log`."""
+    """A worker's process group, whose standard error goes to `log`. Every method may raise WorkerFailed."""
 
     def __init__(self, command: Sequence[str], log: Path, start_seconds: float, job_seconds: float) -> None:
         self._log, self._job_seconds = log, job_seconds
@@ -49,7 +49,7 @@ class Worker:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Runs only inside: engines that wait busily would take the cores from the one that is measured."""
+        """Lets the worker run inside `with` only: a busily waiting engine would take cores from the measured one."""
         self._signal(signal.SIGCONT)
         try:
             yield
@@ -60,14 +60,14 @@ class Worker:
         self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        """Ends the whole group, whatever state it is in. Idempotent."""
+        """Ends the whole group, in any state. Idempotent."""
         self._signal(signal.SIGCONT)
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
-        self._signal(signal.SIGKILL)  # also children that outlived it
+        self._signal(signal.SIGKILL)  # ends children that outlived the worker, too
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -77,7 +77,7 @@ class Worker:
             os.killpg(self._process.pid, number)
 
     def _read(self, seconds: float) -> dict[str, Any]:
-        """The next line."""
+        """Returns the next message."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
             self._receive(deadline - time.monotonic(), seconds)
@@ -101,7 +101,7 @@ class Worker:
         self._received += chunk
 
     def _how_it_ended(self) -> str:
-        """With the last line it printed, which is most often the exception."""
+        """Returns the exit status and the last printed line, which is most often the exception."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END_SECONDS)
         lines = self._log.read_text(errors="replace").split("\n")

@@ -15,6 +15,6 @@ def run(args: argparse.Namespace) -> int:
 def _print_info(target: str) -> int:
     with Client(target) as client:
         info = client.info()
-    for field in info.DESCRIPTOR.fields:  # protobuf's own text leaves out what is 0
+    for field in info.DESCRIPTOR.fields:  # protobuf's own text leaves out fields that are 0
         print(f"{field.name}: {getattr(info, field.name)}")
     return 0

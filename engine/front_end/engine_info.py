@@ -1,4 +1,5 @@
-"""EngineInfo of a running engine: what its owner knows of it, what the engine says, what the front end has counted."""
+"""Engine info: puts together the facts of a running engine, from its options, the engine's load and the front end's
+counts."""
 
 from dataclasses import asdict
 from importlib.metadata import version

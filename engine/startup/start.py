@@ -1,4 +1,5 @@
-"""Builds an engine core from a configuration: sizes the arena, loads the model, joins what executes its steps."""
+"""Builds an engine core from a configuration: sizes the arena, loads the model, and joins the parts that execute its
+steps."""
 
 import logging
 from dataclasses import dataclass, replace

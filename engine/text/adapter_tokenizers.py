@@ -112,7 +112,7 @@ class AdapterTokenizers:
         return own[0] if own else self.base
 
     def digests(self) -> set[str]:
-        """Of the adapters that have a tokenizer of their own."""
+        """Returns the digests of adapters that have their own tokenizer."""
         return set(self._own)
 
     def forget(self, digest: str) -> None:

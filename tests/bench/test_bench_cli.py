@@ -1,4 +1,4 @@
-"""The flags of `blora bench`, and that asking for anything else does not import it."""
+"""The flags of `blora bench`; other commands do not import it."""
 
 import subprocess
 import sys

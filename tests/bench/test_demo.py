@@ -1,4 +1,4 @@
-"""The demo adapters keep what they were trained for: through gRPC, all tasks and the base model in one batch."""
+"""The demo adapters do what they were trained for: through gRPC, all tasks and the base model in one batch."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from blora.proto.client import Client
 ROOT = Path(__file__).parent.parent.parent
 ADAPTERS = ROOT / "bench/demo/adapters"
 NUM_HELD_OUT = 50
-# A second thread waits for its core at every barrier when anything else runs on a small machine.
+# On a small machine a second thread waits for its core at every barrier while anything else runs.
 ONE_THREAD = ["--threads", "1"]
 
 
@@ -56,7 +56,7 @@ def test_every_adapter_is_right_and_the_base_model_is_not(client: Client) -> Non
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda row: answer(client, *row), rows))
     for name in TASKS:
-        right = {True: 0, False: 0}  # with the adapter, without
+        right = {True: 0, False: 0}  # right answers with the adapter and without
         for (task, example, adapter), text in zip(rows, answers, strict=True):
             if task.name == name:
                 right[adapter is not None] += task.check(example, text)
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_the_demo_and_its_server(shown: str, num_signals: int, real_
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests that run in the background ignore it, and so would their children.
+        # A shell's background processes ignore SIGINT, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as demo:
         assert demo.stdout is not None
@@ -105,16 +105,16 @@ def test_ctrl_c_ends_the_demo_and_its_server(shown: str, num_signals: int, real_
             assert demo.poll() is None
         for _ in range(num_signals):
             time.sleep(0.2)
-            os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+            os.killpg(demo.pid, signal.SIGINT)  # as Ctrl-C on a terminal does
         _, errors = demo.communicate(timeout=60)
     assert demo.returncode != 0
-    if num_signals == 1:  # a second one may meet a Python that is ending already, which then complains
+    if num_signals == 1:  # a second signal may reach a Python that is ending already, which then prints an error
         assert (demo.returncode, errors) == (130, "")
     wait_until_gone(demo.pid)
 
 
 def wait_until_gone(group: int) -> None:
-    """Raises when processes of the group are still there after a while."""
+    """Raises if processes of the group still exist after a while."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         try:

@@ -1,4 +1,4 @@
-"""The simulated traces: their shape, and that fair shares help the many adapters with few requests."""
+"""The simulated traces have their shape, and fair shares help the many adapters with few requests."""
 
 import statistics
 from pathlib import Path

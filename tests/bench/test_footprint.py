@@ -1,4 +1,4 @@
-"""`blora bench footprint` starts a real server, and what it reports is of that server's processes."""
+"""`blora bench footprint` starts a real server, and its report describes that server's processes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def test_footprint(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [sample["requests"] for sample in report["samples"]] == list(range(0, 61, 6))
     assert all(
         sample["engine"] > sample["front_end"] > 10 << 20 for sample in report["samples"]
-    )  # torch is in one only
+    )  # only one of them has torch
     assert report["start_seconds"][0] > 0 and report["arena_bytes"] == 4 << 20
 
 

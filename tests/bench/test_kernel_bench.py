@@ -1,4 +1,4 @@
-"""The programs that time kernels and steps run on tiny shapes, and what they report is measured and adds up."""
+"""The programs that time kernels and steps run on tiny shapes; their figures are measured and add up."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`blora bench adapters` on a tiny model: thousands of adapters are there, and what it reports was measured."""
+"""`blora bench adapters` on a tiny model: thousands of adapters are loaded, and its report is measured."""
 
 import json
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""The peers' driver, with workers that only pretend: what it measures, and that one that fails ends only itself."""
+"""The peers' driver with fake workers: its figures, and that a failing worker ends only itself."""
 
 import sys
 from dataclasses import replace
@@ -19,7 +19,7 @@ from bench.peers.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = Work(rows=(1, 2), adapters=2, prompt_len=4, output_len=5, vocab_size=100)
-# A row's tokens count up from the sum of its prompt and its adapter, in a time that is made up: 1 s and 0.1 s a token.
+# A row's tokens count up from the sum of its prompt and its adapter. The time is invented: 1 s, and 0.1 s for a token.
 FAKE = """
 import json, sys
 speed, fault = float(sys.argv[1]), sys.argv[2]
@@ -80,7 +80,7 @@ def test_a_peer_that_fails_is_told_with_the_reason_and_the_rest_goes_on(tmp_path
     assert out["own"] is None and len(peers["own"]["results"]) == 4
     assert out["dies"] == "it ended with status 1: out of luck" and list(peers["dies"]["results"]) == ["1x0"]
     assert out["short"] == "rows have [4] tokens instead of 5"
-    assert out["absent"] == "its environment is absent: there is no nowhere/bin/python"
+    assert out["absent"] == "its environment is missing: there is no nowhere/bin/python"
     assert "cannot be started" in out["unknown"]
     assert "Absent: missing" in format_table(summary)
     assert "Unknown, base and adapters is missing: no-such-program" in format_notes(summary)

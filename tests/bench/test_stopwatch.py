@@ -1,4 +1,4 @@
-"""Each watched function counts its own time only, and gets its place back."""
+"""Each watched function counts its own time only, and is restored at the end."""
 
 import time
 
@@ -48,7 +48,7 @@ def test_one_in_another_and_a_call_that_fails() -> None:
 
 
 def test_the_middle_leaves_out_the_extremes_and_adds_up() -> None:
-    starts = [0.0, 1.0, 3.0, 5.0, 7.0, 16.0]  # steps of 1, 2, 2, 2 and 9 seconds
+    starts = [0.0, 1.0, 3.0, 5.0, 7.0, 16.0]  # starts of steps of 1, 2, 2, 2 and 9 seconds
     records = [Record(start) for start in starts]
     for record in records:
         record.seconds["linear"] = 0.5

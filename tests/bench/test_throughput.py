@@ -1,4 +1,4 @@
-"""`blora bench` on a tiny model: what it reports is there, adds up, and was measured on steps that really ran."""
+"""`blora bench` on a tiny model: its report is complete, adds up, and comes from steps that really ran."""
 
 import json
 import time
@@ -13,12 +13,13 @@ from blora.engine.cli import main as cli
 from blora.engine.step.core import EngineCore
 from blora.scheduler import RowUpdate
 
-STEP = 0.02  # seconds
+STEP = 0.02  # seconds that each step takes
 
 
 @pytest.fixture(autouse=True)
 def _slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tiny model's steps drown in the noise of a busy machine, and what cannot be timed is an error."""
+    """Slows the steps down. A tiny model's steps drown in the noise of a busy machine, and bench refuses to time
+    them."""
     step = EngineCore.step
 
     def slow_step(core: EngineCore) -> list[RowUpdate]:

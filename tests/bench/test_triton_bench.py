@@ -1,4 +1,4 @@
-"""The GPU's LoRA kernels compile for GPUs that are not here, and a step's cost is counted from its strips."""
+"""The GPU's LoRA kernels compile without a GPU, and the roofline counts a step's cost from its strips."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from blora.engine.cli import main as cli
 
 
 def test_every_configuration_compiles_and_nothing_spills(tmp_path: Path) -> None:
-    """Architectures and types are all compiled by `make gpu-kernels`."""
+    """It compiles one architecture and type; `make gpu-kernels` compiles all."""
     program = "import sys; from blora.engine.cli import main; sys.exit(main.main(sys.argv[1:]))"
     line = f"bench triton --architectures 90 --dtypes bfloat16 --json {tmp_path / 'triton.json'}"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -54,7 +54,8 @@ def test_adapters_are_read_once_each() -> None:
 
 
 def test_rows_of_padding_are_computed() -> None:
-    """64 rows of one adapter are one strip of 64 rows; of 64 adapters, 64 strips of one row: neither has padding."""
+    """64 rows of one adapter are one strip of 64 rows; 64 rows of 64 adapters are 64 strips of one row. Neither has
+    padding."""
     flops = 2 * 64 * 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     assert cost(1).flops == cost(64).flops == pytest.approx(flops)
     assert cost(12).flops > flops
@@ -66,7 +67,7 @@ def test_the_base_model_of_a_step() -> None:
 
 
 def test_a_prefix_is_read_once() -> None:
-    """Of Llama-7B, without grouped queries: 512 KiB of KV a token."""
+    """Llama-7B, without grouped queries, has 512 KiB of KV for each token."""
     cost = roofline.prefix_cost(LLAMA_7B, roofline.GPUS["A100"], 1, 64, 8192)
     assert (cost.bytes_once, cost.bytes_apart) == (8192 << 19, 64 * 8192 << 19)
     assert cost.saved_seconds == pytest.approx(63 * (8192 << 19) / 2.04e12 / 0.8 - 64 * 2.5e-6)

@@ -1,4 +1,4 @@
-"""Which row has which adapter, and what the rows say."""
+"""The adapters and the prompts of a workload's rows."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,5 @@
-"""Activated LoRA (aLoRA): base rows until the invocation tokens, PEFT's from there; the prefix is the base model's."""
+"""Activated LoRA (aLoRA): rows are base rows up to the invocation tokens and PEFT's from there; the prefix is the base
+model's."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from transformers import LlamaForCausalLM
 from blora.engine import LLM, InvalidRequest, RequestOutput, SamplingParams
 
 BLOCK = 4
-INVOCATION = "<go>"  # in the tiny model's tokens: four bytes
+INVOCATION = "<go>"  # four tokens of the tiny model, one for each byte
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=2)
-# The invocation at all distances from a block's beginning, at the prompt's ends, more than once, overlapping.
+# Prompts with the invocation at all distances from a block's start, at both ends, more than once, and overlapping.
 PROMPTS = [
     *("x" * length + INVOCATION + " and more" for length in range(9)),
     "a prompt that ends with " + INVOCATION,
@@ -76,7 +77,7 @@ def test_prompt_logprobs_before_the_invocation_are_the_base_models(
     logprobs = [[next(iter((entry or {0: None}).values())) for entry in entries] for entries in (base, ours)]
     same = [getattr(one, "logprob", 0) == getattr(other, "logprob", 0) for one, other in zip(*logprobs, strict=True)]
     if llm._config.backend == "cpu":
-        assert all(same[: start + 1])  # the logits of position start - 1 speak of the token at start
+        assert all(same[: start + 1])  # the logits of position start - 1 are for the token at start
     assert not any(same[start + 1 :])
 
 
@@ -106,7 +107,7 @@ def test_the_prefix_is_shared_with_the_base_model_and_among_activated_adapters(
     assert run(llm, prompt, first)[0].num_cached_tokens == 0
     hits = run(llm, prompt, then)[0].num_cached_tokens
     assert hits == ((len(prompt) - 1) // BLOCK * BLOCK if first == then else num_base_tokens)
-    # The block in which another adapter is activated, and a plain adapter's blocks, are nobody else's.
+    # A block in which another adapter is activated, and a plain adapter's block, belong to that adapter alone.
     assert run(llm, prompt, "plain")[0].num_cached_tokens == 0
 
 
@@ -118,7 +119,7 @@ def test_another_invocation_later_is_another_activation(
     twice = once + INVOCATION + "!"
     run(llm, once, "all")
     (output,) = run(llm, twice, "all")
-    assert output.num_cached_tokens == 8  # the first invocation's block was the adapter's in the one, the base's here
+    assert output.num_cached_tokens == 8  # the first invocation's block is now the base model's
     assert output.outputs[0].token_ids == run(fresh, twice, "all")[0].outputs[0].token_ids
 
 

@@ -1,4 +1,4 @@
-"""Adapters that were trained with more tokens than the model has: their requests have them, nobody else's."""
+"""Adapters trained with more tokens than the model has: only their own requests have these tokens."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def wide(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def peft_logprobs(model: Path, adapter: str, tokens: list[int]) -> torch.Tensor:
-    """[num_tokens, vocab]: of what follows each token."""
+    """Returns the logprobs after each token: [num_tokens, vocab]."""
     with quiet():
         adapted: Any = PeftModel.from_pretrained(load_resized(model, OWN_SIZE), adapter)
     with torch.inference_mode():
@@ -126,7 +126,7 @@ def test_a_request_that_loads_it_has_its_tokens(make_llm: Callable[..., LLM], wi
 
 @pytest.fixture
 def talking(tiny_model: Path, tmp_path: Path) -> str:
-    """With a tokenizer whose tokens fill the ids up to the added ones, as saved beside an adapter."""
+    """Adds a tokenizer whose tokens fill the ids up to the added ones, as it is saved beside an adapter."""
     folder = make_adapter(tiny_model, tmp_path / "talking", 3, **TABLES)
     names = ["<eos>", *(f"<unused{token}>" for token in range(EOS + 1, FIRST)), "<tool>", "<end>"]
     tokens = [{"content": name, "id": EOS + i, "special": name == "<end>"} for i, name in enumerate(names)]
@@ -171,7 +171,7 @@ def test_it_takes_no_partner(make_llm: Callable[..., LLM], tiny_adapters: dict[s
 
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_embeddings_without_logits_are_refused(is_tied: bool, make_llm: Callable[..., LLM], tmp_path: Path) -> None:
-    """PEFT does not save a head beside LoRA on the embedding; one that is tied is known all the same."""
+    """PEFT saves no head beside LoRA on the embedding. A tied head is known without being saved."""
     model = make_model(tmp_path / "model", tie_word_embeddings=is_tied)
     folder = make_adapter(model, tmp_path / "it", target_modules=["embed_tokens"], vocab_size=OWN_SIZE)
     llm = make_llm(model)

@@ -109,7 +109,7 @@ def test_bad_requests_are_refused_at_the_first_iteration(runner: asyncio.Runner,
 
 
 def test_odd_but_valid_types_are_taken_and_harm_nobody(runner: asyncio.Runner, llm: AsyncLLM) -> None:
-    """What the engine process cannot decode would end it, and everybody's requests."""
+    """A value that the engine process cannot decode would end it, and with it all requests."""
     odd = replace(
         GREEDY, top_p=np.float64(0.5), stop_token_ids=b"\x01", logit_bias=MappingProxyType({np.int64(1).item(): 0.5})
     )
@@ -319,7 +319,7 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
     async def kill_engine() -> None:
         expected = await tokens(llm, "before and after", "r8")
         await llm.pin_adapter("r1")
-        llm._connection.child.process.send_signal(signal.SIGSTOP)  # or it might finish before it is killed
+        llm._connection.child.process.send_signal(signal.SIGSTOP)  # otherwise it might finish before it is killed
         running = [asyncio.create_task(tokens(llm, f"lost {index}", "r4", LONG)) for index in range(4)]
         await asyncio.sleep(0.1)
         llm._connection.child.process.send_signal(signal.SIGKILL)
@@ -413,7 +413,7 @@ def test_listing_while_adapters_are_replaced(
         await llm.unload_adapter("moving")
 
     async def both() -> None:
-        for name in ("r1", "r8"):  # so that each replacement frees something
+        for name in ("r1", "r8"):  # so that each replacement frees an adapter
             await llm.unload_adapter(name)
         work = asyncio.create_task(replace_often())
         while not work.done():
@@ -483,7 +483,7 @@ def test_shutting_down_ends_whatever_waits(
 def test_hundreds_of_adapters_survive_a_restart(
     runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """More than the descriptors that may wait in a socket."""
+    """There are more adapters than descriptors that may wait in a socket."""
     num_adapters = 350
     names = [f"adapter-{index}" for index in range(num_adapters)]
     for index, name in enumerate(names):
@@ -544,7 +544,7 @@ def test_a_drain_before_the_start_is_refused_and_changes_nothing(runner: asyncio
 
 def test_a_pin_that_another_engine_has_no_room_for_ends(runner: asyncio.Runner, llm: AsyncLLM) -> None:
     async def ask() -> None:
-        await tokens(llm, "hello", "r8")  # which makes it resident
+        await tokens(llm, "hello", "r8")  # makes the adapter resident
         news = llm.watch_adapters()
         await anext(news)
         await llm.pin_adapter("r8")

@@ -1,4 +1,4 @@
-"""Isolation is bitwise on the native kernels: a row's logprobs in any batch are those of its solo run, bit for bit."""
+"""Isolation is bitwise on the native kernels: a row's logprobs in any batch equal those of its solo run bit for bit."""
 
 import random
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from tiny import make_adapter, make_model
 from blora.engine import LLM, CompletionOutput
 
 NUM_BATCHES = 40
-NUM_COMPARED = 500  # rows at least, for each dtype
+NUM_COMPARED = 500  # the least number of rows for each dtype
 
-# Wide enough that threads share the work of a step; gate and up of whole panels, or not.
+# Models wide enough that threads share the work of a step, with gate and up of whole panels or not.
 MODELS: dict[str, dict[str, Any]] = {
     "float32": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96},
     "bfloat16": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 88},
 }
-BLOCK_SIZES = {"float32": 4, "bfloat16": 3}  # sums are cut where blocks are: one engine's size never changes
+BLOCK_SIZES = {"float32": 4, "bfloat16": 3}  # sums are cut at blocks, whose size never changes in an engine
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 3, "target_modules": ["q_proj", "v_proj"]},
     "all": {"r": 24},
     "mixed": {"r": 16, "rank_pattern": {"q_proj": 5, "down_proj": 64}},
     "first-layer": {"r": 8, "layers_to_transform": [0]},
 }
-# Pages of the arena and the adapters that are used: ample, adapters are swapped, requests are preempted.
+# Pages of the arena and adapters in use: ample pages; then adapters are swapped; then requests are preempted.
 MEMORY: dict[str, tuple[tuple[int, list[str]], ...]] = {
     "float32": ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (42, ["attention"])),
     "bfloat16": ((700, [*ADAPTERS]), (140, [*ADAPTERS]), (52, ["attention"])),
@@ -59,7 +59,7 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
         loaded = {name: adapters[name] for name in names}
         llm = make_llm(adapters=loaded, memory=num_pages * page_bytes, **options, **random_options(rng))
         rows = [random_row(rng, names) for _ in range(rng.randint(8, 32))]
-        # Two threads wait for each other on a busy machine, so not always.
+        # Only some batches use two threads, which wait for each other on a busy machine.
         with compute_threads(2 if seed % 4 == 1 else 1):
             outputs = run_batch(llm, rows, rng)
         for index, output in outputs.items():
@@ -81,5 +81,5 @@ def random_options(rng: random.Random) -> dict[str, Any]:
 def assert_same_bits(expected: CompletionOutput, actual: CompletionOutput, what: tuple[int, Row]) -> None:
     assert actual.finish_reason == expected.finish_reason, what
     assert actual.token_ids == expected.token_ids, what
-    assert actual.logprobs == expected.logprobs, what  # floats are equal if their bits are, NaN never is
+    assert actual.logprobs == expected.logprobs, what  # two floats are equal only if their bits are; NaN never is
     assert len(actual.logprobs or ()) == len(actual.token_ids), what

@@ -1,4 +1,5 @@
-"""Every kind of broken adapter, beside a hundred good ones under traffic: it alone is refused, with the reason."""
+"""Every kind of broken adapter beside a hundred good ones under traffic: only the broken one is refused, with the
+reason."""
 
 import asyncio
 import json
@@ -18,10 +19,10 @@ from blora.engine import AdapterNotFound, AdapterRejected, AsyncLLM, SamplingPar
 from blora.engine.server.status import status_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "adapters/peft"))
-from test_checkpoint import CONFIG, CORRUPTIONS, WEIGHTS  # the corpus: what is done to a folder, and what is said of it
+from test_checkpoint import CONFIG, CORRUPTIONS, WEIGHTS  # the corpus: a change to a folder, and the expected reason
 
 NUM_GOOD = 100
-MAX_SECONDS = 5.0  # to refuse one, on a busy machine
+MAX_SECONDS = 5.0  # to refuse an adapter, on a busy machine
 PROMPT = "a prompt of several blocks"
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"memory": "1MB", "block_size": 4, "max_num_batched_tokens": 256, "threads": 1}
@@ -29,7 +30,7 @@ OPTIONS: dict[str, Any] = {"memory": "1MB", "block_size": 4, "max_num_batched_to
 
 @pytest.fixture(scope="module")
 def good(tiny_adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Adapters of ranks 1 to 8 with weights of their own."""
+    """Adapters of ranks 1 to 8, each with its own weights."""
     folder, source = tmp_path_factory.mktemp("good"), tiny_adapters["r4"]
     config, shapes = json.loads((source / CONFIG).read_text()), load((source / WEIGHTS).read_bytes())
     made = {f"good-{index}": folder / str(index) for index in range(NUM_GOOD)}
@@ -59,7 +60,7 @@ async def refuse(llm: AsyncLLM, name: str, folder: Path, reason: str) -> None:
     started, starved = time.monotonic(), reader._seconds_without_core()
     with pytest.raises(AdapterRejected) as caught:
         await llm.load_adapter(name, folder)
-    # The loader is nicer than the traffic beside it: what it waits for a core says nothing about the adapter.
+    # The loader has a lower priority than the traffic, so its time without a core does not count against the adapter.
     assert time.monotonic() - started - (reader._seconds_without_core() - starved) < MAX_SECONDS
     assert reason in str(caught.value)
     assert status_of(caught.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
@@ -71,7 +72,7 @@ async def spoil_all(llm: AsyncLLM, source: Path, place: Path) -> None:
     for index, (kind, (spoil, reason)) in enumerate(CORRUPTIONS.items()):
         folder = Path(shutil.copytree(source, place / str(index)))
         spoil(folder)
-        name = "good-0" if index % 2 else "bad"  # a name that is taken keeps what it means
+        name = "good-0" if index % 2 else "bad"  # a name in use keeps its meaning
         try:
             await refuse(llm, name, folder, reason)
         except AssertionError as error:
@@ -94,14 +95,14 @@ def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_s
             while not is_done:
                 assert await all_tokens(llm, names) == expected
                 num_rounds += 1
-                await asyncio.sleep(0.1)  # on one core the loader, nicer than the rest, would hardly get on
+                await asyncio.sleep(0.1)  # on one core the loader, with its low priority, would hardly run
 
         serving = asyncio.create_task(traffic())
         await spoil_all(llm, tiny_adapters["r4"], tmp_path)
         is_done = True
         await serving
         assert num_rounds and await all_tokens(llm, names) == expected
-        assert llm._connection.child is engine and engine.process.returncode is None  # nothing was restarted
+        assert llm._connection.child is engine and engine.process.returncode is None  # no process was restarted
         assert [info.name for info in await llm.list_adapters()] == sorted(names)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)

@@ -1,4 +1,4 @@
-"""The first test: a row of any mixed batch gives what it gives alone."""
+"""The first test: a row of any mixed batch gives the same as alone."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def test_rows_of_random_mixed_batches_equal_their_solo_runs(
     num_compared, troubles = 0, Troubles()
     for seed in range(NUM_BATCHES):
         rng = random.Random(seed)
-        # From ample memory to so little that adapters are swapped, or that requests are preempted.
+        # Ample memory; so little that adapters are swapped; so little that requests are preempted.
         memory, names = rng.choice([("2MB", [*adapters]), ("180KB", [*adapters]), ("60KB", ["r1", "r2"])])
         llm = make_llm(
             adapters={name: adapters[name] for name in names},

@@ -1,4 +1,4 @@
-"""Adapters of every kind against PEFT, which runs one at a time: here all of them and base rows in one batch."""
+"""Adapters of every kind against PEFT, which runs one at a time; here all of them and base rows are in one batch."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from blora.engine import LLM, AsyncLLM, InvalidRequest, LoRARequest, SamplingPar
 PROMPTS = ["a first prompt", "another, which is a little longer than the first", "x"]
 NUM_TOKENS = 12
 WEIGHTS = "adapter_model.safetensors"
-NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
+NEAR = 2e-4  # difference of logprobs that another order of float32 sums may give
 
 
 def peft_logprobs(model: Path, adapter: Path | None, tokens: list[int], vocab_size: int | None) -> torch.Tensor:
-    """[num_tokens, vocab]: of what follows each token."""
+    """Returns the logprobs after each token: [num_tokens, vocab]."""
     base = load_resized(model, vocab_size)
     with quiet():
         adapted = base if adapter is None else PeftModel.from_pretrained(base, adapter)

@@ -1,5 +1,5 @@
-"""Isolation with adapters of every kind, sums and activated ones: a row of a mixed batch gives what it gives alone, on
-the cpu bit for bit."""
+"""Isolation with adapters of every kind, sums and activated ones: a row of a mixed batch gives the same as alone, bit
+for bit on the cpu."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ SUMMABLE = ("plain", "bias-all", "bias-lora-only", "lora-bias", "embedding", "he
 
 
 def random_use(rng: random.Random, kinds: Sequence[str]) -> Row:
-    """A row for one adapter of any kind, for a sum of two with scales, or for the base model."""
+    """Returns a row's use: one adapter of any kind, a sum of two with scales, or the base model."""
     row, choice = random_row(rng, kinds), rng.random()
     if choice < 0.2:
         names = rng.sample(SUMMABLE, 2)
@@ -63,6 +63,6 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
 
 
 def scarce(llm: LLM) -> int:
-    """Bytes for the two largest adapters and some rows: the others are swapped."""
+    """Returns bytes for the two largest adapters and some rows, so that all others are swapped."""
     sizes = sorted(llm.get_adapter(info.name).num_bytes for info in llm.list_adapters())
     return sizes[-1] + sizes[-2] + 64 * llm._core.arena.page_bytes

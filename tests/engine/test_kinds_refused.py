@@ -1,4 +1,4 @@
-"""What is trained and cannot be served exactly is refused by name; what PEFT saves too much is left out."""
+"""Training that blora cannot serve exactly is refused by name; data that PEFT saves needlessly is left out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,12 +62,12 @@ def test_other_trained_modules_are_refused(make_llm: Callable[..., LLM], tiny_mo
 def test_converted_initialisations_are_plain_changes_of_the_base_model(
     method: str, make_llm: Callable[..., LLM], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """As PEFT converts them when it saves, against the model that was trained; unconverted they are refused."""
+    """Adapters as PEFT converts them when it saves, compared with the trained model. Unconverted ones are refused."""
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=method)
     trained: Any = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_model), config)
     with quiet():
-        trained.peft_config["default"].init_lora_weights = True  # as PEFT asks for the initial adapter
+        trained.peft_config["default"].init_lora_weights = True  # PEFT asks for the initial adapter this way
         trained.save_pretrained(tmp_path / "initial")
         trained.peft_config["default"].init_lora_weights = method
         for name, parameter in trained.named_parameters():

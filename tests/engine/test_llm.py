@@ -1,4 +1,4 @@
-"""The in-process engine as a user meets it."""
+"""The in-process engine as a user sees it."""
 
 import logging
 import time
@@ -130,7 +130,7 @@ def test_types_go_by_vllms_names_too(make_llm: Callable[..., LLM]) -> None:
         make_llm(dtype="fp8")
 
 
-# What is generated.
+# Generation.
 
 
 def test_a_conversation_is_the_prompt_of_its_template(make_llm: Callable[..., LLM]) -> None:
@@ -261,7 +261,7 @@ def test_lora_requests_are_equal_by_name() -> None:
         {"prompts": ""},
         {"prompts": [1, -1]},
         {"priority": ["high"]},
-        {"sampling_params": SamplingParams(n=3)},  # more than the queue takes
+        {"sampling_params": SamplingParams(n=3)},  # more samples than the queue takes
     ],
     ids=["sampling", "length", "prompt", "token", "priority", "queue"],
 )
@@ -434,7 +434,8 @@ def test_a_row_that_is_not_finite_fails_alone(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    # Finite weights of an allowed size, whose products overflow. (Attention alone would not: its norm gives zero.)
+    # The weights are finite and of an allowed size, but their products overflow. (In attention they would not: its norm
+    # gives zero.)
     modules = ["gate_proj", "up_proj", "down_proj"]
     folder = make_adapter(tiny_model, tmp_path / "huge", lora_alpha=1_000_000, target_modules=modules)
     file = folder / "adapter_model.safetensors"

@@ -1,4 +1,4 @@
-"""2,000 adapters of mixed ranks in memory for a few tens: every row is the row of its adapter alone."""
+"""2,000 adapters of mixed ranks in memory for a few tens: every row equals that of its adapter alone."""
 
 import random
 from collections.abc import Callable

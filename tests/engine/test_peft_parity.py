@@ -1,4 +1,4 @@
-"""Adapter rows against PEFT, one adapter active there, all of them and base rows in one batch here."""
+"""Adapter rows against PEFT, with one adapter active there, and all of them and base rows in one batch here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_adapters_of_all_ranks_and_modules_equal_peft_in_one_mixed_batch(
         reference = peft_tokens(tiny_model, tiny_adapters.get(name or ""), output.prompt_token_ids)
         ours = output.outputs[0]
         at = first_difference(ours.token_ids, reference)
-        if at is not None:  # only a near tie may differ
+        if at is not None:  # only near ties may differ
             import dataclasses
 
             assert_same_tokens(ours, dataclasses.replace(ours, token_ids=reference), (prompt, name, at))

@@ -1,4 +1,4 @@
-"""Sums of adapters that land on the embedding and the head against PEFT's, prompt tokens included, on both backends."""
+"""Sums of adapters that change the embedding and the head against PEFT's, prompt tokens included, on both backends."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ NEAR = 5e-4
 
 
 def peft_logprobs(model: Path, folders: dict[str, Path], scales: dict[str, float], tokens: list[int]) -> torch.Tensor:
-    """[num_tokens, vocab]: of what follows each token."""
+    """Returns the logprobs after each token: [num_tokens, vocab]."""
     first, *others = scales
     with quiet():
         adapted: Any = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model), folders[first], first)

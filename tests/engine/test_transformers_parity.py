@@ -46,8 +46,9 @@ def test_greedy_tokens_of_the_real_model_equal_transformers(make_llm: Callable[.
 
 @torch.inference_mode()
 def check_greedy(reference: Any, output: RequestOutput) -> None:
-    """One forward pass over prompt and answer tells what transformers would have drawn at every position: if each of
-    our tokens is its best after the tokens before, its greedy answer is ours."""
+    """Checks greedy tokens by one forward pass over prompt and answer, which gives transformers' best token at every
+    position. If each of blora's tokens is the best after the tokens before it, transformers' greedy answer is the
+    same."""
     tokens = output.outputs[0].token_ids
     assert len(tokens) == NUM_TOKENS
     logits = reference(torch.tensor([output.prompt_token_ids + tokens])).logits[0, -NUM_TOKENS - 1 : -1]

@@ -37,7 +37,7 @@ def build(config: ModelConfig, tensors: ModelTensors, arena: Arena, adapters: De
 
 
 def generate(llm: LLM, adapters: dict[str, Path]) -> list[list[int]]:
-    """A base row, a row of each adapter, and one of two adapters with scales."""
+    """Generates a base row, a row of each adapter, and one of two adapters with scales."""
     for name, folder in adapters.items():
         llm.load_adapter(name, folder)
     uses = [None, *adapters, {"plain": 0.5, "lora-bias": -1.0}]

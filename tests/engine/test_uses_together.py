@@ -1,6 +1,6 @@
 """All ways to use adapters in one batch: sums, scales, activated ones, base rows, salts, samples, versions that change.
 
-Whatever stands beside it, a row is its solo run; whatever was computed before, the prefix cache gives it its own KV.
+A row equals its solo run in every batch. The prefix cache gives it its own KV, whatever ran before.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from tiny import make_adapter
 from blora.engine import LLM, RequestOutput, SamplingParams
 
 INVOCATION = "<go>"
-NUM_COMPARED = 500  # samples at least, on each backend
+NUM_COMPARED = 500  # the least number of samples on each backend
 NUM_REPLACEMENTS = 500
 BLOCK = 4
 PLAIN = ("r1", "r2", "r4", "r8", "pattern", "lora-bias")
 ACTIVATED = ("activated", "values")
-EXCLUSIVE = ("dora",)  # neither partner nor scale
+EXCLUSIVE = ("dora",)  # these kinds take neither partner nor scale
 NAMES = (*PLAIN, *ACTIVATED, *EXCLUSIVE)
-# Memory and the adapters used: ample, adapters are swapped, requests are preempted.
+# Memory and adapters in use: ample memory; then adapters are swapped; then requests are preempted.
 MEMORY = [("2MB", NAMES), ("160KB", NAMES), ("62KB", ("r1", "r2", "values"))]
 
 
@@ -125,14 +125,14 @@ def test_every_row_of_a_random_batch_is_its_solo_run(make_llm: Callable[..., LLM
 
 
 class ExpectedHits:
-    """What a prefix cache that forgets nothing has to find: blocks of equal tokens that equal adapters computed, from
-    the beginning on. Written down plainly, without keys that build on each other."""
+    """The hits of a prefix cache that drops nothing: blocks of equal tokens computed by equal adapters, from the start
+    of the prompt. It is written plainly, without keys that build on each other."""
 
     def __init__(self) -> None:
         self._known: set[object] = set()
 
     def find(self, row: Row, prompt: list[int], activation: int) -> int:
-        """Tokens. The last one of a prompt is always computed."""
+        """Returns the number of tokens found. The last token of a prompt is always computed."""
         num_blocks = (len(prompt) - 1) // BLOCK
         hits = 0
         while hits < num_blocks and self._identity(row, prompt[: (hits + 1) * BLOCK], activation) in self._known:
@@ -164,13 +164,15 @@ def test_the_prefix_cache_finds_what_is_the_same_and_nothing_else(
         hits = expected.find(row, prompt, activation)
         assert output.num_cached_tokens == hits, row
         num_shared += hits
-        expected.add(row, (prompt + output.outputs[0].token_ids)[:-1], activation)  # the last token is not computed
+        expected.add(
+            row, (prompt + output.outputs[0].token_ids)[:-1], activation
+        )  # the last output token is not computed
     assert num_shared > 1000
 
 
 @pytest.fixture
 def versions(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> list[str]:
-    """Weights of one shape; every second is activated."""
+    """Returns adapters of one shape; every second one is activated."""
     invocation = list(make_llm().get_tokenizer().encode(INVOCATION))
     fields: list[dict[str, Any]] = [{}, {"alora_invocation_tokens": invocation}]
     return [str(make_adapter(tiny_model, tmp_path / str(seed), seed, r=4, **fields[seed % 2])) for seed in range(6)]
@@ -196,7 +198,7 @@ def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
         use = rng.choice(["live", "live", None])
         stream = llm.stream(prompts, sampling, lora_request=use)
         was_active = active if use else None
-        started = [next(stream)]  # admitted: it finishes on what it began with
+        started = [next(stream)]  # admitted, so it finishes with the version it began with
         active = rng.choice(versions)
         llm.load_adapter("live", active)
         after = llm.stream(prompts, sampling, lora_request="live")
@@ -207,7 +209,7 @@ def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
 
 
 def _num_different(expected: list[RequestOutput], news: list[list[RequestOutput]]) -> int:
-    """Rows that are not as expected, near ties aside."""
+    """Returns the number of rows that differ from the expected ones, near ties aside."""
     tokens: dict[int, list[int]] = {index: [] for index in range(len(expected))}
     for outputs in news:
         for output in outputs:

@@ -1,4 +1,4 @@
-"""The command line: flags, what they become, and what a terminal shows."""
+"""The command line: its flags, the options made from them, and its output on a terminal."""
 
 import json
 import os
@@ -114,7 +114,8 @@ def test_version(capsys):
 
 
 def test_what_is_installed_beside_the_command_is_found(monkeypatch):
-    """The environment need not be activated; what PATH had comes first."""
+    """Programs beside the command are found in an environment that is not activated, after the folders that PATH
+    had."""
     found = []
 
     class Looking(FakeLLM):
@@ -161,7 +162,7 @@ def _replace_engine(monkeypatch, engine):
 
 
 def client(*argv, llm=None):
-    """Runs `blora client` against a server; its exit status."""
+    """Runs `blora client` against a server; returns its exit status."""
     return ask(lambda connected: cli.main(["client", "--target", connected.target, *argv]), llm)
 
 
@@ -196,7 +197,7 @@ def test_info_of_a_server_that_is_not_there_is_one_line(capsys):
 
 
 def operate(*argv, llm=None):
-    """`blora adapters` against a real server around a fake engine."""
+    """Runs `blora adapters` against a real server around a fake engine."""
     return ask(lambda asking: cli.main(["adapters", argv[0], "--target", asking.target, *argv[1:]]), llm)
 
 
@@ -317,7 +318,7 @@ def test_a_name_that_no_message_can_hold_is_one_line(capsys):
 
 
 def run_apart(llm, *argv, **options):
-    """Runs `blora` as a process of its own."""
+    """Runs `blora` in its own process."""
     command = [sys.executable, "-m", "blora.engine.cli.main", *argv]
     return ask(
         lambda connected: subprocess.run(

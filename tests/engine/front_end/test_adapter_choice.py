@@ -1,4 +1,4 @@
-"""Several adapters in one request: PEFT's "cat" sums, isolation, and what is refused."""
+"""Several adapters in one request: PEFT's "cat" sums, isolation, and refused combinations."""
 
 import dataclasses
 import math
@@ -17,8 +17,8 @@ from blora.engine.front_end.adapter_choice import MAX_ADAPTERS, read_adapters
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=2)
 
-# Name -> scale; all kinds of ranks, scalings, modules. None begins with r8 (rsLoRA) or r64 (some layers): PEFT gives
-# its sum the configuration of the first adapter, by which it would be scaled by sqrt(rank), or cut off, once more.
+# Name -> scale, with all kinds of ranks, scalings, modules. No sum begins with r8 (rsLoRA) or r64 (some layers): PEFT
+# gives a sum the configuration of its first adapter, which would scale it by sqrt(rank), or cut it off, once more.
 SUMS: list[dict[str, float]] = [
     {"r4": 0.5, "r16": 1.5, "r8": 1.0},
     {"r16": 1.5, "r8": 1.0, "r4": 0.5},

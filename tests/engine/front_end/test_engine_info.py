@@ -1,4 +1,4 @@
-"""EngineInfo: what is measured is the same in process and of an engine in another process."""
+"""EngineInfo: an engine in process and one in another process give the same figures."""
 
 import asyncio
 from collections.abc import Callable

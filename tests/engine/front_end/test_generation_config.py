@@ -1,4 +1,4 @@
-"""What the model's files say about generation: defaults and the tokens that end a text."""
+"""Generation defaults from a model's files: sampling parameters and the tokens that end a text."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The validator: every bound of every field, from both sides; a refusal names the field."""
+"""The validator: every bound of every field, from both sides. A refusal names the field."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The channel: every message survives the way, in pieces or not; a closed peer is told as ChannelClosed."""
+"""The channel: every message arrives unchanged, in pieces or not, and a closed peer raises ChannelClosed."""
 
 import asyncio
 import os
@@ -164,7 +164,7 @@ def sockets() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
 
 
 class Pair:
-    """Two channels that talk to each other."""
+    """Two channels, connected to each other."""
 
     def __init__(self, make: Callable[[], tuple[socket.socket, socket.socket]], incoming: Any) -> None:
         self.sockets, self.descriptors = make(), make()
@@ -341,7 +341,7 @@ def test_a_byte_without_a_descriptor_is_no_descriptor(pair: Callable[[Any], Pair
         receive_descriptor(both.descriptors[1])
 
 
-# The parent's side.
+# The parent's end.
 
 
 def with_child(talk: Callable[[Child[Any], socket.socket, socket.socket], Awaitable[None]]) -> None:
@@ -350,7 +350,7 @@ def with_child(talk: Callable[[Child[Any], socket.socket, socket.socket], Awaita
     async def run() -> None:
         (mine, frames_end), (descriptors, descriptors_end) = socket.socketpair(), socket.socketpair()
         reader, writer = await asyncio.open_unix_connection(sock=mine)
-        process: Any = None  # not needed to talk
+        process: Any = None  # not needed here
         child = Child[Any](process, reader, writer, descriptors, msgspec.msgpack.Decoder(frames.FromEngine))
         with frames_end, descriptors_end, descriptors:
             await talk(child, frames_end, descriptors_end)

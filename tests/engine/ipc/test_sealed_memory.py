@@ -1,4 +1,4 @@
-"""Sealed memory: nobody can change it, and nothing else is taken for it."""
+"""Sealed memory: no process can change it, and other descriptors are refused."""
 
 import fcntl
 import mmap
@@ -16,7 +16,7 @@ CONTENT = np.arange(3 * 4096 + 5, dtype=np.uint32).view(np.uint8)
 
 @pytest.fixture
 def descriptor() -> Iterator[int]:
-    """Sealed content; the test may close it, or have it closed."""
+    """A descriptor of sealed content. The test may close it, or have it closed."""
     number = seal(CONTENT)
     yield number
     if is_open(number):

@@ -1,4 +1,4 @@
-"""The arena: zero, aligned, and committed only where it is written."""
+"""The arena is zero and aligned, and the system commits only the pages that are written."""
 
 import resource
 
@@ -30,6 +30,6 @@ def test_pages_hold_the_wider_of_a_block_and_a_row() -> None:
 
 def test_a_large_arena_takes_no_memory_until_it_is_used() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    arena = Arena(LAYOUT, num_pages=4 << 10, page_bytes=1 << 20)  # 4 GiB
+    arena = Arena(LAYOUT, num_pages=4 << 10, page_bytes=1 << 20)  # an arena of 4 GiB
     assert not arena.pages[17, :100].any()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB

@@ -1,4 +1,5 @@
-"""Memory: what a user's wish means in bytes, and what a process may still take, over made-up /proc and cgroup trees."""
+"""Budget: a user's option in bytes, and the bytes that a process may still take, over invented /proc and cgroup
+trees."""
 
 import math
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_wishes_that_mean_nothing_are_value_errors(memory: Any) -> None:
         parse_memory(memory, USABLE)
 
 
-# What may still be taken.
+# Bytes that a process may still take.
 
 
 def write(path: Path, content: str) -> None:
@@ -146,7 +147,7 @@ def test_limits_of_other_groups_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_is_not_shown_is_passed_over(tmp_path: Path) -> None:
-    """A container sees its own group as the root of the tree, whatever path the file names."""
+    """A container sees its own group as the root of the tree, whichever path the file names."""
     root = make_root(tmp_path, 4096, "0::/docker/0123/app\n")
     limit_v2(root, "", "1000000", 400_000)
     assert usable_memory(root) == 600_000

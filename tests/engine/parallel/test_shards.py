@@ -1,4 +1,4 @@
-"""Shards in their own processes: an engine of two gives the tokens of one process, and ends when one of them does."""
+"""Shards in their own processes: an engine of two gives the tokens of one process, and ends when one of them ends."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ from blora.engine.parallel import shards as shards_module
 from blora.engine.startup.assembly import plan_shard
 from blora.engine.step import runner as runner_module
 
-NEAR = 2e-4  # logprobs: what float32 sums in another order may be off
+NEAR = 2e-4  # difference of logprobs that another order of float32 sums may give
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)
 PROMPTS = ["a first prompt", "another <go> one that is a little longer", "x"]
 OPTIONS: dict[str, Any] = {"backend": "reference", "block_size": 4}
@@ -99,12 +99,12 @@ def test_sampled_and_penalised_tokens_are_those_of_one_process(world: World) -> 
 def test_adapters_add_no_communication(world: World) -> None:
     counts = {}
     sampling = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-    world.two.generate(PROMPTS[1], sampling, lora_request="plain", use_tqdm=False)  # it is resident then
+    world.two.generate(PROMPTS[1], sampling, lora_request="plain", use_tqdm=False)  # makes it resident
     for use in (None, "plain", "dora-tables", "added-tables", {"plain": 1.0, "pattern": 0.5}):
         before = group_of(world.two).num_collectives
         world.two.generate([PROMPTS[1]], sampling, lora_request=[use], use_tqdm=False)
         counts[str(use)] = group_of(world.two).num_collectives - before
-    # In each of three steps one for the embedding, two for each of two layers, and one for the logits.
+    # Collectives in each of three steps: one for the embedding, two for each of two layers, one for the logits.
     assert set(counts.values()) == {3 * 6}, counts
 
 
@@ -116,7 +116,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) ->
     solo = Solo(LLM(world.model, memory="16MB", enable_prefix_caching=False, adapters=world.adapters, **OPTIONS))
     llm = LLM(
         world.model,
-        memory=sizes[-1] + sizes[-2] + 16 * page_bytes,  # of each shard: the other adapters are swapped
+        memory=sizes[-1] + sizes[-2] + 16 * page_bytes,  # in each shard; the other adapters are swapped
         adapters=world.adapters,
         tensor_parallel_size=2,
         max_num_batched_tokens=64,
@@ -137,7 +137,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) ->
 
 
 def troubles_of(llm: LLM) -> Troubles:
-    """So far. How many rows are preempted depends on how fast copies are."""
+    """Returns the counts so far. The number of preempted rows depends on the speed of copies."""
     troubles = Troubles()
     troubles.count(llm)
     return troubles
@@ -208,11 +208,11 @@ def test_a_model_that_fails_in_the_first_shard_alone_ends_the_engine(
 def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Before the other shards are told, between two collectives, or behind them. Whoever comes later gets answers."""
+    """The error comes before the step is sent, between two collectives, or after them. Later requests get answers."""
     original, guilty = getattr(runner_module, what), world.two.get_tokenizer().encode(PROMPTS[1])
 
     def fail(first: Any, second: Any, *others: Any) -> Any:
-        """Of the rows, or their tokens: those of one prompt."""
+        """Fails for the rows, or tokens, of one prompt."""
         rows = {"sample": second, "build_batch": first, "token_logprobs": ()}[what]
         if what == "token_logprobs":
             is_guilty = list(second) == guilty[1 : 1 + len(second)]
@@ -258,7 +258,7 @@ def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
 
 
 class NeverDone:
-    """A collective of a GPU whose other side is gone."""
+    """A collective of a GPU whose other shard is gone."""
 
     def is_completed(self) -> bool:
         return False
@@ -268,7 +268,7 @@ class NeverDone:
 def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """As over NCCL: the host is through with a collective at once, and who waits for the device would wait for good."""
+    """Over NCCL the host is done with a collective at once, and would wait for the device forever."""
     llm = start_two(world.model, max_num_batched_tokens=8)
     (other,) = llm._engine.shards._others
 
@@ -286,14 +286,14 @@ def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     sampling = SamplingParams(max_tokens=3, prompt_logprobs=1 if what == "prompt_logprobs" else None)
     other.process.kill()
     other.process.wait()
-    monkeypatch.setattr(other.channel, "send", lambda *_: None)  # it has been told, and then dies
+    monkeypatch.setattr(other.channel, "send", lambda *_: None)  # the shard gets the message and then dies
     with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         llm.generate(prompts[what], sampling, use_tqdm=False)
     llm._engine.shards.close()
 
 
 def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.ShardProcess) -> None:
-    """Ctrl-C comes when a message has just gone out."""
+    """Raises KeyboardInterrupt when a message has just been sent."""
     send = other.channel.send
 
     def interrupted(*arguments: Any) -> None:
@@ -308,7 +308,7 @@ def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.Shar
 def test_an_interrupt_while_a_shard_is_told_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The other shards may know of something that the first one has dropped: never a wrong sum."""
+    """The other shards may know of a step that the first one has dropped; the engine must never give a wrong sum."""
     llm = start_two(world.model)
     try:
         interrupt_sending(monkeypatch, llm._engine.shards._others[0])
@@ -341,7 +341,7 @@ def num_descriptors() -> int:
 
 
 def test_shards_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
-    """Each is a descriptor of every shard."""
+    """Each adapter is an open descriptor in every shard."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, hard), hard))
     try:
@@ -390,7 +390,8 @@ def test_a_shard_that_fails_once_it_is_loaded_is_told(
 def test_a_shard_that_is_busy_ends_with_the_first_one(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_loading: bool
 ) -> None:
-    """It would not read its channel: it loads for minutes, or waits for a GPU that waits for somebody who is gone."""
+    """The shard would not read its channel: it loads for minutes, or waits for a GPU that waits for a process that is
+    gone."""
     what = "ShardPlan.load" if while_loading else "ConnectedGroup"
     text = BROKEN_SHARD.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
     (tmp_path / "busy_shard.py").write_text(text)
@@ -445,7 +446,7 @@ def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) 
             engine = llm._connection.child.process.pid
             (shard,) = children_of(engine)
             os.kill(shard, signal.SIGKILL)
-            for _ in range(600):  # idle: it is noticed without a step
+            for _ in range(600):  # the engine is idle, and notices the end without a step
                 if llm._connection.is_open and llm._connection.child.process.pid != engine:
                     break
                 await asyncio.sleep(0.05)
@@ -464,7 +465,7 @@ def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) 
 
 
 def test_a_trial_of_one_shard_talks_to_nobody(world: World) -> None:
-    """As the arena of a GPU is sized: one shard runs the largest step, when the others are not there yet."""
+    """The arena of a GPU is sized this way: one shard runs the largest step before the others are there."""
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, max_num_batched_tokens=48, **OPTIONS)
     plan = plan_shard(config, world.model, 0)
     step, num_pages = largest_step(plan.limits, config.block_size, plan.max_model_len)

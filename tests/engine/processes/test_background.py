@@ -1,4 +1,4 @@
-"""Children in the background: a small share, in short slices."""
+"""Children in the background get a small share of the cores, in short slices."""
 
 import os
 import re

@@ -181,7 +181,7 @@ def test_not_a_number_reaches_the_validator_as_such():
 
 
 def test_a_count_wider_than_32_bits_is_not_cut_short():
-    """A parser cuts what does not fit its field: 2**32 + 1 samples must not become one."""
+    """A parser cuts a value that does not fit its field: 2**32 + 1 samples must not become one."""
     llm = FakeLLM()
     llm.error = InvalidRequest("n", "is out of range")
     for n in ((1 << 32) + 1, (1 << 64) - 1):
@@ -191,7 +191,7 @@ def test_a_count_wider_than_32_bits_is_not_cut_short():
 
 
 def _sampling_bytes(n):
-    """Field 6 of GenerateRequest with field 1 of SamplingParams, as no conforming client would write it."""
+    """Returns field 6 of GenerateRequest with field 1 of SamplingParams, as no conforming client would write it."""
     varint = b""
     while n > 127:
         varint += bytes([n & 127 | 128])
@@ -303,7 +303,7 @@ def test_a_deadline_closes_the_generator(method):
 
 
 def test_a_client_that_reads_slowly_and_leaves_closes_the_generator():
-    """The handler then waits in a write and not in the generator."""
+    """The handler waits in a write then, and not in the generator."""
     llm = FakeLLM()
     prompt = [1] * 100_000
 

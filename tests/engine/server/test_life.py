@@ -1,4 +1,4 @@
-"""Start, drain and stop, and what an import costs. Signals go to a process of their own."""
+"""Start, drain and stop, and the cost of imports. Signals go to a separate process."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ sys.exit(status)
 
 @pytest.fixture
 def start_server(monkeypatch):
-    """Starts a server process whose streams pause after one token; gives the process and its address."""
+    """Starts a server process whose streams pause after one token; returns the process and its address."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     processes = []
 
@@ -82,7 +82,7 @@ def test_the_second_signal_stops_at_once(start_server):
 
 
 def _generate_until_refused(client):
-    """A signal takes a moment to arrive."""
+    """Generates until the server refuses, because a signal takes a moment to arrive."""
     while True:
         client.generate("a", max_tokens=1)
 

@@ -1,4 +1,4 @@
-"""`blora serve` as a process, with a real engine, seen from clients."""
+"""`blora serve` as a process with a real engine, as clients see it."""
 
 import os
 import signal
@@ -161,7 +161,7 @@ def test_abort_ends_a_stream(server: Served) -> None:
 def test_an_engine_that_is_killed_comes_back_with_its_adapters(server: Served) -> None:
     expected = tokens(server, "before and after", "r8")
     with ThreadPoolExecutor(2) as pool:
-        os.kill(server.engine_pid(), signal.SIGSTOP)  # or it might finish before it is killed
+        os.kill(server.engine_pid(), signal.SIGSTOP)  # otherwise it might finish before it is killed
         lost = pool.submit(refusal, lambda: server.client.generate("lost", "r4", n=4, **LONG))
         time.sleep(0.1)
         os.kill(server.engine_pid(), signal.SIGKILL)
@@ -173,7 +173,7 @@ def test_an_engine_that_is_killed_comes_back_with_its_adapters(server: Served) -
 def test_sigterm_finishes_what_was_accepted(tiny_model: Path) -> None:
     with serving(tiny_model) as server, ThreadPoolExecutor(8) as pool:
         streams = [server.client.generate_stream(f"accepted {index}", **LONG) for index in range(8)]
-        begun = [len(next(iter(stream)).token_ids) for stream in streams]  # many, where this reader is slow
+        begun = [len(next(iter(stream)).token_ids) for stream in streams]  # several tokens, if this reader is slow
         running = [pool.submit(lambda stream=stream: sum(len(s.token_ids) for s in stream)) for stream in streams]  # type: ignore[misc]
         server.process.send_signal(signal.SIGTERM)
         server.wait_serving(False)

@@ -1,4 +1,4 @@
-"""AdapterService, EngineService, health and reflection, over a real connection; the shapes of messages."""
+"""AdapterService, EngineService, health and reflection over a real connection, and the shapes of messages."""
 
 import asyncio
 import hashlib

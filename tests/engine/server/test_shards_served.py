@@ -1,4 +1,4 @@
-"""`blora serve --tensor-parallel-size 2` as processes, seen from clients: what one process answers, whoever dies."""
+"""`blora serve --tensor-parallel-size 2` as clients see it: the answers of one process, whichever process dies."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def server(tiny_model: Path, tiny_adapters: dict[str, Path]) -> Iterator[Served]
 
 @pytest.fixture(scope="module")
 def one(tiny_model: Path, tiny_adapters: dict[str, Path]) -> LLM:
-    """The same in one process."""
+    """The same server with the model in one process."""
     adapters = {name: str(path) for name, path in tiny_adapters.items()}
     return LLM(str(tiny_model), backend="reference", memory="2MB", block_size=4, adapters=adapters)
 
@@ -76,7 +76,7 @@ def test_whoever_is_killed_under_traffic_ends_the_engine_and_another_comes(
 ) -> None:
     shard, killed = shard_of(server), who(server)
     with ThreadPoolExecutor(4) as pool:
-        os.kill(shard, signal.SIGSTOP)  # nobody may be through before
+        os.kill(shard, signal.SIGSTOP)  # no request may finish before
         lost = [pool.submit(refusal, lambda: server.client.generate("lost", "r4", n=3, **LONG)) for _ in range(4)]
         time.sleep(0.2)
         os.kill(killed, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Which error becomes which status code, seen by a client."""
+"""The status code of each error, as a client sees it."""
 
 import logging
 
@@ -28,7 +28,7 @@ CALLS = {
 
 
 def refusal(call, llm):
-    """Code and text that a client gets."""
+    """Returns the code and the text that a client gets."""
 
     def question(client):
         with pytest.raises(grpc.RpcError) as caught:
@@ -57,7 +57,7 @@ def test_the_unexpected_is_logged(caplog):
 
 
 def test_every_typed_error_has_a_code():
-    """AdapterError is only a base class, and who starts an engine is no client."""
+    """AdapterError is only a base class, and EngineStartError never reaches a client."""
     typed = {getattr(errors, name) for name in errors.__all__} - {errors.AdapterError, errors.EngineStartError}
     assert set(status.STATUS_CODES) == typed | {status.RequestFailed}
 

@@ -1,4 +1,4 @@
-"""Which native kernels a backend's name means."""
+"""The native kernels that a backend's name selects."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_a_name_of_an_instruction_set_is_that_build() -> None:
     assert kernels is not None
     assert kernels.instruction_set == worst
     assert best is not None
-    assert best.instruction_set in instruction_sets()[:2]  # the next best one where the system refuses tile registers
+    assert best.instruction_set in instruction_sets()[:2]  # the second best one if the system refuses tile registers
 
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)

@@ -1,4 +1,4 @@
-"""ForwardBatch: the tensors say what the rows say, and every list of adapters is one segment."""
+"""ForwardBatch: its tensors match the rows, and every list of adapters is one segment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ X, Y, XY, X2 = (("x", 1.0),), (("y", 1.0),), (("x", 1.0), ("y", 1.0)), (("x", 2.
 
 @dataclass
 class Planned(AttentionMetadata, LoRAMetadata):
-    """What a backend was told."""
+    """Metadata that records the arguments of the planners."""
 
     rows: PagedRows | None = None
     segments: Sequence[Segment] = ()

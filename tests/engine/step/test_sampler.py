@@ -1,4 +1,4 @@
-"""The sampler: a row's token depends on its own logits, parameters and seed, and follows vLLM's definitions."""
+"""The sampler: a row's token depends only on its own logits, parameters and seed, and follows vLLM's definitions."""
 
 import math
 from collections import Counter
@@ -59,7 +59,7 @@ def make_logits(num_rows: int = 1, seed: int = 0) -> Tensor:
 
 
 def draw(logits: Tensor, row: ScheduledRow) -> int:
-    """logits: [VOCAB], left as they are."""
+    """Draws one token. logits: [VOCAB], left unchanged."""
     (result,) = sample(logits[None].clone(), [row])
     assert result.error is None
     assert result.token_id is not None
@@ -67,7 +67,7 @@ def draw(logits: Tensor, row: ScheduledRow) -> int:
 
 
 def draws(logits: Tensor, num: int, **sampling: Any) -> Counter[int]:
-    """Of rows that differ in their seed alone."""
+    """Draws for rows that differ only in their seeds."""
     rows = [make_row(seed=seed, **sampling) for seed in range(num)]
     results = sample(logits.repeat(num, 1), rows)
     return Counter(result.token_id for result in results if result.token_id is not None)
@@ -90,7 +90,7 @@ def test_greedy_takes_the_first_of_equals() -> None:
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_draws_follow_the_softmax(temperature: float) -> None:
-    """Chi-square over tokens that are expected at least 5 times, the others together."""
+    """Chi-square test over the tokens that are expected at least 5 times, and all others together."""
     num, logits = 1500, make_logits()[0]
     expected = num * (logits.double() / temperature).softmax(dim=0)
     found = draws(logits, num, temperature=temperature)
@@ -116,11 +116,11 @@ def test_a_tiny_temperature_is_greedy_with_limits_too(limits: dict[str, Any]) ->
     assert set(draws(logits, 20, temperature=5e-324, **limits)) == {int(logits.argmax())}
 
 
-# Which tokens are kept.
+# Filters: the tokens that are kept.
 
 
 def kept(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> set[int]:
-    """By hand: sort, then count, then add up."""
+    """Returns the kept tokens, computed plainly: sort, then count, then add up."""
     order = sorted(range(len(logits)), key=lambda token: (-float(logits[token]), token))
     order = order[: top_k if top_k > 0 else None]
     weights = [math.exp((float(logits[token]) - float(logits[order[0]])) / temperature) for token in order]
@@ -148,7 +148,8 @@ LIMITS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_exactly_the_right_tokens_are_kept(limits: dict[str, Any]) -> None:
-    """Few and close logits, so that every token that is kept is drawn: 800 draws miss one of 2 % once in 1e7."""
+    """There are few logits, close to each other, so that every kept token is drawn: 800 draws miss one of 2 % once in
+    1e7."""
     logits = torch.linspace(0, 2, FEW)[torch.randperm(FEW, generator=torch.Generator().manual_seed(4))]
     expected = kept(logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | limits)
     assert set(draws(logits, 800, **limits)) == expected
@@ -157,7 +158,7 @@ def test_exactly_the_right_tokens_are_kept(limits: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 4.0])
 @pytest.mark.parametrize("limits", [*LIMITS, {"top_k": HEAD + 500}, {"top_p": 0.9999, "min_p": 1e-6}], ids=str)
 def test_a_vocabulary_beyond_the_head_keeps_the_same_tokens(limits: dict[str, Any], scale: float) -> None:
-    """Flat scores need the whole order, peaked ones only its head; equal ones are taken by their ids."""
+    """Flat scores need the whole order, peaked scores only its head. Ties are taken in order of their ids."""
     logits = scale * torch.randn(3 * HEAD, generator=torch.Generator().manual_seed(6)).round(decimals=1)
     limits = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | limits
     candidates = _candidates(logits.double() / limits["temperature"], make_row(**limits).sampling)
@@ -235,7 +236,8 @@ def test_a_negative_seed_is_its_64_bits() -> None:
 
 
 def test_the_noise_is_gumbel() -> None:
-    """Kolmogorov-Smirnov: the distance to the distribution function exp(-exp(-x)) is below 1.63 / sqrt(n) (1 %)."""
+    """Kolmogorov-Smirnov test: the distance to the distribution function exp(-exp(-x)) is below 1.63 / sqrt(n) (1
+    %)."""
     for key in ((0, 0, 0), (12345, 1, 7), (2**64 - 1, 3, 100)):
         noise = gumbel_noise(draw_key(*key), torch.arange(50_000)).sort().values
         distance = ((-(-noise).exp()).exp() - (torch.arange(50_000) + 0.5) / 50_000).abs().max()
@@ -250,7 +252,7 @@ def test_neighbouring_positions_are_not_correlated() -> None:
 
 
 def unmixed(value: int) -> int:
-    """What splitmix64's finaliser turns into `value`."""
+    """Returns the number that splitmix64's finaliser turns into `value`."""
     value = undo_shift(value, 31) * pow(MIX2, -1, 1 << 64) & MASK64
     value = undo_shift(value, 27) * pow(MIX1, -1, 1 << 64) & MASK64
     return undo_shift(value, 30)
@@ -264,7 +266,7 @@ def undo_shift(value: int, count: int) -> int:
 
 
 def key_of(seed: int) -> int:
-    """The generator's key, by plain Python's integers."""
+    """Returns the generator's key, computed with plain Python integers."""
 
     def mix(value: int) -> int:
         value = (value + GOLDEN) & MASK64
@@ -291,7 +293,7 @@ def test_the_extreme_random_bits_give_finite_noise(bits: int) -> None:
 
 
 def penalised(logits: Tensor, row: ScheduledRow) -> Tensor:
-    """vLLM's order: biases, then repetition, then frequency and presence."""
+    """Returns logits in vLLM's order: biases, then repetition, then frequency and presence penalties."""
     params, result = row.sampling, logits.clone()
     for token, bias in (params.logit_bias or {}).items():
         result[token] += bias
@@ -319,7 +321,7 @@ PENALTIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", PENALTIES, ids=str)
 def test_penalties_and_biases_follow_their_formulas(fields: dict[str, Any]) -> None:
-    """The sampler changes the logits in place, so that they can be looked at."""
+    """The sampler changes the logits in place, so the test can read them."""
     for seed in range(5):
         logits = make_logits(seed=seed)
         row = make_row(prompt=[1, 2, 3, 3], output=[5, 5, 5, 2, 7], temperature=0, **fields)

@@ -1,4 +1,4 @@
-"""An adapter folder's own tokens and chat template are used for its requests, and for nobody else's."""
+"""An adapter folder's own tokens and chat template are used for its own requests only."""
 
 import asyncio
 import dataclasses
@@ -23,13 +23,13 @@ from blora.engine.text.tokenizer import load_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 HELLO = [{"role": "user", "content": "hello"}]
-TOOL = EOS + 1  # the first id that the tiny model's tokenizer leaves free; its logits reach to 259
+TOOL = EOS + 1  # the first free id of the tiny model's tokenizer; its logits reach to 259
 TEMPLATE = "{% for message in messages %}<tool>{{ message['content'] }}{% endfor %}"
 
 
 @pytest.fixture
 def make_folder(tiny_adapters: dict[str, Path], tmp_path: Path) -> Callable[..., str]:
-    """A copy of r4 with more files; what is no text is written as JSON."""
+    """Makes a copy of r4 with more files; content that is no text is written as JSON."""
 
     def make(name: str, **files: Any) -> str:
         folder = Path(shutil.copytree(tiny_adapters["r4"], tmp_path / name))
@@ -98,7 +98,7 @@ def test_a_new_version_brings_its_own_template(
     (new,) = llm.chat(HELLO, GREEDY, lora_request="mine", use_tqdm=False)
     assert new.prompt_token_ids == llm.get_tokenizer().encode("hello!")
     texts = [output.outputs[0].text for outputs in [first, *stream] for output in outputs]
-    assert "".join(texts) == "<tool>" * 8  # what ran goes on with the tokenizer it began with
+    assert "".join(texts) == "<tool>" * 8  # the running request keeps the tokenizer it began with
 
 
 def test_a_folder_that_says_what_the_model_says_costs_no_tokenizer(
@@ -125,7 +125,7 @@ def test_equal_additions_share_a_tokenizer(make_llm: Callable[..., LLM], make_fo
 
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With room for thousands of added tokens."""
+    """A model with room for thousands of added tokens."""
     return make_model(tmp_path_factory.mktemp("wide"), vocab_size=EOS + 5000)
 
 
@@ -142,7 +142,7 @@ def test_thousands_of_tokens_are_added_at_once_to_a_vocabulary_that_is_shared(wi
     assert extended.decode(ids, skip_special_tokens=False) == text
     assert extended.decode(ids) == "a  b<4095>c<1000> <eos"
     assert len(base.encode("<7>")) == 3
-    # As it would be if everything stood in one file.
+    # The same tokenizer with everything in one file.
     copy = tokenizers.Tokenizer.from_str(extended._backend.to_str())
     assert copy.get_added_tokens_decoder() == extended._backend.get_added_tokens_decoder()
     assert copy.encode(text).ids == ids
@@ -241,7 +241,7 @@ def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> No
 def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
     tiny_model: Path, tooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine takes the second load late; meanwhile the first name, and with it the content, is forgotten."""
+    """The engine takes the second load late. Meanwhile the first name, and with it the content, is dropped."""
     send_with = EngineConnection.send_with
 
     async def run() -> None:

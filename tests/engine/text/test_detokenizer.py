@@ -1,4 +1,4 @@
-"""Detokenizer: what is shown never holds a stop string, whole or in part, and only ever grows."""
+"""Detokenizer: the shown text never holds a stop string, whole or in part, and it only grows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +17,8 @@ PIECES = ["ab", "abc", "bc", "aa", "aba", "ba", "stop", "st", "op", "</s>", "\n\
 
 
 def make_tokenizer() -> Tokenizer:
-    """Every byte is a token, and so are some longer pieces, which no text is encoded to: tests choose the split."""
+    """Makes a tokenizer in which every byte is a token, and so are some longer pieces. No text is encoded to a piece,
+    so that tests choose the split."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     (*symbols,) = (as_symbols(piece) for piece in PIECES)
     backend = tokenizers.Tokenizer(models.BPE({text: index for index, text in enumerate([*alphabet, *symbols])}, []))
@@ -38,7 +39,7 @@ EOS = FIRST_PIECE + len(PIECES)
 
 
 def ids_of(*parts: str) -> list[int]:
-    """A part that is a piece is one token, any other is a token per byte."""
+    """Returns the ids of parts. A part that is a piece is one token; any other part has a token for each byte."""
     ids: list[int] = []
     for part in parts:
         ids += [FIRST_PIECE + PIECES.index(part)] if part in PIECES else TOKENIZER.encode(part)
@@ -50,7 +51,7 @@ def make(stop: str | Sequence[str] | None = None, **fields: Any) -> Detokenizer:
 
 
 def shown(detokenizer: Detokenizer, ids: Sequence[int], chunk: int = 1) -> Iterator[str]:
-    """What may be shown after each push and in the end."""
+    """Returns the text that may be shown after each push and at the end."""
     for start in range(0, len(ids), chunk):
         detokenizer.push(ids[start : start + chunk])
         yield detokenizer.text
@@ -199,14 +200,15 @@ def test_only_the_last_token_is_hidden() -> None:
     assert detokenizer.text == "xy"
 
 
-# Whatever text and stop strings.
+# Random texts and stop strings.
 
 PARTS = st.lists(st.sampled_from([*PIECES, "a", "b", "c", "s", "<", "\n", "é", "漢"]), max_size=14)
 STOPS = st.lists(st.text(st.sampled_from("abcstop<\né漢"), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
 def expected_text(whole: str, stops: list[str], keeps_stop: bool) -> set[str]:
-    """What may be shown of a text: up to any stop string in which no other lies complete."""
+    """Returns the texts that may be shown: up to any one of the stop strings found, or the whole text if there is
+    none."""
     ends = sorted((at + len(stop), at) for stop in stops for at in [whole.find(stop)] if at >= 0)
     if not ends:
         return {whole}
@@ -241,7 +243,7 @@ def test_the_text_does_not_depend_on_how_many_tokens_come_at_once(
 @settings(max_examples=200, deadline=None)
 @given(parts=PARTS, stops=STOPS)
 def test_as_little_as_possible_is_held_back(parts: list[str], stops: list[str]) -> None:
-    """What is held back could be the beginning of a stop string, from its first character on."""
+    """The text held back could be the beginning of a stop string, from its first character on."""
     detokenizer, whole = make(stops), ""
     for part in parts:
         for token_id in ids_of(part):

@@ -1,4 +1,4 @@
-"""Templates of strangers: none takes long or much memory, neither when it is checked nor when it runs."""
+"""Untrusted templates: none takes long or much memory, when it is checked or when it runs."""
 
 import resource
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from blora.engine.text.chat_template import check_template, render_template
 
-MAX_SECONDS = 5.0  # of this thread's work
+MAX_SECONDS = 5.0  # CPU time of this thread
 MAX_KB = 400 << 10
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "wörld"}]
 DOUBLED = "{% set ns = namespace(x='aa') %}{% for _ in range(60) %}{% set ns.x = {} %}{% endfor %}"
@@ -67,7 +67,7 @@ def test_a_hostile_program_is_stopped_soon_and_takes_little(kind: str) -> None:
 
 
 class Garbage:
-    """What is said in a destructor is lost."""
+    """An object with a destructor. If the clock runs out inside the destructor, Python drops the error raised there."""
 
     def __del__(self) -> None:
         time.sleep(0)
@@ -84,7 +84,7 @@ def test_a_program_is_stopped_whatever_garbage_is_collected_meanwhile() -> None:
 
 
 class Collected:
-    """Makes garbage whenever it is looked at."""
+    """Makes garbage at every access."""
 
     def __iter__(self) -> Iterator[Garbage]:
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""Tokenizer and TokenStream: deltas add up to the whole text, and a chat is rendered as transformers renders it."""
+"""Tokenizer and TokenStream: deltas add up to the whole text, and a chat is rendered as by transformers."""
 
 import sys
 import time
@@ -96,13 +96,13 @@ INVALID = [
 
 
 def vocabulary_ids(content: Sequence[int]) -> list[int]:
-    """The byte tokenizer's ids are the ranks of the bytes' symbols."""
+    """Returns the byte tokenizer's ids, which are the ranks of the bytes' symbols."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     return [alphabet.index(BYTE_SYMBOLS[value]) for value in content]
 
 
 def byte_symbols() -> dict[int, str]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from 256 upwards."""
+    """Returns GPT-2's table: a printable byte stands for itself, any other for a character from 256 upwards."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     return {value: chr(value) for value in printable} | {value: chr(256 + index) for index, value in enumerate(others)}
@@ -128,7 +128,7 @@ def test_any_bytes_add_up(bytes_tokenizer: Tokenizer, content: list[int]) -> Non
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_the_text_after_any_prompt_is_that_of_the_output(bytes_tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """No part of the prompt is shown again, and nothing is lost, not even where the prompt ends in half a character."""
+    """No part of the prompt is shown again, and no text is lost, even if the prompt ends in half a character."""
     some_bytes = st.lists(st.sampled_from(b"a\x80\x82\xac\xc3\xe2"), max_size=12)
     prompt, output = vocabulary_ids(data.draw(some_bytes)), vocabulary_ids(data.draw(some_bytes))
     assert stream_text(bytes_tokenizer, output, prompt) == bytes_tokenizer.decode(output)
@@ -174,7 +174,7 @@ def test_the_real_models_chat_is_rendered_as_transformers_does(
     assert load_tokenizer(real_model).apply_chat_template(messages, add_generation_prompt) == expected
 
 
-# Idioms of templates in the wild; rendered by transformers too.
+# Idioms of published templates, which transformers renders, too.
 TEMPLATES = {
     "blocks": "{% for m in messages %}\n  {% if m.role == 'user' %}\n {{ m.content }}\n  {% endif %}\n{% endfor %}",
     "break": "{% for m in messages %}{{ m.content }}{% break %}{% endfor %}",
