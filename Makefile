@@ -102,4 +102,4 @@ $(READY): pyproject.toml setup.py constraints.txt flashinfer.txt $(wildcard engi
 	ln -sfn .. $@
 
 clean:
-	rm -rf $(VENV) .mypy_path .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build/docs .mypy_path .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
-        raise SystemExit(f"blora bench {args.program} draws with matplotlib: pip install matplotlib") from None
+        needs = "needs matplotlib; in a checkout of blora, run: pip install '.[dev]'"
+        raise SystemExit(f"blora bench {args.program} {needs}") from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"blora bench {args.program}: {error}") from None
 

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(further[args.command].run(args))
     except ModuleNotFoundError as error:
-        return _fail(f"the module {error.name} is missing; {args.command} needs: pip install 'blora[engine]'")
+        return _fail(_missing(error, args.command))
 
 
 def _add_tools() -> None:
@@ -371,7 +371,7 @@ def _serve(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         return _run(args, adapters)
     except ModuleNotFoundError as error:
-        return _fail(f"the module {error.name} is missing; a server needs: pip install 'blora[engine]'")
+        return _fail(_missing(error, "a server"))
 
 
 def _run(args: argparse.Namespace, adapters: dict[str, str]) -> int:
@@ -392,6 +392,10 @@ def _run(args: argparse.Namespace, adapters: dict[str, str]) -> int:
         return _fail(str(error))
 
 
+def _missing(error: ModuleNotFoundError, purpose: str) -> str:
+    return f"the module {error.name} is missing; {purpose} needs, in a checkout of blora: pip install '.[engine]'"
+
+
 def _fail(reason: str) -> int:
     print(f"blora: {reason}", file=sys.stderr)
     return 1
@@ -403,7 +407,7 @@ def _adapters(args: argparse.Namespace) -> int:
     try:
         return adapters_command.run(args)
     except ModuleNotFoundError as error:
-        return _fail(f"the module {error.name} is missing; --model needs: pip install 'blora[engine]'")
+        return _fail(_missing(error, "--model"))
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

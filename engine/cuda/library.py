@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import EngineStartError
 
-INSTALL = "install blora with its extra `cuda`: pip install 'blora[cuda]'"
+INSTALL = "in a checkout of blora, run: pip install '.[cuda]'"
 COMPILED = "flashinfer_jit_cache"  # a package of FlashInfer's kernels as they are compiled
 
 

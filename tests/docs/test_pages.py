@@ -64,6 +64,13 @@ def commands_in(text: str) -> list[str]:
     return re.findall(r"`(blora [a-z_ ]+)", without_code(text)) + re.findall(r"^(blora [a-z_ ]+)", blocks, re.MULTILINE)
 
 
+def test_an_installation_is_spelt_in_one_way() -> None:
+    texts = [path.read_text() for path in [*WRITTEN, *(ROOT / "engine").rglob("*.py"), ROOT / "bench/cli.py"]]
+    commands = [command for text in texts for command in re.findall(r"pip install [^\n`\"]*", text)]
+    assert len(commands) > 5
+    assert all(re.match(r"pip install ('\.\[\w+\]'|torch --index-url)", command) for command in commands), commands
+
+
 def test_the_comparison_is_what_was_measured() -> None:
     assert format_table(json.loads((ROOT / "bench/results/peers.json").read_text())) in PERFORMANCE
 

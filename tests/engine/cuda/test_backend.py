@@ -24,7 +24,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", FakeFlashInfer())
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(EngineStartError, match=rf"{name}.*pip install 'blora\[cuda\]'"):
+    with pytest.raises(EngineStartError, match=rf"{name}.*pip install '\.\[cuda\]'"):
         LLM(str(wide_model), dtype="float16", **OPTIONS)
 
 
