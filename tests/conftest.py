@@ -8,6 +8,7 @@ import os
 # core the first does not keep its own busy with waiting.
 os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +44,19 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
 }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Engines refer to themselves: without a collection those of many files would be in memory at once."""
+    if nextitem is None or item.path != nextitem.path:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +106,8 @@ def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
     yield make
     for llm in made:
         llm.check_idle()
+    made.clear()
+    gc.collect()
 
 
 @pytest.fixture

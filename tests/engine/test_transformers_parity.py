@@ -1,5 +1,6 @@
 """The real model in float32 against transformers: greedy tokens of 20 prompts."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,17 @@ PROMPTS = [
 ]
 
 
-def test_greedy_tokens_of_the_real_model_equal_transformers(make_llm: Callable[..., LLM], real_model: Path) -> None:
-    llm = make_llm(real_model, dtype="float32", memory="1GiB", block_size=16, max_num_batched_tokens=48)
+def greedy(model: Path, backend: str) -> list[RequestOutput]:
+    llm = LLM(model, backend=backend, dtype="float32", memory="1GiB", block_size=16, max_num_batched_tokens=48)
     sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     outputs = llm.generate(PROMPTS, sampling, use_tqdm=False)
+    llm.check_idle()
+    return outputs
+
+
+def test_greedy_tokens_of_the_real_model_equal_transformers(backend: str, real_model: Path) -> None:
+    outputs = greedy(real_model, backend)
+    gc.collect()  # two models in float32 at once would be a gigabyte more
     reference = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
     for output in outputs:
         check_greedy(reference, output)
