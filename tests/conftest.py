@@ -23,8 +23,8 @@ from tiny_transformers import Tiny
 from blora.engine import LLM
 
 # A busy machine must not make a test fail.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("default")
+settings.register_profile("few", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("all", settings.get_profile("few"), max_examples=400)
 
 REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
 
@@ -44,6 +44,20 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cases", action="store_true", help="draw as many random cases as make test-grids")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("all" if config.getoption("all_cases") else "few")
+
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Of how many random cases a test has: a few in each run of the suite, and all where that is asked for."""
+    return lambda few, everything: everything if request.config.getoption("all_cases") else few
 
 
 def pytest_collection_finish() -> None:
