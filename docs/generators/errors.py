@@ -20,8 +20,8 @@ def make() -> str:
     return page(
         "Errors",
         "`engine/errors.py` and `engine/server/status.py`",
-        "In process these types are raised, all of `blora.engine`. Over gRPC a client receives the status code, and "
-        "the same text in the status details. The checks of a request come before any allocation for it.",
+        "In process, blora raises these types of `blora.engine`. Over gRPC, a client receives the status code, with "
+        "the same text in the status details. All checks of a request come before any allocation for it.",
         table(("error", "status code", "meaning"), _rows()),
         "If all samples of a request fail, the request fails with `INTERNAL` and the first reason. A sample that fails "
         "beside others ends with the `finish_reason` `error`.",

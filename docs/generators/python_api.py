@@ -10,7 +10,7 @@ import blora.engine
 from blora.proto.client import Client, GenerationStream
 
 from .markdown import page, prose
-from .source import alias_as_written, fields_as_written, functions_of
+from .source import alias_as_written, doc_of, fields_as_written, functions_of
 
 GROUPS: dict[str, Sequence[str]] = {
     "Engines": ("LLM", "AsyncLLM"),
@@ -55,7 +55,7 @@ def _alias(name: str) -> Iterator[str]:
 
 def _class(cls: type[Any]) -> Iterator[str]:
     yield f"### {cls.__name__}"
-    yield prose(inspect.getdoc(cls) or "")
+    yield prose(doc_of(cls))
     fields = fields_as_written(cls)
     if fields:
         yield _python(fields)

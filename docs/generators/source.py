@@ -49,9 +49,15 @@ def _find(cls: type) -> tuple[ast.ClassDef, _File]:
     return next(nodes), file
 
 
+def doc_of(cls: type) -> str:
+    """Its own: a dataclass, an Enum and an exception have one of Python's where they have none."""
+    node, _ = _find(cls)
+    return ast.get_docstring(node) or ""
+
+
 def fields_of(cls: type) -> Iterator[Field]:
     node, file = _find(cls)
-    for entry in _annotated(node):
+    for entry in (entry for entry in node.body if isinstance(entry, ast.AnnAssign)):
         default = None if entry.value is None else ast.unparse(entry.value)
         comment = file.comments.get(entry.end_lineno or entry.lineno) or _comment_above(entry.lineno, file)
         yield Field(ast.unparse(entry.target), ast.unparse(entry.annotation), default, comment)
@@ -67,14 +73,10 @@ def _comment_above(line: int, file: _File) -> str:
 
 
 def fields_as_written(cls: type) -> str:
-    """The lines of a class that name its fields, with the comments between them."""
+    """The lines of a class that name its fields, or the members of an Enum, with the comments between them."""
     node, file = _find(cls)
-    entries = _annotated(node)
+    entries = [entry for entry in node.body if isinstance(entry, ast.AnnAssign | ast.Assign)]
     return dedent("\n".join(file.lines[entries[0].lineno - 1 : entries[-1].end_lineno])) if entries else ""
-
-
-def _annotated(node: ast.ClassDef) -> list[ast.AnnAssign]:
-    return [entry for entry in node.body if isinstance(entry, ast.AnnAssign)]
 
 
 def functions_of(cls: type) -> Iterator[Function]:

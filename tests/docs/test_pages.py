@@ -1,4 +1,4 @@
-"""What people wrote: links lead somewhere, named files exist, figures are those measured, programs run."""
+"""Written pages: links lead somewhere, named files and commands exist, figures are measured, programs run."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.peers.report import format_table
+from blora.engine.cli.main import build_parser, further_commands
+from docs.generators.cli import commands_of
 
 ROOT = Path(__file__).parent.parent.parent
 WRITTEN = [*ROOT.glob("*.md"), ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")]
@@ -47,6 +49,19 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_named_files_exist(page: Path) -> None:
     missing = [name for name in NAMED.findall(page.read_text()) if not list(ROOT.glob(name.rstrip("/")))]
     assert not missing
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=relative)
+def test_named_commands_exist(page: Path) -> None:
+    """The words behind a command are its arguments."""
+    known = {command.name for command in commands_of(build_parser(further_commands()))} | {"blora adapters"}
+    named = commands_in(page.read_text())
+    assert not [command for command in named if not any(f"{command} ".startswith(f"{name} ") for name in known)]
+
+
+def commands_in(text: str) -> list[str]:
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    return re.findall(r"`(blora [a-z_ ]+)", without_code(text)) + re.findall(r"^(blora [a-z_ ]+)", blocks, re.MULTILINE)
 
 
 def test_the_comparison_is_what_was_measured() -> None:
