@@ -17,7 +17,7 @@ from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_store.lifecycle import AdapterSources, AsyncAdapters
-from .adapter_store.loader_client import AdapterReader
+from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter, read_adapters
@@ -123,9 +123,9 @@ class AsyncLLM:
             self._ready = ready
             adapters = self._adapters_or_none = AsyncAdapters(
                 front_end.adapters,
-                front_end.host_cache,
+                front_end.ledger,
                 self._connection,
-                lambda: AdapterReader(model, targets, ready),
+                lambda: LoaderClient(model, targets, ready),
                 self._sources,
                 self._check_can_begin,
                 self._abort_users,

@@ -13,7 +13,7 @@ from blora.adapters import MAX_ADDED_TOKENS, base_name
 from blora.scheduler import AdapterUse, Request, SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog
-from ..adapter_store.host_cache import HostCache
+from ..adapter_store.image_ledger import ImageLedger
 from ..config import EngineConfig
 from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
@@ -78,7 +78,7 @@ class FrontEnd:
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
-        self.host_cache = HostCache(_host_bytes(config))
+        self.ledger = ImageLedger(_host_bytes(config))
         self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model too
         self._config = config
@@ -191,7 +191,7 @@ class FrontEnd:
     def _end(self, user: UserRequest) -> None:
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, digest in user.adapters:
-            self.host_cache.release(digest)
+            self.ledger.release(digest)
             self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
 
     def _weights(self, call: Checked) -> tuple[float, float]:
@@ -205,7 +205,7 @@ class FrontEnd:
         for entry in prepared:
             self.outputs.add(entry.user)
             for _, digest in entry.user.adapters:
-                self.host_cache.use(digest)
+                self.ledger.use(digest)
 
     def _read_again(self, call: Checked, tokenizer: Tokenizer) -> Checked:
         """An adapter that was loaded since the call was checked may read its prompt differently."""
