@@ -27,7 +27,7 @@ from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_store.catalog import NamedAdapter
 from .adapter_store.source import Source, resolve_adapter
-from .front_end.adapter_choice import Adapter, read_adapters
+from .front_end.adapter_choice import Adapter
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import FrontEnd, Prepared
@@ -219,8 +219,11 @@ class LLM:
         batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
         calls = [self._front_end.check(call) for call in batch]
         self._front_end.check_room(calls)
-        for request in self._front_end.adapters_to_load(calls):  # vLLM's way: a path comes with the request
+        to_load = self._front_end.adapters_to_load(calls)
+        for request in to_load:  # vLLM's way: a path comes with the request
             self.load_adapter(request.lora_name, request.lora_path)
+        if to_load:
+            calls = [self._front_end.check_again(call) for call in calls]
         prepared = [self._front_end.prepare(call) for call in calls]
         for entry in prepared:
             entry.user.output_kind = kind
@@ -404,7 +407,7 @@ class LLM:
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
         """What prompts for these adapters, which have to be loaded, are encoded with."""
-        return self._front_end.tokenizer_of(read_adapters(lora_request))
+        return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
