@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
+.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -18,6 +18,14 @@ BESIDE := --numprocesses 2 --dist worksteal
 
 test: $(READY) model
 	$(BIN)/python -m pytest $(BESIDE)
+
+# What one runs at each change: no test that starts processes or computes for long.
+test-fast: $(READY)
+	$(BIN)/python -m pytest $(BESIDE) -m 'not slow'
+
+# The tests with random cases, with many more of them; takes minutes.
+test-grids: $(READY) model
+	$(BIN)/python -m pytest $(BESIDE) -m grid --all-cases --timeout 1200
 
 # Makes the reference pages from the code, then all pages into build/docs. A warning, such as a link that leads nowhere, is
 # an error. Nothing is fetched.

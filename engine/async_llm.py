@@ -17,10 +17,10 @@ from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_store.lifecycle import AdapterSources, AsyncAdapters
-from .adapter_store.loader_client import AdapterReader
+from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
-from .front_end.adapter_choice import Adapter, read_adapters
+from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Prompt, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
@@ -123,9 +123,9 @@ class AsyncLLM:
             self._ready = ready
             adapters = self._adapters_or_none = AsyncAdapters(
                 front_end.adapters,
-                front_end.host_cache,
+                front_end.ledger,
                 self._connection,
-                lambda: AdapterReader(model, targets, ready),
+                lambda: LoaderClient(model, targets, ready),
                 self._sources,
                 self._check_can_begin,
                 self._abort_users,
@@ -285,9 +285,11 @@ class AsyncLLM:
         self._check_label(label)
         checked = [self._front_end.check(call) for call in calls]
         self._front_end.check_room(checked)
-        await self._load_missing(checked)
-        self._check_can_begin()  # much may have happened meanwhile
-        self._check_label(label)
+        if self._front_end.adapters_to_load(checked):
+            await self._load_missing(checked)
+            self._check_can_begin()  # much may have happened meanwhile
+            self._check_label(label)
+            checked = [self._front_end.check_again(call) for call in checked]
         prepared = [self._front_end.prepare(call, label) for call in checked]
         self._front_end.accept(prepared)
         return prepared
@@ -314,11 +316,10 @@ class AsyncLLM:
                     self._connection.send(AddRequest.of(request))
 
     async def _load_missing(self, calls: Sequence[Checked]) -> None:
-        """vLLM's way: a path comes with the request. Those who ask together load it once."""
-        if self._front_end.adapters_to_load(calls):
-            async with self._loading:
-                for request in self._front_end.adapters_to_load(calls):
-                    await self.load_adapter(request.lora_name, request.lora_path)
+        """vLLM's way: a path comes with the request. Calls that come together load an adapter once."""
+        async with self._loading:
+            for request in self._front_end.adapters_to_load(calls):
+                await self.load_adapter(request.lora_name, request.lora_path)
 
     def _check_can_begin(self) -> None:
         self._connection.check_open()
@@ -474,7 +475,7 @@ class AsyncLLM:
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
         """What prompts for these adapters, which have to be loaded, are encoded with."""
-        return self._front_end.tokenizer_of(read_adapters(lora_request))
+        return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling

@@ -26,9 +26,8 @@ from blora.adapters import (
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_store.catalog import NamedAdapter
-from .adapter_store.host_cache import Source
-from .adapter_store.source import resolve_adapter
-from .front_end.adapter_choice import Adapter, read_adapters
+from .adapter_store.source import Source, resolve_adapter
+from .front_end.adapter_choice import Adapter
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import FrontEnd, Prepared
@@ -220,8 +219,11 @@ class LLM:
         batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
         calls = [self._front_end.check(call) for call in batch]
         self._front_end.check_room(calls)
-        for request in self._front_end.adapters_to_load(calls):  # vLLM's way: a path comes with the request
+        to_load = self._front_end.adapters_to_load(calls)
+        for request in to_load:  # vLLM's way: a path comes with the request
             self.load_adapter(request.lora_name, request.lora_path)
+        if to_load:
+            calls = [self._front_end.check_again(call) for call in calls]
         prepared = [self._front_end.prepare(call) for call in calls]
         for entry in prepared:
             entry.user.output_kind = kind
@@ -265,7 +267,7 @@ class LLM:
     def _keep(self, image: AdapterImage, table: ImageTable, source: Source) -> None:
         """table: the image's, without or with its text."""
         self._core.load_adapter(table, torch.from_numpy(self._shared(image)))
-        self._front_end.host_cache.add(table.digest, table.num_bytes, source)
+        self._front_end.ledger.add(table.digest, table.num_bytes, source)
 
     def _shared(self, image: AdapterImage) -> np.ndarray:
         """Its pages, which the other ranks have too if there are any: then in memory that all of them map."""
@@ -282,7 +284,7 @@ class LLM:
 
     def _bring_back(self, digests: Iterable[str]) -> None:
         """Reads adapters that are held again where their images are gone. Raises AdapterRejected."""
-        cache = self._front_end.host_cache
+        cache = self._front_end.ledger
         for digest in cache.missing(digests):
             source = cache.source_of(digest)
             try:
@@ -299,12 +301,12 @@ class LLM:
     @contextmanager
     def _in_memory(self, digest: str) -> Iterator[None]:
         """Meanwhile an adapter's image stays in host memory, into which it is brought back first."""
-        self._front_end.host_cache.hold(digest)
+        self._front_end.ledger.hold(digest)
         try:
             self._bring_back([digest])
             yield
         finally:
-            self._front_end.host_cache.release(digest)
+            self._front_end.ledger.release(digest)
             self._settle()
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
@@ -367,15 +369,15 @@ class LLM:
 
     def _unpin(self, digest: str) -> None:
         self._core.unpin_adapter(digest)
-        self._front_end.host_cache.note_unpinned()
+        self._front_end.ledger.note_unpinned()
 
     def _settle(self) -> None:
         """After something may have let go of adapters: what the core has freed is forgotten, idle images beyond the
         limit go."""
         for digest in self._core.take_unloaded():
             self._adapters.forget(digest)
-            self._front_end.host_cache.forget(digest)
-        for digest in self._front_end.host_cache.take_excess(self._adapters.is_pinned):
+            self._front_end.ledger.forget(digest)
+        for digest in self._front_end.ledger.take_excess(self._adapters.is_pinned):
             self._core.drop_image(digest)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
@@ -399,13 +401,13 @@ class LLM:
 
     def _describe(self, adapter: NamedAdapter) -> AdapterInfo:
         digest = adapter.table.digest
-        return self._adapters.describe(adapter, self._core.adapter_state(digest), digest in self._front_end.host_cache)
+        return self._adapters.describe(adapter, self._core.adapter_state(digest), digest in self._front_end.ledger)
 
     # Facts.
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
         """What prompts for these adapters, which have to be loaded, are encoded with."""
-        return self._front_end.tokenizer_of(read_adapters(lora_request))
+        return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
         return self._front_end.defaults.sampling
@@ -419,8 +421,8 @@ class LLM:
         """Raises RuntimeError when a page, a table, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
-        self._front_end.host_cache.check_integrity(uses, self._core.images())
-        self._adapters.check_integrity(self._front_end.host_cache.digests())
+        self._front_end.ledger.check_integrity(uses, self._core.images())
+        self._adapters.check_integrity(self._front_end.ledger.digests())
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""

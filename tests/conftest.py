@@ -8,6 +8,7 @@ import os
 # core the first does not keep its own busy with waiting.
 os.environ |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +23,8 @@ from tiny_transformers import Tiny
 from blora.engine import LLM
 
 # A busy machine must not make a test fail.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("default")
+settings.register_profile("few", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("all", settings.get_profile("few"), max_examples=400)
 
 REAL_MODEL = Path(__file__).parent.parent / ".cache/models/SmolLM2-135M-Instruct"
 
@@ -43,6 +44,33 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     },
     "r64": {"r": 64, "lora_alpha": 32, "layers_to_transform": [1]},
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cases", action="store_true", help="draw as many random cases as make test-grids")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("all" if config.getoption("all_cases") else "few")
+
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """Of how many random cases a test has: a few in each run of the suite, and all where that is asked for."""
+    return lambda few, everything: everything if request.config.getoption("all_cases") else few
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Engines refer to themselves: without a collection those of many files would be in memory at once."""
+    if nextitem is None or item.path != nextitem.path:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +120,8 @@ def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
     yield make
     for llm in made:
         llm.check_idle()
+    made.clear()
+    gc.collect()
 
 
 @pytest.fixture

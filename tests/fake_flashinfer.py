@@ -103,9 +103,9 @@ def check_starts(name: str, starts: Tensor) -> None:
 def graph_workspace_bytes(num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int) -> int:
     """Returns the bytes of the partial results of a decode step in a graph on a GPU of 132 multiprocessors, each
     float32 with its sum (attention/scheduler.cuh of the library, PrefillPlanImpl)."""
-    group, tile = num_heads // num_kv_heads, 16  # tile: of queries, for groups of up to so many
-    num_tiles = max(2 * 132 // num_kv_heads, -(-num_rows * group // tile) + num_rows - 1)
-    return num_heads * -(-num_tiles * tile // group) * (head_dim + 1) * 4
+    group, per_cta = num_heads // num_kv_heads, 16  # per_cta: queries of a thread block, for groups of up to as many
+    num_ctas = max(2 * 132 // num_kv_heads, -(-num_rows * group // per_cta) + num_rows - 1)
+    return num_heads * -(-num_ctas * per_cta // group) * (head_dim + 1) * 4
 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:

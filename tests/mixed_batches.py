@@ -57,8 +57,8 @@ class Troubles:
         self.num_cached += scheduler._kv.num_prefix_hits
         self.num_evicted += scheduler._pool.num_evicted_adapters
 
-    def assert_many(self) -> None:
-        assert min(self.num_preempted, self.num_cached, self.num_evicted) > 20, self
+    def assert_many(self, least: int) -> None:
+        assert min(self.num_preempted, self.num_cached, self.num_evicted) >= least, self
 
 
 def run_batch(llm: LLM, rows: Sequence[Row], rng: random.Random) -> dict[int, CompletionOutput]:

@@ -51,7 +51,7 @@ class AdapterCatalog:
     """An adapter is named "name", which means its active version, or "name@2"."""
 
     def __init__(self, facts: Facts, max_versions: int, tokenizer: Tokenizer) -> None:
-        self._facts = facts
+        self.facts = facts  # a request for the base model is checked against them
         self._registry = Registry(max_versions)
         self._tables: dict[str, ImageTable] = {}  # by digest
         self._usage: dict[str, AdapterUsage] = {}  # by name
@@ -96,8 +96,8 @@ class AdapterCatalog:
 
     def check_size(self, path: str, num_pages: int) -> None:
         """Raises AdapterTooLarge for an adapter beside which not even one block of KV would fit."""
-        if num_pages + 1 > self._facts.num_pages:
-            raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self._facts.num_pages} pages of memory")
+        if num_pages + 1 > self.facts.num_pages:
+            raise AdapterTooLarge(f"adapter {path!r} needs {num_pages} of {self.facts.num_pages} pages of memory")
 
     def judge_text(self, path: str, table: ImageTable) -> None:
         """Once, before `add_text`. Raises AdapterRejected, maybe after seconds of work."""
@@ -266,7 +266,7 @@ class AdapterCatalog:
     def facts_of(self, digests: Sequence[str]) -> Facts:
         """What a request for these adapters is checked against: one may have a vocabulary of its own."""
         own = [size for digest in digests if (size := self._tables[digest].vocab_size) is not None]
-        return replace(self._facts, vocab_size=own[0]) if own else self._facts
+        return replace(self.facts, vocab_size=own[0]) if own else self.facts
 
     def table_of(self, digest: str) -> ImageTable:
         return self._tables[digest]

@@ -1,4 +1,7 @@
-"""AdapterHub: the front end's side of downloads from the hub, each by a child of its own. Downloads nothing itself."""
+"""DownloadClient: the front end's side of downloads from the hub. The other side is processes/download.py.
+
+Each download is a child process of its own. The client downloads nothing itself.
+"""
 
 import asyncio
 
@@ -9,12 +12,13 @@ from ..ipc.channel import ChannelClosed, Child, start_child
 from ..ipc.messages import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
 
 DOWNLOAD_TIMEOUT = 3600.0  # seconds
-MAX_DOWNLOADS = 4  # at once; others wait
+MAX_DOWNLOADS = 4  # at once; further ones wait
 MAX_WAITING = 64
 
 
-class AdapterHub:
+class DownloadClient:
     def __init__(self, max_file_bytes: int) -> None:
+        """max_file_bytes: a download ends with an error when one of its files exceeds them."""
         self._max_file_bytes = max_file_bytes
         self._seats = asyncio.Semaphore(MAX_DOWNLOADS)
         self._children: set[Child[FromDownload]] = set()
@@ -22,8 +26,8 @@ class AdapterHub:
         self._is_closed = False
 
     async def locate(self, path: str) -> str:
-        """The folder of a hub id, downloaded if need be; a folder of that name is itself. Raises AdapterRejected,
-        QueueFull, EngineUnavailable. Who is cancelled takes the download along."""
+        """The folder of a hub id, after a download if the hub's cache lacks it; a path that is a folder is returned as
+        it is. Cancelling the call ends the download. Raises AdapterRejected, QueueFull, EngineUnavailable."""
         if self._num_orders >= MAX_DOWNLOADS + MAX_WAITING:
             raise QueueFull(f"{self._num_orders} adapters are to be downloaded, at most {MAX_DOWNLOADS + MAX_WAITING}")
         self._num_orders += 1
@@ -57,7 +61,7 @@ class AdapterHub:
             raise EngineUnavailable("the engine was shut down")
 
     async def close(self) -> None:
-        """For good: what is under way or waits ends with EngineUnavailable."""
+        """Ends the client for good: running and waiting calls of `locate` raise EngineUnavailable."""
         self._is_closed = True
         for child in list(self._children):
             await child.stop(0)

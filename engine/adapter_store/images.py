@@ -1,6 +1,6 @@
 """AdapterImages: the sealed page images that AsyncLLM keeps for its engine: given, dropped and read again.
 
-Owns their descriptors, the reads that are under way and the folders of uploads. Which images stay, HostCache says.
+Owns their descriptors, the reads that are under way and the folders of uploads. Which images stay, ImageLedger says.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import DropImage, FromEngine, LoadAdapter, UnloadAdapter
 from .catalog import AdapterCatalog
-from .host_cache import HostCache
-from .loader_client import AdapterReader, PackedAdapter
+from .image_ledger import ImageLedger
+from .loader_client import LoaderClient, PackedAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 class AdapterImages:
     def __init__(
         self,
-        cache: HostCache,
+        cache: ImageLedger,
         catalog: AdapterCatalog,
         connection: EngineConnection,
-        reader: AdapterReader,
+        loader: LoaderClient,
         on_release: Callable[[], None],
     ) -> None:
-        """reader: for what is read again, which is not to wait for loads. on_release: after `holding`, which may have
+        """loader: for what is read again, which is not to wait for loads. on_release: after `holding`, which may have
         been the last to use its adapter."""
         self._cache, self._catalog = cache, catalog
-        self._connection, self._reader = connection, reader
+        self._connection, self._loader = connection, loader
         self._on_release = on_release
         self._descriptors: dict[str, int] = {}  # by digest
         self._uploads: dict[str, TemporaryDirectory[str]] = {}  # by digest: the files, to be read again
@@ -115,7 +115,7 @@ class AdapterImages:
     async def _read_again(self, digest: str) -> None:
         source = self._cache.source_of(digest)
         try:
-            packed = await self._reader.read_again(source)
+            packed = await self._loader.read_again(source)
             if packed.table.digest != digest:
                 packed.close()
                 raise AdapterRejected(source.folder, [f"its digest is {packed.table.digest}"])
@@ -153,7 +153,7 @@ class AdapterImages:
         for read in reads:
             read.cancel()
         await asyncio.gather(*reads, return_exceptions=True)
-        await self._reader.close()
+        await self._loader.close()
         for digest in list(self._descriptors):
             self._close(digest)
         for upload in self._uploads.values():

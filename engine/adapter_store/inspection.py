@@ -1,5 +1,7 @@
-"""What an engine of a model would make of an adapter, told without an engine, and without torch unless the adapter
-is defined by the base model's weights."""
+"""Inspection: checks an adapter against a model without an engine.
+
+Imports no torch, unless the adapter is defined by the base model's weights.
+"""
 
 from pathlib import Path
 
@@ -18,8 +20,11 @@ from .source import resolve_adapter
 def inspect(
     path: str | Path, model: str | Path, dtype: str = "auto", block_size: int = 16, revision: str | None = None
 ) -> AdapterReport:
-    """path: PEFT folder or hub id. The others are options of the engine: bytes depend on them. Raises EngineStartError
-    for a model that cannot be read; what is wrong with the adapter stands in the report."""
+    """Reports what loading an adapter would come to; the report holds every problem found.
+
+    path: PEFT folder or hub id. The other arguments are options of the engine, on which the sizes depend. Raises
+    EngineStartError for a model that cannot be read.
+    """
     model_folder = resolve_model(str(model), revision)
     config = load_model_config(model_folder)
     dtype = config.dtype if dtype == "auto" else dtype

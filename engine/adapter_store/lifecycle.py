@@ -29,9 +29,9 @@ from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 from .catalog import AdapterCatalog, NamedAdapter
-from .host_cache import HostCache
+from .image_ledger import ImageLedger
 from .images import AdapterImages
-from .loader_client import ANYWHERE, AdapterReader, PackedAdapter, Place
+from .loader_client import ANYWHERE, LoaderClient, PackedAdapter, Place
 from .source import is_hub_id
 from .upload import IncomingAdapter, UploadedFile
 from .watched_folder import FolderFollower
@@ -58,9 +58,9 @@ class AsyncAdapters:
     def __init__(
         self,
         catalog: AdapterCatalog,
-        cache: HostCache,
+        cache: ImageLedger,
         connection: EngineConnection,
-        make_reader: Callable[[], AdapterReader],
+        make_loader: Callable[[], LoaderClient],
         sources: AdapterSources,
         check_can_begin: Callable[[], None],
         abort_users: Callable[[str, Collection[str]], None],
@@ -70,8 +70,8 @@ class AsyncAdapters:
         self._catalog = catalog
         self._cache = cache
         self._connection = connection
-        self._reader = make_reader()
-        self._images = AdapterImages(cache, catalog, connection, make_reader(), on_release=self.settle)
+        self._loader = make_loader()
+        self._images = AdapterImages(cache, catalog, connection, make_loader(), on_release=self.settle)
         self._sources = sources
         self._check_can_begin = check_can_begin
         self._abort_users = abort_users
@@ -88,7 +88,7 @@ class AsyncAdapters:
         folder = self._sources.watched
         if folder is not None:
             self._follower = FolderFollower(
-                look=lambda: self._reader.look_into(folder),
+                look=lambda: self._loader.look_into(folder),
                 load=lambda name: self._load(name, Path(folder) / name, Place([folder], is_hub_allowed=False)),
                 unload=self.unload,
             )
@@ -138,7 +138,7 @@ class AsyncAdapters:
         for unload in self._unloads.values():
             if not unload.done():
                 unload.set_result(None)
-        await self._reader.close()
+        await self._loader.close()
         await self._images.close()
 
     def check_integrity(self, uses: Iterable[str]) -> None:
@@ -177,7 +177,7 @@ class AsyncAdapters:
             await self._receive(incoming, chunks)
             path = f"upload:{name}"
             self._check_can_read(path)
-            report = await self._take_in(name, path, await self._reader.read_uploaded(path, incoming))
+            report = await self._take_in(name, path, await self._loader.read_uploaded(path, incoming))
         finally:
             self._num_uploads -= 1
             incoming.close()
@@ -198,7 +198,7 @@ class AsyncAdapters:
 
     async def inspect(self, path: str | Path) -> AdapterReport:
         self._check_can_read(path)
-        return self._catalog.check_room(await self._reader.inspect(str(path), self._allowed_place(path)))
+        return self._catalog.check_room(await self._loader.inspect(str(path), self._allowed_place(path)))
 
     def _allowed_place(self, path: str | Path) -> Place:
         roots, is_hub_allowed = self._sources.roots, self._sources.is_hub_allowed
@@ -215,7 +215,7 @@ class AsyncAdapters:
     async def _load(self, name: str, path: str | Path, place: Place) -> AdapterReport:
         self._catalog.check_name(name)
         self._check_can_read(path)
-        return await self._take_in(name, str(path), await self._reader.read(str(path), place))
+        return await self._take_in(name, str(path), await self._loader.read(str(path), place))
 
     async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
         with self._catalog.expecting(packed.table.digest):

@@ -1,4 +1,7 @@
-"""AdapterReader: the front end's side of the adapter loader child. Reads nothing itself."""
+"""LoaderClient: the front end's side of the adapter loader. The other side is processes/loader.py.
+
+The loader is a child process that reads, checks and packs adapters. The client reads no file.
+"""
 
 import asyncio
 import os
@@ -26,30 +29,29 @@ from ..ipc.messages import (
     ToLoader,
 )
 from ..memory.page_size import max_elements
-from .download_client import AdapterHub
-from .host_cache import Source
-from .source import is_hub_id
+from .download_client import DownloadClient
+from .source import Source, is_hub_id
 from .upload import IncomingAdapter
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
-MAX_TIMEOUTS = 10  # in a row, of a loader that spends them waiting for a core: it is nicer than everybody
+MAX_TIMEOUTS = 10  # in a row, for a loader that spends them waiting for a core: it has the lowest priority of all
 MAX_WAITING = 256  # orders
-DOWNLOAD_ROOM = 4  # times the arena: a file in float32 beside a table that is not loaded
-LEAST_DOWNLOAD = 64 << 20  # bytes of a file
+DOWNLOAD_ROOM = 4  # arenas: an adapter in float32 beside a table that is not loaded may take so much
+LEAST_DOWNLOAD = 64 << 20  # bytes of a file that are allowed for any arena
 
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """An adapter that was read: fit to be given to the engine."""
+    """An adapter that was read, ready to be given to the engine."""
 
     table: ImageTable
     report: AdapterReport
     source: Source
     descriptor: int  # of the sealed image
-    upload: TemporaryDirectory[str] | None = None  # what source is in, if it is ours
+    upload: TemporaryDirectory[str] | None = None  # the folder of the source, where it is a copy of uploaded files
 
     def close(self) -> None:
-        """For whoever has it and keeps none of it."""
+        """Closes the image and removes the files, for an owner that keeps neither."""
         os.close(self.descriptor)
         if self.upload is not None:
             self.upload.cleanup()
@@ -57,74 +59,78 @@ class PackedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a client may have adapters read."""
+    """Where a client may have adapters read from."""
 
-    roots: Sequence[str] | None  # folders that they must lie in; None allows any
+    roots: Sequence[str] | None  # folders, one of which has to hold the adapter's; None allows any
     is_hub_allowed: bool
 
 
 ANYWHERE = Place(None, is_hub_allowed=True)
 
 
-class AdapterReader:
-    """Reads for one model. One order at a time; a loader that dies or hangs over a file is replaced.
+class LoaderClient:
+    """Has adapters read for one model. The loader works on one order at a time; a loader that dies or hangs over a
+    file is replaced.
 
-    What is cancelled before its turn is never begun. Later the loader's answer is awaited and dropped: it would be
-    taken for that of the next order, and another loader takes longer to start.
+    An order that is cancelled before its turn is never begun. The answer to one that is cancelled later is awaited and
+    closed: it would be taken for the answer to the next order, and starting another loader takes longer.
     """
 
     def __init__(self, model: Path, targets: Sequence[TargetModule], engine: Ready) -> None:
-        """model: folder or .gguf file. targets: its modules that LoRA can land on. engine: what reads the images."""
+        """model: folder or .gguf file. targets: the model's modules that LoRA can change. engine: the engine that the
+        images are packed for."""
         self._model, self._targets, self._engine = str(model), list(targets), engine
         num_pages = engine.facts.num_pages
         self._max_elements = max_elements(num_pages, engine.page_bytes, engine.dtype) * engine.num_shards
-        self._hub = AdapterHub(max(DOWNLOAD_ROOM * num_pages * engine.num_shards * engine.page_bytes, LEAST_DOWNLOAD))
+        arena_bytes = num_pages * engine.num_shards * engine.page_bytes
+        self._downloads = DownloadClient(max(DOWNLOAD_ROOM * arena_bytes, LEAST_DOWNLOAD))
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
         self._is_closed = False
 
     async def read(self, path: str, place: Place) -> PackedAdapter:
-        """Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        """Reads an adapter for a client. Raises AdapterRejected, QueueFull, EngineUnavailable."""
         order = await self._locate(path, place)
         packed: PackedAdapter = await self._ask(lambda: self._exchange(path, order))
         return replace(packed, report=replace(packed.report, path=path))
 
     async def read_again(self, source: Source) -> PackedAdapter:
-        """What was read there before, or is there now. Raises AdapterRejected, QueueFull, EngineUnavailable."""
+        """Reads the adapter that the source holds now, which may differ from the one loaded before. Raises
+        AdapterRejected, QueueFull, EngineUnavailable."""
         order = self._order(source.folder, source.roots)
         packed: PackedAdapter = await self._ask(lambda: self._exchange(source.path, order))
         return packed
 
     async def read_uploaded(self, path: str, incoming: IncomingAdapter) -> PackedAdapter:
-        """path: what it is called. Its files are kept, to be read again. Raises AdapterRejected, QueueFull,
-        EngineUnavailable."""
-        # A descriptor of our own: one who is cancelled closes `incoming`.
+        """Reads an adapter from uploaded files, which are kept to be read again. path: names the upload. Raises
+        AdapterRejected, QueueFull, EngineUnavailable."""
+        # The exchange has a descriptor of its own: a caller that is cancelled closes `incoming`.
         packed: PackedAdapter = await self._ask(
             lambda: self._exchange_uploaded(path, incoming, os.dup(incoming.descriptor))
         )
         return packed
 
     async def look_into(self, folder: str) -> dict[str, str]:
-        """As `adapter_watch.look_into`. Raises AdapterRejected for a folder that cannot be read, QueueFull,
-        EngineUnavailable."""
-        adapters: dict[str, str] = await self._ask(lambda: self._exchange(folder, LookInto(folder)))
-        return adapters
+        """A look at a watched folder, see `watched_folder.look_into`. Raises AdapterRejected for a folder that cannot
+        be read, QueueFull, EngineUnavailable."""
+        look: dict[str, str] = await self._ask(lambda: self._exchange(folder, LookInto(folder)))
+        return look
 
     async def inspect(self, path: str, place: Place) -> AdapterReport:
-        """What reading it would come to. Raises QueueFull, EngineUnavailable."""
+        """Reports what reading an adapter would come to. Raises QueueFull, EngineUnavailable."""
         try:
             order = InspectAdapter(await self._locate(path, place))
             report: AdapterReport = await self._ask(lambda: self._exchange(path, order))
-        except AdapterRejected as error:  # it is not on the hub; reading it took too long, or ended the loader
+        except AdapterRejected as error:  # the hub lacks it, or reading it took too long or ended the loader
             return AdapterReport(path, error.problems)
         return replace(report, path=path)
 
     async def _locate(self, path: str, place: Place) -> ReadAdapter:
-        """An order to read what a client has named."""
+        """An order to read the adapter that a client has named."""
         if not place.is_hub_allowed or not is_hub_id(path):
             return self._order(path, place.roots)
-        folder = await self._hub.locate(path)
+        folder = await self._downloads.locate(path)
         if folder == path or place.roots is None:
             return self._order(folder, place.roots)
         return self._order(folder, [str(Path(folder).parents[1])])  # the hub's cache links within a repository
@@ -157,14 +163,14 @@ class AdapterReader:
         try:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
-            exchange.add_done_callback(_drop)
+            exchange.add_done_callback(_close_answer)
             raise
 
     async def _exchange_uploaded(self, path: str, incoming: IncomingAdapter, descriptor: int) -> Any:
         """Closes the descriptor."""
         files = [(file.name, file.num_bytes) for file in incoming.files]
         try:
-            # Below no root. It is ours and not the loader's, which may have to be killed over what is in it.
+            # The folder lies below no root. The front end owns it, because the loader may be killed while it writes.
             folder = TemporaryDirectory(prefix="blora-upload-")
             try:
                 order = ReadUploaded(self._order(path, None), files, folder.name)
@@ -176,6 +182,7 @@ class AdapterReader:
             os.close(descriptor)
 
     async def _exchange(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
+        """Sends an order and returns its answer. A loader that fails over it is stopped."""
         if self._is_closed:
             raise EngineUnavailable("the engine was shut down")
         answer = asyncio.create_task(self._answer(path, order, descriptor))
@@ -193,7 +200,7 @@ class AdapterReader:
         raise AdapterRejected(path, [problem])
 
     async def _in_time(self, answer: "asyncio.Task[Any]") -> Any:
-        """Raises TimeoutError. No fault of an adapter's is that the machine is busy."""
+        """Raises TimeoutError. Time without a core does not count: a busy machine is no fault of the adapter."""
         for _ in range(MAX_TIMEOUTS):
             before = self._seconds_without_core()
             await asyncio.wait({answer}, timeout=READ_TIMEOUT)
@@ -207,19 +214,14 @@ class AdapterReader:
         return 0.0 if self._child is None else self._child.seconds_without_core()
 
     async def _answer(self, path: str, order: ToLoader, descriptor: int | None) -> Any:
-        if self._child is not None and self._child.process.returncode is not None:
-            await self.stop()  # it ended while it was idle: no fault of this adapter's
-        if self._child is None:
-            self._child = await start_child("blora.engine.processes.loader", FromLoader)
-            if self._is_closed:  # while it started
-                raise ChannelClosed
+        child = await self._running_child()
         if descriptor is None:
-            self._child.send(order)
+            child.send(order)
         else:
-            await self._child.send_with(order, descriptor)
-        match await self._child.receive():
+            await child.send_with(order, descriptor)
+        match await child.receive():
             case AdapterRead(table, report):
-                return PackedAdapter(table, report, _source(path, order), self._child.receive_descriptor())
+                return PackedAdapter(table, report, _source(path, order), child.receive_descriptor())
             case AdapterInspected(report):
                 return report
             case FolderSeen(adapters):
@@ -227,20 +229,31 @@ class AdapterReader:
             case AdapterUnreadable(problems):
                 raise AdapterRejected(path, problems)
 
+    async def _running_child(self) -> Child[FromLoader]:
+        """The loader, started if none runs. Raises ChannelClosed when the client was closed meanwhile."""
+        if self._child is not None and self._child.process.returncode is not None:
+            await self.stop()  # it ended while it was idle, which is no fault of the adapter to be read now
+        if self._child is None:
+            self._child = await start_child("blora.engine.processes.loader", FromLoader)
+            if self._is_closed:
+                raise ChannelClosed
+        return self._child
+
     async def close(self) -> None:
-        """Stops for good: loads that are under way or queued end with EngineUnavailable."""
+        """Ends the client for good: running and waiting orders raise EngineUnavailable."""
         self._is_closed = True
-        await self._hub.close()
+        await self._downloads.close()
         await self.stop()
 
     async def stop(self) -> None:
+        """Ends the loader. The next order starts another one."""
         child, self._child = self._child, None
         if child is not None:
             await child.stop(0)
 
 
 def _source(path: str, order: ToLoader) -> Source:
-    """Where what an order has brought can be read again."""
+    """Where the adapter that an order brought can be read again."""
     match order:
         case ReadAdapter(folder, roots):
             return Source(path, str(Path(folder).absolute()), roots)
@@ -249,7 +262,7 @@ def _source(path: str, order: ToLoader) -> Source:
     raise ValueError(f"{type(order).__name__} brings no adapter")
 
 
-def _drop(exchange: "asyncio.Task[Any]") -> None:
-    """Of an answer that nobody takes."""
+def _close_answer(exchange: "asyncio.Task[Any]") -> None:
+    """Closes an adapter that was read for a caller that has gone."""
     if not exchange.cancelled() and exchange.exception() is None and isinstance(exchange.result(), PackedAdapter):
         exchange.result().close()

@@ -1,5 +1,10 @@
-"""Where an adapter comes from: a folder, or a hub id that is downloaded into the hub's own cache. No torch."""
+"""Source: where an adapter comes from, a folder or a hub id. A hub id is downloaded into the hub's own cache.
 
+Imports no torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from blora.adapters import AdapterRejected
@@ -8,23 +13,38 @@ from blora.adapters.peft.text import MAX_FILE_BYTES
 FILES = ["adapter_config.json", "adapter_model.safetensors", *MAX_FILE_BYTES]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an adapter was loaded from, so that it can be read again."""
+
+    path: str  # as the caller named it
+    folder: str  # the folder that was read: for a hub id, the folder of the download
+    roots: Sequence[str] | None = None  # folders, one of which has to hold the adapter's; None allows any
+
+    def changed(self, digest: str, problems: Sequence[str]) -> AdapterRejected:
+        """The error when reading again does not bring the same adapter. digest: of the loaded adapter. problems: what
+        the second read found."""
+        return AdapterRejected(self.path, [f"it is no longer what was loaded, whose digest is {digest}", *problems])
+
+
 def resolve_adapter(path: str) -> Path:
-    """A folder as it is; what looks like a hub id is downloaded. Raises AdapterRejected when it is neither."""
+    """The folder of an adapter: a folder is itself, a hub id is downloaded. Raises AdapterRejected for any other
+    path."""
     folder = Path(path)
     try:
         if not is_hub_id(path) or folder.exists():
             return folder
     except (OSError, ValueError) as error:
-        raise AdapterRejected(path[:80], ["is not a usable path"]) from error
+        raise AdapterRejected(path[:80], ["the path cannot be used"]) from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(path, allow_patterns=FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise AdapterRejected(path, [f"is neither a folder nor to be had from the hub: {error}"]) from error
+        raise AdapterRejected(path, [f"is neither a folder nor an adapter on the hub: {error}"]) from error
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether it looks like one; a folder may have such a name, too."""
+    """Whether a path has the form of a hub id. A folder may have a path of this form, too."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~"))

@@ -1,6 +1,7 @@
-"""IncomingAdapter: an adapter's files that come as bytes. They go into memory that has no name in any file system.
+"""IncomingAdapter: the files of an adapter that arrive as bytes. The bytes go into memory without a name in any file
+system.
 
-Nothing is taken before the sizes are allowed, and nothing is handed on whose digests are not those announced.
+No byte is taken before the announced sizes are allowed. No file is handed on unless its digest is the announced one.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class UploadedFile:
-    """What a client announces of a file."""
+    """A file as a client announces it."""
 
     name: str  # such as "adapter_config.json"
     num_bytes: int
@@ -28,34 +29,38 @@ class UploadedFile:
 
 
 def check_files(files: Sequence[UploadedFile], max_bytes: int) -> None:
-    """Raises InvalidRequest for what is no list of an adapter's files, AdapterRejected when they are too large."""
+    """Raises InvalidRequest unless the list names files of an adapter with their sizes and digests, AdapterRejected for
+    files that are too large."""
     names = [file.name for file in files]
     for name in names:
         if name not in FILES:
             raise InvalidRequest("files", f"{name!r:.140} is none of {', '.join(FILES)}")
     if len(set(names)) < len(names):
-        raise InvalidRequest("files", "a name stands there twice")
+        raise InvalidRequest("files", "a name is announced twice")
     for file in files:
         if not DIGEST_PATTERN.fullmatch(file.sha256) or file.num_bytes < 1:
-            raise InvalidRequest("files", f"{file.name} comes without its size, or without its sha256 in hexadecimal")
+            raise InvalidRequest(
+                "files", f"{file.name} is announced without its size, or without its sha256 in hexadecimal"
+            )
     num_bytes = sum(file.num_bytes for file in files)
     if num_bytes > max_bytes:
         raise AdapterRejected("upload", [f"{num_bytes} bytes are announced, at most {max_bytes} are taken"])
 
 
 class IncomingAdapter:
-    """Close it. `descriptor` is of the files' bytes, one after another, which are sealed by `finish`."""
+    """`descriptor` is the memory that holds the files, one after another. `finish` seals it, `close` closes it."""
 
     def __init__(self, files: Sequence[UploadedFile], max_bytes: int) -> None:
         check_files(files, max_bytes)
         self.files = tuple(files)
         self.descriptor = create_memory()
-        self._missing = [file.num_bytes for file in files]  # bytes of each
+        self._missing = [file.num_bytes for file in files]  # bytes that each file still lacks
         self._hashes = [hashlib.sha256() for _ in files]
-        self._index = 0  # of the file that comes
+        self._index = 0  # of the file that arrives now
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes, of any number of files. Raises AdapterRejected for more than were announced."""
+        """Takes the next bytes, which may belong to several files. Raises AdapterRejected for more bytes than were
+        announced."""
         rest = memoryview(chunk)
         while rest:
             if self._index == len(self.files):
@@ -68,7 +73,7 @@ class IncomingAdapter:
             rest = rest[len(part) :]
 
     def finish(self) -> None:
-        """Raises AdapterRejected naming the files that are not what was announced."""
+        """Seals the files. Raises AdapterRejected with the names of those that differ from the announcement."""
         problems = [
             f"{file.name} came without its last {missing} bytes" if missing else f"{file.name} has another sha256"
             for file, missing, content in zip(self.files, self._missing, self._hashes, strict=True)

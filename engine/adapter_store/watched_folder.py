@@ -1,4 +1,10 @@
-"""FolderFollower: keeps the loaded adapters as a watched folder has them. Is given what looks, loads and unloads."""
+"""FolderFollower: keeps the loaded adapters equal to the subfolders of a watched folder.
+
+A look at the folder is a fingerprint of each subfolder that holds an adapter (`look_into`). FolderComparison tells from
+one look after another which subfolders to load and which names to unload. The follower does so again and again; its
+owner gives it the functions that look, load and unload. Clients that watch the engine's adapters are not this file's
+matter.
+"""
 
 import asyncio
 import contextlib
@@ -16,84 +22,22 @@ from .source import FILES
 
 logger = logging.getLogger(__name__)
 
-
-class FolderFollower:
-    def __init__(
-        self,
-        look: Callable[[], Awaitable[dict[str, str]]],
-        load: Callable[[str], Awaitable[Any]],
-        unload: Callable[[str], Awaitable[Any]],
-    ) -> None:
-        """look: as `adapter_watch.look_into`. load, unload: of a subfolder, by its name."""
-        self._look, self._load, self._unload = look, load, unload
-        self._watch = AdapterWatch()
-        self._tasks: set[asyncio.Task[None]] = set()  # the loop, and unloads that wait for running requests
-
-    def start(self, interval: float) -> None:
-        """interval: seconds between looks."""
-        self._run_beside(self._follow(interval))
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_log_failure)
-
-    async def _follow(self, interval: float) -> None:
-        while True:
-            try:
-                changes = self._watch.compare(await self._look())
-                for name in changes.to_unload:
-                    self._run_beside(self._take_away(name))
-                for name in changes.to_load:
-                    await self._take_in(name)
-            except (AdapterRejected, EngineUnavailable, QueueFull) as error:  # what was loaded stays
-                logger.warning("the watched folder cannot be followed now: %s", error)
-            await asyncio.sleep(interval)
-
-    async def _take_in(self, name: str) -> None:
-        try:
-            await self._load(name)
-            logger.info("adapter %s is loaded from the watched folder", name)
-        except AdapterError as error:
-            logger.warning("the watched adapter %s is tried again when it changes: %s", name, error)
-        except (EngineUnavailable, QueueFull):
-            self._watch.retry(name)
-            raise
-        except Exception:  # a fault of ours that this folder has found: the others are followed all the same
-            logger.exception("the watched adapter %s is tried again when it changes", name)
-
-    async def _take_away(self, name: str) -> None:
-        with contextlib.suppress(AdapterNotFound, EngineUnavailable):
-            await self._unload(name)
-            logger.info("adapter %s has gone from the watched folder", name)
-
-
-def _log_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("the watched folder is not followed any more", exc_info=task.exception())
-
-
-Look = Mapping[str, str]  # name of a subfolder -> what changes when its files do
+Look = Mapping[str, str]  # name of a subfolder -> its fingerprint, which changes when its files do
 
 
 def look_into(folder: Path) -> dict[str, str]:
-    """The subfolders that hold an adapter's two files. Opens none of them. Raises OSError for an unreadable folder."""
+    """A look at a folder: the subfolders that hold the two files of an adapter. Opens no file. Raises OSError for an
+    unreadable folder."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if is_valid_name(entry.name) and _is_folder(entry)]
-    looks = {name: _fingerprint(folder / name) for name in names}
-    return {name: fingerprint for name, fingerprint in looks.items() if fingerprint}
+    look = {name: _fingerprint(folder / name) for name in names}
+    return {name: fingerprint for name, fingerprint in look.items() if fingerprint}
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a loop, or to where we may not look: the others are looked at all the same
+    except OSError:  # a circle of links, or a place without permission: the other entries are looked at all the same
         return False
 
 
@@ -114,17 +58,22 @@ def _state(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
+    """Names of subfolders."""
+
     to_load: list[str]
     to_unload: list[str]
 
 
-class AdapterWatch:
+class FolderComparison:
+    """Compares looks. A subfolder is loaded when two looks in a row find it the same, so that it is no longer being
+    written, and its name is unloaded when two looks in a row miss it."""
+
     def __init__(self) -> None:
         self._last: Look = {}
-        self._taken: dict[str, str] = {}  # what was loaded, or could not be
+        self._taken: dict[str, str] = {}  # name -> the fingerprint that `compare` told to load
 
     def compare(self, look: Look) -> Changes:
-        """Takes in the next look."""
+        """Takes the next look, and tells what to do since the one before."""
         last, self._last = self._last, dict(look)
         to_load = [name for name, found in look.items() if last.get(name) == found != self._taken.get(name)]
         to_unload = [name for name in self._taken if name not in look and name not in last]
@@ -134,5 +83,67 @@ class AdapterWatch:
         return Changes(sorted(to_load), sorted(to_unload))
 
     def retry(self, name: str) -> None:
-        """Its load did not fail for what it is: it is told again at the next look."""
+        """The load failed for no fault of the subfolder: the next look tells to load it again."""
         self._taken.pop(name, None)
+
+
+class FolderFollower:
+    def __init__(
+        self,
+        look: Callable[[], Awaitable[dict[str, str]]],
+        load: Callable[[str], Awaitable[Any]],
+        unload: Callable[[str], Awaitable[Any]],
+    ) -> None:
+        """look: returns what `look_into` does. load, unload: are called with the name of a subfolder."""
+        self._look, self._load, self._unload = look, load, unload
+        self._comparison = FolderComparison()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop, and unloads that wait for running requests
+
+    def start(self, interval: float) -> None:
+        """interval: seconds between looks."""
+        self._run_beside(self._follow(interval))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
+
+    async def _follow(self, interval: float) -> None:
+        while True:
+            try:
+                changes = self._comparison.compare(await self._look())
+                for name in changes.to_unload:
+                    self._run_beside(self._take_away(name))
+                for name in changes.to_load:
+                    await self._take_in(name)
+            except (AdapterRejected, EngineUnavailable, QueueFull) as error:  # the loaded adapters stay
+                logger.warning("the watched folder cannot be followed now: %s", error)
+            await asyncio.sleep(interval)
+
+    async def _take_in(self, name: str) -> None:
+        try:
+            await self._load(name)
+            logger.info("adapter %s is loaded from the watched folder", name)
+        except AdapterError as error:
+            logger.warning("the watched adapter %s is not loaded until its files change: %s", name, error)
+        except (EngineUnavailable, QueueFull):
+            self._comparison.retry(name)
+            raise
+        except Exception:  # a fault of blora that this subfolder has brought out: the other ones are followed on
+            logger.exception("the watched adapter %s is not loaded until its files change", name)
+
+    async def _take_away(self, name: str) -> None:
+        with contextlib.suppress(AdapterNotFound, EngineUnavailable):
+            await self._unload(name)
+            logger.info("adapter %s has gone from the watched folder", name)
+
+
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("the watched folder is not followed any more", exc_info=task.exception())

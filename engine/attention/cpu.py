@@ -1,7 +1,7 @@
 """CpuAttention: paged attention by the native kernel, which also norms and rotates q and k and writes the KV.
 
-Holds what the kernel needs to know of each layer. How K and V stand in a block is the kernel's own
-(`engine/kernels/attention.cpp`).
+The class holds the description of each layer that the kernel reads. The order of K and V in a block belongs to the
+kernel (`engine/kernels/attention.cpp`).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ MAX_WINDOW = 2**31 - 1
 @dataclass(frozen=True, slots=True)
 class CpuAttentionMetadata(AttentionMetadata):
     plan: AttentionPlan
-    arrays: Sequence[object]  # what the plan points at, kept alive
+    arrays: Sequence[object]  # kept alive: the plan points to them
 
 
 class CpuAttention(AttentionPlanner):
@@ -46,8 +46,12 @@ class CpuAttention(AttentionPlanner):
         qk_norms: Sequence[Tensor],
         soft_cap: float | None = None,
     ) -> None:
-        """cos, sin: [max_positions, head_dim // 2] float32. qk_norms: of each layer, or none. soft_cap: scores become
-        soft_cap * tanh(score / soft_cap)."""
+        """Raises ValueError for a model or an arena that the kernel cannot compute with.
+
+        cos, sin: [max_positions, head_dim // 2] float32.
+        qk_norms: [num_heads + num_kv_heads, head_dim] of each layer; empty: the model has none.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap); None: they stay.
+        """
         check_shape(config, arena.layout.block_size)
         _check_fit(arena.layout, config, cos, sin, qk_norms)
         self._kernels = kernels
@@ -76,7 +80,7 @@ class CpuAttention(AttentionPlanner):
         ]
 
     def plan(self, rows: PagedRows) -> CpuAttentionMetadata:
-        """Raises ValueError for rows that reach beyond their tables, the arena or the rope table."""
+        """Raises ValueError for rows that reach beyond their block tables, the arena or the rope table."""
         starts = np.array([0, *accumulate(rows.query_lens)], dtype=np.int32)
         seq_lens = np.array(rows.seq_lens, dtype=np.int32)
         tables = np.fromiter(chain.from_iterable(rows.block_tables), dtype=np.int32)
@@ -87,33 +91,33 @@ class CpuAttention(AttentionPlanner):
         return CpuAttentionMetadata(plan, arrays)
 
     def run(self, layer: int, qkv: Tensor, y: Tensor, metadata: AttentionMetadata) -> None:
-        """Attends with q, k and v as the projection left them. Shapes: see Kernels.attention."""
+        """Computes the attention of one layer from the projection's q, k and v. Shapes: see Kernels.attention."""
         if not isinstance(metadata, CpuAttentionMetadata):
             raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
         if layer < 0:
-            raise IndexError(f"no layer {layer}")
+            raise IndexError(f"layer {layer} does not exist")
         self._kernels.attention(self.layers[layer], metadata.plan, qkv, y)
 
 
 def check_shape(config: ModelConfig, block_size: int) -> None:
-    """Raises ValueError for what the kernel cannot do."""
+    """Raises ValueError for a model or a block size that the kernel has no code for."""
     if block_size < 1 or (block_size > PANEL and block_size % PANEL):
-        raise ValueError(f"block_size: {block_size} is more than {PANEL} and not a multiple of it, or nothing")
+        raise ValueError(f"block_size: {block_size} is neither from 1 to {PANEL} nor a multiple of {PANEL}")
     if config.num_kv_heads < 1 or config.num_heads < 1 or config.num_heads % config.num_kv_heads:
         raise ValueError(f"{config.num_heads} query heads do not share {config.num_kv_heads} KV heads evenly")
     if config.num_heads // config.num_kv_heads > MAX_GROUP:
-        raise ValueError(f"more than {MAX_GROUP} query heads share a KV head")
+        raise ValueError(f"num_kv_heads: more than {MAX_GROUP} query heads would share a KV head")
     if not 2 <= config.head_dim <= MAX_HEAD_DIM or config.head_dim % 2:
-        raise ValueError(f"heads of {config.head_dim} are odd or larger than {MAX_HEAD_DIM}")
+        raise ValueError(f"head_dim: {config.head_dim} is not an even number from 2 to {MAX_HEAD_DIM}")
     if not all(window is None or 0 < window <= MAX_WINDOW for window in config.sliding_windows):
-        raise ValueError(f"sliding_windows: not all are between 1 and {MAX_WINDOW}")
+        raise ValueError(f"sliding_windows: {config.sliding_windows} are not all from 1 to {MAX_WINDOW}")
 
 
 def _check_fit(layout: KVLayout, config: ModelConfig, cos: Tensor, sin: Tensor, qk_norms: Sequence[Tensor]) -> None:
-    """Raises ValueError where the arena or the tables are for another model."""
+    """Raises ValueError for an arena, a rope table or norms of another model."""
     heads = (config.num_layers, config.num_kv_heads, config.head_dim)
     if (layout.num_layers, layout.num_kv_heads, layout.head_dim) != heads:
-        raise ValueError(f"the arena is laid out for other layers or heads than {heads}")
+        raise ValueError(f"the arena is laid out for other layers, KV heads or head_dim than the model's {heads}")
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(name, table, torch.float32, (len(cos), config.head_dim // 2))
     if qk_norms and len(qk_norms) != config.num_layers:

@@ -1,20 +1,20 @@
-"""FlashInferAttention: paged attention on a GPU by FlashInfer's wrappers, over the arena where it lies.
+"""FlashInferAttention: paged attention on a GPU by FlashInfer's wrappers, in place in the arena.
 
-Inside a layer's slab K and V stand as [2, num_kv_heads, block_size, head_dim], which FlashInfer calls HND; its "page"
-is our block. The library is told the strides, so that a layer is a view of all pages and nothing is copied.
+Inside a layer's slab, K and V are stored as [2, num_kv_heads, block_size, head_dim], which FlashInfer calls HND; its
+"page" is our block. FlashInfer is given the strides, so that a layer is a view of all pages and nothing is copied.
 
-Rows that compute one token (decode) and rows that compute more (prefill) are two calls. FlashInfer takes one tile of
-queries for a whole call, from the average length: beside a long prompt every decode row would be computed as 64 or 128
-rows of padding, and differently than without the prompt. On their own decode rows always get the smallest tile, the
-same kernel that is captured in a CUDA graph. Where a step has both, their queries are gathered, which costs two passes
-over q and y; else the batch is taken as it stands.
+Rows that compute one token (decode) and rows that compute more (prefill) are two calls. FlashInfer pads all queries of
+a call to one number, chosen by the average length: beside a long prompt, every decode row would be computed as 64 or
+128 rows of padding, and differently than without the prompt. In a call of their own, decode rows always get the least
+padding, with the same kernel that is captured in a CUDA graph. In a step with both, the queries of each call are
+gathered, which costs two passes over q and y; any other batch is taken as it is.
 
-Decode rows that begin with the same long prefix read it once, in layers without a window: one call computes the queries
-of a group of them against their prefix, the decode call what is left of every row, and the two results are merged by
-their sums of exponentials. It is done where it saves WORTHWHILE_BYTES; a step that does is not replayed from a graph.
-FlashInfer's own cascade would apply a window to each level by itself.
+Decode rows that begin with the same long prefix read it once, in layers without a window. One call computes the queries
+of a group against their prefix, the decode call computes the rest of every row, and the two results are merged by their
+sums of exponentials. This is done where it saves WORTHWHILE_BYTES; such a step is not replayed from a graph.
+FlashInfer's own cascade is not used: it would apply a window to each level separately.
 
-Everything is planned once per step from integers of the host, once for each width of window that the layers have.
+Everything is planned once per step from integers on the host, once for each window width of the layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,15 @@ from ..model_files.config import ModelConfig
 from .base import Array, AttentionBackend, AttentionMetadata, Bounds, PagedRows
 from .shared_prefix import SharedPrefix, find_shared_prefixes
 
-WORKSPACE_BYTES = 128 << 20  # what FlashInfer recommends for partial results of long sequences, shared by all wrappers
-# KV that shared prefixes must save a layer on average: 60 microseconds of reading on an A100, 40 on an H100. Two more
-# calls and a merge take a fourth of it, kernels of a layer launched one by one instead of replayed the rest.
+WORKSPACE_BYTES = 128 << 20  # FlashInfer's recommendation for partial results of long sequences; all wrappers share it
+# The KV reads that shared prefixes must save per layer on average: 60 microseconds on an A100, 40 on an H100. Two more
+# calls and a merge cost a quarter of that; launching the kernels of a layer one by one instead of replaying them costs
+# the rest.
 WORTHWHILE_BYTES = 128 << 20
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 HEAD_DIMS = (64, 128, 256, 512)
 LAYOUT = "HND"
-KERNEL = "fa2"  # the one generation that serves every GPU, type and stride we have; "auto" may choose another by shape
+KERNEL = "fa2"  # the only generation for all our GPUs, dtypes and strides; "auto" may choose another by shape
 
 Window = int | None
 Wrapper = Any  # a planned wrapper of FlashInfer's
@@ -48,7 +49,7 @@ Wrapper = Any  # a planned wrapper of FlashInfer's
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """Where the sequences of some rows are, as FlashInfer reads it: int32, of the host or of the device."""
+    """The places of some rows' sequences, as FlashInfer reads them: int32, on the host or on the device."""
 
     indptr: Any  # [num_rows + 1] first entry of each row in indices
     indices: Any  # [indptr[-1]] pages
@@ -57,16 +58,16 @@ class PageTable:
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """Where the K and V of the step's tokens go."""
+    """The places that K and V of the step's tokens are written to."""
 
-    rows: Tensor  # [num_tokens] int32: of the table
+    rows: Tensor  # [num_tokens] int32: rows of the table
     positions: Tensor  # [num_tokens] int32
     table: PageTable
 
 
 @dataclass(frozen=True, slots=True)
 class Prefixes:
-    """What the first rows of a part share: read by itself, and left out of what the part's own call reads."""
+    """The shared prefixes of a part's first rows. A call of its own reads them; the part's call leaves them out."""
 
     num_rows: int
     wrapper: Wrapper
@@ -74,23 +75,23 @@ class Prefixes:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows that one call computes."""
+    """The rows that one call computes."""
 
     wrappers: Mapping[Window, Wrapper]
-    tokens: Tensor | None  # [num_queries] int64: their places in the batch; None is all of it
+    tokens: Tensor | None  # [num_queries] int64: their places in the batch; None: the whole batch
     prefixes: Prefixes | None = None  # in layers without a window
 
 
 @dataclass(frozen=True, slots=True)
 class FlashInferMetadata(AttentionMetadata):
-    plan: int  # the wrappers hold what was planned last, and nothing else
+    plan: int  # its number: the wrappers hold only the last plan
     new: NewTokens
     parts: Sequence[Part]
 
 
 @dataclass(slots=True)
 class FixedDecode(AttentionMetadata):
-    """Buffers for steps of `num_rows` decode rows, as a CUDA graph is captured with."""
+    """The buffers that a CUDA graph is captured with, for steps of `num_rows` decode rows."""
 
     num_rows: int
     new: NewTokens
@@ -111,8 +112,14 @@ class FlashInferAttention(AttentionBackend):
         send: Send,
         soft_cap: float | None = None,
     ) -> None:
-        """flashinfer: the module. dtype: of q and what is returned; KV is the arena's, of 8 bits or the same.
-        soft_cap: scores become soft_cap * tanh(score / soft_cap)."""
+        """Raises ValueError for a model or an arena that FlashInfer has no kernel for.
+
+        flashinfer: the module.
+        arena: its KV is of `dtype` or of 8 bits.
+        dtype: of q and of the result.
+        send: copies arrays of the host to the device.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap); None: they stay.
+        """
         check_shape(config, dtype)
         layout, device = arena.layout, arena.pages.device
         if (layout.num_layers, layout.num_kv_heads, layout.head_dim) != (
@@ -122,7 +129,7 @@ class FlashInferAttention(AttentionBackend):
         ):
             raise ValueError("the arena is laid out for other layers or heads than the model's")
         if layout.dtype not in (dtype, *FP8):
-            raise ValueError(f"KV of {layout.dtype} for queries of {dtype}")
+            raise ValueError(f"KV of {layout.dtype} does not go with queries of {dtype}")
         self._flashinfer = flashinfer
         self._config = config
         self._dtype = dtype
@@ -131,7 +138,7 @@ class FlashInferAttention(AttentionBackend):
         self._soft_cap = soft_cap
         self._device = device
         self._bounds = Bounds(arena.num_pages, layout.block_size, config.max_position_embeddings)
-        # [num_layers] of K and V, [num_pages, num_kv_heads, block_size, head_dim] each, of the same strides
+        # [num_layers] of K and V, each [num_pages, num_kv_heads, block_size, head_dim], of the same strides
         self._layers = [arena.kv_layer(layer).unbind(1) for layer in range(layout.num_layers)]
         self._workspace = torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._windows = sorted(set(config.sliding_windows), key=lambda window: window or 0)
@@ -145,7 +152,7 @@ class FlashInferAttention(AttentionBackend):
         self._num_plans = 0
 
     def _decode_wrapper(self, **buffers: Tensor) -> Wrapper:
-        # With tensor cores, whatever the number of query heads to a KV head: without, few numbers have a kernel.
+        # Tensor cores have a kernel for any number of query heads per KV head; without them, few numbers have one.
         return self._flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             LAYOUT,
@@ -156,8 +163,8 @@ class FlashInferAttention(AttentionBackend):
         )
 
     def warm_up(self) -> None:
-        """Compiles what the largest step, which is tried at the start, does not use: else the first rows that share a
-        prefix would wait for it, a minute, and all others with them."""
+        """Compiles the kernels that the largest step, which is tried at the start, does not use. Otherwise the first
+        rows that share a prefix, and all other rows, would wait a minute for the compiler."""
         if self._least_shared is not None:
             num_heads, _, head_dim, _ = self._shape
             y = torch.zeros(2, 1, num_heads, head_dim, dtype=self._dtype, device=self._device)
@@ -165,9 +172,9 @@ class FlashInferAttention(AttentionBackend):
             self._flashinfer.merge_state_in_place(y[0], sums[0], y[1], sums[1])
 
     def plan(self, rows: PagedRows) -> FlashInferMetadata:
-        """Raises ValueError for rows that reach beyond their tables, the arena or the rope table."""
+        """Raises ValueError for rows that reach beyond their block tables, the arena or the rope table."""
         self._check(rows)
-        # Decode rows come first in the tables, whatever the order of the batch, of these the ones that share a prefix.
+        # In any order of the batch, the tables begin with the decode rows, and these with the rows that share a prefix.
         order = sorted(range(len(rows.query_lens)), key=lambda row: rows.query_lens[row] > 1)
         num_decode = sum(length == 1 for length in rows.query_lens)
         table = self._table(rows, order)
@@ -191,17 +198,17 @@ class FlashInferAttention(AttentionBackend):
         return FlashInferMetadata(self._num_plans, new, parts)
 
     def _find_shared(self, table: PageTable, num_rows: int) -> list[SharedPrefix]:
-        """Of the first rows, which compute one token each."""
+        """The prefixes that the first rows share. These rows compute one token each."""
         if self._least_shared is None or num_rows < 2:
             return []
         return find_shared_prefixes(table.indptr[: num_rows + 1], table.indices, self._least_shared)
 
     def _places(self, rows: PagedRows, order: Sequence[int], num_decode: int) -> Sequence[Tensor | None]:
-        """Of decode and of prefill tokens in the batch; None where they are all of it, in order."""
+        """The places of the decode and of the prefill tokens; None where they are the whole batch in order."""
         at = _tokens_of(rows, order)
         if 0 < num_decode < len(order):
             return self._send(at[:num_decode], at[num_decode:])
-        is_in_order = (at == np.arange(len(at))).all()  # prefill alone always is
+        is_in_order = (at == np.arange(len(at))).all()  # always true for prefill alone
         return None if is_in_order else self._send(at)[0], None
 
     def _check(self, rows: PagedRows) -> None:
@@ -211,8 +218,9 @@ class FlashInferAttention(AttentionBackend):
         self._bounds.check(query_lens, seq_lens, tables, table_lens)
 
     def plan_fixed(self, num_rows: int, num_pages: int) -> FixedDecode:
-        """What a CUDA graph is captured with: buffers for steps of exactly `num_rows` decode rows whose sequences lie
-        in up to `num_pages` pages together. `refill` comes before the first use and decides what a replay computes."""
+        """Makes the buffers that a CUDA graph is captured with, for steps of exactly `num_rows` decode rows whose
+        sequences lie in up to `num_pages` pages together. `refill` comes before the first use, and sets the step that a
+        replay computes."""
         indptr, indices, last_page_len, rows, positions = (
             torch.zeros(size, dtype=torch.int32, device=self._device)
             for size in (num_rows + 1, num_pages, num_rows, num_rows, num_rows)
@@ -228,16 +236,20 @@ class FlashInferAttention(AttentionBackend):
         return FixedDecode(num_rows, NewTokens(rows, positions, PageTable(indptr, indices, last_page_len)), wrappers)
 
     def _make_room(self, wrapper: Wrapper, num_rows: int) -> None:
-        """In a graph there is a partial result of every row, however short it is. Wrappers made before keep theirs."""
+        """Enlarges the workspace: in a graph, every row has a partial result, however short the row is. Wrappers made
+        earlier keep theirs."""
         indptr, ones = torch.arange(num_rows + 1, dtype=torch.int32), torch.ones(num_rows, dtype=torch.int32)
         num_bytes, _ = wrapper.workspace_size(indptr, ones, ones, *self._shape, **self._options(None))
         if num_bytes > len(self._workspace):
             self._workspace = torch.zeros(num_bytes, dtype=torch.uint8, device=self._device)
 
     def refill(self, fixed: FixedDecode, rows: PagedRows) -> bool:
-        """Writes a step into the buffers of `plan_fixed`, in the order of the stream. Rows that only fill up have a
-        page that nobody reads. Returns False, and changes nothing, for a step that they do not hold: other than
-        num_rows rows, more than one token of a row, more pages, or prefixes that are better read once for all."""
+        """Writes a step into the buffers of `plan_fixed`, in the order of the stream. Rows of padding have a page that
+        is never read.
+
+        Returns False, and changes nothing, for a step that does not fit: another number of rows than num_rows, a row of
+        several tokens, too many pages, or prefixes that are better read once for all rows.
+        """
         self._check(rows)
         table = self._table(rows, range(len(rows.query_lens)))
         is_held = len(table.indices) <= len(fixed.new.table.indices)
@@ -248,12 +260,12 @@ class FlashInferAttention(AttentionBackend):
         _, positions = _new_tokens(rows, range(len(rows.query_lens)))
         on_device, indices = self._send(positions, table.indices)
         fixed.new.positions.copy_(on_device)
-        # The wrappers write the tables into the buffers that they share with `new`.
+        # The wrappers share their buffers with `new`, and write the tables into them.
         self._plan_decode(fixed.wrappers, _on_host(table, indices))
         return True
 
     def _table(self, rows: PagedRows, order: Sequence[int]) -> PageTable:
-        """Of the host. Pages behind a row's sequence are left out."""
+        """The table of the rows in this order, on the host. Pages beyond a row's sequence are left out."""
         block_size = self._layout.block_size
         seq_lens = np.array([rows.seq_lens[row] for row in order], dtype=np.int32)
         num_pages = -(-seq_lens // block_size)
@@ -267,7 +279,7 @@ class FlashInferAttention(AttentionBackend):
     def _plan_decode(
         self, wrappers: Mapping[Window, Wrapper], table: PageTable, shared: Sequence[SharedPrefix] = ()
     ) -> Prefixes | None:
-        """shared: what the first rows of the table share, in its order."""
+        """shared: the prefixes of the first rows of the table, in its order."""
         rest = self._without(shared, table) if shared else table
         for window, wrapper in wrappers.items():
             left = rest if window is None else table
@@ -275,7 +287,7 @@ class FlashInferAttention(AttentionBackend):
         return self._plan_prefixes(shared, table) if shared else None
 
     def _without(self, shared: Sequence[SharedPrefix], table: PageTable) -> PageTable:
-        """What is left of each row."""
+        """The table without the pages of the shared prefixes."""
         counts = np.diff(table.indptr.numpy())
         skipped = np.zeros_like(counts)
         sizes, lengths = zip(*((len(prefix.rows), prefix.num_pages) for prefix in shared), strict=True)
@@ -288,7 +300,7 @@ class FlashInferAttention(AttentionBackend):
     def _plan_prefixes(self, shared: Sequence[SharedPrefix], table: PageTable) -> Prefixes:
         sizes, num_pages = [len(prefix.rows) for prefix in shared], [prefix.num_pages for prefix in shared]
         indptr = table.indptr.tolist()
-        firsts = [indptr[row] for row in accumulate([0, *sizes[:-1]])]  # of each group, where its first row's pages are
+        firsts = [indptr[row] for row in accumulate([0, *sizes[:-1]])]  # where the pages of each group's first row are
         pages = [table.indices[first : first + count] for first, count in zip(firsts, num_pages, strict=True)]
         self._prefixes.plan(
             torch.tensor([0, *accumulate(sizes)], dtype=torch.int32),
@@ -296,7 +308,7 @@ class FlashInferAttention(AttentionBackend):
             torch.cat(pages),
             torch.full((len(shared),), self._layout.block_size, dtype=torch.int32),
             *self._shape,
-            causal=False,  # all of it is before every query
+            causal=False,  # the whole prefix is before every query
             **self._options(None),
         )
         return Prefixes(sum(sizes), self._prefixes)
@@ -320,7 +332,7 @@ class FlashInferAttention(AttentionBackend):
 
     def _options(self, window: Window) -> dict[str, Any]:
         return {
-            "window_left": -1 if window is None else window - 1,  # tokens before a token, itself not counted
+            "window_left": -1 if window is None else window - 1,  # tokens before a token, without the token itself
             "logits_soft_cap": self._soft_cap,
             "q_data_type": self._dtype,
             "kv_data_type": self._layout.dtype,
@@ -334,7 +346,7 @@ class FlashInferAttention(AttentionBackend):
         if not isinstance(metadata, FlashInferMetadata | FixedDecode):
             raise TypeError(f"metadata of another backend: {type(metadata).__name__}")
         if isinstance(metadata, FlashInferMetadata) and metadata.plan != self._num_plans:
-            raise RuntimeError("another step was planned meanwhile")
+            raise RuntimeError("another step was planned since this one: the wrappers hold only the last plan")
         kv, new = self._layers[layer], metadata.new
         self._flashinfer.append_paged_kv_cache(
             self._stored(k),
@@ -367,7 +379,7 @@ class FlashInferAttention(AttentionBackend):
         return y
 
     def _stored(self, x: Tensor) -> Tensor:
-        """As the arena has it. What is too large for 8 bits is the largest, where a cast would make it NaN or inf."""
+        """x in the arena's dtype. A value beyond 8 bits becomes the largest one; a cast would make it NaN or inf."""
         dtype = self._layout.dtype
         if x.dtype == dtype:
             return x
@@ -376,17 +388,17 @@ class FlashInferAttention(AttentionBackend):
 
 
 def check_shape(config: ModelConfig, dtype: torch.dtype) -> None:
-    """Raises ValueError for what FlashInfer has no kernel for."""
+    """Raises ValueError for a model or dtype that FlashInfer has no kernel for."""
     if dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"it computes in bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}")
+        raise ValueError(f"dtype: {str(dtype).removeprefix('torch.')} is neither bfloat16 nor float16")
     if config.head_dim not in HEAD_DIMS:
-        raise ValueError(f"heads of {config.head_dim}; it has kernels for {', '.join(map(str, HEAD_DIMS))}")
+        raise ValueError(f"head_dim: {config.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}")
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"{config.num_heads} query heads do not share {config.num_kv_heads} KV heads evenly")
 
 
 def _new_tokens(rows: PagedRows, order: Sequence[int]) -> tuple[Array, Array]:
-    """Row in the table and position of each token of the batch."""
+    """The row in the table and the position of each token of the batch."""
     place = {row: place for place, row in enumerate(order)}
     lengths = np.array(rows.query_lens, dtype=np.int32)
     table_rows = np.array([place[row] for row in range(len(lengths))], dtype=np.int32)
@@ -395,26 +407,26 @@ def _new_tokens(rows: PagedRows, order: Sequence[int]) -> tuple[Array, Array]:
 
 
 def _tokens_of(rows: PagedRows, order: Sequence[int]) -> Array:
-    """The places in the batch of the tokens of the rows in this order: [num_tokens] int64."""
+    """The places in the batch of the rows' tokens, the rows in this order: [num_tokens] int64."""
     starts = [0, *accumulate(rows.query_lens)]
     return np.concatenate([np.arange(starts[row], starts[row] + rows.query_lens[row]) for row in order])
 
 
 def _with_first(order: Sequence[int], places: Sequence[int]) -> list[int]:
-    """What is at these places of the order comes first."""
+    """The order with the rows at these places first."""
     are_first = set(places)
     return [order[place] for place in places] + [row for place, row in enumerate(order) if place not in are_first]
 
 
 def _least_shared_pages(layout: KVLayout, windows: Sequence[Window]) -> int | None:
-    """How many blocks shared prefixes must save; None where no layer could. Only layers without a window read all of
-    a sequence, and they save for all."""
+    """The number of blocks that shared prefixes must save; None where no layer can save any. Only layers without a
+    window read a whole sequence, and they have to save for all layers."""
     num_whole = sum(window is None for window in windows)
     return -(-WORTHWHILE_BYTES * len(windows) // (num_whole * layout.layer_bytes)) if num_whole else None
 
 
 def _rows_of(table: PageTable, on_device: PageTable, first: int, last: int) -> PageTable:
-    """Some rows of a table: the pages on the device, the rest on the host, from where FlashInfer plans."""
+    """Rows [first, last) of a table: the pages on the device, the rest on the host, where FlashInfer plans."""
     start, end = int(table.indptr[first]), int(table.indptr[last])
     part = PageTable(table.indptr[first : last + 1] - start, table.indices, table.last_page_len[first:last])
     return _on_host(part, on_device.indices[start:end])

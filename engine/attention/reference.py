@@ -1,6 +1,6 @@
-"""ReferenceAttention: paged attention in plain torch, one row after another. The oracle of every faster backend.
+"""ReferenceAttention: paged attention in plain torch, row by row. Tests compare every faster backend with it.
 
-Inside a layer's slab K and V stand as [2, num_kv_heads, block_size, head_dim]. Scores and sums are float32.
+Inside a layer's slab, K and V are stored as [2, num_kv_heads, block_size, head_dim]. Scores and sums are float32.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from torch import Tensor
 from ..memory.arena import Arena
 from .base import AttentionBackend, AttentionMetadata, PagedRows
 
-MAX_QUERIES = 256  # attended at once: bounds the scores of a long prompt to num_heads * 256 * seq_len floats
+MAX_QUERIES = 256  # computed at once: the scores of a long prompt take at most num_heads * 256 * seq_len floats
 
 
 @dataclass(frozen=True, slots=True)
 class KVSlots:
-    """Places of tokens in the arena."""
+    """The places of tokens in the arena."""
 
     pages: Tensor  # [num_tokens] int64
     offsets: Tensor  # [num_tokens] int64, inside the page
@@ -28,12 +28,12 @@ class KVSlots:
 
 @dataclass(frozen=True, slots=True)
 class QueryRun:
-    """Neighbouring queries of one row, and what they see together."""
+    """Neighbouring queries of one row, and the tokens that they see together."""
 
     start: int  # first token in the batch
     end: int  # one past the last
-    context: KVSlots  # of the sequence from its first token to the last query
-    mask: Tensor | None  # [num_queries, context] True: sees; None for a single query, which sees everything
+    context: KVSlots  # of the sequence's tokens, from the first to the last query's
+    mask: Tensor | None  # [num_queries, context] True where a query sees a token; None: the one query sees every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ReferenceMetadata(AttentionMetadata):
 
 class ReferenceAttention(AttentionBackend):
     def __init__(self, arena: Arena, num_heads: int, scale: float) -> None:
-        """scale: of the scores, usually head_dim ** -0.5."""
+        """scale: the factor of the scores, usually head_dim ** -0.5."""
         layout = arena.layout
         self._block_size = layout.block_size
         self._num_heads = num_heads
@@ -78,7 +78,7 @@ class ReferenceAttention(AttentionBackend):
         return y
 
     def _attend(self, q: Tensor, kv: Tensor, part: QueryRun, window: int | None) -> Tensor:
-        """q: [num_queries, num_heads, head_dim], kv: the layer. Returns [num_queries, num_heads * head_dim] float32."""
+        """q: [num_queries, num_heads, head_dim]. Returns [num_queries, num_heads * head_dim] float32."""
         context, mask = _within(part, window)
         keys, values = kv[context.pages, :, :, context.offsets].float().unbind(1)  # [context, num_kv_heads, head_dim]
         num_queries, num_heads, head_dim = q.shape
@@ -97,10 +97,12 @@ class ReferenceAttention(AttentionBackend):
 
 
 def _weigh_seen(weights: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-    """The product query by query over what each sees: a weight of 0 does not take away what is not finite.
+    """The product, query by query, over the tokens that each sees: a weight of 0 does not remove a value like NaN.
 
-    weights: [num_kv_heads, group, num_queries, context], mask: [num_queries, context], values: [context, num_kv_heads,
-    head_dim]. Returns [num_kv_heads, group, num_queries, head_dim].
+    weights: [num_kv_heads, group, num_queries, context].
+    mask: [num_queries, context].
+    values: [context, num_kv_heads, head_dim].
+    Returns [num_kv_heads, group, num_queries, head_dim].
     """
     per_head = values.transpose(0, 1)[:, None]  # [num_kv_heads, 1, context, head_dim]
     products = [
@@ -127,7 +129,7 @@ def _causal_mask(num_queries: int, context: int) -> Tensor | None:
 
 
 def _within(part: QueryRun, window: int | None) -> tuple[KVSlots, Tensor | None]:
-    """What the queries see through the window: the context without what is before the first query's window."""
+    """The context without the tokens before the first query's window, and the mask of the rest."""
     context = len(part.context.pages)
     num_queries = part.end - part.start
     if window is None or context <= window:

@@ -1,6 +1,6 @@
-"""SharedPrefix: rows of a step whose sequences begin with the same KV blocks, found from their block tables.
+"""SharedPrefix: rows of a step whose sequences begin with the same KV blocks, found by their block tables.
 
-Rows are compared by pages alone: no page is ever of two adapters or two salts.
+Comparing pages is enough: a page never belongs to two adapters or two salts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,16 @@ from .base import Array
 @dataclass(frozen=True, slots=True)
 class SharedPrefix:
     rows: Sequence[int]  # two or more
-    num_pages: int  # which all of them begin with
+    num_pages: int  # the pages that every row begins with
 
 
 def find_shared_prefixes(indptr: Array, indices: Array, least_saved: int) -> list[SharedPrefix]:
-    """indptr: [num_rows + 1] where each row's pages begin in indices. A row's last page is never shared: its newest
-    token is in it. Returns none where reading each prefix once saves fewer than `least_saved` pages of all that the
-    rows read one by one."""
+    """Finds groups of rows that share a prefix. A row's last page, which holds its newest token, is never shared.
+
+    indptr: [num_rows + 1] where each row's pages begin in indices.
+    indices: the pages of all rows.
+    least_saved: reading each prefix once has to save this many page reads; otherwise nothing is returned.
+    """
     lengths = np.diff(indptr) - 1
     _, family, sizes = np.unique(indices[indptr[:-1]], return_inverse=True, return_counts=True)
     candidates = np.flatnonzero((sizes[family] > 1) & (lengths > 0))
@@ -30,9 +33,7 @@ def find_shared_prefixes(indptr: Array, indices: Array, least_saved: int) -> lis
     order = sorted(range(len(tables)), key=[table.tobytes() for table in tables].__getitem__)
     tables = tables[order]
     is_same = (tables[1:] == tables[:-1]) & (tables[1:] >= 0)
-    shared = np.logical_and.accumulate(is_same, axis=1).sum(
-        1
-    )  # [i] pages that row i + 1 of the order shares with row i
+    shared = np.logical_and.accumulate(is_same, axis=1).sum(1)  # [i] pages shared by rows i and i + 1 of the order
     found = [
         SharedPrefix([int(candidates[order[row]]) for row in range(first, last)], num_pages)
         for first, last, num_pages in _best_cuts(shared)
@@ -42,15 +43,18 @@ def find_shared_prefixes(indptr: Array, indices: Array, least_saved: int) -> lis
 
 
 def _padded(starts: Array, lengths: Array, indices: Array) -> Array:
-    """[num_rows, longest], -1 behind a row's end."""
+    """The rows as a matrix: [num_rows, longest], -1 beyond a row's end."""
     places = np.arange(lengths.max())
     tables = indices.take(starts[:, None] + places, mode="clip")
     return np.where(places < lengths[:, None], tables, np.int32(-1))
 
 
 def _best_cuts(shared: Array) -> Iterator[tuple[int, int, int]]:
-    """first, last, pages of each group of ordered rows. Rows that share anything are cut at the one depth that saves
-    the most: a row that shares a page with many others does not keep them from sharing hundreds."""
+    """Yields (first row, last row, pages) of each group of ordered rows.
+
+    Rows that share any page are cut at the one depth that saves most: a row that shares one page with many others does
+    not keep these from sharing hundreds.
+    """
     for first, last in _runs(shared > 0):
         depths, counts = np.unique(shared[first:last], return_counts=True)
         num_deeper = counts[::-1].cumsum()[::-1]
@@ -60,6 +64,6 @@ def _best_cuts(shared: Array) -> Iterator[tuple[int, int, int]]:
 
 
 def _runs(is_in: Array) -> list[tuple[int, int]]:
-    """first, last of each stretch of true values."""
+    """(first, last) of each run of true values."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], is_in, [False]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

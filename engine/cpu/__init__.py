@@ -1,4 +1,4 @@
-"""Computes a step on the CPU with the native kernels; looks like `cuda/`.
+"""The computation of a step on the CPU, with the native kernels; the counterpart of `cuda/`.
 
-Owns the model on our kernels. Must not know how requests are scheduled.
+It owns the model on our kernels. It must not know how requests are scheduled.
 """

@@ -1,4 +1,4 @@
-"""The CPU backend: our native kernels for linears, attention, LoRA and sampling, in one model."""
+"""The CPU backend: one model on our native kernels for linears, attention, LoRA and sampling."""
 
 import torch
 
@@ -21,7 +21,7 @@ from .picker import CpuPicker
 
 
 def kernels_of(name: str) -> Kernels | None:
-    """The native kernels of a backend, None where there is no build. Raises EngineStartError where they may not run."""
+    """The native kernels of a backend; None: no build is installed. Raises EngineStartError where they may not run."""
     if name not in INSTRUCTION_SETS:
         return load_kernels()
     try:
@@ -33,13 +33,13 @@ def kernels_of(name: str) -> Kernels | None:
 def find_obstacle(
     kernels: Kernels | None, config: ModelConfig, dtype: torch.dtype, block_size: int, num_shards: int
 ) -> str | None:
-    """Says why the native kernels cannot compute a model; None when they can."""
+    """The reason why the native kernels cannot compute a model; None: they can."""
     if kernels is None:
         return "they were not built from these sources; install blora again, with a C++ compiler"
     if dtype not in DTYPES:
         return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
     if num_shards > 1:
-        return f"they compute all layers in one call, and {num_shards} shards have to add up what each layer gives"
+        return f"they compute all layers in one call, and {num_shards} shards have to add up the results of each layer"
     try:
         check_shape(config, block_size)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""CpuCausalLM: the decoder on the native kernels, all layers in one call. Same order as `model/decoder.py`.
+"""CpuCausalLM: the decoder on the native kernels, all layers in one call, in the order of `model/decoder.py`.
 
-Takes the weights over: matrices are packed in place, one copy of each, and cannot be read as matrices afterwards.
+The class takes the weights over. It packs the matrices in place, so each exists once; afterwards they cannot be read as
+matrices.
 """
 
 import torch
@@ -22,13 +23,13 @@ class CpuCausalLM:
     def __init__(self, kernels: Kernels, config: ModelConfig, tensors: ModelTensors, attention: CpuAttention) -> None:
         self._kernels = kernels
         self._config = config
-        self.vocab_size = config.vocab_size  # of the base model
+        self.vocab_size = config.vocab_size  # the base model's
         self._weights = tensors  # kept alive: the layers hold addresses
         self._attention = attention
         self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
         self._norm = tensors.norm
         self._head = kernels.pack_linear(tensors.lm_head, site=head_site(config.num_layers))
-        # A tied table is the packed head itself.
+        # None: the embedding is tied to the head, and its rows are unpacked from the packed head.
         self._embedding = None if tensors.embedding is tensors.lm_head else tensors.embedding
 
     def _layer(self, layer: int) -> DecoderLayer:
@@ -65,8 +66,12 @@ class CpuCausalLM:
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
-        where an adapter has added tokens: of other rows nothing stands there."""
+        """Projects hidden states to logits.
+
+        hidden: [n, hidden], rows that `forward` returned.
+        lora: the adapters of these rows.
+        Returns [n, vocab] float32, wider where an adapter adds tokens. The further columns of other rows are undefined.
+        """
         if not isinstance(lora, CpuLoRAMetadata | None):
             raise TypeError(f"metadata of another backend: {type(lora).__name__}")
         width = self.vocab_size if lora is None else max(self.vocab_size, lora.vocab_size)
@@ -83,7 +88,7 @@ class CpuCausalLM:
             y.copy_(F.embedding(token_ids, self._embedding))
 
     def _allocate(self, num_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-        """hidden, normed, qkv, attended, gate_up and gated, the same memory for every layer."""
+        """Allocates hidden, normed, qkv, attended, gate_up and gated, which all layers share."""
         config, like = self._config, self._norm
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         is_gated_at_once = config.intermediate_size % PANEL == 0

@@ -1,4 +1,4 @@
-"""CpuPicker: the passes over whole rows of logits on the native kernels."""
+"""CpuPicker: the passes over whole rows of logits, on the native kernels."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What only a GPU needs: its device, copies beside the step, what the arena may fill, graphs. Imports without one.
+"""The computation of a step on a GPU: device, copies beside the step, size of the arena, graphs. Imports without a GPU.
 
-Owns the only way to a GPU and to FlashInfer. Must not know how requests are scheduled.
+It owns the only way to a GPU and to FlashInfer. It must not know how requests are scheduled.
 """

@@ -1,4 +1,4 @@
-"""The CUDA backend: FlashInfer's attention, norms and sampling, and our LoRA kernels in Triton, in one model."""
+"""The CUDA backend: one model on FlashInfer's attention, norms and sampling, and our LoRA kernels in Triton."""
 
 import logging
 from functools import partial
@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def choose_cuda(config: ModelConfig, dtype: torch.dtype, index: int = 0) -> BackendChoice:
-    """shard: of those that share a model, each on the GPU of its number. Raises EngineStartError where there is no GPU,
-    a package is missing or the model is not for these kernels."""
+    """Chooses the backend on one GPU.
+
+    shard: the number of this process among those that share a model, and of its GPU.
+    Raises EngineStartError if there is no such GPU, a package is missing, or the kernels cannot compute the model.
+    """
     try:
         check_shape(config, dtype)
     except ValueError as error:
@@ -42,7 +45,7 @@ def choose_cuda(config: ModelConfig, dtype: torch.dtype, index: int = 0) -> Back
 
 
 def open_device(index: int = 0) -> Device:
-    """Raises EngineStartError where there is no such GPU."""
+    """Raises EngineStartError if there is no such GPU."""
     return CudaDevice(index)
 
 

@@ -1,13 +1,13 @@
-"""Adapter pages to the GPU beside the step: staged in pinned memory, copied on their own stream, ordered by events.
+"""Copies of adapter pages to the GPU beside the step: staged in pinned memory, on their own stream, ordered by events.
 
-Images are sealed memory of another process, or of anybody; a GPU copies beside its kernels from pinned memory only.
-They are staged and not registered where they are, because
-- registering pins all idle adapters, without bound; the ring pins two steps' worth;
-- it takes 60 ms per GB of memory that is there already and up to a second of fresh memory (CuPy issue 3450,
+Images are sealed memory, usually of another process, and a GPU copies beside its kernels from pinned memory only. The
+images are staged, not registered in place, because
+- registering would pin all idle adapters, without bound; the staging ring pins the pages of two steps;
+- registering takes 60 ms per GB of present memory and up to a second per GB of fresh memory (CuPy issue 3450,
   stark-backend pull request 384), in the engine's thread, for adapters that may never be used;
-- a private mapping that is pinned for writing is copied first, and of a sealed one no other can be written;
-- an image may go as soon as it is staged: nothing of it has to be kept until an event.
-It costs a copy on the host, which runs while the GPU computes the step and counts in the step's budget of copies.
+- sealed memory can be mapped for writing only privately, and pinning such a mapping for writing copies it first;
+- an image may be dropped as soon as it is staged: nothing has to be kept until an event.
+Staging costs a copy on the host, which runs while the GPU computes the step and counts in the step's copy budget.
 """
 
 from collections.abc import Sequence, Set
@@ -24,30 +24,33 @@ from ..step.device import Device, Event
 
 
 class PageCopier:
-    """Copies page images into pages of the arena, on a stream of its own. A page is written after what used it before:
-    `note_step` says up to where that is; and used after it was written: `order` sees to it."""
+    """Copies page images into pages of the arena, on a stream of its own.
+
+    A page is written only after its earlier users have run; `note_step` marks the last of them. A page is used only
+    after it was written; `order` makes the step wait.
+    """
 
     def __init__(self, device: Device, page_bytes: int, pages_per_step: int) -> None:
-        """pages_per_step: copied at most; staging memory is for two steps."""
+        """pages_per_step: the most pages that a step copies. Staging memory holds the pages of two steps."""
         self._device = device
         self._stream = device.new_stream()
         self._staging = device.pinned(2 * pages_per_step, page_bytes)
-        self._free_after: list[Event | None] = [None] * len(self._staging)  # of each place there
-        self._next = 0  # place in staging memory
-        self._arriving: dict[int, Event] = {}  # page -> the event behind its copy, unless known to be done
+        self._free_after: list[Event | None] = [None] * len(self._staging)  # of each place in staging
+        self._next = 0  # place in staging
+        self._arriving: dict[int, Event] = {}  # page -> the event after its copy, unless that is known to be done
         self._used_before = device.compute.record()
 
     @property
     def staging(self) -> Tensor:
-        """[2 * pages_per_step, page_bytes] uint8, pinned."""
+        """The staging memory: [2 * pages_per_step, page_bytes] uint8, pinned."""
         return self._staging
 
     def note_step(self) -> None:
-        """Pages that are copied from now on were used by nothing that is launched later than this."""
+        """Marks this point of the step's stream: nothing launched after it uses the pages that are copied next."""
         self._used_before = self._device.compute.record()
 
     def order(self, page_ids: Set[int]) -> None:
-        """What is launched from now on may use these pages; it waits for their copies, and for no others."""
+        """Lets kernels launched after this call use these pages: the step waits for their copies, and for no others."""
         if not self._arriving:
             return
         self._arriving = {page: event for page, event in self._arriving.items() if not event.is_done()}
@@ -57,7 +60,10 @@ class PageCopier:
         self._arriving = {page: event for page, event in self._arriving.items() if id(event) not in waited}
 
     def copy(self, pages: Tensor, page_ids: Sequence[int], images: Tensor) -> None:
-        """images: [len(page_ids), page_bytes] uint8, which may change as soon as this returns."""
+        """Copies images into pages.
+
+        images: [len(page_ids), page_bytes] uint8; they may change as soon as the call returns.
+        """
         self._stream.wait(self._used_before)
         done = 0
         while done < len(page_ids):
@@ -69,7 +75,7 @@ class PageCopier:
             done += count
 
     def _copy_part(self, pages: Tensor, page_ids: Sequence[int], images: Tensor, first: int) -> None:
-        """Through neighbouring places of staging memory."""
+        """Copies through neighbouring places of staging, from `first` on."""
         last = first + len(page_ids)
         for event in {id(event): event for event in self._free_after[first:last] if event is not None}.values():
             event.synchronize()
@@ -83,13 +89,16 @@ class PageCopier:
 
 
 class CopiesBeside:
-    """Copies of a step are launched behind the kernels of its rows and run beside them; rows use them from the next
-    step on. In the step itself, all its rows would wait for them: it is one batch."""
+    """Launches the copies of a step after the kernels of its rows, and lets them run beside these.
+
+    Rows use the copied pages from the next step on. A step is one batch: in the step itself, all rows would wait for
+    the copies.
+    """
 
     is_beside = True
 
     def __init__(self, pool: DevicePool, device: Device, copier: PageCopier, shards: Shards = NO_SHARDS) -> None:
-        """copier: the pool's. shards: those that compute the step with this one."""
+        """copier: the pool's. shards: the other shards that compute the step."""
         self._pool, self._device, self._copier, self._shards = pool, device, copier, shards
         self._left: Sequence[PageCopy] = ()
         self._seconds = 0.0
@@ -104,18 +113,18 @@ class CopiesBeside:
         self._run_left()
         end = self._device.compute.record()
         self._shards.wait(end.is_done)
-        # Or nobody would know how long steps take that compute a part of a prompt; and what the host has planned with,
-        # in pinned memory of its own, may not change before it was read.
+        # The wait measures the time of steps that compute a part of a prompt. It also keeps the host from changing its
+        # plan, which lies in pinned memory, before the GPU has read it.
         if not is_waited_for:
             end.synchronize()
 
     def settle(self) -> None:
-        """An error of a kernel, such as an address outside memory, comes back from every call of the process from then
-        on: it is not the rows' and no row can be computed after it."""
+        """Raises EngineBroken after an error of a kernel, such as an address outside memory: every later call of the
+        process returns the same error. It is no error of the rows, and no row can be computed after it."""
         try:
             self._device.synchronize()
         except RuntimeError as error:
-            raise EngineBroken(f"the GPU computes nothing any more: {error}") from error
+            raise EngineBroken(f"the GPU cannot compute any more: {error}") from error
 
     def finish(self) -> float:
         self._run_left()
@@ -127,6 +136,6 @@ class CopiesBeside:
 
 
 def pages_of(step: PagedStep) -> set[int]:
-    """All that its rows read or write."""
+    """The pages that the rows of a step read or write."""
     tables = [row.block_table for row in step.rows]
     return set().union(*tables, *step.adapter_pages.values())

@@ -1,7 +1,7 @@
-"""CudaDevice: the one way to torch.cuda. Streams, events, graphs and memory of one GPU; no other file names torch.cuda.
+"""CudaDevice: streams, events, graphs and memory of one GPU. No other file names torch.cuda.
 
-So all ordering can be watched: tests put a device in its place that records what is launched, recorded and waited for,
-and runs on a machine without a GPU.
+This makes all ordering observable: tests replace the device with one that records every launch, event and wait, and
+that runs on a machine without a GPU.
 """
 
 import gc
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import EngineStartError
 from ..step.device import Array, DeviceMemory, Event, Graph, Result, Stream
 
-LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and what our kernels are compiled and measured for
+LEAST_CAPABILITY = (8, 0)  # Ampere: the first with bfloat16; our kernels are compiled and measured for it and later
 
 
 class CudaEvent:
@@ -34,13 +34,13 @@ class CudaStream:
         self.stream = stream
 
     def record(self) -> CudaEvent:
-        event = torch.cuda.Event()  # without timing, which would make waiting slower
+        event = torch.cuda.Event()  # without timing: timing would make waiting slower
         event.record(self.stream)
         return CudaEvent(event)
 
     def wait(self, event: Event) -> None:
         if not isinstance(event, CudaEvent):
-            raise TypeError(f"an event of another device: {type(event).__name__}")
+            raise TypeError(f"event: {type(event).__name__} belongs to another kind of device")
         self.stream.wait_event(event.event)
 
 
@@ -57,19 +57,19 @@ def has_gpu() -> bool:
 
 
 class CudaDevice:
-    """Has never run: there was no GPU where it was written."""
+    """The device of a real GPU. It has not run yet: it was written on a machine without a GPU."""
 
     def __init__(self, index: int = 0) -> None:
-        """Raises EngineStartError where there is no such GPU, or an old one."""
+        """Raises EngineStartError if there is no such GPU, or if it is too old."""
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise EngineStartError(f"backend: torch {torch.__version__} finds no GPU of number {index}")
+            raise EngineStartError(f"backend: torch {torch.__version__} finds no GPU {index}")
         if torch.cuda.get_device_capability(index) < LEAST_CAPABILITY:
             name = torch.cuda.get_device_name(index)
             raise EngineStartError("backend: {} is older than compute capability {}.{}".format(name, *LEAST_CAPABILITY))
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
         self.compute: Stream = CudaStream(torch.cuda.current_stream())
-        self._capture_stream = torch.cuda.Stream()  # the same for all: graphs that share memory must share it, too
+        self._capture_stream = torch.cuda.Stream()  # graphs that share memory have to share their stream
 
     def new_stream(self) -> CudaStream:
         return CudaStream(torch.cuda.Stream())
@@ -77,7 +77,7 @@ class CudaDevice:
     @contextmanager
     def use(self, stream: Stream) -> Iterator[None]:
         if not isinstance(stream, CudaStream):
-            raise TypeError(f"a stream of another device: {type(stream).__name__}")
+            raise TypeError(f"stream: {type(stream).__name__} belongs to another kind of device")
         with torch.cuda.stream(stream.stream):
             yield
 
@@ -88,17 +88,17 @@ class CudaDevice:
         target.copy_(source, non_blocking=True)
 
     def send(self, *parts: Array) -> Sequence[Tensor]:
-        # The caching allocator of pinned memory gives none out again before the copies from it have run.
+        # The caching allocator reuses pinned memory only after the copies from it have run.
         return [
             torch.from_numpy(part).pin_memory().to(self.torch_device, non_blocking=True) for part in map(_owned, parts)
         ]
 
     def capture(self, run: Callable[[], Result], beside: Graph | None = None) -> tuple[CudaGraph, Result]:
         if beside is not None and not isinstance(beside, CudaGraph):
-            raise TypeError(f"a graph of another device: {type(beside).__name__}")
+            raise TypeError(f"beside: {type(beside).__name__} belongs to another kind of device")
         self.synchronize()
         with torch.cuda.stream(self._capture_stream):
-            run()  # Triton compiles, cuBLAS makes its workspace: neither can be captured
+            run()  # Triton compiles and cuBLAS allocates its workspace: neither can be captured
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
         memory = None if beside is None else beside.graph.pool()
@@ -111,15 +111,15 @@ class CudaDevice:
 
     def memory(self) -> DeviceMemory:
         self.synchronize()
-        gc.collect()  # what is dropped and still hangs in a cycle
+        gc.collect()  # frees dropped tensors that are still part of a cycle
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return DeviceMemory(free, total)
 
     def measure_peak(self, run: Callable[[], object]) -> int:
-        self.memory()  # gives back what is only cached
+        self.memory()  # returns cached memory to the driver
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_reserved()  # what torch took from the driver, which is more than tensors fill
+        before = torch.cuda.memory_reserved()  # all memory that torch took from the driver, more than its tensors fill
         run()
         self.synchronize()
         return int(torch.cuda.max_memory_reserved()) - before

@@ -1,12 +1,12 @@
-"""DecodeGraphs: steps of decode rows as CUDA graphs, one for each size; without, the host launches every kernel again.
+"""DecodeGraphs: CUDA graphs of steps of decode rows, one for each size. A graph replaces the launch of every kernel.
 
-A graph has the tensors it was captured with. A step is written into them: tokens, positions, the tables of attention,
-and what the LoRA kernels loop over, so that adapters of any shard come and go without another capture. A step that has
-fewer rows than its graph is filled up with rows that write and read one page that no request ever has. A step that no
-graph holds is left to whoever launches kernels one by one.
+A graph keeps the tensors that it was captured with. A step is written into them: its tokens, its positions, the tables
+of attention, and the lists that the LoRA kernels loop over, so that adapters of any shard come and go without another
+capture. A step with fewer rows than its graph is padded with rows that write and read one page, which no request ever
+gets. A step that fits no graph is left to the caller, who launches its kernels one by one.
 
-A graph ends with the hidden states. What it returns has memory of its own, which no other graph may use: with logits,
-which are as wide as the vocabulary, that would be gigabytes for all sizes together.
+A graph ends with the hidden states. Its result has memory of its own, which no other graph may use; logits, as wide as
+the vocabulary, would take gigabytes for all sizes together.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,28 +28,28 @@ from ..step.backend import Backend
 from ..step.device import Device, Graph
 from ..step.inputs import segments_of
 
-# Of a LoRA kernel in a graph: so many programs share the work of the step, and end at once where there is none. As many
-# as run at a time on the largest GPU: 132 multiprocessors (H100), 8 on each.
+# The programs of a LoRA kernel in a graph. They share the work of the step; a program without work ends at once. The
+# largest GPU runs as many at a time: 8 on each of 132 multiprocessors (H100).
 NUM_PROGRAMS = 1056
-MAX_RANK_GROUPS = 8  # of 16 shards, of a graph's scratch where all its rows have adapters
+MAX_RANK_GROUPS = 8  # groups of 16 shards that a graph's scratch holds if all its rows have adapters
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
     graph: Graph
     hidden: Tensor  # [size, hidden_size], written by each replay
-    lora: TritonMetadata | None = None  # what its LoRA kernels read; None where it launches none
+    lora: TritonMetadata | None = None  # the input of its LoRA kernels; None: it launches none
 
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """All of one number of rows."""
+    """The graphs of one number of rows, and their buffers."""
 
     token_ids: Tensor  # [size] int64
     positions: Tensor  # [size] int64
     attention: FixedDecode
     without_lora: Captured  # for a step of base rows
-    with_lora: Mapping[int, Captured]  # by the rows of a strip, of which a weight is read once for all
+    with_lora: Mapping[int, Captured]  # by the rows of a strip, which share one read of each weight
 
     @property
     def num_rows(self) -> int:
@@ -58,14 +58,17 @@ class Sized:
 
 class DecodeGraphs:
     def __init__(self, device: Device, backend: Backend, scratch_page: int, pages_per_row: int, max_pages: int) -> None:
-        """backend: of FlashInfer and Triton. scratch_page: of the arena, no request's. pages_per_row: of the longest
-        sequence. max_pages: of all rows of a step together; one that has more is not held."""
+        """backend: FlashInfer's and Triton's.
+        scratch_page: a page of the arena that no request gets.
+        pages_per_row: the pages of the longest sequence.
+        max_pages: the most pages of all rows of a step together; a step with more fits no graph.
+        """
         self._device, self._backend = device, backend
         self._attention, self._lora = _own(backend)
         self._scratch_page = scratch_page
         self._pages_per_row, self._max_pages = pages_per_row, max_pages
         self._sized: dict[int, Sized] = {}
-        self._first: Graph | None = None  # whose memory all share
+        self._first: Graph | None = None  # all graphs share its memory
 
     @property
     def sizes(self) -> list[int]:
@@ -73,8 +76,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self, sizes: Iterable[int], progress: bool) -> None:
-        """Captures graphs of these sizes, the largest first, whose memory the others use again. progress: shows a bar
-        on stderr."""
+        """Captures graphs of these sizes, the largest first: the others reuse its memory.
+
+        progress: whether a bar is shown on stderr.
+        """
         descending = sorted(sizes, reverse=True)
         for size in tqdm(descending, desc="capturing graphs", unit=" sizes", disable=not progress):
             self._sized[size] = self._capture(size)
@@ -103,8 +108,8 @@ class DecodeGraphs:
         return Captured(graph, hidden, lora)
 
     def run(self, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]) -> Tensor | None:
-        """The logits of the rows: [num_rows, vocab_size] float32; None, with nothing launched, for a step that no graph
-        holds. rows, adapter_pages: as `build_batch` takes them."""
+        """Replays a step. Returns the logits of the rows, [num_rows, vocab_size] float32; None, with nothing launched,
+        for a step that fits no graph. rows, adapter_pages: as for `build_batch`."""
         sized = self._sized_for(rows)
         if sized is None:
             return None
@@ -124,12 +129,12 @@ class DecodeGraphs:
     def _fill_lora(
         self, sized: Sized, rows: Sequence[ScheduledRow], adapter_pages: Mapping[str, Sequence[int]]
     ) -> Captured | None:
-        """Which graph of the size computes the step's adapters."""
+        """Writes the step's adapters into the buffers. Returns the graph of this size that computes them, or None."""
         segments = segments_of(rows)
         if not segments:
             return sized.without_lora
         if any(self._lora.changes_head(digest) for segment in segments for digest, _ in segment.adapters):
-            return None  # its rows' logits are computed apart, and may be wider
+            return None  # the logits of these rows are computed apart, and may be wider
         planned = self._lora.plan(segments, adapter_pages)
         captured = sized.with_lora[planned.size.block_rows]
         assert captured.lora is not None
@@ -154,5 +159,5 @@ class DecodeGraphs:
 def _own(backend: Backend) -> tuple[FlashInferAttention, TritonLoRA]:
     attention, lora = backend.attention, backend.lora
     if not isinstance(attention, FlashInferAttention) or not isinstance(lora, TritonLoRA):
-        raise TypeError(f"{type(attention).__name__} and {type(lora).__name__} have no fixed buffers")
+        raise TypeError(f"backend: {type(attention).__name__} and {type(lora).__name__} have no buffers for graphs")
     return attention, lora

@@ -1,4 +1,4 @@
-"""FlashInferOps: what a decoder computes between its linear layers, by FlashInfer's kernels and mostly in place."""
+"""FlashInferOps: the operations between a decoder's linear layers, by FlashInfer's kernels, mostly in place."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class FlashInferOps(DecoderOps):
         self._eps = config.rms_norm_eps
         self._num_heads = config.num_heads
         self._head_dim = config.head_dim
-        # One float32 table for every type of rope: [max_positions, head_dim], cosines and then sines.
+        # One float32 table serves every type of rope: [max_positions, head_dim], first the cosines, then the sines.
         cos_sin = rope_cache(config.rope, config.head_dim, config.max_position_embeddings)
         self._cos_sin = torch.cat(cos_sin, dim=-1).to(device)
 

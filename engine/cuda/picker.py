@@ -1,4 +1,4 @@
-"""The pickers of a GPU: passes over whole rows of logits there; what is found comes to the host in one copy."""
+"""The pickers of a GPU. They pass over whole rows of logits on the GPU; one copy brings the result to the host."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ class CudaPicker(TorchPicker):
 
 
 class CudaUnseededPicker:
-    """FlashInfer's rejection sampling, which sorts nothing."""
+    """Draws for rows without a seed by FlashInfer's rejection sampling, which needs no sort."""
 
     def __init__(self, sampling: Any, send: Send) -> None:
         """sampling: the module flashinfer.sampling."""
@@ -40,13 +40,13 @@ class CudaUnseededPicker:
             for name in ("temperature", "top_p", "min_p")
         )
         top_ks = np.array([own.top_k if 0 < own.top_k < vocab_size else vocab_size for own in params], dtype=np.int32)
-        # The library's own generator would begin at the same place in every process.
+        # FlashInfer's own generator would begin at the same place in every process.
         keys = np.array([draw.key for draw in draws], dtype=np.uint64).view(np.int64)
         temperature, top_p, min_p, top_k, seed, offset = self._send(
             temperatures, top_ps, min_ps, top_ks, keys, np.zeros_like(keys)
         )
         bits = {"seed": seed, "offset": offset}
-        # Each filter where a row has it, in the order of the exact way: what top-k leaves is all there is.
+        # Each filter runs if any row uses it, in the order of the exact sampler: later filters see only top-k's tokens.
         probs = self._sampling.softmax(logits, temperature=temperature)
         if (top_ks < vocab_size).any():
             probs = self._sampling.top_k_renorm_probs(probs, top_k)
@@ -63,6 +63,6 @@ class CudaUnseededPicker:
 
 
 def _is_own(logits: Tensor, vocab_sizes: Sequence[int]) -> Tensor:
-    """Which logits are of a row's own vocabulary: [num_rows, widest vocab_size] bool."""
+    """Whether each logit belongs to its row's own vocabulary: [num_rows, widest vocab_size] bool."""
     sizes = torch.tensor(vocab_sizes, device=logits.device)
     return torch.arange(logits.shape[1], device=logits.device) < sizes[:, None]

@@ -1,7 +1,7 @@
-"""Sizing: how many pages the arena of a GPU gets, from what a trial takes: the largest step and two graphs, measured.
+"""Sizing: the number of pages in the arena of a GPU, from the measured memory of a trial: the largest step, two graphs.
 
-The trial runs on an arena that is just large enough for it. Nothing is guessed but that each further graph takes what
-the second one took beside the first, whose memory it shares.
+The trial runs on an arena that is just large enough for it. One thing is assumed, not measured: each further graph
+takes as much memory as the second one took, which shares the first one's.
 """
 
 import logging
@@ -17,11 +17,11 @@ from ..memory.budget import is_fraction, parse_memory
 from ..step.device import Device
 
 logger = logging.getLogger(__name__)
-DEFAULT_SHARE = 0.9  # of what is left: the driver and other processes need a little, and memory is cut into pieces
+DEFAULT_SHARE = 0.9  # of the memory left: the driver and other processes need some, and memory is fragmented
 
 
 class Trial(Protocol):
-    """An engine that is built to be measured, and dropped."""
+    """An engine that is built, measured and dropped."""
 
     def run(self, step: Step) -> object: ...
 
@@ -31,12 +31,12 @@ class Trial(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes of a GPU."""
+    """The memory of a GPU, in bytes, by use."""
 
     total: int
-    others: int  # had before this engine loaded anything
+    others: int  # taken before this engine loaded anything
     weights: int
-    workspaces: int  # of libraries and kernels, held for good
+    workspaces: int  # of libraries and kernels, never released
     activations: int  # of the largest step, at their peak
     graphs: int
 
@@ -56,17 +56,17 @@ class MemoryUse:
 class PageNeeds:
     page_bytes: int
     block_size: int  # tokens
-    num_useful: int  # pages that all requests together can fill, with some to spare
+    num_useful: int  # pages that all requests together can fill, and some to spare
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Ascending: 1, 2, 4, 8, 16, 24, ... and the largest."""
+    """The numbers of rows that graphs are captured for, ascending: 1, 2, 4, 8, 16, 24, ... and max_num_seqs."""
     return sorted({size for size in (1, 2, 4, *range(8, max_num_seqs, 8)) if size < max_num_seqs} | {max_num_seqs})
 
 
 def largest_step(limits: Limits, block_size: int, max_model_len: int) -> tuple[Step, int]:
-    """A step of as many rows and tokens as there can be, all of them sampled, one with prompt logprobs, whose logits
-    are the largest of all. Returns it and the number of pages that it takes: 0, 1, ..."""
+    """Makes the largest possible step: all rows and tokens, all rows sampled, one row with prompt logprobs, whose
+    logits are the largest of all. Returns the step and the number of pages that it uses, from page 0 on."""
     num_rows = min(limits.max_num_seqs, limits.max_num_batched_tokens)
     shortest, num_longer = divmod(limits.max_num_batched_tokens, num_rows)
     rows: list[ScheduledRow] = []
@@ -106,15 +106,19 @@ def measure(
     step: Step,
     sizes: Sequence[int],
 ) -> MemoryUse:
-    """others: bytes that were taken before the weights, which are there now. build_trial: with an arena of trial_bytes,
-    which are not counted. sizes: of graphs to come. Raises EngineStartError for a trial that fails: there is too little
-    memory for it, or a kernel that cannot be compiled."""
+    """Measures the memory of a trial. The weights are loaded already.
+
+    others: bytes that were taken before the weights were loaded.
+    build_trial: builds a trial with an arena of trial_bytes, which are not counted.
+    sizes: the numbers of rows that graphs will be captured for.
+    Raises EngineStartError if the trial fails: for lack of memory, or because a kernel cannot be compiled.
+    """
     before = device.memory()
     try:
         activations, free, graphs = _try(device, build_trial, step, sizes)
     except Exception as error:
         raise EngineStartError(f"the largest step cannot be computed: {type(error).__name__}: {error}") from error
-    device.memory()  # what the trial had is given back before anything takes its place
+    device.memory()  # returns the trial's memory before anything takes its place
     return MemoryUse(
         total=before.total,
         others=others,
@@ -126,14 +130,14 @@ def measure(
 
 
 def _try(device: Device, build_trial: Callable[[], Trial], step: Step, sizes: Sequence[int]) -> tuple[int, int, int]:
-    """The peak of the step, what is free after it, what graphs take."""
+    """Returns the peak of the step, the memory free after it, and the memory of all graphs."""
     trial = build_trial()
     activations = device.measure_peak(lambda: trial.run(step))
     return activations, device.memory().free, _measure_graphs(device, trial, sizes)
 
 
 def _measure_graphs(device: Device, trial: Trial, sizes: Sequence[int]) -> int:
-    """The largest two are captured; the others are taken to be like the second, which shares the first one's memory."""
+    """Captures the two largest graphs. Every other one is taken to need as much as the second, which shares memory."""
     taken: list[int] = []
     for size in sorted(sizes, reverse=True)[:2]:
         free = device.memory().free
@@ -143,18 +147,21 @@ def _measure_graphs(device: Device, trial: Trial, sizes: Sequence[int]) -> int:
 
 
 def choose_num_pages(memory: int | float | str | None, use: MemoryUse, needs: PageNeeds) -> int:
-    """memory: of the configuration; None is DEFAULT_SHARE of what is left. Raises EngineStartError."""
+    """The number of pages of the arena. Raises EngineStartError for an amount of memory that the GPU cannot give.
+
+    memory: the option; None: DEFAULT_SHARE of the memory left.
+    """
     wish = DEFAULT_SHARE if memory is None else memory
     budget = parse_memory(wish, max(use.left, 0))
-    most = MAX_ARENA_BYTES - needs.page_bytes  # the arena has a page more than requests and adapters
+    most = MAX_ARENA_BYTES - needs.page_bytes  # the arena has one page more than requests and adapters use
     if is_fraction(wish):
         budget = min(budget, needs.num_useful * needs.page_bytes, most)
     if budget > most:
         raise EngineStartError(f"memory: {budget} bytes are more than an arena can have, {most}")
     if not 2 * needs.page_bytes <= budget <= use.left:
         raise EngineStartError(
-            f"memory: {budget} bytes is not between two pages ({2 * needs.page_bytes}) and what is left on the GPU, "
-            f"{use.left}: {use.describe()}; fewer max_num_batched_tokens or max_num_seqs take less"
+            f"memory: {budget} bytes is not between two pages ({2 * needs.page_bytes}) and the bytes left on the GPU, "
+            f"{use.left}: {use.describe()}; lower max_num_batched_tokens or max_num_seqs to leave more"
         )
     num_pages = budget // needs.page_bytes
     logger.info(

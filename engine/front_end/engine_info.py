@@ -10,7 +10,7 @@ from .front_end import FrontEnd
 
 
 def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineLoad, front_end: FrontEnd) -> EngineInfo:
-    facts, usage, cache = front_end.facts, front_end.usage, front_end.host_cache
+    facts, usage, cache = front_end.facts, front_end.usage, front_end.ledger
     return EngineInfo(
         model=config.model,
         dtype=dtype,

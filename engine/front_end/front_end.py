@@ -1,6 +1,6 @@
-"""FrontEnd: everything between a user's call and the engine's requests that is the same in process and over a wire.
+"""FrontEnd: turns a user's call into requests for the engine, the same in process and behind a process.
 
-Owns the tokenizer, the catalog of adapters, the count of their images and the texts of unfinished requests. Runs no
+Owns the tokenizer, the catalog of adapters, the ledger of their images and the texts of unfinished requests. Runs no
 step and imports no torch.
 """
 
@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blora.adapters import MAX_ADDED_TOKENS, base_name
-from blora.scheduler import AdapterUse, Request, SamplingParams
+from blora.scheduler import Request, SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog
-from ..adapter_store.host_cache import HostCache
+from ..adapter_store.image_ledger import ImageLedger
 from ..config import EngineConfig
 from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
 from ..text.tokenizer import Message, Tokenizer
-from .adapter_choice import Adapter, check_distinct, check_partners, find_activation, read_adapters
+from .adapter_choice import Adapter, ResolvedAdapters, resolve, resolve_loaded
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
@@ -36,7 +35,7 @@ from .validator import (
     resolve_max_tokens,
 )
 
-# What a prompt that is a dict holds one of -> what may go with it.
+# The key of a prompt that is a dict -> the keys that may stand beside it.
 PROMPT_FORMS: dict[str, tuple[str, ...]] = {
     "prompt": (),
     "prompt_token_ids": (),
@@ -46,22 +45,21 @@ PROMPT_FORMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A call in which nothing is wrong; its adapters may be still to load."""
+    """A call without a fault so far. Its adapters may still have to be loaded."""
 
     prompt: Prompt
-    tokenizer: Tokenizer  # that `text` and `token_ids` were made by
     text: str | None  # None for tokens and for a conversation
-    token_ids: list[int]
+    token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
     salt: bytes
     sampling: SamplingParams
-    adapters: tuple[LoRARequest, ...]  # to be summed in this order
+    adapters: ResolvedAdapters
     priority: int
     tenant: str
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A checked request with its adapters loaded: the user's side of it and the engine's."""
+    """A checked call whose adapters are loaded: the user's side of it and the engine's."""
 
     user: UserRequest
     requests: list[Request]  # one per sample
@@ -78,14 +76,14 @@ class FrontEnd:
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
-        self.host_cache = HostCache(_host_bytes(config))
+        self.ledger = ImageLedger(_host_bytes(config))
         self.outputs = OutputProcessor(self._end)
-        self.usage = AdapterUsage()  # of all requests, those for the base model too
+        self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config
-        self._seeds = random.Random(config.seed)  # None seeds from the system
+        self._seeds = random.Random(config.seed)  # None takes a seed from the system
         self._next_id = 0
 
-    # Requests.
+    # From a call to requests: check, load what is to be loaded, check again then, prepare, accept.
 
     def check(self, call: Call) -> Checked:
         """Checks and tokenises a call, changing nothing. Raises InvalidRequest, AdapterNotFound."""
@@ -96,42 +94,30 @@ class FrontEnd:
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         tenant = check_tenant(call.tenant)
-        adapters = self._check_adapters(call.adapter)
-        facts = self._facts_for(adapters)
-        check_sampling(sampling, facts)
+        adapters = resolve(call.adapter, self.adapters)
+        check_sampling(sampling, adapters.facts)
         sampling = as_plain(sampling)
-        tokenizer = self.tokenizer_of(adapters)
-        text, token_ids, salt = self._read_prompt(call.prompt, tokenizer)
-        checked = Checked(call.prompt, tokenizer, text, token_ids, salt, sampling, adapters, priority, tenant)
-        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), facts)  # what cannot be with any adapter
-        return checked
-
-    def _check_adapters(self, adapter: Adapter) -> tuple[LoRARequest, ...]:
-        """Only None is the base model. What has no path to load from has to be loaded, and what is loaded has to go
-        with the others before these are."""
-        requests = read_adapters(adapter)
-        digests: dict[LoRARequest, str] = {}  # of what is loaded
-        for request in requests:
-            if not self.adapters.is_to_load(request):
-                digests[request] = self.adapters.resolve(request.lora_name)
-            else:
-                self.adapters.check_name(request.lora_name)
-                self.adapters.check_path(request.lora_path)
-        self._check_sum(digests, len(requests))
-        return requests
-
-    def _check_sum(self, digests: Mapping[LoRARequest, str], num_adapters: int) -> None:
-        check_distinct(list(digests.values()), list(digests))
-        for request, digest in digests.items():
-            check_partners(request, self.adapters.table_of(digest), num_adapters)
+        text, token_ids, salt = self._read_prompt(call.prompt, adapters.tokenizer)
+        # Before any adapter is loaded: a call that is too long without them is too long with them.
+        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), adapters.facts)
+        return Checked(call.prompt, text, token_ids, salt, sampling, adapters, priority, tenant)
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
-        """What has to be loaded before these calls can be prepared, each name once."""
-        requests = [request for call in calls for request in call.adapters]
-        return list({request.lora_name: request for request in requests if self.adapters.is_to_load(request)}.values())
+        """The adapters that have to be loaded before these calls can be prepared, each name once."""
+        requests = {request.lora_name: request for call in calls for request in call.adapters.to_load}
+        return [request for request in requests.values() if self.adapters.is_to_load(request)]
+
+    def check_again(self, call: Checked) -> Checked:
+        """Checks a call whose adapters have been loaded. Names mean what they mean now, and an adapter may read the
+        prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
+        adapters = resolve_loaded(call.adapters.requests, self.adapters)
+        if adapters.tokenizer is call.adapters.tokenizer:
+            return replace(call, adapters=adapters)
+        text, token_ids, _ = self._read_prompt(call.prompt, adapters.tokenizer)
+        return replace(call, adapters=adapters, text=text, token_ids=token_ids)
 
     def check_room(self, calls: Sequence[Checked]) -> None:
-        """Raises QueueFull when these calls would be too many beside what is unfinished."""
+        """Raises QueueFull when these calls would be too many beside the unfinished requests."""
         self._check_room(sum(call.sampling.n for call in calls))
 
     def _check_room(self, num_new: int) -> None:
@@ -141,19 +127,25 @@ class FrontEnd:
             raise QueueFull(f"{num_unfinished} requests are unfinished, at most {limit}")
 
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
-        """Makes requests of a checked call. Raises AdapterNotFound, InvalidRequest if it does not fit beside its
-        adapters, or does not invoke one that has to be invoked; changes nothing but the id count."""
-        sampling, uses = call.sampling, self._resolve(call.adapters)
-        digests = [digest for digest, _ in uses]
-        call, facts = self._read_again(call, self.adapters.tokenizer_of(digests)), self.adapters.facts_of(digests)
-        check_sampled_tokens(sampling, facts)
-        max_tokens = resolve_max_tokens(call.token_ids, sampling, self.adapters.num_pages(digests), facts)
-        activation = find_activation([self.adapters.table_of(digest) for digest in digests], call.token_ids)
-        eos_token_ids = self._eos_token_ids(call.tokenizer, facts)
+        """Makes requests of a checked call whose adapters are loaded; changes nothing but the count of ids. Raises
+        InvalidRequest for a call that does not fit beside its adapters, or does not invoke an activated LoRA."""
+        adapters, sampling = call.adapters, call.sampling
+        check_sampled_tokens(sampling, adapters.facts)
+        num_adapter_pages = self.adapters.num_pages(adapters.digests)
+        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts)
+        activation = adapters.find_activation(call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
+        requests = self._requests(call, ids, max_tokens, activation)
+        label = str(ids[0]) if request_id is None else request_id
+        return Prepared(_user_request(call, ids, label), requests)
+
+    def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int, activation: int) -> list[Request]:
+        """One request for each sample of a call, under these ids."""
+        adapters, sampling = call.adapters, call.sampling
+        eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
-        requests = [
+        return [
             Request(
                 request_id=sample_id,
                 prompt_token_ids=call.token_ids,
@@ -162,60 +154,53 @@ class FrontEnd:
                 seed=seed,
                 sample_index=index,
                 eos_token_ids=eos_token_ids,
-                adapters=uses,
+                adapters=adapters.uses,
                 activation=activation,
                 priority=call.priority,
                 tenant=call.tenant,
-                weights=self._weights(call),
+                weights=weights,
                 cache_salt=call.salt,
                 leader=None if index == 0 else ids[0],
             )
             for index, sample_id in enumerate(ids)
         ]
-        label = str(ids[0]) if request_id is None else request_id
-        lora_request = call.adapters if len(call.adapters) > 1 else next(iter(call.adapters), None)
-        names = [base_name(request.lora_name) for request in call.adapters]
-        user = UserRequest(
-            request_id=label,
-            prompt=call.text,
-            prompt_token_ids=call.token_ids,
-            sampling=sampling,
-            lora_request=lora_request,
-            output_kind=sampling.output_kind,
-            sample_ids=ids,
-            tokenizer=call.tokenizer,
-            adapters=tuple((name, digest) for name, (digest, _) in zip(names, uses, strict=True)),
-        )
-        return Prepared(user, requests)
 
-    def _end(self, user: UserRequest) -> None:
-        self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
-        for name, digest in user.adapters:
-            self.host_cache.release(digest)
-            self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
+    def _eos_token_ids(self, adapters: ResolvedAdapters) -> frozenset[int]:
+        """The tokens that end the model's answers, and the one that an adapter was trained to end with."""
+        tokenizer, facts = adapters.tokenizer, adapters.facts
+        eos = None if tokenizer is self.adapters.base_tokenizer else tokenizer.eos_token_id
+        if eos is None and facts is self.facts:
+            return self.defaults.eos_token_ids
+        all_of_them = self.defaults.eos_token_ids | ({eos} if eos is not None else set())
+        return frozenset(token_id for token_id in all_of_them if token_id < facts.vocab_size)
 
     def _weights(self, call: Checked) -> tuple[float, float]:
-        """Of the tenant among tenants, of the adapters among the tenant's: of several the least."""
-        weights = (self._config.adapter_weights.get(base_name(adapter.lora_name), 1.0) for adapter in call.adapters)
+        """The weight of the tenant among tenants, and of the adapters among the tenant's: the least of several."""
+        weights = (self._config.adapter_weights.get(name, 1.0) for name in call.adapters.names)
         return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
-        """Takes checked requests in, all or none. Their adapters are held until they end. Raises QueueFull."""
+        """Takes prepared calls in, all or none. Their adapters are held until they end. Raises QueueFull."""
         self._check_room(sum(len(entry.requests) for entry in prepared))
         for entry in prepared:
             self.outputs.add(entry.user)
             for _, digest in entry.user.adapters:
-                self.host_cache.use(digest)
+                self.ledger.use(digest)
 
-    def _read_again(self, call: Checked, tokenizer: Tokenizer) -> Checked:
-        """An adapter that was loaded since the call was checked may read its prompt differently."""
-        if tokenizer is call.tokenizer:
-            return call
-        text, token_ids, _ = self._read_prompt(call.prompt, tokenizer)
-        return replace(call, tokenizer=tokenizer, text=text, token_ids=token_ids)
+    def _end(self, user: UserRequest) -> None:
+        self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
+        for name, digest in user.adapters:
+            self.ledger.release(digest)
+            self.adapters.count(name, len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
+
+    # Prompts.
+
+    def tokenizer_of(self, adapter: Adapter) -> Tokenizer:
+        """The tokenizer of requests for these adapters. An adapter that is not loaded yet has no say in it."""
+        return resolve(adapter, self.adapters).tokenizer
 
     def _read_prompt(self, prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int], bytes]:
-        """Text (None for tokens and conversations), token ids, cache salt."""
+        """The text (None for tokens and for a conversation), the token ids and the cache salt."""
         if not isinstance(prompt, Mapping):
             return *self._read_text_or_tokens(prompt, tokenizer), b""
         forms = [name for name in PROMPT_FORMS if name in prompt]
@@ -233,7 +218,7 @@ class FrontEnd:
         if isinstance(prompt, str):
             return prompt, tokenizer.encode(check_text(prompt, self.facts))
         if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            if len(prompt) > self.facts.max_model_len:  # before it is copied
+            if len(prompt) > self.facts.max_model_len:  # before the tokens are copied
                 raise InvalidRequest("prompt", f"{len(prompt)} tokens, at most {self.facts.max_model_len} are taken")
             return None, as_token_ids("prompt", prompt)
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
@@ -244,38 +229,22 @@ class FrontEnd:
         # Templates write the special tokens themselves; a second BOS harms the answer.
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def tokenizer_of(self, requests: Sequence[LoRARequest]) -> Tokenizer:
-        """What requests for these adapters use; of those that are still to be loaded nothing is known yet."""
-        return self.adapters.tokenizer_of(self._loaded(requests))
 
-    def _loaded(self, requests: Sequence[LoRARequest]) -> list[str]:
-        """The digests of those that are not still to be loaded."""
-        loaded = (request.lora_name for request in requests if not self.adapters.is_to_load(request))
-        return list(map(self.adapters.resolve, loaded))
-
-    def _facts_for(self, requests: Sequence[LoRARequest]) -> Facts:
-        """What a request for these adapters is checked against; one that is still to be loaded may add tokens."""
-        digests = self._loaded(requests)
-        if len(digests) == len(requests):
-            return self.adapters.facts_of(digests)
-        return replace(self.facts, vocab_size=self.facts.vocab_size + MAX_ADDED_TOKENS)
-
-    def _eos_token_ids(self, tokenizer: Tokenizer, facts: Facts) -> frozenset[int]:
-        """The model's own, and the one that an adapter was trained to end with."""
-        eos = None if tokenizer is self.adapters.base_tokenizer else tokenizer.eos_token_id
-        if eos is None and facts is self.facts:
-            return self.defaults.eos_token_ids
-        all_of_them = self.defaults.eos_token_ids | ({eos} if eos is not None else set())
-        return frozenset(token_id for token_id in all_of_them if token_id < facts.vocab_size)
-
-    def _resolve(self, requests: Sequence[LoRARequest]) -> tuple[AdapterUse, ...]:
-        """The adapters of a request by content. Raises AdapterNotFound, InvalidRequest for two names of one content."""
-        digests = {request: self.adapters.resolve(request.lora_name) for request in requests}
-        self._check_sum(digests, len(requests))
-        # -0.0 becomes 0.0: equal scales are equal bits.
-        return tuple((digest, float(use.lora_scale) + 0.0) for use, digest in digests.items())
+def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:
+    adapters = call.adapters
+    return UserRequest(
+        request_id=label,
+        prompt=call.text,
+        prompt_token_ids=call.token_ids,
+        sampling=call.sampling,
+        lora_request=adapters.lora_request,
+        output_kind=call.sampling.output_kind,
+        sample_ids=ids,
+        tokenizer=adapters.tokenizer,
+        adapters=tuple(zip(adapters.names, adapters.digests, strict=True)),
+    )
 
 
 def _host_bytes(config: EngineConfig) -> int | None:
-    """A fraction is of what is free now, beside the model's weights."""
+    """The limit of the host cache. A fraction is taken of the memory that is free beside the model."""
     return None if config.host_cache is None else parse_memory(config.host_cache, usable_memory(), "host_cache")

@@ -1,11 +1,13 @@
-// Tile registers (AMX), and the multiplication of rows of x by panels of bfloat16 in them.
+// AMX: the tile registers, and the multiplication of rows of x by panels of bfloat16 in them. A tile is such a
+// register.
 //
-// A panel stands as the instruction takes it: 16 rows of 64 bytes are 32 inputs of 16 outputs. An output is summed over
-// groups of 32 inputs in their order, the last one filled up with zeros; within a group even and odd inputs apart, then
-// both into the sum, denormals taken for zero. So its bits depend on its row and its column only, but they are not those
-// of pairwise(): a build multiplies a weight by tiles for every number of rows, or for none.
+// A panel is stored as the instruction reads it: 16 rows of 64 bytes are 32 inputs of 16 outputs. An output is summed
+// over groups of 32 inputs in their order, the last group padded with zeros. Within a group, even and odd inputs are
+// summed apart, then both sums are added to the total; denormals are taken for zero. So the bits of an output depend on
+// its row and its column only, but they differ from those of pairwise(): a build multiplies a weight in tiles for every
+// number of rows, or for none.
 //
-// Which registers there are and how tall they are is state of a thread: TileRegisters owns it.
+// The number of registers and their heights are state of a thread: TileRegisters owns it.
 #pragma once
 
 #include <type_traits>
@@ -24,11 +26,11 @@
 
 namespace blora {
 
-// Whether the operating system lets this process use what the build is made of. It has to be asked before the first use,
-// and the answer holds for all threads.
+// Whether the operating system lets this process use the registers of the build. The request has to come before the
+// first use; the answer holds for all threads.
 inline bool may_run() {
 #if defined(__AMX_BF16__) && !defined(BLORA_EMULATE)
-    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl
+    constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;  // arguments of arch_prctl
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 #else
     return true;
@@ -38,15 +40,15 @@ inline bool may_run() {
 #if defined(BLORA_AMX)
 
 constexpr int TILE_ROWS = 16;
-constexpr int TILE_INPUTS = 32;  // of a step; in a panel they are TILE_INPUTS * PANEL neighbouring values
-constexpr int TILE_BYTES = 64;   // of a row of a tile
+constexpr int TILE_INPUTS = 32;  // inputs of a step; in a panel they are TILE_INPUTS * PANEL neighbouring values
+constexpr int TILE_BYTES = 64;   // bytes of a row of a tile
 
 // Registers 0 to 3 hold sums, the next ROW_TILES of them x, the others weights.
 constexpr int NUM_SUMS = 4;
 constexpr int NUM_REGISTERS = 8;
 
-// Denormals are taken for zero and made zero meanwhile, as tiles do it. What is computed in between has to come from memory
-// and go to memory, or the compiler may move it out.
+// While a guard lives, denormals are read and written as zero, as in tiles. A computation under the guard has to read
+// its operands from memory and store its results to memory, or the compiler may move it out of the guard.
 class NoDenormals {
 public:
     NoDenormals() {
@@ -72,7 +74,8 @@ private:
 
 #if defined(BLORA_EMULATE)
 
-// To the same bits but where a product is denormal or infinite: it is rounded before it is added.
+// Emulation. Its bits are those of tiles, unless a product is denormal or infinite: the emulation rounds it before
+// adding.
 struct EmulatedTiles {
     char bytes[NUM_REGISTERS][TILE_ROWS][TILE_BYTES];
     int rows[NUM_REGISTERS], row_bytes[NUM_REGISTERS];
@@ -132,8 +135,8 @@ inline void tile_multiply() {
 
 #endif
 
-// A thread's tile registers while it multiplies up to `rows` rows at once, `inputs` of a step. Given back in the end, so
-// that others who use tiles in this thread, and the system when it changes threads, find none of it.
+// Configures the tile registers of a thread for up to `rows` rows at once and `inputs` inputs of a step. The destructor
+// releases them, so that other code of the thread, and the system at a change of threads, finds them unused.
 class TileRegisters {
 public:
     explicit TileRegisters(int rows, int inputs = TILE_INPUTS) {
@@ -141,7 +144,7 @@ public:
         for (int tile = 0; tile < NUM_REGISTERS; ++tile) {
             const bool is_x = tile == NUM_SUMS || tile == NUM_SUMS + 1;
             shape.row_bytes[tile] = (uint16_t)(is_x ? inputs * sizeof(bf16) : TILE_BYTES);
-            // With a second register for x there are 16 rows and more.
+            // A second register for x is used only with 16 rows or more.
             shape.rows[tile] = (uint8_t)(tile <= NUM_SUMS ? std::min(rows, TILE_ROWS) : is_x ? TILE_ROWS : inputs / 2);
         }
         load(shape);
@@ -177,20 +180,21 @@ inline void unrolled(Work work) {
     unrolled(std::make_integer_sequence<int, COUNT>(), work);
 }
 
-// What a multiplication fetches for a later one: `lines` of each 16 of a panel, from `from` on, `bytes` behind them.
+// The share of a later multiplication's panels that one pass fetches: of each 16 lines of a panel, `lines` from line
+// `from` on, `bytes` behind the lines that are multiplied.
 struct Share {
     int64_t bytes;
     int from, lines;
 };
 
-// ROW_TILES times PANELS sums at once.
+// The operands of a patch in tiles: ROW_TILES times PANELS sums at once.
 template <int ROW_TILES, int PANELS>
 struct TilePatch {
-    const bf16* x[ROW_TILES];  // the first row of each
+    const bf16* x[ROW_TILES];  // first row of each tile
     const bf16* weights[PANELS];
     int64_t x_stride;  // bytes
 
-    // ahead: fetched in between, or many loads would wait for room together.
+    // ahead: fetched between the loads; else many loads would wait for room together.
     void step(const Share& ahead) const {
         unrolled<ROW_TILES>([&](auto i) {
             constexpr int ROW = decltype(i)::value;
@@ -216,7 +220,7 @@ struct TilePatch {
         for (int panel = 0; panel < PANELS; ++panel) weights[panel] += TILE_INPUTS * PANEL;
     }
 
-    // The last inputs, fewer than a step's: neither x nor a weight is read beyond them.
+    // The last inputs, fewer than a whole step. Neither x nor a weight is read beyond them.
     void last_step(int rows, int inputs) const {
         alignas(64) bf16 x_rest[ROW_TILES][TILE_ROWS][TILE_INPUTS] = {}, weight_rest[PANELS][TILE_INPUTS * PANEL] = {};
         TilePatch rest;
@@ -234,7 +238,7 @@ struct TilePatch {
     }
 };
 
-// patch[row][panel * 16 + i] for PANELS panels and the rows of ROW_TILES tiles, which begin at first_rows.
+// Computes patch[row][panel * 16 + i] for PANELS panels and the rows of ROW_TILES tiles, which begin at first_rows.
 template <int ROW_TILES, int PANELS>
 void multiply_tile_patch(
     const int (&first_rows)[ROW_TILES], int rows, const bf16* x, int64_t x_stride, const bf16* const* panels, int in,
@@ -256,7 +260,7 @@ void multiply_tile_patch(
     });
 }
 
-// One row by vectors, to the same bits: they keep more reads of memory under way than tiles do.
+// One row in SIMD vectors, to the bits of tiles: vectors keep more reads of memory under way than tiles do.
 template <int PANELS>
 void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahead, Run run, float* patch) {
     static_assert(VECS == 1);
@@ -282,7 +286,7 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
             }
         }
         for (int panel = 0; panel < PANELS; ++panel) {
-            // A tile goes on with zeros, which turn -0 into 0.
+            // A tile is padded with zeros, which turn -0 into 0.
             if (inputs < TILE_INPUTS) even[panel] += VecF{}, odd[panel] += VecF{};
             sums[panel] += even[panel] + odd[panel];
         }
@@ -290,8 +294,8 @@ void multiply_row(const bf16* x, const bf16* const* panels, int in, int64_t ahea
     for (int panel = 0; panel < PANELS; ++panel) store(patch + panel * PANEL, sums[panel]);
 }
 
-// As multiply(), with tile registers for `rows` rows. Where they are no multiple of 16 the last tile begins earlier, and
-// some rows are computed twice, with the same result.
+// Like multiply(), in tiles configured for `rows` rows. If the number of rows is no multiple of 16, the last tile
+// begins earlier, and some rows are computed twice, with the same result.
 inline void multiply_by_tiles(
     int rows, const bf16* x, int64_t x_stride, const bf16* const* panels, int count, int in, int64_t ahead,
     Fetches* fetches, float* patch, int patch_stride) {
@@ -300,23 +304,24 @@ inline void multiply_by_tiles(
     auto run = [&] { return fetches ? fetches->take(in / 2) : Run(); };
     if (rows == 1) {
         int panel = 0;
-        for (; panel + 4 <= count; panel += 4) multiply_row<4>(x, panels + panel, in, ahead, run(), patch + panel * PANEL);
+        for (; panel + 4 <= count; panel += 4)
+            multiply_row<4>(x, panels + panel, in, ahead, run(), patch + panel * PANEL);
         for (; panel < count; ++panel) multiply_row<1>(x, panels + panel, in, ahead, run(), patch + panel * PANEL);
         return;
     }
     for (int pass = 0; pass < passes; ++pass) {
-        // Each pass fetches its share: what is asked for in bursts is waited for.
+        // Each pass fetches its share: a burst of fetches would have to be waited for.
         const int from = TILE_ROWS * pass / passes, to = TILE_ROWS * (pass + 1) / passes;
         const Share share = {ahead, from, ahead ? to - from : 0};
-        auto block = [&](const auto& first_rows, auto number, int panel) {
+        auto multiply_at = [&](const auto& first_rows, auto number, int panel) {
             constexpr int ROW_TILES = std::extent_v<std::remove_reference_t<decltype(first_rows)>>;
             multiply_tile_patch<ROW_TILES, decltype(number)::value>(
                 first_rows, height, x, x_stride, panels + panel, in, share, run(), patch + panel * PANEL, patch_stride);
         };
         auto all = [&](const auto& first_rows, auto wide) {
             int panel = 0;
-            for (; panel + wide <= count; panel += wide) block(first_rows, wide, panel);
-            for (; panel < count; ++panel) block(first_rows, std::integral_constant<int, 1>(), panel);
+            for (; panel + wide <= count; panel += wide) multiply_at(first_rows, wide, panel);
+            for (; panel < count; ++panel) multiply_at(first_rows, std::integral_constant<int, 1>(), panel);
         };
         const int first = 2 * pass;
         if (first + 1 < tiles) {
@@ -329,9 +334,9 @@ inline void multiply_by_tiles(
     }
 }
 
-// What follows adds the product of one step, of up to 32 inputs, to what is in a tile.
+// The functions below add the product of one step, of up to 32 inputs, to a patch.
 
-// ROW_TILES times PANELS sums at once. x: in its registers already.
+// Adds to ROW_TILES times PANELS sums at once. x is in its registers already.
 template <int ROW_TILES, int PANELS>
 void add_tile_patch(const bf16* const* panels, float* const (&rows)[ROW_TILES], int column, int64_t stride) {
     unrolled<PANELS>([&](auto j) {
@@ -362,7 +367,8 @@ void add_rows(
         tile_load<NUM_SUMS + ROW>(x + (int64_t)first_rows[ROW] * inputs, inputs * (int64_t)sizeof(bf16));
     });
     int panel = 0;
-    for (; panel + WIDE <= count; panel += WIDE) add_tile_patch<ROW_TILES, WIDE>(panels + panel, rows, panel * PANEL, stride);
+    for (; panel + WIDE <= count; panel += WIDE)
+        add_tile_patch<ROW_TILES, WIDE>(panels + panel, rows, panel * PANEL, stride);
     for (; panel < count; ++panel) add_tile_patch<ROW_TILES, 1>(panels + panel, rows, panel * PANEL, stride);
 }
 
@@ -381,10 +387,10 @@ void add_row(const bf16* x, int inputs, const bf16* const* panels, float* patch)
         store(patch + panel * PANEL, load(patch + panel * PANEL) + (even[panel] + odd[panel]));
 }
 
-// patch[row][panel * 16 + i] += the sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
+// patch[row][panel * 16 + i] += sum over inputs of x[row][input] * panels[panel][input][i]. x: [rows, inputs].
 inline void add_by_tiles(
     int rows, const bf16* x, int inputs, const bf16* const* panels, int count, float* patch, int patch_stride) {
-    if (rows < 4) {  // setting the registers up takes longer
+    if (rows < 4) {  // configuring the registers would take longer than the product
         const NoDenormals guard;
         for (int row = 0; row < rows; ++row, x += inputs, patch += patch_stride) {
             int panel = 0;
@@ -395,13 +401,13 @@ inline void add_by_tiles(
     }
     const TileRegisters registers(rows, inputs);
     const int height = std::min(rows, TILE_ROWS), tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    // A last tile that begins earlier has rows of the one before it: both are loaded before either is stored.
+    // If the last tile begins earlier, it shares rows with the tile before it: both are loaded before either is stored.
     int row_tile = tiles % 2;
     if (row_tile) add_rows<1>({0}, x, inputs, panels, count, patch, patch_stride);
     for (; row_tile < tiles; row_tile += 2)
         add_rows<2>(
-            {row_tile * TILE_ROWS, std::min((row_tile + 1) * TILE_ROWS, rows - height)}, x, inputs, panels, count, patch,
-            patch_stride);
+            {row_tile * TILE_ROWS, std::min((row_tile + 1) * TILE_ROWS, rows - height)}, x, inputs, panels, count,
+            patch, patch_stride);
 }
 
 #endif

@@ -1,11 +1,12 @@
 // Paged causal attention of a mixed batch: norm and rotation of q and k, the KV write, and the attention, in one call.
 //
-// In a layer's slab of a page K stands as [kv head][panel of 16 tokens][head_dim / 2][tokens][2] (bfloat16; [head_dim]
-// [tokens] in float), which is what the multiplication takes for a weight; V as [kv head][token][head_dim].
+// In a layer's slab of a page, K is stored as [kv head][panel of 16 tokens][head_dim / 2][tokens][2] (bfloat16;
+// [head_dim][tokens] in float), which the multiplication reads like a weight, and V as [kv head][token][head_dim].
 //
-// A query sees its sequence in spans at fixed positions, in order, with a running softmax; spans are gathered in splits
-// at fixed positions, whose results are folded in order. So its bits depend on its own sequence only: not on the batch,
-// on how the prompt was cut, nor on who computed the splits. What lies beyond a query's position is masked, never
+// A span is 4 panels of tokens; a query's scores of one span are computed together. A query reads its sequence span by
+// span at fixed positions, in order, with a running softmax. Spans are gathered in splits at fixed positions, and the
+// results of the splits are folded in order. So a query's bits depend on its own sequence only: not on the batch, the
+// cuts of the prompt, or the threads that computed the splits. Tokens beyond a query's position are masked, never
 // multiplied; V beyond the written length is never read.
 
 #include <omp.h>
@@ -23,10 +24,10 @@ namespace blora {
 namespace {
 
 constexpr int SPAN_PANELS = 4;
-constexpr int SPAN = SPAN_PANELS * PANEL;  // scores of a query in one span
-constexpr int QUERIES = 24;                // query heads computed together, if a group is not more
+constexpr int SPAN = SPAN_PANELS * PANEL;  // scores of a query in one span, at most
+constexpr int QUERIES = 24;                // query heads of an item, unless a single group has more
 constexpr int MAX_QUERIES = 128;           // the largest group
-constexpr int SPLIT_SPANS = 16;            // spans whose result is folded as one: 1,024 tokens
+constexpr int SPLIT_SPANS = 16;            // spans of a split: 1,024 tokens if panels are full
 constexpr int MAX_HEAD_DIM = 512;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
@@ -63,7 +64,7 @@ struct Shape {
     int first_position(int row) const { return plan.seq_lens[row] - query_len(row); }
 };
 
-// Norm, if there is one, and rotation of (x[i], x[i + head_dim / 2]) by the angle of the position.
+// Norms a head, if the model does, and rotates (x[i], x[i + head_dim / 2]) by the angle of the position.
 template <class T>
 void rotate_head(const Shape& shape, const T* x, int head, int position, T* y) {
     const AttentionLayer& layer = shape.layer;
@@ -84,7 +85,8 @@ void rotate_head(const Shape& shape, const T* x, int head, int position, T* y) {
     }
 }
 
-// Places of queries: [kv head][token][query head of the group][head_dim], so that those that share keys are neighbours.
+// Rotates the queries of a token, and writes its keys and values into their block. queries: [kv head][token][query head
+// of the group][head_dim], so that queries that share keys are neighbours.
 template <class T>
 void prepare_token(const Shape& shape, int row, int token, const T* qkv, Input<T>* queries) {
     const AttentionLayer& layer = shape.layer;
@@ -110,12 +112,12 @@ void prepare_token(const Shape& shape, int row, int token, const T* qkv, Input<T
         std::memcpy((void*)shape.values<T>(row, position, head), heads, dim * sizeof(T));
 }
 
-// Neighbouring queries of one row with one KV head, over splits [first_split, last_split).
+// A unit of work: neighbouring queries of one row with one KV head, over splits [first_split, last_split).
 struct Item {
     int row, first, count;  // queries, counted in the row
     int head;
     int first_split, last_split;
-    int64_t partial;        // where its result waits to be folded; -1 where it is the whole
+    int64_t partial;        // index of its result among the partials; -1 if the result is the whole
 };
 
 // Running softmax of some query heads: the largest score, the sum of exponentials, the weighted sum of values.
@@ -133,7 +135,7 @@ struct Sums {
 
 inline float exp_one(float x) { return exp(splat(x))[0]; }
 
-// Folds the result of the next split into what came before.
+// Folds the result of the next split into the results before it.
 inline void fold(
     float& max, float& total, float* values, float next_max, float next_total, const float* next, int dim) {
     if (next_max == NOTHING) return;
@@ -149,7 +151,7 @@ inline void fold(
     max = both;
 }
 
-// Values of a span: panel by panel, each of neighbouring tokens.
+// The values of a span, panel by panel; the tokens of a panel are neighbours in memory.
 template <class T>
 struct Values {
     const T* panels[SPAN_PANELS];  // each [counts[i], head_dim]
@@ -157,13 +159,13 @@ struct Values {
     int count = 0;
 };
 
-// Tokens of a span, counted from its first, that all of some queries see.
+// The tokens [from, to) of a span, counted from its first, that every query of a group sees.
 struct Common {
     int from, to;
 };
 
 // values[query][..] += sum over tokens of p[query][token] * rows[token][..], tokens in order. A token that a query does
-// not see is left out and not multiplied by 0: it may not be finite.
+// not see is left out, not multiplied by 0: its value may not be finite.
 template <class T, int COUNT, int VECTORS>
 void add_values(const float* p, const Values<T>& span, Common common, int column, int dim, float* values) {
     const int last = std::min(LANES, dim - column - (VECTORS - 1) * LANES);
@@ -199,7 +201,7 @@ void add_values_of(const float* p, const Values<T>& span, Common common, int dim
     for (; column < dim; column += LANES) add_values<T, COUNT, 1>(p, span, common, column, dim, values);
 }
 
-// One query's scores become weights; returns false when it sees nothing of the span.
+// Turns one query's scores into softmax weights. Returns false when the query sees no token of the span.
 inline bool weigh(const Shape& shape, float* scores, int panels, int start, int from, int to, float& max, float& total,
                   float* values) {
     const AttentionLayer& layer = shape.layer;
@@ -236,14 +238,14 @@ inline bool weigh(const Shape& shape, float* scores, int panels, int start, int 
     return true;
 }
 
-// Blocks lie anywhere: the first access to each waits for its address as much as for its bytes. All of a span wait together
-// here, and V comes while K is multiplied.
+// Blocks lie anywhere in memory: the first access to each waits for the translation of its address as long as for its
+// bytes. Here the accesses of a whole span wait together, and V is fetched while K is multiplied.
 template <class T>
 void fetch(const T* const* keys, const Values<T>& values, int dim) {
     char touched = 0;
     for (int panel = 0; panel < values.count; ++panel)
         touched += *(const char*)keys[panel] + *(const char*)values.panels[panel];
-    asm volatile("" : : "r"(touched));  // or the compiler leaves the loads out
+    asm volatile("" : : "r"(touched));  // else the compiler leaves the loads out
     for (int panel = 0; panel < values.count; ++panel)
         for (int64_t byte = 0; byte < (int64_t)values.counts[panel] * dim * (int64_t)sizeof(T); byte += 64)
             __builtin_prefetch((const char*)values.panels[panel] + byte);
@@ -270,8 +272,9 @@ void attend_span(const Shape& shape, const Item& item, const Input<T>* queries, 
         if (!weigh(shape, weights, span.count, start, from, to, sums.max[q], sums.total[q], sums.values + q * dim))
             std::fill(weights, weights + SPAN, 0.0f);
     }
-    auto seen_by_all = [&](int first, int count) {  // of queries
-        const int first_to = first_position + first / group + 1, last_to = first_position + (first + count - 1) / group + 1;
+    auto seen_by_all = [&](int first, int count) {  // queries [first, first + count)
+        const int first_to = first_position + first / group + 1;
+        const int last_to = first_position + (first + count - 1) / group + 1;
         return Common{(window ? std::max(last_to - window, 0) : 0) - start, first_to - start};
     };
     auto add = [&](auto number, int q) {
@@ -289,7 +292,7 @@ template <class T>
 void attend_split(const Shape& shape, const Item& item, int split, const Input<T>* queries, Sums& sums) {
     sums.clear(item.count * shape.group, shape.layer.head_dim);
     const int first_position = shape.first_position(item.row) + item.first;
-    const int seen = first_position + item.count;  // one past what the last query sees
+    const int seen = first_position + item.count;  // one past the last token that the last query sees
     const int begin = split * shape.split_tokens, end = std::min(begin + shape.split_tokens, seen);
     const int nearest = shape.layer.window ? std::max(first_position + 1 - shape.layer.window, 0) : 0;
     for (int start = begin; start < end; start += shape.span_tokens)
@@ -311,7 +314,7 @@ void write_output(const Shape& shape, const Item& item, const Sums& sums, T* y) 
     }
 }
 
-// The result of a split that is folded later: [query][max, total, values].
+// Keeps the result of a split for folding: [query][max, total, values].
 void keep_partial(const Shape& shape, const Item& item, const Sums& sums, float* partials) {
     const int dim = shape.layer.head_dim;
     for (int q = 0; q < item.count * shape.group; ++q) {
@@ -356,10 +359,11 @@ void fold_partials(const Shape& shape, const Item* items, int count, const float
     write_output<T>(shape, *items, sums, y);
 }
 
-// One item for each span of queries and KV head; where that leaves threads idle, one for each split.
+// The items of a step: one for each few neighbouring queries and each KV head; if that would leave threads idle, one
+// for each split.
 struct Work {
     std::vector<Item> items;
-    std::vector<std::pair<int, int>> folds;  // first item and their number
+    std::vector<std::pair<int, int>> folds;  // first item, and number of items
     int64_t num_partials = 0;                // floats
 
     void build(const Shape& shape, int num_threads) {
@@ -392,7 +396,7 @@ struct Work {
 
 template <class T>
 void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T* y) {
-    static Work work;  // one thread calls
+    static Work work;  // static: only one thread calls the kernels
     static Scratch query_memory, partial_memory;
     const Shape shape(layer, plan);
     work.build(shape, omp_get_max_threads());
@@ -406,10 +410,12 @@ void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T
     {
 #pragma omp for schedule(static)
         for (int token = 0; token < plan.num_tokens; ++token) {
-            const int row = (int)(std::upper_bound(plan.starts, plan.starts + plan.num_rows + 1, token) - plan.starts) - 1;
+            const int32_t* next = std::upper_bound(plan.starts, plan.starts + plan.num_rows + 1, token);
+            const int row = (int)(next - plan.starts) - 1;
             prepare_token<T>(shape, row, token, qkv, queries);
         }
-        // Late spans see more: they go first, so that none is left when the others have nothing to do.
+        // Later queries see more tokens. Their items go first, so that no long item is left when the other threads are
+        // done.
 #pragma omp for schedule(dynamic, 1)
         for (int i = num_items - 1; i >= 0; --i) run_item<T>(shape, work.items[i], queries, partials, y);
         if (num_folds) {

@@ -1,4 +1,4 @@
-// All decoder layers of a step in one call: the order of the other kernels, which engine/kernels/decoder.py's class names.
+// All decoder layers of a step in one call: it runs the other kernels in the order of engine/model/decoder.py.
 
 #include <omp.h>
 
@@ -25,7 +25,8 @@ private:
     double last_;
 };
 
-void run_layer(const DecoderLayer& layer, const Activations& at, const AttentionPlan* rows, const LoraPlan* lora, Clock& clock) {
+void run_layer(
+    const DecoderLayer& layer, const Activations& at, const AttentionPlan* rows, const LoraPlan* lora, Clock& clock) {
     const int32_t tokens = at.num_tokens, hidden = layer.qkv.in, dtype = layer.qkv.dtype;
     blora_rms_norm(at.hidden, layer.input_norm, tokens, hidden, layer.eps, dtype, at.normed);
     clock.count(NORM);

@@ -1,5 +1,5 @@
-// The functions that Python calls, each declared here and nowhere else. A source that defines one includes this header, so
-// that the compiler checks the definition; library.py binds the same names, with the same arguments.
+// The functions that Python calls, each declared here and nowhere else. A source that defines one includes this header,
+// so that the compiler checks the definition; library.py binds the same names, with the same arguments.
 #pragma once
 
 #include "types.h"
@@ -19,8 +19,8 @@ BLORA_API int32_t blora_interface();
 // Whether the operating system lets this process use the instructions of this build. Python calls it before any kernel.
 BLORA_API int32_t blora_may_run();
 
-// x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no token
-// has an adapter.
+// x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no
+// token has an adapter.
 BLORA_API void blora_linear(
     const Linear* layer, const void* x, void* y, int32_t tokens, int32_t y_stride, int32_t epilogue,
     const LoraPlan* plan);
@@ -53,16 +53,17 @@ BLORA_API void blora_decoder(
 BLORA_API void blora_embed(
     const LoraPlan* plan, int32_t site, const int64_t* ids, int32_t width, int32_t dtype, void* y);
 
-// x: [tokens, in] of the dtype. y: [tokens, y_stride] float, logits; where an adapter has a token's row, the logit becomes
-// x times that row.
+// x: [tokens, in] of the dtype. y: [tokens, y_stride] float, logits; where an adapter has a token's row, the logit
+// becomes x times that row.
 BLORA_API void blora_replace_logits(
     const LoraPlan* plan, int32_t site, const void* x, int32_t in, int32_t y_stride, int32_t dtype, float* y);
 
-// logits: [rows, stride], of which row i has the first vocabs[i]; null: all of them. ids: [rows], the first of the largest
-// logits of each row. is_finite: [rows], whether all logits of the row are finite.
+// logits: [rows, stride], of which row i has the first vocabs[i]; null: all of them. ids: [rows], the first of the
+// largest logits of each row. is_finite: [rows], whether all logits of the row are finite.
 BLORA_API void blora_scan(
     const float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, int64_t* ids, uint8_t* is_finite);
 
-// Returns a token drawn from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample, position).
+// Returns a token drawn from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample,
+// position).
 BLORA_API int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key);
 }

@@ -1,5 +1,6 @@
-// Memory that is read soon and fetched while something is multiplied: a multiplication waits for its own sums more than for
-// memory, so that a line a step costs it nothing, and whoever reads the lines later finds them in a cache.
+// Memory that is read soon, fetched into a cache during a multiplication. A multiplication waits for its own sums more
+// than for memory, so fetching one line in each of its steps costs nothing, and the later read finds the lines in a
+// cache.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +12,13 @@ namespace blora {
 
 constexpr int LINE = 64;  // bytes
 
+// Consecutive lines of memory.
 struct Run {
     const char* at = nullptr;
     int lines = 0;
 };
 
-// Hands runs out in their order, in pieces of as many lines as a multiplication has steps.
+// A queue of runs. `take` cuts from the first run at most as many lines as a multiplication has steps.
 class Fetches {
 public:
     void clear() { runs_.clear(), next_ = 0; }

@@ -1,19 +1,19 @@
-// What adapters do to the outputs of a slice themselves, after all products: y = gain * (y + bias) + s shift.
+// Gain and shift: how adapters change the outputs of a slice after all products, y = gain * (y + bias) + scale * shift.
 //
-// gain is DoRA's; shift is what trained biases add. Both are float, in panels of 16 outputs.
+// DoRA has a gain, trained biases give a shift. Both are vectors over the outputs of a slice, float, in panels of 16.
 #pragma once
 
 #include "lora.h"
 
 namespace blora {
 
-// The gain_shifts of one slice of one use.
+// The gain and the shift of one slice of one use.
 struct GainShift {
     const LoraChunk* shift;  // or null
     const LoraChunk* gain;   // or null
-    int start, end;          // tokens
-    int column, out;         // of the slice in the site
-    float scale;             // of the shift
+    int start, end;          // tokens [start, end)
+    int column, out;         // first output of the slice in the site, and number of outputs
+    float scale;             // the request's, for the shift
 };
 
 inline void collect_gain_shifts(const LoraPlan& plan, int site, std::vector<GainShift>& gain_shifts) {
@@ -22,7 +22,8 @@ inline void collect_gain_shifts(const LoraPlan& plan, int site, std::vector<Gain
         const LoraUse& use = plan.uses[i];
         for (const LoraSlice* slice = use.slices + use.sites[site]; slice < use.slices + use.sites[site + 1]; ++slice)
             if (slice->shift || slice->gain)
-                gain_shifts.push_back({slice->shift, slice->gain, use.start, use.end, slice->column, slice->out, use.scale});
+                gain_shifts.push_back(
+                    {slice->shift, slice->gain, use.start, use.end, slice->column, slice->out, use.scale});
     }
 }
 
@@ -30,24 +31,25 @@ inline const float* gain_shift_panel(const LoraChunk*& chunk, int panel) {
     return (const float*)(const void*)piece_at(chunk, panel, PANEL * (int)sizeof(float));
 }
 
-// `count` neighbouring outputs, of which all arguments begin with the first.
+// Changes `count` neighbouring outputs. Every pointer is to the first of them.
 template <class T>
 void change_outputs(
-    const float* shift, const float* gain, float scale, const T* bias, int rows, int count, float* patch, int patch_stride) {
+    const float* shift, const float* gain, float scale, const T* bias, int rows, int count, float* patch,
+    int patch_stride) {
     for (int row = 0; row < rows; ++row, patch += patch_stride)
         for (int i = 0; i < count; ++i) {
-            // The bias comes when the patch is stored, without the gain.
+            // The bias itself, without the gain, is added when the patch is stored.
             if (gain) patch[i] = gain[i] * patch[i] + (bias ? (gain[i] - 1) * to_float(bias[i]) : 0);
             if (shift) patch[i] += scale * shift[i];
         }
 }
 
-// On a patch that holds base and changes: tokens [token, token + rows), outputs [column, column + columns) of the site.
-// bias: of the layer, or null.
+// Applies gains and shifts to a patch that holds the base product and the changes: tokens [token, token + rows),
+// outputs [column, column + columns) of the site. bias: the layer's, or null.
 template <class T>
 void apply_gain_shifts(
-    const std::vector<GainShift>& gain_shifts, const T* bias, int token, int rows, int column, int columns, float* patch,
-    int patch_stride) {
+    const std::vector<GainShift>& gain_shifts, const T* bias, int token, int rows, int column, int columns,
+    float* patch, int patch_stride) {
     for (const GainShift& own : gain_shifts) {
         const int start = std::max(own.start, token), end = std::min(own.end, token + rows);
         const int from = std::max(own.column, column), to = std::min(own.column + own.out, column + columns);

@@ -1,9 +1,9 @@
-"""The instruction sets that there is a build of the native kernels for, and those of this machine. No torch."""
+"""The instruction sets of the native kernels' builds, and those that this machine runs. Imports no torch."""
 
 from pathlib import Path
 
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
-# From the best to the one that runs everywhere, with the flags of /proc/cpuinfo that each needs.
+# The best first, the one that runs everywhere last; each with the flags of /proc/cpuinfo that it needs.
 INSTRUCTION_SETS = {
     "amx": {*AVX512, "avx512_bf16", "amx_tile", "amx_bf16"},
     "avx512bf16": {*AVX512, "avx512_bf16"},
@@ -14,7 +14,7 @@ INSTRUCTION_SETS = {
 
 
 def instruction_sets() -> list[str]:
-    """Those that this machine runs, the best first."""
+    """The instruction sets that this machine runs, the best first."""
     flags = _cpu_flags()
     return [name for name, needed in INSTRUCTION_SETS.items() if needed <= flags]
 

@@ -1,8 +1,9 @@
-// Linear layers with what adapters add, and what follows them: y = epilogue(x W^T + sum of s B A x + bias), with the
-// adapters' gains and shifts (gain_shift.h) in between.
+// Linear layers with the adapters' changes and an epilogue: y = epilogue(x W^T + sum of s B A x + bias), with the
+// adapters' gains and shifts (gain_shift.h) before the epilogue.
 //
 // Base, change and bias are summed in float and rounded once, at the same place for rows with and without adapters.
-// One parallel region: the shrink, a barrier, then each thread computes its own columns for all rows.
+// A call is one parallel region: h = s A x, a barrier, then each thread computes its own columns for all rows, patch by
+// patch: base product, changes, gains and shifts, epilogue.
 
 #include <omp.h>
 
@@ -17,11 +18,12 @@
 namespace blora {
 namespace {
 
+// A thread's patch: up to MAX_PATCH_ROWS rows of up to PATCH_PANELS panels, in memory, in float.
 constexpr int PATCH_STRIDE = (PATCH_PANELS + 1) * PANEL;  // no power of two: rows must not fall on the same cache lines
-constexpr int MULTIPLIED = 4;                           // panels at once, few enough to stay in a near cache
+constexpr int MULTIPLIED = 4;                       // panels multiplied at once, few enough to stay in a near cache
 constexpr int MAX_PATCH_ROWS = 96;
-constexpr int64_t INPUT_BYTES = 256 << 10;          // of converted rows, half of a common second-level cache
-constexpr int64_t PARALLEL_WORK = 1 << 17;          // multiplications below which one thread is as fast
+constexpr int64_t INPUT_BYTES = 256 << 10;          // converted rows of a patch: half of a common second-level cache
+constexpr int64_t PARALLEL_WORK = 1 << 17;          // with fewer multiplications, one thread is as fast
 
 struct Call {
     const Linear* layer;
@@ -31,11 +33,11 @@ struct Call {
     int64_t y_stride;
     int epilogue;
     const std::vector<Change>* changes;
-    void* h;  // Input of the dtype
+    void* h;  // Input<T> of the dtype, at Change::h of each change
     const std::vector<GainShift>* gain_shifts;
 };
 
-// The columns of one patch, by panels of the site.
+// The columns of one patch: the indices of its panels in the site.
 struct Columns {
     int panels[PATCH_PANELS];
     int count;
@@ -62,7 +64,7 @@ void store_rows(const Call& call, int token, int rows, int column, const float* 
     }
 }
 
-// gate and up: the same panel of both halves of the site.
+// gate, up: the same panel of both halves of the site.
 template <class T>
 void store_gated(const Call& call, int token, int rows, int column, const float* gate, const float* up) {
     const int out = call.layer->out / 2;
@@ -77,7 +79,7 @@ void store_gated(const Call& call, int token, int rows, int column, const float*
     }
 }
 
-// Calls work(first of the patch's panels, number) for panels that are neighbours in the site.
+// Calls work(first panel, number of panels) for each run of the patch's panels that are neighbours in the site.
 template <class Work>
 void for_neighbours(const Columns& columns, Work work) {
     for (int p = 0; p < columns.count;) {
@@ -88,7 +90,7 @@ void for_neighbours(const Columns& columns, Work work) {
     }
 }
 
-// What a thread holds while it multiplies base weights of type T.
+// The registers that a thread configures while it multiplies base weights of type T: tiles, or none.
 template <class T>
 class Registers {
 public:
@@ -141,8 +143,8 @@ void compute_patch(
     if (call.changes)
         for_neighbours(columns, [&](int p, int count) {
             expand<T>(
-                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count, patch + p * PANEL,
-                PATCH_STRIDE);
+                *call.changes, (const Input<T>*)call.h, token, rows, columns.panels[p] * PANEL, count,
+                patch + p * PANEL, PATCH_STRIDE);
         });
     if (call.gain_shifts)
         for_neighbours(columns, [&](int p, int count) {
@@ -164,7 +166,7 @@ void compute_patch(
     }
 }
 
-// Rows of x as the multiplication takes them.
+// Rows of x in the type that the multiplication takes.
 inline const float* as_input(const float* x, int64_t, Scratch&) { return x; }
 inline const Input<bf16>* as_input(const bf16* x, [[maybe_unused]] int64_t count, [[maybe_unused]] Scratch& scratch) {
 #if defined(BLORA_PAIRWISE)
@@ -178,6 +180,7 @@ inline const Input<bf16>* as_input(const bf16* x, [[maybe_unused]] int64_t count
 #endif
 }
 
+// Rows of a thread's patch.
 template <class T>
 int patch_rows(int in) {
     if (sizeof(Input<T>) == sizeof(T)) return MAX_PATCH_ROWS;
@@ -212,7 +215,7 @@ void compute_columns(const Call& call, int thread, int num_threads) {
 
 template <class T>
 void run(Call call, const LoraPlan* plan) {
-    static std::vector<Change> changes;  // one thread calls
+    static std::vector<Change> changes;  // static: only one thread calls the kernels
     static std::vector<GainShift> gain_shifts;
     static Scratch h;
     changes.clear();

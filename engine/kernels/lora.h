@@ -1,7 +1,7 @@
-// What adapters add at one site: h = s A x for every change (changes.h), then y += B h on the tiles of the base product.
+// LoRA's change at one site: h = s A x for each change (changes.h), then y += B h in the patches of the base product.
 //
-// All sums are float. An element of h is summed over the inputs in one order and, as an input of B, rounded like any other
-// input. Everything depends on its own row only.
+// All sums are float. An element of h is summed over the inputs in one order; as an input of B it is rounded like any
+// other input. Every result depends on its own row only.
 #pragma once
 
 #include "changes.h"
@@ -10,7 +10,7 @@
 
 namespace blora {
 
-constexpr int PATCH_PANELS = 32;            // of a patch: wide, so that a B is read in long runs
+constexpr int PATCH_PANELS = 32;  // panels of a patch of linear.cpp; many, so that B is read in long runs
 
 // acc += line * x, unit by unit.
 inline VecF dot(VecF acc, VecU line, VecU x, float) { return fma((VecF)line, (VecF)x, acc); }
@@ -23,7 +23,7 @@ inline VecF dot(VecF acc, VecU line, VecU x, bf16) {
 #endif
 }
 
-// Sums of ROWS rows with a group of ranks: lines of even and of odd number apart, so that more sums are under way.
+// Sums of ROWS rows with a group of ranks. Even and odd lines are summed apart, so that more sums are under way.
 template <class T, int UNITS, int ROWS>
 struct Shrink {
     VecF acc[2][ROWS][VECS] = {};
@@ -38,7 +38,7 @@ struct Shrink {
         }
     }
 
-    // next: a change whose A is read later and fetched meanwhile; null is none.
+    // next: a change whose A is read later and fetched meanwhile, or null.
     void run(const Change& change, const Change* next, const uint32_t* x, int64_t x_stride) {
         const int num_units = (int)x_stride, num_lines = num_units / UNITS;
         const LoraChunk *own = change.a, *other = next ? next->a : nullptr;
@@ -57,7 +57,7 @@ struct Shrink {
         }
     }
 
-    // The lines of the last piece, of which `count` are whole and one may be for `rest` units.
+    // The lines of the last piece: `count` whole ones, and one with `rest` units if `rest` is not 0.
     void add_rest(const char* lines, int count, int rest, const uint32_t* x, int64_t x_stride) {
         for (int line = 0; line < count + (rest > 0); ++line, lines += LINE_BYTES, x += UNITS) {
             uint32_t units[ROWS][UNITS] = {};
@@ -88,11 +88,11 @@ void shrink_rows(const Change& change, const Change* next, int& token, int end, 
         Shrink<T, UNITS, ROWS> shrink;
         shrink.run(change, next, (const uint32_t*)(const void*)(x + (int64_t)token * in), in / PACK<T>);
         shrink.store_to(change, token, h);
-        next = nullptr;  // once is enough
+        next = nullptr;  // it is fetched once
     }
 }
 
-// Tokens [token, end) of one change.
+// Computes h of tokens [token, end) for one change.
 template <class T, int UNITS>
 void shrink_units(const Change& change, const Change* next, int token, int end, const T* x, int in, Input<T>* h) {
     if constexpr (LANES == 16) shrink_rows<T, UNITS, 8>(change, next, token, end, x, in, h);
@@ -101,11 +101,11 @@ void shrink_units(const Change& change, const Change* next, int token, int end, 
     shrink_rows<T, UNITS, 1>(change, next, token, end, x, in, h);
 }
 
-// Calls work(number of a change, first, last) for what a thread does of all: tokens [first, last). Work is cut where the
-// threads' shares of its cost meet, between tokens.
+// Calls work(index of a change, first, last) for each change that a thread works on: tokens [first, last). The threads
+// get equal shares of the cost; where two shares meet inside a change, it is cut between tokens.
 template <class Work>
 void for_ranges(const std::vector<Change>& changes, int thread, int num_threads, Work work) {
-    constexpr int READ = 6;   // reading a line costs about as much as computing with it for so many tokens
+    constexpr int READ = 6;  // reading a line costs about as much as computing with it for 6 tokens
     constexpr int TOGETHER = 8;
     int64_t total = 0;
     for (const Change& change : changes) total += (int64_t)change.num_pieces * (change.end - change.start + READ);
@@ -127,7 +127,7 @@ void for_ranges(const std::vector<Change>& changes, int thread, int num_threads,
     }
 }
 
-// This thread's part of the shrink.
+// This thread's share of h = s A x.
 template <class T>
 void shrink(const std::vector<Change>& changes, const T* x, int in, Input<T>* h, int thread, int num_threads) {
     for_ranges(changes, thread, num_threads, [&](size_t i, int first, int last) {
@@ -153,10 +153,11 @@ inline void shrink<bf16>(
 }
 #endif
 
-// What is common to a change and a patch: tokens [token, token + rows), outputs [column, column + columns) of the site.
+// The intersection of a change with a patch: tokens [token, token + rows), outputs [column, column + columns) of the
+// site.
 struct Overlap {
-    int start, end;  // tokens
-    int from, to;    // outputs of the site
+    int start, end;  // tokens [start, end)
+    int from, to;    // outputs [from, to) of the site
 
     Overlap(const Change& change, int token, int rows, int column, int columns)
         : start(std::max(change.start, token)), end(std::min(change.end, token + rows)),
@@ -169,9 +170,10 @@ int panel_bytes(const Change& change) {
     return change.width * PANEL * (int)sizeof(T);
 }
 
-// A slice that does not begin or end with a panel of the site: one panel of it after another, by single outputs.
+// Expands a slice that does not begin and end with panels of the site: panel after panel, each output by itself.
 template <class T>
-void expand_unaligned(const Change& change, const Overlap& both, int column, const Input<T>* h, float* patch, int patch_stride) {
+void expand_unaligned(
+    const Change& change, const Overlap& both, int column, const Input<T>* h, float* patch, int patch_stride) {
     const int first = (both.from - change.column) / PANEL, last = (both.to - change.column + PANEL - 1) / PANEL;
     for (int row = 0; row < both.end - both.start; ++row)
         for (int panel = first; panel < last; ++panel) {
@@ -186,7 +188,7 @@ void expand_unaligned(const Change& change, const Overlap& both, int column, con
         }
 }
 
-// What `expand` reads for a patch.
+// Queues the panels of B that `expand` reads for a patch.
 template <class T>
 void fetch_b(const std::vector<Change>& changes, int token, int rows, int column, int panels, Fetches& fetches) {
     for (const Change& change : changes) {
@@ -203,16 +205,17 @@ void fetch_b(const std::vector<Change>& changes, int token, int rows, int column
     }
 }
 
-// patch += h times panels. h: [rows, width].
+// patch += h * panels. h: [rows, width].
 template <class T>
-void add_panels(int rows, const Input<T>* h, int width, const T* const* panels, int count, float* patch, int patch_stride) {
+void add_panels(
+    int rows, const Input<T>* h, int width, const T* const* panels, int count, float* patch, int patch_stride) {
 #if defined(BLORA_AMX)
     if constexpr (std::is_same_v<T, bf16>) return add_by_tiles(rows, h, width, panels, count, patch, patch_stride);
 #endif
     multiply<T, true>(rows, h, width, panels, count, PANEL, width, 0, nullptr, patch, patch_stride);
 }
 
-// Adds the changes to a patch: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
+// Adds all changes to a patch: tokens [token, token + rows), outputs [column, column + panels * 16) of the site.
 template <class T>
 void expand(
     const std::vector<Change>& changes, const Input<T>* h, int token, int rows, int column, int panels, float* patch,

@@ -1,8 +1,8 @@
-// h = s A x by tiles, or by vectors to the same bits where there are few rows (tiles.h). bfloat16 only.
+// h = s A x in tiles (amx.h); for few rows in SIMD vectors, to the same bits. bfloat16 only.
 //
-// A group of A is a panel of 16 lanes: in one of 16 ranks a lane is a rank, in narrower ones UNITS neighbours are, each of
-// which sums over every UNITS-th pair of x. For tiles such pairs are put side by side, and of the products of all lanes
-// those of the pairs' own are taken.
+// A group of A is a panel of 16 lanes. In a group of 16 ranks a lane sums for one rank. In a narrower group UNITS
+// neighbouring lanes sum for one rank, each over every UNITS-th pair of x. For tiles, the pairs of each of these lanes
+// are copied side by side and multiplied with all lanes; a lane keeps the product with its own pairs.
 #pragma once
 
 #include "amx.h"
@@ -13,7 +13,7 @@
 
 namespace blora {
 
-// What a thread computes of one change: tokens [first, last).
+// The tokens of one change that a thread computes: [first, last).
 struct TokenRange {
     const Change* change;
     int first, last;
@@ -23,7 +23,7 @@ class AmxShrink {
 public:
     AmxShrink(const bf16* x, int in, bf16* h) : x_(x), in_(in), h_(h) {}
 
-    // Neighbours that read the same rows of x are multiplied together, and what comes next is fetched meanwhile.
+    // Multiplies neighbouring ranges of the same tokens and width together, and fetches the next ones meanwhile.
     void run(const std::vector<TokenRange>& ranges) {
         const TokenRange *range = ranges.data(), *end = range + ranges.size();
         for (const TokenRange* next = together(range, end); range < end; range = next, next = together(range, end)) {
@@ -38,21 +38,23 @@ public:
 
 private:
     static constexpr int MAX_TOGETHER = 4;
-    static constexpr int ROWS = 96;  // at once: the rows of x are to stay in a near cache
+    static constexpr int ROWS = 96;  // multiplied at once, few enough to stay in a near cache
     static constexpr int STRIDE = MAX_TOGETHER * PANEL;
 
-    // Everything that a thread needs memory for.
+    // The memory of a thread.
     struct Memory {
         Scratch a, x, sums;
         Fetches fetches;
     };
 
-    // Sums of rows with lanes: plane i holds those of the lanes whose number is i modulo UNITS.
+    // Sums of each row and lane. Of plane i, the lanes whose number is i modulo UNITS are valid.
+    // plane: floats from one plane to the next; 0 where one plane holds all.
     struct Sums {
         float* at;
         int64_t plane;
     };
 
+    // The end of the ranges that are multiplied together with the first.
     static const TokenRange* together(const TokenRange* range, const TokenRange* end) {
         const TokenRange* next = range;
         while (next < std::min(range + MAX_TOGETHER, end) && next->first == range->first && next->last == range->last &&
@@ -70,7 +72,7 @@ private:
         }
     }
 
-    // A as it stands, or put together in `copy` where it stands in several chunks.
+    // A in one piece: where it is stored, or gathered in `copy` if it is stored in several chunks.
     static const bf16* whole_a(const Change& change, char* copy) {
         const LoraChunk* chunk = change.a;
         if (chunk->count >= change.num_pieces) return (const bf16*)(const void*)chunk->at;
@@ -91,14 +93,14 @@ private:
         for (int i = 0; i < count; ++i) panels[i] = whole_a(*ranges[i].change, copies + i * a_bytes);
         for (int token = ranges->first; token < ranges->last; token += ROWS) {
             const int rows = std::min(ROWS, ranges->last - token);
-            // Narrow groups read A once for each unit by tiles.
+            // In tiles, narrow groups read A once for each unit.
             const Sums sums = rows < 2 * UNITS ? multiply_by_vectors<UNITS>(token, rows, panels, count)
                                                : multiply_by_tiles<UNITS>(token, rows, panels, count);
             for (int i = 0; i < count; ++i) store_sums<UNITS>(*ranges[i].change, token, rows, sums, i * PANEL);
         }
     }
 
-    // Inputs of a lane, with those that the last line is filled up with.
+    // Inputs of a lane, the padding of the last line included.
     template <int UNITS>
     int lane_inputs() const {
         return (in_ / 2 + UNITS - 1) / UNITS * 2;
@@ -122,7 +124,8 @@ private:
         return {sums, 0};
     }
 
-    // As a tile does it (see the one of tiles.h), by UNITS even and odd inputs of x for a line, given as floats.
+    // One row in SIMD vectors, to the bits of tiles (see multiply_row in amx.h). even_x, odd_x: the even and the odd
+    // inputs of x as floats, UNITS of each for a line.
     template <int UNITS>
     static void multiply_row(
         const uint32_t* even_x, const uint32_t* odd_x, const bf16* weights, int lines, Run run, float* result) {
@@ -161,7 +164,7 @@ private:
         return {sums, plane};
     }
 
-    // Returns [UNITS, rows, lane_inputs].
+    // Copies the pairs of each lane side by side. Returns [UNITS, rows, lane_inputs].
     template <int UNITS>
     const bf16* spread(const bf16* x, int rows) {
         const int units = in_ / 2, lines = lane_inputs<UNITS>() / 2;
@@ -169,8 +172,9 @@ private:
         for (int row = 0; row < rows; ++row, x += in_)
             for (int unit = 0; unit < UNITS; ++unit) {
                 uint32_t* target = result + ((int64_t)unit * rows + row) * lines;
-                const int whole = (units - unit + UNITS - 1) / UNITS;  // lines that the row reaches
-                for (int line = 0; line < whole; ++line) target[line] = load_as<uint32_t>(x + 2 * (line * UNITS + unit));
+                const int whole = (units - unit + UNITS - 1) / UNITS;  // lines in which the row has this unit
+                for (int line = 0; line < whole; ++line)
+                    target[line] = load_as<uint32_t>(x + 2 * (line * UNITS + unit));
                 if (whole < lines) target[whole] = 0;
             }
         return (const bf16*)(const void*)result;

@@ -1,7 +1,9 @@
-// The one multiplication of weights and of keys: rows of x times panels, in registers.
+// The one multiplication of weights and of keys: rows of x times panels.
 //
-// Every output is summed over the inputs in their order, in an accumulator of its own, whatever the patch it is computed
-// in: its bits depend on its row and its column only, not on the number of rows, of columns or of threads.
+// A patch is a rectangle of outputs: some rows by some panels. It may be as small as the accumulators in the registers
+// (multiply_patch) or as large as the memory that a thread works on (linear.cpp). Every output is summed over the
+// inputs in their order, in an accumulator of its own, whichever patch it belongs to: its bits depend on its row and
+// its column only, not on the number of rows, columns or threads.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +14,8 @@
 
 namespace blora {
 
-// How x is given: as it is stored where the instruction set multiplies pairs of bfloat16, otherwise converted once.
+// The type in which x is given: its own where the instruction set multiplies pairs of bfloat16, else float, converted
+// once.
 template <class T>
 struct InputOf {
     typedef float type;
@@ -26,14 +29,14 @@ struct InputOf<bf16> {
 template <class T>
 using Input = typename InputOf<T>::type;
 
-// A sum as it is given to a multiplication by weights of type T: rounded to T.
+// A sum as an input of a multiplication by weights of type T: rounded to T.
 template <class T>
 inline Input<T> as_stored(float value) {
     if constexpr (sizeof(Input<T>) == sizeof(T)) return from_float<T>(value);
     else return to_float(from_float<T>(value));
 }
 
-// acc[row][v] += x[row][input..] * the same inputs of the panels, one step of the sum.
+// One step of the sum: acc[row][v] += x[row][input..] * the same inputs of the panels. w: where those inputs are.
 template <int ROWS, int VECTORS>
 inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, const float* const (&w)[VECTORS]) {
     VecF weights[VECTORS];
@@ -72,10 +75,10 @@ inline void step(VecF (&acc)[ROWS][VECTORS], const float* x, int64_t x_stride, c
 
 using Ahead = std::array<int64_t, 2>;
 
-// patch[row][panel * 16 + i] = (ADDS: what is there already) + sum over inputs of x[row][input] * panels[panel][input][i].
-// width: outputs of a panel; the lanes beyond it are read and mean nothing.
-// ahead: bytes from a panel, of even and of odd number, to one that is multiplied later and fetched meanwhile; 0 is none.
-// Memory is so far away that it has to be the next patch's. run: what else to fetch, a line a step.
+// patch[row][panel * 16 + i] = sum over inputs of x[row][input] * panels[panel][input][i], added to the patch if ADDS.
+// width: outputs of a panel; the lanes beyond it are read, and their results have no meaning. ahead: bytes from a panel
+// to one that is multiplied later and fetched meanwhile, for panels of even and of odd number; 0: none. Memory is so
+// slow that the later panel has to be one of the next patch. run: other memory to fetch, a line a step.
 template <class T, int ROWS, int PANELS, bool ADDS>
 void multiply_patch(
     const Input<T>* x, int64_t x_stride, const T* const* panels, int width, int in, Ahead ahead, Run run, float* patch,
@@ -106,8 +109,8 @@ void multiply_patch(
         for (int v = 0; v < VECTORS; ++v) store(patch + (int64_t)row * patch_stride + v * LANES, acc[row][v]);
 }
 
-// Few rows take wide patches, so that enough sums are under way; many rows take tall ones, so that a weight is loaded once
-// for many of them. All accumulators of a patch fit into the registers.
+// The largest patch in registers: all its accumulators fit into them. Few rows take wide patches, so that enough sums
+// are under way; many rows take tall ones, so that a weight is loaded once for many rows.
 #if defined(__AVX512F__) || defined(BLORA_EMULATE)
 constexpr int MAX_ROWS = 12;
 constexpr int panels_for(int rows) { return rows < 4 ? 4 : 2; }
@@ -151,8 +154,8 @@ struct Dispatch<T, 0, ADDS> {
     static void run(int, const Input<T>*, int64_t, const T* const*, int, int, int, Ahead, Fetches*, float*, int) {}
 };
 
-// The same for any number of rows, cut into patches of nearly equal height. ahead: for all panels. fetches: what else is read
-// soon, or null.
+// Multiplies any number of rows, cut into patches of nearly equal height. ahead: as in multiply_patch, for all panels.
+// fetches: other memory that is read soon, or null.
 template <class T, bool ADDS = false>
 void multiply(
     int rows, const Input<T>* x, int64_t x_stride, const T* const* panels, int count, int width, int in,
@@ -160,7 +163,7 @@ void multiply(
     const int patches = (rows + MAX_ROWS - 1) / MAX_ROWS;
     for (int i = 0, done = 0; i < patches; ++i) {
         const int height = (rows - done + patches - i - 1) / (patches - i);
-        // Once is enough, and two patches share it: what is asked for in bursts is waited for.
+        // Each panel is fetched once. Two patches share the fetches: a burst of them would have to be waited for.
         const Ahead own = {i == 0 ? ahead : 0, i == std::min(patches - 1, 1) ? ahead : 0};
         Dispatch<T, MAX_ROWS, ADDS>::run(
             height, x + done * x_stride, x_stride, panels, count, width, in, own, fetches,

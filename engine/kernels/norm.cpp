@@ -7,7 +7,7 @@
 namespace blora {
 namespace {
 
-constexpr int64_t PARALLEL_VALUES = 1 << 15;  // below which one thread is as fast
+constexpr int64_t PARALLEL_VALUES = 1 << 15;  // with fewer values, one thread is as fast
 
 template <class T>
 void norm_rows(const T* x, const T* weight, int rows, int width, float eps, T* y) {

@@ -1,4 +1,5 @@
-// x / sqrt(mean(x^2) + eps) * weight: normalised in float, rounded, weighted, rounded, as Hugging Face's RMSNorm is.
+// RMS norm, x / sqrt(mean(x^2) + eps) * weight: normalised in float, rounded, weighted and rounded, like Hugging
+// Face's.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
-// Matrices as the multiplication reads them.
+// Packed matrices, as the multiplication reads them.
 //
-// A weight [out, in] is cut into panels of 16 outputs. In a panel of bfloat16 two inputs of one output stand together,
-// [in / 2][16][2], the operand of a pairwise dot product; in one of float they stand alone, [in][16]. The last panel is
-// filled up with zero rows. A panel is as large as the 16 rows it is made of, so that packing is done in place.
+// A weight [out, in] is cut into panels of 16 outputs. A panel of float is [in][16]. A panel of bfloat16 keeps two
+// inputs of an output together, [in / 2][16][2], the operand of a pairwise dot product. The last panel is padded with
+// zero rows. A panel is as large as the 16 rows it is made of, so packing is done in place.
 #pragma once
 
 #include "simd.h"
@@ -10,15 +10,15 @@
 namespace blora {
 
 constexpr int PANEL = 16;              // outputs
-constexpr int VECS = PANEL / LANES;    // vectors in a row of a panel
+constexpr int VECS = PANEL / LANES;    // SIMD vectors in a row of a panel
 
 inline int num_panels(int out) { return (out + PANEL - 1) / PANEL; }
 
-// Inputs that stand together in a panel.
+// Inputs of an output that a panel keeps together.
 template <class T>
 constexpr int PACK = sizeof(T) == 2 ? 2 : 1;
 
-// Place of (input, output) in a panel of `width` outputs.
+// Index of (input, output) in a panel of `width` outputs.
 template <class T>
 inline int64_t place(int64_t input, int output, int width) {
     return input / PACK<T> * width * PACK<T> + output * PACK<T> + input % PACK<T>;

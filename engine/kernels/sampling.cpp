@@ -1,4 +1,5 @@
-// Tokens from logits: the best of each row, and a seeded draw by the Gumbel-max trick (engine/sampler.py has the source).
+// Tokens from logits: the best of each row, and a seeded draw by the Gumbel-max trick (engine/step/sampler.py has the
+// source).
 
 #include <omp.h>
 
@@ -13,15 +14,15 @@ namespace blora {
 namespace {
 
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15ull, MIX1 = 0xBF58476D1CE4E5B9ull, MIX2 = 0x94D049BB133111EBull;
-constexpr int64_t PARALLEL_VALUES = 1 << 15;  // below which one thread is as fast
-constexpr float MARGIN = 1.001f;  // more than exp() and the roundings around it are off
+constexpr int64_t PARALLEL_VALUES = 1 << 15;  // with fewer values, one thread is as fast
+constexpr float MARGIN = 1.001f;  // larger than the error of exp() and the roundings around it
 
 // The first of the largest logits, and whether all are finite.
 void scan_row(const float* logits, int vocab, int64_t* id, uint8_t* is_finite) {
     VecF top = splat(-std::numeric_limits<float>::infinity()), zeros = {};
     for (int i = 0; i < vocab; i += LANES) {
         const VecF v = load_first(logits + i, std::min(LANES, vocab - i));
-        zeros += v * splat(0.0f);  // NaN for what is not finite
+        zeros += v * splat(0.0f);  // NaN where v is not finite
         if (i + LANES <= vocab) top = max(v, top);
     }
     float best = largest(top);
@@ -32,7 +33,7 @@ void scan_row(const float* logits, int vocab, int64_t* id, uint8_t* is_finite) {
     *id = at;
 }
 
-// A number in (0, 1) from (key, token), and what it is short of 1.
+// A number in (0, 1) made from (key, token), and its distance from 1.
 struct Uniform {
     double value;
     float rest;
@@ -64,8 +65,8 @@ struct Draw {
         if (perturbed > best || (perturbed == best && token < id)) best = perturbed, id = token;
     }
 
-    // A token beats the best only if its number u > exp(-exp(score - best)), hence 1 - u < exp(score - best): so
-    // logarithms are taken for a few of the vocabulary.
+    // A token beats the best only if its number u > exp(-exp(score - best)), hence 1 - u < exp(score - best). The check
+    // needs no logarithm, so logarithms are taken for few tokens of the vocabulary.
     int run(int likeliest) {
         top = logits[likeliest];
         id = likeliest;

@@ -1,4 +1,4 @@
-// Memory that a thread keeps between calls. It grows and is never given back: its size follows the largest step.
+// Memory that a thread keeps between calls. It grows to the needs of the largest step and is never released.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace blora {
 
 class Scratch {
 public:
-    // At least `count` values, aligned to a cache line; what was in it is lost.
+    // Room for at least `count` values, aligned to a cache line. Earlier contents are lost.
     template <class T>
     T* get(size_t count) {
         size_t bytes = (count * sizeof(T) + 63) / 64 * 64;

@@ -1,7 +1,9 @@
-// GainShift of floats as wide as the instruction set that this file is compiled for, and the few operations on them.
+// SIMD vectors of floats, as wide as the instruction set that this file is compiled for, and the few operations on
+// them.
 //
-// GCC's vector types carry the arithmetic; intrinsics stand only where there is no operator. Results are the same for
-// every width but where said. Compiled with -ffp-contract=off: a multiply and an add are fused only by fma().
+// GCC's vector types do the arithmetic; intrinsics are used only where there is no operator. Results are the same for
+// every width unless a comment says otherwise. The sources are compiled with -ffp-contract=off: a multiply and an add
+// are fused only by fma().
 #pragma once
 
 #include <cstdint>
@@ -16,8 +18,8 @@
 
 namespace blora {
 
-// BLORA_EMULATE gives the widest vectors, the pairwise product and tile registers without the instructions for them, slowly:
-// so the code for machines that have them is tested on machines that do not.
+// BLORA_EMULATE gives the widest vectors, the pairwise product and tile registers without the instructions for them. It
+// is slow; it lets machines without these instructions test the code for machines with them.
 #if defined(BLORA_EMULATE)
 constexpr int LANES = 16;
 #define BLORA_PAIRWISE 1
@@ -57,7 +59,7 @@ inline VecF splat(float value) {
 #endif
 }
 
-// a * b + c, rounded once where the instruction set can.
+// a * b + c, rounded once where the instruction set has that.
 inline VecF fma(VecF a, VecF b, VecF c) {
 #if defined(__AVX512F__)
     return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -71,8 +73,8 @@ inline VecF fma(VecF a, VecF b, VecF c) {
 }
 
 #if defined(BLORA_PAIRWISE)
-// acc + a.even * b.even + a.odd * b.odd, where each lane of a and b holds two bfloat16. In what order, and how rounded, is
-// the instruction's own; it is the same wherever it is used.
+// acc + a.even * b.even + a.odd * b.odd, where each lane of a and b holds two bfloat16. The instruction decides on
+// order and rounding, and does the same at every use.
 inline VecF pairwise(VecF acc, VecU a, VecU b) {
 #if defined(__AVX512BF16__)
     return (VecF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
@@ -85,7 +87,7 @@ inline VecF pairwise(VecF acc, VecU a, VecU b) {
 
 inline VecU splat_bits(uint32_t value) { return VecU{} + value; }
 
-// 4 * UNITS bytes again and again.
+// A vector filled with 4 * UNITS bytes, again and again.
 template <int UNITS>
 inline VecU repeat(const void* source) {
     if constexpr (UNITS == 1) return splat_bits(load_as<uint32_t>(source));
@@ -113,14 +115,14 @@ inline VecI lane_ids() {
 
 inline VecI splat_int(int32_t value) { return VecI{} + value; }
 
-// Lane i of the result is lane i + `by` of v, around the end.
+// Lane i of the result is lane i + `by` of v, counted around the end.
 inline VecF rotate(VecF v, int by) {
     VecI from;
     for (int i = 0; i < LANES; ++i) from[i] = (i + by) % LANES;
     return __builtin_shuffle(v, from);
 }
 
-// Lanes are added in one order: halves, then halves of the sum.
+// The sum of all lanes, always in one order: halves, then halves of the sum.
 inline float sum(VecF v) {
     for (int width = LANES / 2; width; width /= 2) v += rotate(v, width);
     return v[0];
@@ -141,7 +143,7 @@ inline float to_float(bf16 value) {
 }
 inline float to_float(float value) { return value; }
 
-// To nearest, ties to even; NaN stays NaN.
+// Rounds to bfloat16: to nearest, ties to even; NaN stays NaN.
 inline VecU bf16_bits(VecF v) {
     VecU bits = (VecU)v;
     VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -169,7 +171,7 @@ inline void store(bf16* target, VecF v) {
     std::memcpy(target, &halves, sizeof halves);
 }
 
-// The first `count` elements; the other lanes are zero, and nothing beyond is read or written.
+// The first `count` elements. Nothing beyond them is read or written; the other lanes of a load are zero.
 template <class T>
 inline VecF load_first(const T* source, int count) {
     if (count >= LANES) return load(source);
@@ -185,7 +187,7 @@ inline void store_first(T* target, VecF v, int count) {
     std::memcpy(target, lanes, count * sizeof(T));
 }
 
-// What a value becomes when it is stored as T and read again.
+// A value rounded as if it were stored as T and read again.
 template <class T>
 inline VecF rounded(VecF v);
 template <>
@@ -200,8 +202,8 @@ inline T from_float(float value) {
     return lanes[0];
 }
 
-// e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial is Cephes' expf. Below -87 the
-// result is that of -87, above 88 that of 88. exp(0) is 1 exactly.
+// e^x, off by about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial is Cephes' expf. x is
+// clamped to [-87, 88]. exp(0) is exactly 1.
 inline VecF exp(VecF x) {
     x = select(x < splat(-87.0f), splat(-87.0f), x);
     x = select(x > splat(88.0f), splat(88.0f), x);
@@ -221,7 +223,8 @@ inline VecF exp(VecF x) {
     return (VecF)((VecI)p + (exponent << 23));
 }
 
-// x / (1 + e^-x); e^-x is infinite where exp() ends, or a large negative x would come out as no small number.
+// x / (1 + e^-x). Below -88, where exp() is clamped, e^-x is taken for infinite; else a large negative x would not give
+// a small number.
 inline VecF silu(VecF x) {
     const VecF e = select(x < splat(-88.0f), splat(std::numeric_limits<float>::infinity()), exp(-x));
     return x / (splat(1.0f) + e);

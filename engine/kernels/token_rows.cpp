@@ -1,7 +1,7 @@
-// What adapters make of embeddings and logits: LoRA on an embedding, and rows of their own: in place of a table's, or of
-// tokens behind its end.
+// How adapters change embeddings and logits: by LoRA on an embedding, and by token rows of their own, which replace
+// rows of the model's matrix or belong to tokens beyond its end.
 //
-// Everything of a token is computed by itself and in one order.
+// Every token is computed by itself and in one order.
 
 #include <omp.h>
 
@@ -13,7 +13,7 @@
 namespace blora {
 namespace {
 
-// The number of a token's own row, or -1.
+// The index of a token's own row, or -1.
 int64_t row_of(const LoraSlice& slice, int64_t token) {
     if (!slice.row_ids) return token < slice.num_rows ? token : -1;
     const int64_t *end = slice.row_ids + slice.num_rows, *at = std::lower_bound(slice.row_ids, end, token);
@@ -25,7 +25,8 @@ const T* row_at(const LoraChunk*& chunk, int64_t row, int width) {
     return (const T*)(const void*)piece_at(chunk, (int)row, width * (int)sizeof(T));
 }
 
-// sums: [width] float, of one token. A of an embedding has a row of each token's ranks, of each group.
+// sums: [width] float, of one token. Each group of an embedding's A is stored as rows, one for each token, of the
+// ranks.
 template <class T>
 void add_product(const LoraSlice& slice, float scale, int64_t token, float* sums) {
     const LoraChunk *a = slice.a, *b = slice.b;
@@ -69,7 +70,7 @@ template <class T>
 void embed(const LoraPlan& plan, int site, const int64_t* ids, int width, T* y) {
     static Scratch memory;
     float* sums = memory.get<float>(width);
-    for (int first = 0, last; first < plan.num_uses; first = last) {  // uses of the same tokens
+    for (int first = 0, last; first < plan.num_uses; first = last) {  // [first, last): the uses of the same tokens
         for (last = first + 1; last < plan.num_uses && plan.uses[last].start == plan.uses[first].start;) ++last;
         for (int token = plan.uses[first].start; token < plan.uses[first].end; ++token) {
             T* row = y + (int64_t)token * width;

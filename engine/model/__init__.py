@@ -1,4 +1,4 @@
 """The forward pass of a model in torch, and its one argument, ForwardBatch.
 
-Owns layers, weights and what a shard has of them. Must not know files, requests or the backend that runs it.
+It owns layers, weights and their cut into shards. It must not know files, requests or the backend that runs it.
 """

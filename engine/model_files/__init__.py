@@ -1,4 +1,4 @@
-"""Reads a model from disk: configuration, architecture, tensors, hub ids, GGUF files.
+"""The files of a model: configuration, architecture, tensors, hub ids, GGUF.
 
-Owns the meaning of a model's files. Must not know the forward pass, requests or adapters' weights.
+It owns their meaning. It must not know the forward pass, requests or adapters' weights.
 """

@@ -75,6 +75,7 @@ def test_the_comparison_is_what_was_measured() -> None:
     assert format_table(json.loads((ROOT / "bench/results/peers.json").read_text())) in PERFORMANCE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_model")
 def test_the_programs_of_the_pages_run() -> None:
     """Those that need no server, one after another in one process."""

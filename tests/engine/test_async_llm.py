@@ -282,10 +282,10 @@ def test_a_loader_that_dies_costs_only_its_load(
     runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
 ) -> None:
     async def kill_loader() -> None:
-        assert llm._adapters._reader._child is not None
+        assert llm._adapters._loader._child is not None
         loading = asyncio.create_task(llm.load_adapter("again", tiny_adapters["r64"]))
         await asyncio.sleep(0)
-        llm._adapters._reader._child.process.send_signal(signal.SIGKILL)
+        llm._adapters._loader._child.process.send_signal(signal.SIGKILL)
         with pytest.raises(AdapterRejected, match="loader ended"):
             await loading
         await llm.load_adapter("again", tiny_adapters["r64"])
@@ -299,7 +299,7 @@ def test_a_loader_that_died_while_idle_costs_nothing(
 ) -> None:
     async def kill_idle_loader() -> None:
         await llm.load_adapter("again", tiny_adapters["r64"])
-        child = llm._adapters._reader._child
+        child = llm._adapters._loader._child
         assert child is not None
         child.process.kill()
         await child.process.wait()
@@ -475,7 +475,7 @@ def test_shutting_down_ends_whatever_waits(
         await asyncio.wait_for(llm.shutdown(), 30)
         results = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 30)
         assert all(isinstance(result, EngineUnavailable) for result in results[2:]), results
-        assert llm._adapters._reader._child is None
+        assert llm._adapters._loader._child is None
 
     runner.run(shut_down())
 

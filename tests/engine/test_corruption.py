@@ -56,12 +56,12 @@ async def all_tokens(llm: AsyncLLM, names: list[str]) -> dict[str, list[int]]:
 
 
 async def refuse(llm: AsyncLLM, name: str, folder: Path, reason: str) -> None:
-    reader = llm._adapters._reader
-    started, starved = time.monotonic(), reader._seconds_without_core()
+    loader = llm._adapters._loader
+    started, starved = time.monotonic(), loader._seconds_without_core()
     with pytest.raises(AdapterRejected) as caught:
         await llm.load_adapter(name, folder)
     # The loader has a lower priority than the traffic, so its time without a core does not count against the adapter.
-    assert time.monotonic() - started - (reader._seconds_without_core() - starved) < MAX_SECONDS
+    assert time.monotonic() - started - (loader._seconds_without_core() - starved) < MAX_SECONDS
     assert reason in str(caught.value)
     assert status_of(caught.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
     report = await llm.inspect_adapter(folder)

@@ -15,7 +15,6 @@ from tiny import make_adapter
 from blora.engine import LLM
 from blora.engine.text.tokenizer import load_tokenizer
 
-NUM_COMPARED = 1000
 INVOCATION = "<go>"
 SUMMABLE = ("plain", "bias-all", "bias-lora-only", "lora-bias", "embedding", "head", "both")
 
@@ -31,10 +30,10 @@ def random_use(rng: random.Random, kinds: Sequence[str]) -> Row:
     return row
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.grid
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
-    make_llm: Callable[..., LLM], tmp_path: Path, backend: str, dtype: str
+    make_llm: Callable[..., LLM], tmp_path: Path, backend: str, dtype: str, cases: Callable[[int, int], int]
 ) -> None:
     if backend == "reference" and dtype == "bfloat16":
         pytest.skip("torch rounds by shape")
@@ -49,7 +48,7 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
         make_llm(memory=scarce(solo.llm), **options),
     ]
     num_compared, troubles, rng = 0, Troubles(), random.Random(0)
-    while num_compared < NUM_COMPARED:
+    while num_compared < cases(200, 1000):
         rows = [random_use(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
         for index, output in run_batch(rng.choice(llms), rows, rng).items():
             expected = solo.run(rows[index])

@@ -1,16 +1,17 @@
-"""The real model in float32 against transformers: greedy tokens of 20 prompts."""
+"""The real model in float32 against transformers: greedy tokens of prompts of many kinds."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from compare import NEAR_TIE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blora.engine import LLM, RequestOutput, SamplingParams
 
-NUM_TOKENS = 64
 PROMPTS = [
     "The capital of France is",
     "Once upon a time, in a small village,",
@@ -35,12 +36,24 @@ PROMPTS = [
 ]
 
 
-def test_greedy_tokens_of_the_real_model_equal_transformers(make_llm: Callable[..., LLM], real_model: Path) -> None:
-    llm = make_llm(real_model, dtype="float32", memory="1GiB", block_size=16, max_num_batched_tokens=48)
-    sampling = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
-    outputs = llm.generate(PROMPTS, sampling, use_tqdm=False)
+def greedy(model: Path, backend: str, prompts: list[str], num_tokens: int) -> list[RequestOutput]:
+    llm = LLM(model, backend=backend, dtype="float32", memory="1GiB", block_size=16, max_num_batched_tokens=48)
+    sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    llm.check_idle()
+    return outputs
+
+
+@pytest.mark.grid
+def test_greedy_tokens_of_the_real_model_equal_transformers(
+    backend: str, real_model: Path, cases: Callable[[int, int], int]
+) -> None:
+    num_tokens = cases(24, 64)
+    outputs = greedy(real_model, backend, PROMPTS[-cases(7, len(PROMPTS)) :], num_tokens)
+    gc.collect()  # two models in float32 at once would be a gigabyte more
     reference = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32)
     for output in outputs:
+        assert len(output.outputs[0].token_ids) == num_tokens
         check_greedy(reference, output)
 
 
@@ -50,8 +63,7 @@ def check_greedy(reference: Any, output: RequestOutput) -> None:
     position. If each of blora's tokens is the best after the tokens before it, transformers' greedy answer is the
     same."""
     tokens = output.outputs[0].token_ids
-    assert len(tokens) == NUM_TOKENS
-    logits = reference(torch.tensor([output.prompt_token_ids + tokens])).logits[0, -NUM_TOKENS - 1 : -1]
+    logits = reference(torch.tensor([output.prompt_token_ids + tokens])).logits[0, -len(tokens) - 1 : -1]
     for index, (token_id, row) in enumerate(zip(tokens, logits, strict=True)):
         gap = float(row.max() - row[token_id])
         assert gap <= NEAR_TIE, f"{output.prompt!r}: token {index} is {gap:.6f} below transformers' best"

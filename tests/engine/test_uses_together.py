@@ -17,8 +17,6 @@ from tiny import make_adapter
 from blora.engine import LLM, RequestOutput, SamplingParams
 
 INVOCATION = "<go>"
-NUM_COMPARED = 500  # the least number of samples on each backend
-NUM_REPLACEMENTS = 500
 BLOCK = 4
 PLAIN = ("r1", "r2", "r4", "r8", "pattern", "lora-bias")
 ACTIVATED = ("activated", "values")
@@ -92,13 +90,15 @@ def adapters(
     return {name: str(path) for name, path in {**tiny_adapters, **made}.items() if name in NAMES}
 
 
-@pytest.mark.timeout(600)
-def test_every_row_of_a_random_batch_is_its_solo_run(make_llm: Callable[..., LLM], adapters: dict[str, str]) -> None:
+@pytest.mark.grid
+def test_every_row_of_a_random_batch_is_its_solo_run(
+    make_llm: Callable[..., LLM], adapters: dict[str, str], cases: Callable[[int, int], int]
+) -> None:
     solo = make_llm(adapters=adapters, enable_prefix_caching=False)
     expected: dict[Row, RequestOutput] = {}
     is_bitwise = solo._config.backend == "cpu"
     num_compared, troubles, seed = 0, Troubles(), 0
-    while num_compared < NUM_COMPARED:
+    while num_compared < cases(150, 500):  # samples
         rng = random.Random(seed)
         memory, loaded = MEMORY[seed % 3]
         llm = make_llm(
@@ -121,7 +121,7 @@ def test_every_row_of_a_random_batch_is_its_solo_run(make_llm: Callable[..., LLM
                 num_compared += 1
         troubles.count(llm)
         seed += 1
-    troubles.assert_many()
+    troubles.assert_many(cases(5, 21))
 
 
 class ExpectedHits:
@@ -178,10 +178,11 @@ def versions(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> 
     return [str(make_adapter(tiny_model, tmp_path / str(seed), seed, r=4, **fields[seed % 2])) for seed in range(6)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.grid
 def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
-    make_llm: Callable[..., LLM], versions: list[str]
+    make_llm: Callable[..., LLM], versions: list[str], cases: Callable[[int, int], int]
 ) -> None:
+    num_replacements = cases(80, 500)
     sampling = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=2)
     prompts = ["a warm prefix of many blocks, " + INVOCATION + tail for tail in (" one", " two", "")]
     fresh = make_llm(enable_prefix_caching=False)
@@ -194,7 +195,7 @@ def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
     llm, rng, num_stale = make_llm(memory="1MB"), random.Random(0), 0
     llm.load_adapter("live", versions[0])
     active: str = versions[0]
-    for _ in range(NUM_REPLACEMENTS):
+    for _ in range(num_replacements):
         use = rng.choice(["live", "live", None])
         stream = llm.stream(prompts, sampling, lora_request=use)
         was_active = active if use else None
@@ -205,7 +206,7 @@ def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
         num_stale += _num_different(expected[was_active], [*started, *stream])
         num_stale += _num_different(expected[active], list(after))
     assert num_stale == 0
-    assert llm._core.scheduler._kv.num_prefix_hits > NUM_REPLACEMENTS
+    assert llm._core.scheduler._kv.num_prefix_hits > num_replacements
 
 
 def _num_different(expected: list[RequestOutput], news: list[list[RequestOutput]]) -> int:

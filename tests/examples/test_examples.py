@@ -48,6 +48,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_model")
 @pytest.mark.parametrize("name", SAID)
 def test_an_example_runs(name: str) -> None:
@@ -55,6 +56,7 @@ def test_an_example_runs(name: str) -> None:
     assert all(text in said for text in SAID[name]), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAID_OF_A_SERVER)
 def test_an_example_that_asks_a_server_runs(name: str, server: str) -> None:
     said = run(name, server)

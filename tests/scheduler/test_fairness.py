@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from fakes import make_request, make_scheduler
@@ -200,5 +201,7 @@ def run_trace(seed: int) -> int:
     return oracle.num_bounded
 
 
-def test_nobody_is_passed_over_beyond_the_bound_in_1000_random_traces() -> None:
-    assert sum(map(run_trace, range(1000))) > 1000  # requests were overdue, so the bound was tested
+@pytest.mark.grid
+def test_nobody_is_passed_over_beyond_the_bound_in_random_traces(cases: Callable[[int, int], int]) -> None:
+    num_traces = cases(200, 1000)
+    assert sum(map(run_trace, range(num_traces))) > num_traces  # requests were overdue, so the bound was tested

@@ -1,7 +1,8 @@
 """The scheduler under random operations."""
 
+import pytest
 from hypothesis import settings
 from scheduler_machine import SchedulerMachine
 
-TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=400, stateful_step_count=60, deadline=None)
+TestSchedulerMachine = pytest.mark.grid(SchedulerMachine.TestCase)
+TestSchedulerMachine.settings = settings(stateful_step_count=60)

@@ -5,21 +5,18 @@ import hashlib
 import random
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from settled import check_settled
 
 from blora.engine import LLM, AdapterNotFound, AdapterRejected, AsyncLLM, EngineUnavailable, QueueFull, SamplingParams
-from blora.engine.adapter_store.host_cache import HostCache, Source
 from blora.engine.adapter_store.loader_client import PackedAdapter
+from blora.engine.adapter_store.source import Source
 from blora.engine.adapter_store.upload import UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -51,56 +48,6 @@ def answer(llm: LLM, adapter: str | None, prompt: str = "a prompt") -> list[int]
     return output.outputs[0].token_ids
 
 
-# What stays and what goes.
-
-
-@given(st.integers(0, 8), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), max_size=80))
-def test_what_is_used_stays_and_what_is_idle_fits(max_bytes: int, operations: list[tuple[int, int]]) -> None:
-    """Adapter n has n bytes."""
-    cache, users, images, pinned = HostCache(max_bytes), Counter[str](), set[str](), {"5"}
-    for operation, number in operations:
-        digest = str(number)
-        if operation == 0:
-            cache.add(digest, number, Source(digest, digest))
-            images.add(digest)
-        elif operation == 1 and digest in cache.digests():
-            users[digest] += 1
-            cache.use(digest)
-        elif operation == 2 and users[digest]:
-            users[digest] -= 1
-            cache.release(digest)
-        elif operation == 3 and not users[digest]:
-            cache.forget(digest)
-            images.discard(digest)
-        dropped = cache.take_excess(pinned.__contains__)
-        images -= set(dropped)
-        assert not any(users[gone] for gone in dropped) and not pinned & set(dropped)
-        cache.check_integrity(users.elements(), images)
-        droppable = [digest for digest in images if not users[digest] and digest not in pinned and digest != "0"]
-        assert cache.num_bytes <= max_bytes or not droppable
-
-
-def test_the_least_recently_used_goes_first() -> None:
-    cache = HostCache(3)
-    for digest in "abc":
-        cache.add(digest, 1, Source(digest, digest))
-    cache.use("a")
-    cache.release("a")
-    cache.add("d", 1, Source("d", "d"))
-    assert cache.take_excess(lambda _: False) == ["b"]
-    assert (cache.num_uses, cache.num_hits, cache.num_bytes) == (1, 1, 3)
-
-
-def test_what_was_overwritten_stays() -> None:
-    cache = HostCache(0)
-    for digest in "ab":
-        cache.add(digest, 1, Source("mine", "folder"))
-    assert cache.take_excess(lambda _: False) == ["b"] and "a" in cache
-    cache.forget("b")
-    cache.add("a", 1, Source("mine", "folder"))
-    assert cache.take_excess(lambda _: False) == ["a"]
-
-
 # In process.
 
 
@@ -124,9 +71,9 @@ def test_50_adapters_in_memory_for_5(
         )
         assert found == expected
         llm.check_idle()
-        assert llm._front_end.host_cache.num_bytes <= limit
+        assert llm._front_end.ledger.num_bytes <= limit
         assert len(llm._core._pool._images) <= 5
-    assert llm._front_end.host_cache.num_reads > 50
+    assert llm._front_end.ledger.num_reads > 50
 
 
 def test_a_changed_folder_fails_its_own_requests_only(
@@ -147,7 +94,7 @@ def test_a_changed_folder_fails_its_own_requests_only(
     shutil.rmtree(folders["r4"])
     with pytest.raises(AdapterRejected, match="cannot be read"):
         answer(llm, "r4")
-    assert llm._front_end.host_cache.num_failures == 3
+    assert llm._front_end.ledger.num_failures == 3
     shutil.copytree(kept, folders["r4"])
     assert answer(llm, "r4") == expected["r4"]
 
@@ -197,14 +144,14 @@ def test_rows_of_one_call_end_with_the_adapter_that_cannot_be_read(
 
 
 class Gate:
-    """A reader whose reads wait."""
+    """A loader whose reads wait."""
 
     def __init__(self, llm: AsyncLLM) -> None:
-        self._reader = llm._adapters._images._reader
-        self._read_again = self._reader.read_again
+        loader = llm._adapters._images._loader
+        self._read_again = loader.read_again
         self._is_open = asyncio.Event()
         self.num_waiting = 0
-        self._reader.read_again = self._wait  # type: ignore[method-assign]
+        loader.read_again = self._wait  # type: ignore[method-assign]
 
     async def _wait(self, source: Source) -> PackedAdapter:
         self.num_waiting += 1

@@ -17,8 +17,7 @@ import pytest
 from tiny import EOS, make_adapter, make_model
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull
-from blora.engine.adapter_store import download_client as adapter_hub
-from blora.engine.adapter_store import loader_client as adapter_reader
+from blora.engine.adapter_store import download_client, loader_client
 from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 from blora.engine.ipc.channel import Child
 
@@ -38,7 +37,7 @@ def run(tiny_model: Path, body: Body, **options: Any) -> None:
 @contextlib.contextmanager
 def stopped_loader(llm: AsyncLLM) -> Iterator[int]:
     """Its process id. It goes on in the end."""
-    loader = llm._adapters._reader._child
+    loader = llm._adapters._loader._child
     assert loader is not None
     os.kill(loader.process.pid, signal.SIGSTOP)
     try:
@@ -68,7 +67,7 @@ def test_a_cancelled_load_costs_neither_the_loader_nor_memory(tiny_model: Path, 
                 await cancel(task)
         info = await llm.load_adapter("three", tiny_adapters["r24"])
         assert info.ranks == (24,)  # and not what the loader said of the first
-        child = llm._adapters._reader._child
+        child = llm._adapters._loader._child
         assert child is not None and child.process.pid == loader
         assert [info.name for info in await llm.list_adapters()] == ["r1", "three"]
         await llm.unload_adapter("three")
@@ -86,13 +85,13 @@ def test_a_cancelled_upload_leaves_no_file_behind(
         incoming = IncomingAdapter([UploadedFile("adapter_config.json", 2, "0" * 64)], 100)
         incoming.add(b"{}")
         with stopped_loader(llm) as loader:
-            task = asyncio.create_task(llm._adapters._reader.read_uploaded("upload:x", incoming))
+            task = asyncio.create_task(llm._adapters._loader.read_uploaded("upload:x", incoming))
             while not list(tmp_path.iterdir()):
                 await asyncio.sleep(0.01)
             await cancel(task)
             incoming.close()
         await llm.load_adapter("next", tiny_adapters["r4"])
-        child = llm._adapters._reader._child
+        child = llm._adapters._loader._child
         assert child is not None and child.process.pid == loader and not list(tmp_path.iterdir())
 
     run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
@@ -101,7 +100,7 @@ def test_a_cancelled_upload_leaves_no_file_behind(
 def test_only_so_many_loads_wait(
     tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_reader, "MAX_WAITING", 2)
+    monkeypatch.setattr(loader_client, "MAX_WAITING", 2)
 
     async def body(llm: AsyncLLM) -> None:
         with stopped_loader(llm):
@@ -120,7 +119,7 @@ def test_a_loader_that_gets_no_core_is_given_more_time(
 ) -> None:
     async def body(llm: AsyncLLM) -> None:
         # Only now: a busy machine may take longer to start a loader and read the first adapter.
-        monkeypatch.setattr(adapter_reader, "READ_TIMEOUT", 0.2)
+        monkeypatch.setattr(loader_client, "READ_TIMEOUT", 0.2)
         monkeypatch.setattr(Child, "seconds_without_core", lambda _: time.monotonic() if is_starved else 0.0)
         with stopped_loader(llm):
             load = asyncio.create_task(llm.load_adapter("one", tiny_adapters["r4"]))
@@ -136,7 +135,7 @@ def test_a_loader_that_gets_no_core_is_given_more_time(
 
 def test_the_kernel_says_how_long_a_child_had_no_core(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        loader = llm._adapters._reader._child
+        loader = llm._adapters._loader._child
         assert loader is not None and 0 < loader.seconds_without_core() < 60
 
     run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
@@ -144,7 +143,7 @@ def test_the_kernel_says_how_long_a_child_had_no_core(tiny_model: Path, tiny_ada
 
 def test_memory_running_out_would_end_the_loader_first(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        loader = llm._adapters._reader._child
+        loader = llm._adapters._loader._child
         assert loader is not None
         assert Path(f"/proc/{loader.process.pid}/oom_score_adj").read_text().strip() == "1000"
 
@@ -288,10 +287,10 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 def test_a_download_holds_up_nobody_and_ends_with_who_asked(
     tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter_hub, "MAX_WAITING", 1 - adapter_hub.MAX_DOWNLOADS)
+    monkeypatch.setattr(download_client, "MAX_WAITING", 1 - download_client.MAX_DOWNLOADS)
 
     async def body(llm: AsyncLLM) -> None:
-        hub = llm._adapters._reader._hub
+        hub = llm._adapters._loader._downloads
         download = asyncio.create_task(llm.load_adapter("slow", HUB_ID))
         while not hub._children:
             await asyncio.sleep(0.01)
@@ -303,7 +302,7 @@ def test_a_download_holds_up_nobody_and_ends_with_who_asked(
         await cancel(download)
         assert child.process.returncode is not None and not hub._children
         assert [info.name for info in await llm.list_adapters()] == ["quick"]
-        monkeypatch.setattr(adapter_hub, "DOWNLOAD_TIMEOUT", 0.1)
+        monkeypatch.setattr(download_client, "DOWNLOAD_TIMEOUT", 0.1)
         with pytest.raises(AdapterRejected, match=r"downloading it took more than 0.1 s"):
             await llm.load_adapter("slow", HUB_ID)
 

@@ -14,7 +14,7 @@ import pytest
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
 from blora.engine.adapter_store import lifecycle as module
-from blora.engine.adapter_store import loader_client as adapter_reader
+from blora.engine.adapter_store import loader_client
 from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -118,9 +118,9 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def body(llm: AsyncLLM) -> None:
-        monkeypatch.setattr(adapter_reader, "READ_TIMEOUT", 0.5)
+        monkeypatch.setattr(loader_client, "READ_TIMEOUT", 0.5)
         contents = read(tiny_adapters["r4"])
-        loader = llm._adapters._reader._child
+        loader = llm._adapters._loader._child
         assert loader is not None
         os.kill(loader.process.pid, signal.SIGSTOP)
         upload = asyncio.create_task(

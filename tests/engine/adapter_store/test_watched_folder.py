@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blora.engine import AdapterNotFound, AsyncLLM, SamplingParams
-from blora.engine.adapter_store.watched_folder import AdapterWatch, Changes, look_into
+from blora.engine.adapter_store.watched_folder import Changes, FolderComparison, look_into
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
@@ -18,37 +18,37 @@ NOTHING = Changes([], [])
 
 
 def test_what_is_the_same_twice_is_loaded_once() -> None:
-    watch = AdapterWatch()
-    assert watch.compare({"a": "1"}) == NOTHING
-    assert watch.compare({"a": "1", "b": "1"}) == Changes(["a"], [])
-    assert watch.compare({"a": "1", "b": "2"}) == NOTHING  # it is still being written
-    assert watch.compare({"a": "1", "b": "2"}) == Changes(["b"], [])
-    assert watch.compare({"a": "1", "b": "2"}) == NOTHING
+    comparison = FolderComparison()
+    assert comparison.compare({"a": "1"}) == NOTHING
+    assert comparison.compare({"a": "1", "b": "1"}) == Changes(["a"], [])
+    assert comparison.compare({"a": "1", "b": "2"}) == NOTHING  # it is still being written
+    assert comparison.compare({"a": "1", "b": "2"}) == Changes(["b"], [])
+    assert comparison.compare({"a": "1", "b": "2"}) == NOTHING
 
 
 def test_what_changes_is_loaded_again_when_it_has_settled() -> None:
-    watch = AdapterWatch()
+    comparison = FolderComparison()
     for fingerprint, changes in [("1", NOTHING), ("1", Changes(["a"], [])), ("2", NOTHING), ("3", NOTHING)]:
-        assert watch.compare({"a": fingerprint}) == changes
-    assert watch.compare({"a": "3"}) == Changes(["a"], [])
+        assert comparison.compare({"a": fingerprint}) == changes
+    assert comparison.compare({"a": "3"}) == Changes(["a"], [])
 
 
 def test_what_is_missed_twice_is_unloaded_once() -> None:
-    watch = AdapterWatch()
+    comparison = FolderComparison()
     for look, changes in [({"a": "1"}, NOTHING), ({"a": "1"}, Changes(["a"], [])), ({}, NOTHING)]:
-        assert watch.compare(look) == changes
-    assert watch.compare({"a": "1"}) == NOTHING  # it was away for a moment
-    assert watch.compare({}) == NOTHING
-    assert watch.compare({}) == Changes([], ["a"])
-    assert watch.compare({}) == NOTHING
+        assert comparison.compare(look) == changes
+    assert comparison.compare({"a": "1"}) == NOTHING  # it was away for a moment
+    assert comparison.compare({}) == NOTHING
+    assert comparison.compare({}) == Changes([], ["a"])
+    assert comparison.compare({}) == NOTHING
 
 
 def test_what_failed_for_no_fault_of_its_own_is_told_again() -> None:
-    watch = AdapterWatch()
-    watch.compare({"a": "1"})
-    watch.compare({"a": "1"})
-    watch.retry("a")
-    assert watch.compare({"a": "1"}) == Changes(["a"], [])
+    comparison = FolderComparison()
+    comparison.compare({"a": "1"})
+    comparison.compare({"a": "1"})
+    comparison.retry("a")
+    assert comparison.compare({"a": "1"}) == Changes(["a"], [])
 
 
 @pytest.fixture

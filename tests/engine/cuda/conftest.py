@@ -1,5 +1,6 @@
 """Engines of backend="cuda" without a GPU: on a recording device and a fake FlashInfer, which are the CPU's."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def device() -> RecordingDevice:
 
 
 @pytest.fixture
-def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> FakeFlashInfer:
+def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFlashInfer]:
     fake = FakeFlashInfer(launch=device.kernel)
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
     monkeypatch.setattr(library, "_check_tools", lambda: None)
@@ -37,7 +38,9 @@ def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> Fake
     monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs one after another
     for name in ("shrink", "expand"):
         monkeypatch.setattr(kernels, name, LaunchedKernel(device, getattr(kernels, name)))
-    return fake
+    yield fake
+    fake.log.calls.clear()  # with their arguments: each engine has a workspace of 128 MiB
+    gc.collect()
 
 
 class LaunchedKernel:
@@ -77,6 +80,7 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
     for llm in made:
         llm.check_idle()
     assert flashinfer.log.calls
+    made.clear()
 
 
 class PageWatch:

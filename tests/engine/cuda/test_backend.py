@@ -67,7 +67,7 @@ def test_a_machine_without_a_gpu(wide_model: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("flashinfer")
 @pytest.mark.parametrize(
     ("fields", "dtype", "message"),
-    [({}, "float32", "not in float32"), ({"head_dim": 48}, "float16", "heads of 48; it has kernels for 64, 128")],
+    [({}, "float32", "dtype: float32 is neither"), ({"head_dim": 48}, "float16", "head_dim: 48 is none of 64, 128")],
 )
 def test_what_the_kernels_cannot_do(fields: dict[str, Any], dtype: str, message: str, tmp_path: Path) -> None:
     model = save_model(tmp_path, "LlamaForCausalLM", **fields)

@@ -87,8 +87,8 @@ class CopiesMachine(SchedulerMachine):
             check_order(self.runner.device.log)
 
 
-TestCopiesMachine = CopiesMachine.TestCase
-TestCopiesMachine.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestCopiesMachine = pytest.mark.grid(CopiesMachine.TestCase)
+TestCopiesMachine.settings = settings(stateful_step_count=60)
 
 
 class Beside:

@@ -157,3 +157,23 @@ def test_adapters_that_together_exceed_the_memory_are_refused(
 
 def test_equal_scales_are_equal_bits() -> None:
     assert [use.lora_scale for use in read_adapters({"a": 0, "b": 1})] == [0, 1]
+
+
+def test_a_call_resolves_each_of_its_adapters_once(
+    make_llm: Callable[..., LLM], adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, resolved = make_llm(adapters=adapters), list[str]()
+    catalog = llm._front_end.adapters
+    resolve = catalog.resolve
+    monkeypatch.setattr(catalog, "resolve", lambda name: resolved.append(name) or resolve(name))
+    llm.generate(["one", "two"], GREEDY, lora_request=["r8", {"r4": 1.0, "r8": 0.5}], use_tqdm=False)
+    assert resolved == ["r8", "r4", "r8"]
+
+
+def test_a_name_that_a_batch_loads_anew_means_the_same_in_all_its_rows(
+    make_llm: Callable[..., LLM], adapters: dict[str, str]
+) -> None:
+    llm = make_llm(adapters={"mine": adapters["r4"], "r8": adapters["r8"]})
+    anew = LoRARequest("mine", lora_path=adapters["r8"], load_inplace=True)
+    rows = llm.generate(["x"] * 3, GREEDY, lora_request=["mine", anew, "r8"], use_tqdm=False)
+    assert len({tuple(row.outputs[0].token_ids) for row in rows}) == 1

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,8 @@ def test_adapters_add_no_communication(world: World) -> None:
     assert set(counts.values()) == {3 * 6}, counts
 
 
-@pytest.mark.timeout(300)
-def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) -> None:
+@pytest.mark.grid
+def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World, cases: Callable[[int, int], int]) -> None:
     names = [name for name in world.adapters if name != "activated"]
     sizes = sorted(world.two.get_adapter(name).num_bytes // 2 for name in names)
     page_bytes = world.two._core.arena.page_bytes
@@ -124,7 +124,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World) ->
     )
     try:
         num_compared, rng = 0, random.Random(0)
-        while num_compared < 90 or (troubles_of(llm).num_preempted < 2 and num_compared < 300):
+        while num_compared < cases(30, 90) or (troubles_of(llm).num_preempted < 2 and num_compared < 300):
             rows = [random_row(rng, names) for _ in range(30)]
             for index, output in run_batch(llm, rows, rng).items():
                 assert_same_tokens(solo.run(rows[index]), output, rows[index])
