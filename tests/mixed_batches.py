@@ -52,10 +52,10 @@ class Troubles:
     num_evicted: int = 0  # evicted adapters
 
     def count(self, llm: LLM) -> None:
-        scheduler = llm._core.scheduler
-        self.num_preempted += scheduler.num_preemptions
-        self.num_cached += scheduler._kv.num_prefix_hits
-        self.num_evicted += scheduler._pool.num_evicted_adapters
+        info = llm.get_info()
+        self.num_preempted += info.num_preemptions
+        self.num_cached += info.num_cached_tokens
+        self.num_evicted += info.num_evicted_adapters
 
     def assert_many(self, least: int) -> None:
         assert min(self.num_preempted, self.num_cached, self.num_evicted) >= least, self

@@ -1,7 +1,12 @@
 """Facts about processes from /proc."""
 
+import os
 import time
 from pathlib import Path
+
+ENGINE = "blora.engine.processes.engine"
+LOADER = "blora.engine.processes.loader"
+DOWNLOAD = "blora.engine.processes.download"
 
 
 def is_running(pid: int) -> bool:
@@ -12,8 +17,35 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def is_there(pid: int) -> bool:
+    """Running, or a zombie."""
+    return Path(f"/proc/{pid}").exists()
+
+
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def children_that_run(module: str) -> list[int]:
+    """The children of this process that `python -m module` has become, oldest first."""
+    return [pid for pid in children_of(os.getpid()) if module in _command_of(pid)]
+
+
+def child_that_runs(module: str) -> int:
+    """The newest: that of an AsyncLLM that the test has started, where one of all tests runs beside it."""
+    return children_that_run(module)[-1]
+
+
+def _command_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except FileNotFoundError:
+        return []
+
+
+def seconds_without_core(pid: int) -> float:
+    """For how long a process was ready to work and others had the cores."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def wait_until_ended(*pids: int) -> None:

@@ -257,7 +257,7 @@ class RecordingDevice:
         self._current = self.compute
         self._streams = [self.compute]
         self._total_bytes = self._free_bytes = total_bytes
-        self._pages: Tensor | None = None
+        self.pages: Tensor | None = None
         self._tape: _Tape | None = None
 
     # The interface of engine.cuda.device.Device.
@@ -326,7 +326,7 @@ class RecordingDevice:
 
     def watch(self, pages: Tensor) -> None:
         """Records copies into this arena. pages: [num_pages, page_bytes]."""
-        self._pages = pages
+        self.pages = pages
 
     def note(self, name: str, reads: Iterable[Hashable] = (), writes: Iterable[Hashable] = ()) -> None:
         """Records a launch on the current stream."""
@@ -342,10 +342,10 @@ class RecordingDevice:
 
     def _pages_of(self, tensor: Tensor) -> range:
         """Returns the pages of the arena that a tensor covers; none if it lies elsewhere."""
-        if self._pages is None or _storage(tensor) != _storage(self._pages):
+        if self.pages is None or _storage(tensor) != _storage(self.pages):
             return range(0)
-        page_bytes = self._pages.shape[1]
-        first = (tensor.data_ptr() - self._pages.data_ptr()) // page_bytes
+        page_bytes = self.pages.shape[1]
+        first = (tensor.data_ptr() - self.pages.data_ptr()) // page_bytes
         return range(first, first + -(-tensor.numel() * tensor.itemsize // page_bytes))
 
 

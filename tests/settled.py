@@ -17,6 +17,4 @@ async def check_settled(llm: AsyncLLM) -> None:
         await asyncio.sleep(INTERVAL)
     assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
     assert all(adapter.num_requests == 0 for adapter in await llm.list_adapters())
-    assert not llm._readers and not llm._front_end.outputs.num_unfinished
-    assert not llm._adapters._images._reads and not llm._adapters._leaving
-    llm.check_integrity()
+    llm.check_idle()

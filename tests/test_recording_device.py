@@ -33,23 +33,23 @@ def test_a_read_that_waits_is_in_order(device: RecordingDevice) -> None:
     device.note("kernel", reads={3})
     side.wait(device.compute.record())
     with device.use(side):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
     device.compute.wait(side.record())
     device.note("kernel", reads={3})
     check_order(device.log)
-    assert (device._pages[3] == 7).all()
+    assert (device.pages[3] == 7).all()
 
 
 def overwrite_without_waiting(device: RecordingDevice) -> None:
     side = device.new_stream()
     device.note("kernel", reads={3})
     with device.use(side):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
 
 
 def read_without_waiting(device: RecordingDevice) -> None:
     with device.use(device.new_stream()):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
     device.note("kernel", reads={3})
 
 
@@ -57,7 +57,7 @@ def wait_for_an_event_that_comes_before(device: RecordingDevice) -> None:
     side = device.new_stream()
     event = side.record()
     with device.use(side):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
     device.compute.wait(event)
     device.note("kernel", reads={3})
 
@@ -67,12 +67,12 @@ def wait_before_the_read(device: RecordingDevice) -> None:
     side.wait(device.compute.record())
     device.note("kernel", reads={3})
     with device.use(side):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
 
 
 def write_beside_a_copy(device: RecordingDevice) -> None:
     with device.use(device.new_stream()):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
     device.note("kernel", writes={3})
 
 
@@ -95,7 +95,7 @@ def test_what_is_in_no_order_is_found(run: Callable[[RecordingDevice], None], de
 def test_what_the_host_waited_for_is_in_order(device: RecordingDevice) -> None:
     side = device.new_stream()
     with device.use(side):
-        copy_page(device, device._pages, 3, 7)
+        copy_page(device, device.pages, 3, 7)
     event = side.record()
     assert not event.is_done()
     event.synchronize()
@@ -105,7 +105,7 @@ def test_what_the_host_waited_for_is_in_order(device: RecordingDevice) -> None:
 
 
 def test_a_copy_beside_runs_as_late_as_it_may(device: RecordingDevice) -> None:
-    pages, side = device._pages, device.new_stream()
+    pages, side = device.pages, device.new_stream()
     with device.use(side):
         source = copy_page(device, pages, 3, 7)
     assert (pages[3] == 0xFF).all() and (pages[2] == 0).all()

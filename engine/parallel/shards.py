@@ -121,7 +121,7 @@ class Shards:
 
     def __init__(self, others: Sequence[ShardProcess], meeting: int | None = None) -> None:
         """meeting: the descriptor of the file `store`."""
-        self._others = others
+        self.others = others
         self._meeting = meeting
         self._groups: list[ShardGroup] = []
         self._copies: list[PageCopy] = []  # copies that are still to be sent
@@ -131,7 +131,7 @@ class Shards:
     @property
     def size(self) -> int:
         """The number of shards, the first one included."""
-        return 1 + len(self._others)
+        return 1 + len(self.others)
 
     @property
     def store(self) -> Path | None:
@@ -142,18 +142,18 @@ class Shards:
 
     def load(self, config: EngineConfig, model: Path) -> None:
         """Has the others begin to load the model. Raises EngineStartError if one has ended."""
-        for other in self._others:
+        for other in self.others:
             self._order(other, StartShard(config, str(model), other.index))
 
     def wait_until_loaded(self) -> None:
         """Waits until all others have loaded and come to meet this shard. Raises EngineStartError."""
-        for other in self._others:
+        for other in self.others:
             other.wait_for_answer()
 
     def build(self, num_pages: int) -> None:
         """Has the others begin to build their arenas, of so many pages each, and their backends. Raises
         EngineStartError."""
-        for other in self._others:
+        for other in self.others:
             self._order(other, BuildShard(num_pages))
 
     def _order(self, other: ShardProcess, message: Any) -> None:
@@ -168,12 +168,12 @@ class Shards:
 
     def wait_until_ready(self) -> None:
         """Waits until all others wait for steps. Raises EngineStartError."""
-        for other in self._others:
+        for other in self.others:
             other.wait_for_answer()
 
     def check_coming(self) -> None:
         """Raises EngineStartError if a shard has ended while the first one waits for it."""
-        for other in self._others:
+        for other in self.others:
             if other.process.poll() is not None:
                 raise other.ended_at_start()
 
@@ -183,19 +183,19 @@ class Shards:
 
     def check_alive(self) -> None:
         """Raises EngineBroken if a shard has ended."""
-        for other in self._others:
+        for other in self.others:
             other.check_alive()
 
     def wait(self, is_done: Callable[[], bool]) -> None:
         """Waits until a condition holds that needs the other shards; returns at once if there are none. Raises
         EngineBroken if one of them ends: a kernel that waits for it would never return."""
-        while self._others and not is_done():
+        while self.others and not is_done():
             self.check_alive()
             time.sleep(PAUSE)
 
     def wake(self, channel: Channel[Any]) -> None:
         """Makes `channel.receive` return when a shard ends, too; its caller then calls `check_alive`."""
-        for other in self._others:
+        for other in self.others:
             channel.wake_with(other.channel)
 
     # Steps and adapters: the others do as the first shard does.
@@ -226,7 +226,7 @@ class Shards:
         exception becomes EngineBroken: the others wait for a collective that the caller never reaches, and cannot be
         stopped."""
         aside = Aside()
-        with self._in_step(rows, adapter_pages) if self._others else contextlib.nullcontext():
+        with self._in_step(rows, adapter_pages) if self.others else contextlib.nullcontext():
             yield aside
         aside.check()
 
@@ -255,13 +255,13 @@ class Shards:
         """Kills the other shards and refuses all later messages. why: the reason, if no shard has ended by itself."""
         if self._why_broken is not None:
             return
-        for other in self._others:
+        for other in self.others:
             try:
                 other.check_alive(ENDING)
             except EngineBroken as error:
                 why = str(error)
         self._why_broken = why
-        for other in self._others:
+        for other in self.others:
             other.process.kill()
 
     def _send_copies(self) -> None:
@@ -279,7 +279,7 @@ class Shards:
         if self._why_broken is not None:
             raise EngineBroken(self._why_broken)
         try:
-            for other in self._others:
+            for other in self.others:
                 other.send(message, descriptor)
         except BaseException as error:
             self._break(f"a message to the other shards failed: {type(error).__name__}: {error}")

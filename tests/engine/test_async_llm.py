@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+from processes import ENGINE, LOADER, child_that_runs, is_there
 from settled import check_settled
 
 from blora.engine import (
@@ -29,7 +30,8 @@ from blora.engine import (
     RequestOutputKind,
     SamplingParams,
 )
-from blora.engine.ipc.channel import ChannelClosed
+from blora.engine.ipc import engine_supervisor
+from blora.engine.ipc.channel import ChannelClosed, Child, start_child
 from blora.engine.ipc.messages import PinReply
 
 Result = TypeVar("Result")
@@ -113,10 +115,10 @@ def test_odd_but_valid_types_are_taken_and_harm_nobody(runner: asyncio.Runner, l
     odd = replace(
         GREEDY, top_p=np.float64(0.5), stop_token_ids=b"\x01", logit_bias=MappingProxyType({np.int64(1).item(): 0.5})
     )
-    engine = llm._connection.child
+    engine = child_that_runs(ENGINE)
     assert len(runner.run(tokens(llm, "odd", sampling=odd))) >= 1
     assert len(runner.run(tokens(llm, "odd", sampling=replace(GREEDY, stop_token_ids=range(2))))) >= 1
-    assert llm._connection.child is engine
+    assert child_that_runs(ENGINE) == engine
 
 
 @pytest.mark.parametrize("num_outputs", [0, 1, 5])
@@ -189,12 +191,12 @@ def test_unloading_the_only_name_of_weights_returns_when_they_are_free(
     runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
 ) -> None:
     async def unload() -> None:
-        digest = (await llm.get_adapter("r2")).digest
+        before = (await llm.get_info()).num_host_adapters
         running = asyncio.create_task(tokens(llm, "in use", "r2", LONG))
         await asyncio.sleep(0.1)
         await llm.unload_adapter("r2")
         assert running.done() or len(await running) == 200
-        assert digest not in llm._adapters._images._descriptors
+        assert (await llm.get_info()).num_host_adapters == before - 1
         await llm.load_adapter("r2", tiny_adapters["r2"])
 
     runner.run(unload())
@@ -282,10 +284,10 @@ def test_a_loader_that_dies_costs_only_its_load(
     runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path]
 ) -> None:
     async def kill_loader() -> None:
-        assert llm._adapters._loader._child is not None
+        loader = child_that_runs(LOADER)
         loading = asyncio.create_task(llm.load_adapter("again", tiny_adapters["r64"]))
         await asyncio.sleep(0)
-        llm._adapters._loader._child.process.send_signal(signal.SIGKILL)
+        os.kill(loader, signal.SIGKILL)
         with pytest.raises(AdapterRejected, match="loader ended"):
             await loading
         await llm.load_adapter("again", tiny_adapters["r64"])
@@ -299,10 +301,11 @@ def test_a_loader_that_died_while_idle_costs_nothing(
 ) -> None:
     async def kill_idle_loader() -> None:
         await llm.load_adapter("again", tiny_adapters["r64"])
-        child = llm._adapters._loader._child
-        assert child is not None
-        child.process.kill()
-        await child.process.wait()
+        loader = child_that_runs(LOADER)
+        os.kill(loader, signal.SIGKILL)
+        while is_there(loader):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # the event loop knows, too
         await llm.load_adapter("again", tiny_adapters["r64"])
         with pytest.raises(AdapterRejected):
             await llm.load_adapter("again", "/" + "a" * 5000)
@@ -316,13 +319,13 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
     states: list[bool] = []
     llm.on_serving_change(states.append)
 
-    async def kill_engine() -> None:
+    async def ask() -> None:
         expected = await tokens(llm, "before and after", "r8")
         await llm.pin_adapter("r1")
-        llm._connection.child.process.send_signal(signal.SIGSTOP)  # otherwise it might finish before it is killed
+        os.kill(child_that_runs(ENGINE), signal.SIGSTOP)  # otherwise it might finish before it is killed
         running = [asyncio.create_task(tokens(llm, f"lost {index}", "r4", LONG)) for index in range(4)]
         await asyncio.sleep(0.1)
-        llm._connection.child.process.send_signal(signal.SIGKILL)
+        kill_engine()
         for result in await asyncio.gather(*running, return_exceptions=True):
             assert isinstance(result, EngineUnavailable)
         with pytest.raises(EngineUnavailable):
@@ -335,7 +338,7 @@ def test_an_engine_that_dies_is_restarted_with_its_adapters(runner: asyncio.Runn
         assert (await llm.get_adapter("r1")).pinned
         await llm.pin_adapter("r1", False)
 
-    runner.run(kill_engine())
+    runner.run(ask())
     assert states[-2:] == [False, True]
 
 
@@ -347,8 +350,8 @@ async def until_serving(llm: AsyncLLM) -> None:
     raise AssertionError("the engine did not come back")
 
 
-def kill_engine(llm: AsyncLLM) -> None:
-    llm._connection.child.process.send_signal(signal.SIGKILL)
+def kill_engine() -> None:
+    os.kill(child_that_runs(ENGINE), signal.SIGKILL)
 
 
 def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm: AsyncLLM) -> None:
@@ -356,7 +359,7 @@ def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm:
         with pytest.raises(EngineUnavailable):
             async for _ in llm.generate("slow", replace(LONG, output_kind=RequestOutputKind.DELTA)):
                 if llm.is_serving:
-                    kill_engine(llm)
+                    kill_engine()
                     while llm.is_serving:
                         await asyncio.sleep(0.01)
         await until_serving(llm)
@@ -367,35 +370,34 @@ def test_a_slow_reader_is_told_that_the_engine_died(runner: asyncio.Runner, llm:
 def test_a_request_that_cannot_be_sent_leaves_nothing(
     runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = llm._connection.child
-    send, calls = engine.send, []
+    send, calls = Child.send, []
 
-    def fail_second(message: Any) -> None:
+    def fail_second(child: Child[Any], message: Any) -> None:
         calls.append(message)
         if len(calls) == 2:
             raise ChannelClosed
-        send(message)
+        send(child, message)
 
-    monkeypatch.setattr(engine, "send", fail_second)
+    monkeypatch.setattr(Child, "send", fail_second)
     with pytest.raises(EngineUnavailable):
         runner.run(last(llm, "three samples", replace(GREEDY, n=3)))
-    assert not llm._readers and llm._idle.is_set()
+    llm.check_idle()
 
 
 def test_a_restart_that_fails_is_tried_again_and_keeps_the_size(
     runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, failures = llm._supervisor._start_child, [OSError("no more processes"), EngineStartError("no memory")]
+    failures = [OSError("no more processes"), EngineStartError("no memory")]
 
-    async def start_at_last(config: Any) -> Any:
+    async def start_at_last(module: str, incoming: Any) -> Child[Any]:
         if failures:
             raise failures.pop()
-        return await start(config)
+        return await start_child(module, incoming)
 
     async def restart() -> None:
         size = (await llm.get_info()).num_pages
-        monkeypatch.setattr(llm._supervisor, "_start_child", start_at_last)
-        kill_engine(llm)
+        monkeypatch.setattr(engine_supervisor, "start_child", start_at_last)
+        kill_engine()
         while llm.is_serving:
             await asyncio.sleep(0.01)
         await until_serving(llm)
@@ -472,10 +474,11 @@ def test_shutting_down_ends_whatever_waits(
             )
         ]
         await asyncio.sleep(0)
+        loader = child_that_runs(LOADER)
         await asyncio.wait_for(llm.shutdown(), 30)
         results = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 30)
         assert all(isinstance(result, EngineUnavailable) for result in results[2:]), results
-        assert llm._adapters._loader._child is None
+        assert not is_there(loader)
 
     runner.run(shut_down())
 
@@ -494,7 +497,7 @@ def test_hundreds_of_adapters_survive_a_restart(
     async def restart() -> None:
         async with AsyncLLM(str(tiny_model), adapters={name: tmp_path / name for name in names}, **OPTIONS) as llm:
             expected = await tokens(llm, "hello", names[-1])
-            kill_engine(llm)
+            kill_engine()
             while llm.is_serving:
                 await asyncio.sleep(0.01)
             await until_serving(llm)
@@ -505,8 +508,16 @@ def test_hundreds_of_adapters_survive_a_restart(
 
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(
-    runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path]
+    runner: asyncio.Runner, tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stop, stopped = Child.stop, dict[int, int | None]()  # by process id: the status it ended with
+
+    async def stop_noted(child: Child[Any], grace: float) -> None:
+        await stop(child, grace)
+        stopped[child.process.pid] = child.process.returncode
+
+    monkeypatch.setattr(Child, "stop", stop_noted)
+
     async def drain() -> None:
         async with AsyncLLM(
             str(tiny_model), adapters={"mine": tiny_adapters["r4"]}, adapter_roots=[], max_num_queued_reqs=3, **OPTIONS
@@ -524,8 +535,8 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
                 await tokens(llm, "late")
             await draining
             assert len(await running) == 200
-            engine = llm._connection.child
-        assert engine.process.returncode == 0
+            engine = child_that_runs(ENGINE)
+        assert stopped[engine] == 0
 
     runner.run(drain())
 
@@ -555,7 +566,7 @@ def test_a_pin_that_another_engine_has_no_room_for_ends(runner: asyncio.Runner, 
         await llm.pin_adapter("r8", False)
         events = [await asyncio.wait_for(anext(news), 10) for _ in range(2)]
         assert [event.kind for event in events] == ["pinned", "unpinned"]
-        assert not llm._front_end.adapters.is_pinned(digest)
+        assert not (await llm.get_adapter("r8")).pinned
 
     runner.run(ask())
 

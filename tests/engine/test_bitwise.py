@@ -49,7 +49,7 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
     }
     options = {"model": model, "dtype": dtype, "block_size": BLOCK_SIZES[dtype]}
     solo = Solo(make_llm(adapters=adapters, enable_prefix_caching=False, **options))
-    page_bytes = solo.llm._core.arena.page_bytes
+    page_bytes = solo.llm.get_info().page_bytes
     num_compared, troubles = 0, Troubles()
     for seed in range(num_batches):
         rng = random.Random(seed)

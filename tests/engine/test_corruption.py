@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from processes import ENGINE, LOADER, child_that_runs, seconds_without_core
 from safetensors.numpy import load, save
 
 from blora.engine import AdapterNotFound, AdapterRejected, AsyncLLM, SamplingParams
@@ -56,12 +57,12 @@ async def all_tokens(llm: AsyncLLM, names: list[str]) -> dict[str, list[int]]:
 
 
 async def refuse(llm: AsyncLLM, name: str, folder: Path, reason: str) -> None:
-    loader = llm._adapters._loader
-    started, starved = time.monotonic(), loader._seconds_without_core()
+    loader = child_that_runs(LOADER)
+    started, starved = time.monotonic(), seconds_without_core(loader)
     with pytest.raises(AdapterRejected) as caught:
         await llm.load_adapter(name, folder)
     # The loader has a lower priority than the traffic, so its time without a core does not count against the adapter.
-    assert time.monotonic() - started - (loader._seconds_without_core() - starved) < MAX_SECONDS
+    assert time.monotonic() - started - (seconds_without_core(loader) - starved) < MAX_SECONDS
     assert reason in str(caught.value)
     assert status_of(caught.value)[0] is grpc.StatusCode.FAILED_PRECONDITION
     report = await llm.inspect_adapter(folder)
@@ -88,7 +89,7 @@ def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_s
         names, is_done, num_rounds = list(good), False, 0
         expected = await all_tokens(llm, names)
         assert len({tuple(answer) for answer in expected.values()}) > NUM_GOOD // 2
-        engine = llm._connection.child
+        engine = child_that_runs(ENGINE)
 
         async def traffic() -> None:
             nonlocal num_rounds
@@ -102,7 +103,7 @@ def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_s
         is_done = True
         await serving
         assert num_rounds and await all_tokens(llm, names) == expected
-        assert llm._connection.child is engine and engine.process.returncode is None  # no process was restarted
+        assert child_that_runs(ENGINE) == engine  # no process was restarted
         assert [info.name for info in await llm.list_adapters()] == sorted(names)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)

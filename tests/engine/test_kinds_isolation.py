@@ -64,4 +64,4 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
 def scarce(llm: LLM) -> int:
     """Returns bytes for the two largest adapters and some rows, so that all others are swapped."""
     sizes = sorted(llm.get_adapter(info.name).num_bytes for info in llm.list_adapters())
-    return sizes[-1] + sizes[-2] + 64 * llm._core.arena.page_bytes
+    return sizes[-1] + sizes[-2] + 64 * llm.get_info().page_bytes

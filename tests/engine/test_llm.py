@@ -24,6 +24,8 @@ from blora.engine import (
     QueueFull,
     SamplingParams,
 )
+from blora.engine.step.runner import ModelRunner
+from blora.scheduler import RowResult, Step
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -374,7 +376,7 @@ def test_unloading_while_a_request_runs_lets_it_finish(
     with pytest.raises(AdapterNotFound):
         tokens_of(llm, "hello", "mine")
     assert tokens + [t for news in stream for t in news[0].outputs[0].token_ids] == expected
-    assert llm._core._pool._images == {}
+    assert llm.get_info().num_host_adapters == 0
 
 
 def test_pinned_adapters_stay(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
@@ -396,7 +398,8 @@ def test_a_pin_ends_with_what_its_name_means(make_llm: Callable[..., LLM], tiny_
     llm.pin_adapter("alias")
     llm.unload_adapter("alias")
     llm.check_idle()
-    assert llm._core.num_free_pages == llm._core.arena.num_pages
+    info = llm.get_info()
+    assert info.num_free_pages == info.num_pages
 
 
 def test_what_cannot_be_served_is_refused_and_changes_nothing(
@@ -457,15 +460,15 @@ def test_a_step_that_raises_ends_only_the_guilty_request(
     llm = make_llm()
     prompts = [f"row {index}" for index in range(7)]
     expected = [tokens_of(llm, prompt) for prompt in prompts]
-    guilty = llm._front_end._next_id + 3
-    execute = llm._core._runner.execute
+    guilty = len(prompts) + 3  # of all requests, which are numbered
+    execute = ModelRunner.execute
 
-    def fail_with_guilty(step):  # type: ignore[no-untyped-def]
+    def fail_with_guilty(runner: ModelRunner, step: Step) -> dict[int, RowResult]:
         if any(row.request_id == guilty and row.num_output_tokens == 4 for row in step.rows):
             raise RuntimeError("a kernel fault")
-        return execute(step)
+        return execute(runner, step)
 
-    monkeypatch.setattr(llm._core._runner, "execute", fail_with_guilty)
+    monkeypatch.setattr(ModelRunner, "execute", fail_with_guilty)
     outputs = [output.outputs[0] for output in llm.generate(prompts, GREEDY, use_tqdm=False)]
     assert [output.finish_reason for output in outputs] == ["length"] * 3 + ["error"] + ["length"] * 3
     assert outputs[3].token_ids == expected[3][:4]
@@ -520,7 +523,7 @@ def test_prompt_logprobs_come_once_through_preemptions(make_llm: Callable[..., L
     prompts = [f"row {index} of a batch that does not fit" for index in range(6)]
     llm = make_llm(memory="60KB", max_num_batched_tokens=9)
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    assert llm._core.scheduler.num_preemptions > 0
+    assert llm.get_info().num_preemptions > 0
     for output, expected in zip(outputs, make_llm().generate(prompts, sampling, use_tqdm=False), strict=True):
         assert output.prompt_logprobs is not None and expected.prompt_logprobs is not None
         assert len(output.prompt_logprobs) == len(output.prompt_token_ids)

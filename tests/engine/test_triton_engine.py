@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from adapter_kinds import KINDS, make_kinds
+from watched import count_calls
 
 from blora.adapters.device_pool import DevicePool
 from blora.adapters.layout import Layout
@@ -54,7 +55,8 @@ def test_every_kind_of_adapter_in_one_batch(
     options = {"memory": "16MB", "max_num_batched_tokens": 48}
     expected = generate(make_llm(model, **options), adapters)
     monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.GPU))
+    planned = count_calls(monkeypatch, TritonLoRA, "plan")
     llm = make_llm(model, **options)
     assert generate(llm, adapters) == expected
-    assert isinstance(llm._core._runner._lora, TritonLoRA)
+    assert planned
     assert len({tuple(tokens) for tokens in expected}) > len(expected) // 2

@@ -58,14 +58,16 @@ class LoRAWorld:
         self._rng = np.random.default_rng(seed)
         self._make_layer()
         self.checkpoints = {name: self._make_checkpoint(name, adapter) for name, adapter in adapters.items()}
-        images = [pack(checkpoint, _name(dtype), page_bytes) for checkpoint in self.checkpoints.values()]
-        num_pages = sum(image.table.num_pages for image in images) + 2
+        self.images = {
+            name: pack(checkpoint, _name(dtype), page_bytes) for name, checkpoint in self.checkpoints.items()
+        }
+        num_pages = sum(image.table.num_pages for image in self.images.values()) + 2
         self.pages = torch.full((num_pages, page_bytes), POISON, dtype=torch.uint8)
         self.pool = DevicePool(self.pages, dtype)
         self.lora = CpuLoRA(self.pool, NUM_SITES)
         self._free = self._rng.permutation(num_pages).tolist()
         self.page_ids: dict[str, list[int]] = {}
-        for image in images:
+        for image in self.images.values():
             self._place(image)
 
     def _make_layer(self) -> None:

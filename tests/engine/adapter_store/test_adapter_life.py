@@ -1,13 +1,16 @@
 """The life of adapters beside running requests: warm, pinned, replaced, unloaded, watched; all references come back."""
 
 import asyncio
+import os
 import random
+import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ENGINE, child_that_runs
 
 from blora.engine import (
     LLM,
@@ -18,7 +21,7 @@ from blora.engine import (
     InvalidRequest,
     SamplingParams,
 )
-from blora.engine.adapter_store.catalog import MAX_EVENTS
+from blora.engine.adapter_store import catalog
 from blora.engine.llm import RowStream
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot
 
@@ -134,7 +137,7 @@ class Traffic:
 
     def begin(self) -> None:
         name, prompt = self.random.choice(NAMES), self.random.choice(PROMPTS)
-        expected = self.expected[self.llm._adapters.resolve(name), prompt]
+        expected = self.expected[self.llm.get_adapter(name).digest, prompt]
         stream = self.llm.stream(prompt, replace(GREEDY, n=self.random.choice([1, 1, 2, 3])), name)
         self.streams.append((stream, expected, {}))
 
@@ -146,13 +149,14 @@ class Traffic:
             stream.close()
             self.streams.remove(entry)
             return
-        for output in next(stream, []):
+        outputs = next(stream, [])
+        for output in outputs:
             for sample in output.outputs:
                 grown = seen.setdefault(sample.index, [])
                 grown += sample.token_ids
                 assert grown == expected[: len(grown)]
                 self.num_compared += 1
-        if not stream._unfinished:
+        if any(output.finished for output in outputs):
             self.streams.remove(entry)
 
 
@@ -182,7 +186,7 @@ def test_many_operations_under_traffic_give_every_reference_back(
         assert info.num_requests == 0
         llm.unload_adapter(info.name)
     llm.check_idle()
-    assert not llm._core._pool._images and not llm._adapters._tables and not llm._adapters._usage
+    assert llm.get_info().num_host_adapters == 0
     assert traffic.num_compared > num_operations // 2 and num_refused < num_operations
 
 
@@ -244,7 +248,8 @@ def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
             await llm.unload_adapter(info.name)
         info = await llm.get_info()
         assert (info.num_running, info.num_waiting, info.num_free_pages) == (0, 0, info.num_pages)
-        assert not llm._adapters._images._descriptors and not llm._readers and not llm._front_end.adapters._tables
+        assert info.num_host_adapters == 0
+        llm.check_idle()
         assert num_finished > most_operations // 7
 
     run(tiny_model, body)
@@ -352,7 +357,7 @@ def test_another_engine_is_another_beginning_for_who_watches(tiny_model: Path, t
         await some(news, 1)
         await tokens(llm, "x", "r4")
         (event,) = await some(news, 1)
-        llm._connection.child.process.kill()
+        os.kill(child_that_runs(ENGINE), signal.SIGKILL)
         while llm.is_serving:
             await asyncio.sleep(0.01)
         while not llm.is_serving:
@@ -364,15 +369,22 @@ def test_another_engine_is_another_beginning_for_who_watches(tiny_model: Path, t
     run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]})
 
 
-def test_who_falls_behind_gets_everything_again(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
+def test_who_falls_behind_gets_everything_again(
+    tiny_model: Path, tiny_adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "MAX_EVENTS", 8)
+
     async def body(llm: AsyncLLM) -> None:
         news = llm.watch_adapters()
         await some(news, 1)
-        for _ in range(MAX_EVENTS // 2 + 1):
-            llm._front_end.adapters.activate("mine", 1)
-            llm._front_end.adapters.activate("mine", 2)
+        for _ in range(5):
+            await llm.activate_adapter("mine", 1)
+            await llm.activate_adapter("mine", 2)
         (again,) = await some(news, 1)
-        assert isinstance(again, AdapterSnapshot) and again.revision == llm._front_end.adapters.revision
+        await llm.activate_adapter("mine", 1)
+        (event,) = await some(news, 1)
+        assert isinstance(again, AdapterSnapshot) and event.revision == again.revision + 1
+        assert told(event) == ("activated", "mine", 1)
 
     async def two_versions(llm: AsyncLLM) -> None:
         for name in ("r4", "r8"):

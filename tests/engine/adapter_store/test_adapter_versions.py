@@ -1,12 +1,15 @@
 """Versions: new weights under a name, the old ones again, and one of them by number, while requests run."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ENGINE, child_that_runs
 
 from blora.engine import LLM, AdapterNotFound, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
@@ -47,13 +50,13 @@ def test_old_versions_are_kept_up_to_a_number_and_then_freed(
     for name in ("r4", "r8", "r16"):
         llm.load_adapter("mine", tiny_adapters[name])
     assert [kept.number for kept in llm.get_adapter("mine").versions] == [2, 3]
-    assert len(llm._core._pool._images) == 2
+    assert llm.get_info().num_host_adapters == 2
     llm.unload_adapter("mine@2")
-    assert len(llm._core._pool._images) == 1
+    assert llm.get_info().num_host_adapters == 1
     with pytest.raises(AdapterNotFound):
         answer(llm, "mine@2")
     llm.unload_adapter("mine")
-    assert not llm._core._pool._images
+    assert llm.get_info().num_host_adapters == 0
 
 
 def test_the_active_version_of_several_is_not_removed(
@@ -122,7 +125,7 @@ def test_versions_survive_a_restart_of_the_engine(tiny_model: Path, tiny_adapter
         async with AsyncLLM(str(tiny_model), **OPTIONS) as llm:
             for name in ("r4", "r8"):
                 await llm.load_adapter("mine", tiny_adapters[name])
-            llm._connection.child.process.kill()
+            os.kill(child_that_runs(ENGINE), signal.SIGKILL)
             while llm.is_serving:
                 await asyncio.sleep(0.01)
             while not llm.is_serving:

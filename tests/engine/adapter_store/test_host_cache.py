@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -11,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ENGINE, child_that_runs
 from safetensors.numpy import load_file, save_file
 from settled import check_settled
 
 from blora.engine import LLM, AdapterNotFound, AdapterRejected, AsyncLLM, EngineUnavailable, QueueFull, SamplingParams
-from blora.engine.adapter_store.loader_client import PackedAdapter
+from blora.engine.adapter_store.loader_client import LoaderClient, PackedAdapter
 from blora.engine.adapter_store.source import Source
 from blora.engine.adapter_store.upload import UploadedFile
 
@@ -71,9 +74,9 @@ def test_50_adapters_in_memory_for_5(
         )
         assert found == expected
         llm.check_idle()
-        assert llm._front_end.ledger.num_bytes <= limit
-        assert len(llm._core._pool._images) <= 5
-    assert llm._front_end.ledger.num_reads > 50
+        info = llm.get_info()
+        assert info.num_host_bytes <= limit and info.num_host_adapters <= 5
+    assert info.num_host_reads > 50
 
 
 def test_a_changed_folder_fails_its_own_requests_only(
@@ -94,7 +97,7 @@ def test_a_changed_folder_fails_its_own_requests_only(
     shutil.rmtree(folders["r4"])
     with pytest.raises(AdapterRejected, match="cannot be read"):
         answer(llm, "r4")
-    assert llm._front_end.ledger.num_failures == 3
+    assert llm.get_info().num_host_failures == 3
     shutil.copytree(kept, folders["r4"])
     assert answer(llm, "r4") == expected["r4"]
 
@@ -143,20 +146,25 @@ def test_rows_of_one_call_end_with_the_adapter_that_cannot_be_read(
 # Behind a process.
 
 
-class Gate:
-    """A loader whose reads wait."""
+@pytest.fixture(autouse=True)
+def _no_gate_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoaderClient, "read_again", LoaderClient.read_again)
 
-    def __init__(self, llm: AsyncLLM) -> None:
-        loader = llm._adapters._images._loader
-        self._read_again = loader.read_again
+
+class Gate:
+    """From now on, until the test ends, what is read again waits for it."""
+
+    def __init__(self) -> None:
         self._is_open = asyncio.Event()
         self.num_waiting = 0
-        loader.read_again = self._wait  # type: ignore[method-assign]
+        read_again = LoaderClient.read_again
 
-    async def _wait(self, source: Source) -> PackedAdapter:
-        self.num_waiting += 1
-        await self._is_open.wait()
-        return await self._read_again(source)
+        async def wait(loader: LoaderClient, source: Source) -> PackedAdapter:
+            self.num_waiting += 1
+            await self._is_open.wait()
+            return await read_again(loader, source)
+
+        LoaderClient.read_again = wait  # type: ignore[method-assign]
 
     async def reached(self) -> None:
         while not self.num_waiting:
@@ -239,7 +247,7 @@ def test_who_needs_the_same_adapter_waits_for_one_read_and_nobody_else_waits(
     async def body(llm: AsyncLLM) -> None:
         expected = {name: await tokens(llm, name) for name in ("r4", "r8", None)}
         await llm.pin_adapter("r8")
-        before, gate = await llm.get_info(), Gate(llm)
+        before, gate = await llm.get_info(), Gate()
         waiting = [asyncio.create_task(tokens(llm, "r4")) for _ in range(20)]
         waiting.append(asyncio.create_task(tokens(llm, {"r8": 1.0, "r4": 0.5})))
         await gate.reached()
@@ -258,7 +266,7 @@ def test_who_needs_the_same_adapter_waits_for_one_read_and_nobody_else_waits(
 
 def test_requests_may_end_while_their_adapter_is_read(tiny_model: Path, folders: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        gate = Gate(llm)
+        gate = Gate()
         aborted = asyncio.create_task(finish_reason(llm, "r4", request_id="mine"))
         cancelled = asyncio.create_task(finish_reason(llm, "r4"))
         late = asyncio.create_task(asyncio.wait_for(finish_reason(llm, "r4"), 0.05))
@@ -281,7 +289,7 @@ def test_requests_may_end_while_their_adapter_is_read(tiny_model: Path, folders:
 
 def test_reads_that_nobody_waits_for_any_more_are_left_out(tiny_model: Path, folders: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        gate = Gate(llm)
+        gate = Gate()
         first = asyncio.create_task(tokens(llm, "r4"))
         await gate.reached()
         second = asyncio.create_task(tokens(llm, "r8"))  # behind the first
@@ -298,7 +306,7 @@ def test_reads_that_nobody_waits_for_any_more_are_left_out(tiny_model: Path, fol
 def test_an_adapter_is_unloaded_while_it_is_read_for_a_request(tiny_model: Path, folders: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
         expected = await tokens(llm, "r4")
-        gate = Gate(llm)
+        gate = Gate()
         waiting = asyncio.create_task(tokens(llm, "r4"))
         await gate.reached()
         unloading = asyncio.create_task(llm.unload_adapter("r4"))
@@ -310,7 +318,7 @@ def test_an_adapter_is_unloaded_while_it_is_read_for_a_request(tiny_model: Path,
         await unloading
 
         await llm.load_adapter("r4", folders["r4"])
-        gate = Gate(llm)
+        gate = Gate()
         waiting = asyncio.create_task(finish_reason(llm, "r4"))
         await gate.reached()
         aborting = asyncio.create_task(llm.unload_adapter("r4", abort=True))
@@ -323,7 +331,7 @@ def test_an_adapter_is_unloaded_while_it_is_read_for_a_request(tiny_model: Path,
 
 def test_waiting_requests_count_as_accepted(tiny_model: Path, folders: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        gate = Gate(llm)
+        gate = Gate()
         waiting = [asyncio.create_task(tokens(llm, "r4")) for _ in range(3)]
         await gate.reached()
         with pytest.raises(QueueFull):
@@ -344,10 +352,10 @@ def test_the_engine_dies_while_an_adapter_is_read(
 ) -> None:
     async def body(llm: AsyncLLM) -> None:
         expected = {name: await tokens(llm, name) for name in ("r4", "r8")}
-        gate = Gate(llm)
+        gate = Gate()
         waiting = asyncio.create_task(tokens(llm, "r4"))
         await gate.reached()
-        llm._connection.child.process.kill()
+        os.kill(child_that_runs(ENGINE), signal.SIGKILL)
         with pytest.raises(EngineUnavailable):
             await waiting
         if not is_read_after:
@@ -371,7 +379,7 @@ def test_an_engine_that_has_none_of_the_images_is_told_of_versions_and_pins(
         await llm.load_adapter("mine", folders["r8"])
         await llm.pin_adapter("r8")
         expected = await tokens(llm, "mine@1")
-        llm._connection.child.process.kill()
+        os.kill(child_that_runs(ENGINE), signal.SIGKILL)
         while llm.is_serving:
             await asyncio.sleep(0.005)
         while not llm.is_serving:

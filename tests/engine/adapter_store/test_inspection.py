@@ -37,7 +37,7 @@ def test_inspecting_loads_nothing(make_llm: Callable[..., LLM], tiny_adapters: d
 def test_what_the_memory_cannot_hold_is_a_problem(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:
     ample = make_llm()
     num_pages = ample.inspect_adapter(tiny_adapters["r4"]).num_pages
-    llm = make_llm(memory=num_pages * ample._core.arena.page_bytes)
+    llm = make_llm(memory=num_pages * ample.get_info().page_bytes)
     report = llm.inspect_adapter(tiny_adapters["r4"])
     assert report.digest and "pages of memory" in report.problems[0]
     # What no arena of this size holds is told before its weights are read, as a load tells it.

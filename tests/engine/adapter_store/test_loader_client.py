@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -9,17 +10,19 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import DOWNLOAD, LOADER, child_that_runs, children_that_run, is_there
 from tiny import EOS, make_adapter, make_model
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull
 from blora.engine.adapter_store import download_client, loader_client
-from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
-from blora.engine.ipc.channel import Child
+from blora.engine.adapter_store.upload import UploadedFile
+from blora.engine.ipc.channel import Child, start_child
+from blora.engine.ipc.messages import FromLoader
 
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "threads": 1}
 HUB_ID = "someone/adapter"
@@ -35,16 +38,15 @@ def run(tiny_model: Path, body: Body, **options: Any) -> None:
 
 
 @contextlib.contextmanager
-def stopped_loader(llm: AsyncLLM) -> Iterator[int]:
+def stopped_loader() -> Iterator[int]:
     """Its process id. It goes on in the end."""
-    loader = llm._adapters._loader._child
-    assert loader is not None
-    os.kill(loader.process.pid, signal.SIGSTOP)
+    loader = child_that_runs(LOADER)
+    os.kill(loader, signal.SIGSTOP)
     try:
-        yield loader.process.pid
+        yield loader
     finally:
         with contextlib.suppress(ProcessLookupError):  # it was killed
-            os.kill(loader.process.pid, signal.SIGCONT)
+            os.kill(loader, signal.SIGCONT)
 
 
 def descriptors() -> int:
@@ -60,15 +62,14 @@ async def cancel(task: "asyncio.Task[Any]") -> None:
 def test_a_cancelled_load_costs_neither_the_loader_nor_memory(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
         before = descriptors()
-        with stopped_loader(llm) as loader:
+        with stopped_loader() as loader:
             tasks = [asyncio.create_task(llm.load_adapter(name, tiny_adapters["r4"])) for name in ("one", "two")]
             await asyncio.sleep(0.05)
             for task in tasks:  # one is being read, two waits
                 await cancel(task)
         info = await llm.load_adapter("three", tiny_adapters["r24"])
         assert info.ranks == (24,)  # and not what the loader said of the first
-        child = llm._adapters._loader._child
-        assert child is not None and child.process.pid == loader
+        assert children_that_run(LOADER) == [loader]
         assert [info.name for info in await llm.list_adapters()] == ["r1", "three"]
         await llm.unload_adapter("three")
         assert descriptors() == before
@@ -82,19 +83,21 @@ def test_a_cancelled_upload_leaves_no_file_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     async def body(llm: AsyncLLM) -> None:
-        incoming = IncomingAdapter([UploadedFile("adapter_config.json", 2, "0" * 64)], 100)
-        incoming.add(b"{}")
-        with stopped_loader(llm) as loader:
-            task = asyncio.create_task(llm._adapters._loader.read_uploaded("upload:x", incoming))
+        content = b"{}"
+        files = [UploadedFile("adapter_config.json", len(content), hashlib.sha256(content).hexdigest())]
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield content
+
+        with stopped_loader() as loader:
+            task = asyncio.create_task(llm.upload_adapter("x", files, chunks()))
             while not list(tmp_path.iterdir()):
                 await asyncio.sleep(0.01)
             await cancel(task)
-            incoming.close()
         await llm.load_adapter("next", tiny_adapters["r4"])
-        child = llm._adapters._loader._child
-        assert child is not None and child.process.pid == loader and not list(tmp_path.iterdir())
+        assert children_that_run(LOADER) == [loader] and not list(tmp_path.iterdir())
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]}, adapter_upload_bytes=100)
 
 
 def test_only_so_many_loads_wait(
@@ -103,7 +106,7 @@ def test_only_so_many_loads_wait(
     monkeypatch.setattr(loader_client, "MAX_WAITING", 2)
 
     async def body(llm: AsyncLLM) -> None:
-        with stopped_loader(llm):
+        with stopped_loader():
             tasks = [asyncio.create_task(llm.load_adapter(f"a{index}", tiny_adapters["r4"])) for index in range(3)]
             await asyncio.sleep(0.05)
             with pytest.raises(QueueFull, match="2 adapters wait to be read"):
@@ -121,7 +124,7 @@ def test_a_loader_that_gets_no_core_is_given_more_time(
         # Only now: a busy machine may take longer to start a loader and read the first adapter.
         monkeypatch.setattr(loader_client, "READ_TIMEOUT", 0.2)
         monkeypatch.setattr(Child, "seconds_without_core", lambda _: time.monotonic() if is_starved else 0.0)
-        with stopped_loader(llm):
+        with stopped_loader():
             load = asyncio.create_task(llm.load_adapter("one", tiny_adapters["r4"]))
             await asyncio.sleep(0.5)
         if is_starved:
@@ -133,19 +136,20 @@ def test_a_loader_that_gets_no_core_is_given_more_time(
     run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
 
 
-def test_the_kernel_says_how_long_a_child_had_no_core(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
-    async def body(llm: AsyncLLM) -> None:
-        loader = llm._adapters._loader._child
-        assert loader is not None and 0 < loader.seconds_without_core() < 60
+def test_the_kernel_says_how_long_a_child_had_no_core() -> None:
+    async def body() -> None:
+        loader = await start_child(LOADER, FromLoader)
+        while not loader.seconds_without_core():  # as soon as it was put on a core
+            await asyncio.sleep(0.01)
+        assert loader.seconds_without_core() < 60
+        await loader.stop(5.0)
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    asyncio.run(asyncio.wait_for(body(), 60))
 
 
 def test_memory_running_out_would_end_the_loader_first(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
-    async def body(llm: AsyncLLM) -> None:
-        loader = llm._adapters._loader._child
-        assert loader is not None
-        assert Path(f"/proc/{loader.process.pid}/oom_score_adj").read_text().strip() == "1000"
+    async def body(_: AsyncLLM) -> None:
+        assert Path(f"/proc/{child_that_runs(LOADER)}/oom_score_adj").read_text().strip() == "1000"
 
     run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
 
@@ -290,17 +294,16 @@ def test_a_download_holds_up_nobody_and_ends_with_who_asked(
     monkeypatch.setattr(download_client, "MAX_WAITING", 1 - download_client.MAX_DOWNLOADS)
 
     async def body(llm: AsyncLLM) -> None:
-        hub = llm._adapters._loader._downloads
         download = asyncio.create_task(llm.load_adapter("slow", HUB_ID))
-        while not hub._children:
+        while not children_that_run(DOWNLOAD):
             await asyncio.sleep(0.01)
         await llm.load_adapter("quick", tiny_adapters["r4"])
         with pytest.raises(QueueFull, match="to be downloaded"):
             await llm.load_adapter("more", HUB_ID)
         assert not download.done()
-        (child,) = hub._children
+        (child,) = children_that_run(DOWNLOAD)
         await cancel(download)
-        assert child.process.returncode is not None and not hub._children
+        assert not is_there(child) and not children_that_run(DOWNLOAD)
         assert [info.name for info in await llm.list_adapters()] == ["quick"]
         monkeypatch.setattr(download_client, "DOWNLOAD_TIMEOUT", 0.1)
         with pytest.raises(AdapterRejected, match=r"downloading it took more than 0.1 s"):

@@ -6,11 +6,11 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import LOADER, child_that_runs, is_there
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
 from blora.engine.adapter_store import lifecycle as module
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, bytes]:
 
 def run(tiny_model: Path, body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **options: Any) -> None:
     async def whole() -> None:
-        async with AsyncLLM(str(tiny_model), adapter_upload_bytes=MAX_BYTES, **OPTIONS | options) as llm:
+        async with AsyncLLM(str(tiny_model), **{"adapter_upload_bytes": MAX_BYTES} | OPTIONS | options) as llm:
             await body(llm)
 
     asyncio.run(asyncio.wait_for(whole(), 60))
@@ -105,11 +105,13 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
             await llm.upload_adapter("more", files, silence())
         with pytest.raises(AdapterRejected, match=r"took more than 0.2 s"):
             await stalled
-        llm._adapters._sources = replace(llm._adapters._sources, upload_bytes=0)
+
+    async def refused(llm: AsyncLLM) -> None:
         with pytest.raises(AdapterRejected, match="no uploads are taken"):
             await llm.upload_adapter("mine", files, silence())
 
     run(tiny_model, body)
+    run(tiny_model, refused, adapter_upload_bytes=0)
 
 
 def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
@@ -120,9 +122,8 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
     async def body(llm: AsyncLLM) -> None:
         monkeypatch.setattr(loader_client, "READ_TIMEOUT", 0.5)
         contents = read(tiny_adapters["r4"])
-        loader = llm._adapters._loader._child
-        assert loader is not None
-        os.kill(loader.process.pid, signal.SIGSTOP)
+        loader = child_that_runs(LOADER)
+        os.kill(loader, signal.SIGSTOP)
         upload = asyncio.create_task(
             llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), 500))
         )
@@ -130,7 +131,7 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
             await asyncio.sleep(0.01)
         with pytest.raises(AdapterRejected, match=r"reading it took more than 0.5 s"):
             await upload
-        assert loader.process.returncode is not None and not list(tmp_path.glob("blora-upload-*"))
+        assert not is_there(loader) and not list(tmp_path.glob("blora-upload-*"))
 
     run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]})
 

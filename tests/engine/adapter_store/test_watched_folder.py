@@ -129,7 +129,7 @@ def test_folders_come_change_and_go_under_traffic(
 
 async def is_freed(llm: AsyncLLM) -> bool:
     """Names go at once, images when the engine has let go of them."""
-    return not llm._adapters._images._descriptors
+    return (await llm.get_info()).num_host_adapters == 0
 
 
 async def is_version(llm: AsyncLLM, name: str, number: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 from tiny import make_model
+from watched import watch_made
 
 from blora.adapters.lora import Segment
 from blora.adapters.triton import kernels
@@ -19,6 +20,7 @@ from blora.engine.attention.base import PagedRows
 from blora.engine.attention.flashinfer import FlashInferAttention
 from blora.engine.cuda import backend as cuda_backend
 from blora.engine.cuda import graphs, library
+from blora.engine.memory.arena import Arena
 
 # Heads that FlashInfer has kernels for.
 SIZES = {"hidden_size": 64, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -81,6 +83,18 @@ def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, L
         llm.check_idle()
     assert flashinfer.log.calls
     made.clear()
+
+
+@pytest.fixture
+def last_arena(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Arena]:
+    """The arena of the engine that was built last."""
+    return watch_made(monkeypatch, Arena)
+
+
+@pytest.fixture
+def last_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], graphs.DecodeGraphs]:
+    """Those of the engine that was built last."""
+    return watch_made(monkeypatch, graphs.DecodeGraphs)
 
 
 class PageWatch:

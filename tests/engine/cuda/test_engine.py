@@ -9,11 +9,13 @@ from cuda_models import WINDOWED, YARN, save_model
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice
 from tiny import make_adapter
+from watched import count_calls
 
 from blora.adapters.triton.lora import TritonLoRA
 from blora.engine import LLM, CompletionOutput, SamplingParams
 from blora.engine.attention import flashinfer as attention
 from blora.engine.errors import EngineBroken
+from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 
 Pair = Callable[..., tuple[LLM, LLM]]
@@ -45,7 +47,7 @@ def assert_same(expected: Sequence[CompletionOutput], actual: Sequence[Completio
 PROMPTS = ["a", "some words", "a longer prompt that takes more blocks than one", "and so on", "b" * 30, "the end"]
 
 
-def test_mixed_adapters(make_pair: Pair, wide_model: Path, tmp_path: Path) -> None:
+def test_mixed_adapters(make_pair: Pair, wide_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter, so few tokens: base rows, two adapters and both of them with scales."""
     adapters = {
         "first": make_adapter(wide_model, tmp_path / "first", 1, r=4, target_modules=["q_proj", "down_proj"]),
@@ -56,10 +58,11 @@ def test_mixed_adapters(make_pair: Pair, wide_model: Path, tmp_path: Path) -> No
     for llm in (reference, cuda):
         for name, folder in adapters.items():
             llm.load_adapter(name, folder)
-    assert isinstance(cuda._core._runner._lora, TritonLoRA)
+    planned = count_calls(monkeypatch, TritonLoRA, "plan")
     few = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, logprobs=2)
     expected = generate(reference, PROMPTS[:4], uses, few)
     assert_same(expected, generate(cuda, PROMPTS[:4], uses, few))
+    assert planned
     assert len({tuple(output.token_ids) for output in expected}) == 4
 
 
@@ -99,9 +102,8 @@ def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
     nobody = [None] * len(prompts)
     for _ in range(2):
         assert_same(generate(reference, prompts, nobody), generate(cuda, prompts, nobody))
-    scheduler = cuda._core.scheduler
-    assert cuda._core.arena.page_bytes == PAGE_BYTES
-    assert scheduler.num_preemptions > 0 and scheduler._kv.num_prefix_hits > 0
+    info = cuda.get_info()
+    assert info.page_bytes == PAGE_BYTES and info.num_preemptions > 0 and info.num_cached_tokens > 0
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])
@@ -119,7 +121,7 @@ def test_prefixes_that_many_rows_share(
     nobody = [None] * len(prompts)
     assert generate(cuda, starts, [None, None])  # so that they are there
     assert_same(generate(reference, prompts, nobody), generate(cuda, prompts, nobody))
-    assert cuda._core.scheduler.num_preemptions > 0
+    assert cuda.get_info().num_preemptions > 0
     merged = [len(call.args[0]) for call in flashinfer.log.calls if call.name == "merge_state_in_place"]
     assert max(merged) > 5 and min(merged) >= 2
 
@@ -172,12 +174,15 @@ def test_everything_that_is_sampled(make_pair: Pair, wide_model: Path) -> None:
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2"])
-def test_kv_of_8_bits_takes_half_the_memory(make_pair: Pair, wide_model: Path, kv_cache_dtype: str) -> None:
+def test_kv_of_8_bits_takes_half_the_memory(
+    make_pair: Pair, wide_model: Path, kv_cache_dtype: str, last_arena: Callable[[], Arena]
+) -> None:
     """Rounded to 2 or 3 bits of fraction, KV gives a random model's first token more often than not."""
     reference, _ = make_pair(wide_model)
+    whole = last_arena().layout
     _, cuda = make_pair(wide_model, kv_cache_dtype=kv_cache_dtype)
-    assert cuda._core.arena.layout.dtype.itemsize == 1
-    assert cuda._core.arena.layout.block_bytes * 2 == reference._core.arena.layout.block_bytes
+    half = last_arena().layout
+    assert half.dtype.itemsize == 1 and half.block_bytes * 2 == whole.block_bytes
     one = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=1)
     ours, theirs = (generate(llm, PROMPTS, [None] * len(PROMPTS), one) for llm in (cuda, reference))
     num_same = sum(one.token_ids[0] == other.token_ids[0] for one, other in zip(ours, theirs, strict=True))

@@ -13,10 +13,13 @@ from torch import Tensor
 from blora.engine import LLM, SamplingParams
 from blora.engine.cuda.graphs import DecodeGraphs, Sized
 from blora.engine.cuda.sizing import graph_sizes
+from blora.engine.memory.arena import Arena
+from blora.engine.model_files.read_config import load_model_config
 
 from .conftest import PageWatch
 
 Pair = Callable[..., tuple[LLM, LLM]]
+Graphs = Callable[[], DecodeGraphs]
 OPTIONS = {"max_num_seqs": 6, "enforce_eager": False}
 MODULES = ["q_proj", "down_proj"]
 
@@ -25,12 +28,6 @@ def tokens(llm: LLM, uses: list[Any], max_tokens: int = 4) -> list[tuple[int, ..
     sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     outputs = llm.generate([f"row {i}" for i in range(len(uses))], sampling, lora_request=uses, use_tqdm=False)
     return [tuple(output.outputs[0].token_ids) for output in outputs]
-
-
-def graphs_of(llm: LLM) -> DecodeGraphs:
-    graphs = llm._core._runner._graphs
-    assert isinstance(graphs, DecodeGraphs)
-    return graphs
 
 
 def buffers(sized: Sized) -> list[int]:
@@ -69,14 +66,20 @@ def test_sizes(max_num_seqs: int, sizes: list[int]) -> None:
 
 
 def test_replays_give_the_tokens_of_eager_steps(
-    watch: PageWatch, make_pair: Pair, wide_model: Path, device: RecordingDevice, counted: list[int | None]
+    watch: PageWatch,
+    make_pair: Pair,
+    wide_model: Path,
+    device: RecordingDevice,
+    counted: list[int | None],
+    last_graphs: Graphs,
+    last_arena: Callable[[], Arena],
 ) -> None:
     reference, cuda = make_pair(wide_model, **OPTIONS)
-    assert graphs_of(cuda).sizes == [1, 2, 4, 6]
+    assert last_graphs().sizes == [1, 2, 4, 6]
     num_captured = len(device.graphs)
     watch.written.clear()
-    scratch = cuda._engine.facts.num_pages
-    assert len(cuda._core.arena.pages) == scratch + 1
+    scratch = cuda.get_info().num_pages
+    assert len(last_arena().pages) == scratch + 1
     for num_rows in (1, 2, 3, 5, 6):
         assert tokens(cuda, [None] * num_rows, 6) == tokens(reference, [None] * num_rows, 6)
         is_padded = num_rows in (3, 5)
@@ -89,13 +92,19 @@ def test_replays_give_the_tokens_of_eager_steps(
 
 @pytest.mark.usefixtures("watch")
 def test_adapters_of_any_rank_come_and_go_without_a_capture(
-    make_pair: Pair, wide_model: Path, device: RecordingDevice, tmp_path: Path, counted: list[int | None]
+    make_pair: Pair,
+    wide_model: Path,
+    device: RecordingDevice,
+    tmp_path: Path,
+    counted: list[int | None],
+    last_graphs: Graphs,
+    last_arena: Callable[[], Arena],
 ) -> None:
     reference, cuda = make_pair(wide_model, **OPTIONS | {"max_num_seqs": 2})
-    graphs = graphs_of(cuda)
+    graphs = last_graphs()
     before = {size: buffers(graphs._sized[size]) for size in graphs.sizes}
     num_captured = len(device.graphs)
-    device.watch(cuda._core.arena.pages)
+    device.watch(last_arena().pages)
     answers = set()
     for index, rank in enumerate((4, 40, 1)):
         folder = make_adapter(wide_model, tmp_path / str(rank), index, r=rank, target_modules=MODULES)
@@ -110,15 +119,17 @@ def test_adapters_of_any_rank_come_and_go_without_a_capture(
     check_order(device.log)
 
 
-def test_base_rows_launch_no_lora_kernel(make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_rows_launch_no_lora_kernel(
+    make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch, last_graphs: Graphs
+) -> None:
     _, cuda = make_pair(wide_model, **OPTIONS | {"max_num_seqs": 1})
-    (with_lora,) = graphs_of(cuda)._sized[1].with_lora.values()
+    (with_lora,) = last_graphs()._sized[1].with_lora.values()
     monkeypatch.setattr(with_lora.graph, "replay", lambda: pytest.fail("a step of base rows"))
     assert tokens(cuda, [None])
 
 
 def test_rows_of_one_adapter_share_its_weights(
-    make_pair: Pair, wide_model: Path, tmp_path: Path, counted: list[int | None]
+    make_pair: Pair, wide_model: Path, tmp_path: Path, counted: list[int | None], last_graphs: Graphs
 ) -> None:
     """As in eager steps: not each of its rows reads them all again."""
     reference, cuda = make_pair(wide_model, **OPTIONS)
@@ -127,7 +138,7 @@ def test_rows_of_one_adapter_share_its_weights(
         llm.load_adapter("a", folder)
     assert tokens(cuda, ["a"] * 6, 3) == tokens(reference, ["a"] * 6, 3)
     assert 6 in counted
-    sized = graphs_of(cuda)._sized[6]
+    sized = last_graphs()._sized[6]
     assert sized.with_lora.keys() == {1, 16}
     single, shared = sized.with_lora[1], sized.with_lora[16]
     assert isinstance(single.graph, RecordingGraph) and isinstance(shared.graph, RecordingGraph)
@@ -136,12 +147,14 @@ def test_rows_of_one_adapter_share_its_weights(
     assert shared.lora.content[:3].tolist() == [1, 1, 6]  # uses, strips, rows
 
 
-def test_a_graph_keeps_nothing_as_wide_as_the_vocabulary(make_pair: Pair, wide_model: Path) -> None:
+def test_a_graph_keeps_nothing_as_wide_as_the_vocabulary(
+    make_pair: Pair, wide_model: Path, last_graphs: Graphs
+) -> None:
     """What it returns is its own: logits of all sizes would be gigabytes."""
-    _, cuda = make_pair(wide_model, **OPTIONS)
-    config = cuda._engine.model_config
+    make_pair(wide_model, **OPTIONS)
+    config = load_model_config(wide_model)
     assert config.vocab_size > config.hidden_size
-    for sized in graphs_of(cuda)._sized.values():
+    for sized in last_graphs()._sized.values():
         for captured in (sized.without_lora, *sized.with_lora.values()):
             assert isinstance(captured.graph, RecordingGraph)
             assert captured.graph.num_kept_bytes == sized.num_rows * config.hidden_size * 2
@@ -174,17 +187,21 @@ def test_an_adapter_of_the_head_runs_eagerly(
     assert set(counted) == {None}
 
 
-def test_rows_beyond_the_largest_size_run_eagerly(make_pair: Pair, wide_model: Path, counted: list[int | None]) -> None:
+def test_rows_beyond_the_largest_size_run_eagerly(
+    make_pair: Pair, wide_model: Path, counted: list[int | None], last_graphs: Graphs
+) -> None:
     reference, cuda = make_pair(wide_model, **OPTIONS)
     for size in (4, 6):
-        del graphs_of(cuda)._sized[size]
+        del last_graphs()._sized[size]
     assert tokens(cuda, [None] * 3, 3) == tokens(reference, [None] * 3, 3)
     assert set(counted) == {None}
 
 
-def test_eager_engines_capture_nothing(make_pair: Pair, wide_model: Path, device: RecordingDevice) -> None:
+def test_eager_engines_capture_nothing(
+    make_pair: Pair, wide_model: Path, device: RecordingDevice, last_graphs: Graphs
+) -> None:
     _, cuda = make_pair(wide_model, enforce_eager=True)
-    assert tokens(cuda, [None]) and not device.graphs and not graphs_of(cuda).sizes
+    assert tokens(cuda, [None]) and not device.graphs and not last_graphs().sizes
 
 
 def test_logits_that_are_kept_are_not_those_of_the_next_step(make_pair: Pair, wide_model: Path) -> None:

@@ -9,6 +9,7 @@ from tiny import make_adapter
 
 from blora.engine import LLM, SamplingParams
 from blora.engine.cuda.copies import PageCopier
+from blora.engine.memory.arena import Arena
 
 from .conftest import PageWatch
 
@@ -39,13 +40,17 @@ OPTIONS = {"memory": "112kB", "max_num_seqs": 3, "adapter_copy_bytes": 20_000}
 
 
 def test_adapters_that_come_and_go(
-    watch: PageWatch, make_pair: Pair, wide_model: Path, adapters: dict[str, Path], device: RecordingDevice
+    watch: PageWatch,
+    make_pair: Pair,
+    wide_model: Path,
+    adapters: dict[str, Path],
+    device: RecordingDevice,
+    last_arena: Callable[[], Arena],
 ) -> None:
     reference, cuda = make_pair(wide_model, **OPTIONS)
-    device.watch(cuda._core.arena.pages)
+    device.watch(last_arena().pages)
     assert run(cuda, adapters) == run(reference, adapters)
-    counts = cuda._core.scheduler.counts
-    assert counts.num_evicted_adapters >= 2
+    assert cuda.get_info().num_evicted_adapters >= 2
     check_order(device.log)
     launches = [entry for entry in device.log if isinstance(entry, Launch)]
     copied = {page for entry in launches if entry.name == "copy" for page in entry.writes}
@@ -62,10 +67,11 @@ def test_what_is_forgotten_is_found(
     device: RecordingDevice,
     forgotten: str,
     monkeypatch: pytest.MonkeyPatch,
+    last_arena: Callable[[], Arena],
 ) -> None:
     monkeypatch.setattr(PageCopier, forgotten, lambda *_: None)
     _, cuda = make_pair(wide_model, **OPTIONS)
-    device.watch(cuda._core.arena.pages)
+    device.watch(last_arena().pages)
     run(cuda, adapters)
     with pytest.raises(OrderError):
         check_order(device.log)

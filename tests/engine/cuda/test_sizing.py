@@ -112,14 +112,17 @@ def test_a_model_that_leaves_nothing() -> None:
 Pair = Callable[..., tuple[LLM, LLM]]
 
 
-def test_an_engine_tells_what_it_chose(make_pair: Pair, wide_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_tells_what_it_chose(
+    make_pair: Pair, wide_model: Path, caplog: pytest.LogCaptureFixture, last_arena: Callable[[], Arena]
+) -> None:
     with caplog.at_level(logging.INFO, logger="blora"):
         _, cuda = make_pair(wide_model, max_num_batched_tokens=256)
     (line,) = [record.message for record in caplog.records if record.message.startswith("GPU memory")]
-    num_pages = cuda._engine.facts.num_pages
+    info = cuda.get_info()
+    num_pages = info.num_pages
     assert f"the arena gets {num_pages} pages of 8192 bytes" in line and f"{num_pages * 4} tokens of KV" in line
-    assert cuda._core.num_free_pages == num_pages == 8_000_000 // 8192
-    assert len(cuda._core.arena.pages) == num_pages + 1
+    assert info.num_free_pages == num_pages == 8_000_000 // 8192
+    assert len(last_arena().pages) == num_pages + 1
 
 
 def test_an_engine_that_finds_too_little_does_not_start(
@@ -161,7 +164,7 @@ def test_the_trial_is_gone_when_the_arena_is_made(
         monkeypatch.setattr(Arena, "__init__", noted)
         options = {"dtype": "float16", "memory": "8MB", "block_size": 4, "max_num_seqs": 2}
         llm = LLM(str(wide_model), backend="cuda", max_num_batched_tokens=64, **options)
-        assert len(arenas) == 2 and llm._core.arena is arenas[1]()
+        assert [arena() is None for arena in arenas] == [True, False]
     finally:
         gc.enable()
     sampling = SamplingParams(temperature=0, max_tokens=2)

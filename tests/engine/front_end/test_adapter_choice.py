@@ -58,7 +58,9 @@ def test_sums_equal_peft_in_one_mixed_batch(
             assert_same_tokens(ours, dataclasses.replace(ours, token_ids=reference), use)
 
 
-def test_a_sum_in_any_batch_is_its_solo_run(make_llm: Callable[..., LLM], adapters: dict[str, str]) -> None:
+def test_a_sum_in_any_batch_is_its_solo_run(
+    make_llm: Callable[..., LLM], adapters: dict[str, str], backend: str
+) -> None:
     uses: list[Any] = [None, "r4", *SUMS[:4], "r8", None]
     sampling = dataclasses.replace(GREEDY, n=2, temperature=0.8, seed=3)
     prompts = [f"the same beginning, {index % 2}" for index in range(len(uses))]
@@ -69,7 +71,7 @@ def test_a_sum_in_any_batch_is_its_solo_run(make_llm: Callable[..., LLM], adapte
         (alone,) = solo.generate(prompt, sampling, lora_request=[use], use_tqdm=False)
         for sample, expected in zip(output.outputs, alone.outputs, strict=True):
             assert sample.token_ids == expected.token_ids, use
-            if crowded._config.backend == "cpu":
+            if backend == "cpu":
                 assert sample.logprobs == expected.logprobs, use
 
 
@@ -80,7 +82,7 @@ def test_a_preempted_sum_goes_on_as_it_was(make_llm: Callable[..., LLM], adapter
     small = make_llm(adapters={name: adapters[name] for name in ("r1", "r2")}, memory="60KB")
     ample = make_llm(adapters={name: adapters[name] for name in ("r1", "r2")})
     outputs = small.generate(prompts, sampling, lora_request=uses, use_tqdm=False)
-    assert small._core.scheduler.num_preemptions > 0
+    assert small.get_info().num_preemptions > 0
     for output, expected in zip(outputs, ample.generate(prompts, sampling, uses, use_tqdm=False), strict=True):
         assert_same_tokens(expected.outputs[0], output.outputs[0])
 
@@ -148,7 +150,7 @@ def test_adapters_that_together_exceed_the_memory_are_refused(
     probe = make_llm(adapters=adapters)
     pages = {info.name: info.num_pages for info in probe.list_adapters()}
     largest = max(pages["r24"], pages["r64"])
-    llm = make_llm(adapters=adapters, memory=(largest + 8) * probe._core.arena.page_bytes)
+    llm = make_llm(adapters=adapters, memory=(largest + 8) * probe.get_info().page_bytes)
     for name in ("r24", "r64"):
         assert llm.generate("x", GREEDY, lora_request=name, use_tqdm=False)[0].finished
     with pytest.raises(InvalidRequest, match="pages"):

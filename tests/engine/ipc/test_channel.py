@@ -178,7 +178,7 @@ class Pair:
 
     def close(self) -> None:
         for channel in (self.left, self.right):
-            channel._selector.close()
+            channel.close()
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ def test_the_parent_and_the_child_understand_each_other() -> None:
         back = child.receive_descriptor()
         for one in (number, received, back):
             os.close(one)
-        channel._selector.close()
+        channel.close()
 
     with_child(talk)
 

@@ -238,7 +238,7 @@ def test_pages_where_no_adapter_can_be(kernels: Kernels, change: Callable[[list[
 
 def test_an_adapter_of_another_dtype_is_no_image_for_the_pool(kernels: Kernels) -> None:
     world = lora_world(kernels, torch.bfloat16)
-    table = world.pool._tables["a"]
+    table = world.images["a"].table
     with pytest.raises(REFUSED):
         DevicePool(world.pages, torch.float32).add(table, torch.zeros(table.num_pages, world.pages.shape[1]).byte())
 
@@ -254,9 +254,9 @@ def test_an_adapter_of_another_dtype_is_no_image_for_the_pool(kernels: Kernels) 
 )
 def test_images_that_are_none(kernels: Kernels, image: Callable[[Tensor], Tensor]) -> None:
     world = lora_world(kernels)
-    table, good = world.pool._tables["a"], world.pool._images["a"]
+    good = world.images["a"]
     with pytest.raises(REFUSED):
-        world.pool.add(table, image(good))
+        world.pool.add(good.table, image(torch.from_numpy(good.pages)))
 
 
 @pytest.mark.parametrize(

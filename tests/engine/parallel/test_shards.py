@@ -18,14 +18,16 @@ import pytest
 from adapter_kinds import make_kinds
 from compare import assert_same_tokens
 from mixed_batches import Solo, Troubles, random_row, run_batch
-from processes import children_of, is_running, wait_until_ended
+from processes import ENGINE, child_that_runs, children_of, is_running, wait_until_ended
 from tiny import make_adapter
+from watched import count_calls, watch_made
 
 from blora.adapters.device_pool import DevicePool
 from blora.engine import LLM, AsyncLLM, EngineStartError, SamplingParams
 from blora.engine.config import EngineConfig
 from blora.engine.cuda.sizing import largest_step
 from blora.engine.errors import EngineBroken, EngineUnavailable
+from blora.engine.model.ops import TorchOps
 from blora.engine.model.shard_group import ConnectedGroup, MuteGroup
 from blora.engine.parallel import shards as shards_module
 from blora.engine.startup.assembly import plan_shard
@@ -64,11 +66,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(model, adapters, one, two)
         two.check_idle()
     finally:
-        two._engine.shards.close()
-
-
-def group_of(llm: LLM) -> Any:
-    return llm._core._runner._model._layers[0]._mlp._down._summed_over  # type: ignore[attr-defined]
+        two.close()
 
 
 def test_every_kind_of_adapter_in_one_mixed_batch(world: World) -> None:
@@ -96,14 +94,15 @@ def test_sampled_and_penalised_tokens_are_those_of_one_process(world: World) -> 
     ]
 
 
-def test_adapters_add_no_communication(world: World) -> None:
+def test_adapters_add_no_communication(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     sampling = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     world.two.generate(PROMPTS[1], sampling, lora_request="plain", use_tqdm=False)  # makes it resident
     for use in (None, "plain", "dora-tables", "added-tables", {"plain": 1.0, "pattern": 0.5}):
-        before = group_of(world.two).num_collectives
-        world.two.generate([PROMPTS[1]], sampling, lora_request=[use], use_tqdm=False)
-        counts[str(use)] = group_of(world.two).num_collectives - before
+        with monkeypatch.context() as patch:
+            collectives = [count_calls(patch, ConnectedGroup, name) for name in ("all_reduce", "gather")]
+            world.two.generate([PROMPTS[1]], sampling, lora_request=[use], use_tqdm=False)
+        counts[str(use)] = sum(map(len, collectives))
     # Collectives in each of three steps: one for the embedding, two for each of two layers, one for the logits.
     assert set(counts.values()) == {3 * 6}, counts
 
@@ -112,7 +111,7 @@ def test_adapters_add_no_communication(world: World) -> None:
 def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World, cases: Callable[[int, int], int]) -> None:
     names = [name for name in world.adapters if name != "activated"]
     sizes = sorted(world.two.get_adapter(name).num_bytes // 2 for name in names)
-    page_bytes = world.two._core.arena.page_bytes
+    page_bytes = world.two.get_info().page_bytes
     solo = Solo(LLM(world.model, memory="16MB", enable_prefix_caching=False, adapters=world.adapters, **OPTIONS))
     llm = LLM(
         world.model,
@@ -133,7 +132,7 @@ def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World, ca
         assert min(troubles.num_preempted, troubles.num_cached, troubles.num_evicted) >= 2, troubles
         llm.check_idle()
     finally:
-        llm._engine.shards.close()
+        llm.close()
 
 
 def troubles_of(llm: LLM) -> Troubles:
@@ -156,11 +155,20 @@ def test_adapters_come_and_go_in_all_shards(world: World) -> None:
     report = world.two.inspect_adapter(world.adapters["plain"])
     info = world.two.get_adapter("plain")
     assert (report.num_pages, report.num_host_bytes) == (info.num_pages, info.num_bytes)
-    assert info.num_bytes == 2 * info.num_pages * world.two._core.arena.page_bytes
+    assert info.num_bytes == 2 * info.num_pages * world.two.get_info().page_bytes
 
 
 def start_two(model: Path, **options: Any) -> LLM:
     return LLM(model, **{"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS | options)
+
+
+def start_two_and_see(model: Path, **options: Any) -> tuple[LLM, shards_module.ShardProcess]:
+    """The other shard's process, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        last_shards = watch_made(patch, shards_module.Shards)
+        llm = start_two(model, **options)
+        (other,) = last_shards().others
+    return llm, other
 
 
 def test_native_kernels_are_refused(world: World) -> None:
@@ -175,8 +183,7 @@ def test_a_shard_that_cannot_start_is_told(world: World, monkeypatch: pytest.Mon
 
 
 def test_a_shard_that_dies_ends_the_engine(world: World) -> None:
-    llm = start_two(world.model)
-    (other,) = llm._engine.shards._others
+    llm, other = start_two_and_see(world.model)
     stream = llm.stream(PROMPTS, SamplingParams(temperature=0, max_tokens=50, ignore_eos=True))
     next(stream)
     other.process.kill()
@@ -185,23 +192,22 @@ def test_a_shard_that_dies_ends_the_engine(world: World) -> None:
             pass
     with pytest.raises(EngineBroken, match="shard 1 has ended"):
         llm.generate("x", use_tqdm=False)
-    llm._engine.shards.close()
+    llm.close()
 
 
 def test_a_model_that_fails_in_the_first_shard_alone_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = start_two(world.model)
-    (other,) = llm._engine.shards._others
+    llm, other = start_two_and_see(world.model)
 
     def fail(*_: Any) -> None:
         raise ArithmeticError("no norm")
 
-    monkeypatch.setattr(llm._core._runner._model._layers[1]._ops, "add_norm", fail)  # type: ignore[attr-defined]
+    monkeypatch.setattr(TorchOps, "add_norm", fail)
     with pytest.raises(EngineBroken, match="ArithmeticError: no norm"):
         llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert other.process.wait(5) == -signal.SIGKILL
-    llm._engine.shards.close()
+    llm.close()
 
 
 @pytest.mark.parametrize("what", ["sample", "token_logprobs", "build_batch"])
@@ -254,7 +260,7 @@ def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
     for expected, actual in zip(one, two, strict=True):
         assert_same_tokens(expected.outputs[0], actual.outputs[0])
     llm.check_idle()
-    llm._engine.shards.close()
+    llm.close()
 
 
 class NeverDone:
@@ -269,8 +275,7 @@ def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Over NCCL the host is done with a collective at once, and would wait for the device forever."""
-    llm = start_two(world.model, max_num_batched_tokens=8)
-    (other,) = llm._engine.shards._others
+    llm, other = start_two_and_see(world.model, max_num_batched_tokens=8)
 
     def begun(group: ConnectedGroup, collective: Any) -> None:
         group._last = collective
@@ -289,7 +294,7 @@ def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     monkeypatch.setattr(other.channel, "send", lambda *_: None)  # the shard gets the message and then dies
     with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
         llm.generate(prompts[what], sampling, use_tqdm=False)
-    llm._engine.shards.close()
+    llm.close()
 
 
 def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.ShardProcess) -> None:
@@ -309,9 +314,9 @@ def test_an_interrupt_while_a_shard_is_told_ends_the_engine(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The other shards may know of a step that the first one has dropped; the engine must never give a wrong sum."""
-    llm = start_two(world.model)
+    llm, other = start_two_and_see(world.model)
     try:
-        interrupt_sending(monkeypatch, llm._engine.shards._others[0])
+        interrupt_sending(monkeypatch, other)
         with pytest.raises(KeyboardInterrupt):
             if what == "step":
                 llm.generate(PROMPTS, GREEDY, use_tqdm=False)
@@ -320,12 +325,11 @@ def test_an_interrupt_while_a_shard_is_told_ends_the_engine(
         with pytest.raises(EngineBroken, match="KeyboardInterrupt"):
             llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     finally:
-        llm._engine.shards.close()
+        llm.close()
 
 
 def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -> None:
-    llm = start_two(world.model)
-    (other,) = llm._engine.shards._others
+    llm, other = start_two_and_see(world.model)
     other.process.kill()
     other.process.wait()
     before = num_descriptors()
@@ -333,7 +337,7 @@ def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -
         with pytest.raises(EngineBroken, match="shard 1 has ended"):
             llm.load_adapter("it", world.adapters["plain"])
     assert num_descriptors() == before
-    llm._engine.shards.close()
+    llm.close()
 
 
 def num_descriptors() -> int:
@@ -347,7 +351,7 @@ def test_shards_may_keep_as_many_adapters_as_the_system_lets_them() -> None:
     try:
         shards = shards_module.start_shards(2)
         try:
-            (other,) = shards._others
+            (other,) = shards.others
             assert resource.prlimit(other.process.pid, resource.RLIMIT_NOFILE)[0] == hard
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
         finally:
@@ -398,7 +402,7 @@ def test_a_shard_that_is_busy_ends_with_the_first_one(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(shards_module, "MODULE", "busy_shard")
     shards = shards_module.start_shards(2)
-    (other,) = shards._others
+    (other,) = shards.others
     config = EngineConfig(model=str(world.model), tensor_parallel_size=2, **OPTIONS)
     shards.load(config, world.model)
     while not (tmp_path / "busy").exists():
@@ -413,7 +417,7 @@ STARTS_AND_WAITS = """
 import sys, time
 from blora.engine import LLM
 llm = LLM(sys.argv[1], backend="reference", memory="2MB", tensor_parallel_size=2)
-print(llm._engine.shards._others[0].process.pid, flush=True)
+print("started", flush=True)
 time.sleep(600)
 """
 
@@ -425,7 +429,8 @@ def test_shards_end_when_the_first_one_is_killed_and_leave_nothing(
     command = [sys.executable, "-c", STARTS_AND_WAITS, str(world.model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
         assert first.stdout is not None
-        pid = int(first.stdout.readline())
+        assert first.stdout.readline() == "started\n"
+        (pid,) = children_of(first.pid)
         assert is_running(pid)
         first.kill()
     wait_until_ended(pid)
@@ -443,11 +448,11 @@ def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) 
         options = {"memory": "2MB", "tensor_parallel_size": 2} | OPTIONS
         async with AsyncLLM(world.model, adapters={"it": world.adapters["dora-bias"]}, **options) as llm:
             assert await async_answer(llm, "it") == list(expected.token_ids)
-            engine = llm._connection.child.process.pid
+            engine = child_that_runs(ENGINE)
             (shard,) = children_of(engine)
             os.kill(shard, signal.SIGKILL)
             for _ in range(600):  # the engine is idle, and notices the end without a step
-                if llm._connection.is_open and llm._connection.child.process.pid != engine:
+                if llm.is_serving and child_that_runs(ENGINE) != engine:
                     break
                 await asyncio.sleep(0.05)
             for _ in range(100):
@@ -458,7 +463,7 @@ def test_a_server_restarts_an_engine_one_of_whose_shards_has_died(world: World) 
                     await asyncio.sleep(0.1)
             else:
                 pytest.fail("the engine did not come back")
-            (another,) = children_of(llm._connection.child.process.pid)
+            (another,) = children_of(child_that_runs(ENGINE))
         assert not is_running(shard) and not is_running(another)
 
     asyncio.run(run())

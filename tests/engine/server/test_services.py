@@ -17,7 +17,7 @@ from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, Adapte
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
 from blora.proto.client import ADAPTER_FILES, TOKENIZER_FILES
-from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
+from blora.proto.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -87,8 +87,9 @@ HEADER = adapters_pb2.UploadHeader(name="bob", files=[adapters_pb2.UploadedFile(
 )
 def test_malformed_uploads(parts, field):
     def question(client):
-        with pytest.raises(grpc.RpcError) as caught:
-            client._adapters.Upload(adapters_pb2.UploadAdapterRequest(**part) for part in parts)
+        with grpc.insecure_channel(client.target) as channel, pytest.raises(grpc.RpcError) as caught:
+            upload = adapters_pb2_grpc.AdapterServiceStub(channel).Upload
+            upload(adapters_pb2.UploadAdapterRequest(**part) for part in parts)
         return caught.value
 
     error = ask(question)
