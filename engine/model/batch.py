@@ -1,4 +1,4 @@
-"""ForwardBatch: the tensors of one step, the one explicit argument of the forward pass."""
+"""ForwardBatch: the tensors of one step, and the one explicit argument of the forward pass."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ class ForwardBatch:
     positions: Tensor  # [num_tokens] int64
     logits_at: Tensor  # [num_sampled] int64: the rows of the hidden states whose logits are sampled
     attention: AttentionMetadata
-    lora: LoRAMetadata | None  # None when no token of the step has an adapter
-    logits_lora: LoRAMetadata | None = None  # of logits_at; None when no adapter there changes the head
+    lora: LoRAMetadata | None  # None: no token of the step has an adapter
+    logits_lora: LoRAMetadata | None = None  # of logits_at; None: no adapter there changes the head
 
     def base_token_ids(self, vocab_size: int) -> Tensor:
-        """token_ids, but any tokens of the model's vocabulary for those that only an adapter has: its embedding takes
-        their place."""
+        """token_ids with every token that only an adapter has replaced by some token of the model's vocabulary: the
+        adapter's embedding overwrites its row."""
         has_others = self.lora is not None and self.lora.vocab_size > vocab_size
         return self.token_ids.clamp(max=vocab_size - 1) if has_others else self.token_ids

@@ -1,7 +1,7 @@
-"""The decoder of Llama and its kin: one forward pass over a batch of rows. Knows no request, no cache policy, no file.
+"""The decoder of Llama and similar models: one forward pass over a batch of rows. It knows no request and no file.
 
-What differs between the architectures (biases, norms on q and k, windows) is in the config, not in subclasses; what
-differs between backends is in the attention, LoRA and ops they bring.
+The differences between architectures (biases, norms on q and k, windows) are in the config, not in subclasses. The
+differences between backends are in their attention, LoRA and ops.
 """
 
 from typing import Any
@@ -46,8 +46,8 @@ class Attention:
         self._ops = ops
 
     def forward(self, x: Tensor, angles: Any, batch: ForwardBatch) -> Tensor:
-        """x: [num_tokens, hidden], angles: of the ops. Returns [num_tokens, hidden]."""
-        # The heads of q, of k and of v, one after another: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
+        """x: [num_tokens, hidden]. angles: the ops' own. Returns [num_tokens, hidden]."""
+        # The heads of q, then of k, then of v: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]
         heads = self._qkv.forward(x, batch.lora).view(len(x), -1, self._head_dim)
         qk, v = heads[:, : self._num_qk_heads], heads[:, self._num_qk_heads :]
         if self._qk_norm is not None:
@@ -77,15 +77,19 @@ class DecoderLayer:
         self._ops = ops
 
     def forward(self, normed: Tensor, residual: Tensor, angles: Any, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """normed: the input norm of residual, [num_tokens, hidden] each. Returns what is to be added, and to what."""
+        """normed: the input norm of residual. Both are [num_tokens, hidden]. Returns the MLP's output, which the caller
+        adds to the residual, and that residual."""
         x = self._attention.forward(normed, angles, batch)
         normed, residual = self._ops.add_norm(x, residual, self._post_attention_norm)
         return self._mlp.forward(normed, batch.lora), residual
 
 
 class CausalLM:
-    """A model, or one shard of it: then config and weights are the shard's, and what it returns is the whole
-    model's in every shard, but logits, which the first shard has."""
+    """A model, or one shard of it.
+
+    For a shard, config and weights are the shard's. Its hidden states are the whole model's in every shard; its logits
+    are in the first shard only.
+    """
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class CausalLM:
         self._norm = tensors.norm
         self._head = LMHead(tensors.lm_head, tensors.tokens, group)
         self._head_site, self._embedding_site = head_site(config.num_layers), embedding_site(config.num_layers)
-        self.vocab_size = tensors.tokens.vocab_size  # of the base model
+        self.vocab_size = tensors.tokens.vocab_size  # the base model's
         self._lora = lora
         self._ops = ops
 
@@ -112,7 +116,7 @@ class CausalLM:
         residual = self._embedding.forward(batch.base_token_ids(self.vocab_size))  # [num_tokens, hidden]
         if batch.lora is not None:
             self._lora.embed(self._embedding_site, batch.token_ids, residual, batch.lora)
-        # A layer's last sum is made with the norm that comes after it.
+        # The last sum of a layer is computed together with the next norm.
         norms = [*(layer.input_norm for layer in self._layers), self._norm]
         normed = self._ops.norm(residual, norms[0])
         for layer, next_norm in zip(self._layers, norms[1:], strict=True):
@@ -122,8 +126,13 @@ class CausalLM:
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor, lora: LoRAMetadata | None = None) -> Tensor:
-        """hidden: [n, hidden], rows of what `forward` returned; lora: their adapters. Returns [n, vocab] float32, wider
-        where an adapter has added tokens: of other rows nothing stands there. Shards but the first return [n, 0]."""
+        """Projects hidden states to logits.
+
+        hidden: [n, hidden], rows that `forward` returned.
+        lora: the adapters of these rows.
+        Returns [n, vocab] float32, wider where an adapter adds tokens; the further columns of other rows are undefined.
+        Every shard but the first returns [n, 0].
+        """
         num_added = 0 if lora is None else max(lora.vocab_size - self.vocab_size, 0)
         logits = self._head.project(hidden, num_added)
         if lora is not None:

@@ -1,4 +1,4 @@
-"""The layers a decoder is made of: plain objects that hold tensors. They know no checkpoint and no cache."""
+"""The layers of a decoder: plain objects that hold tensors. They know no checkpoint and no cache."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,8 +11,10 @@ from .tensors import Projection
 
 
 class Linear:
-    """y = x W^T + b, and on top of it what the step's adapters add at this site; then the sum over the shards, where
-    each has some of the inputs. What adapters add is in that sum, and what is added once comes from the first shard."""
+    """y = x W^T + b + the change of the step's adapters at this site, summed over the shards if each has some inputs.
+
+    The change of adapters is part of that sum. A term that counts once, such as the bias, comes from the first shard.
+    """
 
     def __init__(
         self,
@@ -22,8 +24,10 @@ class Linear:
         lora: LoRABackend,
         summed_over: ShardGroup = ALONE,
     ) -> None:
-        """weight: [out, in], bias: [out]. site: None where no adapter can land. summed_over: shards that each have some
-        inputs of the layer."""
+        """weight: [out, in]. bias: [out].
+        site: None: no adapter can change the layer.
+        summed_over: the shards that each have some inputs of the layer.
+        """
         self._weight = weight
         self._bias = bias if summed_over.is_first else None
         self._site = site
@@ -31,7 +35,7 @@ class Linear:
         self._summed_over = summed_over
 
     def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
-        """x: [num_tokens, in]. metadata: None when no token of the step has an adapter. Returns [num_tokens, out]."""
+        """x: [num_tokens, in]. metadata: None: no token of the step has an adapter. Returns [num_tokens, out]."""
         y = F.linear(x, self._weight, self._bias)
         if metadata is not None and self._site is not None:
             self._lora.run(self._site, x, y, metadata)
@@ -40,7 +44,7 @@ class Linear:
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)), gate and up computed together."""
+    """y = down(silu(gate(x)) * up(x)). Gate and up are computed together."""
 
     def __init__(
         self,
@@ -51,11 +55,11 @@ class GatedMLP:
         ops: DecoderOps,
         group: ShardGroup = ALONE,
     ) -> None:
-        """sites: of gate_up and of down. group: the shards that the intermediate values are divided among."""
+        """sites: gate_up's and down's. group: the shards among which the intermediate values are divided."""
         self._gate_up = Linear(gate_up.weight, gate_up.bias, sites[0], lora)
         self._down = Linear(down.weight, down.bias, sites[1], lora, group)
         self._ops = ops
 
     def forward(self, x: Tensor, metadata: LoRAMetadata | None) -> Tensor:
-        """x: [num_tokens, hidden]. Returns the same shape."""
+        """x: [num_tokens, hidden]. Returns a tensor of the same shape."""
         return self._down.forward(self._ops.silu_and_mul(self._gate_up.forward(x, metadata)), metadata)

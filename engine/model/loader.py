@@ -1,6 +1,6 @@
-"""Puts a checkpoint's tensors into a model's parameters, strictly: every tensor needed, every tensor used.
+"""Loads a checkpoint's tensors into a model's parameters. No needed tensor may be missing, and none may be left over.
 
-One tensor at a time, straight into its place, so that there is never a second copy of the model.
+Tensors are copied one at a time, straight into their places, so that there is never a second copy of the model.
 """
 
 import torch
@@ -11,7 +11,7 @@ from ..model_files.tensor_source import CheckpointError, TensorSource
 from .shard import Shard
 from .tensors import CPU, ModelTensors, Place, allocate, places, shard_places
 
-HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints carry it
+HARMLESS = ".rotary_emb.inv_freq"  # computed from the config; old checkpoints still contain it
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -23,9 +23,12 @@ def load_tensors(
     device: torch.device = CPU,
     shard: Shard | None = None,
 ) -> ModelTensors:
-    """device: of the weights. progress: shows a bar on stderr. shard: what to load of the model; None is all of it.
+    """Loads a model's weights.
 
-    Raises CheckpointError with all that is missing, unused or of another shape.
+    device: where the weights go.
+    progress: whether a bar is shown on stderr.
+    shard: the shard to load; None: the whole model.
+    Raises CheckpointError that lists every tensor that is missing, unused or of another shape.
     """
     tensors = allocate(config, dtype, device, shard)
     wanted = places(tensors, config) if shard is None else shard_places(tensors, config, shard)
@@ -63,5 +66,5 @@ def _problems(config: ModelConfig, wanted: dict[str, Place], source: TensorSourc
 
 
 def _is_copy_of_embedding(source: TensorSource, names: set[str]) -> bool:
-    """A head that differs from the embedding it is tied to would be dropped silently."""
+    """Whether the head is a copy of the embedding that it is tied to. Another head must not be dropped silently."""
     return EMBEDDING in names and torch.equal(source.get(LM_HEAD), source.get(EMBEDDING))

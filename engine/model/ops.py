@@ -1,6 +1,6 @@
-"""DecoderOps: what a decoder computes between its linear layers and its attention, so that a backend can bring its own.
+"""DecoderOps: the operations between a decoder's linear layers and its attention, which each backend may replace.
 
-TorchOps is plain torch, the oracle of the others.
+TorchOps is plain torch; tests compare the others with it.
 """
 
 from abc import ABC, abstractmethod
@@ -15,32 +15,38 @@ from .rope import rope_cache, rotate
 
 
 class DecoderOps(ABC):
-    """A tensor that is given may be written over: only what is returned is to be used afterwards."""
+    """Every method may overwrite its arguments: only its result may be used afterwards."""
 
     @abstractmethod
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm, x / sqrt(mean(x^2) + eps) * weight, summed in float32. x: [n, width], weight: [width]. x stays."""
+        """Returns x / sqrt(mean(x^2) + eps) * weight (RMSNorm), summed in float32. x stays unchanged.
+
+        x: [n, width]. weight: [width].
+        """
 
     @abstractmethod
     def add_norm(self, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of residual + x, and that sum. x, residual: [n, width], weight: [width]."""
+        """Returns the norm of residual + x, and that sum. x, residual: [n, width]. weight: [width]."""
 
     @abstractmethod
     def norm_heads(self, heads: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of each head. heads: [n, heads of q, then of k, head_dim], weight: [heads, head_dim], the same for
-        all heads of q and for all of k."""
+        """Returns the RMSNorm of each head.
+
+        heads: [n, heads of q, then of k, head_dim].
+        weight: [heads, head_dim]; all heads of q have the same, and all heads of k.
+        """
 
     @abstractmethod
     def angles(self, positions: Tensor) -> Any:
-        """What `rotate` needs to know of a step. positions: [n] int64."""
+        """Returns the argument of `rotate` for a step. positions: [n] int64."""
 
     @abstractmethod
     def rotate(self, heads: Tensor, angles: Any) -> Tensor:
-        """Rotary embedding in the order of GPT-NeoX. heads: [n, heads of q, then of k, head_dim]."""
+        """Applies the rotary embedding, in the order of GPT-NeoX. heads: [n, heads of q, then of k, head_dim]."""
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up. gate_up: [n, 2 * width], gate first. Returns [n, width]."""
+        """Returns silu(gate) * up, [n, width]. gate_up: [n, 2 * width], gate first."""
 
 
 class TorchOps(DecoderOps):
@@ -59,7 +65,7 @@ class TorchOps(DecoderOps):
         return self.norm(heads, weight)
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines: [n, 1, head_dim // 2] each."""
+        """Returns cosines and sines, each [n, 1, head_dim // 2]."""
         return self._cos[positions, None], self._sin[positions, None]
 
     def rotate(self, heads: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,7 +77,7 @@ class TorchOps(DecoderOps):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Over the last dimension: normalised in float32, weighted in x's dtype. weight: any shape that spreads over x."""
+    """RMSNorm over the last dimension, normalised in float32, weighted in x's dtype. weight: broadcast to x's shape."""
     x32 = x.float()
     normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)

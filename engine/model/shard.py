@@ -1,8 +1,8 @@
-"""Shard: what one of several shards has of a model, in ints: its heads, its part of every MLP, its tokens.
+"""Shard: the part of a model that one of several shards has, in ints: its heads, its part of every MLP, its tokens.
 
-q, k, v, gate and up are split by outputs, o and down by inputs: two sums over the shards a layer. Query heads are
-divided evenly. Every shard has the key-value heads that its query heads look at, so that these are in several shards
-where there are fewer of them than shards, and where the numbers do not divide. Imports no torch.
+q, k, v, gate and up are split by outputs, o and down by inputs, which makes two sums over the shards per layer. Query
+heads are divided evenly. Every shard has the key-value heads of its query heads, so a key-value head is in several shards
+if there are fewer of them than shards, or if their number cannot be divided. Imports no torch.
 """
 
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from ..errors import EngineStartError
 from ..model_files.config import ModelConfig
 from .targets import adapter_targets
 
-UNIT = 16  # what does not divide is split at its multiples, which kernels like best
+UNIT = 16  # sizes that cannot be divided evenly are split at its multiples, which suit the kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which rows of the embedding and of the head a shard has."""
+    """The tokens whose rows of the embedding and of the head a shard has: [first, end)."""
 
     first: int
     end: int
-    vocab_size: int  # of the model
-    most: int  # that any shard has
+    vocab_size: int  # the model's
+    most: int  # the most tokens of any shard
 
     @property
     def are_last(self) -> bool:
@@ -41,13 +41,13 @@ def all_tokens(vocab_size: int) -> Tokens:
 class Shard:
     index: int
     size: int  # number of shards
-    config: ModelConfig  # of what it has
+    config: ModelConfig  # the shard's: with its numbers of heads, tokens and intermediate values
     tokens: Tokens
-    cuts: ModuleCuts  # of everything an adapter can land on; all of an embedding
+    cuts: ModuleCuts  # of every module that an adapter can change; an embedding is whole
 
 
 def shards_of(config: ModelConfig, size: int) -> tuple[Shard, ...]:
-    """One for each of `size` shards. Raises EngineStartError for what cannot be split so."""
+    """The shards of `size` shards. Raises EngineStartError for a model that cannot be split in this way."""
     if config.num_heads % size:
         raise EngineStartError(
             f"tensor_parallel_size: {config.num_heads} attention heads cannot be divided by {size} shards"
@@ -56,7 +56,7 @@ def shards_of(config: ModelConfig, size: int) -> tuple[Shard, ...]:
 
 
 def module_cuts(config: ModelConfig, size: int) -> tuple[ModuleCuts, ...]:
-    """What to pack an adapter for: the cuts of each shard; none where one process has the whole model."""
+    """The cuts of each shard, for which an adapter is packed; empty where one shard has the whole model."""
     return tuple(shard.cuts for shard in shards_of(config, size)) if size > 1 else ()
 
 
@@ -81,7 +81,7 @@ def _shard(config: ModelConfig, index: int, size: int) -> Shard:
 
 
 def _range(total: int, index: int, size: int, name: str) -> Range:
-    """Raises EngineStartError where a shard would have nothing."""
+    """The shard's range of `total`. Raises EngineStartError if a shard would get none."""
     if total % size == 0:
         width = total // size
     else:
@@ -92,7 +92,8 @@ def _range(total: int, index: int, size: int, name: str) -> Range:
 
 
 def _kv_heads(config: ModelConfig, index: int, size: int) -> tuple[int, ...]:
-    """Those of the shard's query heads, equally many to each; one is listed twice where that does not come out."""
+    """The key-value heads of the shard's query heads, each with equally many of these. Where the numbers do not fit, a
+    key-value head is listed twice."""
     group, num_heads = config.num_heads // config.num_kv_heads, config.num_heads // size
     first, own_group = index * num_heads, gcd(group, num_heads)
     return tuple(head // group for head in range(first, first + num_heads, own_group))
@@ -123,4 +124,4 @@ class _Cutter:
                 return ModuleCut(target, self.intermediate, outputs, has_shift=self.index == 0)
         if whole.kind is TargetKind.HEAD:
             return ModuleCut(target, inputs, (self.tokens,))
-        return ModuleCut(whole, inputs, outputs)  # the embedding, changed by every shard alike
+        return ModuleCut(whole, inputs, outputs)  # the embedding: every shard applies the whole change

@@ -1,8 +1,8 @@
-"""ShardGroup: the shards that share a model, and what they tell each other while they compute. Knows no process.
+"""ShardGroup: the shards that share a model, and the collectives of their computation. It knows no process.
 
-It is made of a store that all shards reach, and is no default group of torch.distributed, of which a process has one:
-several engines may be in a process, or other users of it. Collectives run in the order of the calls, which has to be
-the same in every shard.
+A group is made over a store that all shards reach. It is not the default group of torch.distributed: a process has only
+one of those, but may hold several engines or other users of it. Collectives run in the order of the calls, which has to
+be the same in every shard.
 """
 
 import time
@@ -18,14 +18,14 @@ from torch._C._distributed_c10d import FileStore, GatherOptions
 
 CONNECT_TIMEOUT = 120.0  # seconds
 CONNECT_PAUSE = 0.005  # seconds
-TIMEOUT = timedelta(minutes=10)  # of a collective of gloo, where one that dies is known of at once
-# Of one of NCCL, where the kernels of the others wait for one that dies: then the process is ended. Longer than a shard
-# takes in its first step for what is only made then.
+TIMEOUT = timedelta(minutes=10)  # of gloo's collectives, which notice the death of a shard at once
+# Of NCCL's collectives, whose kernels wait for a shard that has died; after it the process is ended. It is longer than
+# the first step of a shard, which compiles and allocates.
 NCCL_TIMEOUT = timedelta(minutes=2)
 
 
 class ShardGroup:
-    """Of one shard, which has nobody to talk to."""
+    """The group of a single shard, which needs no communication."""
 
     index = 0
     size = 1
@@ -36,25 +36,25 @@ class ShardGroup:
         return self.index == 0
 
     def all_reduce(self, x: Tensor) -> None:
-        """Puts the sum over the shards into x, the same bits in each."""
+        """Replaces x by the sum over the shards, with the same bits in each."""
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """x: of one shape in all shards. Returns every shard's in the first shard, and nothing in others."""
+        """Collects x in the first shard: returns every shard's x there, and nothing elsewhere. x: of one shape in all."""
         return [x]
 
     def is_done(self) -> bool:
-        """Whether the collectives that are begun are; does not wait."""
+        """Whether all collectives that were begun are done. It does not wait."""
         return True
 
     def abort(self) -> None:
-        """The last call: ends collectives that are begun, and what they hold of a GPU."""
+        """Ends the collectives that were begun, and releases their GPU memory. It has to be the last call."""
 
 
 ALONE = ShardGroup()
 
 
 class MuteGroup(ShardGroup):
-    """As many shards that nobody talks to: for a trial of one of them, of which only the memory is looked at."""
+    """A group whose other shards do not exist: for a trial of one shard, of which only the memory matters."""
 
     def __init__(self, index: int, size: int) -> None:
         self.index, self.size = index, size
@@ -64,7 +64,7 @@ class MuteGroup(ShardGroup):
 
 
 class ConnectedGroup(ShardGroup):
-    """Over gloo for host memory, over NCCL for GPUs."""
+    """A group of several shards: over gloo for host memory, over NCCL for GPUs."""
 
     def __init__(
         self,
@@ -74,8 +74,11 @@ class ConnectedGroup(ShardGroup):
         device: torch.device,
         check_others: Callable[[], None] = lambda: None,
     ) -> None:
-        """store: a file that all shards name, and nobody else. check_others: called while they come, and raises if they
-        cannot any more. Returns when all shards are there; raises RuntimeError if they do not come."""
+        """Waits for all shards. Raises RuntimeError if they do not come in time.
+
+        store: a file that all shards of the group name, and no other group.
+        check_others: called while the shards are awaited; it raises if they cannot come any more.
+        """
         self.index, self.size = index, size
         self.num_collectives = 0
         file_store = FileStore(str(store), size)
@@ -83,7 +86,7 @@ class ConnectedGroup(ShardGroup):
         self._group = (
             _nccl(file_store, index, size, device) if device.type == "cuda" else _gloo(file_store, index, size)
         )
-        self._last: Any = None  # collective; until it is known to be done
+        self._last: Any = None  # the last collective; None once it is known to be done
         self._gather_options = GatherOptions()
         self._gather_options.rootRank = 0
 
@@ -98,13 +101,13 @@ class ConnectedGroup(ShardGroup):
         return parts
 
     def _begun(self, collective: Any) -> None:
-        """What comes next waits for it: on a GPU its stream, and not the host."""
+        """Makes the next operation wait for the collective: on a GPU its stream waits, not the host."""
         self._last = collective
         collective.wait()
 
     def is_done(self) -> bool:
         if self._last is not None and self._last.is_completed():
-            self._last = None  # and what it holds
+            self._last = None  # releases its memory too
         return self._last is None
 
     def abort(self) -> None:
@@ -112,7 +115,7 @@ class ConnectedGroup(ShardGroup):
 
 
 def _meet(store: Any, index: int, size: int, check_others: Callable[[], None]) -> None:
-    """Not left to the group, which waits for as long as for a collective."""
+    """Waits for all shards. The group's own wait would last as long as that for a collective."""
     store.set(f"here/{index}", "")
     deadline = time.monotonic() + CONNECT_TIMEOUT
     while not store.check([f"here/{other}" for other in range(size)]):
@@ -125,18 +128,18 @@ def _meet(store: Any, index: int, size: int, check_others: Callable[[], None]) -
 def _gloo(store: Any, index: int, size: int) -> Any:
     gloo: Any = torch.distributed.ProcessGroupGloo
     options = gloo._Options()
-    # Not the address that the machine's name stands for, which need not be one of its own.
+    # By default gloo takes the address of the machine's name, which may belong to another machine.
     options._devices = [gloo.create_device(hostname="127.0.0.1")]
     options._timeout = TIMEOUT
     return gloo(store, index, size, options)
 
 
 def _nccl(store: Any, index: int, size: int, device: torch.device) -> Any:
-    """device: the shard's own, which has to be the current one."""
+    """device: the shard's own; it has to be the current device."""
     nccl: Any = torch.distributed.ProcessGroupNCCL
     options = nccl.Options()
     options._timeout = NCCL_TIMEOUT
     group = nccl(store, index, size, options)
-    # Now, when who does not come is told at the start, and not at the first collective.
+    # Connecting now reports a missing shard at the start, not at the first collective.
     group.eager_connect_single_device(device)
     return group

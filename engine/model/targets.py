@@ -1,4 +1,4 @@
-"""Where LoRA can land in a model: names, shapes and places of the linear modules. Imports no torch."""
+"""The modules of a model that LoRA can change: their names, shapes and sites. Imports no torch."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ QKV, OUT, GATE_UP, DOWN = range(SITES_PER_LAYER)
 
 
 def site_of(layer: int, projection: int) -> int:
-    """projection: QKV, OUT, GATE_UP or DOWN."""
+    """The site of a layer's projection. projection: QKV, OUT, GATE_UP or DOWN."""
     return layer * SITES_PER_LAYER + projection
 
 
@@ -25,12 +25,12 @@ def embedding_site(num_layers: int) -> int:
 
 
 def num_sites(num_layers: int) -> int:
-    """Those of the layers, the head's and the embedding's."""
+    """The number of sites: those of the layers, the head's and the embedding's."""
     return embedding_site(num_layers) + 1
 
 
 def adapter_targets(config: ModelConfig) -> tuple[TargetModule, ...]:
-    """Everything an adapter can land on: the linear modules of all layers, the head, the embedding."""
+    """All modules that an adapter can change: the linear modules of all layers, the head, the embedding."""
     hidden, vocab, num_layers = config.hidden_size, config.vocab_size, config.num_layers
     tied_to = EMBEDDING if config.tie_word_embeddings else None
     head = TargetModule(HEAD, hidden, vocab, head_site(num_layers), 0, kind=TargetKind.HEAD, tied_to=tied_to)
@@ -39,7 +39,7 @@ def adapter_targets(config: ModelConfig) -> tuple[TargetModule, ...]:
 
 
 def lora_targets(config: ModelConfig) -> tuple[TargetModule, ...]:
-    """The linear modules of all layers, by layer and in the order of the fused outputs."""
+    """The linear modules of all layers, layer by layer, in the order of the fused outputs."""
     return tuple(target for layer in range(config.num_layers) for target in _layer_targets(config, layer))
 
 

@@ -1,6 +1,6 @@
-"""The parameters of a model as tensors: projections fused, and each Hugging Face tensor a view of its place in them.
+"""The parameters of a model as tensors. Projections are fused; each Hugging Face tensor is a view of its place in them.
 
-Owns shapes and places; how values get there is the loader's business, what is computed with them the decoder's.
+The file owns shapes and places. The loader fills them, and the decoder computes with them.
 """
 
 from dataclasses import dataclass
@@ -33,30 +33,34 @@ class LayerTensors:
 
 @dataclass(frozen=True, slots=True)
 class ModelTensors:
-    tokens: Tokens  # which rows the two tables have
+    tokens: Tokens  # the rows of embedding and lm_head
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[LayerTensors, ...]  # [num_layers]
     sites: tuple[Projection, ...]  # [num_layers * SITES_PER_LAYER]
     norm: Tensor  # [hidden]
-    lm_head: Tensor  # [vocab, hidden]; the embedding itself when tied
+    lm_head: Tensor  # [vocab, hidden]; the embedding itself if they are tied
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor of a checkpoint goes, or some of its rows and columns, one range after another. `view` may be
-    wider than they are: the value is repeated over it."""
+    """The place of a checkpoint's tensor, or of some of its rows and columns, one range after another.
+
+    `view` may be wider than the tensor: the values are repeated over it.
+    """
 
     view: Tensor
     shape: tuple[int, ...]  # of the whole tensor
-    rows: tuple[Range, ...] | None = None  # None is all
-    columns: Range | None = None
+    rows: tuple[Range, ...] | None = None  # None: all
+    columns: Range | None = None  # None: all
 
 
 def allocate(
     config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU, shard: Shard | None = None
 ) -> ModelTensors:
-    """Uninitialised memory, which the system commits as it is written. shard: what to have of the model; None is all
-    of it."""
+    """Allocates uninitialised memory, which the operating system commits as it is written.
+
+    shard: the shard to allocate; None: the whole model.
+    """
     with device:
         if shard is None:
             return _allocate(config, dtype, all_tokens(config.vocab_size))
@@ -76,7 +80,7 @@ def _allocate(config: ModelConfig, dtype: torch.dtype, tokens: Tokens) -> ModelT
 
 
 def _matrix(num_rows: int, num_columns: int, dtype: torch.dtype) -> Tensor:
-    """With memory for whole panels of rows, so that a backend can pack it in place."""
+    """A matrix with memory for whole panels of rows, so that a backend can pack it in place."""
     return torch.empty(-(-num_rows // PANEL) * PANEL, num_columns, dtype=dtype)[:num_rows]
 
 
@@ -92,7 +96,7 @@ def _allocate_layer(config: ModelConfig, dtype: torch.dtype) -> LayerTensors:
 def _allocate_sites(config: ModelConfig, dtype: torch.dtype) -> list[Projection]:
     has_bias = {QKV: config.qkv_bias, OUT: config.o_bias, GATE_UP: config.mlp_bias, DOWN: config.mlp_bias}
     shapes: dict[int, tuple[int, int]] = {}
-    for target in lora_targets(config):  # a site is as wide as where its last module ends
+    for target in lora_targets(config):  # a site ends where its last module ends
         shapes[target.site] = (target.offset + target.out_features, target.in_features)
     return [
         Projection(
@@ -104,7 +108,7 @@ def _allocate_sites(config: ModelConfig, dtype: torch.dtype) -> list[Projection]
 
 
 def places(tensors: ModelTensors, config: ModelConfig) -> dict[str, Place]:
-    """The place of every tensor the model needs, by its Hugging Face name."""
+    """The place of every tensor that the model needs, by Hugging Face name."""
     views = {"model.embed_tokens.weight": tensors.embedding, "model.norm.weight": tensors.norm}
     if not config.tie_word_embeddings:
         views["lm_head.weight"] = tensors.lm_head
@@ -120,7 +124,7 @@ def places(tensors: ModelTensors, config: ModelConfig) -> dict[str, Place]:
 
 
 def shard_places(tensors: ModelTensors, config: ModelConfig, shard: Shard) -> dict[str, Place]:
-    """The places of a shard's weights. config: of the whole model."""
+    """The places of a shard's weights. config: the whole model's."""
     result = places(tensors, shard.config)
     tokens = ((shard.tokens.first, shard.tokens.end),)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):

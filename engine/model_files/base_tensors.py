@@ -1,7 +1,7 @@
-"""BaseTensorFiles: the base model's tensors for whoever reads adapters; opened when first asked, which most never do.
+"""BaseTensorFiles: the base model's tensors, for the code that reads adapters. Files are opened at the first request.
 
-Torch is imported then, because it reads bfloat16 and GGUF; the adapter loader goes without it until an adapter is
-defined by the base model's weights.
+Few adapters need the base model's weights. The first request imports torch, which reads bfloat16 and GGUF; until then
+the adapter loader runs without it.
 """
 
 from functools import cached_property
@@ -26,7 +26,7 @@ class BaseTensorFiles:
         return open_checkpoint(self._model)
 
     def get(self, name: str) -> np.ndarray:
-        """Float32, whatever the file holds. Raises OSError where it cannot be read."""
+        """Returns a tensor in float32, whatever the file holds. Raises OSError for a tensor that cannot be read."""
         try:
             tensor: np.ndarray = self._source.get(name).float().numpy()
         except (ValueError, KeyError) as error:

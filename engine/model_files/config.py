@@ -1,6 +1,6 @@
-"""What a model is, as plain data: the type that every reader of a model's files returns.
+"""ModelConfig: the description of a model as plain data, which every reader of a model's files returns.
 
-Knows no tensor and imports no torch: the front-end process reads it too.
+It knows no tensor and imports no torch: the front-end process uses it too.
 """
 
 import json
@@ -12,7 +12,7 @@ from ..errors import EngineStartError
 
 
 class UnsupportedModel(EngineStartError, ValueError):
-    """A model that cannot be served as its files describe it; the message names what was found."""
+    """A model that cannot be served as its files describe it. The message names the field and its value."""
 
 
 def unsupported(what: str, found: object, supported: object) -> UnsupportedModel:
@@ -20,7 +20,7 @@ def unsupported(what: str, found: object, supported: object) -> UnsupportedModel
 
 
 def read_json(path: Path) -> Any:
-    """The content of one of a model's files. Raises UnsupportedModel naming the file."""
+    """Reads one of a model's files. Raises UnsupportedModel that names the file."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -29,19 +29,19 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding. What each type makes of the fields is in `rope.py`."""
+    """The rotary position embedding. The formula of each type is in `rope.py`."""
 
     rope_type: str  # "default", "linear", "llama3", "yarn" or "divisors"
     theta: float
-    factor: float = 1.0  # by how much the context was extended
-    original_max_positions: int = 0  # before it was extended (llama3, yarn)
+    factor: float = 1.0  # of the context's extension
+    original_max_positions: int = 0  # before the extension (llama3, yarn)
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: whole dimensions bound the ramp
-    attention_factor: float = 1.0  # cos and sin are multiplied by it (yarn)
-    divisors: tuple[float, ...] = ()  # [head_dim // 2]: of each frequency, where a GGUF file lists them
+    attention_factor: float = 1.0  # factor of cos and sin (yarn)
+    divisors: tuple[float, ...] = ()  # [head_dim // 2]: one for each frequency, if a GGUF file lists them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +61,14 @@ class ModelConfig:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool  # RMSNorm over each head of q and k, before rotation
-    sliding_windows: tuple[int | None, ...]  # [num_layers] tokens that a token sees, itself included; None is all
-    tie_word_embeddings: bool  # the LM head is the embedding table
-    dtype: str  # of the checkpoint, such as "bfloat16"
+    sliding_windows: tuple[int | None, ...]  # [num_layers] tokens that a token sees, itself included; None: all
+    tie_word_embeddings: bool  # whether the LM head is the embedding
+    dtype: str  # the checkpoint's, such as "bfloat16"
 
     @property
     def num_parameters(self) -> int:
-        """Matrices and embeddings; norms and biases are left out, being less than a thousandth of them."""
+        """The number of parameters in matrices and embeddings. Norms and biases are less than a thousandth of them."""
         attention = 2 * self.head_dim * (self.num_heads + self.num_kv_heads)
         layer = self.hidden_size * (attention + 3 * self.intermediate_size)
-        tables = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * layer + tables
+        token_rows = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_layers * layer + token_rows

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file as a weight source: dequantised one at a time, under their Hugging Face names."""
+"""GGUFSource: the tensors of a GGUF file, dequantised one at a time, under their Hugging Face names."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -32,9 +32,9 @@ LAYER_NAMES = {
 class GGUFSource(TensorSource):
     def __init__(self, path: Path) -> None:
         self._file = GGUFFile(path)
-        # The config has read the rope divisors; they are no parameter.
+        # The rope divisors belong to the config; they are no parameter.
         self._gguf_names = {hf_name(name): name for name in self._file.tensors if name != ROPE_DIVISORS}
-        # q and k of arch "llama" are stored for a rotation of neighbours, each with the number of its heads.
+        # "llama" stores q and k for a rotation of neighbours; undoing that needs their numbers of heads.
         self._num_heads: dict[str, int] = {}
         if self._file.architecture == "llama":
             num_heads = self._file.get("attention.head_count")
@@ -48,7 +48,7 @@ class GGUFSource(TensorSource):
         return self._file.shape(self._gguf_names[name])
 
     def get(self, name: str) -> Tensor:
-        """Float32, whatever the file holds."""
+        """Returns the tensor in float32, whatever the file holds."""
         from gguf.quants import dequantize
 
         gguf_name = self._gguf_names[name]
@@ -60,8 +60,8 @@ class GGUFSource(TensorSource):
 
 
 def hf_name(name: str) -> str:
-    """ "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight". An unknown name stays what it is, so that the
-    loader reports it as unused."""
+    """The Hugging Face name: "blk.3.attn_q.weight" becomes "model.layers.3.self_attn.q_proj.weight". An unknown name
+    stays as it is, so that the loader reports the tensor as unused."""
     stem, _, kind = name.rpartition(".")
     if stem in NAMES:
         return f"{NAMES[stem]}.{kind}"

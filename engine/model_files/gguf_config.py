@@ -1,6 +1,6 @@
-"""Reads the model config out of a GGUF file: metadata keys as llama.cpp writes them, and what the tensors' names tell.
+"""Reads the model config from a GGUF file: from the metadata keys of llama.cpp and from the names of the tensors.
 
-Knows keys and names; the tensors' values are read by `gguf.py`. Imports no torch.
+The values of the tensors are read in `gguf.py`. Imports no torch.
 """
 
 from pathlib import Path
@@ -19,22 +19,25 @@ class GGUFFile:
     """A GGUF file mapped into memory: metadata by key, tensors by name."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UnsupportedModel for a file that is no GGUF file, is one of several, or of another architecture."""
+        """Raises UnsupportedModel for a file that is not GGUF, one of several, or of an unsupported architecture."""
         from gguf import GGUFReader
 
         try:
             self._reader = GGUFReader(path)
-        except Exception as error:  # the reader trusts the file: what it raises depends on the byte it stumbles over
+        except Exception as error:  # GGUFReader trusts the file: a wrong byte may raise any type of error
             raise UnsupportedModel(f"{path} cannot be read as GGUF: {error}") from error
         self.tensors: dict[str, Any] = {tensor.name: tensor for tensor in self._reader.tensors}
         self.architecture: str = self._contents("general.architecture", "")
         if self.architecture not in ARCHITECTURES:
             raise unsupported("GGUF architecture", self.architecture, ", ".join(ARCHITECTURES))
         if self._contents("split.count", 1) > 1:
-            raise UnsupportedModel(f"{path} is one of several files; merge them with llama-gguf-split")
+            raise UnsupportedModel(f"{path} is one of several files of a model: merge them with llama-gguf-split")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """key: without the architecture it begins with. Raises UnsupportedModel where neither value nor default is."""
+        """The value of a key, or the default. Raises UnsupportedModel if there is neither.
+
+        key: without its prefix, the architecture.
+        """
         value = self._contents(f"{self.architecture}.{key}", default)
         if value is None:
             raise UnsupportedModel(f"the GGUF file has no {self.architecture}.{key}")
@@ -45,7 +48,7 @@ class GGUFFile:
         return default if field is None else field.contents()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """In torch's order; the file has it reversed."""
+        """The shape of a tensor in torch's order, which the file reverses."""
         if name not in self.tensors:
             raise UnsupportedModel(f"the GGUF file has no tensor {name}")
         return tuple(int(size) for size in reversed(self.tensors[name].shape))
@@ -93,7 +96,7 @@ def _check_supported(file: GGUFFile) -> None:
 
 
 def _sliding_windows(file: GGUFFile, num_layers: int) -> tuple[int | None, ...]:
-    """Of Mistral, which has one window for all layers; which of Qwen's layers slide is not written anywhere."""
+    """Mistral's one window for all layers. Raises UnsupportedModel for Qwen's: no file says which layers slide."""
     window = file.get("attention.sliding_window", 0) or None
     if window is not None and file.architecture != "llama":
         raise unsupported("attention.sliding_window", window, "no window for this architecture in a GGUF file")
@@ -101,7 +104,7 @@ def _sliding_windows(file: GGUFFile, num_layers: int) -> tuple[int | None, ...]:
 
 
 def _dtype(file: GGUFFile) -> str:
-    """Of the matrices; quantised ones are made bfloat16, whose range they need and whose precision exceeds theirs."""
+    """The dtype of the matrices; bfloat16 for quantised ones, which need its range and have less precision."""
     name = "blk.0.attn_q.weight"
     file.shape(name)
     return PLAIN_DTYPES.get(file.tensors[name].tensor_type.name, "bfloat16")
@@ -111,7 +114,7 @@ def _rope(file: GGUFFile, head_dim: int) -> RopeConfig:
     if file.get("rope.dimension_count", head_dim) != head_dim:
         raise unsupported("rope.dimension_count", file.get("rope.dimension_count"), f"head_dim, {head_dim}")
     theta = float(file.get("rope.freq_base", 10000.0))
-    factor = file.get("rope.scaling.factor", file.get("rope.scale_linear", 0.0)) or 1.0  # the second is the old key
+    factor = file.get("rope.scaling.factor", file.get("rope.scale_linear", 0.0)) or 1.0  # the second key is the old one
     rope_type = file.get("rope.scaling.type", "none" if factor == 1.0 else "linear")
     if rope_type == "yarn":
         return _yarn(file, theta, factor)
@@ -124,7 +127,7 @@ def _rope(file: GGUFFile, head_dim: int) -> RopeConfig:
 
 def _yarn(file: GGUFFile, theta: float, factor: float) -> RopeConfig:
     for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
-        # llama.cpp multiplies by the attention factor, transformers replaces its own by it: converted files are unclear
+        # llama.cpp multiplies by the attention factor, transformers replaces its own: a converted file is ambiguous.
         if file.get(f"rope.scaling.{key}", 1.0) != 1.0:
             raise unsupported(f"rope.scaling.{key}", file.get(f"rope.scaling.{key}"), "1.0")
     return RopeConfig(
@@ -139,7 +142,7 @@ def _yarn(file: GGUFFile, theta: float, factor: float) -> RopeConfig:
 
 
 def _divisors(file: GGUFFile, theta: float, factor: float) -> RopeConfig:
-    """Llama 3.1's scaling, which converters write as one divisor for each frequency."""
+    """Llama 3.1's scaling. Converters write it as one divisor for each frequency."""
     if factor != 1.0:
         raise unsupported("rope.scaling.factor", factor, f"1.0 beside the tensor {ROPE_DIVISORS}")
     return RopeConfig("divisors", theta, divisors=tuple(file.tensors[ROPE_DIVISORS].data.tolist()))

@@ -1,6 +1,6 @@
-"""What the architectures share in reading a Hugging Face config.json: sizes, windows, and what is refused.
+"""The rules of a Hugging Face config.json that all architectures share: sizes, windows, and values that are refused.
 
-Knows field names and their rules, no tensor. An architecture's own rules are in the file of its name.
+The module knows fields, but no tensor. The rules of single architectures are in `architectures.py`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def build_config(
     mlp_bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelConfig:
-    """fields: those of config.json over the architecture's defaults."""
+    """Builds the config. fields: those of config.json over the architecture's defaults."""
     check_supported(fields)
     hidden_size, num_heads = size(fields, "hidden_size"), size(fields, "num_attention_heads")
     config = ModelConfig(
@@ -62,7 +62,7 @@ def check_supported(fields: Fields) -> None:
 
 def check_consistent(config: ModelConfig) -> None:
     if config.num_heads % config.num_kv_heads:
-        raise UnsupportedModel(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads")
+        raise UnsupportedModel(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly")
     if config.head_dim % 2:
         raise unsupported("head_dim", config.head_dim, "even numbers")
     if config.dtype not in DTYPES:
@@ -70,7 +70,7 @@ def check_consistent(config: ModelConfig) -> None:
 
 
 def size(fields: Fields, name: str, default: int | None = None) -> int:
-    """A positive integer; a null means the default, as an absent field does."""
+    """The value of a field, a positive integer. Null and an absent field mean the default."""
     value = fields.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -79,8 +79,8 @@ def size(fields: Fields, name: str, default: int | None = None) -> int:
 
 
 def windows_by_layer(fields: Fields) -> tuple[int | None, ...]:
-    """Qwen's rules: `layer_types` says which layers slide, or all from `max_window_layers` on do; the window counts
-    only with `use_sliding_window`."""
+    """The windows by Qwen's rules: `layer_types` names the layers that slide; without it, all layers from
+    `max_window_layers` on do. A window counts only with `use_sliding_window`."""
     num_layers = size(fields, "num_hidden_layers")
     window = fields.get("sliding_window") if fields.get("use_sliding_window", False) else None
     if fields.get("layer_types") is not None:

@@ -1,5 +1,5 @@
-"""Reads the rotary embedding out of a config.json: `rope_parameters` (transformers 5), or `rope_theta` and
-`rope_scaling` before it. The formulas are in `rope.py`."""
+"""Reads the rotary embedding from a config.json: `rope_parameters` (transformers 5), or the older `rope_theta` and
+`rope_scaling`. The formulas are in `rope.py`."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Fields = Mapping[str, Any]
 
 
 def rope_config(fields: Fields) -> RopeConfig:
-    """Fields of the model config. Raises UnsupportedModel for a type that is not in `ROPE_TYPES`."""
+    """The rotary embedding of a config.json's fields. Raises UnsupportedModel for a type that is not in ROPE_TYPES."""
     rope = _parameters(fields)
     rope_type = _rope_type(rope)
     theta = float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0)
@@ -23,8 +23,8 @@ def rope_config(fields: Fields) -> RopeConfig:
 
 
 def extended_length(fields: Fields) -> int:
-    """Positions the model serves: as stated, or what YaRN extends it to, since model cards have users add YaRN's
-    parameters only and leave `max_position_embeddings` at the length of training."""
+    """The number of positions that the model serves: the stated number, or YaRN's extension of it. Users who follow a
+    model card add only YaRN's parameters, and leave `max_position_embeddings` at the length of training."""
     stated = int(fields["max_position_embeddings"])
     if _rope_type(_parameters(fields)) != "yarn":
         return stated
@@ -33,7 +33,7 @@ def extended_length(fields: Fields) -> int:
 
 
 def _parameters(fields: Fields) -> Fields:
-    """`rope_scaling` comes first, as in transformers."""
+    """The parameters of the rotary embedding. `rope_scaling` comes first, as in transformers."""
     parameters: Fields = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in parameters.values()):
         raise UnsupportedModel(f"rope_parameters differ by layer type ({', '.join(parameters)}); one set is supported")
@@ -82,7 +82,7 @@ ROPE_TYPES = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn":
 
 
 def yarn_attention_factor(factor: float, rope: Fields) -> float:
-    """0.1 ln(factor) + 1: YaRN (arXiv 2309.00071), section 3.4; DeepSeek's ratio where both mscales are set."""
+    """0.1 ln(factor) + 1 (YaRN, arXiv 2309.00071, section 3.4), or DeepSeek's ratio if both mscales are set."""
     mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
     if mscale and mscale_all_dim:
         return _mscale(factor, mscale) / _mscale(factor, mscale_all_dim)

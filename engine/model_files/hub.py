@@ -5,21 +5,22 @@ from pathlib import Path
 from ..errors import EngineStartError
 
 WANTED_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
-UNWANTED_FILES = ["*/*", "consolidated*"]  # other formats, and the same weights a second time
+UNWANTED_FILES = ["*/*", "consolidated*"]  # other formats, and copies of the same weights
 
 
 class ModelNotFound(EngineStartError, ValueError):
-    """A model that is neither here nor on the hub, that the hub does not give, or that is no model."""
+    """A name that belongs to no model: no folder or file, no repository that the hub gives, or one without a model."""
 
 
 def resolve_model(model: str, revision: str | None) -> Path:
-    """model: a folder, a .gguf file or a hub id such as "Qwen/Qwen3-0.6B". revision: of a hub id.
+    """Returns the folder or the .gguf file of a model. A download shows its progress and stays in the hub's own cache.
 
-    Returns a folder or a .gguf file. A download shows its progress and stays in the hub's own cache.
+    model: a folder, a .gguf file or a hub id such as "Qwen/Qwen3-0.6B".
+    revision: of a hub id; None: the newest.
     Raises ModelNotFound.
     """
     if not model:
-        raise ModelNotFound("the name of the model is empty")
+        raise ModelNotFound("model: the name is empty")
     path = Path(model).expanduser()
     if path.is_dir():
         return _checked(model, path)
@@ -28,16 +29,16 @@ def resolve_model(model: str, revision: str | None) -> Path:
     if path.is_file():
         raise ModelNotFound(f"{model!r} is a file, but not a .gguf file")
     if path.is_absolute() or model.startswith((".", "~")) or path.suffix == ".gguf" or model.count("/") > 1:
-        raise ModelNotFound(f"{model!r} does not exist")  # it cannot be a hub id
+        raise ModelNotFound(f"{model!r} does not exist")  # a hub id never looks like this
     return _checked(model, _download(model, revision))
 
 
 def _checked(model: str, folder: Path) -> Path:
-    """Before anything else is read: what fails first in a folder that is no model tells nobody what is wrong."""
+    """Returns the folder. Raises ModelNotFound for a folder without a model, before a later error confuses the user."""
     if (folder / "config.json").is_file():
         return folder
     if (folder / "adapter_config.json").is_file():
-        raise ModelNotFound(f"{model!r} is an adapter, not a model: it is loaded beside the model it was trained on")
+        raise ModelNotFound(f"{model!r} is an adapter, not a model: load it beside the model that it was trained on")
     raise ModelNotFound(f"{model!r} holds no config.json: it is not a model in Hugging Face's format")
 
 

@@ -1,4 +1,4 @@
-"""Opens a model's tensors, whichever kind of files hold them."""
+"""Opens the tensors of a model, in a Hugging Face folder or a .gguf file."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from .tensor_source import SafetensorsSource, TensorSource
 
 
 def open_checkpoint(path: Path) -> TensorSource:
-    """path: a Hugging Face folder or a .gguf file. Raises CheckpointError when files are missing."""
+    """path: a Hugging Face folder or a .gguf file. Raises CheckpointError if files are missing."""
     if path.suffix == ".gguf":
         from .gguf import GGUFSource
 

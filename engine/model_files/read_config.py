@@ -1,4 +1,4 @@
-"""Reads a model's configuration, whichever kind of files it has. Imports no torch."""
+"""Reads the configuration of a model, from a Hugging Face folder or a .gguf file. Imports no torch."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def load_model_config(path: Path) -> ModelConfig:
-    """path: a Hugging Face folder or a .gguf file. Raises UnsupportedModel naming what stands in the way."""
+    """path: a Hugging Face folder or a .gguf file. Raises UnsupportedModel that names the obstacle."""
     if path.suffix == ".gguf":
         from .gguf_config import gguf_model_config
 
@@ -20,16 +20,16 @@ def load_model_config(path: Path) -> ModelConfig:
         raise UnsupportedModel(f"{path} holds no config.json")
     fields = read_json(file)
     if not isinstance(fields, dict):
-        raise UnsupportedModel(f"{file} holds no JSON object")
+        raise UnsupportedModel(f"{file} does not hold a JSON object")
     if fields.get("dtype") is None:
         fields["dtype"] = fields.get("torch_dtype") or stored_dtype(path)
     return hf_model_config(fields)
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of the first floating tensor of the first safetensors file; what transformers takes for "auto".
+    """The dtype of the first floating tensor of the first safetensors file, which transformers uses for "auto".
 
-    A file begins with the length of its JSON header (8 bytes, little-endian) and the header.
+    A file begins with the length of its JSON header (8 bytes, little-endian), then comes the header.
     """
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Where weights come from: a source names its tensors as Hugging Face does and reads them one at a time."""
+"""TensorSource: the tensors of a checkpoint by their Hugging Face names, read one at a time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from .config import read_json
 
 
 class CheckpointError(EngineStartError, ValueError):
-    """Weights that are not those of the model; the message lists everything that is wrong."""
+    """A checkpoint whose tensors do not fit the model. The message lists every problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(f"{len(problems)} problem(s) with the weights:\n" + "\n".join(problems))
@@ -28,13 +28,13 @@ class TensorSource(ABC):
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """Read from the header, without the tensor."""
+        """The shape of a tensor, read from the header alone."""
 
     @abstractmethod
     def get(self, name: str) -> Tensor: ...
 
     def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
-        """Some rows of a tensor, and of a matrix some columns; None is all."""
+        """Some rows of a tensor, and some columns of a matrix. columns: None: all."""
         part = self.get(name)[slice(*rows)]
         return part if columns is None else part[:, slice(*columns)]
 
@@ -59,7 +59,7 @@ class SafetensorsSource(TensorSource):
         return tensor
 
     def get_slice(self, name: str, rows: Range, columns: Range | None) -> Tensor:
-        """Reads no more than that."""
+        """Reads only the part from the file."""
         content = self._files[name].get_slice(name)
         part: Tensor = content[slice(*rows)] if columns is None else content[slice(*rows), slice(*columns)]
         return part
@@ -73,8 +73,8 @@ def _open(file: Path) -> Any:
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
-    """Returns `model.safetensors`, or the files that its index names. Other *.safetensors are left alone: some folders
-    hold the tensors a second time in another format."""
+    """`model.safetensors`, or the files that the index names. Other *.safetensors files are left out: some folders hold
+    the weights a second time in another format."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -91,5 +91,5 @@ def _checkpoint_files(index: Path) -> list[str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError([f"{index} holds no weight_map from tensors to files"])
+        raise CheckpointError([f"{index} does not hold a weight_map from tensors to files"])
     return sorted(set(weight_map.values()))

@@ -360,7 +360,7 @@ ROWS = PagedRows([2, 1], [5, 3], [[0, 1], [2]])
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (replace(ROWS, query_lens=[2]), "2 of them"),
+        (replace(ROWS, query_lens=[2]), "1 query_lens, 2 seq_lens"),
         (replace(ROWS, query_lens=[0, 1]), "queries"),
         (replace(ROWS, seq_lens=[1, 3]), "queries"),
         (replace(ROWS, seq_lens=[9, 3]), "queries"),
