@@ -1,8 +1,8 @@
 """Shard: the part of a model that one of several shards has, in ints: its heads, its part of every MLP, its tokens.
 
 q, k, v, gate and up are split by outputs, o and down by inputs, which makes two sums over the shards per layer. Query
-heads are divided evenly. Every shard has the key-value heads of its query heads, so a key-value head is in several shards
-if there are fewer of them than shards, or if their number cannot be divided. Imports no torch.
+heads are divided evenly. Every shard has the key-value heads of its query heads, so a key-value head is in several
+shards if there are fewer of them than shards, or if their number cannot be divided. Imports no torch.
 """
 
 from dataclasses import dataclass, replace

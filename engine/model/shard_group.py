@@ -39,7 +39,7 @@ class ShardGroup:
         """Replaces x by the sum over the shards, with the same bits in each."""
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """Collects x in the first shard: returns every shard's x there, and nothing elsewhere. x: of one shape in all."""
+        """Collects x in the first shard: returns every shard's x there, nothing elsewhere. x: of one shape in all."""
         return [x]
 
     def is_done(self) -> bool:
