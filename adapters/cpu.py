@@ -1,7 +1,7 @@
-"""CpuLoRA: a step's adapters as the native kernels read them: addresses of every chunk of A and B.
+"""CpuLoRA: the adapters of a step as the native kernels read them, by the address of every chunk.
 
-The change itself is computed inside the base product (`engine/kernels/linear.cpp`), so that both are summed in float
-and rounded once. The layouts below are those of `engine/kernels/types.h`.
+The kernels compute the change inside the base product (`engine/kernels/linear.cpp`), so that both are summed in float
+and rounded once. The structures below are those of `engine/kernels/types.h`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,34 +32,34 @@ USE = np.dtype(
     [("start", "i4"), ("end", "i4"), ("scale", "f4"), ("unused", "i4"), ("slices", "u8"), ("sites", "u8")], align=True
 )
 PLAN = np.dtype([("num_uses", "i4"), ("has_gain_shift", "i4"), ("uses", "u8")], align=True)
-NUM_PARTS = 5  # addresses of chunks in a SLICE
+NUM_PARTS = 5  # the addresses of chunks in a SLICE
 
 
 @dataclass(frozen=True, slots=True)
 class NativeAdapter:
-    """Where one adapter's matrices are. The arrays hold addresses of each other: they live and go together."""
+    """The places of one adapter's matrices. The arrays hold each other's addresses: they have to live equally long."""
 
     slices: Array  # [num_modules] SLICE, by site
-    sites: Array  # [num_sites + 1] int32: first slice of each site
-    chunks: Array  # [num_chunks] CHUNK: of all A and B
-    shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, outputs that it has at least
-    has_gain_shift: bool  # a shift or a gain anywhere
-    row_ids: Sequence[Array]  # [num_rows] int64 of each slice
-    vocab_size: int  # one past the last token that it has a row of
+    sites: Array  # [num_sites + 1] int32: the first slice of each site
+    chunks: Array  # [num_chunks] CHUNK: those of all slices
+    shapes: Mapping[int, tuple[int, int]]  # site -> inputs of the layer, and outputs that it needs at least
+    has_gain_shift: bool  # whether any slice has a gain or a shift
+    row_ids: Sequence[Array]  # for each slice, [num_rows] int64
+    vocab_size: int  # one past the last token that the adapter has a row for
 
 
 @dataclass(frozen=True, slots=True)
 class CpuLoRAMetadata(LoRAMetadata):
     plan: Array  # [1] PLAN
     uses: Array  # [num_uses] USE
-    adapters: Sequence[NativeAdapter]  # kept alive
-    num_tokens: int  # one past the last that has an adapter
+    adapters: Sequence[NativeAdapter]  # kept alive: the uses hold their addresses
+    num_tokens: int  # one past the last token with an adapter
     num_sites: int
     dtype: torch.dtype
     vocab_size: int
 
     def num_inputs(self, site: int) -> int:
-        """Of the layer, as the adapters that land on it know it; 0 when none does."""
+        """The inputs of a site's layer, from the adapters that change it; 0 if none does."""
         return max((adapter.shapes[site][0] for adapter in self.adapters if site in adapter.shapes), default=0)
 
     @property
@@ -68,7 +68,7 @@ class CpuLoRAMetadata(LoRAMetadata):
 
 
 def _parts(module: PackedModule) -> tuple[Sequence[Chunk], ...]:
-    """The chunks of each part of a SLICE, those of all groups of ranks one after another."""
+    """The chunks of each part of a SLICE: the groups of ranks one after another."""
     return (
         list(chain.from_iterable(module.a)),
         list(chain.from_iterable(module.b)),
@@ -79,7 +79,7 @@ def _parts(module: PackedModule) -> tuple[Sequence[Chunk], ...]:
 
 
 def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
-    """What follows the addresses of chunks in a SLICE."""
+    """The fields of a SLICE after the addresses of its chunks."""
     num_rows = len(ids) or module.end_of_rows
     address = ids.ctypes.data if len(ids) else 0
     sizes = (module.column, module.out_features, module.rank)
@@ -88,9 +88,9 @@ def _facts(module: PackedModule, ids: Array) -> tuple[int | float, ...]:
 
 class CpuLoRA(LoRAPlanner):
     def __init__(self, pool: DevicePool, num_sites: int) -> None:
-        """Raises ValueError for a pool that these kernels cannot read."""
+        """Raises ValueError for a pool in another layout than the kernels read."""
         if pool.layout is not Layout.CPU:
-            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.CPU}")
+            raise ValueError(f"the pool holds weights in the layout {pool.layout}, not {Layout.CPU}")
         self._pool = pool
         self._num_sites = num_sites
 
@@ -98,7 +98,7 @@ class CpuLoRA(LoRAPlanner):
         return self._pool.changes_head(digest)
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> CpuLoRAMetadata:
-        """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
+        """Raises ValueError for segments that overlap or are out of order, and for pages outside the arena."""
         check_segments(segments)
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._locate) for digest in digests}
@@ -129,9 +129,9 @@ class CpuLoRA(LoRAPlanner):
     def _locate(self, table: ImageTable, page_ids: Sequence[int]) -> NativeAdapter:
         num_pages = len(self._pool.pages)
         if len(page_ids) != table.num_pages or not all(page in range(num_pages) for page in page_ids):
-            raise ValueError(f"{table.num_pages} of {num_pages} pages are wanted, not {page_ids}")
+            raise ValueError(f"pages {page_ids} are not {table.num_pages} of the arena's {num_pages}")
         if getattr(torch, table.dtype) != self._pool.dtype:
-            raise ValueError(f"weights of {table.dtype} among those of {self._pool.dtype}")
+            raise ValueError(f"the adapter's weights are {table.dtype}, the pool's {self._pool.dtype}")
         modules = sorted(table.modules, key=lambda module: module.site)
         parts = [part for module in modules for part in _parts(module)]
         chunks = self._place(list(chain.from_iterable(parts)), page_ids)
@@ -156,7 +156,7 @@ class CpuLoRA(LoRAPlanner):
         return NativeAdapter(slices, sites, chunks, shapes, has_gain_shift, row_ids, vocab_size)
 
     def _place(self, chunks: Sequence[Chunk], page_ids: Sequence[int]) -> Array:
-        """[num_chunks] CHUNK."""
+        """The chunks with their addresses in the arena: [num_chunks] CHUNK."""
         page, offset, first, count = np.array(
             [(chunk.page, chunk.offset, chunk.first, chunk.num_pieces) for chunk in chunks], dtype=np.int64
         ).T

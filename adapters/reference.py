@@ -1,6 +1,6 @@
-"""ReferenceLoRA: the LoRA operation in plain torch, one segment after another. The oracle of every faster one.
+"""ReferenceLoRA: the LoRA operation in plain torch, segment by segment. Tests compare every faster one with it.
 
-All products are summed in float32 and each output is rounded to y's type once, after the last adapter of its list.
+All products are summed in float32. Each output is rounded to y's dtype once, after the last adapter of its list.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ from .targets import TargetKind
 
 @dataclass(frozen=True, slots=True)
 class GroupWeights:
-    """A group of ranks of one module, as it stands in the arena: views of pieces (see image.py)."""
+    """A group of ranks of one module, as views of its pieces in the arena (see layout.py)."""
 
     width: int  # ranks
-    a: tuple[Tensor, ...]  # each [some pieces, elements of a piece]
+    a: tuple[Tensor, ...]  # for each chunk, [pieces, elements of a piece]
     b: tuple[Tensor, ...]
 
     def matrices(
         self, in_features: int, out_features: int, is_embedding: bool, layout: Layout
     ) -> tuple[Tensor, Tensor]:
-        """[width, in_features] and [out_features, width] in float32."""
+        """A, [width, in_features], and B, [out_features, width], in float32."""
         a, b = torch.cat(self.a), torch.cat(self.b)
         per_unit = layout.ranks_per_unit(b.itemsize)
         whole_a = a.T if is_embedding else self._whole_a(a, in_features, layout)
@@ -50,24 +50,24 @@ class SliceWeights:
     scaling: float
     layout: Layout
     groups: tuple[GroupWeights, ...]
-    shift: tuple[Tensor, ...]  # views of pieces, or nothing
+    shift: tuple[Tensor, ...]  # views of pieces; empty: no shift
     gain: tuple[Tensor, ...]
     kind: TargetKind
-    rows: tuple[Tensor, ...]  # views of rows of tokens, or nothing
-    row_ids: Tensor  # [num_rows] int64, ascending; nothing is 0, 1, ...
+    rows: tuple[Tensor, ...]  # views of token rows; empty: none
+    row_ids: Tensor  # [num_rows] int64, ascending; empty: 0, 1, ...
 
     def products(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """[width, in_features] of A and [out_features, width] of B in float32, of each group of ranks."""
+        """Yields A, [width, in_features], and B, [out_features, width], of each group of ranks, in float32."""
         is_embedding = self.kind is TargetKind.EMBEDDING
         for group in self.groups:
             yield group.matrices(self.in_features, self.out_features, is_embedding, self.layout)
 
     def vector(self, pieces: tuple[Tensor, ...]) -> Tensor:
-        """[out_features] float32"""
+        """The vector over the outputs that the pieces hold: [out_features] float32."""
         return torch.cat(pieces).flatten()[: self.out_features]
 
 
-SiteWeights = Mapping[int, Sequence[SliceWeights]]  # site -> slices that the adapter changes
+SiteWeights = Mapping[int, Sequence[SliceWeights]]  # site -> the slices that the adapter changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +142,14 @@ class ReferenceLoRA(LoRABackend):
         return sites
 
     def _view(self, chunk: Chunk, page_ids: Sequence[int], piece: int, dtype: torch.dtype) -> Tensor:
-        """[pieces, elements of a piece]"""
+        """A chunk's pieces in the arena: [pieces, elements of a piece]."""
         num_bytes = chunk.num_pieces * piece * dtype.itemsize
         content = self._pool.pages[page_ids[chunk.page], chunk.offset : chunk.offset + num_bytes]
         return content.view(dtype).view(chunk.num_pieces, piece)
 
 
 def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, float]]) -> None:
-    """x: [num_tokens, in], y: [num_tokens, out of the site], changed in place."""
+    """Adds changes to y in place. x: [num_tokens, in]. y: [num_tokens, out of the site]."""
     x32, total = x.float(), y.float()
     for weights, scale in changes:
         columns = slice(weights.column, weights.column + weights.out_features)
@@ -167,7 +167,7 @@ def _add_changes(x: Tensor, y: Tensor, changes: Sequence[tuple[SliceWeights, flo
 
 
 def _embed(token_ids: Tensor, y: Tensor, weights: SliceWeights, scale: float) -> Tensor:
-    """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
+    """Returns the changed embeddings. token_ids: [num_tokens]. y: [num_tokens, hidden]."""
     total = y.float()
     for a, b in weights.products():
         total += (a.T[token_ids.clamp(max=weights.in_features - 1)] * (scale * weights.scaling)) @ b.T
@@ -183,12 +183,12 @@ def _embed(token_ids: Tensor, y: Tensor, weights: SliceWeights, scale: float) ->
 
 
 def _row_width(module: PackedModule) -> int:
-    """Elements of a row of the table."""
+    """The elements of a token row."""
     return module.out_features if module.kind is TargetKind.EMBEDDING else module.in_features
 
 
 def _piece_of_a(module: PackedModule, width: int, layout: Layout, dtype: torch.dtype) -> int:
-    """Elements of a piece of A."""
+    """The elements of a piece of A."""
     if module.kind is TargetKind.EMBEDDING:
         return width
     return layout.lines * width * layout.inputs_per_line(width, dtype.itemsize)

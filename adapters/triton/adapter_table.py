@@ -1,4 +1,7 @@
-"""AdapterTable: where one adapter's pieces are in the arena, as the kernels look it up; made when it has its pages."""
+"""AdapterTable: the places of one adapter's pieces in the arena, as the kernels look them up.
+
+A table is made when the adapter gets its pages.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +17,22 @@ from ..lora_module import Array
 from ..targets import TargetKind
 from .sites import Sites
 
-MAX_ARENA_BYTES = ALIGNMENT << 32  # whose lines have numbers of 32 bits
+MAX_ARENA_BYTES = ALIGNMENT << 32  # the numbers of its lines have 32 bits
 MODULE_FIELDS = 8
-PARTS = 4  # of a module: A, B, gain, shift
+PARTS = 4  # the parts of a module: A, B, gain, shift
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterTable:
-    """content: [num_modules * 8 + num_pieces] int32 on the device: first a record of each module of the model (zeros
-    for one that the adapter leaves alone), then the line of the arena that each piece begins at, 32 bits without a
-    sign. A record's indices are those of content. See kernels.py."""
+    """The table on the device.
 
-    content: Tensor
-    num_groups: int  # of ranks, of the module that has most
+    The content begins with a record of each module of the model, all zeros for a module that the adapter does not
+    change. Then it has the line of the arena at which each piece begins, as an unsigned number of 32 bits. The indices
+    in a record are those of the content. See kernels.py.
+    """
+
+    content: Tensor  # [num_modules * 8 + num_pieces] int32
+    num_groups: int  # groups of ranks of the module with most
 
     @property
     def address(self) -> int:
@@ -36,7 +42,7 @@ class AdapterTable:
 def make_adapter_table(
     table: ImageTable, page_ids: Sequence[int], sites: Sites, item_bytes: int, device: torch.device
 ) -> AdapterTable:
-    """Raises ValueError for a module that is none of the model's."""
+    """Makes an adapter's table. Raises ValueError for a module that the model lacks."""
     modules = [module for module in table.modules if module.kind is not TargetKind.EMBEDDING]
     parts = [part for module in modules for part in _parts(module, item_bytes)]
     lines = _lines(list(chain.from_iterable(parts)), page_ids, table.page_bytes)
@@ -46,7 +52,7 @@ def make_adapter_table(
     for i, module in enumerate(modules):
         at = sites.modules.get((module.site, module.column))
         if at is None:
-            raise ValueError(f"{module.name} is no module of this model")
+            raise ValueError(f"{module.name} is not a module of this model")
         records[at] = _record(module, starts[PARTS * i : PARTS * (i + 1)])
     content = torch.from_numpy(np.concatenate((records.reshape(-1), lines))).to(device)
     return AdapterTable(content, -(-max((module.rank for module in modules), default=0) // GROUP))
@@ -62,7 +68,7 @@ Part = list[tuple[Chunk, int]]  # chunks, and the bytes of a piece of each
 
 
 def _parts(module: PackedModule, item_bytes: int) -> tuple[Part, Part, Part, Part]:
-    """A, B, gain and shift: the pieces of all groups of ranks one after another."""
+    """The chunks of A, B, gain and shift: the groups of ranks one after another."""
     widths = Layout.GPU.rank_groups(module.rank)
     a, b = (
         [
@@ -77,12 +83,13 @@ def _parts(module: PackedModule, item_bytes: int) -> tuple[Part, Part, Part, Par
 
 
 def _lines(chunks: Part, page_ids: Sequence[int], page_bytes: int) -> Array:
-    """[num_pieces] int32, the bits of uint32: the line of the arena that each piece begins at."""
+    """The line of the arena at which each piece begins: [num_pieces] int32, the bits of a uint32."""
     page, offset, num_pieces, piece_bytes = np.array(
         [(chunk.page, chunk.offset, chunk.num_pieces, piece_bytes) for chunk, piece_bytes in chunks], dtype=np.int64
     ).reshape(-1, 4).T  # fmt: skip
     begins = np.asarray(page_ids, np.int64)[page] * page_bytes + offset
-    index = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)  # in its chunk
+    # The index of each piece in its chunk.
+    index = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
     lines = np.repeat(begins, num_pieces) + index * np.repeat(piece_bytes, num_pieces)
     numbers: Array = (lines // ALIGNMENT).astype(np.uint32).view(np.int32)
     return numbers

@@ -1,5 +1,5 @@
-"""The configurations in which the kernels are shipped: all that TritonLoRA launches, and all that `blora bench triton`
-compiles to be looked at."""
+"""The configurations of the kernels: TritonLoRA launches these and no others, and `blora bench triton` compiles them
+to report on them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Configuration:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of a launch, behind the kernel's own."""
+        """The last arguments of a launch, after the kernel's own."""
         return {**self.constants, **self.options}
 
 
@@ -37,8 +37,9 @@ def expand_configuration(block_rows: int, alignment: int) -> Configuration:
 
 
 def _options(block_rows: int, registers: int, long_registers: int) -> Mapping[str, int]:
-    """Left to itself, ptxas spills to fit one more program on a multiprocessor: it is told how many registers it may
-    use. With four warps, 64 rows of 128 outputs at any column would take more than a thread has."""
+    """The warps, and the limit of registers. Without a limit, ptxas spills registers to fit one more program on a
+    multiprocessor. With only four warps, 64 rows of 128 outputs at any column would need more registers than a thread
+    has."""
     is_long = block_rows >= LONG_ROWS
     return {"num_warps": 8 if is_long else 4, "maxnreg": long_registers if is_long else registers}
 

@@ -1,29 +1,30 @@
-"""The two kernels of TritonLoRA: `shrink` makes h = A x, `expand` adds B h to y.
+"""The two kernels of TritonLoRA: `shrink` computes h = A x, `expand` adds B h to y.
 
-What they read beside x and y are tables of integers; the structures are written by step_table.py (uses, strips),
-adapter_table.py (modules, lines) and sites.py (panels). Weights stand in pieces of [ranks of a group, 128], row by row
-(Layout.GPU), found by the 64-byte line of the arena that they begin at, so that neither an adapter's pages nor a
-matrix need be contiguous.
+Beside x and y, the kernels read tables of integers, which step_table.py (uses, strips), adapter_table.py (modules,
+lines) and sites.py (panels) write. A strip is some rows of one segment. Weights are stored in pieces of [ranks of a
+group, 128], row by row (Layout.GPU). A piece is found by the 64-byte line of the arena at which it begins, so neither
+an adapter's pages nor a matrix need be contiguous.
 
-All sums are float32. A row of h is summed in splits of the inputs at fixed places, the splits one after another;
-whether programs of their own write each split's sum to a plane or one program makes all of them, the bits are the same.
-Nothing is added up by atomics. So what a row gets depends on the row and the kernel's BLOCK_ROWS, and on no other row.
+All sums are float32. A row of h is summed in splits of the inputs at fixed places, one split after another. One program
+may compute all splits, or each split may have a program that writes its sum to a plane: the bits are the same. No sum
+uses atomics. So the result of a row depends on the row and on the kernel's BLOCK_ROWS, and on no other row.
 
-Either kernel is a loop over work that the step's header tells on the device: the grid may be the exact number of pieces
-of work, or any fixed number of programs, as a CUDA graph needs it.
+Each kernel loops over the work that the step's header describes on the device. The grid may be the exact number of
+pieces of work, or any fixed number of programs, which a CUDA graph needs.
 
-BLOCK_ROWS is 1 for strips of a single row, which are multiplied without tensor cores and without rows of padding, else
-at least 16. Pointers are to: x [tokens, num_inputs], y [tokens, outputs of the site], h [planes, rows of h, modules of
-the site, groups, 16] float32, weights: the arena in elements of x's type, floats: the arena in float32.
+BLOCK_ROWS is 1 for strips of a single row, which are multiplied without tensor cores and without rows of padding;
+otherwise it is at least 16. The pointers are: x [tokens, num_inputs], y [tokens, outputs of the site], h [planes, rows
+of h, modules of the site, groups, 16] float32, weights: the arena in elements of x's dtype, floats: the arena in
+float32.
 """
 
 import triton
 import triton.language as tl
 
-RANKS = tl.constexpr(16)  # of a group
+RANKS = tl.constexpr(16)  # ranks of a group
 PIECE_WIDTH = tl.constexpr(128)  # inputs or outputs of a piece
 LINE_BYTES = tl.constexpr(64)
-STAGES = tl.constexpr(5)  # of the loop over the pieces of A: what the next ones need is loaded meanwhile
+STAGES = tl.constexpr(5)  # of the loop over the pieces of A, which loads the next ones meanwhile
 USE_FIELDS = tl.constexpr(5)  # int64: address of the adapter's table, bits of the scale, row of h, first token, tokens
 STRIP_FIELDS = tl.constexpr(4)  # int64: first token, tokens, first use, uses
 MODULE_FIELDS = tl.constexpr(8)  # int32: rank, A, B, bits of the scaling, has gain, gain, has shift, shift
@@ -37,13 +38,13 @@ def is_interpreted() -> bool:
 
 @triton.jit
 def find_piece(table, entry, arena, item_bytes: tl.constexpr):
-    """Where a piece begins whose line is an entry of the adapter's table."""
+    """The address of a piece, from the entry of the adapter's table that holds its line."""
     return arena + tl.load(table + entry).to(tl.uint32, bitcast=True).to(tl.int64) * (LINE_BYTES // item_bytes)
 
 
 @triton.jit
 def group_width(rank, group):
-    """Ranks of a group as they are stored."""
+    """The ranks of a group as it is stored, with its padding."""
     return tl.minimum((rank - group * RANKS + 3) // 4 * 4, RANKS)
 
 
@@ -52,7 +53,7 @@ def sum_split(
     x_rows, is_row, num_inputs, table, lines, weights, width, first, last, item_bytes: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The products with pieces [first, last) of a group of A: [BLOCK_ROWS, 16] float32. x_rows: [BLOCK_ROWS]."""
+    """The sum over pieces [first, last) of a group of A: [BLOCK_ROWS, 16] float32. x_rows: [BLOCK_ROWS] pointers."""
     ranks = tl.arange(0, RANKS)
     inputs = tl.arange(0, PIECE_WIDTH)
     if BLOCK_ROWS == 1:
@@ -63,7 +64,7 @@ def sum_split(
             )
             a = tl.load(a_at, mask=ranks[:, None] < width, other=0.0)
             at = piece * PIECE_WIDTH + inputs
-            x = tl.load(x_rows[:, None] + at[None, :], mask=at[None, :] < num_inputs, other=0.0)  # of the one row
+            x = tl.load(x_rows[:, None] + at[None, :], mask=at[None, :] < num_inputs, other=0.0)  # the one row
             products += a.to(tl.float32) * x.to(tl.float32)
         return tl.sum(products, axis=1)[None, :]
     total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
@@ -76,7 +77,7 @@ def sum_split(
     return total
 
 
-# What differs from site to site, or from step to step, is no reason to compile again: numbers, and where tables begin.
+# Numbers and the alignment of tables differ from site to site and from step to step: they must not cause a compilation.
 @triton.jit(
     do_not_specialize=["num_inputs", "first_module", "num_modules", "num_splits", "split_pieces", "num_planes"],
     do_not_specialize_on_alignment=["header", "uses"],
@@ -85,9 +86,11 @@ def shrink(
     x, h, weights, header, uses, x_stride, num_inputs, first_module, num_modules, num_splits, split_pieces, num_planes,
     BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """h[plane] = A x for every (use, module, group of ranks). header: [uses, strips, rows of h, groups] int64.
+    """Computes h[plane] = A x for every (use, module, group of ranks).
 
-    num_splits: of the inputs, split_pieces pieces each but for the last. num_planes: num_splits, or 1 for the sum.
+    header: [uses, strips, rows of h, groups] int64.
+    num_splits: splits of the inputs; each but the last has split_pieces pieces.
+    num_planes: num_splits; or 1, for the sum of all splits.
     """
     item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
     num_pieces = tl.cdiv(num_inputs, PIECE_WIDTH)
@@ -118,7 +121,7 @@ def shrink(
 
 @triton.jit
 def load_h(h_at, is_row, plane_stride, num_planes, BLOCK_ROWS: tl.constexpr):
-    """The sum of the planes, one after another: [BLOCK_ROWS, 16] float32. h_at: [BLOCK_ROWS]."""
+    """The sum of the planes, one after another: [BLOCK_ROWS, 16] float32. h_at: [BLOCK_ROWS] pointers."""
     ranks = tl.arange(0, RANKS)
     total = tl.zeros([BLOCK_ROWS, RANKS], tl.float32)
     for plane in range(num_planes):
@@ -129,7 +132,7 @@ def load_h(h_at, is_row, plane_stride, num_planes, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit
 def add_product(total, h, b):
-    """total + h b. h: [rows, 16], b: [16, outputs], both of the weights' type; total: [rows, outputs] float32."""
+    """Returns total + h b. h: [rows, 16], b: [16, outputs], in the weights' dtype; total: [rows, outputs] float32."""
     if total.shape[0] == 1:
         return total + tl.sum(tl.trans(h.to(tl.float32)) * b.to(tl.float32), axis=0)[None, :]
     return tl.dot(h, b, total, input_precision="ieee")
@@ -143,10 +146,11 @@ def expand(
     y, h, weights, floats, header, uses, strips, panels, y_stride, num_panels, first_module, num_modules, num_planes,
     BLOCK_ROWS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """y = gain * (y + scale * scaling * B h) + scale * shift, for each use of a strip in order; y is rounded once.
+    """Computes y = gain * (y + scale * scaling * B h) + scale * shift, for each use of a strip in order.
 
-    A program has 128 outputs of one module and the rows of one strip, and is the only one that writes them. ALIGNMENT:
-    of every module's first column and of its outputs, in columns.
+    y is rounded once. A program computes 128 outputs of one module for the rows of one strip; no other program writes
+    them.
+    ALIGNMENT: every module's first column and number of outputs are multiples of it.
     """
     item_bytes: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth // 8
     ranks = tl.arange(0, RANKS)

@@ -1,5 +1,4 @@
-"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Tests run it, and engines on it, on the CPU in
-Triton's interpreter."""
+"""TritonLoRA: the LoRA operation on a GPU, by two kernels per site. Tests run it on the CPU in Triton's interpreter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,53 +23,59 @@ from .token_rows import TokenModule, TokenModuleFinder
 @dataclass(frozen=True, slots=True)
 class PlacedAdapter:
     table: AdapterTable
-    token_modules: Mapping[int, TokenModule]  # by site: what the kernels do not compute
-    vocab_size: int  # one past the last token that it has a row of
+    token_modules: Mapping[int, TokenModule]  # by site: the modules that the kernels do not compute
+    vocab_size: int  # one past the last token that the adapter has a row for
 
 
 @dataclass(slots=True)
 class TritonMetadata(LoRAMetadata):
-    """A step as the kernels read it. num_programs: of each kernel; None is one for each piece of work."""
+    """A step as the kernels read it."""
 
     size: StepSize
     content: Tensor  # [4 + num_uses * 5 + num_strips * 4] int64: header, uses, strips
-    h: Tensor  # float32: scratch, enough for every site
+    h: Tensor  # float32 scratch, large enough for every site
     segments: Sequence[Segment]
-    adapters: Mapping[str, PlacedAdapter]  # kept alive: the content has addresses of theirs
-    num_programs: int | None = None
+    adapters: Mapping[str, PlacedAdapter]  # kept alive: the content holds their addresses
+    num_programs: int | None = None  # of each kernel; None: one for each piece of work
     vocab_size: int = 0
 
     @property
     def has_token_modules(self) -> bool:
-        """Whether some of the change is not computed by the kernels."""
+        """Whether the kernels do not compute the whole change."""
         return any(adapter.token_modules for adapter in self.adapters.values())
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Header, uses and strips."""
+        """The header, the uses and the strips."""
         uses_at, strips_at = np.cumsum(self.size.parts[:2]).tolist()
         return self.content[:uses_at], self.content[uses_at:strips_at], self.content[strips_at:]
 
 
 class TritonLoRA(LoRABackend):
     def __init__(self, pool: DevicePool, targets: Sequence[TargetModule], send: Send = on_host) -> None:
-        """targets: all modules of the model that LoRA can land on. send: integers of a step to the pool's device.
-        Raises ValueError for a pool that these kernels cannot read."""
+        """Raises ValueError for a pool that the kernels cannot read.
+
+        targets: all modules of the model that LoRA can change.
+        send: copies the integers of a step to the pool's device.
+        """
         pages = pool.pages
         if pool.layout is not Layout.GPU:
-            raise ValueError(f"weights in the layout {pool.layout}, not {Layout.GPU}")
+            raise ValueError(f"the pool holds weights in the layout {pool.layout}, not {Layout.GPU}")
         if pages.shape[1] % ALIGNMENT or not pages.is_contiguous() or pages.numel() > MAX_ARENA_BYTES:
-            raise ValueError(f"an arena of {list(pages.shape)} bytes: its lines cannot be numbered")
+            raise ValueError(
+                f"the lines of an arena of {list(pages.shape)} bytes cannot be numbered: it has to be contiguous, of"
+                f" pages of a multiple of {ALIGNMENT} bytes, and of at most {MAX_ARENA_BYTES} bytes"
+            )
         if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
-            raise ValueError("Triton's interpreter has no bfloat16 and computes wrong values")
+            raise ValueError("Triton's interpreter has no bfloat16: it would compute wrong values")
         self._pool, self._send = pool, send
         self._sites = lay_out_sites(targets, pages.device)
         self._weights, self._floats = pages.view(pool.dtype), pages.view(torch.float32)
         self._token_modules = TokenModuleFinder(pages, pool.dtype)
 
     def warm_up(self) -> None:
-        """Compiles all that `run` may launch, by steps of no work. Else the first request with an adapter would wait
-        for that, seconds, and every other request with it."""
+        """Compiles every kernel that `run` may launch, by steps without work. Otherwise the first request with an
+        adapter, and every other request, would wait seconds for the compiler."""
         kinds = {(site.in_features, site.out_features, site.alignment): site for site in self._sites.by_site.values()}
         for block_rows in BLOCK_ROWS:
             nothing = self.plan_fixed(StepSize(block_rows, 1, 1, 1, 1), num_programs=1)
@@ -84,7 +89,7 @@ class TritonLoRA(LoRABackend):
         return self._pool.changes_head(digest)
 
     def plan(self, segments: Sequence[Segment], adapter_pages: Mapping[str, Sequence[int]]) -> TritonMetadata:
-        """Raises ValueError for segments that overlap or are in no order, and for pages outside the arena."""
+        """Raises ValueError for segments that overlap or are out of order, and for pages outside the arena."""
         check_segments(segments)
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._place) for digest in digests}
@@ -101,15 +106,17 @@ class TritonLoRA(LoRABackend):
         return TritonMetadata(step.size, content, self._scratch(step.size), segments, adapters, vocab_size=vocab_size)
 
     def plan_fixed(self, size: StepSize, num_programs: int) -> TritonMetadata:
-        """What a CUDA graph is captured with: buffers for steps up to `size`, at first of no work, and grids of
-        `num_programs`. `refill` decides what a replay computes."""
+        """Makes the buffers that a CUDA graph is captured with: for steps up to `size`, at first without work, and for
+        grids of `num_programs`. `refill` sets the step that a replay computes."""
         content = torch.zeros(sum(size.parts), dtype=torch.int64, device=self._pool.pages.device)
         return TritonMetadata(size, content, self._scratch(size), (), {}, num_programs)
 
     def refill(self, fixed: TritonMetadata, planned: LoRAMetadata) -> bool:
-        """Writes what was planned of a step into the buffers of `plan_fixed`, in the order of the stream. Returns
-        False, and changes nothing, for a step that they do not hold, or of which the kernels do not compute all: it is
-        to be run without a graph."""
+        """Writes a planned step into the buffers of `plan_fixed`, in the order of the stream.
+
+        Returns False, and changes nothing, for a step that does not fit the buffers, or that the kernels do not compute
+        as a whole. Such a step has to run without a graph.
+        """
         planned = _own(planned)
         if planned.has_token_modules:
             return False
@@ -164,7 +171,7 @@ class TritonLoRA(LoRABackend):
     def _place(self, table: ImageTable, page_ids: Sequence[int]) -> PlacedAdapter:
         pages = self._pool.pages
         if len(page_ids) != table.num_pages or not all(page in range(len(pages)) for page in page_ids):
-            raise ValueError(f"{table.num_pages} of {len(pages)} pages are wanted, not {page_ids}")
+            raise ValueError(f"pages {page_ids} are not {table.num_pages} of the arena's {len(pages)}")
         content = make_adapter_table(table, page_ids, self._sites, self._pool.dtype.itemsize, pages.device)
         return PlacedAdapter(content, self._token_modules.find(table, page_ids), table.vocab_size or 0)
 
@@ -172,7 +179,7 @@ class TritonLoRA(LoRABackend):
         return torch.empty(self._scratch_size(size, size), dtype=torch.float32, device=self._pool.pages.device)
 
     def _scratch_size(self, step: StepSize, planned: StepSize) -> int:
-        """Elements of h at the site that needs most. planned: of the step that decides on planes."""
+        """The elements of h at the site that needs most. planned: the size that decides the number of planes."""
         sites = self._sites.by_site.values()
         planes = max((planned.num_planes(site) * site.num_modules for site in sites), default=0)
         return planes * step.num_rows * step.num_groups * GROUP
@@ -180,7 +187,10 @@ class TritonLoRA(LoRABackend):
     def _check(self, site: Site, x: Tensor, y: Tensor) -> None:
         is_row_major = x.stride(1) == y.stride(1) == 1
         if x.dtype != self._pool.dtype or y.dtype != x.dtype or x.shape[1] != site.in_features or not is_row_major:
-            raise ValueError(f"x {list(x.shape)} {x.dtype}, y {list(y.shape)} {y.dtype} for {site.in_features} inputs")
+            raise ValueError(
+                f"x {list(x.shape)} of {x.dtype} and y {list(y.shape)} of {y.dtype} do not fit a site of"
+                f" {site.in_features} inputs in {self._pool.dtype}, row by row"
+            )
 
 
 def _own(metadata: LoRAMetadata) -> TritonMetadata:

@@ -1,4 +1,4 @@
-"""Sites: what the kernels have to know of a model's fused projections, the same for every adapter and every step."""
+"""Sites: a model's fused projections as the kernels read them, the same for every adapter and every step."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..layout import PIECE_WIDTH
 from ..targets import TargetKind, TargetModule
 
-SPLIT_PIECES = 4  # of a split of the inputs, at least
+SPLIT_PIECES = 4  # the fewest pieces of a split of the inputs
 MAX_SPLITS = 16
 WIDEST_ALIGNMENT = 16  # columns
 
@@ -19,18 +19,18 @@ WIDEST_ALIGNMENT = 16  # columns
 @dataclass(frozen=True, slots=True)
 class Site:
     in_features: int
-    out_features: int  # of all modules
-    first_module: int  # among those of all sites
+    out_features: int  # of all modules together
+    first_module: int  # its index among the modules of all sites
     num_modules: int
     panels: Tensor  # [num_panels, 5] int32: see kernels.py
-    alignment: int  # of every module's first column and width
-    split_pieces: int
-    num_splits: int  # of the inputs, for this number of inputs always the same
+    alignment: int  # every module's first column and width are multiples of it
+    split_pieces: int  # pieces of a split, the last split excepted
+    num_splits: int  # of the inputs; it depends on the number of inputs only
 
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """The modules that LoRA can land on, but for the embedding, by site."""
+    """The modules that LoRA can change, by site, without the embedding."""
 
     by_site: Mapping[int, Site]
     modules: Mapping[tuple[int, int], int]  # (site, first column) -> index among the modules of all sites
@@ -79,7 +79,7 @@ def _panel_widths(out_features: int) -> list[int]:
 
 
 def _alignment(members: list[TargetModule]) -> int:
-    """The kernel reads neighbouring columns at once where it knows that it may."""
+    """The alignment that all modules share; with a wide one, the kernel loads neighbouring columns at once."""
     is_aligned = all(
         target.offset % WIDEST_ALIGNMENT == 0 and target.out_features % WIDEST_ALIGNMENT == 0 for target in members
     )

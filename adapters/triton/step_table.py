@@ -1,7 +1,7 @@
-"""StepTable: a step's segments cut into strips of rows, one list for all layers, as the kernels read it.
+"""StepTable: a step's segments cut into strips, as the kernels read them. All layers share one table.
 
 A strip is some rows of one segment; a use is one adapter of a strip. Only rows with adapters are in strips, and only
-adapters of the step are in uses, so there is no work for anything else.
+adapters of the step are in uses, so the kernels have no other work.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,29 +14,29 @@ from ..lora_module import Array
 from .sites import Site
 
 HEADER_FIELDS, USE_FIELDS, STRIP_FIELDS = 4, 5, 4
-LONG_ROWS = 64  # a segment of so many rows is taken in strips of so many
-MEDIUM_ROWS = 16  # the least that tensor cores multiply
-MANY_PROGRAMS = 256  # of shrink: more than that need not be made by splitting the inputs
-ROWS_PER_SEGMENT = 2  # up to so many on average, rows are multiplied one by one, a weight being read again for each
+LONG_ROWS = 64  # rows of a strip if a segment has at least as many
+MEDIUM_ROWS = 16  # the fewest rows that tensor cores multiply
+MANY_PROGRAMS = 256  # programs of shrink that fill a GPU without splitting the inputs
+ROWS_PER_SEGMENT = 2  # up to this average, rows are multiplied one by one, and each reads the weights again
 
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """Of a step, or the largest that something is made for."""
+    """The size of a step, or of the largest step that fits some buffers."""
 
-    block_rows: int  # of a strip
+    block_rows: int  # the most rows of a strip
     num_uses: int
     num_strips: int
-    num_rows: int  # of h: of the strips of all uses together
-    num_groups: int  # of ranks, of the adapter that has most
+    num_rows: int  # rows of h: those of all uses together
+    num_groups: int  # groups of ranks of the adapter with most
 
     @property
     def parts(self) -> tuple[int, int, int]:
-        """Elements of the header, of the uses and of the strips."""
+        """The elements of the header, of the uses and of the strips."""
         return HEADER_FIELDS, self.num_uses * USE_FIELDS, self.num_strips * STRIP_FIELDS
 
     def num_planes(self, site: Site) -> int:
-        """Whether the splits of the inputs get programs of their own. No bit of a result depends on it."""
+        """The number of splits if each gets a program of its own, else 1. No bit of a result depends on it."""
         return 1 if self.num_uses * site.num_modules >= MANY_PROGRAMS else site.num_splits
 
 
@@ -47,6 +47,7 @@ class StepTable:
 
 
 def choose_block_rows(segments: Sequence[Segment]) -> int:
+    """The most rows of a strip."""
     lengths = [segment.end - segment.start for segment in segments]
     if sum(lengths) <= ROWS_PER_SEGMENT * len(lengths):
         return 1
@@ -54,7 +55,7 @@ def choose_block_rows(segments: Sequence[Segment]) -> int:
 
 
 def possible_block_rows(num_rows: int) -> list[int]:
-    """What `choose_block_rows` may choose for any segments of up to `num_rows` rows in all."""
+    """The values that `choose_block_rows` may return for segments of up to `num_rows` rows together."""
     fewest = {1: 1, MEDIUM_ROWS: ROWS_PER_SEGMENT + 1, LONG_ROWS: LONG_ROWS}
     return [block_rows for block_rows, fewest_rows in fewest.items() if num_rows >= fewest_rows]
 
@@ -62,7 +63,7 @@ def possible_block_rows(num_rows: int) -> list[int]:
 def make_step_table(
     segments: Sequence[Segment], addresses: Mapping[str, int], num_groups: int, block_rows: int
 ) -> StepTable:
-    """addresses: digest -> where the adapter's table is on the device."""
+    """Makes the table of a step. addresses: digest -> address of the adapter's table on the device."""
     uses: list[tuple[int, ...]] = []
     strips: list[tuple[int, ...]] = []
     row = 0  # of h
@@ -77,7 +78,7 @@ def make_step_table(
 
 
 def _cut(segments: Sequence[Segment], block_rows: int) -> Iterator[tuple[int, int, tuple[tuple[str, float], ...]]]:
-    """First row, number of rows and adapters of each strip."""
+    """Yields the first row, the number of rows and the adapters of each strip."""
     for segment in segments:
         for start in range(segment.start, segment.end, block_rows):
             yield start, min(block_rows, segment.end - start), segment.adapters

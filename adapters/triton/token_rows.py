@@ -1,4 +1,4 @@
-"""What adapters do to embeddings and trained rows of a table, by torch's gathers: these sites are met once per step."""
+"""Adapters' changes of embeddings and token rows, by torch's gathers: a step computes these sites only once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,37 +14,40 @@ from ..targets import TargetKind
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Pieces of one size, wherever they are in the arena."""
+    """Pieces of one size, anywhere in the arena."""
 
     arena: Tensor  # [elements]
-    starts: Tensor  # [num_pieces] int64: first element of each
+    starts: Tensor  # [num_pieces] int64: the first element of each
     width: int  # elements of a piece
 
     def gather(self, ids: Tensor) -> Tensor:
-        """ids: [n] int64. Returns [n, width] float32."""
+        """The pieces with these indices: [n, width] float32. ids: [n] int64."""
         columns = torch.arange(self.width, device=ids.device)
         return self.arena[self.starts[ids][:, None] + columns].float()
 
     def whole(self) -> Tensor:
-        """[num_pieces, width] float32"""
+        """All pieces: [num_pieces, width] float32."""
         return self.gather(torch.arange(len(self.starts), device=self.starts.device))
 
 
 @dataclass(frozen=True, slots=True)
 class TokenModule:
-    """A module that the kernels do not compute, or of which they do not compute all."""
+    """A module whose weights have a row for each token: an embedding, or a head with token rows.
+
+    The kernels compute nothing of an embedding, and everything of a head but its token rows.
+    """
 
     out_features: int
     scaling: float
-    a: Sequence[Pieces]  # of an embedding: a row of ranks for each token, of each group
-    b: Sequence[Pieces]  # [ranks, 128 outputs] each, of each group
+    a: Sequence[Pieces]  # an embedding's: for each group, a row of ranks for each token
+    b: Sequence[Pieces]  # for each group, pieces of [ranks, 128 outputs]
     gain: Pieces | None
-    rows: Pieces | None  # of tokens
-    row_chunks: Sequence[Tensor]  # views of the rows: [some rows, width] each
-    row_ids: Tensor  # [num_rows] int64, ascending; nothing is 0, 1, ...
+    rows: Pieces | None  # token rows
+    row_chunks: Sequence[Tensor]  # views of the token rows, each [some rows, width]
+    row_ids: Tensor  # [num_rows] int64, ascending; empty: 0, 1, ...
 
     def embed(self, token_ids: Tensor, y: Tensor, scale: float) -> Tensor:
-        """token_ids: [num_tokens]. Returns what becomes of y: [num_tokens, hidden]."""
+        """Returns the changed embeddings. token_ids: [num_tokens]. y: [num_tokens, hidden]."""
         total = y.float()
         for a, b in zip(self.a, self.b, strict=True):
             panels = b.whole().view(len(b.starts), a.width, PIECE_WIDTH)
@@ -64,7 +67,7 @@ class TokenModule:
         return torch.where((self.row_ids[at] == token_ids)[:, None], self.rows.gather(at), total)
 
     def project(self, x: Tensor, y: Tensor) -> None:
-        """Logits of trained rows in place. x: [n, hidden], y: [n, vocabulary]."""
+        """Writes the logits of token rows into y. x: [n, hidden]. y: [n, vocabulary]."""
         first = 0
         for rows in self.row_chunks:
             logits, end = x @ rows.T, first + len(rows)
@@ -76,7 +79,7 @@ class TokenModule:
 
 
 class TokenModuleFinder:
-    """Finds such modules in the pages of an adapter."""
+    """Finds the token modules in the pages of an adapter."""
 
     def __init__(self, pages: Tensor, dtype: torch.dtype) -> None:
         """pages: the arena, [num_pages, page_bytes] uint8."""
@@ -84,7 +87,7 @@ class TokenModuleFinder:
         self._weights, self._floats = pages.view(dtype).flatten(), pages.view(torch.float32).flatten()
 
     def find(self, table: ImageTable, page_ids: Sequence[int]) -> dict[int, TokenModule]:
-        """By site."""
+        """The token modules of an adapter, by site."""
         own = (module for module in table.modules if module.kind is TargetKind.EMBEDDING or module.rows)
         return {module.site: self._find_module(module, page_ids) for module in own}
 
@@ -117,10 +120,10 @@ class TokenModuleFinder:
         return Pieces(arena, torch.from_numpy(np.concatenate(starts)).to(arena.device), width)
 
     def _view(self, chunk: Chunk, page_ids: Sequence[int], width: int) -> Tensor:
-        """[pieces, width]"""
+        """A chunk's pieces: [pieces, width]."""
         start = self._start(chunk, page_ids, self._weights)
         return self._weights[start : start + chunk.num_pieces * width].view(-1, width)
 
     def _start(self, chunk: Chunk, page_ids: Sequence[int], arena: Tensor) -> int:
-        """The chunk's first element in the arena."""
+        """The index of the chunk's first element in the arena."""
         return (page_ids[chunk.page] * self._page_bytes + chunk.offset) // arena.itemsize
