@@ -243,7 +243,7 @@ def test_what_one_row_makes_go_wrong_outside_the_model_ends_that_row_alone(
 def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    llm = start_two(world.model)
+    llm, other = start_two_and_see(world.model)
     llm.load_adapter("it", world.adapters["pattern"])
 
     def fail(*_: Any) -> None:
@@ -261,6 +261,8 @@ def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
         assert_same_tokens(expected.outputs[0], actual.outputs[0])
     llm.check_idle()
     llm.close()
+    llm.close()  # which changes nothing
+    assert other.process.returncode is not None
 
 
 class NeverDone:
