@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import real_flashinfer
 from hypothesis import HealthCheck, settings
+from shared_engine import shared_engine
 from tiny import make_adapter, make_model
 from tiny_transformers import Tiny
 
@@ -64,6 +65,10 @@ def pytest_collection_finish() -> None:
     """What was imported stays: no collection of garbage has to look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    shared_engine.close()
 
 
 @pytest.hookimpl(trylast=True)

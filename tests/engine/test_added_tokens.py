@@ -1,6 +1,5 @@
 """Adapters trained with more tokens than the model has: only their own requests have these tokens."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from shared_engine import shared_engine
 from tiny import EOS, VOCAB_SIZE, load_resized, make_adapter, make_model, quiet
 
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
@@ -152,15 +152,15 @@ def test_its_end_token_ends_its_requests(make_llm: Callable[..., LLM], talking: 
 
 
 def test_it_works_in_an_engine_process(wide: str, tiny_model: Path) -> None:
-    async def answers() -> list[int]:
-        async with AsyncLLM(str(tiny_model), backend="cpu", memory="2MB", block_size=4) as llm:
-            info = await llm.load_adapter("wide", wide)
-            assert info.report is not None and info.report.vocab_size == OWN_SIZE
-            final = [output async for output in llm.generate(PROMPT, GREEDY, lora_request="wide")][-1]
-            return list(final.outputs[0].token_ids)
+    direct = LLM(str(tiny_model), backend="cpu", memory="2MB", block_size=4, adapters={"wide": wide})
 
-    llm = LLM(str(tiny_model), backend="cpu", memory="2MB", block_size=4, adapters={"wide": wide})
-    assert asyncio.run(answers()) == answer(llm, PROMPT, GREEDY).outputs[0].token_ids
+    async def body(llm: AsyncLLM) -> None:
+        info = await llm.load_adapter("wide", wide)
+        assert info.report is not None and info.report.vocab_size == OWN_SIZE
+        final = [output async for output in llm.generate(PROMPT, GREEDY, lora_request="wide")][-1]
+        assert final.outputs[0].token_ids == answer(direct, PROMPT, GREEDY).outputs[0].token_ids
+
+    shared_engine.run(tiny_model, body, {})
 
 
 def test_it_takes_no_partner(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], wide: str) -> None:

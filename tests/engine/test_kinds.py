@@ -86,6 +86,7 @@ def test_reports_tell_every_kind_of_change(make_llm: Callable[..., LLM], world: 
     assert all(module.rows_norm for module in told["added"] if module.name in ("lm_head", "model.embed_tokens"))
 
 
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
 def test_the_loader_child_finds_the_base_weights(
     make_llm: Callable[..., LLM], world: tuple[Path, dict[str, Path]]
 ) -> None:

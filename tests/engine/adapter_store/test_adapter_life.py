@@ -4,13 +4,15 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from processes import ENGINE, child_that_runs
+from shared_engine import run_alone, shared_engine
 
 from blora.engine import (
     LLM,
@@ -26,18 +28,18 @@ from blora.engine.llm import RowStream
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-OPTIONS: dict[str, Any] = {"memory": "400KB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
 PROMPTS = ["a prompt that many share", "another one", "x"]
 CONTENTS = ["r1", "r4", "r8", "r24"]
 NAMES = ["a", "b", "c"]
 
 
-def run(tiny_model: Path, body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **options: Any) -> None:
-    async def whole() -> None:
-        async with AsyncLLM(str(tiny_model), **OPTIONS | options) as llm:
-            await body(llm)
-
-    asyncio.run(asyncio.wait_for(whole(), 100))
+def run(
+    model: Path,
+    body: Callable[[AsyncLLM], Coroutine[Any, Any, None]],
+    adapters: Mapping[str, Path] = MappingProxyType({}),
+    memory: str = "400KB",
+) -> None:
+    shared_engine.run(model, body, adapters, memory=memory)
 
 
 async def tokens(llm: AsyncLLM, prompt: str, adapter: str | None, sampling: SamplingParams = GREEDY) -> list[int]:
@@ -276,7 +278,8 @@ def test_a_request_is_aborted_with_its_adapter(tiny_model: Path, tiny_adapters: 
         assert info.queue_seconds >= r8.usage.queue_seconds > 0
         assert info.copy_seconds == pytest.approx(r8.copy_seconds + r4.copy_seconds) and r4.copy_seconds > 0
 
-    run(tiny_model, body, adapters={name: tiny_adapters[name] for name in ("r4", "r8")})
+    adapters = {name: tiny_adapters[name] for name in ("r4", "r8")}
+    run_alone(tiny_model, body, adapters=adapters, memory="400KB")  # whose counts begin here
 
 
 def test_warming_is_known_to_the_engine(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
@@ -405,7 +408,7 @@ def test_a_watch_ends_with_the_engine(tiny_model: Path, how: str) -> None:
         with pytest.raises(EngineUnavailable):
             await waiting
 
-    run(tiny_model, body)
+    run_alone(tiny_model, body)
 
 
 def test_what_there_is_no_room_to_pin_is_loaded_all_the_same(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:

@@ -6,15 +6,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from processes import ENGINE, child_that_runs
+from shared_engine import shared_engine
 
 from blora.engine import LLM, AdapterNotFound, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
 PROMPT = "a prompt long enough to leave blocks in the prefix cache"
 
 
@@ -94,44 +93,42 @@ def test_versions_change_under_traffic(tiny_model: Path, tiny_adapters: dict[str
         output = [output async for output in llm.generate(PROMPT, sampling, lora_request=adapter)][-1]
         return output.outputs[0].token_ids
 
-    async def body() -> None:
-        async with AsyncLLM(str(tiny_model), adapters=tiny_adapters, **OPTIONS) as llm:
-            long = replace(GREEDY, max_tokens=60)
-            expected = {name: await tokens(llm, name, long) for name in ("r4", "r8")}
-            await llm.load_adapter("mine", tiny_adapters["r4"])
-            assert (await llm.load_adapter("mine", tiny_adapters["r8"])).version == 2
-            for _ in range(5):
-                running = asyncio.create_task(tokens(llm, "mine", long))
-                await asyncio.sleep(0.01)
-                await llm.activate_adapter("mine", 1)
-                assert await tokens(llm, "mine", long) == await tokens(llm, "mine@1", long) == expected["r4"]
-                assert await running == expected["r8"]
-                assert (await llm.activate_adapter("mine", 2)).version == 2
-                assert await tokens(llm, "mine", long) == expected["r8"]
-            digest = (await llm.unload_adapter("mine@1")).digest
-            assert digest == (await llm.get_adapter("r4")).digest
-            with pytest.raises(InvalidRequest, match="active"):
-                await llm.load_adapter("mine", tiny_adapters["r16"])
-                await llm.unload_adapter("mine@3")
-            assert (await llm.unload_adapter("mine")).version == 3
-            info = await llm.get_info()
-            assert info.num_free_pages == info.num_pages
+    async def body(llm: AsyncLLM) -> None:
+        long = replace(GREEDY, max_tokens=60)
+        expected = {name: await tokens(llm, name, long) for name in ("r4", "r8")}
+        await llm.load_adapter("mine", tiny_adapters["r4"])
+        assert (await llm.load_adapter("mine", tiny_adapters["r8"])).version == 2
+        for _ in range(5):
+            running = asyncio.create_task(tokens(llm, "mine", long))
+            await asyncio.sleep(0.01)
+            await llm.activate_adapter("mine", 1)
+            assert await tokens(llm, "mine", long) == await tokens(llm, "mine@1", long) == expected["r4"]
+            assert await running == expected["r8"]
+            assert (await llm.activate_adapter("mine", 2)).version == 2
+            assert await tokens(llm, "mine", long) == expected["r8"]
+        digest = (await llm.unload_adapter("mine@1")).digest
+        assert digest == (await llm.get_adapter("r4")).digest
+        with pytest.raises(InvalidRequest, match="active"):
+            await llm.load_adapter("mine", tiny_adapters["r16"])
+            await llm.unload_adapter("mine@3")
+        assert (await llm.unload_adapter("mine")).version == 3
+        info = await llm.get_info()
+        assert info.num_free_pages == info.num_pages
 
-    asyncio.run(asyncio.wait_for(body(), 60))
+    shared_engine.run(tiny_model, body, tiny_adapters)
 
 
 def test_versions_survive_a_restart_of_the_engine(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
-    async def body() -> None:
-        async with AsyncLLM(str(tiny_model), **OPTIONS) as llm:
-            for name in ("r4", "r8"):
-                await llm.load_adapter("mine", tiny_adapters[name])
-            os.kill(child_that_runs(ENGINE), signal.SIGKILL)
-            while llm.is_serving:
-                await asyncio.sleep(0.01)
-            while not llm.is_serving:
-                await asyncio.sleep(0.01)
-            outputs = [output async for output in llm.generate(PROMPT, GREEDY, lora_request="mine@1")]
-            assert outputs[-1].finished
-            assert (await llm.activate_adapter("mine", 1)).version == 1
+    async def body(llm: AsyncLLM) -> None:
+        for name in ("r4", "r8"):
+            await llm.load_adapter("kept", tiny_adapters[name])
+        os.kill(child_that_runs(ENGINE), signal.SIGKILL)
+        while llm.is_serving:
+            await asyncio.sleep(0.01)
+        while not llm.is_serving:
+            await asyncio.sleep(0.01)
+        outputs = [output async for output in llm.generate(PROMPT, GREEDY, lora_request="kept@1")]
+        assert outputs[-1].finished
+        assert (await llm.activate_adapter("kept", 1)).version == 1
 
-    asyncio.run(asyncio.wait_for(body(), 60))
+    shared_engine.run(tiny_model, body, {})

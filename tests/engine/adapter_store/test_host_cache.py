@@ -16,6 +16,7 @@ import pytest
 from processes import ENGINE, child_that_runs
 from safetensors.numpy import load_file, save_file
 from settled import check_settled
+from shared_engine import run_alone, shared_engine
 
 from blora.engine import LLM, AdapterNotFound, AdapterRejected, AsyncLLM, EngineUnavailable, QueueFull, SamplingParams
 from blora.engine.adapter_store.loader_client import LoaderClient, PackedAdapter
@@ -24,7 +25,6 @@ from blora.engine.adapter_store.upload import UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = replace(GREEDY, max_tokens=200)
-OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
 SMALL = "1"  # byte: what nobody uses goes at once
 WEIGHTS = "adapter_model.safetensors"
 
@@ -187,12 +187,16 @@ async def finish_reason(llm: AsyncLLM, adapter: str, **options: Any) -> str | No
 def run(
     model: Path, adapters: dict[str, Path], body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **more: Any
 ) -> None:
-    async def whole() -> None:
-        async with AsyncLLM(str(model), adapters=adapters, **OPTIONS | {"host_cache": SMALL} | more) as llm:
-            await body(llm)
-            await check_settled(llm)
+    """In an engine of its own where it needs other options."""
 
-    asyncio.run(asyncio.wait_for(whole(), 60))
+    async def settling(llm: AsyncLLM) -> None:
+        await body(llm)
+        await check_settled(llm)
+
+    if more:
+        run_alone(model, settling, adapters=adapters, **{"host_cache": SMALL} | more)
+    else:
+        shared_engine.run(model, body, adapters, host_cache=SMALL)
 
 
 def test_50_adapters_in_memory_for_5_under_traffic(
@@ -289,7 +293,7 @@ def test_requests_may_end_while_their_adapter_is_read(tiny_model: Path, folders:
 
 def test_reads_that_nobody_waits_for_any_more_are_left_out(tiny_model: Path, folders: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
-        gate = Gate()
+        before, gate = await llm.get_info(), Gate()
         first = asyncio.create_task(tokens(llm, "r4"))
         await gate.reached()
         second = asyncio.create_task(tokens(llm, "r8"))  # behind the first
@@ -298,7 +302,7 @@ def test_reads_that_nobody_waits_for_any_more_are_left_out(tiny_model: Path, fol
         gate.open()
         assert len(await first) == 8
         await asyncio.sleep(0.02)
-        assert gate.num_waiting == 1 and (await llm.get_info()).num_host_reads == 1
+        assert gate.num_waiting == 1 and (await llm.get_info()).num_host_reads == before.num_host_reads + 1
 
     run(tiny_model, folders, body)
 

@@ -10,31 +10,22 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import DOWNLOAD, LOADER, child_that_runs, children_that_run, is_there
+from shared_engine import run_alone, shared_engine
 from tiny import EOS, make_adapter, make_model
 
-from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull
+from blora.engine import AdapterRejected, AdapterReport, AsyncLLM, InvalidRequest, QueueFull
 from blora.engine.adapter_store import download_client, loader_client
 from blora.engine.adapter_store.upload import UploadedFile
 from blora.engine.ipc.channel import Child, start_child
 from blora.engine.ipc.messages import FromLoader
 
-OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "threads": 1}
 HUB_ID = "someone/adapter"
-Body = Callable[[AsyncLLM], Coroutine[Any, Any, None]]
-
-
-def run(tiny_model: Path, body: Body, **options: Any) -> None:
-    async def whole() -> None:
-        async with AsyncLLM(tiny_model, **OPTIONS | options) as llm:
-            await body(llm)
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
 
 
 @contextlib.contextmanager
@@ -69,12 +60,12 @@ def test_a_cancelled_load_costs_neither_the_loader_nor_memory(tiny_model: Path, 
                 await cancel(task)
         info = await llm.load_adapter("three", tiny_adapters["r24"])
         assert info.ranks == (24,)  # and not what the loader said of the first
-        assert children_that_run(LOADER) == [loader]
+        assert child_that_runs(LOADER) == loader
         assert [info.name for info in await llm.list_adapters()] == ["r1", "three"]
         await llm.unload_adapter("three")
         assert descriptors() == before
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    shared_engine.run(tiny_model, body, {"r1": tiny_adapters["r1"]})
 
 
 def test_a_cancelled_upload_leaves_no_file_behind(
@@ -95,9 +86,9 @@ def test_a_cancelled_upload_leaves_no_file_behind(
                 await asyncio.sleep(0.01)
             await cancel(task)
         await llm.load_adapter("next", tiny_adapters["r4"])
-        assert children_that_run(LOADER) == [loader] and not list(tmp_path.iterdir())
+        assert child_that_runs(LOADER) == loader and not list(tmp_path.iterdir())
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]}, adapter_upload_bytes=100)
+    shared_engine.run(tiny_model, body, {"r1": tiny_adapters["r1"]}, adapter_upload_bytes=100)
 
 
 def test_only_so_many_loads_wait(
@@ -113,7 +104,7 @@ def test_only_so_many_loads_wait(
                 await llm.load_adapter("more", tiny_adapters["r4"])
         assert len(await asyncio.gather(*tasks)) == 3
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    shared_engine.run(tiny_model, body, {"r1": tiny_adapters["r1"]})
 
 
 @pytest.mark.parametrize("is_starved", [True, False])
@@ -133,7 +124,7 @@ def test_a_loader_that_gets_no_core_is_given_more_time(
             with pytest.raises(AdapterRejected, match=r"reading it took more than 0.2 s"):
                 await load
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    shared_engine.run(tiny_model, body, {"r1": tiny_adapters["r1"]})
 
 
 def test_the_kernel_says_how_long_a_child_had_no_core() -> None:
@@ -141,7 +132,7 @@ def test_the_kernel_says_how_long_a_child_had_no_core() -> None:
         loader = await start_child(LOADER, FromLoader)
         while not loader.seconds_without_core():  # as soon as it was put on a core
             await asyncio.sleep(0.01)
-        assert loader.seconds_without_core() < 60
+        assert loader.seconds_without_core() < time.monotonic()  # the seconds that the machine has run
         await loader.stop(5.0)
 
     asyncio.run(asyncio.wait_for(body(), 60))
@@ -151,7 +142,7 @@ def test_memory_running_out_would_end_the_loader_first(tiny_model: Path, tiny_ad
     async def body(_: AsyncLLM) -> None:
         assert Path(f"/proc/{child_that_runs(LOADER)}/oom_score_adj").read_text().strip() == "1000"
 
-    run(tiny_model, body, adapters={"r1": tiny_adapters["r1"]})
+    shared_engine.run(tiny_model, body, {"r1": tiny_adapters["r1"]})
 
 
 # What is expensive to judge is judged in the loader.
@@ -211,13 +202,18 @@ def test_no_text_of_an_adapter_holds_up_the_front_end(wide: tuple[Path, Path], t
         (folder / name).write_text(content)
 
     async def body(llm: AsyncLLM) -> None:
-        assert await longest_stall(llm.inspect_adapter(folder)) < 0.5
+        reports: list[AdapterReport] = []
+
+        async def inspect() -> None:
+            reports.append(await llm.inspect_adapter(folder))
+
+        assert await longest_stall(inspect()) < 0.5
         assert await longest_stall(llm.load_adapter("hostile", folder)) < 0.5
         is_loaded = bool(await llm.list_adapters())
-        assert is_loaded == (not (await llm.inspect_adapter(folder)).problems)
+        assert is_loaded == (not reports[0].problems)
         assert not is_loaded or "tokens" in kind
 
-    run(model, body)
+    shared_engine.run(model, body, {})
 
 
 # The hub.
@@ -252,7 +248,7 @@ def test_clients_load_hub_ids_where_they_may(tiny_model: Path, hub: Path) -> Non
             await llm.load_adapter("missing", "someone/else")
         assert "is neither a folder" in (await llm.inspect_adapter("someone/else")).problems[0]
 
-    run(tiny_model, body, adapter_roots=[], adapter_hub=True)
+    run_alone(tiny_model, body, adapter_roots=[], adapter_hub=True)
 
 
 def test_links_out_of_a_repository_are_refused(tiny_model: Path, tiny_adapters: dict[str, Path], hub: Path) -> None:
@@ -264,7 +260,7 @@ def test_links_out_of_a_repository_are_refused(tiny_model: Path, tiny_adapters: 
         with pytest.raises(AdapterRejected, match="lies outside the allowed folders"):
             await llm.load_adapter("mine", HUB_ID)
 
-    run(tiny_model, body, adapter_roots=[], adapter_hub=True)
+    run_alone(tiny_model, body, adapter_roots=[], adapter_hub=True)
 
 
 @pytest.mark.usefixtures("hub")
@@ -273,7 +269,7 @@ def test_clients_load_no_hub_ids_where_they_may_not(tiny_model: Path, tmp_path: 
         with pytest.raises(AdapterRejected, match="outside the allowed folders"):
             await llm.load_adapter("mine", HUB_ID)
 
-    run(tiny_model, body, adapter_roots=[tmp_path])
+    run_alone(tiny_model, body, adapter_roots=[tmp_path])
 
 
 @pytest.fixture
@@ -309,4 +305,4 @@ def test_a_download_holds_up_nobody_and_ends_with_who_asked(
         with pytest.raises(AdapterRejected, match=r"downloading it took more than 0.1 s"):
             await llm.load_adapter("slow", HUB_ID)
 
-    run(tiny_model, body)
+    run_alone(tiny_model, body)

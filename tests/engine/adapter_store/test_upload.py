@@ -5,12 +5,14 @@ import hashlib
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import LOADER, child_that_runs, is_there
+from shared_engine import run_alone, shared_engine
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
 from blora.engine.adapter_store import lifecycle as module
@@ -18,7 +20,6 @@ from blora.engine.adapter_store import loader_client
 from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
-OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
 NAMES = ["adapter_config.json", "adapter_model.safetensors"]
 MAX_BYTES = 1 << 20
 
@@ -39,18 +40,10 @@ def read(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in NAMES}
 
 
-def run(tiny_model: Path, body: Callable[[AsyncLLM], Coroutine[Any, Any, None]], **options: Any) -> None:
-    async def whole() -> None:
-        async with AsyncLLM(str(tiny_model), **{"adapter_upload_bytes": MAX_BYTES} | OPTIONS | options) as llm:
-            await body(llm)
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
-
-
-@pytest.mark.parametrize("size", [1 << 20, 1000, 64])
 def test_uploaded_bytes_are_what_a_folder_would_be(
-    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path, size: int
+    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path
 ) -> None:
+    """In pieces of any size."""
     root = tmp_path / "root"
     root.mkdir()
 
@@ -59,14 +52,17 @@ def test_uploaded_bytes_are_what_a_folder_would_be(
 
     async def body(llm: AsyncLLM) -> None:
         contents = read(tiny_adapters["r4"])
-        info = await llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), size))
-        loaded = await llm.get_adapter("r4")
-        assert (info.digest, info.path, info.version) == (loaded.digest, "upload:mine", 1)
-        assert info.report is not None and info.report.path == "upload:mine" and info.report.applied_tensors
-        assert await tokens(llm, "mine") == await tokens(llm, "r4")
-        assert not list(root.iterdir())
+        for size in (1 << 20, 1000, 64):
+            info = await llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), size))
+            loaded = await llm.get_adapter("r4")
+            assert (info.digest, info.path, info.version) == (loaded.digest, "upload:mine", 1)
+            assert info.report is not None and info.report.path == "upload:mine" and info.report.applied_tensors
+            assert await tokens(llm, "mine") == await tokens(llm, "r4")
+            assert not list(root.iterdir())
+            await llm.unload_adapter("mine")
 
-    run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]}, adapter_roots=[root])
+    options = {"adapter_roots": [root], "adapter_upload_bytes": MAX_BYTES}
+    run_alone(tiny_model, body, adapters={"r4": tiny_adapters["r4"]}, **options)
 
 
 def test_what_is_no_adapter_is_refused_as_a_folder_would_be(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
@@ -84,7 +80,7 @@ def test_what_is_no_adapter_is_refused_as_a_folder_would_be(tiny_model: Path, ti
         assert not await llm.list_adapters()
         assert len(list(Path("/proc/self/fd").iterdir())) <= num_descriptors + 6  # those of the loader, which runs now
 
-    run(tiny_model, body)
+    shared_engine.run(tiny_model, body, {}, adapter_upload_bytes=MAX_BYTES)
 
 
 def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
@@ -105,13 +101,11 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
             await llm.upload_adapter("more", files, silence())
         with pytest.raises(AdapterRejected, match=r"took more than 0.2 s"):
             await stalled
-
-    async def refused(llm: AsyncLLM) -> None:
+        monkeypatch.setattr(llm._adapters, "_sources", replace(llm._adapters._sources, upload_bytes=0))
         with pytest.raises(AdapterRejected, match="no uploads are taken"):
             await llm.upload_adapter("mine", files, silence())
 
-    run(tiny_model, body)
-    run(tiny_model, refused, adapter_upload_bytes=0)
+    shared_engine.run(tiny_model, body, {}, adapter_upload_bytes=MAX_BYTES)
 
 
 def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
@@ -133,7 +127,7 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
             await upload
         assert not is_there(loader) and not list(tmp_path.glob("blora-upload-*"))
 
-    run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]})
+    shared_engine.run(tiny_model, body, {"r4": tiny_adapters["r4"]}, adapter_upload_bytes=MAX_BYTES)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from shared_engine import shared_engine
 from tiny import EOS, VOCAB_SIZE, make_model
 
 from blora.adapters import AdapterText, AddedToken
@@ -231,12 +232,11 @@ def test_templates_run_in_the_sandbox(make_llm: Callable[..., LLM], make_folder:
 
 
 def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> None:
-    async def ask() -> list[int]:
-        async with AsyncLLM(str(tiny_model), memory="2MB", block_size=4, adapters={"tooled": tooled}) as llm:
-            outputs = [output async for output in llm.chat(HELLO, GREEDY, lora_request="tooled")]
-            return outputs[-1].prompt_token_ids
+    async def body(llm: AsyncLLM) -> None:
+        outputs = [output async for output in llm.chat(HELLO, GREEDY, lora_request="tooled")]
+        assert outputs[-1].prompt_token_ids[0] == TOOL
 
-    assert asyncio.run(ask())[0] == TOOL
+    shared_engine.run(tiny_model, body, {"tooled": Path(tooled)})
 
 
 def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
@@ -245,7 +245,7 @@ def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
     """The engine takes the second load late. Meanwhile the first name, and with it the content, is dropped."""
     send_with = EngineConnection.send_with
 
-    async def run() -> None:
+    async def body(llm: AsyncLLM) -> None:
         is_held, is_free = asyncio.Event(), asyncio.Event()
 
         async def held(connection: EngineConnection, message: Any, descriptor: int) -> None:
@@ -253,15 +253,14 @@ def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
             await is_free.wait()
             await send_with(connection, message, descriptor)
 
-        async with AsyncLLM(tiny_model, memory="1MB", block_size=4, threads=1) as llm:
-            await llm.load_adapter("first", tooled)
-            monkeypatch.setattr(EngineConnection, "send_with", held)
-            second = asyncio.create_task(llm.load_adapter("second", tooled))
-            await is_held.wait()
-            await llm.unload_adapter("first")
-            is_free.set()
-            await second
-            assert llm.get_tokenizer("second").chat_template == TEMPLATE
-            await llm.unload_adapter("second")
+        await llm.load_adapter("first", tooled)
+        monkeypatch.setattr(EngineConnection, "send_with", held)
+        second = asyncio.create_task(llm.load_adapter("second", tooled))
+        await is_held.wait()
+        await llm.unload_adapter("first")
+        is_free.set()
+        await second
+        assert llm.get_tokenizer("second").chat_template == TEMPLATE
+        await llm.unload_adapter("second")
 
-    asyncio.run(run())
+    shared_engine.run(tiny_model, body, {})
