@@ -282,9 +282,9 @@ def ask(question: Callable[[Client], T], llm: FakeLLM | None = None) -> T:
 
 
 def _with_client(question: Callable[[Client], T], target: str) -> T:
-    with Client(target, timeout=20) as client:
+    with Client(target, timeout=100) as client:
         return question(client)
 
 
 def run(body: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(asyncio.wait_for(body, 30))
+    return asyncio.run(asyncio.wait_for(body, 100))

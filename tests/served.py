@@ -26,11 +26,11 @@ class Served:
     def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
         self.process = process
         self.address = address
-        self.client = Client(address, timeout=60)
+        self.client = Client(address, timeout=200)
 
     def settle(self) -> None:
         """Waits until the server, soon after its last request, has everything back."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while True:
             info = self.client.info()
             if info.num_running + info.num_waiting == 0 and info.num_free_pages == info.num_pages:
@@ -43,7 +43,7 @@ class Served:
         service = "blora.v1.GenerationService"
         with grpc.insecure_channel(self.address) as channel:
             for answer in health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service=service), timeout=60
+                health_pb2.HealthCheckRequest(service=service), timeout=200
             ):
                 if answer.status == wanted:
                     return

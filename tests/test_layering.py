@@ -176,7 +176,7 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
 )
 def test_the_front_end_imports_no_torch(module: str) -> None:
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], timeout=200).returncode == 0
 
 
 def test_a_client_needs_nothing_but_proto() -> None:
@@ -184,7 +184,7 @@ def test_a_client_needs_nothing_but_proto() -> None:
         "import sys, blora.proto.client; "
         "sys.exit(any(name.startswith(('torch', 'numpy', 'blora.engine', 'blora.adapters')) for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", check], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], timeout=200).returncode == 0
 
 
 def test_the_package_list_is_the_folders() -> None:

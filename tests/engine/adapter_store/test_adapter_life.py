@@ -296,7 +296,7 @@ def test_warming_is_known_to_the_engine(tiny_model: Path, tiny_adapters: dict[st
 
 
 async def some(news: AsyncGenerator[Any, None], number: int) -> list[Any]:
-    return [await asyncio.wait_for(anext(news), 10) for _ in range(number)]
+    return [await asyncio.wait_for(anext(news), 100) for _ in range(number)]
 
 
 def told(event: AdapterEvent) -> tuple[str, str, int]:

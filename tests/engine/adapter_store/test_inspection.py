@@ -59,7 +59,7 @@ def test_the_command_needs_no_torch(tiny_model: Path, tiny_adapters: dict[str, P
     )
     command = [sys.executable, "-c", check, "adapters", "inspect", str(tiny_adapters["r8"])]
     result = subprocess.run(
-        [*command, "--model", str(tiny_model), "--json"], capture_output=True, text=True, timeout=60
+        [*command, "--model", str(tiny_model), "--json"], capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)

@@ -53,13 +53,13 @@ def test_uploaded_bytes_are_what_a_folder_would_be(
     async def body(llm: AsyncLLM) -> None:
         contents = read(tiny_adapters["r4"])
         for size in (1 << 20, 1000, 64):
-            info = await llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), size))
+            name, content = f"in {size}", b"".join(contents.values())
+            info = await llm.upload_adapter(name, announced(contents), pieces(content, size))
             loaded = await llm.get_adapter("r4")
-            assert (info.digest, info.path, info.version) == (loaded.digest, "upload:mine", 1)
-            assert info.report is not None and info.report.path == "upload:mine" and info.report.applied_tensors
-            assert await tokens(llm, "mine") == await tokens(llm, "r4")
+            assert (info.digest, info.path, info.version) == (loaded.digest, f"upload:{name}", 1)
+            assert info.report is not None and info.report.path == f"upload:{name}" and info.report.applied_tensors
+            assert await tokens(llm, name) == await tokens(llm, "r4")
             assert not list(root.iterdir())
-            await llm.unload_adapter("mine")
 
     options = {"adapter_roots": [root], "adapter_upload_bytes": MAX_BYTES}
     run_alone(tiny_model, body, adapters={"r4": tiny_adapters["r4"]}, **options)

@@ -92,7 +92,7 @@ def run(tiny_model: Path, watched: Path, body: Callable[[AsyncLLM], Coroutine[An
         async with AsyncLLM(str(tiny_model), **options) as llm:
             await body(llm)
 
-    asyncio.run(asyncio.wait_for(whole(), 60))
+    asyncio.run(asyncio.wait_for(whole(), 250))
 
 
 def place(source: Path, target: Path) -> None:

@@ -322,7 +322,7 @@ def run_apart(llm, *argv, **options):
     command = [sys.executable, "-m", "blora.engine.cli.main", *argv]
     return ask(
         lambda connected: subprocess.run(
-            [*command, "--target", connected.target], stderr=subprocess.PIPE, timeout=60, **options
+            [*command, "--target", connected.target], stderr=subprocess.PIPE, timeout=200, **options
         ),
         llm,
     )

@@ -356,7 +356,7 @@ def with_child(talk: Callable[[Child[Any], socket.socket, socket.socket], Awaita
             await talk(child, frames_end, descriptors_end)
             writer.close()
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), 100))
 
 
 def test_the_parent_reads_messages_in_pieces() -> None:

@@ -217,7 +217,7 @@ def test_the_tenant_comes_with_the_metadata():
             await asyncio.to_thread(generate_as, "acme", server.address)
 
     def generate_as(tenant: str, target: str) -> None:
-        with Client(target, timeout=20, tenant=tenant) as client:
+        with Client(target, timeout=100, tenant=tenant) as client:
             client.generate("a")
             list(client.generate_stream("a"))
 

@@ -57,18 +57,18 @@ def start_server(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(start_server, number):
     process, address = start_server(resume_after=2)
-    with Client(address, timeout=30) as client:
+    with Client(address, timeout=100) as client:
         stream = iter(client.generate_stream("abc"))
         text = next(stream).text
         process.send_signal(number)
         text += "".join(sample.text for sample in stream)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=100)
     assert (text, out, process.returncode) == ("abc", "shut down\n", 0)
 
 
 def test_the_second_signal_stops_at_once(start_server):
     process, address = start_server(resume_after=600)
-    with Client(address, timeout=30) as client:
+    with Client(address, timeout=100) as client:
         stream = iter(client.generate_stream("abc"))
         next(stream)
         process.send_signal(signal.SIGTERM)
@@ -77,7 +77,7 @@ def test_the_second_signal_stops_at_once(start_server):
         process.send_signal(signal.SIGTERM)
         with pytest.raises(grpc.RpcError):
             next(stream)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=100)
     assert (out, process.returncode) == ("shut down\n", 1)
 
 
