@@ -314,7 +314,7 @@ def test_the_site_is_beyond_the_plan(kernels: Kernels, site: int) -> None:
         kernels.linear(linear, world.rows(3), torch.empty(3, 48), Epilogue.STORE, world.plan([Segment(0, 3, USE)]))
 
 
-@pytest.mark.parametrize("plan", [1, -1, 2**64, LoRAMetadata(), "a plan"], ids=str)
+@pytest.mark.parametrize("plan", [1, -1, 2**64, LoRAMetadata(), "a plan"], ids=["1", "-1", "2**64", "metadata", "text"])
 def test_what_is_no_plan(kernels: Kernels, plan: object) -> None:
     world = lora_world(kernels)
     with pytest.raises(TypeError, match="^lora: "):
