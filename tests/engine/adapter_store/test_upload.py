@@ -53,7 +53,7 @@ def test_uploaded_bytes_are_what_a_folder_would_be(
     async def body(llm: AsyncLLM) -> None:
         contents = read(tiny_adapters["r4"])
         for size in (1 << 20, 1000, 64):
-            name, content = f"in {size}", b"".join(contents.values())
+            name, content = f"in-{size}", b"".join(contents.values())
             info = await llm.upload_adapter(name, announced(contents), pieces(content, size))
             loaded = await llm.get_adapter("r4")
             assert (info.digest, info.path, info.version) == (loaded.digest, f"upload:{name}", 1)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compute_threads import compute_threads
 from kernel_cases.attention_world import Shape, World
 
 from blora.engine.attention.base import AttentionMetadata, PagedRows
@@ -41,19 +42,18 @@ def test_equals_the_definition(kernels: Kernels, dtype: torch.dtype, name: str) 
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_row_has_the_same_bits_in_any_company(
-    kernels: Kernels, dtype: torch.dtype, num_threads: int, name: str
-) -> None:
+def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, dtype: torch.dtype, name: str) -> None:
     world = World(kernels, SHAPES[name], dtype, [50, 9, 133, 77])
-    torch.set_num_threads(1)
     alone = []
     for row, sequence in enumerate(world.sequences):
         alone.append(torch.cat([world.step({row: (i, i + 1)})[row] for i in range(len(sequence))]))
-    torch.set_num_threads(num_threads)
-    for chunks in ([200], [33, 1, 7, 64]):
-        world.arena.pages.fill_(0xFF)
-        for y, expected in zip(world.run(chunks), alone, strict=True):
-            assert torch.equal(y, expected)
+    for num_threads in (1, 2):
+        for chunks in ([200], [33, 1, 7, 64]):
+            world.arena.pages.fill_(0xFF)
+            with compute_threads(num_threads):
+                together = world.run(chunks)
+            for y, expected in zip(together, alone, strict=True):
+                assert torch.equal(y, expected), (num_threads, chunks)
 
 
 @pytest.mark.parametrize("window", [None, 1500])

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from compute_threads import compute_threads
 from kernel_cases.lora_world import Adapter, LoRAWorld, Site, Uses, segments_of, uses_of
+from torch import Tensor
 
 from blora.adapters.lora import Segment
 from blora.engine.kernels.library import Epilogue, Kernels
@@ -133,24 +135,28 @@ def test_mixtures(kernels: Kernels, dtype: torch.dtype, name: str, mixture: str)
     ("name", "epilogue"), [*(("heads of 8", each) for each in FLOAT), ("gate and up", Epilogue.SILU_MUL)]
 )
 def test_a_row_has_the_same_bits_in_any_company(
-    kernels: Kernels, dtype: torch.dtype, num_threads: int, name: str, mixture: str, epilogue: Epilogue
+    kernels: Kernels, dtype: torch.dtype, name: str, mixture: str, epilogue: Epilogue
 ) -> None:
     """Once as it is, once with enough base rows around it that threads share the work."""
     world = make_world(kernels, dtype, SITES[name], EVERYWHERE, (5, 0, 40), (0, 1, 0))
-    assert torch.get_num_threads() == num_threads
     for runs in (MIXTURES[mixture], [(40, BASE), *MIXTURES[mixture], (60, BASE)]):
         uses = uses_of(runs)
         x, before = world.rows(len(uses)), world.before(len(uses), epilogue)
-        together = world.run(x, epilogue, segments_of(runs), before)
-        torch.set_num_threads(1)
         alone = world.solo(x, epilogue, uses, before)
-        torch.set_num_threads(num_threads)
-        assert torch.equal(together, alone)
-        plain = world.run(x, epilogue, None, before)
-        is_base = torch.tensor([not own for own in uses])
-        assert torch.equal(together[is_base], plain[is_base])
-        is_changed = torch.tensor([bool(own) and all(scale for _, scale in own) for own in uses])
-        assert (together != plain).any(dim=1)[is_changed].all(), "an adapter that changes nothing proves nothing"
+        for num_threads in (1, 2):
+            with compute_threads(num_threads):
+                together = world.run(x, epilogue, segments_of(runs), before)
+                plain = world.run(x, epilogue, None, before)
+            assert torch.equal(together, alone), num_threads
+            assert_changed(together, plain, uses)
+
+
+def assert_changed(together: Tensor, plain: Tensor, uses: Sequence[Uses]) -> None:
+    """By adapters, and by nothing else. plain: without them. uses: of each token."""
+    is_base = torch.tensor([not own for own in uses])
+    assert torch.equal(together[is_base], plain[is_base])
+    is_changed = torch.tensor([bool(own) and all(scale for _, scale in own) for own in uses])
+    assert (together != plain).any(dim=1)[is_changed].all(), "an adapter that changes nothing proves nothing"
 
 
 @pytest.mark.parametrize(
