@@ -104,8 +104,9 @@ class World:
                 done[row] = ranges[row][1]
         return [torch.cat(part) for part in parts]
 
-    def expected(self, row: int, layer: int = 1) -> Tensor:
-        """By definition, in float64, from q, k and v rounded as the model stores them: [length, heads * dim]."""
+    def expected(self, row: int, layer: int = 1, first: int = 0) -> Tensor:
+        """Of the tokens from the first on, by definition, in float64, from q, k and v rounded as the model stores them:
+        [length - first, heads * dim]."""
         shape, qkv = self.shape, self.sequences[row]
         length, num_qk = len(qkv), shape.heads + shape.kv_heads
         heads = qkv.view(length, -1, shape.dim)
@@ -116,10 +117,10 @@ class World:
         qk = rotate(qk, self.cos[:length, None], self.sin[:length, None]).double()
         group = shape.heads // shape.kv_heads
         k, v = (x.repeat_interleave(group, dim=1) for x in (qk[:, shape.heads :], v))
-        scores = torch.einsum("qhd,khd->hqk", qk[:, : shape.heads], k) * shape.dim**-0.5
+        scores = torch.einsum("qhd,khd->hqk", qk[first:, : shape.heads], k) * shape.dim**-0.5
         if shape.soft_cap is not None:
             scores = shape.soft_cap * torch.tanh(scores / shape.soft_cap)
-        distance = torch.arange(length)[:, None] - torch.arange(length)
+        distance = torch.arange(first, length)[:, None] - torch.arange(length)
         window = shape.window if layer == 1 and shape.window else length
         scores.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
