@@ -1,4 +1,4 @@
-"""Sequences whose KV stands in scattered pages of an arena full of NaN, and what attention gives by definition."""
+"""Sequences with their KV in scattered pages of an arena full of NaN, and the attention that its definition gives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Shape:
             head_dim=self.dim,
             rms_norm_eps=1e-5,
             rope=RopeConfig("default", 10000.0),
-            max_position_embeddings=1,  # the world makes its own table
+            max_position_embeddings=1,  # the world makes its own rope table
             qkv_bias=False,
             o_bias=False,
             mlp_bias=False,
@@ -55,7 +55,7 @@ class World:
     def __init__(
         self, kernels: Kernels, shape: Shape, dtype: torch.dtype, lengths: Sequence[int], seed: int = 0, gap: int = 64
     ) -> None:
-        """gap: bytes between the blocks of two pages."""
+        """gap: bytes between the blocks of neighbouring pages."""
         torch.manual_seed(seed)
         self.shape, self.dtype = shape, dtype
         num_pages = sum(-(-length // shape.block_size) for length in lengths) + 3
@@ -75,7 +75,7 @@ class World:
             pages = pages[count:]
 
     def step(self, ranges: dict[int, tuple[int, int]], layer: int = 1) -> dict[int, Tensor]:
-        """ranges: row -> the tokens [start, end) of its sequence that this step computes."""
+        """Computes one step. ranges: row -> the tokens [start, end) of its sequence that the step computes."""
         rows = PagedRows(
             [end - start for start, end in ranges.values()],
             [end for _, end in ranges.values()],
@@ -87,7 +87,7 @@ class World:
         return dict(zip(ranges, y.split([end - start for start, end in ranges.values()]), strict=True))
 
     def run(self, chunks: Sequence[int]) -> list[Tensor]:
-        """All sequences together, each cut in chunks; the last size goes on."""
+        """Computes all sequences together, each cut into chunks of these sizes; the last size repeats."""
         done = [0] * len(self.sequences)
         parts: list[list[Tensor]] = [[] for _ in done]
         for index in range(sum(len(sequence) for sequence in self.sequences)):
@@ -105,7 +105,7 @@ class World:
         return [torch.cat(part) for part in parts]
 
     def expected(self, row: int, layer: int = 1, first: int = 0) -> Tensor:
-        """Of the tokens from the first on, by definition, in float64, from q, k and v rounded as the model stores them:
+        """Returns the result of the tokens from `first` on, by definition, in float64, from q, k and v as the model stores them:
         [length - first, heads * dim]."""
         shape, qkv = self.shape, self.sequences[row]
         length, num_qk = len(qkv), shape.heads + shape.kv_heads
@@ -127,7 +127,7 @@ class World:
 
 
 def make_arena(layout: KVLayout, num_pages: int, page_bytes: int) -> Arena:
-    """From the heap, whose ends AddressSanitizer watches, and with no more slack than kernels are promised."""
+    """An arena on the heap, whose ends AddressSanitizer watches, with no more slack than the kernels are promised."""
     arena = Arena(layout, num_pages, page_bytes)
     size = num_pages * page_bytes
     arena.pages = torch.full((size + SLACK,), 0xFF, dtype=torch.uint8)[:size].view(num_pages, page_bytes)

@@ -1,4 +1,4 @@
-"""Builds the kernels beside the installed ones: emulated, and watched by sanitizers. The recipe is that of setup.py.
+"""Builds the kernels beside the installed ones: emulated, or watched by sanitizers. The recipe is setup.py's.
 
 python tests/kernel_cases/build.py FOLDER    # sanitized, for `pytest --kernels FOLDER`
 """
@@ -25,7 +25,7 @@ SANITIZE = ["-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefine
 
 
 def builds() -> list[str]:
-    """All that is tested: every instruction set that this machine runs, and the emulation."""
+    """The builds that are tested: every instruction set that this machine runs, and the emulation."""
     return [*instruction_sets(), EMULATED]
 
 
@@ -47,7 +47,7 @@ def build_emulated() -> Path:
 
 
 def _digest() -> str:
-    """Of all that the emulation is built from."""
+    """Returns the digest of everything that the emulation is built from."""
     recipe = _recipe()
     digest = hashlib.sha256(repr([recipe["COMMON"], QUICK]).encode())
     for file in [*recipe["SOURCES"], *recipe["HEADERS"]]:
@@ -56,7 +56,7 @@ def _digest() -> str:
 
 
 def build(name: str, folder: Path, extra: Sequence[str] = ()) -> Path:
-    """Returns the path of the library in the folder. extra: flags, which come last."""
+    """Builds a library and returns its path in the folder. extra: flags, which come last."""
     path = path_of(folder, name)
     subprocess.run(_command(_recipe(), name, path, extra), cwd=ROOT, check=True)
     return path

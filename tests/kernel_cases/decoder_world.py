@@ -34,8 +34,8 @@ from .attention_world import Shape, make_arena
 
 LENGTHS = [5, 1, 40]
 BLOCK = 8
-MAX_LENGTH = 64  # of a sequence
-KV_PAGES = 20  # the adapter stands behind the KV
+MAX_LENGTH = 64  # tokens of a sequence
+KV_PAGES = 20  # the adapter's pages follow
 
 
 def make_config(**fields: object) -> ModelConfig:
@@ -53,7 +53,7 @@ def make_weights(config: ModelConfig, dtype: torch.dtype) -> ModelTensors:
 
 
 def make_image(config: ModelConfig, dtype: torch.dtype, page_bytes: int) -> AdapterImage:
-    """An adapter on every module, of another rank each."""
+    """An adapter on every module, each with another rank."""
     rng = np.random.default_rng(0)
     modules = []
     for number, target in enumerate(lora_targets(config)):
@@ -70,7 +70,7 @@ class Decoders:
     def __init__(
         self, kernels: Kernels, config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int] = LENGTHS
     ) -> None:
-        """lengths: of the sequences, all of whose tokens a step computes."""
+        """lengths: the tokens of each sequence. One step computes all of them."""
         tensors = make_weights(config, dtype)
         self.config, self.dtype, self.kernels, self.lengths = config, dtype, kernels, lengths
         self._make_plain(copy.deepcopy(tensors))
@@ -110,7 +110,7 @@ class Decoders:
         segments: Sequence[Segment],
         num_tokens: int | None = None,
     ) -> ForwardBatch:
-        """num_tokens: of token_ids, all that is planned for unless it is to be wrong."""
+        """num_tokens: the length of token_ids; None: as many as the plan has. Another number is an error."""
         num_tokens = sum(self.lengths) if num_tokens is None else num_tokens
         generator = torch.Generator().manual_seed(1)
         tables, first = [], 0

@@ -1,6 +1,6 @@
-"""A long walk over random cases of all kernels, each case on the next build. Started by `make kernels-grid`.
+"""A long run of random cases of all kernels, each case on the next build. `make kernels-grid` starts it.
 
-python -m kernel_cases.grid --cases 50000                   # from a seed that it tells
+python -m kernel_cases.grid --cases 50000                   # from a random seed, which is printed
 python -m kernel_cases.grid --cases 1 --seed 17 --build avx2   # a case again
 """
 
@@ -18,7 +18,7 @@ from blora.engine.kernels.library import Kernels, load_kernels
 from .build import EMULATED, build_emulated, builds, path_of
 from .random_cases import check_case
 
-MOST_FAILURES = 10  # are told, then it ends
+MOST_FAILURES = 10  # the run ends after so many
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _load(name: str, kernels: Path | None) -> Kernels | None:
 
 
 def _walk(libraries: Sequence[Kernels], seeds: range) -> int:
-    """Returns the number of failures."""
+    """Runs the cases and returns the number of failures."""
     failures = 0
     for seed, kernels in zip(tqdm(seeds, unit=" cases", mininterval=1), cycle(libraries), strict=False):
         try:

@@ -1,5 +1,5 @@
-"""One linear layer and adapters that change it, in an arena that is NaN wherever no adapter stands; and what comes out
-by definition, with a bound for what the kernel may be off."""
+"""One linear layer and adapters that change it, in an arena that is NaN outside the adapters; and the result by
+definition, with a bound on the kernel's error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,16 +18,16 @@ from blora.adapters.lora import Segment
 from blora.adapters.peft.checkpoint import LoRAModule
 from blora.engine.kernels.library import Epilogue, Kernels
 
-SITE, NUM_SITES = 1, 3  # of the layer; the sites around it have other adapters' modules or none
+SITE, NUM_SITES = 1, 3  # SITE: the layer's; the sites around it have modules of other adapters, or none
 POISON = 0xFF  # bytes of NaN
-SUM_ERROR = 2**-20  # of a float32 sum, by the sum of its absolute terms
+SUM_ERROR = 2**-20  # of a float32 sum, relative to the sum of its absolute terms
 
 Uses = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Site:
-    """A linear layer in shape, and the (first column, width) of the modules whose outputs stand side by side in it."""
+    """The shape of a linear layer, and the (first column, width) of each module whose outputs are fused in it."""
 
     in_: int
     out: int
@@ -37,11 +37,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Adapter:
-    """ranks: of each slice of the site; 0 where the adapter leaves it alone."""
+    """ranks: one for each slice of the site; 0: the adapter does not change the slice."""
 
     ranks: tuple[int, ...]
     scaling: float = 0.5
-    has_gain_shift: bool = False  # a shift and a gain on every slice, or one of them
+    has_gain_shift: bool = False  # every slice gets a shift, a gain, or both
 
 
 class LoRAWorld:
@@ -83,12 +83,12 @@ class LoRAWorld:
         return torch.from_numpy(self._rng.standard_normal(shape, dtype=np.float32))
 
     def _make_checkpoint(self, name: str, adapter: Adapter) -> Checkpoint:
-        """A decoy at the site before, so that the slices of this one are not the first ones."""
+        """An adapter with a decoy at the site before, so that the slices of this site are not its first ones."""
         modules = [self._make_module(TargetModule("decoy", 8, 16, SITE - 1, 0), 3, adapter.scaling)]
         for (column, width), rank in zip(self.site.slices, adapter.ranks, strict=True):
             target = TargetModule(f"at {column}", self.site.in_, width, SITE, column)
             if adapter.has_gain_shift:
-                modules.append(self._with_vectors(self._make_module(target, rank, adapter.scaling)))
+                modules.append(self._with_gain_shift(self._make_module(target, rank, adapter.scaling)))
             elif rank:
                 modules.append(self._make_module(target, rank, adapter.scaling))
         return Checkpoint("", name, tuple(modules), ())
@@ -98,9 +98,9 @@ class LoRAWorld:
         b = self._rng.standard_normal((target.out_features, rank), dtype=np.float32) / max(rank, 1) ** 0.5
         return LoRAModule(target, scaling, a, b)
 
-    def _with_vectors(self, module: LoRAModule) -> LoRAModule:
+    def _with_gain_shift(self, module: LoRAModule) -> LoRAModule:
         shift, gain = self._rng.standard_normal((2, module.target.out_features), dtype=np.float32)
-        number = module.target.offset % 3  # a shift, a gain, both
+        number = module.target.offset % 3  # a shift, a gain, or both
         return replace(module, shift=shift if number != 1 else None, gain=gain if number != 0 else None)
 
     def _place(self, image: AdapterImage) -> None:
@@ -122,13 +122,13 @@ class LoRAWorld:
         return self.lora.plan(segments, {name: self.page_ids[name] for name in used})
 
     def run(self, x: Tensor, epilogue: Epilogue, segments: Sequence[Segment] | None, before: Tensor) -> Tensor:
-        """before: what y holds before the call. None for segments: a call without a plan."""
+        """Runs one call and returns y. before: the content of y before it. segments: None: a call without a plan."""
         y = before.clone()
         self.kernels.linear(self.linear, x, y, epilogue, None if segments is None else self.plan(segments))
         return y
 
     def solo(self, x: Tensor, epilogue: Epilogue, uses: Sequence[Uses], before: Tensor) -> Tensor:
-        """Every token in a call of its own. uses: of each token."""
+        """Computes every token in a call of its own. uses: the adapters of each token."""
         rows = []
         for token, own in enumerate(uses):
             segments = [Segment(0, 1, own)] if own else None
@@ -136,7 +136,7 @@ class LoRAWorld:
         return torch.cat(rows) if rows else before.clone()
 
     def before(self, num_tokens: int, epilogue: Epilogue) -> Tensor:
-        """Random for ADD; NaN for what is to be written."""
+        """The content of y before a call: random for ADD, NaN for every other epilogue."""
         width = self.site.out // 2 if epilogue is Epilogue.SILU_MUL else self.site.out
         dtype = torch.float32 if epilogue is Epilogue.STORE_FLOAT else self.dtype
         if epilogue is Epilogue.ADD:
@@ -146,7 +146,7 @@ class LoRAWorld:
     def expected(
         self, x: Tensor, epilogue: Epilogue, segments: Sequence[Segment], before: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The definition in float64 with weights rounded to the dtype, and how far each element may be from it."""
+        """The result by definition in float64, with weights rounded to the dtype, and the allowed error of each."""
         x = x.double()
         total, error = x @ self.weight.T + self.bias, SUM_ERROR * (x.abs() @ self.weight.abs().T + self.bias.abs())
         for segment in segments:
@@ -172,7 +172,7 @@ class LoRAWorld:
             if module.gain is not None:
                 gain = torch.from_numpy(module.gain).double()
                 total[:, columns] *= gain
-                # The base's bias is added with the gain and without, and taken off.
+                # The kernel adds the base's bias with the gain and without it, and subtracts it.
                 off = SUM_ERROR * (total[:, columns].abs() + (2 + gain.abs()) * self.bias[columns].abs())
                 error[:, columns] = error[:, columns] * gain.abs() + off
             if module.shift is not None:
@@ -180,7 +180,7 @@ class LoRAWorld:
                 error[:, columns] += SUM_ERROR * total[:, columns].abs()
 
     def check(self, x: Tensor, epilogue: Epilogue, segments: Sequence[Segment]) -> None:
-        """One call against the definition."""
+        """Compares one call with the definition."""
         before = self.before(len(x), epilogue)
         self.assert_near(x, epilogue, segments, before, self.run(x, epilogue, segments, before))
 
@@ -192,7 +192,7 @@ class LoRAWorld:
 
 def assert_within(y: Tensor, expected: Tensor, error: Tensor) -> None:
     off = (y.double() - expected).abs()
-    is_wrong = ~(off <= error)  # NaN is wrong
+    is_wrong = ~(off <= error)  # NaN counts as wrong
     if is_wrong.any():
         at = is_wrong.nonzero()[0].tolist()
         here = tuple(at)
@@ -203,7 +203,7 @@ def assert_within(y: Tensor, expected: Tensor, error: Tensor) -> None:
 
 
 def segments_of(runs: Sequence[tuple[int, Uses]]) -> list[Segment]:
-    """runs: number of tokens and adapters of each run; base runs have no adapter and no segment."""
+    """The segments of runs. runs: the number of tokens and the adapters of each; a base run has no segment."""
     segments, start = [], 0
     for num_tokens, uses in runs:
         if uses and num_tokens:
@@ -230,7 +230,7 @@ def _finish(epilogue: Epilogue, total: Tensor, error: Tensor, before: Tensor) ->
 
 
 def _poison_rest(image: AdapterImage, item_bytes: int) -> None:
-    """Makes NaN of the bytes of an image that no chunk covers."""
+    """Fills the bytes of an image that no chunk covers with NaN."""
     is_used = np.zeros(image.pages.shape, dtype=bool)
     for module in image.table.modules:
         for width, a, b in zip(Layout.CPU.rank_groups(module.rank), module.a, module.b, strict=True):

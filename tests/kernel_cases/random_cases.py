@@ -1,6 +1,6 @@
-"""Random cases of every kernel: each checks results against a definition, and bits against every row's own call.
+"""Random cases of every kernel. Each compares results with a definition, and bits with every row's own call.
 
-A case is all that its seed draws: the same seed is the same case again.
+The seed alone determines a case: the same seed gives the same case again.
 """
 
 import random
@@ -26,8 +26,9 @@ from .token_rows_world import TokenRowsAdapter, TokenRowsWorld
 DTYPES = (torch.float32, torch.bfloat16)
 SCALES = (1.0, 1.0, 0.5, -1.5, 0.0)
 RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 2**-6}  # a unit in the last place at each of two roundings
-# Of sums, and of what is stored. q and k are rounded where the definition rounds them, but a norm is summed in another
-# order: now and then an element falls to the other side of a tie, and its scores are off by a unit in its last place.
+# The errors of sums and of stored values. q and k are rounded where the definition rounds them, but a norm is summed in
+# another order: sometimes an element falls to the other side of a tie, which moves its scores by a unit in the last
+# place.
 ATTENTION_ERROR = {torch.float32: {"atol": 2e-5, "rtol": 0}, torch.bfloat16: {"atol": 2**-8, "rtol": 2**-8}}
 NORMED_ERROR = {**ATTENTION_ERROR, torch.bfloat16: {"atol": 2**-5, "rtol": 2**-8}}
 
@@ -45,7 +46,7 @@ def random_case(seed: int) -> Case:
 
 
 def check_case(seed: int, kernels: Kernels) -> None:
-    """Raises AssertionError that says which case failed. References are computed by one thread, as solo calls are."""
+    """Checks a case. Raises AssertionError that names it. One thread computes references and solo calls."""
     case = random_case(seed)
     try:
         with compute_threads(1):
@@ -55,13 +56,13 @@ def check_case(seed: int, kernels: Kernels) -> None:
 
 
 def _size(rng: random.Random, most: int) -> int:
-    """Mostly small, sometimes up to `most`."""
+    """A random size, mostly small, sometimes up to `most`."""
     return rng.randint(1, rng.choice([1, 4, 16, most, most]))
 
 
 @dataclass(frozen=True)
 class LinearCase:
-    """A linear with the change of adapters in it."""
+    """A linear layer with the changes of adapters."""
 
     seed: int
     num_threads: int
@@ -106,7 +107,7 @@ def _linear_case(rng: random.Random, seed: int) -> LinearCase:
 
 
 def _slices(rng: random.Random) -> list[tuple[int, int]]:
-    """Side by side; of one panel, of heads, or of any width, sometimes wider than a tile."""
+    """Random slices, side by side: of panels, of heads, or of any width, sometimes wider than a patch."""
     slices, column = [], 0
     unit = rng.choice([PANEL, 8, 1])
     for _ in range(rng.randint(1, 4)):
@@ -122,7 +123,7 @@ def _adapter(rng: random.Random, num_slices: int) -> Adapter:
 
 
 def _runs(rng: random.Random, names: Sequence[str]) -> list[tuple[int, Uses]]:
-    """Uniform, distinct, skewed or identical; with base rows between, or none."""
+    """Random runs: uniform, distinct, skewed or identical, with or without base rows between."""
     popularity = rng.choice(["uniform", "distinct", "skewed", "identical"])
     base_share = rng.choice([0.0, 0.2, 0.9])
     runs: list[tuple[int, Uses]] = []
@@ -139,7 +140,7 @@ def _uses(rng: random.Random, names: Sequence[str]) -> Uses:
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """Sequences that are computed together, in chunks."""
+    """Sequences computed together, in chunks."""
 
     seed: int
     num_threads: int
@@ -197,7 +198,7 @@ class RowsCase:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(self.seed)).to(self.dtype)
 
     def assert_same_bits(self, together: Tensor, run: Callable[[int, Tensor], None]) -> None:
-        """run: computes a row into what it is given."""
+        """Compares every row with its own call. run: computes a row into the tensor that it is given."""
         for row in range(self.num_rows):
             alone = torch.full_like(together[row : row + 1], torch.nan)
             run(row, alone)
@@ -234,7 +235,7 @@ class SiluCase(RowsCase):
 
 @dataclass(frozen=True)
 class LookupCase(RowsCase):
-    """Rows of a packed matrix, `width` inputs wide (twice that in bfloat16)."""
+    """Rows of a packed matrix with `width` inputs (twice as many in bfloat16)."""
 
     def check(self, kernels: Kernels) -> None:
         width = self.width * 4 // self.dtype.itemsize
@@ -259,7 +260,7 @@ def _rows_case(kind: type[RowsCase]) -> Callable[[random.Random, int], Case]:
 
 @dataclass(frozen=True)
 class SamplingCase(RowsCase):
-    """The best token and a draw of each row, which has the first few of the logits."""
+    """The best token and a draw of each row, from the first of its logits."""
 
     def check(self, kernels: Kernels) -> None:
         rng = random.Random(self.seed)
@@ -279,7 +280,7 @@ class SamplingCase(RowsCase):
 
 @dataclass(frozen=True)
 class TokenRowsCase:
-    """Embeddings and logits of adapters that change the tables, or have rows of their own behind them."""
+    """Embeddings and logits of adapters that change the model's matrices, or have token rows beyond their ends."""
 
     seed: int
     num_threads: int
@@ -305,7 +306,7 @@ class TokenRowsCase:
                 assert torch.equal(world.embed(ids[row], base[row], alone), embedded[row]), f"bits of token {token}"
             expected = world.logits(x[row].clone(), alone)
             together = logits[row, : expected.shape[1]]
-            is_same = (together == expected) | (together.isnan() & expected.isnan())  # NaN is not written
+            is_same = (together == expected) | (together.isnan() & expected.isnan())  # NaN: nothing is written there
             assert is_same.all(), f"bits of the logits of token {token} differ from its solo call"
 
     def _ids(self, uses: Sequence[Uses]) -> Tensor:
@@ -333,7 +334,7 @@ def _token_rows_case(rng: random.Random, seed: int) -> TokenRowsCase:
 
 
 def _token_rows_adapter(rng: random.Random, vocab: int) -> TokenRowsAdapter:
-    """A product, rows, or both; rows of all tokens, of some, of added ones."""
+    """A random adapter with a product, token rows, or both; rows of all tokens, of some, or of added ones."""
     rank = rng.choice([0, rng.randint(1, 40)])
     num_rows = vocab + rng.choice([0, rng.randint(1, 20), -rng.randrange(vocab)])
     some = sorted(rng.sample(range(vocab + 20), rng.randint(1, 20)))
@@ -358,7 +359,9 @@ class DecoderCase:
         expected = decoders.plain_logits(self.segments)
         with compute_threads(self.num_threads):
             together = decoders.native_logits(self.segments)
-        allowed = 0.1 if self.dtype == torch.bfloat16 else 1e-4  # by the size of all: bfloat16 rounds at many places
+        allowed = (
+            0.1 if self.dtype == torch.bfloat16 else 1e-4
+        )  # relative to the norm of all: bfloat16 rounds at many places
         error = (together - expected).norm() / expected.norm()
         assert error < allowed, error
         assert torch.equal(together, decoders.native_logits(self.segments)), "bits differ from those of one thread"
@@ -371,7 +374,7 @@ def _decoder_case(rng: random.Random, seed: int) -> DecoderCase:
     cuts = sorted(rng.sample(range(sum(lengths) + 1), min(4, sum(lengths) + 1)))
     fields: dict[str, object] = {name: rng.random() < 0.5 for name in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm")}
     fields |= {
-        # A norm of few values that nearly cancel makes any rounding of bfloat16 large: float32 tries the narrow ones.
+        # A norm over few values that nearly cancel magnifies the rounding of bfloat16: float32 tests narrow models.
         "hidden_size": 2 * max(_size(rng, 30), 8 if dtype == torch.bfloat16 else 1),
         "intermediate_size": 2 * _size(rng, 60),
         "num_kv_heads": kv_heads,
@@ -392,7 +395,7 @@ def _decoder_case(rng: random.Random, seed: int) -> DecoderCase:
     )
 
 
-# How often each is drawn: the more there is to go wrong, the oftener.
+# Kinds with more to go wrong are drawn more often.
 KINDS = [
     *[_linear_case] * 5,
     *[_attention_case] * 4,

@@ -1,5 +1,5 @@
-"""An embedding and a head with adapters that change them, in an arena that is NaN wherever no adapter stands; and what
-comes out by definition, with a bound for what the kernels may be off."""
+"""An embedding and a head with adapters that change them, in an arena that is NaN outside the adapters; and the results
+by definition, with a bound on the kernels' error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ HEAD, EMBEDDING, NUM_SITES = range(3)
 
 @dataclass(frozen=True)
 class TokenRowsAdapter:
-    """The same of both tables."""
+    """An adapter that changes the embedding and the head in the same way."""
 
     rank: int = 0
-    row_ids: tuple[int, ...] | None = None  # ascending; none is 0, 1, ...; None: no rows of its own
+    row_ids: tuple[int, ...] | None = None  # ascending; empty: 0, 1, ...; None: no token rows
     num_rows: int = 0  # where row_ids is empty
     has_gain: bool = False
     scaling: float = 0.5
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of the rows that it has."""
+        """The tokens that it has rows for."""
         return () if self.row_ids is None else self.row_ids or tuple(range(self.num_rows))
 
 
@@ -97,11 +97,11 @@ class TokenRowsWorld:
         return self.lora.plan(segments, {name: self.page_ids[name] for name in used})
 
     def rows(self, num_tokens: int) -> Tensor:
-        """Hidden states, or embeddings of the base model."""
+        """Random hidden states, or embeddings of the base model."""
         return self._normal(num_tokens, self.hidden).to(self.dtype)
 
     def width(self, segments: Sequence[Segment]) -> int:
-        """Of the logits."""
+        """The width of the logits."""
         used = {name for segment in segments for name, _ in segment.adapters}
         return max([self.vocab, *(max(self.adapters[name].ids, default=0) + 1 for name in used)])
 
@@ -111,14 +111,14 @@ class TokenRowsWorld:
         return y
 
     def logits(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """NaN where nothing is written."""
+        """The logits; NaN where nothing is written."""
         y, plan = torch.full((len(x), self.width(segments)), torch.nan), self.plan(segments)
         self.kernels.linear(self.head, x, y, Epilogue.STORE_FLOAT, plan)
         self.kernels.replace_logits(self.head, x, y, plan)
         return y
 
     def check_embed(self, ids: Tensor, base: Tensor, segments: Sequence[Segment], y: Tensor) -> None:
-        """Against the definition in float64, with weights rounded to the dtype."""
+        """Compares y with the definition in float64, with weights rounded to the dtype."""
         total, error = base.double(), torch.zeros(base.shape, dtype=torch.float64)
         for segment in segments:
             for token in range(segment.start, segment.end):
@@ -142,14 +142,14 @@ class TokenRowsWorld:
         return 2**-8 if self.dtype == torch.bfloat16 else 2**-22
 
     def _tensors(self, name: str, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A, B, rows and gain of the head (0) or the embedding (1), as they are stored."""
+        """A, B, token rows and gain of the head (0) or of the embedding (1), rounded as they are stored."""
         module = self._modules[name][number]
         rows = np.zeros((0, self.hidden)) if module.rows is None else module.rows.rows
         a, b, own = (torch.from_numpy(matrix).to(self.dtype).double() for matrix in (module.a, module.b, rows))
         return a, b, own, torch.ones(len(b)).double() if module.gain is None else torch.from_numpy(module.gain).double()
 
     def check_logits(self, x: Tensor, segments: Sequence[Segment], y: Tensor) -> None:
-        """Against the definition; what no row of a token's adapters reaches is not looked at."""
+        """Compares y with the definition. Columns beyond the rows of a token's adapters are not compared."""
         x = x.double()
         total, error = torch.zeros(y.shape).double(), torch.full(y.shape, torch.inf).double()
         total[:, : self.vocab], error[:, : self.vocab] = x @ self._weight.T, x.abs() @ self._weight.abs().T * SUM_ERROR

@@ -1,4 +1,4 @@
-"""Worlds are made once: packing and placing all adapters takes longer than most tests."""
+"""Tests share their worlds: packing and placing all adapters takes longer than most tests."""
 
 import pytest
 import torch

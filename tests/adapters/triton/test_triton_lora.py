@@ -1,4 +1,4 @@
-"""TritonLoRA against the reference, in the interpreter."""
+"""TritonLoRA against the reference, in Triton's interpreter."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ def test_equal_to_the_reference(popularity: str, site: int, world: World) -> Non
 
 @pytest.mark.parametrize("num_tokens", [1, 5])
 def test_every_rank(num_tokens: int, world: World) -> None:
-    """One by one, and as rows of a strip."""
+    """Rows are multiplied one by one, and as rows of a strip."""
     for rank in RANKS:
         world.check(0, [Segment(1, 1 + num_tokens, ((f"r{rank}", 1.0),))], num_tokens + 2)
 
@@ -86,7 +86,7 @@ def bits(tensor: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("block_rows", [1, 16])
 def test_planes_change_no_bit(block_rows: int, exact: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether each split of the inputs has programs of its own depends on the batch."""
+    """The batch decides whether each split of the inputs has programs of its own."""
     monkeypatch.setattr(triton_lora, "choose_block_rows", lambda _: block_rows)
     segments, num_tokens = segments_of([(3, [("r17", 1.0)])])
     x, y = exact.rows(3, num_tokens)
@@ -203,7 +203,7 @@ def test_what_cannot_be_read_is_refused(exact: World) -> None:
 
 
 class Compiler:
-    """In the place of a kernel: notes what Triton would compile for each launch, and runs nothing."""
+    """Replaces a kernel: records what Triton would compile for each launch, and runs nothing."""
 
     def __init__(self, kernel: Any, compiled: set[Any]) -> None:
         self._kernel, self._compiled = kernel, compiled
@@ -216,7 +216,7 @@ class Compiler:
         return launch
 
     def _kind(self, name: str, value: Any) -> Any:
-        """Of an argument: a type, and what is known of the value."""
+        """The kind of an argument: its type, and the facts about its value that Triton compiles for."""
         options = self._kernel.kwargs
         if isinstance(value, Tensor):
             is_open = name in options["do_not_specialize_on_alignment"]
@@ -228,7 +228,7 @@ class Compiler:
 def test_no_step_compiles_what_was_not_compiled_before(
     block_rows: int, exact: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uses of odd and even numbers, whose tables begin at other places."""
+    """Steps with odd and with even numbers of uses: their tables begin at different alignments."""
     compiled: set[Any] = set()
     for name in ("shrink", "expand"):
         monkeypatch.setattr(kernels, name, Compiler(getattr(kernels, name), compiled))
@@ -246,12 +246,12 @@ def test_no_step_compiles_what_was_not_compiled_before(
 
 @triton.jit
 def locate(table, arena, found):  # type: ignore[no-untyped-def]
-    """How far into the arena a piece begins, in bytes."""
+    """Stores the offset of a piece in the arena, in bytes."""
     tl.store(found, kernels.find_piece(table, 0, arena, 2).to(tl.int64) - arena.to(tl.int64))
 
 
 def test_pieces_are_found_in_the_largest_arena() -> None:
-    """Of a GPU with 192 GB: their lines are numbered beyond 31 bits."""
+    """On a GPU with 192 GB, the numbers of lines need more than 31 bits."""
     page_bytes, cpu = 1 << 30, torch.device("cpu")
     table = pack(CHECKPOINTS["r8"], "float16", page_bytes, Layout.GPU).table
     content = make_adapter_table(table, [190], lay_out_sites(TARGETS, cpu), 2, cpu).content
@@ -273,7 +273,7 @@ def test_a_fixed_grid_computes_whatever_step_is_filled_in(num_programs: int, exa
     fixed = lora.plan_fixed(GRAPH, num_programs)
     addresses = [part.data_ptr() for part in (*fixed.parts, fixed.h)]
     result = y.clone()
-    lora.run(0, x, result, fixed)  # a capture's first run: no work
+    lora.run(0, x, result, fixed)  # the first run of a capture has no work
     assert bits(result) == bits(y)
     for runs in ([(1, []), (2, [("r64", 1.0)])], [(2, [("r1", 2.0), ("r8", 1.0)])], [(1, [("gains", 1.0)])] * 2):
         segments, _ = segments_of(runs)
@@ -290,7 +290,7 @@ def test_a_fixed_grid_computes_whatever_step_is_filled_in(num_programs: int, exa
         [(7, [("r1", 1.0)])],  # strips
         [(3, [("r1", 1.0), ("r2", 1.0), ("r4", 1.0)])],  # uses
         [(5, [("r128", 1.0)])],  # scratch
-        [(1, [("rows", 1.0)])],  # not the kernels' alone
+        [(1, [("rows", 1.0)])],  # the kernels do not compute all
     ],
 )
 def test_a_step_that_does_not_fit_is_left_to_plan(runs: Runs, exact: World) -> None:

@@ -1,4 +1,4 @@
-"""FlashInferAttention against the reference over pages full of NaN: on the fake, and on the library's own wrappers."""
+"""FlashInferAttention against the reference, over pages full of NaN: on the fake, and on FlashInfer's own wrappers."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model_files.config import ModelConfig, RopeConfig
 
 NUM_PAGES, MAX_POSITIONS, HEAD_DIM = 60, 100, 64
-WINDOWS = (None, 7, 1)  # of the layers
+WINDOWS = (None, 7, 1)  # one for each layer
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -41,7 +41,7 @@ def make_config(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = HEAD_
 
 
 class World:
-    """The same random steps on both backends, each with an arena of its own, full of NaN."""
+    """The same random steps on both backends, each with its own arena full of NaN."""
 
     def __init__(
         self, library: Any, num_rows: int, heads: tuple[int, int] = (4, 2), block_size: int = 4,
@@ -61,11 +61,11 @@ class World:
     def _arena(self, block_size: int, dtype: torch.dtype) -> Arena:
         layout = KVLayout(len(WINDOWS), self.heads[1], HEAD_DIM, block_size, dtype)
         arena = Arena(layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0) + 64)  # a gap follows each page
-        arena.pages.fill_(0xFF)  # NaN, whatever the type
+        arena.pages.fill_(0xFF)  # NaN in every dtype
         return arena
 
     def rows(self, new: Sequence[int]) -> PagedRows:
-        """new: tokens of each row; a row with none sits the step out."""
+        """The rows of a step. new: the tokens of each row; a row with 0 is not in the step."""
         active = [row for row, count in enumerate(new) if count]
         for row in active:
             self.lengths[row] += new[row]
@@ -74,7 +74,7 @@ class World:
         )
 
     def draw(self, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as views of one projection, as the model has them."""
+        """Random q, k and v as views of one projection, as in the model."""
         num_heads, num_kv_heads = self.heads
         qkv = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, HEAD_DIM).to(self.dtype)
         return qkv[:, :num_heads], qkv[:, num_heads : num_heads + num_kv_heads], qkv[:, num_heads + num_kv_heads :]
@@ -128,7 +128,7 @@ def test_any_block_size(library: Any, block_size: int) -> None:
 
 
 def test_a_soft_cap_bends_the_scores(library: Any) -> None:
-    """Against the formula, for one token that sees two; the reference has none."""
+    """The reference has no soft cap, so the formula is computed here, for a token that sees two."""
     world = World(library, 1, heads=(1, 1), soft_cap=2.0)
     rows = world.rows([2])
     q, k, v = (part * 4 for part in world.draw(2))
@@ -141,7 +141,7 @@ def test_a_soft_cap_bends_the_scores(library: Any) -> None:
 
 @pytest.mark.parametrize("kv_dtype", FP8)
 def test_kv_of_8_bits(library: Any, kv_dtype: torch.dtype) -> None:
-    """Against the reference on K and V rounded so."""
+    """The reference gets K and V rounded to 8 bits."""
     world = World(library, 3, kv_dtype=kv_dtype)
     for new in STEPS["mixed order"]:
         world.step(new)
@@ -165,7 +165,7 @@ def test_kv_of_another_type(library: Any) -> None:
 
 
 def fill_up(world: World, rows: PagedRows, num_rows: int) -> PagedRows:
-    """With rows that nobody reads, on a page of their own."""
+    """Pads the step with rows that are not compared, on a page of their own."""
     num_more = num_rows - len(rows.query_lens)
     return PagedRows(
         [*rows.query_lens, *[1] * num_more],
@@ -192,7 +192,7 @@ def test_steps_in_fixed_buffers(library: Any, steps: list[list[int]]) -> None:
 def test_the_workspace_holds_a_partial_result_of_every_row_of_a_graph(
     library: Any, num_rows: int, is_enough: bool
 ) -> None:
-    """With a KV head for each of 36 query heads, 1000 rows take more than what is recommended."""
+    """With a KV head for each of 36 query heads, 1000 rows take more than the recommended workspace."""
     world = World(library, 1, heads=(36, 36), block_size=1)
     rows = PagedRows([1] * num_rows, [1] * num_rows, [[world.spare_page]] * num_rows)
     recommended = world.ours._workspace
@@ -226,11 +226,11 @@ def test_what_fixed_buffers_do_not_hold_changes_nothing(library: Any) -> None:
         world.ours.refill(fixed, replace(rows, block_tables=[[0, 1, 2, NUM_PAGES]] * 3))
 
 
-# Prefixes that rows share.
+# Shared prefixes.
 
 
 class SharedWorld(World):
-    """Rows 0, 2, 3 and 5 begin with the same 3 pages, rows 1 and 4 with 2 others, row 6 with none."""
+    """Rows 0, 2, 3 and 5 begin with the same 3 pages, rows 1 and 4 with the same 2 others; row 6 shares none."""
 
     GROUPS = ((0, 2, 3, 5), 3), ((1, 4), 2)
 
@@ -241,7 +241,7 @@ class SharedWorld(World):
                 self.tables[row][:num_pages] = self.tables[first][:num_pages]
 
     def prefill(self, ends: Sequence[int]) -> None:
-        """ends: length of each row. What is shared is computed for the first row of a group alone."""
+        """Computes the rows up to these ends. Only the first row of a group computes the shared pages."""
         num_shared = {row: 4 * num_pages for (_, *others), num_pages in self.GROUPS for row in others}
         firsts = [0 if row in num_shared else end for row, end in enumerate(ends)]
         self.step(firsts)
@@ -252,12 +252,12 @@ class SharedWorld(World):
 
 @pytest.fixture
 def sharing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However little is saved."""
+    """Shares prefixes however little that saves."""
     monkeypatch.setattr(flashinfer_attention, "WORTHWHILE_BYTES", 1)
 
 
 def prefixes_of(metadata: Any) -> list[int]:
-    """The rows of each part that share something."""
+    """The number of rows of each part that share a prefix."""
     return [part.prefixes.num_rows for part in metadata.parts if part.prefixes is not None]
 
 
@@ -302,7 +302,7 @@ def test_shared_prefixes_of_8_bits(library: Any, kv_dtype: torch.dtype) -> None:
 def test_shared_prefixes_with_a_soft_cap_give_what_each_row_gives_alone(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reference has no soft cap."""
+    """The reference has no soft cap, so each row is compared with itself alone."""
     results = []
     for least in (1, 1 << 40):
         monkeypatch.setattr(flashinfer_attention, "WORTHWHILE_BYTES", least)
@@ -318,7 +318,7 @@ def test_shared_prefixes_with_a_soft_cap_give_what_each_row_gives_alone(
 
 @pytest.mark.usefixtures("sharing")
 def test_a_prefix_is_read_once(library: Any) -> None:
-    """In the layers without a window; the others read their last tokens as ever."""
+    """Only layers without a window read it once; the others read their last tokens as before."""
     if not isinstance(library, FakeFlashInfer):
         pytest.skip("it counts nothing")
     world = SharedWorld(library)
@@ -352,7 +352,7 @@ def test_little_is_not_worth_a_call(library: Any) -> None:
     assert flashinfer_attention._least_shared_pages(layout, (5, 5)) is None
 
 
-# What is refused.
+# Refused arguments.
 
 ROWS = PagedRows([2, 1], [5, 3], [[0, 1], [2]])
 
@@ -405,7 +405,7 @@ def test_an_arena_of_another_model() -> None:
         FlashInferAttention(FakeFlashInfer(), arena, make_config(), torch.float16, on_host)
 
 
-# The fake is worth something only as long as it notices.
+# The fake has to notice wrong calls.
 
 PLAN = {"q_data_type": torch.float16, "window_left": -1}
 

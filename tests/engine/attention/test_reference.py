@@ -22,9 +22,7 @@ def make_attention(
     num_heads: int, num_kv_heads: int, block_size: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Arena, ReferenceAttention]:
     layout = KVLayout(NUM_LAYERS, num_kv_heads, HEAD_DIM, block_size, dtype)
-    arena = Arena(
-        layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0) + 64
-    )  # pages are not packed: a gap follows each
+    arena = Arena(layout, NUM_PAGES, page_bytes_for(layout.block_bytes, 0) + 64)  # a gap follows each page
     for layer in range(NUM_LAYERS):
         arena.kv_layer(layer).fill_(torch.nan)
     return arena, ReferenceAttention(arena, num_heads, HEAD_DIM**-0.5)
@@ -36,7 +34,11 @@ def scattered_tables(num_rows: int) -> list[list[int]]:
 
 
 def expected(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """q: [query_len, num_heads, head_dim]: the last of the sequence; k and v: [seq_len, num_kv_heads, head_dim]."""
+    """The result of torch.
+
+    q: [query_len, num_heads, head_dim], of the last tokens of the sequence.
+    k, v: [seq_len, num_kv_heads, head_dim].
+    """
     seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
     if window is not None:
         seen &= ~torch.ones_like(seen).tril(len(k) - len(q) - window)
@@ -48,7 +50,7 @@ def expected(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 def check_steps(
     attention: ReferenceAttention, heads: tuple[int, int], steps: Sequence[Sequence[int]], window: int | None
 ) -> None:
-    """steps: [num_steps][num_rows] new tokens of each row; a row with none sits the step out."""
+    """steps: [num_steps][num_rows] the new tokens of each row; a row with 0 is not in the step."""
     torch.manual_seed(0)
     num_rows = len(steps[0])
     totals = [sum(step[row] for step in steps) for row in range(num_rows)]
@@ -75,7 +77,7 @@ STEPS = [(9, 1, 4), (0, 1, 5), (1, 1, 1), (6, 0, 1), (1, 1, 1)]
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
 def test_equals_sdpa(heads: tuple[int, int], block_size: int, window: int | None) -> None:
     _, attention = make_attention(*heads, block_size)
-    steps = STEPS if block_size > 1 else [(4, 1, 2), (1, 1, 1), (0, 2, 3)]  # as many as 40 pages hold
+    steps = STEPS if block_size > 1 else [(4, 1, 2), (1, 1, 1), (0, 2, 3)]  # as many tokens as 40 pages hold
     check_steps(attention, heads, steps, window)
 
 
@@ -126,7 +128,7 @@ def test_a_token_that_is_not_finite_leaves_earlier_ones_alone(value: float, wind
     v[6] = value
     y = attention.run(0, q, k, v, attention.plan(rows), window)
     torch.testing.assert_close(y[:6], before[:6])
-    assert not y[6:9].isfinite().any()  # as far as any window here reaches
+    assert not y[6:9].isfinite().any()  # no window here reaches further
     if window is not None:
         torch.testing.assert_close(y[9:], before[9:])
 

@@ -1,4 +1,4 @@
-"""Shared prefixes found in block tables: whole, disjoint, and as many pages saved as one cut of each family can."""
+"""Shared prefixes found in block tables: they are whole and disjoint, and save as much as one cut per family can."""
 
 from collections.abc import Sequence
 
@@ -26,11 +26,11 @@ def find(tables: Tables, least_saved: int = 1) -> list[tuple[list[int], int]]:
         ([[1, 2, 3]], []),
         ([[1, 2, 3], [4, 5, 6]], []),
         ([[1, 2, 3], [1, 2, 4]], [([0, 1], 2)]),
-        ([[1, 2, 3], [1, 2]], [([0, 1], 1)]),  # the last page of the second is being written
+        ([[1, 2, 3], [1, 2]], [([0, 1], 1)]),  # the last page of the second row is still written
         ([[1], [1, 2]], []),
         ([[1, 2, 3, 4], [9, 1, 2, 3], [1, 2, 3, 5]], [([0, 2], 3)]),
         ([[7, 8, 1], [1, 2, 3], [7, 8, 4], [1, 2, 5]], [([0, 2], 2), ([1, 3], 2)]),
-        # One page in common with all, four with some: the cut is where more is saved.
+        # All rows share one page, some share four: the cut is where it saves more.
         ([[1, 2, 3, 4, 9], [1, 2, 3, 4, 8], [1, 7, 7], [1, 2, 3, 4, 6]], [([0, 1, 3], 4)]),
         ([[1, 2, 9], [1, 3, 8], [1, 4, 7], [1, 2, 6]], [([0, 1, 2, 3], 1)]),
         ([[1, 2, 3, 9], [1, 2, 3, 8], [1, 5, 6, 7], [1, 5, 6, 4]], [([0, 1], 3), ([2, 3], 3)]),
@@ -45,18 +45,18 @@ def test_only_where_enough_is_saved() -> None:
     assert find(tables, 6) and not find(tables, 7)
 
 
-# Few pages, so that much is shared.
+# There are few pages, so that many are shared.
 TABLES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12)
 
 
 def common(tables: Tables) -> int:
-    """Pages that all begin with, the last of each left out."""
+    """The number of pages that all rows begin with, the last page of each left out."""
     columns = zip(*(table[:-1] for table in tables), strict=False)
     return next((place for place, column in enumerate(columns) if len(set(column)) > 1), min(map(len, tables)) - 1)
 
 
 def best_saving(tables: Tables) -> int:
-    """By trying every depth for each first page."""
+    """The most pages that can be saved, found by trying every depth for each first page."""
     saved = 0
     for first in {table[0] for table in tables}:
         family = [tuple(table[:-1]) for table in tables if table[0] == first and len(table) > 1]

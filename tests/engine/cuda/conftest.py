@@ -1,4 +1,4 @@
-"""Engines of backend="cuda" without a GPU: on a recording device and a fake FlashInfer, which are the CPU's."""
+"""Engines of backend="cuda" without a GPU: a recording device and a fake FlashInfer compute on the CPU."""
 
 import gc
 import sys
@@ -22,7 +22,7 @@ from blora.engine.cuda import backend as cuda_backend
 from blora.engine.cuda import graphs, library
 from blora.engine.memory.arena import Arena
 
-# Heads that FlashInfer has kernels for.
+# The head_dim is one that FlashInfer has kernels for.
 SIZES = {"hidden_size": 64, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -37,7 +37,7 @@ def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
     monkeypatch.setattr(library, "_check_tools", lambda: None)
     monkeypatch.setattr(cuda_backend, "open_device", lambda _=0: device)
-    monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs one after another
+    monkeypatch.setattr(graphs, "NUM_PROGRAMS", 3)  # the interpreter runs programs one after another
     for name in ("shrink", "expand"):
         monkeypatch.setattr(kernels, name, LaunchedKernel(device, getattr(kernels, name)))
     yield fake
@@ -46,7 +46,7 @@ def flashinfer(device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 class LaunchedKernel:
-    """A Triton kernel that is launched on the device, and so captured there."""
+    """A Triton kernel that is launched on the device, so that the device can capture it."""
 
     def __init__(self, device: RecordingDevice, kernel: Any) -> None:
         self._device, self._kernel = device, kernel
@@ -65,14 +65,14 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_pair(flashinfer: FakeFlashInfer) -> Iterator[Callable[..., tuple[LLM, LLM]]]:
-    """Two engines of the same options, on the reference and on CUDA; in the end each has everything back, and the fake
-    was asked."""
+    """Makes two engines with the same options, on the reference and on CUDA. In the end, each has to have its memory
+    back, and the fake has to have been called."""
     made: list[LLM] = []
 
     def make(model: Path, **options: Any) -> tuple[LLM, LLM]:
-        # float16 is precise enough to compare tokens, and Triton's interpreter knows it.
+        # float16 is precise enough to compare tokens, and Triton's interpreter supports it.
         defaults = {"dtype": "float16", "memory": "8MB", "block_size": 4, "max_num_batched_tokens": 64}
-        defaults |= {"enforce_eager": True}  # graphs have tests of their own
+        defaults |= {"enforce_eager": True}  # graphs have their own tests
         options = defaults | options
         made.append(LLM(str(model), backend="reference", **options | {"kv_cache_dtype": "auto"}))
         made.append(LLM(str(model), backend="cuda", **options))
@@ -98,15 +98,15 @@ def last_graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], graphs.DecodeGr
 
 
 class PageWatch:
-    """Notes on the device which pages of the arena the kernels of each step read and write, replayed ones included."""
+    """Records the pages of the arena that the kernels of each step read and write on the device, in replays too."""
 
     def __init__(self, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of engines that are built from now on."""
+        """Watches engines that are built from now on."""
         self._device, self._monkeypatch = device, monkeypatch
         self._kv: set[int] = set()
         self._new: set[int] = set()
         self._weights: set[int] = set()
-        self.written: set[int] = set()  # ever, by rows
+        self.written: set[int] = set()  # by rows, in any step
         self._before(FlashInferAttention, "plan", self._note_rows)
         self._before(FlashInferAttention, "refill", lambda attention, _, rows: self._note_rows(attention, rows))
         self._before(TritonLoRA, "plan", self._note_segments)

@@ -1,4 +1,4 @@
-"""A shard of backend="cuda" that is not the first, as a process: on a recording device and a fake FlashInfer."""
+"""A process: a shard of backend="cuda" that is not the first, on a recording device and a fake FlashInfer."""
 
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice

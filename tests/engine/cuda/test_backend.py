@@ -1,4 +1,4 @@
-"""What is refused before anything is allocated, and what is imported when."""
+"""The backend refuses before it allocates, and imports FlashInfer and Triton only when it is chosen."""
 
 import importlib
 import subprocess
@@ -32,7 +32,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 def test_a_package_that_cannot_be_imported_is_no_reason_to_end(
     error: Exception, wide_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It makes folders and compares versions at that; "auto" takes the CPU then."""
+    """An import makes folders and compares versions, which may fail; "auto" then takes the CPU."""
 
     def load(name: str) -> Any:
         if name == "flashinfer":

@@ -1,4 +1,4 @@
-"""Our calls against the installed library: the fake's parameters are its, and whatever an engine calls binds to it."""
+"""Our calls against the installed FlashInfer: the fake has its parameters, and every call of an engine binds to it."""
 
 import inspect
 from collections.abc import Callable
@@ -35,7 +35,7 @@ NAMES = [
 
 
 def find(module: Any, name: str) -> Callable[..., Any]:
-    # `plan` of decode hands on whatever it is given.
+    # The decode wrapper's `plan` passes on any argument.
     name = name.replace("BatchDecodeWithPagedKVCacheWrapper.plan", "BatchDecodeWithPagedKVCacheWrapper._plan_impl")
     found: Callable[..., Any] = reduce(getattr, name.split("."), module)
     return found
@@ -43,7 +43,7 @@ def find(module: Any, name: str) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fake_has_the_parameters_of_the_library(name: str, real: Any) -> None:
-    """Those that it has: of the same defaults, and at the same places where they may be given without a name."""
+    """Each parameter of the fake has the default of FlashInfer's, and its place if it may be positional."""
     theirs = inspect.signature(find(real, name)).parameters
     ours = inspect.signature(reduce(getattr, name.removeprefix("sampling.").split("."), fake_flashinfer)).parameters
     places = list(theirs)
@@ -61,8 +61,8 @@ def calls(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[Call]:
-    """Of an engine whose model has all that calls differ by, in steps with prefill, with decode and with both, with
-    prefixes that are shared, and in graphs."""
+    """The calls of an engine whose model has every feature that changes them, in steps of prefill, decode and both,
+    with shared prefixes, and in graphs."""
     model = save_model(tmp_path / "model", "Qwen3ForCausalLM", **WINDOWED)
     _, llm = make_pair(model, max_num_batched_tokens=8, max_num_seqs=2, enforce_eager=False, seed=None)
     llm.generate(["a prompt of some length", "b"], SamplingParams(temperature=0, max_tokens=4), use_tqdm=False)
@@ -84,7 +84,7 @@ def test_every_call_of_an_engine_binds(calls: list[Call], real: Any) -> None:
 
 
 def test_every_plan_says_what_the_library_would_guess(calls: list[Call]) -> None:
-    """Its defaults are float16 and no causality."""
+    """FlashInfer's defaults are float16 and no causal mask."""
     plans = [call for call in calls if call.name.endswith(".plan")]
     assert {call.kwargs["window_left"] for call in plans} == {-1, 4}
     for call in plans:

@@ -1,4 +1,4 @@
-"""Adapter pages that are copied beside the step: what reads and writes them is ordered, whatever happens."""
+"""Adapter pages that are copied beside the step: their reads and writes are ordered in every case."""
 
 import os
 import subprocess
@@ -21,16 +21,16 @@ from blora.engine.parallel.shards import ShardProcess, Shards
 from blora.scheduler import PageCopy, RowResult, Step
 
 PAGE_BYTES = 64
-KV = 200  # what a page of KV is full of
+KV = 200  # the bytes of a page of KV
 
 
 def content(digest: str, index: int) -> int:
-    """What a page of an adapter is full of."""
+    """The byte that fills a page of an adapter."""
     return 1 + (sum(digest.encode()) + 7 * index) % 150
 
 
 class DeviceRunner(CheckingRunner):
-    """Has an arena of bytes, too, on a device whose copies come as late as they may."""
+    """A runner with an arena of bytes on a device that copies as late as it may."""
 
     def __init__(self, num_pages: int, copied_pages: int) -> None:
         super().__init__(BLOCK)
@@ -41,12 +41,12 @@ class DeviceRunner(CheckingRunner):
         self.copies = CopiesBeside(self, self.device, self.copier)  # type: ignore[arg-type]
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
-        """As the pool does."""
+        """Copies pages as the pool does."""
         images = torch.empty(len(page_ids), PAGE_BYTES, dtype=torch.uint8)
         for index in range(len(page_ids)):
             images[index] = content(digest, first + index)
         self.copier.copy(self.pages, page_ids, images)
-        images.fill_(0)  # it is dropped
+        images.fill_(0)  # the image is dropped
         self._note_copy(PageCopy(digest, first, tuple(page_ids)))
 
     def begin_copies(self, step: Step) -> None:
@@ -92,7 +92,7 @@ TestCopiesMachine.settings = settings(stateful_step_count=60)
 
 
 class Beside:
-    """A copier, and what a step does with it."""
+    """A copier, and the operations of a step on it."""
 
     def __init__(self, pages_per_step: int = 2) -> None:
         self.device = RecordingDevice()
@@ -134,7 +134,7 @@ def test_a_copy_waits_for_what_used_the_page_before_and_not_for_the_step_beside_
 
 @pytest.mark.parametrize("num_pages", [1, 3, 7])
 def test_staging_memory_is_used_again_when_it_was_read(num_pages: int) -> None:
-    """More pages than it has places for, in one copy and in many."""
+    """More pages than staging has places are copied, at once and one by one."""
     beside = Beside(pages_per_step=1)
     for first in range(0, 8 - num_pages, num_pages):
         beside.copy(*range(first, first + num_pages))
@@ -155,7 +155,7 @@ def test_what_is_known_to_have_arrived_is_not_waited_for() -> None:
 
 
 def step_of(copied_pages: int, are_beside: bool) -> list[Step]:
-    """The first steps of a base request and one with an adapter of three pages."""
+    """The first steps of a base request and of one with an adapter of three pages."""
     scheduler, residency, _ = make_scheduler(copied_pages_per_step=copied_pages, are_copies_beside_rows=are_beside)
     residency.register("a", 3)
     scheduler.add(make_request(0, [1, 2, 3], 9))
@@ -188,7 +188,7 @@ class Pool:
 
 
 def test_copies_of_a_step_that_failed_are_not_left_out() -> None:
-    """They are committed with it."""
+    """The step is committed, and its copies with it."""
     pool, beside = Pool(seconds=0.01), Beside()
     copies = CopiesBeside(pool, beside.device, beside.copier)  # type: ignore[arg-type]
     step = step_of(2, are_beside=True)[0]
@@ -197,14 +197,14 @@ def test_copies_of_a_step_that_failed_are_not_left_out() -> None:
     assert copies.finish() >= 0.01 and pool.copied == ["a"]
     copies.begin(step)
     copies.go_on(is_waited_for=True)
-    copies.go_on(is_waited_for=True)  # rows that are run again
+    copies.go_on(is_waited_for=True)  # the rows run again
     assert copies.finish() >= 0.01 and pool.copied == ["a", "a"]
     copies.begin(Step((), (), {}))
     assert copies.finish() < 0.01
 
 
 def test_rows_that_nobody_waits_for_are_waited_for() -> None:
-    """A part of a prompt: what it was planned with is in pinned memory that the next plan writes to."""
+    """They compute a part of a prompt. Their plan is in pinned memory, which the next plan overwrites."""
     beside = Beside()
     copies = CopiesBeside(Pool(), beside.device, beside.copier)  # type: ignore[arg-type]
     copies.begin(step_of(2, are_beside=True)[0])
@@ -217,13 +217,13 @@ def test_rows_that_nobody_waits_for_are_waited_for() -> None:
 
 
 def test_a_shard_that_ends_is_seen_while_kernels_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As collectives of NCCL do, for ever."""
+    """Kernels of NCCL collectives wait for it for ever."""
     beside = Beside()
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) as process:
         shards = Shards([ShardProcess(1, process, Mock(), os.open(os.devnull, os.O_RDONLY))])
         copies = CopiesBeside(Pool(), beside.device, beside.copier, shards)  # type: ignore[arg-type]
         copies.begin(step_of(2, are_beside=True)[0])
-        copies.go_on(is_waited_for=True)  # what was launched has run
+        copies.go_on(is_waited_for=True)  # the launched kernels have run
         monkeypatch.setattr(RecordingEvent, "is_done", lambda _: process.kill())
         with pytest.raises(EngineBroken, match="shard 1 has ended with status -9"):
             copies.go_on(is_waited_for=True)

@@ -1,4 +1,4 @@
-"""CudaDevice without a GPU: every call into torch.cuda binds to a function that is there, in the order meant."""
+"""CudaDevice without a GPU: every call into torch.cuda binds to an existing function, in the intended order."""
 
 from typing import Any
 from unittest.mock import MagicMock, create_autospec
@@ -31,7 +31,7 @@ FUNCTIONS = (
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
-    """Stands for torch.cuda, with its signatures."""
+    """A stand-in for torch.cuda with its signatures."""
     calls = MagicMock()
     for name in FUNCTIONS:
         calls.attach_mock(create_autospec(getattr(torch.cuda, name)), name)

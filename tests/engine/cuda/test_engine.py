@@ -1,4 +1,4 @@
-"""Whole engines on the CUDA backend: their tokens are the reference's, but where two tokens are as good as equal."""
+"""Whole engines on the CUDA backend: their tokens are the reference's, unless two tokens are nearly equally good."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from blora.engine.model.decoder import CausalLM
 Pair = Callable[..., tuple[LLM, LLM]]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2)
 PAGE_BYTES = 4096 * 2  # of wide_model: K and V of 4 tokens in 2 layers, 2 heads of 64
-CLOSE = 0.1  # log-probabilities of models whose logits are wide: float16 is rounded in other places
+CLOSE = 0.1  # difference of log-probabilities: the logits are wide, and float16 is rounded in other places
 
 
 def generate(llm: LLM, prompts: Sequence[Any], adapters: Sequence[Any], sampling: SamplingParams = GREEDY) -> Any:
@@ -30,7 +30,7 @@ def generate(llm: LLM, prompts: Sequence[Any], adapters: Sequence[Any], sampling
 
 
 def assert_same(expected: Sequence[CompletionOutput], actual: Sequence[CompletionOutput], close: float = CLOSE) -> None:
-    """Row by row up to where the reference's two best tokens are close; most rows have to come to their end."""
+    """Compares each row up to a token where the reference's two best are close. Most rows have to reach their end."""
     num_whole = 0
     for row, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
         for at, (token, wanted) in enumerate(zip(ours.token_ids, theirs.token_ids, strict=True)):
@@ -96,7 +96,7 @@ def test_architectures(make_pair: Pair, tmp_path: Path, case: str) -> None:
 
 
 def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
-    """Memory for a part of the rows, and twice the same prompts."""
+    """The memory holds a part of the rows, and the same prompts come twice."""
     reference, cuda = make_pair(wide_model, memory=24 * PAGE_BYTES, max_num_batched_tokens=48)
     prompts = [f"{start} the same beginning of all" for start in ("so", "so", "no")] + ["c" * 20]
     nobody = [None] * len(prompts)
@@ -110,8 +110,8 @@ def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
 def test_prefixes_that_many_rows_share(
     make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch, enforce_eager: bool
 ) -> None:
-    """Two of them, one longer, and rows that share nothing; memory for a part of the rows, so that some are preempted.
-    Rows that share leave the graphs."""
+    """There are two prefixes, one of them longer, and rows without. The memory holds a part of the rows, so some are
+    preempted. Rows that share a prefix leave the graphs."""
     monkeypatch.setattr(attention, "WORTHWHILE_BYTES", 1)
     reference, cuda = make_pair(wide_model, memory=48 * PAGE_BYTES, max_num_seqs=12, enforce_eager=enforce_eager)
     assert "merge_state_in_place" in flashinfer.log.names()  # compiled before a request may wait for it
@@ -119,7 +119,7 @@ def test_prefixes_that_many_rows_share(
     starts = ["the same beginning of some", "another, and a longer beginning of the others"]
     prompts = [f"{starts[row % 2]} {row}" for row in range(10)] + ["alone", "on its own"]
     nobody = [None] * len(prompts)
-    assert generate(cuda, starts, [None, None])  # so that they are there
+    assert generate(cuda, starts, [None, None])  # so that the prefixes are cached
     assert_same(generate(reference, prompts, nobody), generate(cuda, prompts, nobody))
     assert cuda.get_info().num_preemptions > 0
     merged = [len(call.args[0]) for call in flashinfer.log.calls if call.name == "merge_state_in_place"]
@@ -129,8 +129,8 @@ def test_prefixes_that_many_rows_share(
 def test_an_activated_adapter_shares_the_prefix_of_the_base_model(
     make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Base rows and rows of an aLoRA, whose prefix before the invocation is the base model's; an ordinary adapter's
-    rows have KV of their own."""
+    """Before the invocation, the prefix of an aLoRA's rows is the base model's. Rows of an ordinary adapter have KV of
+    their own."""
     monkeypatch.setattr(attention, "WORTHWHILE_BYTES", 1)
     reference, cuda = make_pair(wide_model)
     for llm in (reference, cuda):
@@ -157,7 +157,7 @@ def test_a_row_does_not_change_with_its_neighbours(make_pair: Pair, wide_model: 
 
 
 def test_everything_that_is_sampled(make_pair: Pair, wide_model: Path) -> None:
-    """Seeds, filters, penalties, biases and logprobs of prompts: the same draws as on the reference."""
+    """Seeds, filters, penalties, biases and logprobs of prompts give the reference's draws."""
     reference, cuda = make_pair(wide_model)
     samplings = [
         SamplingParams(temperature=0.7, seed=1, max_tokens=6, logprobs=2),
@@ -187,13 +187,15 @@ def test_kv_of_8_bits_takes_half_the_memory(
     ours, theirs = (generate(llm, PROMPTS, [None] * len(PROMPTS), one) for llm in (cuda, reference))
     num_same = sum(one.token_ids[0] == other.token_ids[0] for one, other in zip(ours, theirs, strict=True))
     assert num_same >= len(PROMPTS) // 2
-    assert any(one.token_ids != other.token_ids for one, other in zip(ours, theirs, strict=True))  # rounded it is
+    assert any(
+        one.token_ids != other.token_ids for one, other in zip(ours, theirs, strict=True)
+    )  # rounding has an effect
 
 
 def test_rows_that_fail_are_done_with_before_others_are_computed(
     make_pair: Pair, wide_model: Path, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What they were planned with, in pinned memory, is planned over."""
+    """Their plan is in pinned memory, which the next plan overwrites."""
     _, cuda = make_pair(wide_model)
     calls: list[str] = []
 
@@ -206,7 +208,7 @@ def test_rows_that_fail_are_done_with_before_others_are_computed(
         patch.setattr(device, "synchronize", lambda: calls.append("settled"))
         outputs = generate(cuda, PROMPTS[:2], [None, None])
     assert all(output.error is not None for output in outputs)
-    assert calls == ["rows", "settled"] * 3  # both, then each alone
+    assert calls == ["rows", "settled"] * 3  # both rows, then each alone
     assert generate(cuda, PROMPTS[:1], [None])[0].error is None
 
 
@@ -214,7 +216,7 @@ def test_rows_that_fail_are_done_with_before_others_are_computed(
 def test_a_gpu_that_fails_is_the_end_of_the_engine(
     wide_model: Path, device: RecordingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No request is guilty, and none can be computed in this process any more."""
+    """No request is to blame, and this process can compute none any more."""
     llm = LLM(str(wide_model), backend="cuda", dtype="float16", memory="2MB", block_size=4, enforce_eager=True)
 
     def fail(*_: Any) -> None:

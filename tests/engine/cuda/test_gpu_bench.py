@@ -1,4 +1,4 @@
-"""`blora bench gpu` on the fakes: what it compares, what it writes, and what it says without a GPU."""
+"""`blora bench gpu` on the fakes: its comparison, its report, and its message without a GPU."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_without_a_gpu_it_says_so(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def row(*tokens: int, second: float = -3.0, other: int = 9, error: str | None = None) -> CompletionOutput:
-    """Each token with a log-probability of -1, and another."""
+    """A row of tokens with log-probability -1, each beside another token."""
     logprobs = [{token: Logprob(-1.0, 1, None), other: Logprob(second, 2, None)} for token in tokens]
     return CompletionOutput(index=0, text="", token_ids=tokens, cumulative_logprob=0.0, logprobs=logprobs, error=error)
 

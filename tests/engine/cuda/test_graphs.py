@@ -1,4 +1,4 @@
-"""Decode steps as graphs: the tokens of eager steps, whatever adapters come and go, without another capture."""
+"""Decode steps as graphs give the tokens of eager steps while adapters come and go, without another capture."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ def buffers(sized: Sized) -> list[int]:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
-    """For each step that graphs were asked for: the rows of the logits, None where it was left."""
+    """For each step that was offered to the graphs: the rows of its logits, or None if it fitted no graph."""
     steps: list[int | None] = []
     original = DecodeGraphs.run
 
@@ -83,7 +83,7 @@ def test_replays_give_the_tokens_of_eager_steps(
     for num_rows in (1, 2, 3, 5, 6):
         assert tokens(cuda, [None] * num_rows, 6) == tokens(reference, [None] * num_rows, 6)
         is_padded = num_rows in (3, 5)
-        assert (scratch in watch.written) == is_padded, num_rows  # rows that fill up write there, and nobody else
+        assert (scratch in watch.written) == is_padded, num_rows  # only rows of padding write there
         watch.written.clear()
     assert {1, 2, 3, 5, 6, None} == set(counted)
     assert len(device.graphs) == num_captured and sum(graph.num_replays for graph in device.graphs) >= 20
@@ -109,7 +109,7 @@ def test_adapters_of_any_rank_come_and_go_without_a_capture(
     for index, rank in enumerate((4, 40, 1)):
         folder = make_adapter(wide_model, tmp_path / str(rank), index, r=rank, target_modules=MODULES)
         for llm in (reference, cuda):
-            llm.load_adapter("a", folder)  # another one under the same name
+            llm.load_adapter("a", folder)  # another adapter under the same name
         assert tokens(cuda, ["a", None], 3) == tokens(reference, ["a", None], 3)
         answers |= {*tokens(cuda, ["a"], 3), *tokens(cuda, [None], 3)}
     assert len(answers) >= 3
@@ -131,7 +131,7 @@ def test_base_rows_launch_no_lora_kernel(
 def test_rows_of_one_adapter_share_its_weights(
     make_pair: Pair, wide_model: Path, tmp_path: Path, counted: list[int | None], last_graphs: Graphs
 ) -> None:
-    """As in eager steps: not each of its rows reads them all again."""
+    """They do so in eager steps too: each row does not read all weights again."""
     reference, cuda = make_pair(wide_model, **OPTIONS)
     folder = make_adapter(wide_model, tmp_path / "a", 3, r=4, target_modules=MODULES)
     for llm in (reference, cuda):
@@ -169,7 +169,7 @@ def run_composed(llm: LLM, folders: list[Path]) -> list[tuple[int, ...]]:
 def test_what_does_not_fit_runs_eagerly(
     make_pair: Pair, wide_model: Path, tmp_path: Path, counted: list[int | None]
 ) -> None:
-    """Two adapters on the row of a graph of one."""
+    """The graph of one row holds one adapter, and the row has two."""
     folders = [make_adapter(wide_model, tmp_path / str(i), i, r=2, target_modules=MODULES) for i in range(2)]
     reference, cuda = make_pair(wide_model, **OPTIONS | {"max_num_seqs": 1})
     assert run_composed(cuda, folders) == run_composed(reference, folders)
@@ -205,7 +205,7 @@ def test_eager_engines_capture_nothing(
 
 
 def test_logits_that_are_kept_are_not_those_of_the_next_step(make_pair: Pair, wide_model: Path) -> None:
-    """A sampled row with log-probabilities reads its own."""
+    """A sampled row with log-probabilities reads its own logits."""
     reference, cuda = make_pair(wide_model, **OPTIONS | {"max_num_seqs": 2})
     sampling = SamplingParams(temperature=0.8, seed=1, max_tokens=5, logprobs=2, ignore_eos=True)
     results = [llm.generate(["a", "b"], sampling, use_tqdm=False) for llm in (reference, cuda)]

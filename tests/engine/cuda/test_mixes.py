@@ -45,7 +45,7 @@ def load(adapters: dict[str, Path], *engines: LLM) -> None:
 
 @pytest.fixture
 def round_kv(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """The reference's K and V are rounded from then on to what 8 bits hold."""
+    """Rounds the reference's K and V to 8 bits from now on."""
     original = ReferenceAttention.run
 
     def begin(kv_cache_dtype: str) -> None:
@@ -63,7 +63,7 @@ def round_kv(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each step that a graph held."""
+    """The rows of each step that ran as a graph."""
     steps: list[int] = []
     original = DecodeGraphs.run
 
@@ -87,7 +87,7 @@ def test_small_kv_in_graphs_and_mixed_batches(
     counted: list[int],
     kv_cache_dtype: str,
 ) -> None:
-    """The rounding is all that differs: in prompts in parts, in decode beside them, in replays and their padding."""
+    """Only the rounding differs: in prompts computed in parts, in decode beside them, in replays and their padding."""
     reference, cuda = make_pair(wide_model, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=40, **GRAPHS)
     watch.written.clear()
     load(adapters, reference, cuda)
@@ -98,14 +98,14 @@ def test_small_kv_in_graphs_and_mixed_batches(
     rounded = generate(LLM(str(wide_model), **EXACT | {"adapters": adapters}), PROMPTS, uses, GREEDY)
     together = generate(cuda, PROMPTS, uses, GREEDY)
     assert_same(rounded, together, CLOSE)
-    assert_same(rounded[:3], generate(cuda, PROMPTS[:3], uses[:3], GREEDY), CLOSE)  # and a row that fills up
+    assert_same(rounded[:3], generate(cuda, PROMPTS[:3], uses[:3], GREEDY), CLOSE)  # with a row of padding
     assert off_by(rounded, together) * 2 < off_by(rounded, exact)
     assert {3, 6} <= set(counted)
     check_order(device.log)
 
 
 def off_by(expected: Sequence[CompletionOutput], actual: Sequence[CompletionOutput]) -> float:
-    """Of the log-probabilities of first tokens, together."""
+    """The sum of the differences between log-probabilities of first tokens."""
     pairs = ((one.logprobs[0], other.logprobs[0]) for one, other in zip(expected, actual, strict=True))
     return sum(
         abs(one[token].logprob - other[token].logprob) for one, other in pairs for token in one if token in other
@@ -116,7 +116,7 @@ EXACT: dict[str, Any] = {"backend": "reference", "dtype": "float16", "memory": "
 
 
 def test_small_kv_is_found_again_and_made_again(make_pair: Pair, wide_model: Path) -> None:
-    """Prefix hits and preemption: what was written in 8 bits is read by others, and computed again the same."""
+    """With prefix hits and preemption, other rows read KV of 8 bits, and a second computation gives the same."""
     small = {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 48}
     _, roomy = make_pair(wide_model, enable_prefix_caching=False, **small)
     _, cuda = make_pair(wide_model, memory=24 * PAGE_BYTES, **small | GRAPHS)
@@ -129,7 +129,8 @@ def test_small_kv_is_found_again_and_made_again(make_pair: Pair, wide_model: Pat
 
 
 def mixed_sampling(max_tokens: int = 6) -> list[SamplingParams]:
-    """One of each way to a token, in one batch: what changes logits in place stands before what is drawn from them."""
+    """One row for each way to a token, in one batch. Rows that change logits in place come before rows that draw from
+    theirs."""
     common: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": True}
     # Drawn by the library, and with one outcome: what it was given are the logits of that row.
     certain = SamplingParams(temperature=1.5, top_k=1, **common)
@@ -169,7 +170,7 @@ def test_draws_without_a_seed_from_graphs(
 
 
 def test_draws_without_a_seed_vary(make_pair: Pair, wide_model: Path, counted: list[int]) -> None:
-    """From the same logits of a replay, whatever row of it."""
+    """They vary although every row of a replay has the same logits."""
     _, cuda = make_pair(wide_model, seed=None, **GRAPHS)
     sampling = SamplingParams(temperature=3.0, max_tokens=5, ignore_eos=True, n=6)
     answers = [tuple(sample.token_ids) for sample in cuda.generate("ab", sampling, use_tqdm=False)[0].outputs]
@@ -205,7 +206,7 @@ def test_two_shards(
     round_kv: Callable[[str], None],
     kv_cache_dtype: str,
 ) -> None:
-    """Each on a GPU of its own, as it were: every way to a token, adapters, prompts in parts."""
+    """Each rank has a GPU of its own, in effect: every way to a token, adapters, prompts in parts."""
     if kv_cache_dtype != "auto":
         round_kv(kv_cache_dtype)
     reference = LLM(str(wide_model), seed=None, **EXACT)

@@ -1,4 +1,4 @@
-"""Whole engines whose adapters come and go beside traffic: every read of a page is ordered before its reuse."""
+"""Whole engines with adapters that come and go during traffic: every read of a page is ordered before its reuse."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def adapters(wide_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def run(llm: LLM, adapters: dict[str, Path]) -> list[tuple[int, ...]]:
-    """More adapters than the arena has room for, each for two short requests, beside a base row that goes on."""
+    """Runs more adapters than the arena holds, each for two short requests, beside a base row that goes on."""
     for name, folder in adapters.items():
         llm.load_adapter(name, folder)
     uses = [None, *adapters, None, *adapters]

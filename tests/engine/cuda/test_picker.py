@@ -1,4 +1,4 @@
-"""The pickers of a GPU: the same tokens as torch's, and draws with the probabilities of the exact way."""
+"""The pickers of a GPU choose torch's tokens, and draw with the probabilities of the exact sampler."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +31,8 @@ def test_best_of_rows_of_unequal_width() -> None:
 
 
 def exact(logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Any:
-    """By the definitions: of what top-k leaves, the shortest head that has top_p, and what has min_p of the best."""
+    """The probabilities by definition: of the tokens that top-k leaves, the shortest head that reaches top_p, and those
+    with at least min_p of the best one's probability."""
     probs = (logits / temperature).softmax(0)
     order = probs.argsort(descending=True)
     order = order[:top_k] if top_k else order
@@ -53,7 +54,7 @@ def exact(logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float
     ],
 )
 def test_draws_have_the_probabilities(filters: dict[str, Any]) -> None:
-    """Beside rows of other filters, so that every row is given its own."""
+    """Other rows have other filters: every row gets its own."""
     picker = CudaUnseededPicker(FakeFlashInfer().sampling, on_host)
     draws = [Draw(SamplingParams(**filters), draw_key(5, 0, place)) for place in range(NUM_DRAWS)]
     others = [Draw(SamplingParams(**strict), 1) for strict in ({"top_k": 1}, {"min_p": 0.99}, {"top_p": 0.01})]
@@ -81,7 +82,7 @@ Pair = Callable[..., tuple[LLM, LLM]]
 def test_only_rows_without_a_seed_are_drawn_so(make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer) -> None:
     def num_drawn(sampling: SamplingParams, **options: Any) -> int:
         llm = make_pair(wide_model, **options)[1]
-        flashinfer.log.calls.clear()  # of the trial step
+        flashinfer.log.calls.clear()  # calls of the trial step
         llm.generate("ab", sampling, use_tqdm=False)
         return sum(call.name == "sampling.softmax" for call in flashinfer.log.calls)
 
@@ -91,4 +92,4 @@ def test_only_rows_without_a_seed_are_drawn_so(make_pair: Pair, wide_model: Path
     assert num_drawn(SamplingParams(max_tokens=3, repetition_penalty=1.2), seed=None) == 0
     assert num_drawn(SamplingParams(max_tokens=3, temperature=1e-6), seed=None) == 0
     assert num_drawn(SamplingParams(max_tokens=3, temperature=0), seed=None) == 0
-    assert num_drawn(SamplingParams(max_tokens=3)) == 0  # LLM has a seed for them all
+    assert num_drawn(SamplingParams(max_tokens=3)) == 0  # the LLM has a seed for all of them

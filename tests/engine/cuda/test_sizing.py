@@ -1,4 +1,4 @@
-"""What a GPU's arena gets: measured, told, refused with the figures."""
+"""The size of a GPU's arena: it is measured, logged, and refused with the figures."""
 
 import gc
 import logging
@@ -24,15 +24,15 @@ NEEDS = PageNeeds(page_bytes=20, block_size=4, num_useful=1000)
 
 
 class Trial:
-    """Takes known bytes of a device."""
+    """A trial that takes a known number of bytes."""
 
     def __init__(self, device: RecordingDevice) -> None:
         self.device, self.captured = device, []
-        device.hold(70)  # the arena's 30 and workspaces
+        device.hold(70)  # 30 of the arena, the rest workspaces
 
     def run(self, step: Step) -> None:
         assert len(step.rows) == 2
-        self.device.hold(5)  # kernels that are loaded when they are first launched
+        self.device.hold(5)  # kernels that load at their first launch
         torch.zeros(64) + torch.zeros(64)
 
     def capture(self, size: int) -> None:
@@ -85,11 +85,11 @@ def test_the_arena_fills_what_the_budget_leaves(memory: int | float | str | None
 def test_no_more_than_is_of_use() -> None:
     needs = PageNeeds(page_bytes=20, block_size=4, num_useful=6)
     assert choose_num_pages(None, USE, needs) == 6
-    assert choose_num_pages(200, USE, needs) == 10  # asked for
+    assert choose_num_pages(200, USE, needs) == 10  # the number that was asked for
 
 
 def test_no_more_than_the_lora_kernels_can_number() -> None:
-    """Of a GPU with 288 GB."""
+    """A GPU with 288 GB has more."""
     use = MemoryUse(total=288 << 30, others=0, weights=8 << 30, workspaces=0, activations=0, graphs=0)
     needs = PageNeeds(page_bytes=2 << 20, block_size=16, num_useful=1 << 30)
     assert choose_num_pages(1.0, use, needs) == MAX_ARENA_BYTES // (2 << 20) - 1
@@ -137,7 +137,7 @@ def test_an_engine_that_finds_too_little_does_not_start(
 def test_a_trial_that_fails_is_told_in_a_line(
     make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory that does not suffice for the largest step, or no compiler for FlashInfer's kernels."""
+    """The memory does not suffice for the largest step, or FlashInfer's kernels find no compiler."""
     make_pair(wide_model)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     monkeypatch.setattr(CausalLM, "forward", Mock(side_effect=error))
@@ -148,7 +148,7 @@ def test_a_trial_that_fails_is_told_in_a_line(
 def test_the_trial_is_gone_when_the_arena_is_made(
     make_pair: Pair, wide_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no room for two. It hangs in no cycle either, which would be freed too late."""
+    """There is no room for two arenas. The trial is part of no reference cycle, which would be freed too late."""
     arenas: list[weakref.ref[Arena]] = []
     original = Arena.__init__
 

@@ -1,8 +1,7 @@
-"""Every instruction set that this machine runs is tested, not only the one that would be chosen; the code for the
-widest vectors, pairwise products and tiles is tested everywhere, with these emulated.
+"""The tests run on every instruction set of this machine, not only on the one that would be chosen. The code for the
+widest vectors, pairwise products and tiles is tested everywhere, by emulation.
 
-`--kernels FOLDER` takes the libraries from a folder instead (see kernel_cases/build.py): so `make sanitize` runs these
-tests.
+`--kernels FOLDER` takes the libraries from a folder instead (see kernel_cases/build.py); `make sanitize` uses it.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Native paged attention against float64, over scattered pages full of NaN; and its bits, whatever else is computed."""
+"""Native paged attention against float64, over scattered pages full of NaN; its bits depend on no other row."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ SHAPES = {
     "head of 128": Shape(heads=2, kv_heads=1, dim=128),
     "window": Shape(window=7),
     "window of one": Shape(window=1),
-    "window over tiles": Shape(window=70),
+    "window over spans": Shape(window=70),
     "norm": Shape(has_norm=True, dim=20),
     "soft cap": Shape(soft_cap=1.5),
     "soft cap in a window": Shape(soft_cap=30.0, window=9, has_norm=True),
@@ -60,7 +60,7 @@ def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, dtype: torch.d
 def test_long_contexts_are_split_without_changing_a_bit(
     kernels: Kernels, dtype: torch.dtype, num_threads: int, window: int | None
 ) -> None:
-    """A few rows are cut into splits that threads share; in a large batch each is computed by one thread."""
+    """The threads share the splits of few rows; in a large batch one thread computes each row."""
     shape = Shape(heads=2, kv_heads=1, window=window)
     world = World(kernels, shape, dtype, [3100, 40])
     whole = world.run([3000, 1])
@@ -101,7 +101,7 @@ def test_a_row_of_nan_leaves_the_others_alone(kernels: Kernels, dtype: torch.dty
 def test_a_token_that_is_not_finite_leaves_earlier_ones_alone(
     kernels: Kernels, dtype: torch.dtype, value: float
 ) -> None:
-    """Earlier tokens may be those of a prefix that others share."""
+    """Earlier tokens may belong to a prefix that other sequences share."""
     world = World(kernels, Shape(), dtype, [40])
     expected = world.step({0: (0, 40)})[0]
     world.sequences[0][35] = value
@@ -118,7 +118,7 @@ def test_what_the_kernel_cannot_do_is_refused(kernels: Kernels) -> None:
         replace(shape, dim=7),
         replace(shape, dim=514),
     ):
-        with pytest.raises(ValueError, match="block_size|heads"):
+        with pytest.raises(ValueError, match="block_size|heads|head_dim"):
             World(kernels, wrong, torch.float32, [1])
     world = World(kernels, shape, torch.float32, [4])
     plan = world.attention.plan(PagedRows([4], [4], [world.tables[0]]))

@@ -1,4 +1,4 @@
-"""All layers in one native call against the plain decoder, on every build; and what is refused before it."""
+"""All layers in one native call against the plain decoder, on every build; and calls that are refused."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,14 @@ from kernel_cases.decoder_world import LENGTHS, Decoders, make_config
 from blora.adapters.lora import Segment
 from blora.engine.kernels.library import Kernels
 
-LORA = (Segment(0, 4, (("a", 1.0),)), Segment(9, 40, (("a", -0.5),)))  # across rows; tokens without adapters between
+LORA = (
+    Segment(0, 4, (("a", 1.0),)),
+    Segment(9, 40, (("a", -0.5),)),
+)  # segments across rows, with tokens without adapters between
 
 CONFIGS = {
     "llama": {},
-    "odd gates": {"intermediate_size": 72},  # gate and up are no whole panels
+    "odd gates": {"intermediate_size": 72},  # gate and up are not whole panels
     "biases, norms": {"qkv_bias": True, "o_bias": True, "mlp_bias": True, "qk_norm": True},
     "tied, window": {"tie_word_embeddings": True, "sliding_windows": (None, 7)},
 }
@@ -27,13 +30,14 @@ def test_equals_the_plain_decoder(
     assert torch.get_num_threads() == num_threads
     decoders = Decoders(kernels, make_config(**CONFIGS[name]), dtype)
     expected = decoders.plain_logits(segments)
-    allowed = 0.1 if dtype == torch.bfloat16 else 1e-4  # by the size of all: bfloat16 rounds at many places
+    allowed = 0.1 if dtype == torch.bfloat16 else 1e-4  # relative to the norm of all: bfloat16 rounds at many places
     error = (decoders.native_logits(segments) - expected).norm() / expected.norm()
     assert error < allowed, error
 
 
 def test_base_rows_have_the_same_bits_beside_adapters(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> None:
-    """The first row is changed in part, the second not at all; of the third, what is after a changed token is."""
+    """An adapter changes a part of the first row and no token of the second; in the third row, the tokens after a
+    changed token change too."""
     assert torch.get_num_threads() == num_threads
     decoders = Decoders(kernels, make_config(), dtype)
     base, mixed = decoders.native_logits(()), decoders.native_logits(LORA)

@@ -1,4 +1,4 @@
-"""What does not fit raises a Python error before a kernel sees it: sizes, dtypes, tables, segments. Never a signal."""
+"""Wrong sizes, dtypes, block tables and segments raise a Python error before a kernel sees them, never a signal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_attended(
 
 
 def test_rows_at_the_very_end_are_attended(kernels: Kernels) -> None:
-    """The last page, the last position of the rope table, all queries."""
+    """Rows on the last page, at the last position of the rope table, with all queries."""
     world = attention_world(kernels)
     tables = [[world.arena.num_pages - 1, 0]]
     plan = world.attention.plan(PagedRows([LENGTH], [LENGTH], tables))
@@ -95,7 +95,7 @@ def test_tensors_that_cannot_be_attended(kernels: Kernels, name: str) -> None:
 
 
 def _spoilt(tensor: Tensor) -> list[Tensor]:
-    """[n, width] float32 of every wrong kind."""
+    """A tensor of [n, width] float32, spoilt in every way."""
     n, width = tensor.shape
     return [
         tensor[:-1],
@@ -117,11 +117,11 @@ def _spoilt(tensor: Tensor) -> list[Tensor]:
     ]
 
 
-# Attention: what is fixed when the model is built.
+# Attention: arguments of the constructor.
 
 
 def build_attention(kernels: Kernels, shape: Shape, **wrong: object) -> CpuAttention:
-    """Everything fits, but for what is named in `wrong`."""
+    """Builds an attention whose arguments fit, except those in `wrong`."""
     layout = KVLayout(2, shape.kv_heads, shape.dim, shape.block_size, torch.float32)
     if "layout" in wrong:
         layout = replace(layout, **wrong["layout"])  # type: ignore[arg-type]
@@ -350,7 +350,7 @@ def test_epilogues_that_are_none(kernels: Kernels, epilogue: Epilogue) -> None:
 
 @pytest.mark.parametrize("epilogue", [int(Epilogue.STORE_FLOAT), int(Epilogue.SILU_MUL)])
 def test_an_epilogue_given_as_its_number_is_checked_as_itself(kernels: Kernels, epilogue: Epilogue) -> None:
-    """An int 3 is not Epilogue.STORE_FLOAT to Python, but is to C++: it would write floats into y of bfloat16."""
+    """In Python an int 3 is not Epilogue.STORE_FLOAT, but in C++ it is: it would write floats into a y of bfloat16."""
     linear = kernels.pack_linear(torch.zeros(32, 8, dtype=torch.bfloat16))
     x, y = torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(3, 32, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="^y: "):
@@ -378,7 +378,7 @@ OTHER_DTYPES = [torch.float16, torch.float64, torch.int32, torch.complex64, torc
 
 @pytest.mark.parametrize("other", OTHER_DTYPES, ids=str)
 def test_dtypes_that_no_kernel_has(kernels: Kernels, other: torch.dtype) -> None:
-    """All tensors of a call agree, and still there is no kernel for them."""
+    """All tensors of a call have the same dtype, but no kernel has it."""
     x, weight = torch.zeros(3, 8, dtype=other), torch.ones(8, dtype=other)
     with pytest.raises((ValueError, KeyError)):
         kernels.rms_norm(x, weight, 1e-5, x)

@@ -1,4 +1,4 @@
-"""Which libraries are loaded."""
+"""The choice of a library, and its functions."""
 
 import ctypes
 import re
@@ -22,7 +22,7 @@ def test_both_sides_count_the_same_interface() -> None:
 
 
 def test_python_binds_the_functions_that_the_header_declares() -> None:
-    """Names, results and arguments; any pointer is `*`."""
+    """Names, results and arguments are compared; every pointer counts as `*`."""
     declared = re.findall(r"^BLORA_API (\w+) (\w+)\(([^)]*)\);", ENTRY, re.MULTILINE)
     bound = [
         (C_TYPES[result], name, [C_TYPES.get(argument, "*") for argument in arguments])

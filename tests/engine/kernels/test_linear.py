@@ -1,4 +1,4 @@
-"""The packed multiplication against a float64 product: every epilogue, shapes that fill no panel, any rows."""
+"""The packed multiplication against a float64 product: every epilogue, incomplete panels, any number of rows."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from blora.engine.kernels.library import PANEL, Epilogue, Kernels, PackedLinear
 
 SHAPES = [(16, 2), (1, 2), (33, 10), (48, 64), (96, 34), (64, 576), (160, 1030), (530, 6), (1, 1030)]  # out, in
 ROWS = [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 25, 33, 97, 100, 203]
-# Powers of two of x and of the weights, from and below, where sums have to be rounded in a way of their own.
+# Exponents of x and of the weights: (from, below). With these, sums of tiles are rounded in ways of their own.
 EXPONENTS = {
     "denormal sums": ((-67, -59), (-67, -59)),
     "denormal inputs": ((-133, -120), (60, 127)),
@@ -33,7 +33,7 @@ def make_weight(out: int, in_: int, dtype: torch.dtype, seed: int = 0) -> Tensor
 def make_linear(
     kernels: Kernels, out: int, in_: int, dtype: torch.dtype, has_bias: bool = True
 ) -> tuple[PackedLinear, Tensor, Tensor]:
-    """The packed layer, its weight and bias in float64."""
+    """Returns a packed layer, and its weight and bias in float64."""
     weight = make_weight(out, in_, dtype)
     bias = torch.linspace(-2, 2, out).to(dtype)
     expected = weight.double(), bias.double() if has_bias else torch.zeros(out).double()
@@ -45,7 +45,7 @@ def rows_of(num_tokens: int, width: int, dtype: torch.dtype, seed: int = 1) -> T
 
 
 def assert_near(y: Tensor, expected: Tensor) -> None:
-    """Sums are float32; what is stored in bfloat16 is off by half a unit in the last place at most, plus that."""
+    """Sums are float32. A value stored in bfloat16 may be off by another half unit in the last place."""
     relative = 2**-8 if y.dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(y.double(), expected, rtol=relative, atol=2e-5)
 
@@ -103,7 +103,7 @@ def test_a_row_has_the_same_bits_in_any_company(
 
 
 def values_of(shape: tuple[int, int], exponents: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
-    """Of both signs, some zero, of evenly spread exponents."""
+    """Random values of both signs, some of them zero, with evenly spread exponents."""
     generator = torch.Generator().manual_seed(seed)
     mantissas = 1 + torch.randint(128, shape, generator=generator).double() / 128
     signs = torch.randint(2, shape, generator=generator) * 2 - 1
@@ -112,7 +112,7 @@ def values_of(shape: tuple[int, int], exponents: tuple[int, int], dtype: torch.d
 
 
 def bits(y: Tensor) -> Tensor:
-    """Signs of zeros count, and of what is no number nothing but that."""
+    """The bits, in which the sign of a zero counts; all NaN are the same."""
     return y.nan_to_num(torch.nan, torch.inf, -torch.inf).view(torch.int32)
 
 
@@ -145,7 +145,7 @@ def test_tiles_compute_what_their_emulation_computes(load_build: Callable[[str],
 
 @pytest.mark.usefixtures("num_threads")
 def test_products_of_torch_in_between_stay_right(kernels: Kernels) -> None:
-    """Torch computes in the same threads, with the same registers."""
+    """Torch computes in the same threads, with the same tile registers."""
     linear, weight, bias = make_linear(kernels, 96, 64, torch.bfloat16)
     x, other = rows_of(130, 64, torch.bfloat16), rows_of(64, 320, torch.bfloat16, seed=3)
     alone, y = x @ other, torch.empty(130, 96)

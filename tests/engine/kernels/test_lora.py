@@ -1,5 +1,5 @@
-"""Native LoRA, inside the packed multiplication, against a float64 sum; its bits, whatever else is in the batch; and
-what it may not read: everything around the adapters' chunks is NaN."""
+"""Native LoRA, inside the packed multiplication, against a float64 sum. Its bits depend on no other row, and it reads
+nothing outside the adapters' chunks: everything around them is NaN."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,10 @@ SITES = {
     "whole panels": Site(64, 96, ((0, 64), (64, 16), (80, 16))),
     "odd widths": Site(24, 45, ((0, 20), (20, 9), (29, 16)), has_bias=True),
     "single outputs": Site(24, 21, ((3, 1), (15, 1), (16, 1), (20, 1))),
-    "across tiles": Site(40, 1100, ((0, 500), (500, 30), (530, 570)), has_bias=True),
+    "across patches": Site(40, 1100, ((0, 500), (500, 30), (530, 570)), has_bias=True),
     "gate and up": Site(40, 192, ((0, 96), (96, 96)), has_bias=True),
 }
-EVERYWHERE = (16, 4, 9, 21)  # ranks, as many as there are slices
+EVERYWHERE = (16, 4, 9, 21)  # a rank for each slice
 TOKENS = [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 16, 24, 25, 31, 95, 96, 97, 191, 193, 300]
 SEGMENT_SIZES = [1, 2, 3, 15, 16, 17, 33, 47, 96, 97]
 FLOAT = [Epilogue.STORE, Epilogue.STORE_FLOAT, Epilogue.ADD]
@@ -32,7 +32,7 @@ BASE: Uses = ()
 
 
 def make_world(kernels: Kernels, dtype: torch.dtype, site: Site, *ranks: Sequence[int]) -> LoRAWorld:
-    """Adapters a, b, c, ... with the ranks of each slice."""
+    """A world with adapters a, b, c, ... of these ranks, one for each slice."""
     adapters = {
         chr(ord("a") + index): Adapter(tuple(own[: len(site.slices)]), 0.5 + index) for index, own in enumerate(ranks)
     }
@@ -41,7 +41,7 @@ def make_world(kernels: Kernels, dtype: torch.dtype, site: Site, *ranks: Sequenc
 
 @pytest.mark.parametrize("page_bytes", [1024, 1 << 16], ids=["pieces", "matrices"])
 def test_every_rank(kernels: Kernels, dtype: torch.dtype, page_bytes: int) -> None:
-    """In pages of a piece each, and of whole matrices."""
+    """Pages may hold a single piece, or whole matrices."""
     site = SITES["heads of 8"]
     for rank in range(1, 71):
         world = LoRAWorld(kernels, dtype, site, {"a": Adapter((rank, rank % 20 + 1, 71 - rank))}, page_bytes, rank)
@@ -60,8 +60,8 @@ def test_slices_anywhere(kernels: Kernels, dtype: torch.dtype, name: str, epilog
 
 @pytest.mark.parametrize("name", SITES)
 @pytest.mark.parametrize("epilogue", FLOAT, ids=lambda epilogue: epilogue.name)
-def test_vectors_over_outputs(kernels: Kernels, dtype: torch.dtype, name: str, epilogue: Epilogue) -> None:
-    """Beside adapters without, and with no ranks at all."""
+def test_gains_and_shifts(kernels: Kernels, dtype: torch.dtype, name: str, epilogue: Epilogue) -> None:
+    """Gains and shifts of adapters with and without ranks, beside adapters that have neither."""
     site = SITES[name]
     num_slices = len(site.slices)
     adapters = {
@@ -94,7 +94,7 @@ def test_the_change_comes_before_the_gate(kernels: Kernels, dtype: torch.dtype, 
 
 
 def test_every_number_of_inputs(kernels: Kernels, dtype: torch.dtype) -> None:
-    """Around the ends of units, lines and pieces of each width of groups."""
+    """The numbers lie around the ends of units, lines and pieces, for each width of groups."""
     step = 4 // dtype.itemsize
     for in_ in [
         *range(step, 70, step),
@@ -137,7 +137,7 @@ def test_mixtures(kernels: Kernels, dtype: torch.dtype, name: str, mixture: str)
 def test_a_row_has_the_same_bits_in_any_company(
     kernels: Kernels, dtype: torch.dtype, name: str, mixture: str, epilogue: Epilogue
 ) -> None:
-    """Once as it is, once with enough base rows around it that threads share the work."""
+    """A row is computed alone, and among so many base rows that threads share the work."""
     world = make_world(kernels, dtype, SITES[name], EVERYWHERE, (5, 0, 40), (0, 1, 0))
     for runs in (MIXTURES[mixture], [(40, BASE), *MIXTURES[mixture], (60, BASE)]):
         uses = uses_of(runs)
@@ -178,7 +178,7 @@ def test_threads_cut_large_batches_anywhere(
 def test_a_row_has_the_same_bits_in_a_segment_of_any_size(
     kernels: Kernels, dtype: torch.dtype, num_threads: int, in_: int, page_bytes: int
 ) -> None:
-    """Few rows and many are computed in ways of their own."""
+    """Few rows and many rows are computed in different ways."""
     site = Site(in_, 144, ((0, 48), (48, 80), (128, 16)))
     ranks = {"a": (16, 16, 16), "b": (8, 4, 8), "c": (4, 28, 12), "d": (64, 0, 70)}
     adapters = {name: Adapter(own, 0.5) for name, own in ranks.items()}
@@ -196,7 +196,7 @@ def test_a_row_has_the_same_bits_in_a_segment_of_any_size(
         assert torch.equal(world.run(x, Epilogue.STORE_FLOAT, segments_of(runs), before), alone)
 
 
-# Powers of two of x, from and below, and a scale of the request, where sums have to be rounded in a way of their own.
+# Exponents of x, (from, below), and the request's scale. With these, sums are rounded in ways of their own.
 @pytest.mark.parametrize(
     ("exponents", "scale"),
     [((-130, -115), 1.0), ((-20, 0), 2.0**-120), ((-133, 1), 2.0**-60), ((110, 127), 1.0), ((60, 70), 2.0**60)],
@@ -219,7 +219,7 @@ def test_a_row_has_the_same_bits_at_the_ends_of_the_range(
 
 
 def bits(y: torch.Tensor) -> torch.Tensor:
-    """Signs of zeros count, and of what is no number nothing but that."""
+    """The bits, in which the sign of a zero counts; all NaN are the same."""
     return y.nan_to_num(torch.nan, torch.inf, -torch.inf).view(torch.int32)
 
 

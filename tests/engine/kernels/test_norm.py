@@ -16,7 +16,7 @@ def test_equals_the_reference(kernels: Kernels, dtype: torch.dtype, width: int, 
     y = torch.empty_like(x)
     kernels.rms_norm(x, weight, 1e-5, y)
     expected = rms_norm(x, weight, 1e-5)
-    # A unit in the last place at each of two roundings: the mean is summed in another order.
+    # The mean is summed in another order: a unit in the last place at each of two roundings.
     torch.testing.assert_close(y, expected, rtol=2**-6 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
     kernels.rms_norm(x, weight, 1e-5, x)
     assert torch.equal(x, y), "in place"

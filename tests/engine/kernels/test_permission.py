@@ -1,4 +1,4 @@
-"""The operating system's permission for tile registers, in processes of their own: it is asked for once in each."""
+"""The operating system's permission for tile registers. Each test has its own process, which asks once."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from blora.engine.kernels.instruction_sets import instruction_sets
 from blora.engine.kernels.library import load_kernels
 
-# Linux refuses while a thread has a signal stack that does not hold the registers.
+# Linux refuses as long as a thread has a signal stack too small for the registers.
 REFUSED = """
 import ctypes
 class Stack(ctypes.Structure):
@@ -26,7 +26,7 @@ except PermissionError as error:
 print(load_kernels().instruction_set)
 """
 
-# Torch's second thread is there before the permission.
+# Torch's second thread exists before the permission.
 GRANTED = """
 import os
 import torch

@@ -1,4 +1,4 @@
-"""The native passes over logits against torch: the best token, what is finite, seeded draws token by token."""
+"""The native passes over logits against torch: best tokens, finite rows, and seeded draws token by token."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Adapters on embeddings and logits against their definition in float64; what does not fit raises, never a signal."""
+"""Adapters on embeddings and logits against their definition in float64. Wrong arguments raise, without a signal."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from blora.adapters.lora import LoRAMetadata, Segment
 from blora.engine.kernels.library import Kernels, PackedLinear
 
-VOCAB, HIDDEN = 70, 24  # neither is whole panels
+VOCAB, HIDDEN = 70, 24  # neither fills whole panels
 ADAPTERS = {
     "lora": TokenRowsAdapter(rank=21),
     "some": TokenRowsAdapter(row_ids=(0, 3, 17, 69)),
@@ -30,7 +30,7 @@ def make_world(kernels: Kernels, dtype: torch.dtype = torch.float32) -> TokenRow
 
 
 def make_ids(world: TokenRowsWorld) -> Tensor:
-    """Of each run a token with a row, the last of them, and one that may have none."""
+    """For each run: a token with a row, the last such token, and a token that may have none."""
     ids: list[int] = []
     for number, uses in RUNS:
         own = world.adapters[uses[0][0]].ids if uses else ()
@@ -57,8 +57,8 @@ def test_logits(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> None:
     assert torch.equal(y[:2, :VOCAB], world.logits(x[:2], []))
 
 
-def test_a_token_that_no_table_has_is_left_as_it_is(kernels: Kernels, dtype: torch.dtype) -> None:
-    """Another adapter of the step has such a token."""
+def test_a_token_without_a_row_is_left_as_it_is(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Another adapter of the step has a row for it."""
     world = make_world(kernels, dtype)
     ids, base = torch.tensor([VOCAB + 8] * NUM_TOKENS), world.rows(NUM_TOKENS)
     y = world.embed(ids, base, SEGMENTS)
