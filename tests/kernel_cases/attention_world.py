@@ -105,8 +105,8 @@ class World:
         return [torch.cat(part) for part in parts]
 
     def expected(self, row: int, layer: int = 1, first: int = 0) -> Tensor:
-        """Returns the result of the tokens from `first` on, by definition, in float64, from q, k and v as the model stores them:
-        [length - first, heads * dim]."""
+        """Returns the result of the tokens from `first` on, by definition, in float64, from q, k and v rounded as the
+        model stores them: [length - first, heads * dim]."""
         shape, qkv = self.shape, self.sequences[row]
         length, num_qk = len(qkv), shape.heads + shape.kv_heads
         heads = qkv.view(length, -1, shape.dim)
