@@ -132,6 +132,10 @@ class Registry:
         """Returns whether any version of any name means the digest."""
         return digest in self._aliases
 
+    def digests(self) -> set[str]:
+        """What the versions of all names mean."""
+        return set(self._aliases)
+
     def aliases(self, digest: str) -> list[tuple[str, int]]:
         """Returns the name and the number of every version that means the digest."""
         return sorted(self._aliases.get(digest, ()))

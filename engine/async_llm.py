@@ -1,6 +1,6 @@
-"""AsyncLLM: the engine in a child process, for asyncio. Outlives its engine: restarts it and loads the adapters again.
+"""AsyncLLM: the engine in a child process, for asyncio. It outlives its engine, restarts it and gives it the adapters.
 
-Owns the requests that are read, and whether new ones are taken. An EngineSupervisor keeps the process alive, and
+Owns the phase of its life and the requests that are being read. An EngineSupervisor keeps the process alive, and
 AsyncAdapters has the adapters. Computes nothing and imports no torch.
 """
 
@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
-from .adapter_store.lifecycle import AdapterSources, AsyncAdapters
+from .adapter_store.intake import AdapterSources
+from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
@@ -29,7 +31,7 @@ from .front_end.output_processor import UserRequest
 from .ipc.channel import Child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
-from .ipc.messages import AddRequest, FinishRequests, FromEngine, GetState, StateReply, Updates
+from .ipc.messages import AddRequest, FinishRequests, FromEngine, GetState, Ready, StateReply, Updates
 from .ipc.sealed_memory import raise_descriptor_limit
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
@@ -41,22 +43,51 @@ from .text.tokenizer import Message, Tokenizer, load_tokenizer
 logger = logging.getLogger(__name__)
 
 
+class Phase(Enum):
+    """Phases of AsyncLLM's life. While it runs, its engine may be restarted all the same."""
+
+    NEW = "new"
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"  # requests finish, and no new one begins
+    ENDED = "ended"
+
+
+NEXT_PHASES: Mapping[Phase, frozenset[Phase]] = {
+    Phase.NEW: frozenset({Phase.STARTING, Phase.ENDED}),
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.ENDED}),
+    Phase.RUNNING: frozenset({Phase.DRAINING, Phase.ENDED}),
+    Phase.DRAINING: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The parts of AsyncLLM that are made when the engine has told its facts."""
+
+    ready: Ready
+    front_end: FrontEnd
+    adapters: AsyncAdapters
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """One user's request being read: what to wake when it grew, which the rows of a stream share."""
+    """A user's request that is being read."""
 
     user: UserRequest
-    grown: asyncio.Event
+    grown: asyncio.Event  # set when there is news for the reader; the rows of a stream share it
 
 
 class AsyncLLM:
-    """vLLM's AsyncLLM in shape. Use as `async with AsyncLLM(model) as llm`, or call start() and shutdown().
+    """An engine with the methods of vLLM's AsyncLLM. Use `async with AsyncLLM(model) as llm`, or call start() and
+    shutdown().
 
-    adapters: name -> PEFT folder or hub id, loaded at start. adapter_roots: folders that adapters loaded later must lie
-    in; None allows any, and hub ids; adapter_hub allows these beside roots. adapter_upload_bytes: of an uploaded one,
-    at most; 0 takes none. adapter_watch: a folder each of whose subfolders is loaded under its name, again when it
-    changes, and unloaded when it goes; looked into every adapter_watch_interval seconds. Other options are those of
-    EngineConfig.
+    model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at start.
+    adapter_roots: folders, one of which has to hold each adapter loaded later; None allows any folder, and hub ids;
+    adapter_hub allows hub ids beside the roots. adapter_upload_bytes: the most bytes of an uploaded adapter; 0 takes no
+    uploads. adapter_watch: a folder, each subfolder of which is loaded under its own name, again when it changes, and
+    unloaded when it goes; adapter_watch_interval: seconds between looks at it. Other options are those of EngineConfig.
     """
 
     def __init__(
@@ -80,16 +111,13 @@ class AsyncLLM:
         self._supervisor = EngineSupervisor(
             self._connection,
             self._config,
-            on_running=self._tell_serving,
+            on_running=self._meet_engine,
             on_updates=self._take_updates,
             on_lost=self._lose_engine,
-            equip=self._equip_engine,
+            equip=self._equip,
         )
-        self._front_end_or_none: FrontEnd | None = None  # until start() has met the engine
-        self._adapters_or_none: AsyncAdapters | None = None  # likewise
-        self._is_started = False
-        self._is_shut_down = False
-        self._is_draining = False
+        self._phase = Phase.NEW
+        self._parts_or_none: _Parts | None = None
         self._on_serving_change: list[Callable[[bool], None]] = []
         self._readers: dict[UserRequest, _Reader] = {}
         self._loading = asyncio.Lock()
@@ -107,38 +135,52 @@ class AsyncLLM:
 
     async def start(self) -> None:
         """Loads the model and the start-up adapters, once. Raises EngineStartError, AdapterRejected, ValueError."""
-        if self._is_shut_down or self._connection.is_open:
+        if self._phase is not Phase.NEW:
             raise EngineStartError("an AsyncLLM is started once; make another")
         model = resolve_model(self._config.model, self._config.revision)
         targets = adapter_targets(load_model_config(model))
         tokenizer = load_tokenizer(model)
+        self._enter(Phase.STARTING)
         try:
             raise_descriptor_limit()
             ready = await self._supervisor.start(model)
-            if self._is_draining:
-                raise EngineUnavailable("the engine was shut down while it started")
-            defaults = load_generation_defaults(model, tokenizer.eos_token_id, self._config.generation_config)
-            front_end = FrontEnd(tokenizer, defaults, ready.facts, self._config)
-            self._front_end_or_none = front_end
-            self._ready = ready
-            adapters = self._adapters_or_none = AsyncAdapters(
-                front_end.adapters,
-                front_end.ledger,
-                self._connection,
-                lambda: LoaderClient(model, targets, ready),
-                self._sources,
-                self._check_can_begin,
-                self._abort_users,
-            )
+            self._check_is_starting()
+            self._parts_or_none = self._assemble(model, tokenizer, ready, lambda: LoaderClient(model, targets, ready))
             self._supervisor.supervise()
             for name, path in self._start_adapters.items():
-                await adapters.load_from_anywhere(name, path)
-            adapters.follow_folder()
-            self._is_started = True
+                await self._adapters.load_from_anywhere(name, path)
+            self._check_is_starting()
+            self._adapters.follow_folder()
+            self._enter(Phase.RUNNING)
             self._tell_serving()
         except BaseException:
             await self.shutdown()
             raise
+
+    def _enter(self, phase: Phase) -> None:
+        if phase not in NEXT_PHASES[self._phase]:
+            raise RuntimeError(f"an AsyncLLM that is {self._phase.value} cannot become {phase.value}")
+        self._phase = phase
+
+    def _check_is_starting(self) -> None:
+        if self._phase is not Phase.STARTING:
+            raise EngineUnavailable("the engine was shut down while it started")
+
+    def _assemble(
+        self, model: Path, tokenizer: Tokenizer, ready: Ready, make_loader: Callable[[], LoaderClient]
+    ) -> _Parts:
+        defaults = load_generation_defaults(model, tokenizer.eos_token_id, self._config.generation_config)
+        front_end = FrontEnd(tokenizer, defaults, ready.facts, self._config)
+        adapters = AsyncAdapters(
+            front_end.policy,
+            front_end.adapters,
+            self._connection,
+            make_loader,
+            self._sources,
+            self._check_can_begin,
+            self._abort_users,
+        )
+        return _Parts(ready, front_end, adapters)
 
     def _lose_engine(self) -> None:
         self._tell_serving()
@@ -147,35 +189,39 @@ class AsyncLLM:
             reader.grown.set()
         self._adapters.lose_engine()
 
-    async def _equip_engine(self, engine: Child[FromEngine]) -> None:
-        await self._adapters.give_all(engine)
+    async def _equip(self, engine: Child[FromEngine]) -> None:
+        await self._adapters.equip(engine)
+
+    def _meet_engine(self) -> None:
+        self._adapters.meet_engine()
+        self._tell_serving()
 
     async def drain(self) -> None:
-        """Refuses new requests with EngineUnavailable and waits until those that run are finished. Raises
-        EngineUnavailable, and changes nothing, before start() has come to its end."""
-        if not self._is_started:
+        """Refuses new requests with EngineUnavailable and waits until the running ones are finished. Before start() has
+        come to its end, raises EngineUnavailable and changes nothing."""
+        if self._phase in (Phase.NEW, Phase.STARTING):
             raise self._connection.unavailable()
-        self._is_draining = True
+        if self._phase is Phase.RUNNING:
+            self._enter(Phase.DRAINING)
         self._tell_serving()
         await self._idle.wait()
 
     async def shutdown(self) -> None:
-        """Ends the child processes; requests that still run are aborted. Idempotent."""
-        self._is_draining = self._is_shut_down = True
-        adapters = self._adapters_or_none
+        """Ends the child processes; running requests are aborted. Idempotent."""
+        if self._phase is not Phase.ENDED:
+            self._enter(Phase.ENDED)
+        adapters = None if self._parts_or_none is None else self._parts_or_none.adapters
         if adapters is not None:
             adapters.wake_watchers()
             await adapters.stop_following()
-        for reader in list(self._readers.values()):
-            self._front_end.outputs.fail(reader.user, FinishReason.ABORT)
-            reader.grown.set()
+        self._abort(list(self._readers))
         await self._supervisor.stop()
         if adapters is not None:
             await adapters.close()
 
     @property
     def is_serving(self) -> bool:
-        return self._is_started and self._connection.is_open and not self._is_draining
+        return self._phase is Phase.RUNNING and self._connection.is_open
 
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
         """Calls back, in the event loop, when is_serving may have changed."""
@@ -184,20 +230,22 @@ class AsyncLLM:
     def _tell_serving(self) -> None:
         for callback in self._on_serving_change:
             callback(self.is_serving)
-        if self._adapters_or_none is not None:
-            self._adapters_or_none.wake_watchers()
+        if self._parts_or_none is not None:
+            self._adapters.wake_watchers()
+
+    @property
+    def _parts(self) -> _Parts:
+        if self._parts_or_none is None:
+            raise self._connection.unavailable()
+        return self._parts_or_none
 
     @property
     def _front_end(self) -> FrontEnd:
-        if self._front_end_or_none is None:
-            raise self._connection.unavailable()
-        return self._front_end_or_none
+        return self._parts.front_end
 
     @property
     def _adapters(self) -> AsyncAdapters:
-        if self._adapters_or_none is None:
-            raise self._connection.unavailable()
-        return self._adapters_or_none
+        return self._parts.adapters
 
     # Requests.
 
@@ -213,10 +261,11 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
 
-        A LoRARequest loads what is not loaded once nothing else is wrong; a sequence of adapters, or a mapping of names
-        to scales, is their sum. Raises at the first iteration, before anything is allocated: InvalidRequest,
-        AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Later it raises AdapterRejected for an adapter
-        that had to be read again and is no longer what was loaded, and EngineUnavailable when the engine dies.
+        lora_request: the name of a loaded adapter, or a LoRARequest, which loads its adapter if need be, once the call
+        has no other fault; a sequence of adapters, or a mapping of names to scales, is their sum; None is the base
+        model. Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound,
+        AdapterRejected, QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read
+        again and is no longer what was loaded, EngineUnavailable when the engine dies.
         """
         call = Call(prompt, sampling_params, lora_request, priority, tenant)
         async with aclosing(self._run([call], request_id)) as news:
@@ -233,7 +282,7 @@ class AsyncLLM:
         tenant: str | Sequence[str] = "",
     ) -> AsyncGenerator[list[RequestOutput], None]:
         """Yields what is new of every row that grew; request_id is the row's index in prompts. Lists pair one to one
-        with prompts. All are accepted or none; raises as `generate` does. Closing the generator aborts.
+        with prompts. All prompts are accepted or none; raises as `generate` does. Closing the generator aborts.
         """
         calls = pair_up(prompts, sampling_params, lora_request, priority, tenant)
         async with aclosing(self._run(calls, None, RequestOutputKind.DELTA)) as news:
@@ -243,7 +292,8 @@ class AsyncLLM:
     async def _run(
         self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None = None
     ) -> AsyncGenerator[list[RequestOutput], None]:
-        """Rows that grow together. With a kind they are shown so, under their index."""
+        """Runs calls as rows that grow together. kind: None leaves each row its own kind and label; otherwise rows are
+        shown so, under their index."""
         prepared = await self._begin(calls, label)
         grown = asyncio.Event()
         readers = [_Reader(entry.user, grown) for entry in prepared]
@@ -280,7 +330,7 @@ class AsyncLLM:
                 self._end(reader)
 
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
-        """Checks and accepts."""
+        """Checks and accepts calls, and loads adapters for them where they bring a path."""
         self._check_can_begin()
         self._check_label(label)
         checked = [self._front_end.check(call) for call in calls]
@@ -295,8 +345,8 @@ class AsyncLLM:
         return prepared
 
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
-        """Gives accepted requests to the engine: at once, or in a task when images of their adapters have been read
-        again."""
+        """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read
+        again first."""
         digests = {digest for entry in prepared for _, digest in entry.user.adapters}
         if not self._adapters.is_missing(digests):
             self._send(prepared)
@@ -323,7 +373,7 @@ class AsyncLLM:
 
     def _check_can_begin(self) -> None:
         self._connection.check_open()
-        if self._is_draining:
+        if self._phase in (Phase.DRAINING, Phase.ENDED):
             raise EngineUnavailable("the engine is shutting down")
 
     def _check_label(self, label: str | None) -> None:
@@ -339,16 +389,16 @@ class AsyncLLM:
             self._idle.set()
 
     def _finish(self, sample_ids: Sequence[int]) -> None:
-        """Ends samples in the engine; one that is dead has forgotten them already. Then what they alone used may go."""
+        """Ends samples in the engine. Then adapters that they alone used may go."""
         if sample_ids:
             try:
                 self._connection.send(FinishRequests(list(sample_ids)))
             except EngineUnavailable:
-                logger.debug("the engine is gone, and its requests with it")
+                logger.debug("the engine has ended, and its requests with it")
         self._adapters.settle()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        """Ends requests by their ids; unknown and finished ones are fine."""
+        """Ends requests by their ids. Ids of unknown and of finished requests are fine."""
         if not isinstance(request_id, Iterable):
             raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
@@ -367,42 +417,42 @@ class AsyncLLM:
         self._finish(to_finish)
         for user in grown:
             self._readers[user].grown.set()
-        for digest in updates.unloaded:
-            self._adapters.forget(digest)
+        self._adapters.note_unloaded(updates.unloaded)
         if updates.residency:
             self._adapters.note_residency(updates.residency)
 
     # Adapters.
 
     async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
-        """Loads a PEFT folder as the active version of a name while requests run, which finish on what they began with.
-        The least recently active versions go when there are more than `max_adapter_versions`. The info that comes back
-        has a report.
+        """Loads a PEFT folder as the active version of a name; running requests finish on the version they began with.
+        The least recently active versions go when there are more than `max_adapter_versions`. The returned info has a
+        report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
-        Where there is no room now to pin it, AdapterTooLarge too: it is loaded all the same, and not pinned.
+        When there is no room now to pin the adapter, AdapterTooLarge is raised too, and the adapter is loaded all the
+        same, without a pin.
         """
         return await self._adapters.load(name, path, pinned=pinned)
 
     async def upload_adapter(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
     ) -> AdapterInfo:
-        """`load_adapter` from bytes: those of all files, one after another, in chunks of any size.
+        """Does what `load_adapter` does, from the bytes of all files, one after another, in chunks of any size.
 
-        Raises as `load_adapter` does, InvalidRequest for a bad list of files, AdapterRejected for bytes that are not
-        what was announced, QueueFull when too many upload at once.
+        Raises as `load_adapter` does, InvalidRequest for a bad list of files, AdapterRejected for bytes that differ
+        from the announced ones, QueueFull for too many uploads at once.
         """
         return await self._adapters.upload(name, files, chunks, pinned=pinned)
 
     async def inspect_adapter(self, path: str | Path) -> AdapterReport:
-        """What loading a PEFT folder would come to; loads nothing. What is wrong with it stands in the report. Raises
-        InvalidRequest, EngineUnavailable, AdapterRejected where nothing may be loaded."""
+        """Reports what loading a PEFT folder would come to, and every problem found; loads nothing. Raises
+        InvalidRequest, EngineUnavailable, AdapterRejected where no folder may be loaded."""
         return await self._adapters.inspect(path)
 
     async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
-        """Makes a name mean a version that is kept, such as the one before. Running requests finish on what they began
-        with. Raises AdapterNotFound, AdapterRejected for one that had to be read again and is no longer what was
-        loaded."""
+        """Makes a name mean a version that is kept, such as the one before. Running requests finish on the version they
+        began with. Raises AdapterNotFound, AdapterRejected for a version that had to be read again and is no longer
+        what was loaded."""
         return await self._adapters.activate(name, version)
 
     async def warm_adapter(self, name: str) -> AdapterInfo:
@@ -411,8 +461,9 @@ class AsyncLLM:
         return await self._adapters.warm(name)
 
     async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
-        """Refuses new requests for the name at once; returns when the running ones are finished, or aborted, and it is
-        freed. "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
+        """Refuses new requests for the name at once; returns when the running ones are finished, or aborted, and the
+        adapter is freed. "name@2" takes one version away; the active one of several is not, which raises
+        InvalidRequest."""
         return await self._adapters.unload(name, abort=abort)
 
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
@@ -420,15 +471,15 @@ class AsyncLLM:
         return await self._adapters.pin(name, pinned)
 
     async def get_adapter(self, name: str) -> AdapterInfo:
-        """name: "name", which tells of its active version, or "name@2". Raises AdapterNotFound."""
+        """name: "name", which means its active version, or "name@2". Raises AdapterNotFound."""
         return await self._adapters.get(name)
 
     async def list_adapters(self) -> list[AdapterInfo]:
         return await self._adapters.all()
 
     async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
-        """First everything that is loaded, then what happens to it. Whoever reads so slowly that events are kept no
-        more gets everything again. Raises EngineUnavailable when the engine ends or drains."""
+        """Yields a snapshot of all loaded adapters, then the events that happen to adapters. A client that reads too
+        slowly for the kept events gets another snapshot. Raises EngineUnavailable when the engine ends or drains."""
         async with aclosing(self._adapters.watch()) as news:
             async for piece in news:
                 yield piece
@@ -436,7 +487,7 @@ class AsyncLLM:
     # Facts.
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when an adapter's image in host memory, or a reference to it, has no owner."""
+        """Raises RuntimeError when an adapter, its image in host memory, or a reference to one has no owner."""
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._adapters.check_integrity(uses)
 
@@ -452,7 +503,9 @@ class AsyncLLM:
     async def get_info(self) -> EngineInfo:
         """Facts of the engine, its load, and its counts. Raises EngineUnavailable."""
         state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))
-        return engine_info(self._config, self._ready.dtype, self._ready.page_bytes, state.load, self._front_end)
+        return engine_info(
+            self._config, self._parts.ready.dtype, self._parts.ready.page_bytes, state.load, self._front_end
+        )
 
     async def chat(
         self,
@@ -464,7 +517,8 @@ class AsyncLLM:
         priority: int = 0,
         tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """`generate` for a conversation, put into the chat template of its adapter, or of the model."""
+        """Does what `generate` does, for a conversation in the chat template of its adapter, or of the model where the
+        adapter has none."""
         prompt: Prompt = {"messages": messages}
         outputs = self.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
@@ -474,7 +528,7 @@ class AsyncLLM:
                 yield output
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
-        """What prompts for these adapters, which have to be loaded, are encoded with."""
+        """The tokenizer of prompts for these adapters, which have to be loaded."""
         return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -482,8 +536,7 @@ class AsyncLLM:
 
 
 def _wake(grown: asyncio.Event, submission: "asyncio.Task[None]") -> None:
-    """For whoever reads to see what came of it; that it is looked at here keeps asyncio from reporting what nobody is
-    left to see."""
+    """Wakes the reader of a request whose submission has ended."""
     if not submission.cancelled():
-        submission.exception()
+        submission.exception()  # asyncio would report it when the reader has gone, and does not if it was looked at
     grown.set()

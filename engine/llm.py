@@ -1,8 +1,7 @@
-"""LLM: the engine in this process. Drives a core directly, one step after another, in the caller's thread."""
+"""LLM: the engine in this process. It drives a core directly, one step after another, in the caller's thread."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from blora.adapters import (
     AdapterImage,
     AdapterRejected,
     AdapterReport,
-    AdapterTooLarge,
     Checkpoint,
     ImageTable,
     inspect_adapter,
@@ -26,6 +24,23 @@ from blora.adapters import (
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
 from .adapter_store.catalog import NamedAdapter
+from .adapter_store.orders import (
+    AbortRequests,
+    AwaitUnloaded,
+    BringBack,
+    DropImage,
+    GiveImage,
+    Immediate,
+    Operation,
+    Order,
+    Pin,
+    ReadAgain,
+    Result,
+    Unload,
+    Unpin,
+    Warm,
+    carry_out,
+)
 from .adapter_store.source import Source, resolve_adapter
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
@@ -45,9 +60,9 @@ from .text.tokenizer import Tokenizer, load_tokenizer
 
 
 class RowStream:
-    """Rows that grow together: an iterator over the outputs of each step, from requests accepted before it is made.
+    """Rows that grow together: an iterator over the new outputs after each step. Its requests are accepted before.
 
-    Several may be open at once: whoever steps, steps for everybody, and each takes what is its own.
+    Several streams may be open at once. A step of one computes the rows of all, and each stream takes its own outputs.
     """
 
     def __init__(
@@ -57,7 +72,7 @@ class RowStream:
         step: Callable[[], None],
         finish: Callable[[Sequence[int]], None],
     ) -> None:
-        """step: takes one for all requests. finish: ends samples in the core."""
+        """step: computes one step for all requests. finish: ends samples in the core."""
         self._outputs, self._step, self._finish = outputs, step, finish
         self._unfinished = list(users)
 
@@ -75,7 +90,7 @@ class RowStream:
         raise StopIteration
 
     def close(self) -> None:
-        """Aborts what is unfinished. Idempotent."""
+        """Aborts the unfinished requests. Idempotent."""
         unfinished, self._unfinished = self._unfinished, []
         for user in unfinished:
             self._finish(self._outputs.remove(user))
@@ -94,8 +109,9 @@ class LLM:
     """Generates text for batches of (prompt, adapter) pairs.
 
     model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at once.
-    Other options are those of EngineConfig. What has left the host cache is read again in the caller's thread, before
-    anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
+    Other options are those of EngineConfig. An adapter whose image has left the host cache is read again in the thread
+    of the call that needs it, before anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad
+    option.
     """
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
@@ -110,6 +126,7 @@ class LLM:
         self._core = self._engine.core
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
         self._adapters = self._front_end.adapters
+        self._policy = self._front_end.policy
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
 
@@ -132,10 +149,10 @@ class LLM:
         """Generates for every prompt and returns the outputs in their order.
 
         Lists pair one to one with prompts; a single value goes with each. lora_request: the name of a loaded adapter,
-        or a LoRARequest, which loads what is not loaded once nothing else is wrong; a mapping of names to scales, or a
-        sequence of these inside the list, is the sum of several adapters; None is the base model. tenant: whose fair
-        share of service it is served from. Raises InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before
-        anything runs; a request that fails later comes back with finish_reason "error".
+        or a LoRARequest, which loads its adapter if need be, once the call has no other fault; a mapping of names to
+        scales, or a sequence of adapters inside the list, is the sum of several; None is the base model. tenant: the
+        one whose fair share of service the prompt is served from. Raises InvalidRequest, AdapterNotFound,
+        AdapterRejected or QueueFull before anything runs; a request that fails later has finish_reason "error".
         """
         prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant)
         final: dict[str, RequestOutput] = {}
@@ -158,8 +175,8 @@ class LLM:
         add_generation_prompt: bool = True,
         tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
-        """`generate` for conversations, put into the chat template of their adapter, or of the model where it has none.
-        One conversation or a list of them."""
+        """Does what `generate` does, for one conversation or a list of them, each in the chat template of its adapter,
+        or of the model where the adapter has none."""
         prompts: list[Prompt] = [
             {"messages": conversation, "add_generation_prompt": add_generation_prompt}
             for conversation in conversations(messages)
@@ -176,8 +193,8 @@ class LLM:
     ) -> "RowStream":
         """Yields after each step what is new of every row that grew; request_id is the row's index in prompts.
 
-        The requests are accepted at the call, which raises as `generate` does. Closing the stream, or leaving a `with`
-        block around it, aborts what is unfinished.
+        The call accepts the requests, and raises as `generate` does. Closing the stream, or leaving a `with` block
+        around it, aborts the unfinished ones.
         """
         prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.DELTA)
         for index, entry in enumerate(prepared):
@@ -185,11 +202,11 @@ class LLM:
         return self._begin(prepared)
 
     def _begin(self, prepared: Sequence[Prepared]) -> RowStream:
-        """Accepts, reads again what has to be, and gives the requests to the core."""
+        """Accepts requests, has missing images of their adapters read again, and gives the requests to the core."""
         self._front_end.accept(prepared)
         stream = RowStream(self._front_end.outputs, [entry.user for entry in prepared], self._step, self._finish)
         try:
-            self._bring_back({digest for entry in prepared for _, digest in entry.user.adapters})
+            self._do(BringBack(tuple({digest for entry in prepared for _, digest in entry.user.adapters})))
         except BaseException:
             stream.close()
             raise
@@ -232,9 +249,9 @@ class LLM:
     # Adapters.
 
     def load_adapter(self, name: str, path: str | Path) -> AdapterInfo:
-        """Loads a PEFT folder or hub id as the active version of a name; running requests finish on what they began
-        with. The least recently active versions go when there are more than `max_adapter_versions`. The info that
-        comes back has a report.
+        """Loads a PEFT folder or hub id as the active version of a name; running requests finish on the version they
+        began with. The least recently active versions go when there are more than `max_adapter_versions`. The returned
+        info has a report.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
         """
@@ -245,73 +262,17 @@ class LLM:
         image = self._pack(checkpoint)
         self._adapters.check_size(str(path), image.table.num_pages)
         self._adapters.judge_text(str(path), image.table)
-        table = self._adapters.add_text(str(path), image.table)
-        self._keep(image, table, Source(str(path), str(folder.absolute())))
-        self._let_go(self._adapters.publish(name, str(path), table))
+        table = self._take_in(name, image, Source(str(path), str(folder.absolute())))
         return replace(self.get_adapter(name), report=report_of(checkpoint, table))
 
-    def _read(self, folder: Path) -> Checkpoint:
-        targets = adapter_targets(self._engine.model_config)
-        return read_checkpoint(folder, targets, base=self._base, max_elements=self._max_elements)
-
-    @property
-    def _max_elements(self) -> int:
-        """Of an adapter that the arena could hold."""
-        engine = self._engine
-        return max_elements(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.shards.size
-
-    def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
-        engine = self._engine
-        return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.cuts)
-
-    def _keep(self, image: AdapterImage, table: ImageTable, source: Source) -> None:
-        """table: the image's, without or with its text."""
-        self._core.load_adapter(table, torch.from_numpy(self._shared(image)))
-        self._front_end.ledger.add(table.digest, table.num_bytes, source)
-
-    def _shared(self, image: AdapterImage) -> np.ndarray:
-        """Its pages, which the other ranks have too if there are any: then in memory that all of them map."""
-        ranks = self._engine.shards
-        if ranks.size == 1:
-            return image.pages
-        descriptor = seal(image.pages)
-        try:
-            ranks.load_adapter(image.table, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return map_sealed(descriptor, image.table.num_bytes).reshape(image.pages.shape)
-
-    def _bring_back(self, digests: Iterable[str]) -> None:
-        """Reads adapters that are held again where their images are gone. Raises AdapterRejected."""
-        cache = self._front_end.ledger
-        for digest in cache.missing(digests):
-            source = cache.source_of(digest)
-            try:
-                checkpoint = self._read(Path(source.folder))
-                if checkpoint.digest != digest:
-                    raise AdapterRejected(source.folder, [f"its digest is {checkpoint.digest}"])
-            except AdapterRejected as error:
-                cache.num_failures += 1
-                raise source.changed(digest, error.problems) from None
-            image = self._pack(checkpoint)
-            self._keep(image, self._adapters.table_of(digest), source)
-            cache.num_reads += 1
-
-    @contextmanager
-    def _in_memory(self, digest: str) -> Iterator[None]:
-        """Meanwhile an adapter's image stays in host memory, into which it is brought back first."""
-        self._front_end.ledger.hold(digest)
-        try:
-            self._bring_back([digest])
-            yield
-        finally:
-            self._front_end.ledger.release(digest)
-            self._settle()
+    def _take_in(self, name: str, image: AdapterImage, source: Source) -> ImageTable:
+        table = self._policy.expect(source.path, image.table)
+        self._carry_out(self._policy.take_in(name, table, image, source))
+        return table
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
-        """What loading a PEFT folder or hub id would come to; loads nothing. What is wrong with it stands in the
-        report. Raises InvalidRequest for what is no path."""
+        """Reports what loading a PEFT folder or hub id would come to, and every problem found; loads nothing. Raises
+        InvalidRequest for a value that is no path."""
         self._adapters.check_path(path)
         try:
             folder = resolve_adapter(str(path))
@@ -332,68 +293,29 @@ class LLM:
 
     def activate_adapter(self, name: str, version: int) -> AdapterInfo:
         """Makes a name mean a version that is kept, such as the one before. Raises AdapterNotFound, AdapterRejected for
-        one that had to be read again and is no longer what was loaded."""
-        with self._in_memory(self._adapters.resolve(f"{name}@{version}")):  # what cannot be had is not activated
-            self._let_go(self._adapters.activate(name, version))
+        a version that had to be read again and is no longer what was loaded."""
+        self._carry_out(self._policy.activate(name, version))
         return self.get_adapter(name)
 
     def warm_adapter(self, name: str) -> AdapterInfo:
         """Makes an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when running
         requests leave no room now."""
-        digest = self._adapters.resolve(name)
-        with self._in_memory(digest):
-            if not self._core.warm_adapter(digest):
-                raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
-            while self._core.has_work and not self._core.adapter_state(digest).is_resident:
-                self._step()
+        self._carry_out(self._policy.warm(name))
         return self.get_adapter(name)
 
     def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
-        """New requests for the name are refused from now on; running ones finish, or are aborted, then the weights are
+        """Refuses new requests for the name from now on. Running requests finish, or are aborted; then the adapter is
         freed. "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
         info = self.get_adapter(name)
-        digests = self._adapters.withdraw(name)
-        for user in self._front_end.outputs.users_of(info.name, digests) if abort else ():
-            self._finish(self._front_end.outputs.fail(user, FinishReason.ABORT))
-        self._let_go(digests)
+        self._carry_out(self._policy.unload(name, abort=abort))
         return info
-
-    def _let_go(self, digests: Iterable[str]) -> None:
-        """Adapters have lost a name: with the last one they go, with the last pinned one they may be evicted."""
-        for digest in digests:
-            if not self._adapters.is_published(digest):
-                self._core.unload_adapter(digest)
-            elif not self._adapters.is_pinned(digest):
-                self._unpin(digest)
-        self._settle()
-
-    def _unpin(self, digest: str) -> None:
-        self._core.unpin_adapter(digest)
-        self._front_end.ledger.note_unpinned()
-
-    def _settle(self) -> None:
-        """After something may have let go of adapters: what the core has freed is forgotten, idle images beyond the
-        limit go."""
-        for digest in self._core.take_unloaded():
-            self._adapters.forget(digest)
-            self._front_end.ledger.forget(digest)
-        for digest in self._front_end.ledger.take_excess(self._adapters.is_pinned):
-            self._core.drop_image(digest)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
-        digest = self._adapters.resolve(name)
-        with self._in_memory(digest) if pinned else nullcontext():
-            if pinned and not self._core.pin_adapter(digest):
-                raise AdapterTooLarge(f"there is no room now to pin adapter {name!r}")
-            self._adapters.set_pinned(name, pinned)
-        if not self._adapters.is_pinned(digest):
-            self._unpin(digest)
-        self._settle()
-        return self.get_adapter(name)
+        return self.get_adapter(self._carry_out(self._policy.pin(name) if pinned else self._policy.unpin(name)))
 
     def get_adapter(self, name: str) -> AdapterInfo:
-        """name: "name", which tells of its active version, or "name@2". Raises AdapterNotFound."""
+        """name: "name", which means its active version, or "name@2". Raises AdapterNotFound."""
         return self._describe(self._adapters.named(name))
 
     def list_adapters(self) -> list[AdapterInfo]:
@@ -403,10 +325,98 @@ class LLM:
         digest = adapter.table.digest
         return self._adapters.describe(adapter, self._core.adapter_state(digest), digest in self._front_end.ledger)
 
+    # Orders of the policy.
+
+    def _carry_out(self, operation: Operation[Result]) -> Result:
+        return carry_out(operation, self._do)
+
+    def _settle(self) -> None:
+        """Follows when requests have ended: what they alone used may go."""
+        for order in self._policy.settle():
+            self._do_now(order)
+
+    def _do(self, order: Order) -> Any:
+        match order:
+            case BringBack(digests):
+                for digest in self._policy.missing(digests):
+                    self._carry_out(self._policy.read_again(digest))
+            case ReadAgain():
+                return self._read_again(order)
+            case GiveImage(table, image):
+                self._core.load_adapter(table, torch.from_numpy(self._shared(image)))
+            case Pin(digest):
+                return self._core.pin_adapter(digest)
+            case Warm(digest):
+                return self._warm(digest)
+            case AwaitUnloaded():
+                pass  # the requests that it would wait for run in the caller's thread, which goes on
+            case Unpin() | DropImage() | Unload() | AbortRequests():
+                self._do_now(order)
+        return None
+
+    def _do_now(self, order: Immediate) -> None:
+        match order:
+            case Unpin(digest):
+                self._core.unpin_adapter(digest)
+            case DropImage(digest):
+                self._core.drop_image(digest)
+            case Unload(digest):
+                self._unload(digest)
+            case AbortRequests(name, digests):
+                self._abort(self._front_end.outputs.users_of(name, digests))
+
+    def _read_again(self, order: ReadAgain) -> AdapterImage:
+        checkpoint = self._read(Path(order.source.folder))
+        order.check(checkpoint.digest)
+        return self._pack(checkpoint)
+
+    def _read(self, folder: Path) -> Checkpoint:
+        targets = adapter_targets(self._engine.model_config)
+        return read_checkpoint(folder, targets, base=self._base, max_elements=self._max_elements)
+
+    @property
+    def _max_elements(self) -> int:
+        """The largest number of weights of an adapter that the arena can hold."""
+        engine = self._engine
+        return max_elements(engine.facts.num_pages, engine.page_bytes, engine.dtype) * engine.shards.size
+
+    def _pack(self, checkpoint: Checkpoint) -> AdapterImage:
+        engine = self._engine
+        return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.cuts)
+
+    def _shared(self, image: AdapterImage) -> np.ndarray:
+        """The pages of an image; where further ranks need them, in memory that all ranks map."""
+        ranks = self._engine.shards
+        if ranks.size == 1:
+            return image.pages
+        descriptor = seal(image.pages)
+        try:
+            ranks.load_adapter(image.table, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return map_sealed(descriptor, image.table.num_bytes).reshape(image.pages.shape)
+
+    def _warm(self, digest: str) -> bool:
+        if not self._core.warm_adapter(digest):
+            return False
+        while self._core.has_work and not self._core.adapter_state(digest).is_resident:
+            self._step()
+        return True
+
+    def _unload(self, digest: str) -> None:
+        self._core.unload_adapter(digest)
+        for freed in self._core.take_unloaded():
+            self._policy.note_unloaded(freed)
+
+    def _abort(self, users: Iterable[UserRequest]) -> None:
+        for user in users:
+            self._finish(self._front_end.outputs.fail(user, FinishReason.ABORT))
+
     # Facts.
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
-        """What prompts for these adapters, which have to be loaded, are encoded with."""
+        """The tokenizer of prompts for these adapters, which have to be loaded."""
         return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -418,15 +428,15 @@ class LLM:
         return engine_info(self._config, engine.dtype, engine.page_bytes, self._core.load, self._front_end)
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a page, a table, an image or a reference has no owner, or more than one."""
+        """Raises RuntimeError when a page, an adapter, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
-        self._front_end.ledger.check_integrity(uses, self._core.images())
-        self._adapters.check_integrity(self._front_end.ledger.digests())
+        self._policy.check_integrity(uses, self._core.images())
 
     def check_idle(self) -> None:
-        """Raises RuntimeError unless, with no request unfinished, everything but pinned adapters is given back."""
+        """Raises RuntimeError unless no request is unfinished, and everything but pinned adapters is given back."""
         self.check_integrity()
         self._core.check_idle()
         if self._front_end.outputs.num_unfinished:
-            raise RuntimeError(f"{self._front_end.outputs.num_unfinished} samples are waited for and not computed")
+            num_unfinished = self._front_end.outputs.num_unfinished
+            raise RuntimeError(f"{num_unfinished} samples are unfinished here, and unknown to the core")

@@ -72,6 +72,7 @@ class AdapterResidency:
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
         self._prefetched: set[str] = set()  # digests in _copying that are copied ahead, for requests that still wait
         self._arrived: set[str] = set()  # digests that became whole and that `take_changes` has yet to return
+        self._gone: list[str] = []  # digests that were unregistered and are unused, which `take_gone` has yet to return
 
     def register(self, digest: str, num_pages: int) -> None:
         adapter = self._adapters.setdefault(digest, _Adapter(num_pages))
@@ -106,9 +107,12 @@ class AdapterResidency:
         )
 
     def unregister(self, digest: str) -> None:
-        """Forgets the adapter now, or with the last request that uses it. A pin does not keep the adapter."""
+        """Forgets the adapter now, or with the last request that uses it. A pin does not keep the adapter. An unknown
+        one is gone already."""
         adapter = self._adapters.get(digest)
-        if adapter is not None:
+        if adapter is None:
+            self._gone.append(digest)
+        else:
             adapter.is_pinned, adapter.is_warming, adapter.is_leaving = False, False, True
             self._let_go(digest)
             self._forget_if_left(digest)
@@ -120,6 +124,12 @@ class AdapterResidency:
             self._pool.discard(digest)
             self._arrived.discard(digest)
             del self._adapters[digest]
+            self._gone.append(digest)
+
+    def take_gone(self) -> list[str]:
+        """The adapters that were unregistered and have gone since the last call."""
+        gone, self._gone = self._gone, []
+        return gone
 
     def expect(self, adapters: Iterable[AdapterUse]) -> None:
         """Counts the uses of an accepted request. The adapters stay registered until `forget`."""

@@ -47,6 +47,7 @@ class ImageLedger:
         self._entries[digest] = _Entry(source, num_bytes, is_here=True, num_users=num_users)
         self._latest[source.folder] = digest
         self.num_bytes += num_bytes
+        self._may_exceed = True
         if not num_users:
             self._note_idle(digest)
 
@@ -133,6 +134,10 @@ class ImageLedger:
         """The digests of all adapters, with an image in host memory or without."""
         return list(self._entries)
 
+    def images(self) -> list[str]:
+        """The digests of the adapters that have an image in host memory."""
+        return [digest for digest, entry in self._entries.items() if entry.is_here]
+
     def check_integrity(self, uses: Iterable[str], images: Collection[str]) -> None:
         """uses: one digest for each use. images: the digests of the images that exist. Raises RuntimeError unless the
         ledger counts the same."""
@@ -142,7 +147,7 @@ class ImageLedger:
                 raise RuntimeError(f"image of {digest}: {entry.num_users} users are counted, {users[digest]} exist")
             if (digest in self._idle) != (entry.is_here and not entry.num_users):
                 raise RuntimeError(f"image of {digest}: {entry}, counted as idle: {digest in self._idle}")
-        here = {digest for digest, entry in self._entries.items() if entry.is_here}
+        here = set(self.images())
         if here != set(images) or users.keys() - self._entries.keys():
             raise RuntimeError(f"images {here ^ set(images)} are counted without existing, or exist uncounted")
         num_bytes = sum(self._entries[digest].num_bytes for digest in here)

@@ -1,64 +1,61 @@
-"""AsyncAdapters: what AsyncLLM does with adapters: read, give to the engine, name, let go, and tell who watches.
+"""AsyncAdapters: carries out for AsyncLLM what AdapterPolicy orders, over the loaders and the engine process.
 
-Owns the images of what the engine has, by AdapterImages, what is on its way out, and the loader. Knows no request:
-whether work may begin, and that requests be aborted, it asks of whoever made it.
+Owns the intake, the images, the reads again, and the calls that wait for an unload. Knows no request: its owner tells
+it whether work may begin, and aborts requests for it.
 """
 
 import asyncio
-import logging
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Iterable,
-    Mapping,
-    Sequence,
-)
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from blora.adapters import AdapterNotFound, AdapterRejected, AdapterReport, AdapterTooLarge, ImageTable
+from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
-from ..errors import EngineUnavailable, QueueFull
+from ..errors import EngineUnavailable
+from ..ipc import messages
 from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
-from ..ipc.messages import FromEngine, GetState, PinAdapter, PinReply, StateReply, UnloadAdapter, WarmAdapter
+from ..ipc.messages import FromEngine, PinReply, StateReply
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 from .catalog import AdapterCatalog, NamedAdapter
-from .image_ledger import ImageLedger
+from .feed import AdapterFeed
 from .images import AdapterImages
-from .loader_client import ANYWHERE, LoaderClient, PackedAdapter, Place
-from .source import is_hub_id
-from .upload import IncomingAdapter, UploadedFile
+from .intake import AdapterIntake, AdapterSources
+from .loader_client import LoaderClient, PackedAdapter
+from .orders import (
+    AbortRequests,
+    AwaitUnloaded,
+    BringBack,
+    DropImage,
+    GiveImage,
+    GiveKeptImage,
+    Immediate,
+    Operation,
+    Order,
+    Pin,
+    ReadAgain,
+    Result,
+    Unload,
+    Unpin,
+    Warm,
+    carry_out_async,
+)
+from .policy import AdapterPolicy
+from .reads import SharedReads
+from .upload import UploadedFile
 from .watched_folder import FolderFollower
-
-logger = logging.getLogger(__name__)
-MAX_UPLOADS = 4  # at once: each may hold AdapterSources.upload_bytes of memory
-UPLOAD_TIMEOUT = 600.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSources:
-    """Where adapters may come from while the engine runs."""
-
-    roots: Sequence[str] | None  # folders that loaded ones must lie in; None allows any, and the hub
-    is_hub_allowed: bool
-    upload_bytes: int  # of an uploaded one, at most; 0 takes none
-    watched: str | None  # a folder each of whose subfolders is an adapter
-    watch_interval: float  # seconds
 
 
 class AsyncAdapters:
-    """Methods that AsyncLLM has too do and raise what it says there."""
+    """Methods that AsyncLLM has too are documented there."""
 
     def __init__(
         self,
+        policy: AdapterPolicy,
         catalog: AdapterCatalog,
-        cache: ImageLedger,
         connection: EngineConnection,
         make_loader: Callable[[], LoaderClient],
         sources: AdapterSources,
@@ -66,282 +63,229 @@ class AsyncAdapters:
         abort_users: Callable[[str, Collection[str]], None],
     ) -> None:
         """check_can_begin: raises EngineUnavailable when nothing new may begin. abort_users: ends the requests that
-        use any of these digests under a name."""
+        named an adapter and got one of these contents."""
+        self._policy = policy
         self._catalog = catalog
-        self._cache = cache
         self._connection = connection
-        self._loader = make_loader()
-        self._images = AdapterImages(cache, catalog, connection, make_loader(), on_release=self.settle)
+        self._intake = AdapterIntake(make_loader(), sources, catalog, connection.check_open, check_can_begin)
+        self._images = AdapterImages(connection)
+        self._loader = make_loader()  # reads adapters again, for requests that are not to wait for loads
+        self._reads = SharedReads(lambda digest: self._carry_out(policy.read_again(digest)))
         self._sources = sources
-        self._check_can_begin = check_can_begin
         self._abort_users = abort_users
-        self._leaving: set[str] = set()  # what no name means, and the engine was not told yet: it may be held
-        self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest
-        self._changed = asyncio.Event()  # set, and another put in its place, when names or serving change
-        self._num_uploads = 0
+        self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest: what waits until it is freed
+        self._feed = AdapterFeed(catalog, self.all, check_can_begin)
         self._follower: FolderFollower | None = None
 
-    # Life.
+    # Orders.
 
-    def follow_folder(self) -> None:
-        """From now on has loaded what the watched folder has, if there is one."""
-        folder = self._sources.watched
-        if folder is not None:
-            self._follower = FolderFollower(
-                look=lambda: self._loader.look_into(folder),
-                load=lambda name: self._load(name, Path(folder) / name, Place([folder], is_hub_allowed=False)),
-                unload=self.unload,
-            )
-            self._follower.start(self._sources.watch_interval)
+    async def _carry_out(self, operation: Operation[Result]) -> Result:
+        try:
+            return await carry_out_async(operation, self._do)
+        finally:
+            self._wake_unloads()
 
-    async def stop_following(self) -> None:
-        if self._follower is not None:
-            await self._follower.stop()
+    def _carry_out_now(self, orders: Iterable[Immediate]) -> None:
+        for order in orders:
+            self._do_now(order)
+        self._wake_unloads()
 
-    async def give_all(self, engine: Child[FromEngine]) -> None:
-        """Gives another engine, which nobody uses yet, what the one before had. Raises ChannelClosed."""
-        self.forget_unpublished()
-        await self._images.give_all(engine)
-        for digest in filter(self._catalog.is_pinned, self._cache.digests()):
-            if digest in self._cache:  # or it is being brought back for its pin
-                call_id = self._connection.next_call_id()
-                engine.send(PinAdapter(call_id, digest, True))
-                self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
+    async def _do(self, order: Order) -> Any:
+        match order:
+            case BringBack(digests):
+                await self.bring_back(digests)
+            case ReadAgain():
+                return await self._read_again(order)
+            case GiveImage(table, packed):
+                await self._images.give(table, packed)
+            case Pin(digest):
+                return await self._ask(partial(messages.PinAdapter, digest=digest, is_pinned=True))
+            case Warm(digest):
+                return await self._ask(partial(messages.WarmAdapter, digest=digest))
+            case AwaitUnloaded(digests):
+                await self._await_unloaded(digests)
+            case Unpin() | DropImage() | Unload() | AbortRequests():
+                self._do_now(order)
+        return None
 
-    def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
-        has_failed = reply.cancelled() or reply.exception() is not None  # this engine has ended, too
-        if has_failed or reply.result().is_done or not self._catalog.is_pinned(digest):
-            return
-        names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
-        logger.warning("there is no room any more to pin %s: the pin ends", names)
-        self._catalog.drop_pins(digest)
-        self._cache.note_unpinned()
-        self.settle()
-        self.wake_watchers()
+    def _do_now(self, order: Immediate) -> None:
+        match order:
+            case Unpin(digest):
+                self._tell(messages.PinAdapter(self._connection.next_call_id(), digest, False))
+            case DropImage(digest):
+                self._images.drop(digest)
+                self._tell(messages.DropImage(digest))
+            case Unload(digest):
+                self._images.forget(digest)
+                self._tell(messages.UnloadAdapter(digest))
+            case AbortRequests(name, digests):
+                self._abort_users(name, digests)
 
-    def lose_engine(self) -> None:
-        """An engine that is gone has freed everything."""
-        self._catalog.break_off_events()
-        self.forget_unpublished()
+    def _tell(self, message: Any) -> None:
+        with suppress(EngineUnavailable):  # an engine that has ended has freed everything; the next one starts anew
+            self._connection.send(message)
+
+    async def _ask(self, message: Callable[[int], Any]) -> bool:
+        reply: PinReply = await self._connection.call(message)
+        return reply.is_done
+
+    async def _read_again(self, order: ReadAgain) -> PackedAdapter:
+        packed = await self._loader.read_again(order.source)
+        try:
+            order.check(packed.table.digest)
+        except AdapterRejected:
+            packed.close()
+            raise
+        return packed
+
+    async def _await_unloaded(self, digests: Iterable[str]) -> None:
+        loop = asyncio.get_running_loop()
+        going = [digest for digest in digests if self._policy.is_going(digest)]
+        for unload in [self._unloads.setdefault(digest, loop.create_future()) for digest in going]:
+            await asyncio.shield(unload)
+
+    def _wake_unloads(self) -> None:
+        for digest in [digest for digest in self._unloads if not self._policy.is_going(digest)]:
+            unload = self._unloads.pop(digest)
+            if not unload.done():
+                unload.set_result(None)
+
+    # Requests.
+
+    def is_missing(self, digests: Iterable[str]) -> bool:
+        """Whether any of these adapters has to be brought back before requests that hold it can be computed."""
+        return bool(self._policy.missing(digests))
+
+    async def bring_back(self, digests: Iterable[str]) -> None:
+        """Has the images of adapters that something holds in host memory again. Raises AdapterRejected for an adapter
+        that is no longer what was loaded, EngineUnavailable."""
+        await self._reads.run(self._policy.missing(digests))
+
+    def settle(self) -> None:
+        """Follows when requests have ended: what they alone used may go."""
+        self._carry_out_now(self._policy.settle())
+
+    # The engine.
+
+    def note_unloaded(self, digests: Iterable[str]) -> None:
+        """The engine has freed these adapters."""
+        for digest in digests:
+            self._policy.note_unloaded(digest)
+        self._wake_unloads()
 
     def note_residency(self, changes: Mapping[str, bool]) -> None:
         self._catalog.note_residency(changes)
-        self.wake_watchers()
 
-    def forget_unpublished(self) -> None:
-        """What no name means is not loaded again."""
-        self._leaving |= {digest for digest in self._cache.digests() if not self._catalog.is_published(digest)}
-        self.settle()
+    def lose_engine(self) -> None:
+        self._carry_out_now(self._policy.lose_engine())
+
+    async def equip(self, engine: Child[FromEngine]) -> None:
+        """Gives another engine, which has no user yet, what the one before had. Raises ChannelClosed."""
+        await carry_out_async(self._policy.equip(), partial(self._do_for, engine))
+
+    async def _do_for(self, engine: Child[FromEngine], order: Order) -> None:
+        match order:
+            case GiveKeptImage(table):
+                await self._images.give_kept(engine, table)
+            case Unload(digest):
+                engine.send(messages.UnloadAdapter(digest))
+            case Pin(digest):
+                call_id = self._connection.next_call_id()
+                engine.send(messages.PinAdapter(call_id, digest, True))
+                self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
+
+    def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
+        has_ended = reply.cancelled() or reply.exception() is not None  # this engine, too
+        if not has_ended and not reply.result().is_done:
+            self._carry_out_now(self._policy.lose_pin(digest))
+
+    def meet_engine(self) -> None:
+        """Another engine has been equipped, and can be used."""
+        self._carry_out_now(self._policy.meet_engine())
 
     async def close(self) -> None:
-        """When the engine has been stopped: all that it had is free."""
+        """Ends everything, when the engine has been stopped and has freed all adapters."""
         for unload in self._unloads.values():
             if not unload.done():
                 unload.set_result(None)
+        await self._intake.close()
+        await self._reads.close()
         await self._loader.close()
-        await self._images.close()
+        self._images.close()
 
-    def check_integrity(self, uses: Iterable[str]) -> None:
-        """uses: a digest for each adapter of each unfinished request. Raises RuntimeError unless every image and every
-        reference to one has its owner."""
-        self._images.check_integrity(uses)
-        self._catalog.check_integrity(self._cache.digests())
-
-    def check_idle(self) -> None:
-        """Raises RuntimeError unless no adapter is being read again or on its way out."""
-        self._images.check_idle()
-        if self._leaving:
-            raise RuntimeError(f"adapters {self._leaving} are still on their way out")
-
-    # They come.
+    # Adapters come.
 
     async def load(self, name: str, path: str | Path, *, pinned: bool) -> AdapterInfo:
-        return await self._report(name, await self._load(name, path, self._allowed_place(path)), pinned)
+        report = await self._take_in(name, await self._intake.read(name, path))
+        return await self._report(name, report, pinned)
 
     async def load_from_anywhere(self, name: str, path: str | Path) -> None:
-        """For whoever started the engine: roots limit those who come later."""
-        await self._load(name, path, ANYWHERE)
+        """Loads an adapter for the owner of the engine: roots limit clients only."""
+        await self._take_in(name, await self._intake.read_from_anywhere(name, path))
 
     async def upload(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool
     ) -> AdapterInfo:
-        self._catalog.check_name(name)
-        self._check_can_begin()
-        if not self._sources.upload_bytes:
-            raise AdapterRejected(name, ["no uploads are taken: start with --adapter-upload-bytes"])
-        if self._num_uploads >= MAX_UPLOADS:
-            raise QueueFull(f"{self._num_uploads} adapters are being uploaded, at most {MAX_UPLOADS}")
-        incoming = IncomingAdapter(files, self._sources.upload_bytes)
-        self._num_uploads += 1
-        try:
-            await self._receive(incoming, chunks)
-            path = f"upload:{name}"
-            self._check_can_read(path)
-            report = await self._take_in(name, path, await self._loader.read_uploaded(path, incoming))
-        finally:
-            self._num_uploads -= 1
-            incoming.close()
+        report = await self._take_in(name, await self._intake.read_uploaded(name, files, chunks))
         return await self._report(name, report, pinned)
 
-    async def _receive(self, incoming: IncomingAdapter, chunks: AsyncIterable[bytes]) -> None:
+    async def _take_in(self, name: str, packed: PackedAdapter) -> AdapterReport:
+        table = self._expect(packed)
+        await self._carry_out(self._policy.take_in(name, table, packed, packed.source))
+        return replace(packed.report, warnings=table.warnings, text=table.text)
+
+    def _expect(self, packed: PackedAdapter) -> ImageTable:
+        """Closes a refused adapter."""
         try:
-            async with asyncio.timeout(UPLOAD_TIMEOUT):
-                async for chunk in chunks:
-                    incoming.add(chunk)
-        except TimeoutError:
-            raise AdapterRejected("upload", [f"it took more than {UPLOAD_TIMEOUT:g} s"]) from None
-        incoming.finish()
+            self._catalog.check_size(packed.source.path, packed.table.num_pages)
+            return self._policy.expect(packed.source.path, packed.table)
+        except BaseException:
+            packed.close()
+            raise
 
     async def _report(self, name: str, report: AdapterReport, pinned: bool) -> AdapterInfo:
         info = await (self.pin(name) if pinned else self.get(name))
         return replace(info, report=report)
 
     async def inspect(self, path: str | Path) -> AdapterReport:
-        self._check_can_read(path)
-        return self._catalog.check_room(await self._loader.inspect(str(path), self._allowed_place(path)))
+        return await self._intake.inspect(path)
 
-    def _allowed_place(self, path: str | Path) -> Place:
-        roots, is_hub_allowed = self._sources.roots, self._sources.is_hub_allowed
-        if roots is None:
-            return ANYWHERE
-        if not roots and not (is_hub_allowed and is_hub_id(str(path))):
-            raise AdapterRejected(str(path), ["no folder is allowed to load from: start with --adapter-root"])
-        return Place(roots, is_hub_allowed)
+    def follow_folder(self) -> None:
+        """From now on the subfolders of the watched folder, if there is one, are loaded, beside other adapters."""
+        folder = self._sources.watched
+        if folder is not None:
+            self._follower = FolderFollower(
+                look=lambda: self._intake.look_into(folder),
+                load=partial(self._load_watched, folder),
+                unload=self.unload,
+            )
+            self._follower.start(self._sources.watch_interval)
 
-    def _check_can_read(self, path: str | Path) -> None:
-        self._catalog.check_path(path)
-        self._connection.check_open()
+    async def _load_watched(self, folder: str, name: str) -> None:
+        await self._take_in(name, await self._intake.read_watched(folder, name))
 
-    async def _load(self, name: str, path: str | Path, place: Place) -> AdapterReport:
-        self._catalog.check_name(name)
-        self._check_can_read(path)
-        return await self._take_in(name, str(path), await self._loader.read(str(path), place))
+    async def stop_following(self) -> None:
+        if self._follower is not None:
+            await self._follower.stop()
 
-    async def _take_in(self, name: str, path: str, packed: PackedAdapter) -> AdapterReport:
-        with self._catalog.expecting(packed.table.digest):
-            table = self._check(path, packed)
-            await self._images.give(table, packed)
-            lost = self._catalog.publish(name, path, table)
-        self._leaving.discard(table.digest)
-        unload = self._unloads.pop(table.digest, None)
-        if unload is not None:
-            unload.set_result(None)  # it was on its way out and is wanted again
-        self._let_go(lost)
-        return replace(packed.report, warnings=table.warnings, text=table.text)
-
-    def _check(self, path: str, packed: PackedAdapter) -> ImageTable:
-        """Takes in what it says about text, too. Closes one that is refused."""
-        try:
-            self._catalog.check_size(path, packed.table.num_pages)
-            return self._catalog.add_text(path, packed.table)
-        except BaseException:
-            packed.close()
-            raise
-
-    @asynccontextmanager
-    async def _in_memory(self, digest: str) -> AsyncIterator[None]:
-        """Meanwhile an adapter's image stays in host memory, into which it is brought back first."""
-        with self._images.holding(digest):
-            await self._images.bring_back([digest])
-            yield
-
-    def is_missing(self, digests: Iterable[str]) -> bool:
-        """Whether any of these adapters has to be brought back before requests that hold it can be computed."""
-        return bool(self._cache.missing(digests))
-
-    async def bring_back(self, digests: Iterable[str]) -> None:
-        """Raises AdapterRejected for an adapter that is no longer what was loaded, EngineUnavailable."""
-        await self._images.bring_back(digests)
-
-    # They go.
+    # Adapters that are there.
 
     async def activate(self, name: str, version: int) -> AdapterInfo:
-        digest = self._catalog.resolve(f"{name}@{version}")
-        async with self._in_memory(digest):  # a version that cannot be had any more is not activated
-            self._let_go(self._catalog.activate(name, version))
+        await self._carry_out(self._policy.activate(name, version))
         return await self.get(name)
 
-    async def unload(self, name: str, *, abort: bool = False) -> AdapterInfo:
-        info = await self.get(name)
-        digests = self._catalog.withdraw(name)
-        if abort:
-            self._abort_users(info.name, digests)
-        loop = asyncio.get_running_loop()
-        gone = [digest for digest in digests if not self._catalog.is_published(digest)]
-        unloads = [self._unloads.setdefault(digest, loop.create_future()) for digest in gone]
-        self._let_go(digests)
-        for unload in unloads:
-            await asyncio.shield(unload)
-        return info
-
-    def _let_go(self, digests: Iterable[str]) -> None:
-        """Adapters may have lost a name: with the last one they go, with the last pinned one they may be evicted."""
-        self.wake_watchers()
-        for digest in digests:
-            if not self._catalog.is_published(digest):
-                self._leaving.add(digest)
-            elif not self._catalog.is_pinned(digest):
-                self._unpin(digest)
-        self.settle()
-
-    def _unpin(self, digest: str) -> None:
-        self._cache.note_unpinned()
-        with suppress(EngineUnavailable):  # the next engine is not told of the pin
-            self._connection.send(PinAdapter(self._connection.next_call_id(), digest, False))
-
-    def settle(self) -> None:
-        """After something may have let go of adapters: what no name means goes, idle images beyond the limit go."""
-        for digest in [digest for digest in self._leaving if not self._cache.is_used(digest)]:
-            self._leaving.remove(digest)
-            if self._connection.is_open:
-                with suppress(EngineUnavailable):  # it has ended, and this is forgotten when that is noticed
-                    self._connection.send(UnloadAdapter(digest))
-            else:
-                self.forget(digest)  # an engine that is gone has freed it; the next one is not given it
-        self._images.drop_excess()
-
-    def forget(self, digest: str) -> None:
-        """The engine has freed an adapter."""
-        unload = self._unloads.pop(digest, None)
-        if unload is not None and not unload.done():
-            unload.set_result(None)
-        if not self._catalog.is_published(digest):
-            self._catalog.forget(digest)
-            self._images.forget(digest)
-
-    # Where they are.
-
     async def warm(self, name: str) -> AdapterInfo:
-        digest = self._catalog.resolve(name)
-        async with self._in_memory(digest):
-            if not (await self._connection.call(lambda call_id: WarmAdapter(call_id, digest))).is_done:
-                raise AdapterTooLarge(f"there is no room now to warm adapter {name!r}")
+        await self._carry_out(self._policy.warm(name))
         return await self.get(name)
 
     async def pin(self, name: str, pinned: bool = True) -> AdapterInfo:
-        adapter = self._catalog.named(name)
-        self._catalog.set_pinned(adapter.reference, pinned)  # at once: requests are checked against it from now on
-        digest = adapter.table.digest
-        if pinned:
-            await self._pin(adapter)
-        with suppress(AdapterNotFound):  # it has gone meanwhile
-            self._catalog.note_pin(adapter.reference)
-            self.wake_watchers()
-        if not self._catalog.is_pinned(digest) and self._catalog.is_published(digest):
-            self._unpin(digest)
-        self.settle()
-        return await self.get(adapter.reference)
+        reference = await self._carry_out(self._policy.pin(name) if pinned else self._policy.unpin(name))
+        return await self.get(reference)
 
-    async def _pin(self, adapter: NamedAdapter) -> None:
-        digest = adapter.table.digest
-        try:
-            async with self._in_memory(digest):
-                if not (await self._connection.call(lambda call_id: PinAdapter(call_id, digest, True))).is_done:
-                    raise AdapterTooLarge(f"there is no room now to pin adapter {adapter.reference!r}")
-        except (AdapterRejected, AdapterTooLarge):
-            with suppress(AdapterNotFound):  # it has gone meanwhile, and its pin with it
-                self._catalog.set_pinned(adapter.reference, False)
-            raise
+    async def unload(self, name: str, *, abort: bool = False) -> AdapterInfo:
+        info = await self.get(name)
+        await self._carry_out(self._policy.unload(name, abort=abort))
+        return info
 
     async def get(self, name: str) -> AdapterInfo:
         adapter = self._catalog.named(name)
@@ -353,31 +297,27 @@ class AsyncAdapters:
         return [self._describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
 
     def _describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
-        return self._catalog.describe(adapter, state, adapter.table.digest in self._cache)
+        return self._catalog.describe(adapter, state, not self._policy.missing([adapter.table.digest]))
 
     async def _states(self, digests: list[str]) -> list[AdapterState]:
-        reply: StateReply = await self._connection.call(lambda call_id: GetState(call_id, digests))
+        reply: StateReply = await self._connection.call(lambda call_id: messages.GetState(call_id, digests))
         return reply.adapters
 
-    # Who watches.
+    def check_integrity(self, uses: Iterable[str]) -> None:
+        """uses: a digest for each adapter of each unfinished request. Raises RuntimeError unless every adapter, every
+        image and every reference to one has its owner."""
+        self._policy.check_integrity(uses, self._images.digests())
 
-    async def watch(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
-        catalog = self._catalog
-        revision: int | None = None
-        while True:
-            self._check_can_begin()
-            changed = self._changed
-            events = None if revision is None else catalog.events_after(revision)
-            revision = catalog.revision
-            if events is None:
-                yield AdapterSnapshot(revision, tuple(await self.all()))
-            else:
-                for event in events:
-                    yield event
-            if catalog.revision == revision:
-                await changed.wait()
+    def check_idle(self) -> None:
+        """Raises RuntimeError unless no adapter is being read again or on its way out."""
+        if self._reads.num_running or self._policy.num_going:
+            raise RuntimeError(f"{self._reads.num_running} reads run, and {self._policy.num_going} adapters are going")
+
+    # Clients that watch.
+
+    def watch(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        return self._feed.watch()
 
     def wake_watchers(self) -> None:
-        """Names have changed, or whether work may begin."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        """Whether work may begin may have changed."""
+        self._feed.wake()

@@ -1,6 +1,6 @@
 """FrontEnd: turns a user's call into requests for the engine, the same in process and behind a process.
 
-Owns the tokenizer, the catalog of adapters, the ledger of their images and the texts of unfinished requests. Runs no
+Owns the tokenizer, the catalog, the ledger and the policy of adapters, and the texts of unfinished requests. Runs no
 step and imports no torch.
 """
 
@@ -13,6 +13,7 @@ from blora.scheduler import Request, SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog
 from ..adapter_store.image_ledger import ImageLedger
+from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
 from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
@@ -77,6 +78,7 @@ class FrontEnd:
         self.facts = facts
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
         self.ledger = ImageLedger(_host_bytes(config))
+        self.policy = AdapterPolicy(self.adapters, self.ledger)
         self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config

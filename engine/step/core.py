@@ -49,7 +49,6 @@ class EngineCore:
         self._pool = pool
         self._runner = runner
         self._shards = shards
-        self._leaving: set[str] = set()  # unloaded adapters that unfinished requests still use
         self._dropping: set[str] = set()  # adapters whose image is dropped once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet reported by `take_unloaded`
 
@@ -110,7 +109,6 @@ class EngineCore:
             raise ValueError(f"the image is packed for {table.num_shards} shards, and there are {self._shards.size}")
         self._pool.add(table.of_shard(0), image[: table.num_pages])
         self._residency.register(table.digest, table.num_pages)
-        self._leaving.discard(table.digest)
         self._dropping.discard(table.digest)
 
     def drop_image(self, digest: str) -> None:
@@ -122,13 +120,11 @@ class EngineCore:
     def unload_adapter(self, digest: str) -> None:
         """Unloads an adapter. Returns at once; the adapter goes when the last unfinished request that uses it ends."""
         self._residency.unregister(digest)
-        self._leaving.add(digest)
         self._drop_unused()
 
     def _drop_unused(self) -> None:
         """Frees unloaded adapters whose last request has ended, and images marked to be dropped."""
-        for digest in [digest for digest in self._leaving if not self._residency.is_known(digest)]:
-            self._leaving.remove(digest)
+        for digest in self._residency.take_gone():
             self._pool.remove(digest)
             self._shards.forget_adapter(digest)
             self._unloaded.append(digest)

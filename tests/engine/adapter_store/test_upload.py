@@ -15,7 +15,7 @@ from processes import LOADER, child_that_runs, is_there
 from shared_engine import run_alone, shared_engine
 
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
-from blora.engine.adapter_store import lifecycle as module
+from blora.engine.adapter_store import intake as module
 from blora.engine.adapter_store import loader_client
 from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 
@@ -101,7 +101,8 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
             await llm.upload_adapter("more", files, silence())
         with pytest.raises(AdapterRejected, match=r"took more than 0.2 s"):
             await stalled
-        monkeypatch.setattr(llm._adapters, "_sources", replace(llm._adapters._sources, upload_bytes=0))
+        intake = llm._adapters._intake
+        monkeypatch.setattr(intake, "_sources", replace(intake._sources, upload_bytes=0))
         with pytest.raises(AdapterRejected, match="no uploads are taken"):
             await llm.upload_adapter("mine", files, silence())
 

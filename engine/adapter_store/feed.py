@@ -1,0 +1,44 @@
+"""AdapterFeed: tells clients that watch an engine's adapters what happens to them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot
+from .catalog import AdapterCatalog
+
+
+class AdapterFeed:
+    def __init__(
+        self,
+        catalog: AdapterCatalog,
+        list_all: Callable[[], Awaitable[list[AdapterInfo]]],
+        check_can_begin: Callable[[], None],
+    ) -> None:
+        """check_can_begin: raises EngineUnavailable when the engine ends or drains."""
+        self._catalog = catalog
+        self._list_all = list_all
+        self._check_can_begin = check_can_begin
+        self._changed = asyncio.Event()  # set by `wake`, which puts another one in its place
+        catalog.on_change(self.wake)
+
+    async def watch(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        """See AsyncLLM.watch_adapters."""
+        catalog = self._catalog
+        revision: int | None = None
+        while True:
+            self._check_can_begin()
+            changed = self._changed
+            events = None if revision is None else catalog.events_after(revision)
+            revision = catalog.revision
+            if events is None:
+                yield AdapterSnapshot(revision, tuple(await self._list_all()))
+            else:
+                for event in events:
+                    yield event
+            if catalog.revision == revision:
+                await changed.wait()
+
+    def wake(self) -> None:
+        """The catalog has changed, or whether work may begin."""
+        self._changed.set()
+        self._changed = asyncio.Event()
