@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import quick_interpreter
 import real_flashinfer
 from hypothesis import HealthCheck, settings
 from shared_engine import shared_engine
@@ -52,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    quick_interpreter.install()
     settings.load_profile("all" if config.getoption("all_cases") else "few")
 
 

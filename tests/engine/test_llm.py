@@ -339,13 +339,14 @@ def test_an_output_knows_its_adapter_and_its_end(make_llm: Callable[..., LLM], t
     assert {sample.lora_request for sample in samples} == {LoRARequest("mine")}
 
 
+@pytest.mark.grid
 def test_replacing_weights_under_a_name_hits_no_stale_kv(
-    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]
+    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:
     llm = make_llm(adapters={name: str(path) for name, path in tiny_adapters.items()})
     prompt = "the same prompt, long enough to leave blocks in the prefix cache"
     expected = {name: tokens_of(llm, prompt, name) for name in tiny_adapters}
-    for _ in range(63):
+    for _ in range(cases(8, 63)):
         for name, path in tiny_adapters.items():
             llm.load_adapter("changing", path)
             assert tokens_of(llm, prompt, "changing") == expected[name]

@@ -23,7 +23,7 @@ from blora.engine.startup import assembly
 from blora.engine.step.backend import Backend, BackendChoice
 from blora.engine.step.sampler import TORCH_PICKER
 
-GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def generate(llm: LLM, adapters: dict[str, Path]) -> list[list[int]]:
     for name, folder in adapters.items():
         llm.load_adapter(name, folder)
     uses = [None, *adapters, {"plain": 0.5, "lora-bias": -1.0}]
-    prompts = [f"{index} and so on"[: 4 + index] for index in range(len(uses))]
+    prompts = [f"{index} and so on"[: 3 + index % 4] for index in range(len(uses))]
     outputs = llm.generate(prompts, GREEDY, lora_request=uses, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
@@ -52,7 +52,7 @@ def test_every_kind_of_adapter_in_one_batch(
 ) -> None:
     model, adapters = make_kinds(tmp_path)
     assert adapters.keys() == KINDS.keys()
-    options = {"memory": "16MB", "max_num_batched_tokens": 48}
+    options = {"memory": "16MB", "max_num_batched_tokens": 100}
     expected = generate(make_llm(model, **options), adapters)
     monkeypatch.setattr(assembly, "choose_backend", lambda *_: BackendChoice(build, Layout.GPU))
     planned = count_calls(monkeypatch, TritonLoRA, "plan")

@@ -1,6 +1,7 @@
 """TritonLoRA against the reference, in Triton's interpreter."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -253,7 +254,9 @@ def locate(table, arena, found):  # type: ignore[no-untyped-def]
 def test_pieces_are_found_in_the_largest_arena() -> None:
     """On a GPU with 192 GB, the numbers of lines need more than 31 bits."""
     page_bytes, cpu = 1 << 30, torch.device("cpu")
-    table = pack(CHECKPOINTS["r8"], "float16", page_bytes, Layout.GPU).table
+    table = pack(CHECKPOINTS["r8"], "float16", 1 << 20, Layout.GPU).table
+    assert table.num_pages == 1  # so that every piece has the place that it would have in a larger page
+    table = replace(table, page_bytes=page_bytes)
     content = make_adapter_table(table, [190], lay_out_sites(TARGETS, cpu), 2, cpu).content
     found = torch.zeros(1, dtype=torch.int64)
     locate[(1,)](content[content[1] :], torch.zeros(1, dtype=torch.float16), found)

@@ -1,7 +1,8 @@
 """FlashInferAttention against the reference, over pages full of NaN: on the fake, and on FlashInfer's own wrappers."""
 
+import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +26,12 @@ WINDOWS = (None, 7, 1)  # one for each layer
 
 
 @pytest.fixture(params=["fake", "real"])
-def library(request: pytest.FixtureRequest, real: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def library(request: pytest.FixtureRequest, real: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "fake":
-        return FakeFlashInfer()
-    return real_flashinfer.with_torch_kernels(real, monkeypatch)
+        yield FakeFlashInfer()
+    else:
+        yield real_flashinfer.with_torch_kernels(real, monkeypatch)
+    gc.collect()  # of workspaces of 128 MiB
 
 
 def make_config(num_heads: int = 4, num_kv_heads: int = 2, head_dim: int = HEAD_DIM) -> ModelConfig:

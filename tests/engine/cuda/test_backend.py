@@ -11,7 +11,7 @@ import pytest
 from cuda_models import save_model
 from fake_flashinfer import FakeFlashInfer
 
-from blora.engine import LLM, EngineStartError
+from blora.engine import LLM, EngineStartError, SamplingParams
 from blora.engine.cuda import library
 from blora.engine.startup import choose_backend as backends
 
@@ -80,8 +80,9 @@ def test_auto_takes_a_gpu_where_there_is_one(
     is_usable: bool, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "has_gpu", lambda: True)
-    llm = LLM(str(wide_model), dtype="float16" if is_usable else "float32", memory="2MB", block_size=4)
-    llm.generate("a", use_tqdm=False)
+    dtype = "float16" if is_usable else "float32"
+    llm = LLM(str(wide_model), dtype=dtype, memory="2MB", block_size=4, max_num_seqs=1)
+    llm.generate("a", SamplingParams(max_tokens=2), use_tqdm=False)
     assert bool(flashinfer.log.calls) == is_usable
 
 

@@ -128,7 +128,7 @@ def test_small_kv_is_found_again_and_made_again(make_pair: Pair, wide_model: Pat
     assert scheduler.num_preemptions > 0 and scheduler._kv.num_prefix_hits > 0
 
 
-def mixed_sampling(max_tokens: int = 6) -> list[SamplingParams]:
+def mixed_sampling(max_tokens: int = 4) -> list[SamplingParams]:
     """One row for each way to a token, in one batch. Rows that change logits in place come before rows that draw from
     theirs."""
     common: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": True}
