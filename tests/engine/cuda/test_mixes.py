@@ -7,15 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from compare import first_difference
 from fake_flashinfer import FakeFlashInfer
 from recording_device import RecordingDevice, check_order
 from tiny import make_adapter
 from torch import Tensor
 
-from blora.engine import LLM, CompletionOutput, SamplingParams
+from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
 from blora.engine.attention.reference import ReferenceAttention
 from blora.engine.cuda.graphs import DecodeGraphs
 from blora.engine.parallel import shards as shards_module
+from blora.engine.step import runner as runner_module
+from blora.engine.step import sampler
+from blora.engine.step.sampler import gumbel_noise
+from blora.scheduler import RowResult, ScheduledRow
 
 from .conftest import PageWatch
 from .test_engine import PAGE_BYTES, assert_same, generate
@@ -26,6 +31,9 @@ MODULES = ["q_proj", "v_proj", "down_proj"]
 PROMPTS = ["a", "some words", "a longer prompt that takes more blocks than one", "and so on", "b" * 30, "the end"]
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=2)
 CLOSE = 0.3  # log-probabilities: what float16 rounds in another place may be the next of few values in 8 bits
+# Scores that other roundings may bring into another order. The logits end between 8 and 16, where float16 goes in steps
+# of 2**-7, and some of these add up in layers and heads; K and V of 8 bits may be the next of few values.
+AS_GOOD = {"auto": 8 * 2**-7, "fp8": CLOSE}
 GRAPHS = {"enforce_eager": False, "max_num_seqs": 6}
 
 
@@ -59,6 +67,51 @@ def round_kv(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(ReferenceAttention, "run", run)
 
     return begin
+
+
+Scores = dict[tuple[int, ...], Tensor]
+
+
+@pytest.fixture
+def scores(monkeypatch: pytest.MonkeyPatch) -> Scores:
+    """Of the tokens that a row came with, those of all tokens that may come next: the largest is drawn. Of the first
+    engine that draws for these."""
+    noted: Scores = {}
+    original = runner_module.sample
+
+    def sample(logits: Tensor, rows: Sequence[ScheduledRow], *others: Any) -> list[RowResult]:
+        for own, row in zip(logits, rows, strict=True):
+            noted.setdefault(tuple(row.token_ids), perturbed(own.clone(), row))
+        return original(logits, rows, *others)
+
+    monkeypatch.setattr(runner_module, "sample", sample)
+    return noted
+
+
+def perturbed(logits: Tensor, row: ScheduledRow) -> Tensor:
+    """Where filters leave one token there is no noise."""
+    sampler._apply_constraints(logits, row)
+    if row.sampling.temperature == 0:
+        return logits.double()
+    found = sampler._scores(logits, row.sampling.temperature)
+    has_filter = row.sampling.top_k > 0 or row.sampling.top_p < 1
+    return found if has_filter else found + gumbel_noise(sampler._draw_key(row), torch.arange(len(found)))
+
+
+def assert_same_draws(
+    expected: Sequence[RequestOutput], actual: Sequence[RequestOutput], scores: Scores, as_good: float
+) -> None:
+    """Row by row up to where the other token is as good as the reference's; most rows have to come to their end."""
+    num_whole = 0
+    for wanted, found in zip(expected, actual, strict=True):
+        tokens, others = wanted.outputs[0].token_ids, found.outputs[0].token_ids
+        at = first_difference(tokens, others)
+        if at is None:
+            num_whole += 1
+            continue
+        own = scores[(*wanted.prompt_token_ids, *tokens[:at])]
+        assert own[tokens[at]] - own[others[at]] < as_good, (wanted, found)
+    assert num_whole > len(expected) * 0.7
 
 
 @pytest.fixture
@@ -152,6 +205,7 @@ def test_draws_without_a_seed_from_graphs(
     adapters: dict[str, Path],
     round_kv: Callable[[str], None],
     counted: list[int],
+    scores: Scores,
     kv_cache_dtype: str,
 ) -> None:
     reference, cuda = make_pair(wide_model, seed=None, kv_cache_dtype=kv_cache_dtype, **GRAPHS)
@@ -160,11 +214,11 @@ def test_draws_without_a_seed_from_graphs(
         round_kv(kv_cache_dtype)
     uses = [None, "first", "second", None, None, "first"]
     flashinfer.log.calls.clear()
+    scores.clear()
     expected, actual = (
         llm.generate(PROMPTS, mixed_sampling(), lora_request=uses, use_tqdm=False) for llm in (reference, cuda)
     )
-    same = [one.outputs[0].token_ids == two.outputs[0].token_ids for one, two in zip(expected, actual, strict=True)]
-    assert sum(same) >= len(same) - 1, same  # float16 is rounded in other places
+    assert_same_draws(expected, actual, scores, AS_GOOD[kv_cache_dtype])
     drawn = [call for call in flashinfer.log.calls if call.name == "sampling.softmax"]
     assert len(drawn) >= 6 and 6 in counted
 
@@ -204,6 +258,7 @@ def test_two_shards(
     wide_model: Path,
     adapters: dict[str, Path],
     round_kv: Callable[[str], None],
+    scores: Scores,
     kv_cache_dtype: str,
 ) -> None:
     """Each rank has a GPU of its own, in effect: every way to a token, adapters, prompts in parts."""
@@ -215,8 +270,8 @@ def test_two_shards(
     uses = [None, "first", "second", None, None, "first"]
     few = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=2, prompt_logprobs=0)
     assert_same(generate(reference, PROMPTS[:3], uses[:3], few), generate(two, PROMPTS[:3], uses[:3], few), CLOSE)
+    scores.clear()
     expected, actual = (
         llm.generate(PROMPTS, mixed_sampling(3), lora_request=uses, use_tqdm=False) for llm in (reference, two)
     )
-    same = [one.outputs[0].token_ids == two.outputs[0].token_ids for one, two in zip(expected, actual, strict=True)]
-    assert sum(same) >= len(same) - 1, same
+    assert_same_draws(expected, actual, scores, AS_GOOD[kv_cache_dtype])
