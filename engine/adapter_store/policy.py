@@ -180,11 +180,10 @@ class AdapterPolicy:
 
     def _note_lost(self, digests: Iterable[str]) -> list[Immediate]:
         """Adapters may have lost a version or a pin: with the last version they leave, with the last pin they may be
-        evicted."""
+        evicted. One that leaves is unpinned, too: it may be loaded again before it is unloaded."""
         self._note_unpublished(digests)
-        published = [digest for digest in digests if self._catalog.is_published(digest)]
         self._ledger.note_unpinned()
-        return [*(Unpin(digest) for digest in published if not self._catalog.is_pinned(digest)), *self.settle()]
+        return [*(Unpin(digest) for digest in digests if not self._catalog.is_pinned(digest)), *self.settle()]
 
     def _note_unpublished(self, digests: Iterable[str]) -> None:
         for digest in digests:

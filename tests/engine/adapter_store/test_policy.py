@@ -419,7 +419,7 @@ class World(RuleBasedStateMachine):
             assert self.images <= self.engine.images
             assert all(self.engine.images.issuperset(request.digests) for request in self.requests if request.is_sent)
             assert self.engine.adapters <= self.catalog.digests()
-            assert all(map(self.catalog.is_pinned, filter(self.catalog.is_published, self.engine.pinned)))
+            assert all(map(self.catalog.is_pinned, self.engine.pinned))
             assert self.ledger.num_bytes <= (self.ledger.max_bytes or 0) or not any(
                 map(self.can_be_dropped, self.images)
             )
