@@ -133,7 +133,7 @@ class Registry:
         return digest in self._aliases
 
     def digests(self) -> set[str]:
-        """What the versions of all names mean."""
+        """Returns the digests that versions of names mean."""
         return set(self._aliases)
 
     def aliases(self, digest: str) -> list[tuple[str, int]]:

@@ -163,7 +163,7 @@ class AdapterInfo:
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """Where an adapter is in the engine, and how much it is used."""
+    """The place of an adapter in the engine, and its use."""
 
     is_resident: bool = False
     is_pinned: bool = False

@@ -218,7 +218,8 @@ class AdapterResidency:
             self._let_go(digest)
 
     def _hold_before_warm(self, digest: str) -> bool:
-        """As `_hold`, for an adapter that a caller named: adapters that are being copied without a user give way."""
+        """Holds as `_hold` does, for an adapter that a caller named: adapters that are being copied without a user give
+        way."""
         adapter = self._adapters[digest]
         num_missing = adapter.num_pages - self._pool.num_free
         if not adapter.page_ids and not self._pool.is_parked(digest) and num_missing > 0:

@@ -23,11 +23,11 @@ class BoundedMatcher:
         self._left = seconds
 
     def match(self, pattern: str, text: str) -> re.Match[str] | None:
-        """As re.match. Raises PatternTooSlow."""
+        """Matches as re.match does. Raises PatternTooSlow."""
         return self._bounded(lambda: re.match(pattern, text))
 
     def fullmatch(self, pattern: str, text: str) -> re.Match[str] | None:
-        """As re.fullmatch. Raises PatternTooSlow."""
+        """Matches as re.fullmatch does. Raises PatternTooSlow."""
         return self._bounded(lambda: re.fullmatch(pattern, text))
 
     def _bounded(self, evaluate: Callable[[], re.Match[str] | None]) -> re.Match[str] | None:

@@ -88,7 +88,8 @@ def judge_checkpoint(
     base: BaseTensors | None = None,
     max_elements: int | None = None,
 ) -> Judgement:
-    """As `read_checkpoint`, but returns the problems, with everything that could be read. Raises AdapterTooLarge."""
+    """Reads as `read_checkpoint` does, but returns the problems, with everything that could be read. Raises
+    AdapterTooLarge."""
     kind = ""
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)

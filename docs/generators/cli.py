@@ -56,7 +56,7 @@ def flags_of(command: Command) -> Iterator[Flag]:
 
 
 def _names(action: argparse.Action) -> str:
-    """As `--help` shows them, whatever the version of Python."""
+    """Returns the flags as `--help` shows them, whatever the version of Python."""
     if not action.option_strings:
         return _value(action)
     name = ", ".join(action.option_strings)

@@ -20,7 +20,8 @@ class Comment:
 
 @cache
 def proto_comments() -> Mapping[str, Comment]:
-    """By names such as "GetInfoResponse.model", "EngineService.GetInfo" or "FinishReason.FINISH_REASON_STOP"."""
+    """Returns the comments by names such as "GetInfoResponse.model", "EngineService.GetInfo" or
+    "FinishReason.FINISH_REASON_STOP"."""
     return dict(entry for file in _descriptors().file for entry in _comments_in(file))
 
 

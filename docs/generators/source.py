@@ -90,7 +90,7 @@ def functions_of(cls: type) -> Iterator[Function]:
 
 
 def _signature(entry: ast.FunctionDef | ast.AsyncFunctionDef, file: _File) -> str:
-    """From the first decorator to the type of the result."""
+    """Returns the source from the first decorator to the type of the result."""
     first = min([entry.lineno, *(decorator.lineno for decorator in entry.decorator_list)])
     last = entry.body[0].lineno - 1 if entry.returns is None else entry.returns.end_lineno
     return dedent("\n".join(file.lines[first - 1 : last])).rstrip(":")

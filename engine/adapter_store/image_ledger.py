@@ -59,7 +59,7 @@ class ImageLedger:
         self.hold(digest)
 
     def hold(self, digest: str) -> None:
-        """Until `release` the adapter has one user more: it is not forgotten, and its image is not dropped."""
+        """Adds a user until `release`: the adapter is not forgotten, and its image is not dropped."""
         self._entries[digest].num_users += 1
         self._idle.pop(digest, None)
 
@@ -121,7 +121,7 @@ class ImageLedger:
         return digest in self._entries and self._entries[digest].is_here
 
     def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the adapters that have no image in host memory."""
+        """Returns the adapters that have no image in host memory."""
         return [digest for digest in digests if digest not in self]
 
     def is_used(self, digest: str) -> bool:

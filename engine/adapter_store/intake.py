@@ -22,7 +22,7 @@ UPLOAD_TIMEOUT = 600.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class AdapterSources:
-    """Where adapters may come from while the engine runs."""
+    """The places that adapters may come from while the engine runs."""
 
     roots: Sequence[str] | None  # folders, one of which has to hold a loaded adapter; None allows any, and the hub
     is_hub_allowed: bool

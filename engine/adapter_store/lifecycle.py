@@ -251,7 +251,7 @@ class AsyncAdapters:
         return await self._intake.inspect(path)
 
     def follow_folder(self) -> None:
-        """From now on the subfolders of the watched folder, if there is one, are loaded, beside other adapters."""
+        """Begins to load the subfolders of the watched folder, if there is one, beside other adapters."""
         folder = self._sources.watched
         if folder is not None:
             self._follower = FolderFollower(

@@ -59,7 +59,7 @@ class PackedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a client may have adapters read from."""
+    """The places that a client may have adapters read from."""
 
     roots: Sequence[str] | None  # folders, one of which has to hold the adapter's; None allows any
     is_hub_allowed: bool
@@ -253,7 +253,7 @@ class LoaderClient:
 
 
 def _source(path: str, order: ToLoader) -> Source:
-    """Where the adapter that an order brought can be read again."""
+    """Returns the place where the adapter of an order can be read again."""
     match order:
         case ReadAdapter(folder, roots):
             return Source(path, str(Path(folder).absolute()), roots)

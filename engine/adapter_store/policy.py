@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class AdapterPolicy:
-    """Made when an engine runs. Whoever carries out its orders does so before anything else happens."""
+    """Exists once an engine runs. Its caller carries out the orders before anything else happens."""
 
     def __init__(self, catalog: AdapterCatalog, ledger: ImageLedger) -> None:
         self._catalog = catalog
@@ -259,7 +259,7 @@ class AdapterPolicy:
     # Facts.
 
     def missing(self, digests: Iterable[str]) -> list[str]:
-        """Those of the adapters whose images have to be brought back before requests for them are computed."""
+        """Returns the adapters whose images have to be brought back before requests for them are computed."""
         return self._ledger.missing(digests)
 
     def is_going(self, digest: str) -> bool:

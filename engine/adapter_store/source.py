@@ -15,7 +15,7 @@ FILES = ["adapter_config.json", "adapter_model.safetensors", *MAX_FILE_BYTES]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an adapter was loaded from, so that it can be read again."""
+    """The place that an adapter was loaded from and can be read from again."""
 
     path: str  # as the caller named it
     folder: str  # the folder that was read: for a hub id, the folder of the download

@@ -52,7 +52,7 @@ class ResolvedAdapters:
 
     @property
     def lora_request(self) -> LoRAUse:
-        """As outputs show them."""
+        """Returns the adapters as outputs show them."""
         return self.requests if len(self.requests) > 1 else next(iter(self.requests), None)
 
     def find_activation(self, prompt: Sequence[int]) -> int:

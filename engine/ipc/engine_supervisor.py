@@ -50,7 +50,7 @@ class EngineSupervisor:
         return ready
 
     def supervise(self) -> None:
-        """Until `stop`, calls `on_updates` and replaces an engine that dies."""
+        """Calls `on_updates`, and replaces an engine that dies, until `stop`."""
         self._task = asyncio.create_task(self._supervise())
         self._task.add_done_callback(_log_failure)
 
