@@ -131,7 +131,7 @@ BAD: dict[str, list[Any]] = {
 
 
 def cases(table: dict[str, list[Any]]) -> list[Any]:
-    return [pytest.param(name, value, id=f"{name}={ascii(value):.30}") for name in table for value in table[name]]
+    return [pytest.param(name, value, id=f"{name}={ascii(value):.20}") for name in table for value in table[name]]
 
 
 def refused(check: Callable[[], object], field: str) -> str:
