@@ -43,9 +43,9 @@ def _command_of(pid: int) -> list[str]:
         return []
 
 
-def seconds_without_core(pid: int) -> float:
-    """For how long a process was ready to work and others had the cores."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+def seconds_at_work(pid: int) -> float:
+    """For how long a process has had a core."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def wait_until_ended(*pids: int) -> None:

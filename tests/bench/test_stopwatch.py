@@ -1,6 +1,7 @@
 """Each watched function counts its own time only, and is restored at the end."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -9,26 +10,37 @@ from blora.bench.stopwatch import Record, Stopwatch
 
 
 class Engine:
+    def __init__(self, pause: Callable[[float], object] = lambda _: None) -> None:
+        self._pause = pause
+
     def step(self) -> int:
-        time.sleep(0.01)
+        self._pause(1.0)
         return self.forward() + 1
 
     def forward(self) -> int:
-        time.sleep(0.03)
+        self._pause(3.0)
         return 1
 
 
-def test_inner_calls_are_left_out() -> None:
-    engine = Engine()
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Time passes while it is called, and at no other time."""
+    passed = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: sum(passed))
+    return passed.append
+
+
+def test_inner_calls_are_left_out(pause: Callable[[float], None]) -> None:
+    engine = Engine(pause)
     with Stopwatch() as stopwatch:
         stopwatch.watch(engine, "step", "outer", starts_record=True)
         stopwatch.watch(engine, "forward", "inner")
         stopwatch.watch(engine, "missing", "never")
         assert [engine.step(), engine.step()] == [2, 2]
-    assert not vars(engine), "the methods are the class's again"
+    assert vars(engine) == {"_pause": pause}, "the methods are the class's again"
     assert len(stopwatch.records) == 2
     for record in stopwatch.records:
-        assert 0.01 <= record.seconds["outer"] < 0.03 <= record.seconds["inner"]
+        assert record.seconds == {"outer": 1.0, "inner": 3.0}
 
 
 def test_one_in_another_and_a_call_that_fails() -> None:

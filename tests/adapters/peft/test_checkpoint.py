@@ -396,10 +396,10 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
 
 
 def refusal(folder: Path, targets: Targets, roots: Sequence[Path] | None = None) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(AdapterRejected) as caught:
         read_checkpoint(folder, targets, roots)
-    assert time.perf_counter() - start < MAX_SECONDS
+    assert time.process_time() - start < MAX_SECONDS
     assert caught.value.problems
     return str(caught.value)
 

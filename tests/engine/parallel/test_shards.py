@@ -412,7 +412,7 @@ def test_a_shard_that_is_busy_ends_with_the_first_one(
         time.sleep(0.01)
     started = time.monotonic()
     shards.close()
-    assert other.process.returncode == -signal.SIGKILL and time.monotonic() - started < 2
+    assert other.process.returncode == -signal.SIGKILL and time.monotonic() - started < 60  # of the 600
 
 
 STARTS_AND_WAITS = """

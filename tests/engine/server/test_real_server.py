@@ -175,9 +175,12 @@ def test_sigterm_finishes_what_was_accepted(tiny_model: Path) -> None:
         streams = [server.client.generate_stream(f"accepted {index}", **LONG) for index in range(8)]
         begun = [len(next(iter(stream)).token_ids) for stream in streams]  # several tokens, if this reader is slow
         running = [pool.submit(lambda stream=stream: sum(len(s.token_ids) for s in stream)) for stream in streams]  # type: ignore[misc]
+        engine = server.engine_pid()
+        os.kill(engine, signal.SIGSTOP)  # or all might be finished before it is asked
         server.process.send_signal(signal.SIGTERM)
         server.wait_serving(False)
         assert refusal(lambda: tokens(server, "late"))[0] is grpc.StatusCode.UNAVAILABLE
+        os.kill(engine, signal.SIGCONT)
         totals = [first + future.result() for first, future in zip(begun, running, strict=True)]
         assert totals == [LONG["max_tokens"]] * 8
         assert server.process.wait(timeout=100) == 0

@@ -75,15 +75,16 @@ def test_whoever_is_killed_under_traffic_ends_the_engine_and_another_comes(
     server: Served, one: LLM, who: Callable[[Served], int]
 ) -> None:
     shard, killed = shard_of(server), who(server)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(5) as pool:
+        gone = pool.submit(server.wait_serving, False)
         os.kill(shard, signal.SIGSTOP)  # no request may finish before
         lost = [pool.submit(refusal, lambda: server.client.generate("lost", "r4", n=3, **LONG)) for _ in range(4)]
         time.sleep(0.2)
         os.kill(killed, signal.SIGKILL)
         assert {future.result()[0] for future in lost} == {grpc.StatusCode.UNAVAILABLE}
+        gone.result()
+        assert refusal(lambda: tokens(server, "too early"))[0] is grpc.StatusCode.UNAVAILABLE
     wait_until_ended(shard)
-    server.wait_serving(False)
-    assert refusal(lambda: tokens(server, "too early"))[0] is grpc.StatusCode.UNAVAILABLE
     server.wait_serving(True)
     assert shard_of(server) != shard
     for name in (None, "r8", "r64"):
