@@ -20,7 +20,7 @@ test: $(READY) model
 	$(BIN)/python -m pytest $(BESIDE)
 
 # What one runs at each change: no test that starts processes or computes for long.
-test-fast: $(READY)
+test-fast: $(READY) model
 	$(BIN)/python -m pytest $(BESIDE) -m 'not slow'
 
 # The tests with random cases, with many more of them; takes minutes.

@@ -16,6 +16,8 @@ import pytest
 from bench.demo.tasks import TASKS, Example, Task, held_out_examples, train_examples
 from blora.proto.client import Client
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 ADAPTERS = ROOT / "bench/demo/adapters"
 NUM_HELD_OUT = 50  # of each task

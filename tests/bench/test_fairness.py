@@ -8,6 +8,8 @@ import pytest
 from blora.bench.fairness import draw, format_report, measure
 from blora.bench.trace import TraceShape, make_trace
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_trace_has_the_rate_and_the_popularity_that_were_asked_for() -> None:
     trace = make_trace(TraceShape(adapters=10, rate=50, seconds=100, alpha=1.0, cv=2.0))

@@ -9,6 +9,8 @@ import pytest
 from blora.bench.footprint import resident_bytes
 from blora.engine.cli import main as cli
 
+pytestmark = pytest.mark.slow
+
 
 def test_footprint(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"bench footprint {tiny_model} --requests 60 --adapters 2 --starts 1 --memory 4MiB"

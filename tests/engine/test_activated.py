@@ -15,6 +15,8 @@ from transformers import LlamaForCausalLM
 
 from blora.engine import LLM, InvalidRequest, RequestOutput, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 4
 INVOCATION = "<go>"  # four tokens of the tiny model, one for each byte
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=2)

@@ -34,6 +34,8 @@ from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
 from blora.engine.ipc.messages import PinReply
 
+pytestmark = pytest.mark.slow
+
 Result = TypeVar("Result")
 Run = Callable[[Coroutine[Any, Any, Result]], Result]
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)

@@ -21,6 +21,8 @@ from blora.engine.server.status import status_of
 sys.path.insert(0, str(Path(__file__).parent.parent / "adapters/peft"))
 from test_checkpoint import CONFIG, CORRUPTIONS, WEIGHTS  # the corpus: a change to a folder, and the expected reason
 
+pytestmark = pytest.mark.slow
+
 NUM_GOOD = 100
 MAX_SECONDS = 5.0  # of the loader's work, to refuse an adapter
 PROMPT = "a prompt of several blocks"

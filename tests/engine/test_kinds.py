@@ -13,6 +13,8 @@ from tiny import load_resized, quiet
 
 from blora.engine import LLM, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a first prompt", "another, which is a little longer than the first", "x"]
 NUM_TOKENS = 12
 WEIGHTS = "adapter_model.safetensors"

@@ -15,6 +15,8 @@ from tiny import make_adapter
 from blora.engine import LLM
 from blora.engine.text.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 INVOCATION = "<go>"
 SUMMABLE = ("plain", "bias-all", "bias-lora-only", "lora-bias", "embedding", "head", "both")
 

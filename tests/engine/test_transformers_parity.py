@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from blora.engine import LLM, RequestOutput, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "The capital of France is",
     "Once upon a time, in a small village,",

@@ -23,6 +23,8 @@ from blora.engine.startup import assembly
 from blora.engine.step.backend import Backend, BackendChoice
 from blora.engine.step.sampler import TORCH_PICKER
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 

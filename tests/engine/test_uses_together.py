@@ -16,6 +16,8 @@ from tiny import make_adapter
 
 from blora.engine import LLM, RequestOutput, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 INVOCATION = "<go>"
 BLOCK = 4
 PLAIN = ("r1", "r2", "r4", "r8", "pattern", "lora-bias")

@@ -34,6 +34,8 @@ from blora.adapters.triton.lora import TritonLoRA
 from blora.adapters.triton.sites import lay_out_sites
 from blora.adapters.triton.step_table import StepSize
 
+pytestmark = pytest.mark.slow
+
 Runs = list[tuple[int, list[Use]]]
 
 POPULARITY: dict[str, Runs] = {

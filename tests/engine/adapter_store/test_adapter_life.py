@@ -27,6 +27,8 @@ from blora.engine.adapter_store import catalog
 from blora.engine.llm import RowStream
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 PROMPTS = ["a prompt that many share", "another one", "x"]
 CONTENTS = ["r1", "r4", "r8", "r24"]

@@ -13,6 +13,8 @@ from shared_engine import shared_engine
 
 from blora.engine import LLM, AdapterNotFound, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 PROMPT = "a prompt long enough to leave blocks in the prefix cache"
 

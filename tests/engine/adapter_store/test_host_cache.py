@@ -23,6 +23,8 @@ from blora.engine.adapter_store.loader_client import LoaderClient, PackedAdapter
 from blora.engine.adapter_store.source import Source
 from blora.engine.adapter_store.upload import UploadedFile
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 LONG = replace(GREEDY, max_tokens=200)
 SMALL = "1"  # byte: what nobody uses goes at once

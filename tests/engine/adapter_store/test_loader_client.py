@@ -25,6 +25,8 @@ from blora.engine.adapter_store.upload import UploadedFile
 from blora.engine.ipc.channel import Child, start_child
 from blora.engine.ipc.messages import FromLoader
 
+pytestmark = pytest.mark.slow
+
 HUB_ID = "someone/adapter"
 
 

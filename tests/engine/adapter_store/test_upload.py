@@ -19,6 +19,8 @@ from blora.engine.adapter_store import intake as module
 from blora.engine.adapter_store import loader_client
 from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 NAMES = ["adapter_config.json", "adapter_model.safetensors"]
 MAX_BYTES = 1 << 20

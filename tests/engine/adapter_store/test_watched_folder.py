@@ -12,6 +12,8 @@ import pytest
 from blora.engine import AdapterNotFound, AsyncLLM, SamplingParams
 from blora.engine.adapter_store.watched_folder import Changes, FolderComparison, look_into
 
+pytestmark = pytest.mark.slow
+
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_tokens": 64, "threads": 1}
 NOTHING = Changes([], [])

@@ -21,6 +21,8 @@ from blora.engine.memory.arena import Arena, KVLayout
 from blora.engine.memory.page_size import page_bytes_for
 from blora.engine.model_files.config import ModelConfig, RopeConfig
 
+pytestmark = pytest.mark.slow
+
 NUM_PAGES, MAX_POSITIONS, HEAD_DIM = 60, 100, 64
 WINDOWS = (None, 7, 1)  # one for each layer
 

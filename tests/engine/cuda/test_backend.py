@@ -15,6 +15,8 @@ from blora.engine import LLM, EngineStartError, SamplingParams
 from blora.engine.cuda import library
 from blora.engine.startup import choose_backend as backends
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"backend": "cuda", "memory": "2MB"}
 
 

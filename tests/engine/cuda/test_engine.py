@@ -18,6 +18,8 @@ from blora.engine.errors import EngineBroken
 from blora.engine.memory.arena import Arena
 from blora.engine.model.decoder import CausalLM
 
+pytestmark = pytest.mark.slow
+
 Pair = Callable[..., tuple[LLM, LLM]]
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2)
 PAGE_BYTES = 4096 * 2  # of wide_model: K and V of 4 tokens in 2 layers, 2 heads of 64

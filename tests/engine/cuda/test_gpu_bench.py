@@ -13,6 +13,8 @@ from blora.bench.gpu import compare, measure_copies
 from blora.engine import CompletionOutput, Logprob
 from blora.engine.cli import main as cli
 
+pytestmark = pytest.mark.slow
+
 
 def line(model: Path, folder: Path, rows: str = "1") -> list[str]:
     words = f"bench gpu {model} --dtype float16 --rows {rows} --ranks 1 --modules q_proj --prompt-len 5 --output-len 3"

@@ -18,6 +18,8 @@ from blora.engine.model_files.read_config import load_model_config
 
 from .conftest import PageWatch
 
+pytestmark = pytest.mark.slow
+
 Pair = Callable[..., tuple[LLM, LLM]]
 Graphs = Callable[[], DecodeGraphs]
 OPTIONS = {"max_num_seqs": 6, "enforce_eager": False}

@@ -25,6 +25,8 @@ from blora.scheduler import RowResult, ScheduledRow
 from .conftest import PageWatch
 from .test_engine import PAGE_BYTES, assert_same, generate
 
+pytestmark = pytest.mark.slow
+
 Pair = Callable[..., tuple[LLM, LLM]]
 FP8 = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 MODULES = ["q_proj", "v_proj", "down_proj"]

@@ -13,6 +13,8 @@ from blora.engine.memory.arena import Arena
 
 from .conftest import PageWatch
 
+pytestmark = pytest.mark.slow
+
 Pair = Callable[..., tuple[LLM, LLM]]
 FEW = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 

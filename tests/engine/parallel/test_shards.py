@@ -33,6 +33,8 @@ from blora.engine.parallel import shards as shards_module
 from blora.engine.startup.assembly import plan_shard
 from blora.engine.step import runner as runner_module
 
+pytestmark = pytest.mark.slow
+
 NEAR = 2e-4  # difference of logprobs that another order of float32 sums may give
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2, prompt_logprobs=1)
 PROMPTS = ["a first prompt", "another <go> one that is a little longer", "x"]

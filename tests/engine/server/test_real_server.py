@@ -16,6 +16,8 @@ from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root(tiny_adapters: dict[str, Path]) -> Path:

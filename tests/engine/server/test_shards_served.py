@@ -14,6 +14,8 @@ from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 SHARDS = ["--tensor-parallel-size", "2", "--backend", "reference", "--adapter-upload-bytes", "1MB"]
 NAMES = ("r4", "r8", "pattern", "r64")
 
