@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # see tests/bench/test_demo.py
 SELECT = "SELECT COUNT(*) FROM orders WHERE city = 'Oslo' AND status = 'pending'"
