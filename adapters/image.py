@@ -10,7 +10,7 @@ A piece is never divided. Pieces stand in chunks: contiguous, 64-byte aligned, n
 pages need not be adjacent in the arena, because every chunk is found by its page in the image and its offset in that
 page.
 
-For ranks that share a model, the image holds a shard for each, one after another and all of the same number of pages,
+For a model in several shards, the image holds a part for each, one after another and all of the same number of pages,
 so that one decision about pages holds for all of them.
 """
 
@@ -93,7 +93,7 @@ class ImageTable:
         return self.num_shards * self.num_pages * self.page_bytes
 
     def of_shard(self, index: int) -> "ImageTable":
-        """Returns the table of one shard, for its rank. The shard's pages begin at index * num_pages of the image."""
+        """Returns the table of one shard. The shard's pages begin at index * num_pages of the image."""
         if not self.further:
             return self
         return replace(self, modules=(self.modules, *self.further)[index], further=())

@@ -385,7 +385,7 @@ class LLM:
         return pack(checkpoint, engine.dtype, engine.page_bytes, engine.layout, engine.cuts)
 
     def _shared(self, image: AdapterImage) -> np.ndarray:
-        """The pages of an image; where further ranks need them, in memory that all ranks map."""
+        """The pages of an image; where further shards need them, in memory that all shards map."""
         ranks = self._engine.shards
         if ranks.size == 1:
             return image.pages

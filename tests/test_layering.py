@@ -120,6 +120,11 @@ def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in ENGINE_FILES} == FLOOR_OF.keys()
 
 
+def test_every_package_says_what_it_owns() -> None:
+    markers = [path for path in SOURCES if path.name == "__init__.py"]
+    assert not [relative(path) for path in markers if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
 def test_rooms_of_libraries_need_them() -> None:
     """An unused permission has to be removed, or it would allow imports that should stay out."""
     users = {(module.split(".")[0], room_of(path)) for path in ENGINE_FILES for module in imports(path)}

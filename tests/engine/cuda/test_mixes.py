@@ -263,7 +263,7 @@ def test_two_shards(
     scores: Scores,
     kv_cache_dtype: str,
 ) -> None:
-    """Each rank has a GPU of its own, in effect: every way to a token, adapters, prompts in parts."""
+    """Each shard has a GPU of its own, in effect: every way to a token, adapters, prompts in parts."""
     if kv_cache_dtype != "auto":
         round_kv(kv_cache_dtype)
     reference = LLM(str(wide_model), seed=None, **EXACT)
