@@ -5,6 +5,7 @@ A template is untrusted, and all requests wait while it runs: the sandbox stops 
 much text. Before that, in a process that no request waits for, `check_template` measures how long it takes to compile.
 """
 
+import gc
 import logging
 import sys
 import time
@@ -65,11 +66,13 @@ def _stopped_after(seconds: float) -> Iterator[None]:
     every call and every line of a template's code, and every kind of loop comes back to one of these."""
     deadline = time.thread_time() + seconds
 
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+
     def on_line(frame: FrameType, _: str, __: Any) -> Any:
-        # The garbage collector may run a destructor just now. Python drops an error raised there, and the tracing with
-        # it, so that nothing would watch the template any more.
-        is_destructor = frame.f_code.co_name == "__del__"
-        if time.thread_time() > deadline and not is_destructor:
+        # The garbage collector may run a destructor or a callback just now. Python drops an error raised there, and the
+        # tracing with it, so that nothing would watch the template any more.
+        is_collecting = frame.f_code.co_name == "__del__" or frame.f_code in callbacks
+        if time.thread_time() > deadline and not is_collecting:
             raise TimeoutError(f"it runs for more than {seconds:g} s")
         return on_line
 
