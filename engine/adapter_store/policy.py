@@ -263,8 +263,9 @@ class AdapterPolicy:
         return self._ledger.missing(digests)
 
     def is_going(self, digest: str) -> bool:
-        """Whether an adapter is on its way out."""
-        return self._stages.of(digest) in (Stage.LEAVING, Stage.UNLOADING)
+        """Whether an adapter is on its way out. One that only a load still uses is not: the load brings it again."""
+        stage = self._stages.of(digest)
+        return stage is Stage.UNLOADING or (stage is Stage.LEAVING and self._ledger.is_used(digest))
 
     @property
     def num_going(self) -> int:
