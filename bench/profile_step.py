@@ -22,7 +22,7 @@ from blora.engine import AsyncLLM, SamplingParams
 from blora.engine.cpu.backend import kernels_of
 from blora.engine.cpu.decoder import CpuCausalLM
 from blora.engine.front_end.output_processor import OutputProcessor
-from blora.engine.kernels.library import Kernels
+from blora.engine.kernels.library import FUNCTIONS, Kernels
 from blora.engine.model.decoder import CausalLM
 from blora.engine.step import runner
 from blora.engine.step.core import EngineCore
@@ -163,12 +163,11 @@ def watch_kernels(stopwatch: Stopwatch, kernels: Kernels | None) -> None:
         seconds.zero_()
         return parts
 
-    native = [name for name, value in vars(kernels).items() if hasattr(value, "argtypes")]
-    for name in native:
-        plain = name.strip("_")
-        stopwatch.watch(kernels, plain, CALLS)
-        parts = take_parts if plain == LAYERS else None
-        stopwatch.watch(kernels, name, NATIVE.get(plain, plain), parts=parts)
+    for function in FUNCTIONS:
+        name = function.removeprefix("blora_")
+        stopwatch.watch(kernels, name, CALLS)
+        parts = take_parts if name == LAYERS else None
+        stopwatch.watch(kernels.library, function, NATIVE.get(name, name), parts=parts)
 
 
 def middle_of(runs: Sequence[Sequence[Record]]) -> Breakdown:

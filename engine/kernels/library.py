@@ -149,7 +149,7 @@ class Kernels:
         for function, (result, arguments) in FUNCTIONS.items():
             bound = getattr(library, function)
             bound.restype, bound.argtypes = result, arguments
-        self._library = library
+        self.library = library
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None, site: int | None = None) -> PackedLinear:
         """Packs a weight in place; after that it must not be read as a matrix.
@@ -167,7 +167,7 @@ class Kernels:
             raise ValueError(f"weight: its memory does not hold {out} rows rounded up to a multiple of {PANEL}")
         if bias is not None:
             check_shape("bias", bias, weight.dtype, (out,))
-        self._library.blora_pack(weight.data_ptr(), out, in_, DTYPES[weight.dtype])
+        self.library.blora_pack(weight.data_ptr(), out, in_, DTYPES[weight.dtype])
         address = None if bias is None else bias.data_ptr()
         layer = LinearLayer(weight.data_ptr(), address, out, in_, -1 if site is None else site, DTYPES[weight.dtype])
         return PackedLinear(weight, bias, layer)
@@ -199,7 +199,7 @@ class Kernels:
         else:
             check_shape("y", y, dtype, (num_tokens, width))
         address = _lora_address(lora, layer, num_tokens)
-        self._library.blora_linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, y.shape[1], epilogue, address)
+        self.library.blora_linear(byref(layer), x.data_ptr(), y.data_ptr(), num_tokens, y.shape[1], epilogue, address)
 
     def unpack_rows(self, linear: PackedLinear, ids: Tensor, y: Tensor) -> None:
         """Copies rows of a packed weight: y[i] = row ids[i]. ids: [n] int64, y: [n, in]."""
@@ -208,7 +208,7 @@ class Kernels:
         check_shape("y", y, linear.weight.dtype, (len(ids), layer.in_))
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < layer.out:
             raise ValueError(f"ids: at least one is not a row of the weight, which has {layer.out}")
-        self._library.blora_unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
+        self.library.blora_unpack_rows(layer.weight, layer.in_, layer.dtype, ids.data_ptr(), len(ids), y.data_ptr())
 
     def embed(self, site: int, ids: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
         """Applies the step's adapters to the embeddings y. ids: [n] int64, y: [n, hidden]."""
@@ -221,7 +221,7 @@ class Kernels:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < num_ids:
             raise ValueError(f"ids: at least one is not a token of a vocabulary of {num_ids}")
         address = _lora_address(lora, layer, len(ids))
-        self._library.blora_embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
+        self.library.blora_embed(address, site, ids.data_ptr(), y.shape[1], layer.dtype, y.data_ptr())
 
     def replace_logits(self, head: PackedLinear, x: Tensor, y: Tensor, lora: CpuLoRAMetadata) -> None:
         """Writes the logits of the token rows that the step's adapters have instead of the head's, or beyond them.
@@ -233,7 +233,7 @@ class Kernels:
         check_shape("x", x, head.weight.dtype, (None, layer.in_))
         _check_logits(y, len(x), max(layer.out, lora.vocab_size))
         address = _lora_address(lora, layer, len(x))
-        self._library.blora_replace_logits(
+        self.library.blora_replace_logits(
             address, layer.site, x.data_ptr(), layer.in_, y.shape[1], layer.dtype, y.data_ptr()
         )
 
@@ -242,7 +242,7 @@ class Kernels:
         check_shape("x", x, weight.dtype, (None, len(weight)))
         check_shape("y", y, weight.dtype, tuple(x.shape))
         check_shape("weight", weight, x.dtype, (x.shape[1],))
-        self._library.blora_rms_norm(
+        self.library.blora_rms_norm(
             x.data_ptr(), weight.data_ptr(), *x.shape, eps, dtype_code("x", x.dtype), y.data_ptr()
         )
 
@@ -250,7 +250,7 @@ class Kernels:
         """Computes y = silu(first half of x) * second half. x: [n, 2 * width], y: [n, width]."""
         check_shape("y", y, y.dtype, (None, None))
         check_shape("x", x, y.dtype, (len(y), 2 * y.shape[1]))
-        self._library.blora_silu_mul(x.data_ptr(), *y.shape, dtype_code("y", y.dtype), y.data_ptr())
+        self.library.blora_silu_mul(x.data_ptr(), *y.shape, dtype_code("y", y.dtype), y.data_ptr())
 
     def attention(self, layer: AttentionLayer, plan: AttentionPlan, qkv: Tensor, y: Tensor) -> None:
         """Norms and rotates q and k, writes k and v into their pages, and computes the attention.
@@ -263,7 +263,7 @@ class Kernels:
         width = layer.num_heads * layer.head_dim
         check_shape("qkv", qkv, dtype, (plan.num_tokens, width + 2 * layer.num_kv_heads * layer.head_dim))
         check_shape("y", y, dtype, (plan.num_tokens, width))
-        self._library.blora_attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
+        self.library.blora_attention(byref(layer), byref(plan), qkv.data_ptr(), y.data_ptr())
 
     def decoder(
         self,
@@ -292,7 +292,7 @@ class Kernels:
         address = _lora_address(lora, layers[len(layers) - 1].down, plan.num_tokens)
         at = Activations(*addresses, plan.num_tokens, 0)
         seconds = None if self.seconds is None else self.seconds.data_ptr()
-        self._library.blora_decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
+        self.library.blora_decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
 
     def scan(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Finds the best token of each row, the first one of equals, and whether the row is finite.
@@ -313,7 +313,7 @@ class Kernels:
             sizes = (c_int32 * num_rows)(*vocab_sizes)
         else:
             raise ValueError(f"logits: {num_rows} rows of {width} do not hold vocabularies of {list(vocab_sizes)}")
-        self._library.blora_scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
+        self.library.blora_scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
         return ids, is_finite
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
@@ -326,7 +326,7 @@ class Kernels:
         check_shape("logits", logits, torch.float32, (None,))
         if not len(logits) or not 0 < temperature < math.inf:
             raise ValueError(f"logits: no token can be drawn from {len(logits)} at temperature {temperature}")
-        return int(self._library.blora_draw(logits.data_ptr(), len(logits), temperature, key))
+        return int(self.library.blora_draw(logits.data_ptr(), len(logits), temperature, key))
 
 
 def _lora_address(lora: CpuLoRAMetadata | None, layer: LinearLayer, num_tokens: int) -> int | None:
