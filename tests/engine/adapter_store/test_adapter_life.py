@@ -396,7 +396,7 @@ def test_who_falls_behind_gets_everything_again(
             await llm.load_adapter("mine", tiny_adapters[name])
         await body(llm)
 
-    run(tiny_model, two_versions)
+    run_alone(tiny_model, two_versions)
 
 
 @pytest.mark.parametrize("how", ["drain", "shutdown"])
