@@ -111,7 +111,11 @@ class ConnectedGroup(ShardGroup):
         return self._last is None
 
     def abort(self) -> None:
-        self._group.abort()
+        if self._group is not None:
+            self._group.abort()
+        # The group's store goes with it, now, while its file exists: the store opens the file once more when it is
+        # destroyed, and ends the process if it cannot.
+        self._group = self._last = None
 
 
 def _meet(store: Any, index: int, size: int, check_others: Callable[[], None]) -> None:
