@@ -74,6 +74,7 @@ def test_the_work_of_attention_is_what_causality_leaves() -> None:
     assert flops(10, 10) == sum(flops(1, context) for context in range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_step_is_taken_apart(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"bench profile_step {tiny_model} --rows 1,3 --adapters 2 --ranks 2 --prompt-len 4 --output-len 12"
     line += f" --backend cpu --threads 1 --adapter-folder {tmp_path / 'adapters'} --json {tmp_path / 's.json'}"

@@ -13,6 +13,8 @@ from blora.engine.cli import main as cli
 from blora.engine.step.core import EngineCore
 from blora.scheduler import RowUpdate
 
+pytestmark = pytest.mark.slow
+
 STEP = 0.02  # seconds that each step takes
 
 

@@ -14,6 +14,7 @@ from blora.bench.shapes import LLAMA_7B
 from blora.engine.cli import main as cli
 
 
+@pytest.mark.slow
 def test_every_configuration_compiles_and_nothing_spills(tmp_path: Path) -> None:
     """It compiles one architecture and type; `make gpu-kernels` compiles all."""
     program = "import sys; from blora.engine.cli import main; sys.exit(main.main(sys.argv[1:]))"

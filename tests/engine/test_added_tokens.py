@@ -151,6 +151,7 @@ def test_its_end_token_ends_its_requests(make_llm: Callable[..., LLM], talking: 
     assert len(output.outputs[0].token_ids) == 4
 
 
+@pytest.mark.slow
 def test_it_works_in_an_engine_process(wide: str, tiny_model: Path) -> None:
     direct = LLM(str(tiny_model), backend="cpu", memory="2MB", block_size=4, adapters={"wide": wide})
 

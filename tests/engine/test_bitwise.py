@@ -12,6 +12,8 @@ from tiny import make_adapter, make_model
 
 from blora.engine import LLM, CompletionOutput
 
+pytestmark = pytest.mark.slow
+
 # Models wide enough that threads share the work of a step, with gate and up of whole panels or not.
 MODELS: dict[str, dict[str, Any]] = {
     "float32": {"hidden_size": 64, "head_dim": 16, "intermediate_size": 96},

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tiny import make_adapter
 
 from blora.bench.many_adapters import load_many
@@ -14,6 +15,7 @@ NUM_ADAPTERS = 2000
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 
+@pytest.mark.slow
 def test_2000_adapters_with_memory_for_40(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(memory="8MB", block_size=4, max_num_seqs=16, host_cache=None)
     folders = [make_adapter(tiny_model, tmp_path / str(rank), rank, r=rank) for rank in RANKS]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from compare import assert_same_tokens, first_difference
 from peft import PeftModel
 from peft_greedy import greedy_tokens
@@ -20,6 +21,7 @@ def peft_tokens(model: Path, adapter: Path | None, prompt: list[int]) -> list[in
     return greedy_tokens(adapted, prompt, NUM_TOKENS)
 
 
+@pytest.mark.slow
 def test_adapters_of_all_ranks_and_modules_equal_peft_in_one_mixed_batch(
     make_llm: Callable[..., LLM], tiny_model: Path, tiny_adapters: dict[str, Path]
 ) -> None:

@@ -55,6 +55,7 @@ def test_adapters_stay_where_nobody_asks_for_blocks_again() -> None:
     assert rule.copied_adapters < 0.95 * lru.copied_adapters
 
 
+@pytest.mark.slow
 def test_blocks_that_are_asked_for_stay_and_adapters_are_copied() -> None:
     lru, rule = serve(LeastRecentlyUsed, 1.0, 256), serve(KeepRule, 1.0, 256)
     assert rule.cached_tokens > 1.3 * lru.cached_tokens

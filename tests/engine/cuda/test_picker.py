@@ -79,6 +79,7 @@ def test_nothing_is_drawn_behind_a_rows_vocabulary() -> None:
 Pair = Callable[..., tuple[LLM, LLM]]
 
 
+@pytest.mark.slow
 def test_only_rows_without_a_seed_are_drawn_so(make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer) -> None:
     def num_drawn(sampling: SamplingParams, **options: Any) -> int:
         llm = make_pair(wide_model, **options)[1]

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from blora.engine import LLM, AsyncLLM, EngineInfo, SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -26,6 +28,7 @@ async def of_another_process(model: Path, backend: str, adapters: dict[str, Path
         return await llm.get_info()
 
 
+@pytest.mark.slow
 def test_the_same_requests_are_told_alike(
     make_llm: Callable[..., LLM], tiny_model: Path, tiny_adapters: dict[str, Path], backend: str
 ) -> None:

@@ -54,6 +54,7 @@ def start_server(monkeypatch):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains(start_server, number):
     process, address = start_server(resume_after=2)

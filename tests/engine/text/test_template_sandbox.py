@@ -114,6 +114,7 @@ def test_what_is_no_program_is_a_value_error(kind: str) -> None:
     assert time.thread_time() - started < MAX_SECONDS
 
 
+@pytest.mark.slow
 def test_a_callback_of_the_garbage_collector_does_not_end_the_watch() -> None:
     """Python drops an error that is raised in such a callback. Hypothesis and profilers register some."""
 
