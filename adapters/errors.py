@@ -1,4 +1,8 @@
-"""The errors of adapters, as types."""
+"""The errors of adapters, as types.
+
+An error hands its arguments to Exception as they are and makes its message of them in `__str__`, so that a copy, and
+what another process gets by pickle, is made from the same arguments.
+"""
 
 from collections.abc import Sequence
 
@@ -11,8 +15,11 @@ class AdapterNotFound(AdapterError, LookupError):
     """No adapter is registered under this name."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no adapter is loaded under the name {name!r}")
+        super().__init__(name)
         self.name = name
+
+    def __str__(self) -> str:
+        return f"no adapter is loaded under the name {self.name!r}"
 
 
 class AdapterRejected(AdapterError, ValueError):
@@ -23,9 +30,12 @@ class AdapterRejected(AdapterError, ValueError):
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
         self.problems = tuple(problems)
+        super().__init__(source, self.problems)
+
+    def __str__(self) -> str:
         more = len(self.problems) - self.SHOWN
         lines = [*self.problems[: self.SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        super().__init__(f"adapter {source!r} is refused: " + "; ".join(lines))
+        return f"adapter {self.source!r} is refused: " + "; ".join(lines)
 
 
 class AdapterTooLarge(AdapterError):

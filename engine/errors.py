@@ -1,4 +1,7 @@
-"""Every typed error a caller can meet. The table from here to gRPC status codes is in `server/status.py`."""
+"""Every typed error a caller can meet. The table from here to gRPC status codes is in `server/status.py`.
+
+All of them, and every other exception of these packages, survive copy and pickle: see `adapters/errors.py`.
+"""
 
 from blora.adapters.errors import AdapterError, AdapterNotFound, AdapterRejected, AdapterTooLarge
 
@@ -7,9 +10,12 @@ class InvalidRequest(ValueError):
     """A request that cannot succeed as it is; `field` names the argument to change."""
 
     def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
+        super().__init__(field, reason)
         self.field = field
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
 
 
 class QueueFull(RuntimeError):

@@ -80,8 +80,11 @@ class ConfigError(ValueError):
     """The configuration cannot be served; `problems` names every reason."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
+        super().__init__(problems)
         self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
 
 
 @dataclass(frozen=True, slots=True)

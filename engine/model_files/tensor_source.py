@@ -18,8 +18,11 @@ class CheckpointError(EngineStartError, ValueError):
     """A checkpoint whose tensors do not fit the model. The message lists every problem."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__(f"{len(problems)} problem(s) with the weights:\n" + "\n".join(problems))
+        super().__init__(problems)
         self.problems = problems
+
+    def __str__(self) -> str:
+        return f"{len(self.problems)} problem(s) with the weights:\n" + "\n".join(self.problems)
 
 
 class TensorSource(ABC):
