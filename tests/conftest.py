@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import quick_interpreter
 import real_flashinfer
+from hang_limit import HangLimit
 from hypothesis import HealthCheck, settings
 from shared_engine import shared_engine
 from tiny import make_adapter, make_model
@@ -54,6 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     quick_interpreter.install()
+    config.pluginmanager.register(HangLimit(config))
     settings.load_profile("all" if config.getoption("all_cases") else "few")
 
 
