@@ -8,13 +8,12 @@ be the same in every shard.
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, GatherOptions
+from torch._C._distributed_c10d import GatherOptions, Store
 
 CONNECT_TIMEOUT = 120.0  # seconds
 CONNECT_PAUSE = 0.005  # seconds
@@ -70,22 +69,19 @@ class ConnectedGroup(ShardGroup):
         self,
         index: int,
         size: int,
-        store: Path,
+        store: Store,
         device: torch.device,
         check_others: Callable[[], None] = lambda: None,
     ) -> None:
         """Waits for all shards. Raises RuntimeError if they do not come in time.
 
-        store: a file that all shards of the group name, and no other group.
+        store: one that all shards of the group reach, and no other group.
         check_others: called while the shards are awaited; it raises if they cannot come any more.
         """
         self.index, self.size = index, size
         self.num_collectives = 0
-        file_store = FileStore(str(store), size)
-        _meet(file_store, index, size, check_others)
-        self._group = (
-            _nccl(file_store, index, size, device) if device.type == "cuda" else _gloo(file_store, index, size)
-        )
+        _meet(store, index, size, check_others)
+        self._group = _nccl(store, index, size, device) if device.type == "cuda" else _gloo(store, index, size)
         self._last: Any = None  # the last collective; None once it is known to be done
         self._gather_options = GatherOptions()
         self._gather_options.rootRank = 0
@@ -113,12 +109,10 @@ class ConnectedGroup(ShardGroup):
     def abort(self) -> None:
         if self._group is not None:
             self._group.abort()
-        # The group's store goes with it, now, while its file exists: the store opens the file once more when it is
-        # destroyed, and ends the process if it cannot.
         self._group = self._last = None
 
 
-def _meet(store: Any, index: int, size: int, check_others: Callable[[], None]) -> None:
+def _meet(store: Store, index: int, size: int, check_others: Callable[[], None]) -> None:
     """Waits for all shards. The group's own wait would last as long as that for a collective."""
     store.set(f"here/{index}", "")
     deadline = time.monotonic() + CONNECT_TIMEOUT
@@ -129,7 +123,7 @@ def _meet(store: Any, index: int, size: int, check_others: Callable[[], None]) -
         time.sleep(CONNECT_PAUSE)
 
 
-def _gloo(store: Any, index: int, size: int) -> Any:
+def _gloo(store: Store, index: int, size: int) -> Any:
     gloo: Any = torch.distributed.ProcessGroupGloo
     options = gloo._Options()
     # By default gloo takes the address of the machine's name, which may belong to another machine.
@@ -138,7 +132,7 @@ def _gloo(store: Any, index: int, size: int) -> Any:
     return gloo(store, index, size, options)
 
 
-def _nccl(store: Any, index: int, size: int, device: torch.device) -> Any:
+def _nccl(store: Store, index: int, size: int, device: torch.device) -> Any:
     """device: the shard's own; it has to be the current device."""
     nccl: Any = torch.distributed.ProcessGroupNCCL
     options = nccl.Options()

@@ -1,4 +1,4 @@
 """Shares one model between processes (tensor parallelism).
 
-Owns the shards' processes, their meeting and their end. Must not know requests.
+Owns the shards' processes and their end. Must not know requests.
 """

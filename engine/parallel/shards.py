@@ -1,7 +1,7 @@
 """Shards: the child processes that compute the other parts of the model, as the first shard sees them.
 
 The first shard decides and samples. It sends every step to the others, and each computes it on its part of the model.
-Owns their processes and the file where they find each other. They end with this process, however it ends.
+Owns their processes. They end with this process, however it ends.
 
 An error ends only its own request as long as the shards stay in step. They do for an error before the step is sent, and
 for one between or after the collectives, such as in sampling: the first shard completes the collectives before it
@@ -42,8 +42,8 @@ from ..ipc.messages import (
     StartShard,
 )
 from ..ipc.sealed_memory import raise_descriptor_limit
+from ..model.meeting import Meeting, create_meeting
 from ..model.shard_group import ShardGroup
-from .meeting import create_meeting, path_of
 
 GRACE = 5.0  # seconds for a shard to end by itself
 ENDING = 0.5  # seconds: a dying shard closes its connections a little before the system reports its end
@@ -119,24 +119,19 @@ class Aside:
 class Shards:
     """All shards but the first; none if the model is in one process."""
 
-    def __init__(self, others: Sequence[ShardProcess], meeting: int | None = None) -> None:
-        """meeting: the descriptor of the file `store`."""
+    def __init__(self, others: Sequence[ShardProcess], meeting: Meeting | None = None) -> None:
+        """meeting: where the shards find each other; None if there are no others."""
         self.others = others
-        self._meeting = meeting
+        self.meeting = meeting
         self._groups: list[ShardGroup] = []
         self._copies: list[PageCopy] = []  # copies that are still to be sent
         self._why_broken: str | None = None
-        self._close = weakref.finalize(self, _end, others, meeting, self._groups)  # runs at exit, too
+        self._close = weakref.finalize(self, _end, others, self._groups)  # runs at exit, too
 
     @property
     def size(self) -> int:
         """The number of shards, the first one included."""
         return 1 + len(self.others)
-
-    @property
-    def store(self) -> Path | None:
-        """The file where the shards find each other; None if there are no others."""
-        return None if self._meeting is None else path_of(self._meeting)
 
     # Start and end.
 
@@ -297,26 +292,26 @@ def start_shards(size: int) -> Shards:
         for index in range(1, size):
             others.append(_start(index, meeting))
     except BaseException:
-        _end(others, meeting, ())
+        _end(others, ())
         raise
     return Shards(others, meeting)
 
 
-def _start(index: int, meeting: int) -> ShardProcess:
+def _start(index: int, meeting: Meeting) -> ShardProcess:
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     child_lifeline, lifeline = os.pipe()
     try:
         with child_frames, child_descriptors:
-            numbers = (child_frames.fileno(), child_descriptors.fileno(), child_lifeline, meeting)
-            command = [sys.executable, "-m", MODULE, *map(str, numbers)]
+            numbers = (child_frames.fileno(), child_descriptors.fileno(), child_lifeline, meeting.descriptor)
+            command = [sys.executable, "-m", MODULE, *map(str, numbers), meeting.name]
             process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
     finally:
         os.close(child_lifeline)
     return ShardProcess(index, process, Channel(frames, descriptors, FromShard), lifeline)
 
 
-def _end(others: Sequence[ShardProcess], meeting: int | None, groups: Sequence[ShardGroup]) -> None:
+def _end(others: Sequence[ShardProcess], groups: Sequence[ShardGroup]) -> None:
     for other in others:
         other.end()
     for group in groups:
@@ -327,8 +322,6 @@ def _end(others: Sequence[ShardProcess], meeting: int | None, groups: Sequence[S
         except subprocess.TimeoutExpired:
             other.process.kill()
             other.process.wait()
-    if meeting is not None:
-        os.close(meeting)
 
 
 NO_SHARDS = Shards(())

@@ -31,9 +31,9 @@ from ..ipc.messages import (
     ToShard,
 )
 from ..ipc.sealed_memory import map_sealed
+from ..model.meeting import Meeting
 from ..model.shard import Shard
 from ..parallel.lifeline import hang_on
-from ..parallel.meeting import path_of
 from ..startup.assembly import Executor, plan_shard
 from ..step.inputs import build_batch, plan_logits, scored_slices
 
@@ -93,7 +93,7 @@ class ShardLoop:
             model.compute_logits(scored, plan_logits([(rows[index].adapters, len(scored))], adapter_pages, lora))
 
 
-def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
+def start(channel: Channel[ToShard], meeting: Meeting) -> ShardLoop | None:
     """Loads the model of the first message and joins the other shards; returns None, and sends StartFailed, if that
     fails."""
     orders = _orders(channel)
@@ -103,7 +103,7 @@ def start(channel: Channel[ToShard], store: Path) -> ShardLoop | None:
     try:
         assembly = plan_shard(first.config, Path(first.model), first.index).load()
         channel.send(ShardLoaded())
-        group = assembly.connect(store)
+        group = assembly.connect(meeting)
         second = next(orders)
         if not isinstance(second, BuildShard):
             raise RuntimeError("the second message is not BuildShard")
@@ -125,8 +125,9 @@ def _orders(channel: Channel[ToShard]) -> Iterator[ToShard]:
 
 
 def main() -> None:
-    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the meeting file."""
-    *sockets, lifeline, store = sys.argv[1:]
+    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the meeting's file; then the
+    meeting's name."""
+    *sockets, lifeline, meeting_file, meeting_name = sys.argv[1:]
     hang_on(int(lifeline))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
     # The first shard decides when this process ends: it closes the channel.
@@ -134,7 +135,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     channel: Channel[ToShard] = open_channel(sockets, ToShard)
     try:
-        loop = start(channel, path_of(int(store)))
+        loop = start(channel, Meeting(int(meeting_file), meeting_name))
         if loop is not None:
             loop.run()
     except ChannelClosed:

@@ -22,6 +22,7 @@ from ..errors import EngineStartError
 from ..memory.arena import Arena, KVLayout
 from ..memory.page_size import ITEM_BYTES, page_bytes_of
 from ..model.loader import load_tensors
+from ..model.meeting import Meeting
 from ..model.shard import Shard, shards_of
 from ..model.shard_group import ALONE, ConnectedGroup, MuteGroup, ShardGroup
 from ..model.tensors import ModelTensors
@@ -153,13 +154,15 @@ class Assembly:
     plan: ShardPlan
     tensors: ModelTensors
 
-    def connect(self, store: Path | None, check_others: Callable[[], None] = lambda: None) -> ShardGroup:
-        """Waits until all shards have met; returns their group. store: the file where they find each other; None if
-        there is one shard. check_others: called while it waits; it raises if a shard will not come."""
+    def connect(self, meeting: Meeting | None, check_others: Callable[[], None] = lambda: None) -> ShardGroup:
+        """Waits until all shards have met; returns their group.
+
+        meeting: None if there is one shard. check_others: called while it waits; raises if a shard will not come.
+        """
         shard = self.plan.shard
-        if store is None:
+        if meeting is None:
             return ALONE
-        return ConnectedGroup(shard.index, shard.size, store, self.plan.choice.torch_device, check_others)
+        return ConnectedGroup(shard.index, shard.size, meeting.open(), self.plan.choice.torch_device, check_others)
 
     def choose_num_pages(self, taken: int) -> int:
         """Returns the number of pages that fit on the GPU, by a trial of this shard. taken: bytes in use before the

@@ -85,7 +85,7 @@ def _make_core(plan: ShardPlan, executor: Executor, num_pages: int, shards: Shar
 def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:
     """Returns the group of all shards. Raises EngineStartError if a shard does not come."""
     try:
-        return assembly.connect(shards.store, shards.check_coming)
+        return assembly.connect(shards.meeting, shards.check_coming)
     except RuntimeError as error:
         shards.check_coming()
         raise EngineStartError(f"the shards did not find each other: {error}") from error

@@ -1,9 +1,7 @@
 """Shards that meet: what is asked of torch's groups, of which the one over NCCL cannot be made here."""
 
 import ast
-import os
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from blora.engine.model import shard_group
+from blora.engine.model.meeting import create_meeting
 from blora.engine.model.shard_group import ConnectedGroup
-from blora.engine.parallel.meeting import create_meeting, path_of
 
 GPU = torch.device("cuda", 0)
 
@@ -64,14 +63,12 @@ class FakeNccl:
 
 
 @pytest.fixture
-def store() -> Iterator[Path]:
-    meeting = create_meeting()
-    yield path_of(meeting)
-    os.close(meeting)
+def store() -> Store:
+    return create_meeting().open()
 
 
 @pytest.fixture
-def nccl(monkeypatch: pytest.MonkeyPatch, store: Path) -> tuple[ConnectedGroup, FakeNccl]:
+def nccl(monkeypatch: pytest.MonkeyPatch, store: Store) -> tuple[ConnectedGroup, FakeNccl]:
     monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", FakeNccl, raising=False)
     group = ConnectedGroup(0, 1, store, GPU)
     return group, FakeNccl.made.pop()
@@ -114,13 +111,13 @@ def test_a_collective_is_looked_at_and_not_waited_for(nccl: tuple[ConnectedGroup
     assert [group.is_done() for _ in range(5)] == [False, False, False, True, True]
 
 
-def test_shards_that_do_not_come_are_given_up(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_do_not_come_are_given_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_group, "CONNECT_TIMEOUT", 0.1)
     with pytest.raises(RuntimeError, match=r"not all of 2 shards came within 0\.1 s"):
         ConnectedGroup(0, 2, store, torch.device("cpu"))
 
 
-def test_shards_that_cannot_come_are_not_waited_for(store: Path) -> None:
+def test_shards_that_cannot_come_are_not_waited_for(store: Store) -> None:
     def find_one_dead() -> None:
         raise ConnectionError("shard 1")
 
@@ -130,7 +127,7 @@ def test_shards_that_cannot_come_are_not_waited_for(store: Path) -> None:
     assert time.monotonic() - started < shard_group.CONNECT_TIMEOUT / 2
 
 
-def test_gloo_computes_and_is_aborted(store: Path) -> None:
+def test_gloo_computes_and_is_aborted(store: Store) -> None:
     group = ConnectedGroup(0, 1, store, torch.device("cpu"))
     x = torch.ones(2)
     group.all_reduce(x)

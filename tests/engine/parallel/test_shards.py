@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -345,6 +346,7 @@ def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -
 
 
 def num_descriptors() -> int:
+    gc.collect()  # the garbage of earlier tests may hold some
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -388,7 +390,7 @@ def test_a_shard_that_fails_once_it_is_loaded_is_told(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, failure: str, reason: str
 ) -> None:
     (tmp_path / "broken_shard.py").write_text(BROKEN_SHARD.format(what=what, failure=failure))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(shards_module, "MODULE", "broken_shard")
     with pytest.raises(EngineStartError, match=reason):
         start_two(world.model)
@@ -403,7 +405,7 @@ def test_a_shard_that_is_busy_ends_with_the_first_one(
     what = "ShardPlan.load" if while_loading else "ConnectedGroup"
     text = BROKEN_SHARD.format(what=what, failure=f"open({str(tmp_path / 'busy')!r}, 'w').close(); time.sleep(600)")
     (tmp_path / "busy_shard.py").write_text(text)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(shards_module, "MODULE", "busy_shard")
     shards = shards_module.start_shards(2)
     (other,) = shards.others
