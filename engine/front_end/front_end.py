@@ -25,6 +25,7 @@ from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .validator import (
+    Limits,
     as_plain,
     as_token_ids,
     check_messages,
@@ -82,6 +83,7 @@ class FrontEnd:
         self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config
+        self._limits = Limits(self.defaults.sampling.max_tokens)
         self._seeds = random.Random(config.seed)  # None takes a seed from the system
         self._next_id = 0
 
@@ -97,11 +99,11 @@ class FrontEnd:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         tenant = check_tenant(call.tenant)
         adapters = resolve(call.adapter, self.adapters)
-        check_sampling(sampling, adapters.facts)
+        check_sampling(sampling, adapters.facts, self._limits)
         sampling = as_plain(sampling)
         text, token_ids, salt = self._read_prompt(call.prompt, adapters.tokenizer)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
-        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), adapters.facts)
+        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
         return Checked(call.prompt, text, token_ids, salt, sampling, adapters, priority, tenant)
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
@@ -134,7 +136,7 @@ class FrontEnd:
         adapters, sampling = call.adapters, call.sampling
         check_sampled_tokens(sampling, adapters.facts)
         num_adapter_pages = self.adapters.num_pages(adapters.digests)
-        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts)
+        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
         activation = adapters.find_activation(call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n

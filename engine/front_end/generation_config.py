@@ -1,5 +1,6 @@
 """Generation defaults from a model's own files: sampling parameters and the tokens that end a text."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,11 @@ from typing import Any
 
 from blora.scheduler import SamplingParams
 
+from ..errors import InvalidRequest
 from ..model_files.config import read_json
+from .validator import check_number
+
+logger = logging.getLogger(__name__)
 
 # name in generation_config.json -> name in SamplingParams
 SAMPLING_FIELDS = {
@@ -43,11 +48,24 @@ def load_generation_defaults(model: Path, eos_token_id: int | None, source: str 
     eos = _token_ids(generation.get("eos_token_id")) | _token_ids(config.get("eos_token_id"))
     sampling = SamplingParams()
     if source == "auto":
-        named = {
-            ours: generation[theirs] for theirs, ours in SAMPLING_FIELDS.items() if generation.get(theirs) is not None
-        }
-        sampling = replace(sampling, **named)
+        sampling = replace(sampling, **_served_fields(generation))
     return GenerationDefaults(sampling, eos | _token_ids(eos_token_id))
+
+
+def _served_fields(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of SamplingParams that a model's file sets. A value that no request may have is left out: it
+    would make every request fail that does not set the field itself."""
+    fields = {}
+    for theirs, ours in SAMPLING_FIELDS.items():
+        value = generation.get(theirs)
+        if value is None:
+            continue
+        try:
+            check_number(ours, value)
+            fields[ours] = value
+        except InvalidRequest as error:
+            logger.warning("generation_config.json: %s is ignored: %s", theirs, error.reason)
+    return fields
 
 
 def _token_ids(value: Any) -> frozenset[int]:

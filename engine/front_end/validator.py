@@ -5,7 +5,7 @@ A range is checked as `not (low <= value <= high)`, because NaN is neither below
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -21,6 +21,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 512
 MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
+MOST_TOKENS = (1 << 31) - 1  # a larger max_tokens means the same, and no message could carry every int
 MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
 
 FLOAT_RANGES = {
@@ -52,24 +53,35 @@ UNSERVED = ("allowed_token_ids", "bad_words", "structured_outputs", "stream_inte
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
 
 
-def check_sampling(params: SamplingParams, facts: Facts) -> None:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of requests that the engine's options and the model's files set."""
+
+    default_max_tokens: int | None = None  # a request with this max_tokens has only taken over the default
+
+
+def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits()) -> None:
     """Raises InvalidRequest naming the first field whose value is malformed, not finite or out of range."""
-    for name, (low, high) in FLOAT_RANGES.items():
-        _check_float(name, getattr(params, name), low, high)
-    for name, (least, most) in INT_RANGES.items():
-        value = getattr(params, name)
-        if value is not None or name not in OPTIONAL:
-            _check_int(name, value, least, most)
+    for name in (*FLOAT_RANGES, *INT_RANGES):
+        check_number(name, getattr(params, name))
     for name in FLAGS:
         _check_type(name, getattr(params, name), bool, "a boolean")
     for name in UNSERVED:
         if getattr(params, name):
             raise InvalidRequest(name, "is not supported; leave it out")
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
-    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
     _check_stops(params)
     check_sampled_tokens(params, facts)
+
+
+def check_number(name: str, value: object) -> None:
+    """Checks the value of a field that is a number. Raises InvalidRequest."""
+    if name in FLOAT_RANGES:
+        _check_float(name, value, *FLOAT_RANGES[name])
+    elif value is not None or name not in OPTIONAL:
+        _check_int(name, value, *INT_RANGES[name])
 
 
 def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
@@ -91,7 +103,7 @@ def as_plain(params: SamplingParams) -> SamplingParams:
     values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
     for name in INT_RANGES:
         value = getattr(params, name)
-        values[name] = None if value is None else int(value)
+        values[name] = None if value is None else min(int(value), MOST_TOKENS) if name == "max_tokens" else int(value)
     biases = params.logit_bias
     values |= dict.fromkeys(UNSERVED)
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
@@ -216,23 +228,38 @@ def check_salt(salt: object) -> bytes:
     return encoded
 
 
-def resolve_max_tokens(prompt: Sequence[int], params: SamplingParams, num_adapter_pages: int, facts: Facts) -> int:
-    """Checks that the prompt and its output fit the model and the memory; returns the number of tokens to generate.
-    Raises InvalidRequest."""
+def resolve_max_tokens(
+    prompt: Sequence[int],
+    params: SamplingParams,
+    num_adapter_pages: int,
+    facts: Facts,
+    limits: Limits = Limits(),
+) -> int:
+    """Checks that the prompt leaves room for output, and that the memory can hold both. Returns the most tokens to
+    generate, which is max_tokens, or the room that the model leaves if that is less. Raises InvalidRequest."""
     check_token_ids("prompt", prompt, facts, facts.max_model_len)
     if not prompt:
         raise InvalidRequest("prompt", "has no token")
     room = facts.max_model_len - len(prompt)
-    max_tokens = params.max_tokens
-    if max_tokens is None:  # as much as fits
+    if room < 1:
+        limit = f"max_model_len, {facts.max_model_len} tokens"
+        raise InvalidRequest("prompt", f"{len(prompt)} tokens fill {limit}, and leave no room for output")
+    max_tokens = room if params.max_tokens is None else min(max(params.max_tokens, params.min_tokens), room)
+    if _is_left_to_us(params, limits):
         room_in_memory = (facts.num_pages - num_adapter_pages) * facts.block_size - len(prompt)
-        max_tokens = max(min(room, room_in_memory), 1)
-    if max_tokens > room or room < 1:
-        limit = f"prompt ({len(prompt)} tokens) and max_tokens ({max_tokens}) exceed {facts.max_model_len}"
-        raise InvalidRequest("max_tokens" if room > 0 else "prompt", f"{limit}, which is max_model_len")
+        max_tokens = max(min(max_tokens, room_in_memory), 1)
     if params.min_tokens > max_tokens:
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than the {max_tokens} tokens that fit")
-    num_pages = facts.num_blocks(len(prompt) + max_tokens) + num_adapter_pages
+    _check_pages(len(prompt) + max_tokens, num_adapter_pages, facts)
+    return max_tokens
+
+
+def _is_left_to_us(params: SamplingParams, limits: Limits) -> bool:
+    """Returns whether nobody insists on max_tokens. A default that made a request fail would be worse than none."""
+    return params.max_tokens is None or params.max_tokens == limits.default_max_tokens
+
+
+def _check_pages(num_tokens: int, num_adapter_pages: int, facts: Facts) -> None:
+    num_pages = facts.num_blocks(num_tokens) + num_adapter_pages
     if num_pages > facts.num_pages:
         raise InvalidRequest("max_tokens", f"the request needs {num_pages} pages, the memory has {facts.num_pages}")
-    return max_tokens

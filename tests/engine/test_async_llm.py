@@ -581,7 +581,7 @@ def test_a_model_that_cannot_be_served_says_why(runner: asyncio.Runner, tiny_mod
 
 
 @pytest.mark.parametrize(
-    "sampling", [SamplingParams(temperature=-1), SamplingParams(max_tokens=10_000), SamplingParams(bad_words=["x"])]
+    "sampling", [SamplingParams(temperature=-1), SamplingParams(max_tokens=0), SamplingParams(bad_words=[""])]
 )
 def test_a_refused_call_loads_nothing(
     runner: asyncio.Runner, llm: AsyncLLM, tiny_adapters: dict[str, Path], sampling: SamplingParams

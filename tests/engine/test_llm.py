@@ -259,7 +259,7 @@ def test_lora_requests_are_equal_by_name() -> None:
     "wrong",
     [
         {"sampling_params": SamplingParams(temperature=-1)},
-        {"sampling_params": SamplingParams(max_tokens=10_000)},
+        {"sampling_params": SamplingParams(max_tokens=300, min_tokens=300)},
         {"prompts": ""},
         {"prompts": [1, -1]},
         {"priority": ["high"]},

@@ -79,6 +79,17 @@ def test_defaults_never_make_requests_fail() -> None:
     assert defaults.within(vocab_size=301, max_model_len=4097) == defaults
 
 
+@pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"])
+@pytest.mark.parametrize("value", [-7, 1e9 + 0.5, "0.5", True, [], float("nan")])
+def test_a_default_that_no_request_may_have_is_left_out(
+    field: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"temperature": 0.5, "top_k": 7} | {field: value}
+    expected = {name: fields[name] for name in ("temperature", "top_k") if name != field}
+    assert load_generation_defaults(make(tmp_path, fields), None).sampling == SamplingParams(**expected)
+    assert f"{field} is ignored" in caplog.text
+
+
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(UnsupportedModel, match=r"generation_config\.json"):

@@ -13,6 +13,7 @@ from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
     MAX_BYTES_PER_TOKEN,
+    Limits,
     as_plain,
     as_token_ids,
     check_messages,
@@ -194,10 +195,10 @@ def test_an_empty_prompt_is_refused(prompt: Any) -> None:
 LARGE = Facts(vocab_size=VOCAB, max_model_len=64, block_size=4, num_pages=16)
 
 
-def test_prompt_and_output_have_to_fit_the_model() -> None:
-    assert resolve([1] * 60, facts=LARGE, max_tokens=4) == 4
-    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=5), "max_tokens")
-    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=2**63), "max_tokens")
+@pytest.mark.parametrize("asked", [4, 5, 64, 65, 2**31, 2**63, 10**30])
+def test_a_maximum_beyond_the_models_length_means_the_room_left(asked: int) -> None:
+    assert resolve([1] * 60, facts=LARGE, max_tokens=asked) == 4
+    assert as_plain(SamplingParams(max_tokens=asked)).max_tokens == min(asked, 2**31 - 1)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:
@@ -211,9 +212,23 @@ def test_no_maximum_means_up_to_the_models_length() -> None:
     assert resolve([1] * 10, facts=LARGE, max_tokens=None) == 54
 
 
-def test_a_minimum_beyond_the_room_is_refused() -> None:
-    assert resolve([1] * 60, facts=LARGE, max_tokens=None, min_tokens=4) == 4
-    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=None, min_tokens=5), "min_tokens")
+@pytest.mark.parametrize("max_tokens", [None, 5, 1000])
+def test_a_minimum_beyond_the_room_is_refused(max_tokens: int | None) -> None:
+    assert resolve([1] * 60, facts=LARGE, max_tokens=max_tokens, min_tokens=4) == 4
+    refused(lambda: resolve([1] * 60, facts=LARGE, max_tokens=max_tokens, min_tokens=5), "min_tokens")
+
+
+def test_a_default_maximum_makes_no_request_fail() -> None:
+    """One that the user named as well does: the memory has 48 tokens, the model 64."""
+    limits = Limits(default_max_tokens=20)
+    for max_tokens, min_tokens, expected in ((20, 0, 8), (20, 8, 8), (8, 0, 8)):
+        params = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens)
+        assert resolve_max_tokens([1] * 40, params, 0, FACTS, limits) == expected
+    more = SamplingParams(max_tokens=20, min_tokens=30)
+    check_sampling(more, FACTS, limits)
+    assert resolve_max_tokens([1], more, 0, FACTS, limits) == 30
+    refused(lambda: resolve([1] * 40, max_tokens=20), "max_tokens")
+    refused(lambda: check_sampling(SamplingParams(max_tokens=21, min_tokens=30), FACTS, limits), "min_tokens")
 
 
 def test_a_request_larger_than_the_memory_is_refused() -> None:

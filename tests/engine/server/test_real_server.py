@@ -64,7 +64,6 @@ def test_mixed_rows_over_the_wire_equal_the_engine_in_process(
         ("n", {"n": 0}),
         ("n", {"n": 2**31 - 1}),
         ("max_tokens", {"max_tokens": 0}),
-        ("max_tokens", {"max_tokens": 256}),
         ("min_tokens", {"min_tokens": 9}),
         ("logprobs", {"logprobs": 21}),
         ("prompt_logprobs", {"prompt_logprobs": -1}),
