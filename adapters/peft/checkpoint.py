@@ -7,6 +7,7 @@ fit is refused with the whole list of problems.
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +20,16 @@ from ..errors import AdapterRejected, AdapterTooLarge
 from ..lora_module import Array, BaseTensors, LoRAModule
 from ..targets import TargetKind, TargetModule
 from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
+from .fingerprint import CONFIG_FILE, WEIGHTS_FILE, fingerprint
 from .matching import Matcher, is_targeted, warnings_of
 from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
 from .token_rows import matrix_shape
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 OUTPUT_VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
 MAX_HEADER_BYTES = 1 << 20  # parsing a header takes time and memory in proportion; a real one has some 20 kB
+MAX_READS = 5  # of files that are overwritten meanwhile
+PAUSE = 0.05  # seconds between two of them
+TICK = 0.01  # seconds, at most, in which two writes may leave the same time on a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Checkpoint:
     num_bytes: int = 0  # size of both files
     text: AdapterText = AdapterText()
     vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
+    fingerprint: str = ""  # taken before the files were read: while it stands, they have this content
 
     @property
     def is_exclusive(self) -> bool:
@@ -89,7 +93,28 @@ def judge_checkpoint(
     max_elements: int | None = None,
 ) -> Judgement:
     """Reads as `read_checkpoint` does, but returns the problems, with everything that could be read. Raises
-    AdapterTooLarge."""
+    AdapterTooLarge.
+
+    A folder that is being overwritten is read again when its files have changed meanwhile.
+    """
+    for _ in range(MAX_READS - 1):
+        before = fingerprint(folder)
+        judged = _judge(folder, targets, roots, base, max_elements, before)
+        if not judged.problems or fingerprint(folder) == before:
+            return judged
+        time.sleep(PAUSE)
+    return _judge(folder, targets, roots, base, max_elements, fingerprint(folder))
+
+
+def _judge(
+    folder: Path,
+    targets: Sequence[TargetModule],
+    roots: Sequence[Path] | None,
+    base: BaseTensors | None,
+    max_elements: int | None,
+    before: str,
+) -> Judgement:
+    """before: the fingerprint of the files."""
     kind = ""
     try:
         config_bytes = _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots)
@@ -99,6 +124,8 @@ def judge_checkpoint(
         weights = _read_file(folder / WEIGHTS_FILE, _most_bytes(config, targets), roots)
         tensors = dict(_parse_safetensors(weights))
         text = read_adapter_text(partial(_read_optional, folder, roots))
+        if _read_file(folder / CONFIG_FILE, MAX_CONFIG_BYTES, roots) != config_bytes:  # and may go with other weights
+            raise _changed(CONFIG_FILE)
         matcher = Matcher(tensors, config, targets, base)
         modules = matcher.match()
         warnings = warnings_of(config, modules, targets)
@@ -120,6 +147,7 @@ def judge_checkpoint(
         invocation_tokens=config.invocation_tokens,
         text=text,
         vocab_size=matcher.vocab_size,
+        fingerprint=before,
     )
     return Judgement(tuple(matcher.problems), kind, checkpoint)
 
@@ -169,13 +197,25 @@ def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> byte
                 raise _Unreadable(f"{path.name} is not a regular file")
             if state.st_size > max_bytes:
                 raise _Unreadable(f"{path.name} has {state.st_size} bytes, at most {max_bytes} are read")
+            _let_tick_pass(state.st_mtime)
             content = file.read(state.st_size + 1)  # `read` allocates as many bytes as are requested
             is_same = os.fstat(file.fileno()).st_mtime_ns == state.st_mtime_ns  # else the content may mix two versions
     except (OSError, RuntimeError, ValueError) as error:
         raise _Unreadable(_missing(path, error)) from error
     if len(content) != state.st_size or not is_same:
-        raise _Unreadable(f"{path.name} changed while it was read; load the adapter again")
+        raise _changed(path.name)
     return content
+
+
+def _changed(name: str) -> _Unreadable:
+    return _Unreadable(f"{name} changed while it was read; load the adapter again when its files are whole")
+
+
+def _let_tick_pass(last_write: float) -> None:
+    """Waits until any further write to a file leaves another time on it. last_write: the time of the last one."""
+    age = time.time() - last_write
+    if 0 <= age < TICK:
+        time.sleep(TICK - age)
 
 
 def _require_inside(roots: Sequence[Path] | None, name: str, real: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blora.adapters import is_valid_name
+from blora.adapters.peft.fingerprint import fingerprint
 
 from ..errors import AdapterError, AdapterNotFound, AdapterRejected, EngineUnavailable, QueueFull
 from .source import FILES
@@ -30,8 +31,8 @@ def look_into(folder: Path) -> dict[str, str]:
     unreadable folder."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if is_valid_name(entry.name) and _is_folder(entry)]
-    look = {name: _fingerprint(folder / name) for name in names}
-    return {name: fingerprint for name, fingerprint in look.items() if fingerprint}
+    look = {name: fingerprint(folder / name, FILES) for name in names}
+    return {name: found for name, found in look.items() if found}
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -39,21 +40,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:  # a circle of links, or a place without permission: the other entries are looked at all the same
         return False
-
-
-def _fingerprint(folder: Path) -> str:
-    """Empty when one of the two files is missing."""
-    states = {name: _state(folder / name) for name in FILES}
-    is_whole = all(states[name] for name in FILES[:2])
-    return " ".join(states.values()) if is_whole else ""
-
-
-def _state(path: Path) -> str:
-    try:
-        state = path.stat()
-    except OSError:
-        return ""
-    return f"{path.name}:{state.st_ino}:{state.st_size}:{state.st_mtime_ns}"
 
 
 @dataclass(frozen=True, slots=True)

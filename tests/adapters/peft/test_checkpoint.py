@@ -20,6 +20,8 @@ from safetensors.numpy import load, save
 from transformers import LlamaForCausalLM
 
 from blora.adapters import AdapterRejected, AdapterTooLarge, Checkpoint, TargetModule, read_checkpoint
+from blora.adapters.peft import checkpoint as reader
+from blora.adapters.peft.fingerprint import fingerprint
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -643,23 +645,85 @@ def test_rewriting_the_file_does_not_change_what_was_read(folder: Path, targets:
         np.testing.assert_array_equal(module.a, a)
 
 
-def test_a_file_that_is_rewritten_while_it_is_read_is_refused(
-    folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The size does not show it: the content may be half of the old weights and half of the new ones."""
-    plain_fstat = os.fstat
-    os.utime(folder / WEIGHTS, ns=(0, 0))
+def meanwhile(monkeypatch: pytest.MonkeyPatch, file: Path, change: Callable[[], object], times: int) -> None:
+    """Has a change happen when the file has just been opened, so many times."""
+    plain_fstat, left = os.fstat, [times]
 
-    def look_and_rewrite(descriptor: int) -> os.stat_result:
+    def look_and_change(descriptor: int) -> os.stat_result:
         state = plain_fstat(descriptor)
-        if state.st_mtime_ns == 0:
-            content = (folder / WEIGHTS).read_bytes()
-            with (folder / WEIGHTS).open("r+b") as file:
-                file.write(content)
+        if left[0] and os.path.samestat(state, file.stat()):
+            left[0] -= 1
+            change()
         return state
 
-    monkeypatch.setattr(os, "fstat", look_and_rewrite)
-    assert f"{WEIGHTS} changed while it was read" in refusal(folder, targets)
+    monkeypatch.setattr(os, "fstat", look_and_change)
+
+
+def rewrite(path: Path, content: bytes) -> None:
+    """In place."""
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+
+
+def replace(path: Path, content: bytes) -> None:
+    (path.parent / "new").write_bytes(content)
+    (path.parent / "new").replace(path)
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_file_that_is_rewritten_while_it_is_read_is_read_again(
+    folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The size does not show it: the content may be half of the old weights and half of the new ones."""
+    expected, content = read_checkpoint(folder, targets).digest, (folder / WEIGHTS).read_bytes()
+    monkeypatch.setattr(reader, "PAUSE", 0.0)
+    meanwhile(monkeypatch, folder / WEIGHTS, lambda: rewrite(folder / WEIGHTS, content), times)
+    if times == 1:
+        assert read_checkpoint(folder, targets).digest == expected
+    else:
+        assert f"{WEIGHTS} changed while it was read" in refusal(folder, targets)
+
+
+@pytest.mark.parametrize("write", [rewrite, replace])
+def test_a_configuration_goes_with_the_weights_beside_it(
+    folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, bytes], None]
+) -> None:
+    """Both files are replaced between the reads of the one and of the other."""
+    old = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    tensors(lambda content: content.update({name: -values for name, values in content.items()}))(folder)
+    new = {
+        CONFIG: old[CONFIG].replace(b'"lora_alpha": 8', b'"lora_alpha": 9'),
+        WEIGHTS: (folder / WEIGHTS).read_bytes(),
+    }
+    assert new[CONFIG] != old[CONFIG]
+    expected = read_checkpoint(folder, targets)
+    for name, content in old.items():
+        write(folder / name, content)
+    meanwhile(monkeypatch, folder / CONFIG, lambda: [write(folder / name, content) for name, content in new.items()], 1)
+    found = read_checkpoint(folder, targets)
+    assert found.digest == expected.digest and {module.scaling for module in found.modules} == {9 / 4}
+
+
+def test_the_fingerprint_changes_whenever_the_files_do(folder: Path, targets: Targets) -> None:
+    changes: list[Callable[[], object]] = [
+        lambda: rewrite(folder / WEIGHTS, (folder / WEIGHTS).read_bytes()),
+        lambda: replace(folder / WEIGHTS, (folder / WEIGHTS).read_bytes()),
+        lambda: replace(folder / CONFIG, (folder / CONFIG).read_bytes()),
+        lambda: replace(folder / "chat_template.jinja", b"{{ messages }}"),
+        lambda: (folder / "chat_template.jinja").unlink(),
+    ]
+    found = [read_checkpoint(folder, targets).fingerprint]
+    assert found == [fingerprint(folder)]
+    for change in changes:
+        change()
+        found.append(read_checkpoint(folder, targets).fingerprint)
+    state = (folder / WEIGHTS).stat()
+    rewrite(folder / WEIGHTS, (folder / WEIGHTS).read_bytes())
+    os.utime(folder / WEIGHTS, ns=(state.st_atime_ns, state.st_mtime_ns))  # as `cp --preserve` leaves it
+    assert len({*found, fingerprint(folder)}) == len(changes) + 2
+    (folder / CONFIG).unlink()
+    assert fingerprint(folder) == ""
 
 
 def test_reading_takes_memory_in_proportion_to_the_file(folder: Path, targets: Targets) -> None:
