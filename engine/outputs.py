@@ -57,7 +57,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     logprobs: SampleLogprobs | None = None
     finish_reason: str | None = None  # "stop", "length", "abort" or "error"
-    stop_reason: int | str | None = None  # the stop string or stop token id; None for EOS
+    stop_reason: int | str | None = None  # the stop string or token; None for the tokenizer's EOS
     lora_request: LoRAUse = None
     error: str | None = None  # the reason of finish_reason "error"
 

@@ -32,7 +32,8 @@ class Request:
     max_tokens: int  # resolved: at least 1, and prompt and output together fit the model's length
     seed: int  # 64 bits; drawn by the front end if the user gave none
     sample_index: int = 0  # index among the n samples of the prompt
-    eos_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()  # all tokens that end the model's texts
+    further_eos_token_ids: frozenset[int] = frozenset()  # those of them that are no tokenizer's EOS
     adapters: tuple[AdapterUse, ...] = ()  # ordered; an empty list means the base model
     activation: int = 0  # first position that the adapters change (aLoRA); tokens before it are base tokens
     priority: int = 0  # lower is served earlier
@@ -52,11 +53,18 @@ class Request:
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
+    all_stop_token_ids: frozenset[int] = field(init=False)  # EOS included even if it is ignored
 
     def __post_init__(self) -> None:
         self.token_ids = self.token_ids or list(self.prompt_token_ids)
         named = frozenset(self.sampling.stop_token_ids or ())
-        self.stop_token_ids = named if self.sampling.ignore_eos else named | self.eos_token_ids
+        self.all_stop_token_ids = named | self.eos_token_ids
+        self.stop_token_ids = named if self.sampling.ignore_eos else self.all_stop_token_ids
+
+    def stop_reason(self, token_id: int) -> int | None:
+        """Returns the token that ended the request, or None if it is the usual one: the tokenizer's EOS."""
+        is_usual = token_id in self.eos_token_ids - self.further_eos_token_ids and not self.sampling.ignore_eos
+        return None if is_usual else token_id
 
     @property
     def num_tokens(self) -> int:

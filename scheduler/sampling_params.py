@@ -22,7 +22,7 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted from logits of generated tokens, once or once per occurrence.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
     max_tokens: at most this many, fewer where the model's length leaves less room; None means as many as fit.
-    min_tokens: EOS and stop tokens cannot be drawn before this many.
+    min_tokens: EOS, even if it is ignored, and stop tokens cannot be drawn before this many.
     stop: strings that end the text; they are cut off unless include_stop_str_in_output is set.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
     spaces_between_special_tokens: accepted as in vLLM and ignored: the tokenizer's decoder decides about spaces.

@@ -250,20 +250,21 @@ class Scheduler:
         self._kv.publish(request)
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._release_followers(request.request_id)
-        reason = None if result.token_id is None else self._append(request, result.token_id)
+        token_id = result.token_id
+        reason = None if token_id is None else self._append(request, token_id)
         if reason is not None:
             self.finish(request.request_id, reason)
         # Results are for the positions after row.start; those reported before a preemption are left out.
         prompt_logprobs = result.prompt_logprobs[max(request.num_told_prompt_logprobs - row.start, 0) :]
         request.num_told_prompt_logprobs += len(prompt_logprobs)
-        is_named_stop = reason is FinishReason.STOP and result.token_id in (request.sampling.stop_token_ids or ())
+        is_stopped = reason is FinishReason.STOP
         return RowUpdate(
             request_id=request.request_id,
-            token_ids=() if result.token_id is None else (result.token_id,),
+            token_ids=() if token_id is None else (token_id,),
             logprobs=() if result.logprob is None else (result.logprob,),
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
-            stop_token_id=result.token_id if is_named_stop else None,
+            stop_token_id=None if token_id is None or not is_stopped else request.stop_reason(token_id),
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
             scheduled_ts=request.scheduled_ts,
@@ -366,7 +367,7 @@ class _Plan:
             sampling=request.sampling,
             seed=request.seed,
             sample_index=request.sample_index,
-            stop_token_ids=request.stop_token_ids,
+            stop_token_ids=request.all_stop_token_ids,
         )
 
     def drop(self, request: Request) -> None:

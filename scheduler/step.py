@@ -23,7 +23,7 @@ class ScheduledRow:
     sampling: SamplingParams
     seed: int
     sample_index: int
-    stop_token_ids: frozenset[int]  # none of them can be drawn before sampling.min_tokens
+    stop_token_ids: frozenset[int]  # EOS included; none of them can be drawn before sampling.min_tokens
 
     @property
     def end(self) -> int:
@@ -99,7 +99,7 @@ class RowUpdate:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None  # the stop token that ended the request; None for EOS
+    stop_token_id: int | None = None  # the token that ended the request; None for the tokenizer's EOS
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     scheduled_ts: float = 0.0  # time of the first admission, in seconds by the caller's clock; 0 before it

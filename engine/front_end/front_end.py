@@ -148,6 +148,7 @@ class FrontEnd:
         """One request for each sample of a call, under these ids."""
         adapters, sampling = call.adapters, call.sampling
         eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
+        of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
         return [
             Request(
@@ -158,6 +159,7 @@ class FrontEnd:
                 seed=seed,
                 sample_index=index,
                 eos_token_ids=eos_token_ids,
+                further_eos_token_ids=eos_token_ids - of_tokenizers,
                 adapters=adapters.uses,
                 activation=activation,
                 priority=call.priority,

@@ -35,6 +35,7 @@ class AddRequest(Frame, frozen=True):
     seed: int
     sample_index: int
     eos_token_ids: frozenset[int]
+    further_eos_token_ids: frozenset[int]
     adapters: tuple[AdapterUse, ...]
     activation: int
     priority: int
