@@ -692,10 +692,8 @@ def test_a_configuration_goes_with_the_weights_beside_it(
     """Both files are replaced between the reads of the one and of the other."""
     old = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     tensors(lambda content: content.update({name: -values for name, values in content.items()}))(folder)
-    new = {
-        CONFIG: old[CONFIG].replace(b'"lora_alpha": 8', b'"lora_alpha": 9'),
-        WEIGHTS: (folder / WEIGHTS).read_bytes(),
-    }
+    config(lora_alpha=9)(folder)
+    new = {name: (folder / name).read_bytes() for name in old}
     assert new[CONFIG] != old[CONFIG]
     expected = read_checkpoint(folder, targets)
     for name, content in old.items():
