@@ -3,6 +3,7 @@
 Imports no torch, and transformers only for a model without a tokenizer.json.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -16,11 +17,15 @@ from blora.adapters import AddedToken
 from blora.adapters.peft.text import template_of
 
 from ..errors import InvalidRequest
-from ..model_files.config import UnsupportedModel, read_json
+from ..model_files.config import UnsupportedModel
 from .chat_template import render_template
+from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
 
+logger = logging.getLogger(__name__)
 Message = Mapping[str, str]  # "role" and "content"
 MAX_PENDING = 16  # more tokens than any one character has
+UNSPACED = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")  # in the order of transformers
+EVEN_FOR_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 NUM_CONTEXT_TOKENS = 8  # last prompt tokens that a decode stream sees: enough for spaces and split characters
 
 
@@ -28,15 +33,20 @@ class Tokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        config: Mapping[str, Any],
+        special_tokens: Mapping[str, str],
         chat_template: str | None,
         added_tokens: tuple[AddedToken, ...] = (),
+        *,
+        cleans_spaces: bool = False,
     ) -> None:
-        """added_tokens: tokens that an adapter added to the model's tokenizer; `backend` has them already."""
+        """special_tokens: by name, such as "eos_token". added_tokens: tokens that an adapter added to the model's
+        tokenizer; `backend` has them already. cleans_spaces: whether a whole text loses the spaces before its
+        punctuation, which a stream of it keeps."""
         self._backend = backend
-        self._config = config
+        self.special_tokens = special_tokens
         self.chat_template = chat_template
         self.added_tokens = added_tokens
+        self.cleans_spaces = cleans_spaces
         backend.no_truncation()
         backend.no_padding()
 
@@ -54,7 +64,8 @@ class Tokenizer:
         if added_tokens and twin is None:
             backend = _extended(backend, added_tokens)
         template = self.chat_template if chat_template is None else chat_template
-        return Tokenizer(backend, {**self._config, **special_tokens}, template, added_tokens)
+        names = {**self.special_tokens, **special_tokens}
+        return Tokenizer(backend, names, template, added_tokens, cleans_spaces=self.cleans_spaces)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -82,10 +93,11 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        text = str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        return _cleaned(text) if self.cleans_spaces else text
 
     def decode_token(self, token_id: int) -> str:
-        return self.decode([token_id], skip_special_tokens=False)
+        return str(self._backend.decode([token_id], skip_special_tokens=False))
 
     def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> "TokenStream":
         context = prompt_token_ids[-NUM_CONTEXT_TOKENS:]
@@ -106,11 +118,6 @@ class Tokenizer:
             )
         except Exception as error:  # a template is a program, and may fail in any way
             raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
-
-    @cached_property
-    def special_tokens(self) -> dict[str, str]:
-        names = [name for name in self._config if name.endswith("_token")]
-        return {name: _content(self._config[name]) for name in names if self._config[name]}
 
 
 def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
@@ -148,9 +155,11 @@ def _backend_token(token: AddedToken) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(token.content, **flags)
 
 
-def _content(token: Any) -> str:
-    """Returns the text of a token, which tokenizer_config.json writes as a text or as an object."""
-    return str(token["content"] if isinstance(token, dict) else token)
+def _cleaned(text: str) -> str:
+    """Returns a text without the spaces that words would leave before punctuation and contractions."""
+    for ending in UNSPACED:
+        text = text.replace(f" {ending}", ending.rstrip(" "))
+    return text
 
 
 class TokenStream:
@@ -202,12 +211,31 @@ class TokenStream:
 
 def load_tokenizer(model: Path) -> Tokenizer:
     """model: a Hugging Face folder or a .gguf file. Raises UnsupportedModel if its files hold no usable tokenizer."""
-    if model.is_dir() and (model / "tokenizer.json").exists():
-        config = _read_json(model / "tokenizer_config.json")
-        template_file = model / "chat_template.jinja"
-        template = template_file.read_text() if template_file.exists() else template_of(config)
-        return Tokenizer(_fast_tokenizer(model / "tokenizer.json"), config, template)
-    return _convert(model)
+    if not (model.is_dir() and (model / "tokenizer.json").exists()):
+        return _convert(model)
+    config = read_object(model / CONFIG_FILE)
+    template_file = model / "chat_template.jinja"
+    template = template_file.read_text() if template_file.exists() else template_of(config)
+    backend = _fast_tokenizer(model / "tokenizer.json")
+    named = read_named_tokens(model, backend)
+    _name_tokens(backend, named, model)
+    backend.encode_special_tokens = bool(config.get("split_special_tokens"))
+    return Tokenizer(backend, named.special, template, cleans_spaces=_cleans_spaces(backend, config))
+
+
+def _name_tokens(backend: tokenizers.Tokenizer, named: NamedTokens, model: Path) -> None:
+    backend.add_tokens(list(named.added))
+    for content, token_id in named.ids.items():
+        if (actual := backend.token_to_id(content)) != token_id:
+            logger.warning(
+                "%s gives %r the id %d, but its place is %s: see its files", model, content, token_id, actual
+            )
+
+
+def _cleans_spaces(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> bool:
+    """Whether transformers removes spaces: not from BPE's text, where each space was meant, unless told so twice."""
+    is_bpe = isinstance(backend.model, tokenizers.models.BPE)
+    return bool(config.get("clean_up_tokenization_spaces")) and (not is_bpe or bool(config.get(EVEN_FOR_BPE)))
 
 
 def _fast_tokenizer(file: Path) -> tokenizers.Tokenizer:
@@ -226,13 +254,8 @@ def _convert(model: Path) -> Tokenizer:
         slow = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # each kind of tokenizer fails in its own way
         raise UnsupportedModel(f"{model} holds no tokenizer that transformers can convert: {error}") from error
-    config = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
-    return Tokenizer(slow.backend_tokenizer, config, template_of({"chat_template": slow.chat_template}))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = read_json(path) if path.exists() else {}
-    return content if isinstance(content, dict) else {}
+    names = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
+    return Tokenizer(slow.backend_tokenizer, names, template_of({"chat_template": slow.chat_template}))
 
 
 def is_encodable(text: str) -> bool:
