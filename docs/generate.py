@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from .generators import cli, errors, grpc_services, metrics, options, python_api
+from .generators import cli, errors, grpc_services, metrics, options, python_api, vllm
 
 FOLDER = Path(__file__).parent / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -13,6 +13,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics.make,
     "options.md": options.make,
     "python.md": python_api.make,
+    "vllm.md": vllm.make,
 }
 
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from blora.scheduler import RequestOutputKind, SamplingParams
 
     from .adapter_store.upload import UploadedFile
+    from .arguments.engine_args import AsyncEngineArgs, EngineArgs
+    from .arguments.parser import FlexibleArgumentParser
     from .async_llm import AsyncLLM
+    from .config import EngineConfig
     from .errors import (
         AdapterError,
         AdapterNotFound,
@@ -51,7 +54,10 @@ _NAMES = {
     "blora.adapters": ("AdapterReport", "AdapterText", "AddedToken", "LayerReport", "ModuleReport"),
     "blora.scheduler": ("RequestOutputKind", "SamplingParams"),
     ".adapter_store.upload": ("UploadedFile",),
+    ".arguments.engine_args": ("AsyncEngineArgs", "EngineArgs"),
+    ".arguments.parser": ("FlexibleArgumentParser",),
     ".async_llm": ("AsyncLLM",),
+    ".config": ("EngineConfig",),
     ".errors": (
         "AdapterError",
         "AdapterNotFound",
@@ -102,13 +108,17 @@ __all__ = [
     "AdapterUsage",
     "AdapterVersion",
     "AddedToken",
+    "AsyncEngineArgs",
     "AsyncLLM",
     "CompletionOutput",
     "Conversation",
+    "EngineArgs",
     "EngineBroken",
+    "EngineConfig",
     "EngineInfo",
     "EngineStartError",
     "EngineUnavailable",
+    "FlexibleArgumentParser",
     "InvalidRequest",
     "LayerReport",
     "LoRARequest",

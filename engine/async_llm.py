@@ -21,6 +21,7 @@ from .adapter_store.intake import AdapterSources
 from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
+from .arguments.engine_args import EngineArgs, engine_config
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Prompt, pair_up
@@ -36,7 +37,7 @@ from .ipc.sealed_memory import raise_descriptor_limit
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
-from .options import adapter_paths, checked_folder, engine_config
+from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from .text.tokenizer import Message, Tokenizer, load_tokenizer
 
@@ -102,7 +103,7 @@ class AsyncLLM:
         adapter_watch_interval: float = 2.0,
         **options: Any,
     ) -> None:
-        self._config = engine_config(model, options)
+        self._config = engine_config(model, **options)
         self._start_adapters = adapter_paths(adapters)
         roots = None if adapter_roots is None else [checked_folder("adapter_roots", root) for root in adapter_roots]
         watched = None if adapter_watch is None else checked_folder("adapter_watch", adapter_watch)
@@ -123,6 +124,10 @@ class AsyncLLM:
         self._loading = asyncio.Lock()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> "AsyncLLM":
+        return cls(**vars(engine_args))
 
     async def __aenter__(self) -> "AsyncLLM":
         await self.start()

@@ -42,6 +42,7 @@ from .adapter_store.orders import (
     carry_out,
 )
 from .adapter_store.source import Source, resolve_adapter
+from .arguments.engine_args import EngineArgs, engine_config
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Conversation, Prompt, conversations, pair_up
 from .front_end.engine_info import engine_info
@@ -53,7 +54,7 @@ from .memory.page_size import max_elements
 from .model.targets import adapter_targets
 from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
-from .options import adapter_paths, engine_config
+from .options import adapter_paths
 from .outputs import AdapterInfo, EngineInfo, RequestOutput
 from .startup.start import start_engine
 from .text.tokenizer import Tokenizer, load_tokenizer
@@ -116,7 +117,7 @@ class LLM:
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
         # As in vLLM, a script gives the same output each time it runs.
-        self._config = engine_config(model, {"seed": 0} | options)
+        self._config = engine_config(model, **{"seed": 0} | options)
         start_adapters = adapter_paths(adapters)
         folder = resolve_model(self._config.model, self._config.revision)
         self._base = BaseTensorFiles(folder)
@@ -129,6 +130,10 @@ class LLM:
         self._policy = self._front_end.policy
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> "LLM":
+        return cls(**vars(engine_args))
 
     def close(self) -> None:
         """Ends the processes that share the model with this one, after which nothing is computed; where there are none

@@ -20,7 +20,7 @@ FLOORS = (
     ("kernels", "model_files"),
     ("memory", "text"),
     ("config",),
-    ("options", "attention"),
+    ("arguments", "options", "attention"),
     ("model",),
     ("ipc",),
     ("parallel",),

@@ -1,4 +1,4 @@
-"""The page of options: the fields of EngineConfig, and the options of vLLM that have a counterpart or none."""
+"""The page of options: the fields of EngineConfig."""
 
 import inspect
 import re
@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from blora.engine.cli.main import build_parser
 from blora.engine.config import BACKENDS, DTYPES, KV_CACHE_DTYPES, EngineConfig
-from blora.engine.options import REPLACED, SINGLE
 from blora.scheduler import POLICIES
 
 from .cli import Flag, commands_of, flags_of
-from .markdown import code, page, prose, sentence, table
+from .markdown import code, page, sentence, table
 from .source import Field, fields_of
 
 VALUES = {
@@ -29,19 +28,15 @@ def make() -> str:
     fields = list(fields_of(EngineConfig))
     return page(
         "Options of the engine",
-        "`engine/config.py` and `engine/options.py`",
+        "`engine/config.py`",
         "`LLM(model, ...)` and `AsyncLLM(model, ...)` take these as keyword arguments. `blora serve` takes them as "
         "flags: `max_num_seqs` is `--max-num-seqs`"
         + _without_flag(fields)
         + ". A size is a number of bytes, a text such as "
         "`2GiB` or `512M`, or a fraction of the free memory, such as `0.5`.",
         table(("option", "type", "default", "meaning"), _rows(fields)),
-        "## Options of vLLM",
-        "blora accepts these, and the log names the replacement:",
-        table(("option", "instead"), ((code(name), prose(text)) for name, text in REPLACED.items())),
-        "blora accepts these with one value only:",
-        table(("option", "value"), ((code(name), code(repr(value))) for name, value in SINGLE.items())),
-        "It refuses any other name.",
+        "Options of vLLM that are not in this table are taken or refused as [the table of vLLM's names](vllm.md) "
+        "says. Any other name is refused.",
     )
 
 

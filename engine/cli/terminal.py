@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import grpc
 
+from .failure import fail
+
 # The exit statuses that shells report for a program ended by SIGINT and by SIGPIPE.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -23,23 +25,18 @@ def guarded(act: Callable[[], int]) -> int:
         return act()
     except grpc.RpcError as error:
         # An RPC's error is also its call, which knows the status.
-        return _fail(f"{error.code().name}: {error.details()}")
+        return fail(f"{error.code().name}: {error.details()}")
     except ValueError as error:  # an argument that no message can hold
-        return _fail(str(error))
+        return fail(str(error))
     except BrokenPipeError:
         _drop_output()
         return BROKEN_PIPE
     except OSError as error:
         if error.filename is None:  # an error of stdout, and not of a file that is read
             _drop_output()
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _fail(reason: str) -> int:
-    print(f"blora: {reason}", file=sys.stderr)
-    return 1
 
 
 def _drop_output() -> None:

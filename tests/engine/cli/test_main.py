@@ -1,6 +1,7 @@
 """The command line: its flags, the options made from them, and its output on a terminal."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 from fake_llm import REPORT, FakeLLM, ask
 
 from blora.engine import EngineInfo
+from blora.engine.arguments.engine_args import engine_config
 from blora.engine.cli import main as cli
+from blora.engine.cli import serve_command
+from blora.engine.config import EngineConfig
 from blora.engine.errors import AdapterNotFound, AdapterRejected, EngineStartError
 
 
@@ -24,7 +28,7 @@ def parse(*argv):
 def test_what_is_not_given_is_not_passed_on():
     args = parse("serve", "some/model")
     assert (args.model, args.host, args.port, args.adapter) == ("some/model", "127.0.0.1", 50051, [])
-    assert cli.engine_options(args) == {"adapter_roots": []}
+    assert serve_command.engine_options(args) == {"adapter_roots": []}
 
 
 def test_every_flag_becomes_an_option_of_the_engine():
@@ -38,7 +42,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
-    assert cli.engine_options(args) == {
+    assert serve_command.engine_options(args) == {
         "dtype": "bfloat16",
         "memory": "2GiB",
         "block_size": 32,
@@ -70,7 +74,56 @@ def test_memory(text, memory):
 
 def test_adapters_by_name():
     args = parse("serve", "m", "--adapter", "a=/x", "--adapter", "b=hub/id=1")
-    assert cli.adapters_by_name(args.adapter) == {"a": "/x", "b": "hub/id=1"}
+    assert serve_command.adapters_by_name(args.adapter) == {"a": "/x", "b": "hub/id=1"}
+
+
+def test_flags_of_vllm_serve_are_taken(caplog):
+    """A line of vLLM's: the flags that have a meaning become options, and the others get a notice."""
+    line = """
+        serve m --enable-lora --max-loras 4 --max-lora-rank 64 --max_cpu_loras 8 --lora-dtype auto
+        --fully-sharded-loras --gpu-memory-utilization 0.5 --max-model-len 100 --enable-chunked-prefill
+        --swap-space 4 --served-model-name a b --trust-remote-code --uvicorn-log-level warning
+        --allowed-origins ["*"] --tool-call-parser hermes --enable-auto-tool-choice --disable-log-stats
+        --limit-mm-per-prompt {"image":0} --compilation-config {"level":3} -tp 1 --distributed-executor-backend mp
+        --no-enable-log-requests --chat-template-content-format string
+        --lora-modules a=/x {"name":"b","path":"hub/id","base_model_name":"m"}
+    """
+    args = parse(*line.split())
+    assert args.lora_modules == [("a", "/x"), ("b", "hub/id")]
+    with caplog.at_level(logging.WARNING):
+        serve_command.check_frontend(args)
+        options = serve_command.engine_options(args)
+        del options["adapter_roots"]
+        assert engine_config(args.model, **options) == EngineConfig(model="m", max_model_len=100)
+    frontend, engine = (record.getMessage() for record in caplog.records)
+    for name in ("uvicorn_log_level", "allowed_origins", "tool_call_parser", "enable_auto_tool_choice"):
+        assert f"{name} is ignored" in frontend
+    for name in ("enable_lora", "max_loras", "max_cpu_loras", "swap_space", "served_model_name", "compilation_config"):
+        assert (f"{name} is ignored" in engine) == (name != "swap_space")  # 4 is vLLM's default
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--api-key", "secret"],
+        ["--ssl-keyfile", "key.pem"],
+        ["--chat-template", "mine.jinja"],
+        ["--middleware", "my.Authentication"],
+        ["--lora-modules", "a"],
+        ["--lora-modules", '{"name": "a"}'],
+    ],
+)
+def test_what_would_open_a_door_or_change_answers_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "m", *flags])
+    assert caught.value.code == 2
+    assert flags[0].strip("-").replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+
+
+def test_an_option_that_is_not_served_is_one_line(capsys):
+    assert cli.main(["serve", "m", "--quantization", "awq"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("blora: quantization: 'awq' is not supported") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -80,6 +133,7 @@ def test_adapters_by_name():
         ["serve", "m", "--adapter", "=path"],
         ["serve", "m", "--adapter", "name="],
         ["serve", "m", "--adapter", "a=x", "--adapter", "a=y"],
+        ["serve", "m", "--lora-modules", "a=x", "--adapter", "a=y"],
         ["serve", "m", "--port", "65536"],
         ["serve", "m", "--port", "-1"],
         ["serve", "m", "--memory", "lots"],

@@ -1,0 +1,99 @@
+"""The flags of options: one for each field of EngineArgs, and of other classes whose fields say what they mean.
+
+Options with a meaning here have a help text. Those without take whatever value vLLM gives them, and no help text shows
+them: there are two hundred.
+"""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import Field
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from blora.scheduler import POLICIES
+
+from ..config import BACKENDS, DTYPES, KV_CACHE_DTYPES
+from . import flag_types
+from .meaning import default_of
+
+# vLLM's short forms.
+SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp"}
+
+TOKENS: dict[str, Any] = {"type": flag_types.count, "metavar": "TOKENS"}
+NUMBER: dict[str, Any] = {"type": flag_types.count, "metavar": "N"}
+SIZE: dict[str, Any] = {"type": flag_types.memory, "metavar": "SIZE"}
+WEIGHTS: dict[str, Any] = {"type": flag_types.weights, "metavar": "NAME=W,..."}
+SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+
+# Option -> the arguments of its flag.
+SHOWN: dict[str, dict[str, Any]] = {
+    "model": {"help": "Hugging Face folder, hub id or .gguf file"},
+    "backend": {"choices": BACKENDS, "help": "kernels to use (default: auto, the first that works)"},
+    "dtype": {"choices": (*DTYPES, "half", "float"), "help": "data type of the model, KV and adapters"},
+    "kv_cache_dtype": {
+        "choices": KV_CACHE_DTYPES,
+        "help": "data type of KV alone; fp8 halves its bytes, on CUDA only",
+    },
+    "memory": SIZE
+    | {"help": "memory for KV and adapters: bytes, a size such as 2GiB or 512M, or a fraction of free memory as 0.5"},
+    "host_cache": SIZE
+    | {"help": "host memory for idle adapters, given as --memory is; adapters beyond it are read again when needed"},
+    "block_size": TOKENS | {"help": "tokens in a block of the KV cache"},
+    "max_model_len": TOKENS | {"help": "tokens of prompt and output together"},
+    "adapter_copy_bytes": {
+        "type": flag_types.size,
+        "metavar": "SIZE",
+        "help": "bytes of adapters copied into the arena between two steps, at most",
+    },
+    "max_num_seqs": NUMBER | {"help": "requests that run at once"},
+    "max_num_batched_tokens": TOKENS | {"help": "tokens in one step"},
+    "max_num_queued_reqs": NUMBER | {"help": "unfinished requests; the server refuses more"},
+    "max_adapter_versions": NUMBER | {"help": "versions to keep under each name, the active one included"},
+    "scheduling_policy": {
+        "choices": POLICIES,
+        "help": "order of requests: fair, by priority and then fair shares; fcfs, by arrival; priority (default: fair)",
+    },
+    "tenant_weights": WEIGHTS
+    | {
+        "help": "weights of tenants in fair shares; the metadata x-tenant-id of a request names its tenant (default: 1)"
+    },
+    "adapter_weights": WEIGHTS | {"help": "weights of adapters within their tenant's share (default: 1 each)"},
+    "max_passed_over": TOKENS
+    | {"help": "starvation bound: a waiting request goes first once others have received this many tokens"},
+    "enable_prefix_caching": SWITCH | {"help": "share the KV of equal prefixes between requests (default: yes)"},
+    "enforce_eager": SWITCH | {"help": "capture no CUDA graphs"},
+    "seed": {"type": int, "help": "seed of requests without one"},
+    "tensor_parallel_size": NUMBER | {"help": "processes that share the model; each computes a part of it"},
+    "threads": NUMBER | {"help": "compute threads of all processes together"},
+    "revision": {"help": "revision of a model from the hub"},
+    "generation_config": {
+        "choices": ("auto", "vllm"),
+        "help": "sampling defaults: those of the model's generation_config.json, or vLLM's neutral ones "
+        "(default: auto)",
+    },
+}
+
+
+def add_flags(parser: Any, options: Iterable["Field[Any]"], *, with_defaults: bool = True) -> Any:
+    """Adds a flag for each option to a parser or to a group of one; returns it. with_defaults: False leaves a value
+    that is not given None."""
+    for option in options:
+        names = [f"--{option.name.replace('_', '-')}", *([SHORT[option.name]] if option.name in SHORT else [])]
+        arguments = SHOWN.get(option.name) or {"help": argparse.SUPPRESS} | _taking(option.type)
+        parser.add_argument(*names, default=default_of(option) if with_defaults else None, **arguments)
+    return parser
+
+
+def _taking(annotation: Any) -> dict[str, Any]:
+    """The arguments of a flag that takes the values of a type."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else [annotation]
+    origins = [get_origin(kind) for kind in kinds]
+    if list in origins:
+        return {"nargs": "+"}
+    if str in kinds:
+        return {}
+    if dict in origins:
+        return {"type": flag_types.json_object}
+    if bool in kinds:
+        return SWITCH
+    return {"type": next((kind for kind in kinds if kind in (int, float)), str)}

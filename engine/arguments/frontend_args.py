@@ -1,0 +1,63 @@
+"""FrontendArgs: the flags of `vllm serve` that are the server's own, and what each means here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .meaning import no_meaning, not_served
+
+HTTP = "blora serves gRPC"
+PROXY = "the server has no authentication and no TLS of its own; put a proxy in front of it"
+TEXTS = "the texts of a conversation are the model's"
+TOOLS = "blora returns the whole text; parse calls of tools out of it"
+
+
+@dataclass(kw_only=True)
+class FrontendArgs:
+    """The flags of a server, but for --host, --port and --lora-modules, which are served."""
+
+    api_key: list[str] | None = not_served(None, PROXY)
+    ssl_keyfile: str | None = not_served(None, PROXY)
+    ssl_certfile: str | None = not_served(None, PROXY)
+    ssl_ca_certs: str | None = not_served(None, PROXY)
+    ssl_cert_reqs: int = not_served(0, PROXY)
+    ssl_ciphers: str | None = not_served(None, PROXY)
+    enable_ssl_refresh: bool = not_served(False, PROXY)
+    middleware: list[str] | None = not_served(None, PROXY)
+    uds: str | None = not_served(None, "the server listens on --host and --port")
+    headless: bool = not_served(False, "a server is one engine and its front end")
+    config: str | None = not_served(None, "give every flag on the command line")
+    chat_template: str | None = not_served(None, TEXTS)
+    chat_template_content_format: str = no_meaning("auto", TEXTS)
+    default_chat_template_kwargs: dict[str, Any] | None = not_served(None, TEXTS)
+    response_role: str = no_meaning("assistant", HTTP)
+    trust_request_chat_template: bool = no_meaning(False, "only a model and its adapters bring templates")
+    enable_auto_tool_choice: bool = no_meaning(False, TOOLS)
+    exclude_tools_when_tool_choice_none: bool = no_meaning(False, TOOLS)
+    tool_call_parser: str | None = no_meaning(None, TOOLS)
+    tool_parser_plugin: str = no_meaning("", TOOLS)
+    tool_server: str | None = no_meaning(None, TOOLS)
+    return_tokens_as_token_ids: bool = no_meaning(False, "an answer has texts and token ids")
+    enable_prompt_tokens_details: bool = no_meaning(False, "an answer always tells its cached tokens")
+    enable_force_include_usage: bool = no_meaning(False, "an answer always tells its counts")
+    enable_server_load_tracking: bool = no_meaning(False, "`blora info` shows the load")
+    enable_tokenizer_info_endpoint: bool = no_meaning(False, HTTP)
+    enable_offline_docs: bool = no_meaning(False, HTTP)
+    disable_fastapi_docs: bool = no_meaning(False, HTTP)
+    disable_frontend_multiprocessing: bool = no_meaning(False, "the engine has a process of its own")
+    api_server_count: int | None = no_meaning(None, "one process answers all clients")
+    grpc: bool = no_meaning(False, "blora always serves gRPC")
+    root_path: str | None = no_meaning(None, HTTP)
+    allow_credentials: bool = no_meaning(False, HTTP)
+    allowed_origins: list[str] | None = no_meaning(None, HTTP)
+    allowed_methods: list[str] | None = no_meaning(None, HTTP)
+    allowed_headers: list[str] | None = no_meaning(None, HTTP)
+    enable_request_id_headers: bool = no_meaning(False, HTTP)
+    h11_max_incomplete_event_size: int | None = no_meaning(None, HTTP)
+    h11_max_header_count: int | None = no_meaning(None, HTTP)
+    uvicorn_log_level: str = no_meaning("info", HTTP)
+    disable_uvicorn_access_log: bool = no_meaning(False, HTTP)
+    disable_access_log_for_endpoints: str | None = no_meaning(None, HTTP)
+    log_config_file: str | None = no_meaning(None, "blora logs to its standard error")
+    max_log_len: int | None = no_meaning(None, "blora logs no prompts")
+    enable_log_outputs: bool = no_meaning(False, "blora logs no answers")
+    enable_log_deltas: bool = no_meaning(False, "blora logs no answers")

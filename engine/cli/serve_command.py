@@ -1,0 +1,127 @@
+"""`blora serve`: its flags, and the server made from them. Imports the engine and the server only to run it."""
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..arguments.engine_args import AsyncEngineArgs
+from ..arguments.flag_types import lora_module, named_path, port, size
+from ..arguments.flags import add_flags
+from ..arguments.frontend_args import FrontendArgs
+from ..arguments.meaning import with_meaning
+from .failure import fail
+
+# Arguments that are the server's own; the options of the engine and of vLLM's front end are the others.
+OWN = ("command", "model", "adapter", "lora_modules", "adapter_root", "host", "port")
+ENGINE = "An option left out takes the engine's default. Other flags of `vllm serve` are accepted with one notice, or "
+ENGINE += "refused where ignoring them would change answers or open a door."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, hub id or .gguf file")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
+    _add_adapter_flags(parser)
+    engine = parser.add_argument_group("engine", ENGINE)
+    add_flags(engine, [entry for entry in fields(AsyncEngineArgs) if entry.name != "model"], with_defaults=False)
+    add_flags(engine, fields(FrontendArgs), with_defaults=False)
+
+
+def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter",
+        type=named_path,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="adapter to load at start-up, from a folder or the hub; may be repeated",
+    )
+    parser.add_argument(
+        "--lora-modules",
+        type=lora_module,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help='adapters to load at start-up, as vLLM names them: NAME=PATH, or {"name": NAME, "path": PATH}',
+    )
+    parser.add_argument(
+        "--adapter-root",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="let clients load adapters from folders below DIR; may be repeated (default: no folder)",
+    )
+    parser.add_argument(
+        "--adapter-hub",
+        action=argparse.BooleanOptionalAction,
+        help="let clients load adapters by hub id, which the server downloads (default: not allowed)",
+    )
+    parser.add_argument(
+        "--adapter-watch",
+        type=Path,
+        metavar="DIR",
+        help="watch DIR: load each folder in it under its name, load it again when it changes, unload it when it goes",
+    )
+    parser.add_argument(
+        "--adapter-upload-bytes",
+        type=size,
+        metavar="SIZE",
+        help="let clients upload adapters of at most SIZE each, such as 256M (default: no uploads)",
+    )
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the keyword arguments of AsyncLLM: the options given, and the adapter roots."""
+    own = {*OWN, *(entry.name for entry in fields(FrontendArgs))}
+    given = {name: value for name, value in vars(args).items() if name not in own and value is not None}
+    return {**given, "adapter_roots": args.adapter_root}
+
+
+def check_frontend(args: argparse.Namespace) -> None:
+    """Gives one notice for the flags of vLLM's front end that have no meaning here. Raises ValueError for a flag that
+    is not served."""
+    with_meaning({entry.name: getattr(args, entry.name) for entry in fields(FrontendArgs)}, FrontendArgs)
+
+
+def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Returns name -> path. Raises ValueError for a name that is given twice: one of its paths would be lost."""
+    adapters = dict(pairs)
+    if len(adapters) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"each name of an adapter may be given once, but is given twice: {', '.join(twice)}")
+    return adapters
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        adapters = adapters_by_name([*args.adapter, *args.lora_modules])
+        check_frontend(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return _serve(args, adapters)
+
+
+def _serve(args: argparse.Namespace, adapters: dict[str, str]) -> int:
+    from ..async_llm import AsyncLLM
+    from ..errors import AdapterError, EngineStartError
+    from ..server.server import serve
+
+    def announce(address: str) -> None:
+        print(f"blora is serving {args.model} on {address}", flush=True)
+
+    async def serve_model() -> int:
+        llm = AsyncLLM(args.model, adapters=adapters, **engine_options(args))
+        return await serve(llm, args.host, args.port, announce)
+
+    try:
+        return asyncio.run(serve_model())
+    except (EngineStartError, AdapterError, OSError, ValueError) as error:
+        return fail(str(error))
