@@ -25,7 +25,7 @@ class AdapterNotFound(AdapterError, LookupError):
 class AdapterRejected(AdapterError, ValueError):
     """The folder cannot be served as requested; `problems` lists everything that does not fit."""
 
-    SHOWN = 20  # problems in the message; with a wrong base model every tensor is one, and the first ones suffice
+    SHOWN = 8  # problems in the message, which then has 10 lines at most
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
@@ -35,7 +35,7 @@ class AdapterRejected(AdapterError, ValueError):
     def __str__(self) -> str:
         more = len(self.problems) - self.SHOWN
         lines = [*self.problems[: self.SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        return f"adapter {self.source!r} is refused: " + "; ".join(lines)
+        return f"adapter {self.source!r} is refused:" + (" " if len(lines) == 1 else "\n  ") + "\n  ".join(lines)
 
 
 class AdapterTooLarge(AdapterError):

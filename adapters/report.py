@@ -64,6 +64,8 @@ class AdapterReport:
     num_device_bytes: int = 0  # size in the arena, while resident
     num_pages: int = 0  # pages of the arena, while resident
     vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
+    name_changes: tuple[str, ...] = ()  # what was left out of the file's names of tensors, or put before them
+    unknown_fields: tuple[str, ...] = ()  # fields of the configuration that PEFT does not know, left out as PEFT does
     text: AdapterText = AdapterText()  # to be checked against the model's tokenizer; not shown
 
     @property
@@ -107,6 +109,8 @@ def _refusal(path: str, judged: Judgement) -> AdapterReport:
         ignored_tensors=known.ignored_tensors,
         refused_tensors=known.refused_tensors,
         num_disk_bytes=known.num_bytes,
+        name_changes=known.name_changes,
+        unknown_fields=known.unknown_fields,
     )
 
 
@@ -126,6 +130,8 @@ def report_of(checkpoint: Checkpoint, table: ImageTable) -> AdapterReport:
         num_device_bytes=table.num_bytes,
         num_pages=table.num_pages,
         vocab_size=table.vocab_size,
+        name_changes=checkpoint.name_changes,
+        unknown_fields=checkpoint.unknown_fields,
         text=table.text,
     )
 

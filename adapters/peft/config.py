@@ -7,60 +7,18 @@ that have to match a module's whole name or its end after a dot, and the first m
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from .bounded_match import BoundedMatcher, PatternTooSlow
+from .fields import MLX, unknown_fields, unserved_fields
 
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_RANK = 1024
 MAX_INVOCATION_TOKENS = 256
 MAX_PATTERN_LENGTH = 512  # characters; patterns come from the file and are evaluated
 
-# Fields without influence on the adapter's change. The fields of an initialisation are judged by init_lora_weights.
-# fan_in_fan_out concerns Conv1D, and PEFT takes it back on the linear layers of our models.
-HARMLESS = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "eva_config",
-        "fan_in_fan_out",
-        "inference_mode",
-        "loftq_config",
-        "lora_ga_config",
-        "lora_dropout",
-        "megatron_core",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
-    }
-)
-SERVED = frozenset(
-    {
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "init_lora_weights",
-        "alora_invocation_tokens",
-        "bias",
-        "lora_bias",
-        "use_dora",
-        "modules_to_save",
-        "trainable_token_indices",
-        "ensure_weight_tying",
-    }
-)
 BIASES = ("none", "all", "lora_only")
 TASK_TYPES = (None, "CAUSAL_LM")
 # These initialisations leave the base weights as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract from them,
@@ -105,6 +63,9 @@ class PeftConfig:
     modules_to_save: tuple[str, ...] = ()  # modules that were trained as a whole
     trained_tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # module -> ids of trained rows
     ensure_weight_tying: bool = False  # training of the embedding holds for a head that is tied to it, too
+    unknown_fields: tuple[str, ...] = ()  # names of fields that PEFT does not know, without influence
+    base_model: str = ""  # the name of the model that was trained, or ""; for messages only
+    trained_as: Mapping[str, str] = field(default_factory=dict)  # module -> its name in training, where it was another
     _matcher: BoundedMatcher = field(default_factory=BoundedMatcher, compare=False, repr=False)
 
     @property
@@ -115,6 +76,15 @@ class PeftConfig:
         if self.use_dora:
             return "DoRA"
         return "rsLoRA" if self.use_rslora else "LoRA"
+
+    def with_names(self, names: Mapping[str, Sequence[str]]) -> "PeftConfig":
+        """Returns the configuration for modules that had other names in training, to which its patterns refer. names:
+        module -> its possible names; the first one that is trained counts."""
+        chosen = {
+            module: next((name for name in possible if self.targets(name) or self.saves(name)), module)
+            for module, possible in names.items()
+        }
+        return replace(self, trained_as=chosen)
 
     def rank_of(self, module: str) -> int:
         return self._first_match("rank_pattern", self.rank_pattern, module, self.rank)
@@ -127,15 +97,17 @@ class PeftConfig:
 
     def saves(self, module: str) -> bool:
         """Returns whether the module was trained as a whole."""
-        return any(module.endswith(name) for name in self.modules_to_save)
+        return any(self.trained_as.get(module, module).endswith(name) for name in self.modules_to_save)
 
     def tokens_of(self, module: str) -> tuple[int, ...]:
         """Returns the token ids of the module's trained rows."""
+        module = self.trained_as.get(module, module)
         named = (ids for name, ids in self.trained_tokens.items() if module == name or module.endswith(f".{name}"))
         return next(named, ())
 
     def targets(self, module: str) -> bool:
         """Returns whether PEFT would have put LoRA on the module of this name."""
+        module = self.trained_as.get(module, module)
         if self._is_named("exclude_modules", self.exclude_modules, module):
             return False
         is_named = self.target_modules == "all-linear" or self._is_named("target_modules", self.target_modules, module)
@@ -153,7 +125,8 @@ class PeftConfig:
         return match is not None and match["idx"] is not None and int(match["idx"]) in self.layers_to_transform
 
     def _first_match(self, field_name: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
-        matching = (value for key, value in patterns.items() if self._match(field_name, key, AT_THE_END, module))
+        name = self.trained_as.get(module, module)
+        matching = (value for key, value in patterns.items() if self._match(field_name, key, AT_THE_END, name))
         return next(matching, default)
 
     def _is_named(self, field_name: str, names: str | tuple[str, ...], module: str) -> bool:
@@ -173,7 +146,7 @@ class PeftConfig:
 def parse_config(content: bytes) -> PeftConfig:
     """Reads the JSON of an `adapter_config.json`. Raises ConfigError with everything that cannot be served."""
     fields = _parse_json(content)
-    problems = _unserved_fields(fields)
+    problems = [*_unserved_values(fields), *unserved_fields(fields)]
     reader = _Fields(fields, problems)
     config = PeftConfig(
         rank=reader.rank("r", fields.get("r", 8)),
@@ -192,6 +165,8 @@ def parse_config(content: bytes) -> PeftConfig:
         modules_to_save=_as_tuple(reader.modules("modules_to_save")),
         trained_tokens=reader.trained_tokens("trainable_token_indices"),
         ensure_weight_tying=reader.boolean("ensure_weight_tying"),
+        unknown_fields=unknown_fields(fields),
+        base_model=str(fields.get("base_model_name_or_path") or ""),
     )
     if config.use_dora and config.lora_bias:
         problems.append("lora_bias: is not defined together with use_dora")
@@ -232,9 +207,14 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _unserved_fields(fields: Mapping[str, Any]) -> list[str]:
+def _unserved_values(fields: Mapping[str, Any]) -> list[str]:
     problems = []
-    if fields.get("peft_type") != "LORA":
+    if "peft_type" not in fields and MLX & fields.keys():
+        problems.append(
+            "adapter_config.json is one of mlx-lm, not of PEFT: convert the adapter; its lora_a and lora_b are the"
+            " transposes of PEFT's lora_A and lora_B, and lora_alpha is its scale times the rank"
+        )
+    elif fields.get("peft_type") != "LORA":
         problems.append(f"peft_type: {fields.get('peft_type')!r} is not 'LORA'")
     if fields.get("task_type") not in TASK_TYPES:
         problems.append(f"task_type: {fields.get('task_type')!r} is not 'CAUSAL_LM'")
@@ -244,10 +224,6 @@ def _unserved_fields(fields: Mapping[str, Any]) -> list[str]:
             f"init_lora_weights: {initialisation!r} changes the base weights, which are shared; save it converted"
             " (path_initial_model_for_weight_conversion)"
         )
-    for name, value in fields.items():
-        is_default = value is None or value is False or value in ("", [], {})  # 0 is a number, and may mean something
-        if name not in SERVED and name not in HARMLESS and not is_default:
-            problems.append(f"{name}: {value!r} is not served")
     return problems
 
 

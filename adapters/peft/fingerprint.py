@@ -1,19 +1,22 @@
-"""Fingerprint: what the file system says of an adapter's files. It changes whenever they do. Opens no file."""
+"""Fingerprint: what the file system says of an adapter's files. It changes whenever they do. Opens none of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+from .folder import adapter_files
+
 # The folder itself tells of files that come, go or are replaced, such as a chat template.
-STATED = ("", CONFIG_FILE, WEIGHTS_FILE)
+BESIDE = ("",)
 
 
-def fingerprint(folder: Path, names: Sequence[str] = STATED) -> str:
-    """Empty while one of PEFT's two files is missing. names: the files that count; "" is the folder itself."""
-    states = {name: _state(folder / name) for name in names}
-    is_whole = states[CONFIG_FILE] and states[WEIGHTS_FILE]
-    return " ".join(states.values()) if is_whole else ""
+def fingerprint(folder: Path, beside: Sequence[str] = BESIDE) -> str:
+    """Empty while a file of the configuration or the weights is missing. beside: the other files that count; "" is the
+    folder itself."""
+    files = adapter_files(folder)
+    states = [_state(file) for file in files]
+    if not states or not all(states):
+        return ""
+    return " ".join([*states, *(_state(files[0].parent / name) for name in beside)])
 
 
 def _state(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ..lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
 from ..targets import TargetKind, TargetModule
 from .config import PeftConfig
+from .misfits import Misfits
 from .named_tensors import MAX_VALUE, NamedTensors
 from .token_rows import TokenRows
 
@@ -19,7 +20,8 @@ EMBEDDING_PARTS = ("lora_embedding_A", "lora_embedding_B")
 
 
 class Matcher:
-    """The tensors of one checkpoint, each taken by the module on which it lands; `problems` lists every misfit."""
+    """The tensors of one checkpoint, each taken by the module on which it lands. `misfits` has every one that does not
+    fit, `problems` all other reasons for a refusal."""
 
     def __init__(
         self, tensors: dict[str, Array], config: PeftConfig, targets: Sequence[TargetModule], base: BaseTensors | None
@@ -28,6 +30,10 @@ class Matcher:
         self._config = config
         self._targets = targets
         self._token_rows = TokenRows(self._tensors, config, targets)
+
+    @property
+    def misfits(self) -> Misfits:
+        return self._tensors.misfits
 
     @property
     def problems(self) -> list[str]:
@@ -54,7 +60,7 @@ class Matcher:
         changes = tuple(change for change in found if change is not None)
         self._tensors.refuse_left()
         self.problems.extend(_unserved_names(self._config, self._targets))
-        if not changes and not self.problems:
+        if not changes and not self.problems and not self.misfits:
             self.problems.append("no tensor lands on a module of the model")
         return changes
 
@@ -98,7 +104,7 @@ class Matcher:
         if not is_wanted and all(tensor is None for tensor in found.values()):
             return None
         if not is_wanted:  # PEFT would not build LoRA here, and would leave the tensors out
-            self.problems.append(f"{target.name} has tensors, but the configuration does not target it")
+            self.misfits.untargeted.append(target.name)
         tensors = [self._tensors.check(target.name, part, tensor, wanted[part]) for part, tensor in found.items()]
         fitting = [tensor for tensor in tensors if tensor is not None]
         return fitting if len(fitting) == len(wanted) else None

@@ -6,8 +6,9 @@ Knows PEFT's names for a module's tensors, and no module's meaning. numpy only.
 import numpy as np
 
 from ..lora_module import Array, BaseTensors
+from .misfits import Misfits, Misshapen
+from .trained_names import PREFIX
 
-PREFIX = "base_model.model."
 MAX_VALUE = 65504.0  # largest allowed weight: float16's largest, so that no model's dtype turns it into infinity
 
 
@@ -18,12 +19,13 @@ class NamedTensors:
         self._base = base
         self.ignored: set[str] = set()  # names of tensors that are the base model's own
         self.refused: set[str] = set()  # names of tensors that do not fit
-        self.problems: list[str] = []
+        self.misfits = Misfits()
+        self.problems: list[str] = []  # others than misfits
 
     def refuse_left(self) -> None:
         """Refuses the tensors that no module has taken."""
         self.refused.update(self._left)
-        self.problems += [f"tensor {name} lands on no module of the model" for name in self._left]
+        self.misfits.misplaced += self._left
 
     def find(self, module: str, part: str) -> Array | None:
         """Returns a tensor, taken or not."""
@@ -38,14 +40,14 @@ class NamedTensors:
             self.ignored.add(f"{PREFIX}{module}.{part}")
 
     def check(self, module: str, part: str, tensor: Array | None, shape: tuple[int, ...]) -> Array | None:
-        """Returns the tensor if it fits. Otherwise notes a problem and returns None."""
+        """Returns the tensor if it fits. Otherwise notes the misfit and returns None."""
         short = f"{module}.{part.removesuffix('.weight')}"
         if tensor is None:
-            self.problems.append(f"tensor {PREFIX}{module}.{part} is missing")
+            self.misfits.missing.append(f"{PREFIX}{module}.{part}")
         elif tensor.shape != shape:
-            self.problems.append(f"{short} has shape {list(tensor.shape)}; model and rank ask for {list(shape)}")
+            self.misfits.misshapen.append(Misshapen(short, tensor.shape, shape))
         elif not (np.abs(tensor) <= MAX_VALUE).all():
-            self.problems.append(f"{short} holds values that are not finite or beyond {MAX_VALUE:g}")
+            self.misfits.unusable.append(f"{short} holds values that are not finite or beyond {MAX_VALUE:g}")
         else:
             return tensor
         if tensor is not None:

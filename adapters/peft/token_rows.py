@@ -13,8 +13,9 @@ import numpy as np
 from ..lora_module import Array, LoRAModule, TrainedRows
 from ..targets import TargetKind, TargetModule
 from .config import PeftConfig
-from .named_tensors import MAX_VALUE, PREFIX, NamedTensors
+from .named_tensors import MAX_VALUE, NamedTensors
 from .text import MAX_ADDED_TOKENS
+from .trained_names import PREFIX
 
 TOKENS_PART = "token_adapter.trainable_tokens_delta"  # whole rows, not deltas, whatever the name says
 # The names under which PEFT writes an untrained matrix; they depend on the wrapper around the module.

@@ -17,9 +17,9 @@ from typing import Any
 
 from blora.adapters import is_valid_name
 from blora.adapters.peft.fingerprint import fingerprint
+from blora.adapters.peft.text import MAX_FILE_BYTES
 
 from ..errors import AdapterError, AdapterNotFound, AdapterRejected, EngineUnavailable, QueueFull
-from .source import FILES
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,11 @@ Look = Mapping[str, str]  # name of a subfolder -> its fingerprint, which change
 
 
 def look_into(folder: Path) -> dict[str, str]:
-    """A look at a folder: the subfolders that hold the two files of an adapter. Opens no file. Raises OSError for an
-    unreadable folder."""
+    """A look at a folder: the subfolders that hold an adapter's configuration and weights, whose files it does not
+    open. Raises OSError for an unreadable folder."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if is_valid_name(entry.name) and _is_folder(entry)]
-    look = {name: fingerprint(folder / name, FILES) for name in names}
+    look = {name: fingerprint(folder / name, list(MAX_FILE_BYTES)) for name in names}
     return {name: found for name, found in look.items() if found}
 
 

@@ -30,6 +30,8 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
         ("in the arena", f"{report.num_device_bytes:,} bytes in {report.num_pages} pages"),
     )
     notes = [f"ignored: {name}" for name in report.ignored_tensors]
+    notes += [f"names: {change}" for change in report.name_changes]
+    notes += [f"unknown field: {name}" for name in report.unknown_fields]
     notes += [f"warning: {warning}" for warning in report.warnings]
     modules = [
         (m.name, str(m.rank), f"{m.scaling:g}", *(f"{n:.4g}" if n else "" for n in _norms(m))) for m in report.modules

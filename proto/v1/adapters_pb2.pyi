@@ -274,7 +274,7 @@ class AdapterVersion(_message.Message):
     def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., loaded_at: _Optional[float] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class AdapterReport(_message.Message):
-    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages", "vocab_size", "refused_tensors")
+    __slots__ = ("path", "problems", "warnings", "kind", "digest", "modules", "layers", "applied_tensors", "ignored_tensors", "num_disk_bytes", "num_host_bytes", "num_device_bytes", "num_pages", "vocab_size", "refused_tensors", "name_changes", "unknown_fields")
     PATH_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,8 @@ class AdapterReport(_message.Message):
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     REFUSED_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NAME_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELDS_FIELD_NUMBER: _ClassVar[int]
     path: str
     problems: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
@@ -305,7 +307,9 @@ class AdapterReport(_message.Message):
     num_pages: int
     vocab_size: int
     refused_tensors: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., vocab_size: _Optional[int] = ..., refused_tensors: _Optional[_Iterable[str]] = ...) -> None: ...
+    name_changes: _containers.RepeatedScalarFieldContainer[str]
+    unknown_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, path: _Optional[str] = ..., problems: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ..., modules: _Optional[_Iterable[_Union[ModuleReport, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., applied_tensors: _Optional[_Iterable[str]] = ..., ignored_tensors: _Optional[_Iterable[str]] = ..., num_disk_bytes: _Optional[int] = ..., num_host_bytes: _Optional[int] = ..., num_device_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., vocab_size: _Optional[int] = ..., refused_tensors: _Optional[_Iterable[str]] = ..., name_changes: _Optional[_Iterable[str]] = ..., unknown_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModuleReport(_message.Message):
     __slots__ = ("name", "rank", "scaling", "norm", "gain_norm", "shift_norm", "rows_norm")

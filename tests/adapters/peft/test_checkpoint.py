@@ -228,16 +228,16 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "unknown peft_type": (config(peft_type="IA3"), "peft_type: 'IA3' is not 'LORA'"),
     "peft_type a list": (config(peft_type=["LORA"]), "peft_type: ['LORA'] is not 'LORA'"),
     "task_type": (config(task_type="SEQ_CLS"), "task_type: 'SEQ_CLS'"),
-    "dora without magnitudes": (config(use_dora=True), "q_proj.lora_magnitude_vector is missing"),
+    "dora without magnitudes": (config(use_dora=True), "14 expected tensors are missing: "),
     "dora with lora_bias": (config(use_dora=True, lora_bias=True), "lora_bias: is not defined together with use_dora"),
-    "an unknown number": (config(something_new=0), "something_new: 0 is not served"),
+    "unknown to an old PEFT": (config(something_new=0, peft_version="0.22.0"), "something_new: 0 is not served: PEFT"),
     "modules_to_save": (config(modules_to_save=["norm"]), "modules_to_save: 'norm' is not served"),
     "bias unknown": (config(bias="some"), "bias: 'some' is not one of none, all, lora_only"),
     "bias that nobody trained": (
         tensors(lambda t: t.update({f"{MODULE}.bias": t[B][:, 0].copy()})),
         "q_proj.bias lands on no module",
     ),
-    "lora_bias": (config(lora_bias=True), "q_proj.lora_B.bias is missing"),
+    "lora_bias": (config(lora_bias=True), "mlp.down_proj.lora_B.bias, "),
     "alora without tokens": (config(alora_invocation_tokens=[]), "alora_invocation_tokens: [] is not a list of 1 to"),
     "alora of a text": (config(alora_invocation_tokens="ab"), "alora_invocation_tokens: 'ab' is not a list"),
     "alora of negative tokens": (config(alora_invocation_tokens=[1, -1]), "alora_invocation_tokens: [1, -1] is not"),
@@ -250,7 +250,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
         config(alora_invocation_tokens=[1], bias="all"),
         "bias: 'all' changes rows before the invocation",
     ),
-    "unknown field": (config(frobnicate_rank=3), "frobnicate_rank: 3 is not served"),
+    "field that is not served": (config(target_parameters=["w"]), "target_parameters: ['w'] is not served"),
     "pissa": (config(init_lora_weights="pissa"), "init_lora_weights: 'pissa' changes the base weights"),
     "pissa with steps": (config(init_lora_weights="pissa_niter_4"), "init_lora_weights"),
     "olora": (config(init_lora_weights="olora"), "init_lora_weights: 'olora' changes the base weights"),
@@ -352,7 +352,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "A and B of unequal rank": (replaced(a=lambda t: t[A][:3].copy()), "q_proj.lora_A has shape [3, 32]"),
     "missing A": (tensors(lambda t: t.pop(A)), f"tensor {A} is missing"),
     "missing B": (tensors(lambda t: t.pop(B)), f"tensor {B} is missing"),
-    "missing module": (tensors(lambda t: (t.pop(A), t.pop(B))), f"tensor {A} is missing; tensor {B} is missing"),
+    "missing module": (tensors(lambda t: (t.pop(A), t.pop(B))), f"tensor {A} is missing\n  tensor {B} is missing"),
     "missing module of a regex": (
         lambda folder: (config(target_modules=TARGET_ALL)(folder), tensors(lambda t: (t.pop(A), t.pop(B)))(folder)),
         f"tensor {B} is missing",
@@ -364,9 +364,9 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     ),
     "layer that the model lacks": (
         tensors(lambda t: t.update({name.replace("layers.1", "layers.2"): t[name] for name in list(t)})),
-        "model.layers.2.self_attn.q_proj.lora_A.weight lands on no module",
+        "the adapter has layers up to 2, the model up to 1",
     ),
-    "no tensor at all": (tensors(lambda t: t.clear()), "is missing"),
+    "no tensor at all": (tensors(lambda t: t.clear()), "the file has no tensors"),
     "zero effective modules": (
         lambda folder: (config(target_modules=["c_attn"])(folder), tensors(lambda t: t.clear())(folder)),
         "no tensor lands on a module",
@@ -425,14 +425,6 @@ def test_problems_are_always_listed_in_the_same_order(folder: Path, targets: Tar
     spoil, _ = CORRUPTIONS["layer that the model lacks"]
     spoil(folder)
     assert len({refusal(folder, targets) for _ in range(5)}) == 1
-
-
-def test_every_problem_is_listed_and_the_message_stays_short(folder: Path, targets: Targets) -> None:
-    tensors(lambda content: content.clear())(folder)
-    with pytest.raises(AdapterRejected) as caught:
-        read_checkpoint(folder, targets)
-    assert len(caught.value.problems) == 2 * len(targets)
-    assert str(caught.value).endswith("and 8 more")
 
 
 @pytest.mark.parametrize(
@@ -738,4 +730,4 @@ def test_tensors_of_a_module_that_is_not_targeted_are_refused(folder: Path, targ
     """PEFT would leave these tensors out, so that the answers would not be those of the trained model."""
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "v_proj"]}))
-    assert "does not target it" in refusal(folder, targets)
+    assert "10 modules have tensors, but the configuration does not target them" in refusal(folder, targets)

@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+import peft
 import pytest
 from peft import LoraConfig
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from blora.adapters.peft.config import ConfigError, parse_config
+from blora.adapters.peft.fields import KNOWN, NEWEST_PEFT
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj", "mlp.experts.3.up_proj", "mlp.xq_proj")
 MODULES = [f"model.layers.{layer}.{name}" for layer in (0, 1, 2, 11) for name in PROJECTIONS] + ["lm_head", "q_proj"]
@@ -89,6 +91,8 @@ def test_every_field_that_peft_writes_is_known() -> None:
     fields = LoraConfig(target_modules=["q_proj"]).to_dict()
     fields["target_modules"] = ["q_proj"]
     assert parse(**fields).target_modules == ("q_proj",)
+    assert fields.keys() <= KNOWN
+    assert peft.__version__ == ".".join(map(str, NEWEST_PEFT))
 
 
 def test_what_only_an_initialisation_or_another_layer_type_reads_is_harmless() -> None:

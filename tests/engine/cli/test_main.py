@@ -314,13 +314,13 @@ def test_a_folder_without_an_adapter_is_not_uploaded(tmp_path, capsys):
     assert captured.err.count("\n") == 1 and llm.uploaded is None
 
 
-def test_an_adapter_that_is_refused_is_one_line(capsys):
+def test_an_adapter_that_is_refused_has_a_line_for_each_problem(capsys):
     llm = FakeLLM()
     llm.error = AdapterRejected("/adapters/bad", ["q_proj: rank 0", "k_proj: is missing"])
     assert operate("load", "bad", "/adapters/bad", llm=llm) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("blora: FAILED_PRECONDITION: ") and "k_proj: is missing" in captured.err
-    assert not captured.out and captured.err.count("\n") == 1
+    assert not captured.out and captured.err.count("\n") == 3
 
 
 def test_what_happens_to_adapters_is_told_as_it_happens(capsys):
