@@ -47,7 +47,8 @@ if TYPE_CHECKING:
         RequestOutput,
         SampleLogprobs,
     )
-    from .text.tokenizer import Message, Tokenizer, TokenStream
+    from .text.chat import Chat, Message
+    from .text.tokenizer import Tokenizer, TokenStream
 
 # Module -> its public names.
 _NAMES = {
@@ -89,7 +90,8 @@ _NAMES = {
         "RequestOutput",
         "SampleLogprobs",
     ),
-    ".text.tokenizer": ("Message", "TokenStream", "Tokenizer"),
+    ".text.chat": ("Chat", "Message"),
+    ".text.tokenizer": ("TokenStream", "Tokenizer"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -110,6 +112,7 @@ __all__ = [
     "AddedToken",
     "AsyncEngineArgs",
     "AsyncLLM",
+    "Chat",
     "CompletionOutput",
     "Conversation",
     "EngineArgs",

@@ -24,7 +24,7 @@ from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Call, Prompt, pair_up
+from .front_end.calls import Call, Conversation, Prompt, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
@@ -39,7 +39,7 @@ from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
-from .text.tokenizer import Message, Tokenizer, load_tokenizer
+from .text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -514,17 +514,31 @@ class AsyncLLM:
 
     async def chat(
         self,
-        messages: Sequence[Message],
+        messages: Conversation,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
         *,
         lora_request: Adapter = None,
         priority: int = 0,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Does what `generate` does, for a conversation in the chat template of its adapter, or of the model where the
-        adapter has none."""
-        prompt: Prompt = {"messages": messages}
+        adapter has none. The arguments of the template are those of `LLM.chat`."""
+        prompt: Prompt = {
+            "messages": messages,
+            "chat_template": chat_template,
+            "chat_template_content_format": chat_template_content_format,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
         outputs = self.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
         )

@@ -44,7 +44,7 @@ from .adapter_store.orders import (
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Conversation, Prompt, conversations, pair_up
+from .front_end.calls import Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
@@ -177,15 +177,33 @@ class LLM:
         use_tqdm: bool = True,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
         """Does what `generate` does, for one conversation or a list of them, each in the chat template of its adapter,
-        or of the model where the adapter has none."""
-        prompts: list[Prompt] = [
-            {"messages": conversation, "add_generation_prompt": add_generation_prompt}
-            for conversation in conversations(messages)
-        ]
+        or of the model where the adapter has none.
+
+        The template reads any field of a message; contents are texts or lists of text parts. tools: what the model may
+        call, as in OpenAI's API. chat_template: takes the place of the adapter's and the model's.
+        chat_template_kwargs: further variables of the template, such as {"enable_thinking": False}.
+        continue_final_message: the final message is continued; needs add_generation_prompt=False.
+        chat_template_content_format: "string" gives contents to the template as texts, "openai" as parts, "auto" as it
+        expects them.
+        """
+        prompts = chat_prompts(
+            messages,
+            chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         return self.generate(prompts, sampling_params, lora_request, use_tqdm, priority, tenant)
 
     def stream(

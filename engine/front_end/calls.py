@@ -9,7 +9,7 @@ from blora.scheduler import SamplingParams
 
 from ..errors import InvalidRequest
 from ..outputs import LoRARequest
-from ..text.tokenizer import Message
+from ..text.chat import Message
 from .adapter_choice import Adapter, named_in
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -48,8 +48,13 @@ def pair_up(
     return list(map(Call, batch, samplings, adapters, priorities, tenants))
 
 
-def conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
-    """Returns a list of conversations. A list of messages is one conversation."""
+def chat_prompts(messages: Conversation | Sequence[Conversation], **arguments: Any) -> list[Prompt]:
+    """Returns the prompt of each conversation, with the same arguments of its template. A list of messages is one
+    conversation."""
+    return [{"messages": conversation, **arguments} for conversation in _conversations(messages)]
+
+
+def _conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
     if not _is_list(messages):
         raise InvalidRequest("messages", f"{type(messages).__name__} is neither a conversation nor a list of them")
     if len(messages) > 0 and isinstance(messages[0], Mapping):

@@ -19,7 +19,8 @@ from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
-from ..text.tokenizer import Message, Tokenizer
+from ..text.chat import CHAT_ARGUMENTS, Chat
+from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, resolve, resolve_loaded
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
@@ -28,7 +29,7 @@ from .validator import (
     Limits,
     as_plain,
     as_token_ids,
-    check_messages,
+    check_chat,
     check_salt,
     check_sampled_tokens,
     check_sampling,
@@ -41,7 +42,7 @@ from .validator import (
 PROMPT_FORMS: dict[str, tuple[str, ...]] = {
     "prompt": (),
     "prompt_token_ids": (),
-    "messages": ("add_generation_prompt",),
+    "messages": CHAT_ARGUMENTS,
 }
 
 
@@ -214,8 +215,7 @@ class FrontEnd:
             raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
         salt = check_salt(prompt.get("cache_salt"))
         if "messages" in prompt:
-            add_generation_prompt = bool(prompt.get("add_generation_prompt", True))
-            return None, self._encode_chat(prompt["messages"], add_generation_prompt, tokenizer), salt
+            return None, self._encode_chat(tokenizer.render(self._read_chat(prompt)), tokenizer), salt
         if isinstance(prompt.get("prompt_token_ids"), str):
             raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
         return *self._read_text_or_tokens(prompt[forms[0]], tokenizer), salt
@@ -229,11 +229,14 @@ class FrontEnd:
             return None, as_token_ids("prompt", prompt)
         raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
 
-    def _encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool, tokenizer: Tokenizer) -> list[int]:
-        check_messages(messages, self.facts)
-        text = check_text(tokenizer.apply_chat_template(messages, add_generation_prompt), self.facts)
+    def _read_chat(self, prompt: Mapping[str, Any]) -> Chat:
+        chat = Chat.read({name: value for name, value in prompt.items() if name != "cache_salt"})
+        check_chat(chat, self.facts)
+        return chat
+
+    def _encode_chat(self, text: str, tokenizer: Tokenizer) -> list[int]:
         # Templates write the special tokens themselves; a second BOS harms the answer.
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.encode(check_text(text, self.facts), add_special_tokens=False)
 
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:

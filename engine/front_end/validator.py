@@ -11,6 +11,7 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..errors import InvalidRequest
 from ..facts import Facts
+from ..text.chat import Chat
 from ..text.tokenizer import is_encodable
 
 MAX_N = 16
@@ -23,6 +24,8 @@ MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
 MOST_TOKENS = (1 << 31) - 1  # a larger max_tokens means the same, and no message could carry every int
 MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
+
+MIN_READ = 1 << 16  # characters of a conversation's tools, or of all its fields, that are read for any model
 
 FLOAT_RANGES = {
     "temperature": (0.0, 5.0),
@@ -198,19 +201,26 @@ def check_text(text: object, facts: Facts) -> str:
     return text
 
 
-def check_messages(messages: object, facts: Facts) -> None:
-    """Checks a conversation before its template is rendered: one that cannot fit is not rendered. Raises
-    InvalidRequest."""
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
-        raise InvalidRequest("messages", "is not a list of at least one message")
-    num_characters = 0
-    for message in messages:
-        texts = [message.get(key) for key in ("role", "content")] if isinstance(message, Mapping) else [None]
-        if not all(isinstance(text, str) for text in texts):
-            raise InvalidRequest("messages", "each message needs a 'role' and a 'content', both texts")
-        num_characters += sum(map(len, texts))  # type: ignore[arg-type]
-    if len(messages) > facts.max_model_len or num_characters > facts.max_model_len * MAX_BYTES_PER_TOKEN:
-        raise InvalidRequest("messages", f"{len(messages)} messages cannot fit into {facts.max_model_len} tokens")
+def check_chat(chat: Chat, facts: Facts) -> None:
+    """Checks the size of a conversation before its template is rendered: one that cannot fit is not rendered. A
+    template may leave out what is neither a role nor a content. Raises InvalidRequest."""
+    num_tokens, most = facts.max_model_len, facts.max_model_len * MAX_BYTES_PER_TOKEN
+    num_characters = sum(_num_characters([message["role"], message["content"]]) for message in chat.messages)
+    if len(chat.messages) > num_tokens or num_characters > most:
+        raise InvalidRequest("messages", f"{len(chat.messages)} messages cannot fit into {num_tokens} tokens")
+    for name in ("messages", "tools", "chat_template_kwargs"):
+        num_characters, most_read = _num_characters(getattr(chat, name)), max(4 * most, MIN_READ)
+        if num_characters > most_read:
+            raise InvalidRequest(name, f"{num_characters} characters in all fields, at most {most_read} are read")
+
+
+def _num_characters(value: object) -> int:
+    """Returns the length of a plain value's texts; anything else in it counts as one character."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(len, value)) + sum(map(_num_characters, value.values()))
+    return 1 + sum(map(_num_characters, value)) if isinstance(value, list) else 1
 
 
 def check_tenant(tenant: object) -> str:

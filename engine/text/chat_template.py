@@ -1,8 +1,9 @@
-"""Chat templates: programs of a model or an adapter that turn a conversation into text. This file runs them in a
-sandbox.
+"""Chat templates: programs of a model, an adapter or a request that turn a conversation into text. This file runs them
+in a sandbox.
 
-A template is untrusted, and all requests wait while it runs: the sandbox stops it when it takes too long or makes too
-much text. Before that, in a process that no request waits for, `check_template` measures how long it takes to compile.
+A template is untrusted: the sandbox stops it when it takes too long or makes too much text. All requests wait while the
+template of a model or an adapter runs. Before that, in a process that no request waits for, `check_template` measures
+how long it takes to compile. The template of a request runs in such a process only.
 """
 
 import gc
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from types import FrameType
 from typing import Any
@@ -23,7 +25,7 @@ from .template_sandbox import TemplateSandbox, budget
 
 logger = logging.getLogger(__name__)
 MAX_SECONDS = 1.0  # this thread's CPU time for any conversation; a thousand messages take a tenth of it
-SECONDS_AT_LEAST, SECONDS_PER_MESSAGE = 0.1, 0.01  # CPU time that a short conversation may take
+SECONDS_AT_LEAST, SECONDS_PER_ITEM = 0.1, 0.01  # CPU time that a short conversation may take; items: messages, tools
 MAX_COMPILE_SECONDS = 0.2  # a template of 20 KB, larger than any model's, takes 0.1 s
 MAX_CHECK_SECONDS = 2.0  # several times as long, because looking at the clock takes time itself
 TEMPLATE_CODE = "<template>"  # what Jinja calls the file of compiled code
@@ -54,10 +56,16 @@ def check_template(source: str) -> None:
 def render_template(source: str, /, **variables: Any) -> str:
     """Returns the text of a conversation. Raises what the template raises, TimeoutError when it runs too long, and
     MemoryError when it makes more than `budget` allows. An untrusted template needs `check_template` first."""
-    template = _compile(source)
-    seconds = min(SECONDS_AT_LEAST + SECONDS_PER_MESSAGE * len(variables.get("messages", ())), MAX_SECONDS)
+    template = _compile(source).program
+    num_items = sum(len(variables.get(name) or ()) for name in ("messages", "tools"))
+    seconds = min(SECONDS_AT_LEAST + SECONDS_PER_ITEM * num_items, MAX_SECONDS)
     with _stopped_after(seconds), budget():
         return str(template.render(**variables))
+
+
+def loops_over_content(source: str) -> bool:
+    """Returns whether a template goes through the parts of a message's content, instead of printing a text."""
+    return _compile(source).loops_over_content
 
 
 @contextmanager
@@ -88,12 +96,29 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         sys.settrace(tracer)
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    program: Any
+    loops_over_content: bool
+
+
 @lru_cache(maxsize=64)  # many adapters share one template, and a template in use is soon used again
-def _compile(template: str) -> Any:
+def _compile(template: str) -> _Compiled:
     extensions = ["jinja2.ext.loopcontrols", _Generation]
     sandbox = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     with budget():
-        return sandbox.from_string(template)
+        parsed = sandbox.parse(template)
+        loops = any(_is_content(loop.iter) for loop in parsed.find_all(nodes.For))
+        return _Compiled(sandbox.from_string(parsed), loops)
+
+
+def _is_content(node: nodes.Node) -> bool:
+    """Returns whether an expression is the content of a message in a variable, perhaps filtered or a part of it."""
+    if isinstance(node, nodes.Filter) or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)):
+        return node.node is not None and _is_content(node.node)
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.node, nodes.Name) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+    return isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.attr == "content"
 
 
 class _Generation(Extension):

@@ -16,13 +16,12 @@ from tokenizers.decoders import DecodeStream
 from blora.adapters import AddedToken
 from blora.adapters.peft.text import template_of
 
-from ..errors import InvalidRequest
 from ..model_files.config import UnsupportedModel
-from .chat_template import render_template
+from .chat import Chat, Message
+from .chat_rendering import render_chat
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
 
 logger = logging.getLogger(__name__)
-Message = Mapping[str, str]  # "role" and "content"
 MAX_PENDING = 16  # more tokens than any one character has
 UNSPACED = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")  # in the order of transformers
 EVEN_FOR_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
@@ -105,19 +104,11 @@ class Tokenizer:
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Returns the prompt of a conversation. Raises InvalidRequest if the template refuses it or there is none."""
-        if self.chat_template is None:
-            raise InvalidRequest("messages", "the model has no chat template; send a prompt instead")
-        try:
-            return render_template(
-                self.chat_template,
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
+        return self.render(Chat.read({"messages": messages, "add_generation_prompt": add_generation_prompt}))
+
+    def render(self, chat: Chat) -> str:
+        """Returns the prompt of a conversation. Raises InvalidRequest if the template refuses it or there is none."""
+        return render_chat(chat, self.chat_template, self.special_tokens)
 
 
 def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:

@@ -142,6 +142,22 @@ def test_a_conversation_is_the_prompt_of_its_template(make_llm: Callable[..., LL
     assert len(llm.chat([[{"role": "user", "content": "a"}]] * 3, GREEDY, use_tqdm=False)) == 3
 
 
+def test_a_chat_takes_vllms_arguments_and_so_does_its_prompt(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    template = "{{ tools[0].name }}{{ x }}{{ messages[0].content }}{% if add_generation_prompt %}<a>{% endif %}"
+    messages = [{"role": "user", "content": ["a", {"type": "text", "text": "b"}]}]
+    arguments: dict[str, Any] = {"tools": [{"name": "add"}], "chat_template_kwargs": {"x": False}}
+    (chat,) = llm.chat(messages, GREEDY, False, None, None, template, "string", True, False, **arguments)
+    assert chat.prompt_token_ids == llm.get_tokenizer().encode("addFalsea\nb<a>")
+    form = {"messages": messages, "chat_template": template, "continue_final_message": True} | arguments
+    (going_on,) = llm.generate(form | {"add_generation_prompt": False, "cache_salt": "s"}, GREEDY, use_tqdm=False)
+    assert going_on.prompt_token_ids == llm.get_tokenizer().encode("addFalsea\nb")
+    with pytest.raises(InvalidRequest, match="^continue_final_message: "):
+        llm.generate(form, GREEDY)
+    with pytest.raises(InvalidRequest, match="^prompt: give one of"):
+        llm.generate(form | {"tool": []}, GREEDY)
+
+
 def test_streamed_deltas_add_up_to_the_generated_text(make_llm: Callable[..., LLM]) -> None:
     llm = make_llm(max_num_batched_tokens=7)
     prompts = ["a stream", "of several rows", "x"]

@@ -13,15 +13,17 @@ from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
     MAX_BYTES_PER_TOKEN,
+    MIN_READ,
     Limits,
     as_plain,
     as_token_ids,
-    check_messages,
+    check_chat,
     check_salt,
     check_sampling,
     check_text,
     resolve_max_tokens,
 )
+from blora.engine.text.chat import Chat
 from blora.scheduler import SamplingParams
 
 VOCAB = 1000
@@ -273,27 +275,28 @@ def test_salts_that_are_too_long_or_no_text_are_refused(salt: Any) -> None:
     refused(lambda: check_salt(salt), "cache_salt")
 
 
+MOST = FACTS.max_model_len * MAX_BYTES_PER_TOKEN  # characters of a conversation
+LARGEST = max(4 * MOST, MIN_READ)
+
+
 @pytest.mark.parametrize(
-    "messages",
+    ("chat", "field"),
     [
-        None,
-        "hello",
-        [],
-        ["hello"],
-        [{"role": "user"}],
-        [{"role": "user", "content": 1}],
-        [{"role": "user", "content": "x" * (FACTS.max_model_len * MAX_BYTES_PER_TOKEN)}],
-        [{"role": "user", "content": ""}] * (FACTS.max_model_len + 1),
+        ({"messages": [{"role": "user", "content": "x" * MOST}]}, "messages"),
+        ({"messages": [{"role": "user", "content": ["x" * MOST]}]}, "messages"),
+        ({"messages": [{"role": "user", "content": ""}] * (FACTS.max_model_len + 1)}, "messages"),
+        ({"messages": [{"role": "user", "tool_calls": [{"x": {"y": "x" * LARGEST}}]}]}, "messages"),
+        ({"messages": [{"role": "user"}], "tools": [{"x": ["x" * 99, 1] * (LARGEST // 99)}]}, "tools"),
+        ({"messages": [{"role": "user"}], "chat_template_kwargs": {"x" * (LARGEST + 1): 1}}, "chat_template_kwargs"),
     ],
 )
-def test_a_conversation_is_checked_before_it_is_rendered(messages: Any) -> None:
-    with pytest.raises(InvalidRequest) as raised:
-        check_messages(messages, FACTS)
-    assert raised.value.field == "messages"
+def test_the_size_of_a_conversation_is_checked_before_it_is_rendered(chat: Any, field: str) -> None:
+    refused(lambda: check_chat(Chat.read(chat), FACTS), field)
 
 
 def test_a_good_conversation_passes() -> None:
-    check_messages([{"role": "user", "content": "hello"}, {"role": "assistant", "content": ""}], FACTS)
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "", "reasoning": "x" * 99}]
+    check_chat(Chat.read({"messages": messages, "tools": [{"x": "x" * (MIN_READ - 99)}]}), FACTS)
 
 
 INTEGERS: list[Any] = [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7)]

@@ -1,0 +1,82 @@
+"""Renders a Chat with a chat template: the one way from a conversation to the text of a prompt.
+
+As in vLLM, a content of parts is joined where the template prints a text, and a text becomes a part where the template
+goes through parts.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import InvalidRequest
+from .chat import Chat
+from .chat_template import check_template, loops_over_content, render_template
+
+END_MARK = "END_OF_THE_TEXT_TO_CONTINUE "  # the space shows whether a template trims texts
+
+
+def render_chat(chat: Chat, template: str | None, special_tokens: Mapping[str, str]) -> str:
+    """Returns the prompt of a conversation. template: of the model or an adapter, for a chat without its own, which is
+    checked here. Raises InvalidRequest when the template refuses the conversation, or there is none."""
+    source = chat.chat_template if chat.chat_template is not None else template
+    if source is None:
+        reason = "the model has no chat template; send a prompt instead, or a chat_template with the messages"
+        raise InvalidRequest("messages", reason)
+    if chat.chat_template is not None:
+        _check_own(source)
+    try:
+        return _render(chat, source, special_tokens)
+    except InvalidRequest:
+        raise
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
+
+
+def _check_own(source: str) -> None:
+    try:
+        check_template(source)
+    except ValueError as error:
+        raise InvalidRequest("chat_template", str(error)) from error
+
+
+def _render(chat: Chat, source: str, special_tokens: Mapping[str, str]) -> str:
+    form = chat.chat_template_content_format
+    has_parts = loops_over_content(source) if form == "auto" else form == "openai"
+    messages = [_shown(message, has_parts) for message in chat.messages]
+    final = messages[-1]["content"]
+    if chat.continue_final_message:
+        messages[-1]["content"] = _marked(final)
+    variables = {"documents": None, **special_tokens, **chat.chat_template_kwargs}
+    variables |= {"messages": messages, "tools": chat.tools, "add_generation_prompt": chat.add_generation_prompt}
+    text = render_template(source, **variables)
+    return _cut(text, (_texts(final) or [""])[-1]) if chat.continue_final_message else text
+
+
+def _shown(message: Mapping[str, Any], has_parts: bool) -> dict[str, Any]:
+    """Returns a message as a template expects its content: in parts, or as a text. The answers of tools are texts:
+    nearly all templates print them as such."""
+    content = message["content"]
+    if has_parts and message["role"] != "tool":
+        content = ([{"type": "text", "text": content}] if content else []) if isinstance(content, str) else content
+    elif not isinstance(content, str):
+        content = "\n".join(_texts(content))
+    return {**message, "content": content}
+
+
+def _texts(content: str | Iterable[Mapping[str, Any]]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
+
+
+def _marked(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content + END_MARK
+    *others, last = content or [{"type": "text", "text": ""}]
+    return [*others, last | {"text": last["text"] + END_MARK}]
+
+
+def _cut(text: str, final: str) -> str:
+    """Returns the text up to the end of the final message, without the end of its turn that the template adds. As in
+    transformers, a template that trims texts trims this end, too."""
+    before, mark, after = text.rpartition(END_MARK.rstrip())
+    if not mark or final.strip() not in before:
+        raise InvalidRequest("continue_final_message", "the chat template leaves out or changes the final message")
+    return before if after.startswith(" ") else before.rstrip()
