@@ -27,8 +27,9 @@ Adapter = str | Mapping[str, float] | None
 # Text, token ids, or a conversation of {"role": ..., "content": ...}.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
-# Files of a folder that are uploaded. The adapter's files have to be there.
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Files of a folder that are uploaded. The configuration has to be there, and the weights in one file or in several.
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+DIVIDED_WEIGHTS = ("adapter_model-*-of-*.safetensors", "adapter_model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
 CHUNK_BYTES = 1 << 20
 
@@ -129,9 +130,9 @@ class Client:
         return _adapter(self._adapters.Load(request, timeout=self._timeout))
 
     def upload_adapter(self, name: str, folder: str | Path, *, pinned: bool = False) -> adapters_pb2.Adapter:
-        """Loads or replaces an adapter from a folder of this machine, by sending its files. Raises OSError if one of
-        PEFT's two files is missing."""
-        contents = {file: (Path(folder) / file).read_bytes() for file in _adapter_files(Path(folder))}
+        """Loads or replaces an adapter from a folder of this machine, by sending its files: those of the folder, or of
+        its only checkpoint-N. Raises OSError if the configuration or the weights are missing."""
+        contents = {file.name: file.read_bytes() for file in _adapter_files(Path(folder))}
         return _adapter(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
 
     def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
@@ -202,8 +203,13 @@ def _stub(stub: Any, channel: grpc.Channel) -> Any:
     return stub(channel)
 
 
-def _adapter_files(folder: Path) -> list[str]:
-    return [*ADAPTER_FILES, *(name for name in TOKENIZER_FILES if (folder / name).exists())]
+def _adapter_files(folder: Path) -> list[Path]:
+    checkpoints = [] if (folder / CONFIG_FILE).exists() else list(folder.glob(f"checkpoint-*/{CONFIG_FILE}"))
+    if len(checkpoints) == 1:
+        folder = checkpoints[0].parent
+    weights = [] if (folder / WEIGHTS_FILE).exists() else [f for glob in DIVIDED_WEIGHTS for f in folder.glob(glob)]
+    texts = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    return [folder / CONFIG_FILE, *(sorted(weights) or [folder / WEIGHTS_FILE]), *texts]
 
 
 def _upload(name: str, contents: Mapping[str, bytes], pinned: bool) -> Iterator[adapters_pb2.UploadAdapterRequest]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora.adapters import AdapterRejected
+from blora.adapters.peft.folder import CONFIG_FILE, INDEX_FILE, SHARDS_GLOB, WEIGHTS_FILE, is_adapter_file
 from blora.adapters.peft.text import MAX_FILE_BYTES
 
-FILES = ["adapter_config.json", "adapter_model.safetensors", *MAX_FILE_BYTES]
+FILE_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS_GLOB, *MAX_FILE_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,14 @@ def resolve_adapter(path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=FILES))
+        return Path(snapshot_download(path, allow_patterns=FILE_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterRejected(path, [f"is neither a folder nor an adapter on the hub: {error}"]) from error
+
+
+def is_file_of_adapter(name: str) -> bool:
+    """Whether a file of this name is read: configuration, weights or text."""
+    return is_adapter_file(name) or name in MAX_FILE_BYTES
 
 
 def is_hub_id(path: str) -> bool:

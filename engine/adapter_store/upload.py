@@ -14,7 +14,7 @@ from blora.adapters import AdapterRejected
 
 from ..errors import InvalidRequest
 from ..ipc.sealed_memory import close_for_writing, create_memory, write_all
-from .source import FILES
+from .source import FILE_PATTERNS, is_file_of_adapter
 
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
@@ -33,8 +33,8 @@ def check_files(files: Sequence[UploadedFile], max_bytes: int) -> None:
     files that are too large."""
     names = [file.name for file in files]
     for name in names:
-        if name not in FILES:
-            raise InvalidRequest("files", f"{name!r:.140} is none of {', '.join(FILES)}")
+        if not is_file_of_adapter(name):
+            raise InvalidRequest("files", f"{name!r:.140} is none of {', '.join(FILE_PATTERNS)}")
     if len(set(names)) < len(names):
         raise InvalidRequest("files", "a name is announced twice")
     for file in files:

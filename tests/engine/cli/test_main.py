@@ -293,11 +293,19 @@ def test_what_operators_do_with_adapters(argv, told, capsys):
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [[], ["--pin"]])
-def test_an_upload_sends_the_files_of_a_folder(flags, tmp_path, capsys):
-    contents = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"some bytes"}
+@pytest.mark.parametrize(
+    ("flags", "place", "weights"),
+    [
+        ([], "", ["adapter_model.safetensors"]),
+        (["--pin"], "checkpoint-20", ["adapter_model.safetensors"]),
+        ([], "", ["adapter_model-00001-of-00002.safetensors", "adapter_model-00002-of-00002.safetensors"]),
+    ],
+)
+def test_an_upload_sends_the_files_of_a_folder(flags, place, weights, tmp_path, capsys):
+    contents = {"adapter_config.json": b"{}"} | {name: f"bytes of {name}".encode() for name in weights}
+    (tmp_path / place).mkdir(exist_ok=True)
     for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / place / name).write_bytes(content)
     llm = FakeLLM()
     assert operate("upload", "bob", str(tmp_path), *flags, llm=llm) == 0
     assert llm.uploaded is not None and llm.uploaded[1] == b"".join(contents.values())

@@ -11,12 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
-from blora.engine.adapter_store.source import FILES
+from blora.engine.adapter_store.source import FILE_PATTERNS
 from blora.engine.front_end.validator import UNSERVED
 from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, AdapterVersion, EngineInfo
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
-from blora.proto.client import ADAPTER_FILES, TOKENIZER_FILES
+from blora.proto.client import CONFIG_FILE, DIVIDED_WEIGHTS, TOKENIZER_FILES, WEIGHTS_FILE
 from blora.proto.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams
 
@@ -97,7 +97,7 @@ def test_malformed_uploads(parts, field):
 
 
 def test_the_files_of_a_client_are_those_that_the_server_takes():
-    assert [*ADAPTER_FILES, *TOKENIZER_FILES] == FILES
+    assert {CONFIG_FILE, WEIGHTS_FILE, *DIVIDED_WEIGHTS, *TOKENIZER_FILES} == set(FILE_PATTERNS)
 
 
 def test_a_router_gets_a_snapshot_and_then_events():
