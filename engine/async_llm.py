@@ -24,7 +24,7 @@ from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Call, Conversation, Prompt, pair_up
+from .front_end.calls import Call, Conversation, Prompt, kept, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
@@ -254,7 +254,7 @@ class AsyncLLM:
 
     # Requests.
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
@@ -264,7 +264,8 @@ class AsyncLLM:
         priority: int = 0,
         tenant: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts.
+        """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts. The
+        parameters are taken as they are at the call, whatever is assigned to them before the first iteration.
 
         lora_request: the name of a loaded adapter, or a LoRARequest, which loads its adapter if need be, once the call
         has no other fault; a sequence of adapters, or a mapping of names to scales, is their sum; None is the base
@@ -272,13 +273,15 @@ class AsyncLLM:
         AdapterRejected, QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read
         again and is no longer what was loaded, EngineUnavailable when the engine dies.
         """
-        call = Call(prompt, sampling_params, lora_request, priority, tenant)
+        return self._generate(Call(prompt, kept(sampling_params), lora_request, priority, tenant), request_id)
+
+    async def _generate(self, call: Call, request_id: str | None) -> AsyncGenerator[RequestOutput, None]:
         async with aclosing(self._run([call], request_id)) as news:
             async for outputs in news:
                 for output in outputs:
                     yield output
 
-    async def stream(
+    def stream(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
@@ -289,8 +292,10 @@ class AsyncLLM:
         """Yields what is new of every row that grew; request_id is the row's index in prompts. Lists pair one to one
         with prompts. All prompts are accepted or none; raises as `generate` does. Closing the generator aborts.
         """
-        calls = pair_up(prompts, sampling_params, lora_request, priority, tenant)
-        async with aclosing(self._run(calls, None, RequestOutputKind.DELTA)) as news:
+        return self._stream(partial(pair_up, prompts, kept(sampling_params), lora_request, priority, tenant))
+
+    async def _stream(self, pair: Callable[[], list[Call]]) -> AsyncGenerator[list[RequestOutput], None]:
+        async with aclosing(self._run(pair(), None, RequestOutputKind.DELTA)) as news:
             async for outputs in news:
                 yield outputs
 
@@ -512,7 +517,7 @@ class AsyncLLM:
             self._config, self._parts.ready.dtype, self._parts.ready.page_bytes, state.load, self._front_end
         )
 
-    async def chat(
+    def chat(
         self,
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
@@ -539,19 +544,17 @@ class AsyncLLM:
             "tools": tools,
             "chat_template_kwargs": chat_template_kwargs,
         }
-        outputs = self.generate(
+        return self.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
         )
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
 
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
         """The tokenizer of prompts for these adapters, which have to be loaded."""
         return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        return self._front_end.defaults.sampling
+        """A copy of the parameters of requests that bring none."""
+        return self._front_end.defaults.sampling.clone()
 
 
 def _wake(grown: asyncio.Event, submission: "asyncio.Task[None]") -> None:

@@ -443,7 +443,8 @@ class LLM:
         return self._front_end.tokenizer_of(lora_request)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        return self._front_end.defaults.sampling
+        """A copy of the parameters of requests that bring none."""
+        return self._front_end.defaults.sampling.clone()
 
     def get_info(self) -> EngineInfo:
         """Facts of the engine, its load, and its counts."""

@@ -1,9 +1,12 @@
 """SamplingParams: a user's options for one request. Pure data with vLLM's names and defaults; checked elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+MAX_BIAS = 100.0  # to which `from_optional` cuts the biases of an OpenAI client
 
 
 class RequestOutputKind(Enum):
@@ -12,9 +15,11 @@ class RequestOutputKind(Enum):
     FINAL_ONLY = "final_only"  # there is one output, when the request is finished
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of one request are chosen, and when the request ends.
+
+    Fields may be assigned. A request keeps the values that they have when it is made.
 
     n: number of samples of the prompt.
     temperature: 0 is greedy. top_k: 0 or -1 keeps every token. top_p, min_p: probabilities in (0, 1] and [0, 1].
@@ -25,8 +30,9 @@ class SamplingParams:
     min_tokens: EOS, even if it is ignored, and stop tokens cannot be drawn before this many.
     stop: strings that end the text; they are cut off unless include_stop_str_in_output is set.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
-    spaces_between_special_tokens: accepted as in vLLM and ignored: the tokenizer's decoder decides about spaces.
-    allowed_token_ids and the fields after it are vLLM's and not served: a request that sets one is refused.
+    stream_interval: tokens that each streamed output has at least; the first and the last one come at once.
+    spaces_between_special_tokens and the fields up to skip_reading_prefix_cache: vLLM's, accepted without effect.
+    structured_outputs and the fields after it: vLLM's, not served: a request that sets one is refused.
     """
 
     n: int = 1
@@ -39,6 +45,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
     stop: str | Sequence[str] | None = None
@@ -49,16 +57,45 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
-    allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
-    structured_outputs: Any = None
     stream_interval: int | None = None
+    spaces_between_special_tokens: bool = True
+    skip_clone: bool = False
+    routed_experts_prompt_start: int = 0
+    skip_reading_prefix_cache: bool | None = None
+    structured_outputs: Any = None
     extra_args: Mapping[str, Any] | None = None
+    flat_logprobs: bool = False
+    logprob_token_ids: Sequence[int] | None = None
+    prompt_logprob_token_ids: Sequence[int] | None = None
+    prompt_logprob_start: int | None = None
+    repetition_detection: Any = None
+    thinking_token_budget: int | None = None
+    trace_decode_token_ids: Sequence[int] | None = None
+    watermarking: Any = None
+
+    @staticmethod
+    def from_optional(**given: Any) -> "SamplingParams":
+        """Returns parameters from values of which any may be None, which then has the default. Token ids of logit_bias
+        may be texts, and its numbers are cut to -100 and 100. Raises ValueError for a text that is no token id."""
+        values = {name: value for name, value in given.items() if value is not None or name == "max_tokens"}
+        if "logit_bias" in values:
+            values["logit_bias"] = _cut_biases(values["logit_bias"])
+        return SamplingParams(**values)
+
+    def clone(self) -> "SamplingParams":
+        """Returns a copy that shares nothing with this one."""
+        return deepcopy(self)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _cut_biases(biases: Mapping[int | str, float]) -> dict[int, float]:
+    try:
+        return {int(token_id): min(max(bias, -MAX_BIAS), MAX_BIAS) for token_id, bias in biases.items()}
+    except ValueError as error:
+        raise ValueError(f"logit_bias: a key is no token id: {error}") from None

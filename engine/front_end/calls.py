@@ -48,6 +48,13 @@ def pair_up(
     return list(map(Call, batch, samplings, adapters, priorities, tenants))
 
 
+def kept(sampling_params: Any) -> Any:
+    """Returns a copy of parameters, or of each in a list, that what is assigned to the originals does not reach."""
+    if isinstance(sampling_params, SamplingParams):
+        return sampling_params.clone()
+    return list(map(kept, sampling_params)) if _is_list(sampling_params) else sampling_params
+
+
 def chat_prompts(messages: Conversation | Sequence[Conversation], **arguments: Any) -> list[Prompt]:
     """Returns the prompt of each conversation, with the same arguments of its template. A list of messages is one
     conversation."""

@@ -4,6 +4,7 @@ Owns the tokenizer, the catalog, the ledger and the policy of adapters, and the 
 step and imports no torch.
 """
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .validator import (
+    WITHOUT_EFFECT,
     Limits,
     as_plain,
     as_token_ids,
@@ -35,8 +37,11 @@ from .validator import (
     check_sampling,
     check_tenant,
     check_text,
+    ignored_fields,
     resolve_max_tokens,
 )
+
+logger = logging.getLogger(__name__)
 
 # The key of a prompt that is a dict -> the keys that may stand beside it.
 PROMPT_FORMS: dict[str, tuple[str, ...]] = {
@@ -87,6 +92,7 @@ class FrontEnd:
         self._limits = Limits(self.defaults.sampling.max_tokens)
         self._seeds = random.Random(config.seed)  # None takes a seed from the system
         self._next_id = 0
+        self._noticed: set[str] = set()  # fields without effect, of which a notice was given
 
     # From a call to requests: check, load what is to be loaded, check again then, prepare, accept.
 
@@ -101,11 +107,19 @@ class FrontEnd:
         tenant = check_tenant(call.tenant)
         adapters = resolve(call.adapter, self.adapters)
         check_sampling(sampling, adapters.facts, self._limits)
+        self._notice(sampling)
         sampling = as_plain(sampling)
         text, token_ids, salt = self._read_prompt(call.prompt, adapters.tokenizer)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
         return Checked(call.prompt, text, token_ids, salt, sampling, adapters, priority, tenant)
+
+    def _notice(self, sampling: SamplingParams) -> None:
+        """Says once of each field without effect why it has none."""
+        for name in ignored_fields(sampling):
+            if name not in self._noticed:
+                logger.warning("SamplingParams.%s has no effect: %s", name, WITHOUT_EFFECT[name])
+                self._noticed.add(name)
 
     def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
         """The adapters that have to be loaded before these calls can be prepared, each name once."""

@@ -126,7 +126,7 @@ class OutputProcessor:
     def take(self, request: UserRequest) -> RequestOutput | None:
         """Returns the output to show the user now, or None. A slow reader gets fewer, larger outputs, never a
         backlog."""
-        if not request.has_news or (request.output_kind is RequestOutputKind.FINAL_ONLY and not request.is_finished):
+        if not request.has_news or (not request.is_finished and _is_held_back(request)):
             return None
         request.has_news = False
         return self._output(request)
@@ -228,6 +228,21 @@ def _measure(metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_to
     if update.token_ids:
         metrics.last_token_ts = time.monotonic()
         metrics.first_token_ts = metrics.first_token_ts or metrics.last_token_ts
+
+
+def _is_held_back(request: UserRequest) -> bool:
+    """Returns whether the news of an unfinished request waits for more."""
+    if request.output_kind is RequestOutputKind.FINAL_ONLY:
+        return True
+    interval = request.sampling.stream_interval or 1
+    return interval > 1 and not any(_is_due(sample, interval) for sample in request.samples)
+
+
+def _is_due(sample: _Sample, interval: int) -> bool:
+    """Returns whether a sample has its first tokens or its end to show, or an interval's number of tokens."""
+    if not sample.num_shown_tokens or sample.finish_reason is not None:
+        return _has_news(sample)
+    return len(sample.token_ids) - sample.num_shown_tokens >= interval
 
 
 def _has_news(sample: _Sample) -> bool:

@@ -4,8 +4,8 @@ A range is checked as `not (low <= value <= high)`, because NaN is neither below
 """
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -44,6 +44,7 @@ INT_RANGES: dict[str, tuple[int, int | None]] = {
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
     "seed": (-(1 << 63), (1 << 63) - 1),
+    "stream_interval": (1, (1 << 31) - 1),
 }
 FLAGS = (
     "include_stop_str_in_output",
@@ -52,8 +53,29 @@ FLAGS = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
 )
-UNSERVED = ("allowed_token_ids", "bad_words", "structured_outputs", "stream_interval", "extra_args")
-OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed")
+OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed", "stream_interval")
+# Fields of vLLM that are not served -> their values that ask for nothing.
+UNSERVED: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (None,),
+    "bad_words": (None, (), []),
+    "structured_outputs": (None,),
+    "extra_args": (None, {}),
+    "flat_logprobs": (None, False),
+    "logprob_token_ids": (None,),
+    "prompt_logprob_token_ids": (None,),
+    "prompt_logprob_start": (None, 0),
+    "repetition_detection": (None,),
+    "thinking_token_budget": (None, -1),
+    "trace_decode_token_ids": (None,),
+    "watermarking": (None, False),
+}
+# Fields of vLLM that change nothing here -> the reason, for a notice.
+WITHOUT_EFFECT = {
+    "spaces_between_special_tokens": "the tokenizer's decoder decides about spaces",
+    "skip_clone": "a request always keeps a copy of its parameters",
+    "skip_reading_prefix_cache": "answers are the same with the prefix cache and without",
+    "routed_experts_prompt_start": "no served model routes tokens to experts",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +91,8 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
         check_number(name, getattr(params, name))
     for name in FLAGS:
         _check_type(name, getattr(params, name), bool, "a boolean")
-    for name in UNSERVED:
-        if getattr(params, name):
+    for name, neutral in UNSERVED.items():
+        if not _is_one_of(getattr(params, name), neutral):
             raise InvalidRequest(name, "is not supported; leave it out")
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
@@ -85,6 +107,17 @@ def check_number(name: str, value: object) -> None:
         _check_float(name, value, *FLOAT_RANGES[name])
     elif value is not None or name not in OPTIONAL:
         _check_int(name, value, *INT_RANGES[name])
+
+
+def _is_one_of(value: object, neutral: Iterable[object]) -> bool:
+    """Compares with the types, because False equals 0, and an array equals nothing as a whole."""
+    return any(type(value) is type(other) and value == other for other in neutral)
+
+
+def ignored_fields(params: SamplingParams) -> Iterator[str]:
+    """Yields the names of the fields that are set and have no effect."""
+    defaults = SamplingParams()
+    return (name for name in WITHOUT_EFFECT if not _is_one_of(getattr(params, name), (getattr(defaults, name), None)))
 
 
 def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
@@ -102,17 +135,18 @@ def _check_type(name: str, value: object, kind: type, what: str) -> None:
 
 
 def as_plain(params: SamplingParams) -> SamplingParams:
-    """Returns checked parameters in plain types, which can be sent: a numpy float becomes a float, a range a tuple."""
+    """Returns a copy of checked parameters in plain types, which can be sent: a numpy float becomes a float, a range a
+    tuple. What the user assigns to the fields later does not reach it."""
     values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
     for name in INT_RANGES:
         value = getattr(params, name)
         values[name] = None if value is None else min(int(value), MOST_TOKENS) if name == "max_tokens" else int(value)
     biases = params.logit_bias
-    values |= dict.fromkeys(UNSERVED)
+    values |= {name: getattr(params, name) for name in (*FLAGS, "output_kind")}
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
     values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
     values["logit_bias"] = {int(token_id): float(bias) for token_id, bias in biases.items()} if biases else None
-    return replace(params, **values)  # type: ignore[arg-type]
+    return SamplingParams(**values)  # type: ignore[arg-type]
 
 
 def _check_float(name: str, value: object, low: float, high: float) -> None:

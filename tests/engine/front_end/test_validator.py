@@ -14,6 +14,7 @@ from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
     MAX_BYTES_PER_TOKEN,
     MIN_READ,
+    WITHOUT_EFFECT,
     Limits,
     as_plain,
     as_token_ids,
@@ -66,6 +67,14 @@ GOOD: dict[str, list[Any]] = {
     "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(64))],
     "logprobs": [None, 0, 1, 20],
     "prompt_logprobs": [None, 0, 1, 20],
+    "stream_interval": [None, 1, 100],
+    "skip_clone": [True, False],
+    "skip_reading_prefix_cache": [None, True, False],
+    "routed_experts_prompt_start": [0, 5],
+    "extra_args": [None, {}],
+    "flat_logprobs": [False],
+    "prompt_logprob_start": [None, 0],
+    "thinking_token_budget": [None, -1],
     **dict.fromkeys(FLAGS, [True, False]),
 }
 
@@ -128,8 +137,16 @@ BAD: dict[str, list[Any]] = {
     "allowed_token_ids": [[1]],
     "bad_words": [["word"]],
     "structured_outputs": [{"json": {}}, object],
-    "stream_interval": [1],
+    "stream_interval": [0, -1, 1 << 31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "extra_args": [{"kv_transfer_params": 1}],
+    "flat_logprobs": [True, 1],
+    "logprob_token_ids": [[1], np.array([1])],
+    "prompt_logprob_token_ids": [[1]],
+    "prompt_logprob_start": [1, False],
+    "repetition_detection": [object()],
+    "thinking_token_budget": [0, 5],
+    "trace_decode_token_ids": [[1], []],
+    "watermarking": [True, "on"],
 }
 
 
@@ -157,7 +174,8 @@ def test_values_beyond_the_bound_are_refused(name: str, value: Any) -> None:
 
 
 def test_every_field_has_bounds() -> None:
-    assert BAD.keys() == {field.name for field in fields(SamplingParams)}
+    free = WITHOUT_EFFECT.keys() - set(FLAGS)
+    assert BAD.keys() | free == {field.name for field in fields(SamplingParams)}
 
 
 def test_a_minimum_above_the_maximum_is_refused() -> None:
