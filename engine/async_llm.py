@@ -32,7 +32,17 @@ from .front_end.output_processor import UserRequest
 from .ipc.channel import Child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
-from .ipc.messages import AddRequest, FinishRequests, FromEngine, GetState, Ready, StateReply, Updates
+from .ipc.messages import (
+    AddRequest,
+    DoneReply,
+    FinishRequests,
+    FromEngine,
+    GetState,
+    Ready,
+    ResetPrefixCache,
+    StateReply,
+    Updates,
+)
 from .ipc.sealed_memory import raise_descriptor_limit
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
@@ -493,6 +503,13 @@ class AsyncLLM:
         async with aclosing(self._adapters.watch()) as news:
             async for piece in news:
                 yield piece
+
+    async def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
+        """Does what `LLM.reset_prefix_cache` does. Raises EngineUnavailable."""
+        reply: DoneReply = await self._connection.call(
+            lambda call_id: ResetPrefixCache(call_id, reset_running_requests)
+        )
+        return reply.is_done
 
     # Facts.
 

@@ -269,6 +269,11 @@ class LLM:
             entry.user.output_kind = kind
         return prepared
 
+    def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
+        """Empties the prefix cache, but for blocks that running requests hold. reset_running_requests: no other request
+        finds those, either; running requests go on. Returns whether the prefix cache is empty now."""
+        return self._core.reset_prefix_cache(reset_running_requests)
+
     # Adapters.
 
     def load_adapter(self, name: str, path: str | Path) -> AdapterInfo:

@@ -121,6 +121,19 @@ class BlockPool:
                 del self._cached[page.key]
                 page.key = None
 
+    def forget_blocks(self, also_used: bool) -> bool:
+        """Empties idle cached blocks. also_used: takes blocks in use out of the prefix cache, too; they stay with their
+        sequences. Returns whether the prefix cache is empty now."""
+        for key, page in list(self._cached.items()):
+            if page.ref_count and not also_used:
+                continue
+            self._rule.drop(key)
+            del self._cached[key]
+            page.key = None
+            if not page.ref_count:
+                self._empty.append(page.page_id)
+        return not self._cached
+
     def find(self, key: bytes) -> int | None:
         page = self._cached.get(key)
         return None if page is None else page.page_id

@@ -82,6 +82,11 @@ class Scheduler:
             self._kv.release(request)
             self._residency.release(request.adapters)
 
+    def reset_prefix_cache(self, also_running: bool) -> bool:
+        """Empties the prefix cache. also_running: nothing that running requests have computed can be found, either;
+        they go on with the blocks that they hold. Returns whether the prefix cache is empty now."""
+        return self._pool.forget_blocks(also_running)
+
     def pin(self, digest: str) -> bool:
         """Keeps an adapter resident. Returns False when there is no room now, or when an accepted request would no
         longer fit: no accepted request fails because of a pin."""

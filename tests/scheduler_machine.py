@@ -156,6 +156,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.finish(request_id, FinishReason.ERROR)
         self._finished(request_id)
 
+    @rule(also_running=st.booleans())
+    def reset_prefix_cache(self, also_running: bool) -> None:
+        is_empty = self.scheduler.reset_prefix_cache(also_running)
+        assert is_empty or not also_running
+
     @rule(digest=st.sampled_from(DIGESTS))
     def register(self, digest: str) -> None:
         self.residency.register(digest, 1 + 2 * DIGESTS.index(digest))

@@ -18,7 +18,7 @@ from ..errors import EngineUnavailable
 from ..ipc import messages
 from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
-from ..ipc.messages import FromEngine, PinReply, StateReply
+from ..ipc.messages import DoneReply, FromEngine, StateReply
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 from .catalog import AdapterCatalog, NamedAdapter
 from .feed import AdapterFeed
@@ -126,7 +126,7 @@ class AsyncAdapters:
             self._connection.send(message)
 
     async def _ask(self, message: Callable[[int], Any]) -> bool:
-        reply: PinReply = await self._connection.call(message)
+        reply: DoneReply = await self._connection.call(message)
         return reply.is_done
 
     async def _read_again(self, order: ReadAgain) -> PackedAdapter:
@@ -194,7 +194,7 @@ class AsyncAdapters:
                 engine.send(messages.PinAdapter(call_id, digest, True))
                 self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
 
-    def _check_pin(self, digest: str, reply: "asyncio.Future[PinReply]") -> None:
+    def _check_pin(self, digest: str, reply: "asyncio.Future[DoneReply]") -> None:
         has_ended = reply.cancelled() or reply.exception() is not None  # this engine, too
         if not has_ended and not reply.result().is_done:
             self._carry_out_now(self._policy.lose_pin(digest))

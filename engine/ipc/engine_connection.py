@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import EngineUnavailable
 from .channel import ChannelClosed, Child
-from .messages import FromEngine, PinReply, StateReply, Updates
+from .messages import DoneReply, FromEngine, StateReply, Updates
 
 logger = logging.getLogger(__name__)
 ENDED = "the engine ended unexpectedly"
@@ -95,7 +95,7 @@ class EngineConnection:
             match await child.receive():
                 case Updates() as updates:
                     return updates
-                case PinReply(call_id) | StateReply(call_id) as reply:
+                case DoneReply(call_id) | StateReply(call_id) as reply:
                     call = self._calls.pop(call_id, None)
                     if call is not None and not call.done():
                         call.set_result(reply)

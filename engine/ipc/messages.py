@@ -56,6 +56,11 @@ class FinishRequests(Frame, frozen=True):
     request_ids: list[int]
 
 
+class ResetPrefixCache(Frame, frozen=True):
+    call_id: int
+    also_running: bool  # whether nothing of running requests can be found any more, either
+
+
 class LoadAdapter(Frame, frozen=True):
     """Carries the descriptor of the sealed image."""
 
@@ -89,7 +94,16 @@ class GetState(Frame, frozen=True):
 
 
 ToEngine = (
-    Start | AddRequest | FinishRequests | LoadAdapter | DropImage | UnloadAdapter | PinAdapter | WarmAdapter | GetState
+    Start
+    | AddRequest
+    | FinishRequests
+    | ResetPrefixCache
+    | LoadAdapter
+    | DropImage
+    | UnloadAdapter
+    | PinAdapter
+    | WarmAdapter
+    | GetState
 )
 
 
@@ -116,8 +130,8 @@ class Updates(Frame, frozen=True):
     residency: dict[str, bool]  # digest -> whether it is resident now, for adapters whose residency changed
 
 
-class PinReply(Frame, frozen=True):
-    """The answer to PinAdapter and WarmAdapter."""
+class DoneReply(Frame, frozen=True):
+    """The answer to PinAdapter, WarmAdapter and ResetPrefixCache."""
 
     call_id: int
     is_done: bool
@@ -129,7 +143,7 @@ class StateReply(Frame, frozen=True):
     adapters: list[AdapterState]  # in the order of GetState.digests
 
 
-FromEngine = Ready | StartFailed | Updates | PinReply | StateReply
+FromEngine = Ready | StartFailed | Updates | DoneReply | StateReply
 
 
 # First shard of an engine -> another shard and back.

@@ -16,13 +16,14 @@ from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.messages import (
     AddRequest,
+    DoneReply,
     DropImage,
     FinishRequests,
     GetState,
     LoadAdapter,
     PinAdapter,
-    PinReply,
     Ready,
+    ResetPrefixCache,
     Start,
     StartFailed,
     StateReply,
@@ -82,6 +83,8 @@ class EngineLoop:
             case FinishRequests(request_ids):
                 for request_id in request_ids:
                     core.finish(request_id)
+            case ResetPrefixCache(call_id, also_running):
+                self._channel.send(DoneReply(call_id, core.reset_prefix_cache(also_running)))
             case LoadAdapter(table):
                 descriptor = self._channel.receive_descriptor()
                 self._shards.load_adapter(table, descriptor)
@@ -92,9 +95,9 @@ class EngineLoop:
             case UnloadAdapter(digest):
                 core.unload_adapter(digest)
             case PinAdapter(call_id, digest, is_pinned):
-                self._channel.send(PinReply(call_id, self._pin(digest, is_pinned)))
+                self._channel.send(DoneReply(call_id, self._pin(digest, is_pinned)))
             case WarmAdapter(call_id, digest):
-                self._channel.send(PinReply(call_id, self._core.warm_adapter(digest)))
+                self._channel.send(DoneReply(call_id, self._core.warm_adapter(digest)))
             case GetState(call_id, digests):
                 self._channel.send(self._state(call_id, digests))
             case Start():

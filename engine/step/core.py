@@ -63,6 +63,10 @@ class EngineCore:
         self.scheduler.finish(request_id, FinishReason.ABORT)
         self._drop_unused()
 
+    def reset_prefix_cache(self, also_running: bool) -> bool:
+        """Returns the result of Scheduler.reset_prefix_cache."""
+        return self.scheduler.reset_prefix_cache(also_running)
+
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work

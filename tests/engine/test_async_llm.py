@@ -32,7 +32,7 @@ from blora.engine import (
 )
 from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
-from blora.engine.ipc.messages import PinReply
+from blora.engine.ipc.messages import DoneReply
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +98,18 @@ def test_deltas_add_up_and_cumulative_outputs_grow(runner: asyncio.Runner, llm: 
     final = runner.run(texts(RequestOutputKind.FINAL_ONLY))
     assert "".join(deltas) == cumulative[-1] == final[0] and len(final) == 1
     assert all(later.startswith(earlier) for earlier, later in zip(cumulative, cumulative[1:], strict=False))
+
+
+def test_a_reset_empties_the_prefix_cache(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def check() -> None:
+        seen = []
+        for _ in range(3):
+            seen.append((await last(llm, "a prompt of four blocks")).num_cached_tokens)
+            if len(seen) == 2:
+                assert await llm.reset_prefix_cache()
+        assert seen == [0, 20, 0]
+
+    runner.run(check())
 
 
 def test_bad_requests_are_refused_at_the_first_iteration(runner: asyncio.Runner, llm: AsyncLLM) -> None:
@@ -557,8 +569,8 @@ def test_a_pin_that_another_engine_has_no_room_for_ends(runner: asyncio.Runner, 
         await anext(news)
         await llm.pin_adapter("r8")
         digest = (await llm.get_adapter("r8")).digest
-        reply: asyncio.Future[PinReply] = asyncio.get_running_loop().create_future()
-        reply.set_result(PinReply(0, is_done=False))
+        reply: asyncio.Future[DoneReply] = asyncio.get_running_loop().create_future()
+        reply.set_result(DoneReply(0, is_done=False))
         llm._adapters._check_pin(digest, reply)
         await llm.pin_adapter("r8", False)
         events = [await asyncio.wait_for(anext(news), 100) for _ in range(2)]

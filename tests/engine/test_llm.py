@@ -79,6 +79,20 @@ def test_more_requests_than_the_queue_holds_are_refused(make_llm: Callable[..., 
     assert len(llm.generate(["a", "b"], GREEDY, use_tqdm=False)) == 2
 
 
+def test_a_reset_empties_the_prefix_cache(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+
+    def num_cached() -> int:
+        return llm.generate("a prompt of four blocks", GREEDY, use_tqdm=False)[0].num_cached_tokens
+
+    assert (num_cached(), num_cached()) == (0, 20)
+    stream = llm.stream("a prompt of four blocks", GREEDY)
+    next(stream)
+    assert not llm.reset_prefix_cache() and num_cached() > 0  # the running request still holds blocks
+    assert llm.reset_prefix_cache(reset_running_requests=True) and num_cached() == 0
+    assert sum(len(output.outputs[0].token_ids) for outputs in stream for output in outputs) == GREEDY.max_tokens - 1
+
+
 def test_options_of_vllm_are_taken_with_a_notice(
     make_llm: Callable[..., LLM], caplog: pytest.LogCaptureFixture
 ) -> None:

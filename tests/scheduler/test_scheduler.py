@@ -192,6 +192,28 @@ def test_a_failed_request_leaves_nothing_in_the_prefix_cache() -> None:
     assert scheduled(run_step(scheduler, runner)[0]) == {1: 9}
 
 
+@pytest.mark.parametrize("also_running", [False, True])
+def test_a_reset_empties_the_prefix_cache_and_running_requests_go_on(also_running: bool) -> None:
+    scheduler, _, pool = make_scheduler(num_pages=16)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 8, 2))
+    run_all(scheduler, runner)
+    scheduler.add(make_request(1, [8] * 8, 6))
+    run_step(scheduler, runner)
+    assert scheduler.reset_prefix_cache(also_running) == also_running
+    scheduler.check_integrity()
+    assert pool.num_empty == 16 - 2  # those of the running request, which keeps them
+    for request_id, token in ((2, 7), (3, 8)):
+        scheduler.add(make_request(request_id, [token] * 9, 1))
+    updates = [update for _ in range(8) for update in run_step(scheduler, runner)[1]]
+    assert {update.request_id: update.num_cached_tokens for update in updates if update.request_id > 1} == {
+        2: 0,
+        3: 0 if also_running else 8,
+    }
+    scheduler.check_integrity()
+    assert pool.num_free == 16
+
+
 @pytest.mark.parametrize("num_steps", range(4))
 def test_aborting_at_any_phase_gives_everything_back(num_steps: int) -> None:
     scheduler, residency, pool = make_scheduler(max_num_batched_tokens=4)

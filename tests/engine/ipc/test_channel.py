@@ -86,11 +86,12 @@ MESSAGES: dict[type, list[Any]] = {
     frames.UnloadAdapter: [frames.UnloadAdapter("digest")],
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
+    frames.ResetPrefixCache: [frames.ResetPrefixCache(2, True)],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
     frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.GPU, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
-    frames.PinReply: [frames.PinReply(3, False)],
+    frames.DoneReply: [frames.DoneReply(3, False)],
     frames.StateReply: [
         frames.StateReply(
             4, EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5)), [AdapterState(), AdapterState(True, True, 9)]
@@ -225,7 +226,7 @@ def test_a_request_arrives_as_a_request(pair: Callable[[Any], Pair]) -> None:
 
 def test_a_message_of_another_kind_is_refused(pair: Callable[[Any], Pair]) -> None:
     both = pair(frames.ToEngine)
-    both.left.send(frames.PinReply(1, True))
+    both.left.send(frames.DoneReply(1, True))
     with pytest.raises(msgspec.ValidationError):
         both.right.receive(wait=True)
 
@@ -382,8 +383,8 @@ def test_the_parent_and_the_child_understand_each_other() -> None:
         assert channel.receive(wait=True) == [frames.LoadAdapter(TABLE)]
         received = channel.receive_descriptor()
         assert os.fstat(received).st_ino == os.fstat(number).st_ino
-        channel.send(frames.PinReply(1, True), received)
-        assert await child.receive() == frames.PinReply(1, True)
+        channel.send(frames.DoneReply(1, True), received)
+        assert await child.receive() == frames.DoneReply(1, True)
         back = child.receive_descriptor()
         for one in (number, received, back):
             os.close(one)
@@ -393,7 +394,7 @@ def test_the_parent_and_the_child_understand_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x05", encoded(frames.PinReply(1, True))[:-1], LENGTH.pack(MAX_FRAME_BYTES + 1) + b"x" * 10]
+    "content", [b"", b"\x05", encoded(frames.DoneReply(1, True))[:-1], LENGTH.pack(MAX_FRAME_BYTES + 1) + b"x" * 10]
 )
 def test_the_parent_is_told_of_a_child_that_is_gone_or_mad(content: bytes) -> None:
     async def talk(child: Child[Any], frames_end: socket.socket, _: socket.socket) -> None:
