@@ -57,7 +57,10 @@ def is_lfs_pointer(content: bytes) -> bool:
 
 
 def kind_of_content(content: bytes) -> str | None:
-    """Returns what a file is that should be safetensors and is not; None for an unknown kind."""
+    """Returns what a file is that should be safetensors and is not; None for an unknown kind. content: the first bytes
+    at least."""
+    if content[8:9] == b"{":  # the header of safetensors, behind its length
+        return None
     return next((kind for prefix, kind in SIGNATURES if content.startswith(prefix)), None)
 
 

@@ -4,7 +4,7 @@ A file of another model or of another trainer has hundreds of misfits of one kin
 names, so that the names of the file stand beside those expected. Knows no tensor's content.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 FEW = 3  # misfits of a kind that have a line each
@@ -40,22 +40,23 @@ class Misfits:
         return any((self.misplaced, self.missing, self.misshapen, self.unusable, self.untargeted))
 
     def lines(self) -> Iterator[str]:
-        yield from _lines(
+        yield from lines_of(
             self.misplaced,
             "tensor {} lands on no module of the model",
             "tensors of the file land on no module of the model",
         )
-        yield from _lines(self.missing, "tensor {} is missing", "expected tensors are missing")
-        yield from _lines(list(map(str, self.misshapen)), "{}", "tensors have other shapes")
-        yield from _lines(self.unusable, "{}", "tensors hold values that cannot be used")
-        yield from _lines(
+        yield from lines_of(self.missing, "tensor {} is missing", "expected tensors are missing")
+        yield from lines_of(list(map(str, self.misshapen)), "{}", "tensors have other shapes")
+        yield from lines_of(self.unusable, "{}", "tensors hold values that cannot be used")
+        yield from lines_of(
             self.untargeted,
             "{} has tensors, but the configuration does not target it",
             "modules have tensors, but the configuration does not target them",
         )
 
 
-def _lines(misfits: list[str], one: str, many: str) -> Iterator[str]:
+def lines_of(misfits: Sequence[str], one: str, many: str) -> Iterator[str]:
+    """Yields a line for each of few misfits, and one line for many. one: with a place for a misfit."""
     if len(misfits) <= FEW:
         yield from (one.format(shown(misfit)) for misfit in misfits)
     else:

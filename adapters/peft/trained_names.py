@@ -80,9 +80,14 @@ class TrainedNames:
             self.trained_as[found.module] = found.trained_as
 
 
+def cores(names: Iterable[str]) -> dict[str, str]:
+    """Returns the names by what follows the way to the language model."""
+    return {name.removeprefix(STEM): name for name in names}
+
+
 def find_names(names: Iterable[str], targets: Sequence[TargetModule]) -> TrainedNames:
     """Returns PEFT's name for each name of a file; a name that is not understood stays."""
-    by_core = {target.name.removeprefix(STEM): target.name for target in targets}
+    by_core = cores(target.name for target in targets)
     found = TrainedNames()
     for name in sorted(names):
         found.add(name, _find(name, by_core))
@@ -94,15 +99,15 @@ def _find(name: str, by_core: Mapping[str, str]) -> FoundName:
     first = next((i for i, word in enumerate(words) if word in PARTS or word in OTHER_PARTS), len(words))
     path = [word for word in words[:first] if word not in WRAPPERS]
     start = _end_of_prefix(path)
-    stem, module = _split_stem(path[start:], by_core)
+    stem, module = split_stem(path[start:], by_core)
     if module is None:
         return FoundName(name, "")
     adapter, part = _split_part(words[first:])
     changes = (
-        *(f"{word + '.'!r} is left out of" for word in words[:first] if word in WRAPPERS),
+        *wrapper_changes(words[:first]),
         *([f"{'.'.join(path[: start - 2]) + '.'!r} is left out of"] if start > 2 else []),
         *([] if start else [f"{PREFIX!r} is put before"]),
-        *_changes_of(stem, module),
+        *stem_changes(stem, module),
         *([f"{'.' + adapter!r} is left out of"] if adapter else []),
     )
     raw = words[_end_of_prefix(words[:first]) : first]
@@ -116,7 +121,12 @@ def _end_of_prefix(path: Sequence[str]) -> int:
     return pairs[-1] if pairs else 0
 
 
-def _split_stem(path: Sequence[str], by_core: Mapping[str, str]) -> tuple[Sequence[str], str | None]:
+def wrapper_changes(words: Iterable[str]) -> Iterator[str]:
+    """Yields what takes the wrappers out of a path."""
+    return (f"{word + '.'!r} is left out of" for word in words if word in WRAPPERS)
+
+
+def split_stem(path: Sequence[str], by_core: Mapping[str, str]) -> tuple[Sequence[str], str | None]:
     """Splits a path into the way to the language model and a module in it: returns that way and the module's name in
     the model, or None for a module that the model lacks."""
     for length in range(len(path)):
@@ -128,7 +138,7 @@ def _split_stem(path: Sequence[str], by_core: Mapping[str, str]) -> tuple[Sequen
     return (), None
 
 
-def _changes_of(stem: Sequence[str], module: str) -> Iterator[str]:
+def stem_changes(stem: Sequence[str], module: str) -> Iterator[str]:
     """Yields what makes the stem that of the model's own module."""
     left, wanted = list(stem), [STEM.rstrip(".")] if module.startswith(STEM) else []
     for word in wanted:

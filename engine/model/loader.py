@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from ..model_files.config import ModelConfig
 from ..model_files.tensor_source import CheckpointError, TensorSource
+from .misfits import problems_of
 from .shard import Shard
 from .tensors import CPU, ModelTensors, Place, allocate, places, shard_places
 
@@ -28,7 +29,7 @@ def load_tensors(
     device: where the weights go.
     progress: whether a bar is shown on stderr.
     shard: the shard to load; None: the whole model.
-    Raises CheckpointError that lists every tensor that is missing, unused or of another shape.
+    Raises CheckpointError that tells of tensors that are missing, unused or of another shape.
     """
     tensors = allocate(config, dtype, device, shard)
     wanted = places(tensors, config) if shard is None else shard_places(tensors, config, shard)
@@ -56,13 +57,8 @@ def _problems(config: ModelConfig, wanted: dict[str, Place], source: TensorSourc
     unused = {name for name in names - wanted.keys() if not name.endswith(HARMLESS)}
     if config.tie_word_embeddings and LM_HEAD in unused and _is_copy_of_embedding(source, names):
         unused.remove(LM_HEAD)
-    problems = [f"missing: {name}" for name in sorted(wanted.keys() - names)]
-    problems += [f"unused: {name}" for name in sorted(unused)]
-    for name in sorted(wanted.keys() & names):
-        shape = source.shape(name)
-        if shape != wanted[name].shape:
-            problems.append(f"shape of {name}: {list(shape)}, expected {list(wanted[name].shape)}")
-    return problems
+    found = {name: source.shape(name) for name in names}
+    return problems_of({name: place.shape for name, place in wanted.items()}, found, unused)
 
 
 def _is_copy_of_embedding(source: TensorSource, names: set[str]) -> bool:

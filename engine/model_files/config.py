@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blora.adapters.peft.foreign import LFS_POINTER, is_lfs_pointer
+
 from ..errors import EngineStartError
 
 
@@ -22,8 +24,11 @@ def unsupported(what: str, found: object, supported: object) -> UnsupportedModel
 def read_json(path: Path) -> Any:
     """Reads one of a model's files. Raises UnsupportedModel that names the file."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = path.read_bytes()
+        if is_lfs_pointer(content):
+            raise UnsupportedModel(f"{path} is {LFS_POINTER}")
+        return json.loads(content)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnsupportedModel(f"{path} cannot be read as JSON: {error}") from error
 
 

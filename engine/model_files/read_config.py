@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .architectures import hf_model_config
 from .config import ModelConfig, UnsupportedModel, read_json
+from .foreign_model import kind_of_model_file
 
 STORED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -32,6 +33,9 @@ def stored_dtype(folder: Path) -> str:
     A file begins with the length of its JSON header (8 bytes, little-endian), then comes the header.
     """
     for file in sorted(folder.glob("*.safetensors")):
+        kind = kind_of_model_file(file)
+        if kind is not None:
+            raise UnsupportedModel(f"{file} is {kind}")
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         for name, entry in header.items():

@@ -12,10 +12,11 @@ from blora.adapters.shard_cut import Range
 
 from ..errors import EngineStartError
 from .config import read_json
+from .foreign_model import kind_of_model_file, kind_of_model_folder
 
 
 class CheckpointError(EngineStartError, ValueError):
-    """A checkpoint whose tensors do not fit the model. The message lists every problem."""
+    """A checkpoint whose tensors do not fit the model. The message has every problem."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__(problems)
@@ -72,7 +73,8 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError([f"{file}: {error}"]) from error
+        kind = kind_of_model_file(file)
+        raise CheckpointError([f"{file}: {error}" if kind is None else f"{file} is {kind}"]) from error
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
@@ -82,7 +84,9 @@ def _safetensors_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError([f"{folder} holds neither {single.name} nor {index.name}"])
+        kind = kind_of_model_folder(folder)
+        lacking = f"{folder} holds neither {single.name} nor {index.name}"
+        raise CheckpointError([lacking if kind is None else f"{lacking}, but {kind}"])
     names = _checkpoint_files(index)
     missing = [f"{folder / name} is missing" for name in names if not (folder / name).is_file()]
     if missing:

@@ -14,9 +14,11 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from blora.adapters import AddedToken
+from blora.adapters.peft.foreign import LFS_POINTER
 from blora.adapters.peft.text import template_of
 
 from ..model_files.config import UnsupportedModel
+from ..model_files.foreign_model import kind_of_model_file
 from .chat import Chat, Message
 from .chat_rendering import render_chat
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
@@ -233,7 +235,10 @@ def _fast_tokenizer(file: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises no type of its own
-        raise UnsupportedModel(f"{file} cannot be read: {error}") from error
+        is_pointer = kind_of_model_file(file) == LFS_POINTER
+        raise UnsupportedModel(
+            f"{file} " + (f"is {LFS_POINTER}" if is_pointer else f"cannot be read: {error}")
+        ) from error
 
 
 def _convert(model: Path) -> Tokenizer:

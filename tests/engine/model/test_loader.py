@@ -1,5 +1,6 @@
 """Loading Hugging Face folders: shards, strictness, ties, dtypes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_everything_wrong_is_listed_at_once(tiny: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         tiny.driver()
     assert caught.value.problems == [
+        "likely cause: config.json tells of 3 layers, and the checkpoint has 8",
         "missing: lm_head.weight",
         "missing: model.norm.weight",
         "unused: model.layers.0.self_attn.q_proj.bias",
@@ -50,6 +52,68 @@ def test_everything_wrong_is_listed_at_once(tiny: Any) -> None:
         f"shape of {Q_PROJ}: [3, 32], expected [32, 32]",
     ]
     assert all(problem in str(caught.value) for problem in caught.value.problems)
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({change(name): value for name, value in tensors.items()}, folder / "model.safetensors")
+
+
+NAMES: dict[str, tuple[Callable[[str], str], str]] = {
+    "without the head": (lambda name: name.removeprefix("model."), "'model.' is put before the modules in 29 names"),
+    "compiled": (lambda name: f"_orig_mod.{name}", "'_orig_mod.' is left out of 30 names"),
+    "data parallel": (lambda name: f"module.{name}", "'module.' is left out of 30 names"),
+    "multimodal": (lambda name: f"language_model.{name}", "'language_model.' is left out of 30 names"),
+    "an adapter in it": (lambda name: name.replace("proj.", "proj.base_layer."), "saved with an adapter in it"),
+    "quantised": (lambda name: name.replace("proj.weight", "proj.qweight"), "quantised by GPTQ or AWQ"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_many_misfits_are_a_few_lines_with_the_cause(kind: str, tiny: Any) -> None:
+    change, cause = NAMES[kind]
+    tiny.save("LlamaForCausalLM")
+    rename(tiny.folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        tiny.driver()
+    first, missing, unused = caught.value.problems
+    assert first.startswith("likely cause: ") and cause in first
+    number = missing.split()[0]
+    assert missing.startswith(f"{number} tensors are missing: ") and "model.layers.0." in missing
+    assert unused.startswith(f"{number} tensors of the checkpoint are unused: ") and len(str(caught.value)) < 1500
+
+
+def test_empty_tensors_are_told_as_zero_3(tiny: Any) -> None:
+    tiny.save("LlamaForCausalLM")
+    tensors = load_file(tiny.folder / "model.safetensors")
+    save_file({name: torch.zeros(0) for name in tensors}, tiny.folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="30 tensors are empty, as DeepSpeed ZeRO-3 leaves them"):
+        tiny.driver()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("pytorch_model.bin", "a pickle, which is never opened"),
+        ("pytorch_model-00001-of-00002.bin", "a pickle, which is never opened"),
+        ("model-00001-of-00002.safetensors", "files of weights without their index"),
+        ("consolidated.safetensors", "in the format of Mistral or Meta"),
+        ("model-q4.gguf", "name the file itself as the model"),
+    ],
+)
+def test_a_folder_without_safetensors_is_told_by_its_files(name: str, kind: str, tiny: Any) -> None:
+    tiny.save("LlamaForCausalLM")
+    (tiny.folder / "model.safetensors").rename(tiny.folder / name)
+    with pytest.raises(CheckpointError, match=kind):
+        open_checkpoint(tiny.folder)
+
+
+def test_a_pointer_of_git_lfs_is_told(tiny: Any) -> None:
+    tiny.save("LlamaForCausalLM")
+    for name in ("model.safetensors", "config.json"):
+        (tiny.folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+        with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer"):
+            (open_checkpoint if name == "model.safetensors" else load_model_config)(tiny.folder)
 
 
 def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tiny: Any) -> None:
