@@ -44,11 +44,13 @@ from .ipc.messages import (
     Updates,
 )
 from .ipc.sealed_memory import raise_descriptor_limit
+from .ipc.template_client import TemplateClient
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from .text.chat import RenderedChat
 from .text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class _Parts:
     ready: Ready
     front_end: FrontEnd
     adapters: AsyncAdapters
+    templates: TemplateClient  # runs the templates that requests bring
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,7 @@ class AsyncLLM:
             self._check_can_begin,
             self._abort_users,
         )
-        return _Parts(ready, front_end, adapters)
+        return _Parts(ready, front_end, adapters, TemplateClient())
 
     def _lose_engine(self) -> None:
         self._tell_serving()
@@ -225,14 +228,15 @@ class AsyncLLM:
         """Ends the child processes; running requests are aborted. Idempotent."""
         if self._phase is not Phase.ENDED:
             self._enter(Phase.ENDED)
-        adapters = None if self._parts_or_none is None else self._parts_or_none.adapters
-        if adapters is not None:
-            adapters.wake_watchers()
-            await adapters.stop_following()
+        parts = self._parts_or_none
+        if parts is not None:
+            parts.adapters.wake_watchers()
+            await parts.adapters.stop_following()
         self._abort(list(self._readers))
         await self._supervisor.stop()
-        if adapters is not None:
-            await adapters.close()
+        if parts is not None:
+            await parts.templates.close()
+            await parts.adapters.close()
 
     @property
     def is_serving(self) -> bool:
@@ -352,17 +356,32 @@ class AsyncLLM:
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
         """Checks and accepts calls, and loads adapters for them where they bring a path."""
         self._check_can_begin()
+        rendered = await self._rendered(calls)
+        self._check_can_begin()
         self._check_label(label)
-        checked = [self._front_end.check(call) for call in calls]
+        checked = [self._front_end.check(call) for call in rendered]
         self._front_end.check_room(checked)
         if self._front_end.adapters_to_load(checked):
             await self._load_missing(checked)
+            prompts = [call.prompt for call in await self._rendered(calls)]  # adapters have special tokens of their own
             self._check_can_begin()  # much may have happened meanwhile
             self._check_label(label)
+            checked = [replace(call, prompt=prompt) for call, prompt in zip(checked, prompts, strict=True)]
             checked = [self._front_end.check_again(call) for call in checked]
         prepared = [self._front_end.prepare(call, label) for call in checked]
         self._front_end.accept(prepared)
         return prepared
+
+    async def _rendered(self, calls: Sequence[Call]) -> list[Call]:
+        """Has the templates that calls bring run in a child: here all other requests would wait for them."""
+        return [await self._render(call) for call in calls]
+
+    async def _render(self, call: Call) -> Call:
+        to_render = self._front_end.chat_to_render(call)
+        if to_render is None:
+            return call
+        chat, special_tokens, salt = to_render
+        return replace(call, prompt=RenderedChat(await self._parts.templates.render(chat, special_tokens), salt))
 
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
         """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read

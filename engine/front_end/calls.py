@@ -9,7 +9,7 @@ from blora.scheduler import SamplingParams
 
 from ..errors import InvalidRequest
 from ..outputs import LoRARequest
-from ..text.chat import Message
+from ..text.chat import Message, RenderedChat
 from .adapter_choice import Adapter, named_in
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -20,7 +20,7 @@ Conversation = Sequence[Message]
 class Call:
     """One prompt and a user's arguments for it."""
 
-    prompt: Prompt
+    prompt: Prompt | RenderedChat
     sampling: SamplingParams | None = None
     adapter: Adapter = None
     priority: int = 0

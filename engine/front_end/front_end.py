@@ -20,7 +20,7 @@ from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
-from ..text.chat import CHAT_ARGUMENTS, Chat
+from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
 from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, resolve, resolve_loaded
 from .calls import Call, Prompt
@@ -55,7 +55,7 @@ PROMPT_FORMS: dict[str, tuple[str, ...]] = {
 class Checked:
     """A call without a fault so far. Its adapters may still have to be loaded."""
 
-    prompt: Prompt
+    prompt: Prompt | RenderedChat
     text: str | None  # None for tokens and for a conversation
     token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
     salt: bytes
@@ -220,19 +220,27 @@ class FrontEnd:
         """The tokenizer of requests for these adapters. An adapter that is not loaded yet has no say in it."""
         return resolve(adapter, self.adapters).tokenizer
 
-    def _read_prompt(self, prompt: Prompt, tokenizer: Tokenizer) -> tuple[str | None, list[int], bytes]:
+    def chat_to_render(self, call: Call) -> tuple[Chat, Mapping[str, str], bytes] | None:
+        """The conversation of a call that brings the template for it, the special tokens that the template may print,
+        and the cache salt; None for any other call. Raises InvalidRequest, AdapterNotFound."""
+        prompt = call.prompt
+        if not isinstance(prompt, Mapping) or prompt.get("chat_template") is None or _form_of(prompt) != "messages":
+            return None
+        salt = check_salt(prompt.get("cache_salt"))
+        return self._read_chat(prompt), self.tokenizer_of(call.adapter).special_tokens, salt
+
+    def _read_prompt(self, prompt: Prompt | RenderedChat, tokenizer: Tokenizer) -> tuple[str | None, list[int], bytes]:
         """The text (None for tokens and for a conversation), the token ids and the cache salt."""
+        if isinstance(prompt, RenderedChat):
+            return None, self._encode_chat(prompt.text, tokenizer), prompt.salt
         if not isinstance(prompt, Mapping):
             return *self._read_text_or_tokens(prompt, tokenizer), b""
-        forms = [name for name in PROMPT_FORMS if name in prompt]
-        if len(forms) != 1 or set(prompt) - {*forms, *PROMPT_FORMS[forms[0]], "cache_salt"}:
-            raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
-        salt = check_salt(prompt.get("cache_salt"))
-        if "messages" in prompt:
+        form, salt = _form_of(prompt), check_salt(prompt.get("cache_salt"))
+        if form == "messages":
             return None, self._encode_chat(tokenizer.render(self._read_chat(prompt)), tokenizer), salt
         if isinstance(prompt.get("prompt_token_ids"), str):
             raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
-        return *self._read_text_or_tokens(prompt[forms[0]], tokenizer), salt
+        return *self._read_text_or_tokens(prompt[form], tokenizer), salt
 
     def _read_text_or_tokens(self, prompt: Any, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -251,6 +259,15 @@ class FrontEnd:
     def _encode_chat(self, text: str, tokenizer: Tokenizer) -> list[int]:
         # Templates write the special tokens themselves; a second BOS harms the answer.
         return tokenizer.encode(check_text(text, self.facts), add_special_tokens=False)
+
+
+def _form_of(prompt: Mapping[str, Any]) -> str:
+    """Returns the key of a dict that says what it is a prompt of. Raises InvalidRequest for missing and unknown
+    keys."""
+    forms = [name for name in PROMPT_FORMS if name in prompt]
+    if len(forms) != 1 or set(prompt) - {*forms, *PROMPT_FORMS[forms[0]], "cache_salt"}:
+        raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
+    return forms[0]
 
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:

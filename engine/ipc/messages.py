@@ -1,4 +1,4 @@
-"""The messages between the front end, the engine process, its shards, the adapter loader and downloads.
+"""The messages between the front end, the engine process, its shards, the adapter loader, downloads and templates.
 
 Holds fixed schemas and no logic.
 """
@@ -11,6 +11,7 @@ from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingPa
 from ..config import EngineConfig
 from ..facts import Facts
 from ..outputs import AdapterState, EngineLoad
+from ..text.chat import Chat
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):
@@ -297,3 +298,23 @@ class AdapterLocated(Frame, frozen=True):
 
 
 FromDownload = AdapterLocated | AdapterUnreadable
+
+
+# Front end -> template process and back.
+
+
+class RenderChat(Frame, frozen=True):
+    chat: Chat  # with its own template
+    special_tokens: dict[str, str]  # such as "eos_token", for the template
+
+
+class ChatRendered(Frame, frozen=True):
+    text: str
+
+
+class ChatRefused(Frame, frozen=True):
+    field: str  # the argument to change
+    reason: str
+
+
+FromTemplate = ChatRendered | ChatRefused

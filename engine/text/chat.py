@@ -56,10 +56,10 @@ CHAT_ARGUMENTS = tuple(part.name for part in fields(Chat) if part.name != "messa
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A prompt: the text of a conversation, rendered elsewhere."""
+    """A prompt: the text of a conversation that was rendered in another process, and the salt of its cache."""
 
     text: str
-    cache_salt: Any = None
+    salt: bytes
 
 
 # Reading. A reader gets the place of a value, such as "messages[0].content", and raises BadValue.

@@ -17,7 +17,7 @@ from shared_engine import shared_engine
 from tiny import EOS, VOCAB_SIZE, make_model
 
 from blora.adapters import AdapterText, AddedToken
-from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, SamplingParams
+from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, RequestOutput, SamplingParams
 from blora.engine.ipc.engine_connection import EngineConnection
 from blora.engine.text.adapter_tokenizers import AdapterTokenizers
 from blora.engine.text.tokenizer import load_tokenizer
@@ -237,6 +237,28 @@ def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> No
         assert outputs[-1].prompt_token_ids[0] == TOOL
 
     shared_engine.run(tiny_model, body, {"tooled": Path(tooled)})
+
+
+def test_a_requests_own_template_has_the_special_tokens_of_an_adapter_that_it_loads(
+    tiny_model: Path, make_folder: Callable[..., str], make_llm: Callable[..., LLM]
+) -> None:
+    tokens = added(("<eos>", EOS), ("<end>", TOOL), normalized=False)
+    folder = make_folder("ended", tokenizer__json=tokens, tokenizer_config__json={"eos_token": "<end>"})
+    prompt = {"messages": HELLO, "chat_template": "{{ eos_token }}{{ messages[0].content }}", "cache_salt": "s"}
+
+    def check(output: RequestOutput) -> None:
+        assert output.prompt_token_ids[0] == TOOL
+        assert len(output.prompt_token_ids) == 1 + len("hello")
+
+    async def body(llm: AsyncLLM) -> None:
+        for _ in range(2):  # the second time it is loaded
+            request = LoRARequest("ended", 1, folder)
+            check([output async for output in llm.generate(prompt, GREEDY, lora_request=request)][-1])
+        base = [output async for output in llm.chat(HELLO, GREEDY, chat_template=prompt["chat_template"])][-1]
+        assert base.prompt_token_ids[0] == EOS
+
+    shared_engine.run(tiny_model, body, {})
+    check(make_llm().generate(prompt, GREEDY, LoRARequest("ended", 1, folder), use_tqdm=False)[0])
 
 
 def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
