@@ -274,8 +274,9 @@ def _chat_message(message: Any) -> generation_pb2.ChatMessage:
 
 def _sampling(sampling: Mapping[str, Any]) -> generation_pb2.SamplingParams:
     given = {name: value for name, value in sampling.items() if value is not None}
-    if isinstance(given.get("stop"), str):  # a string would be split into its letters
-        given["stop"] = [given["stop"]]
+    for name in ("stop", "bad_words"):
+        if isinstance(given.get(name), str):  # a string would be split into its letters
+            given[name] = [given[name]]
     message = generation_pb2.SamplingParams()
     for name, value in given.items():
         try:

@@ -4,6 +4,7 @@ Owns the waiting queue, the pages and the plan of a step, all in plain Python va
 clocks; imports no torch, no numpy and no sibling package.
 """
 
+from .bad_words import NO_BAD_WORDS, BadWords
 from .block_pool import BlockPool
 from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
@@ -17,9 +18,11 @@ from .waiting_queue import POLICIES
 
 __all__ = [
     "DEFAULT_FAIRNESS",
+    "NO_BAD_WORDS",
     "POLICIES",
     "AdapterResidency",
     "AdapterUse",
+    "BadWords",
     "BlockPool",
     "CacheCounts",
     "CopyCounts",

@@ -6,6 +6,7 @@ There is no prefill phase and no decode phase: `num_computed_tokens` catches up 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .bad_words import BadWords
 from .sampling_params import SamplingParams
 
 AdapterUse = tuple[str, float]  # (digest, request scale)
@@ -40,6 +41,7 @@ class Request:
     tenant: str = ""  # owner of the fair share that the request's service comes from
     weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
     cache_salt: bytes = b""  # requests of different salts share no cached prefix
+    bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     arrival: int = 0  # order of acceptance, set by the scheduler
     status: Status = Status.WAITING
@@ -52,11 +54,13 @@ class Request:
     num_told_prompt_logprobs: int = 0  # prompt positions with reported logprobs; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
+    bad_words: BadWords = field(init=False)  # of bad_sequences
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
     all_stop_token_ids: frozenset[int] = field(init=False)  # EOS included even if it is ignored
 
     def __post_init__(self) -> None:
         self.token_ids = self.token_ids or list(self.prompt_token_ids)
+        self.bad_words = BadWords(self.bad_sequences)
         named = frozenset(self.sampling.stop_token_ids or ())
         self.all_stop_token_ids = named | self.eos_token_ids
         self.stop_token_ids = named if self.sampling.ignore_eos else self.all_stop_token_ids

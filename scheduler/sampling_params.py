@@ -26,6 +26,8 @@ class SamplingParams:
     seed: any signed 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None: random.
     presence_penalty, frequency_penalty: subtracted from logits of generated tokens, once or once per occurrence.
     repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt or the output.
+    logit_bias: numbers that are added to logits. allowed_token_ids: no other token can be drawn; None allows all.
+    bad_words: texts whose tokens cannot be drawn one after another.
     max_tokens: at most this many, fewer where the model's length leaves less room; None means as many as fit.
     min_tokens: EOS, even if it is ignored, and stop tokens cannot be drawn before this many.
     stop: strings that end the text; they are cut off unless include_stop_str_in_output is set.
@@ -46,7 +48,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
+    bad_words: str | Sequence[str] | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
     stop: str | Sequence[str] | None = None
@@ -89,9 +91,17 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return _strings(self.stop)
+
+    @property
+    def bad_strings(self) -> tuple[str, ...]:
+        return _strings(self.bad_words)
+
+
+def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _cut_biases(biases: Mapping[int | str, float]) -> dict[int, float]:

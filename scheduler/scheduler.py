@@ -373,6 +373,7 @@ class _Plan:
             seed=request.seed,
             sample_index=request.sample_index,
             stop_token_ids=request.all_stop_token_ids,
+            bad_words=request.bad_words,
         )
 
     def drop(self, request: Request) -> None:

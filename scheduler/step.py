@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .bad_words import NO_BAD_WORDS, BadWords
 from .request import AdapterUse, FinishReason
 from .residency import PageCopy
 from .sampling_params import SamplingParams
@@ -24,6 +25,7 @@ class ScheduledRow:
     seed: int
     sample_index: int
     stop_token_ids: frozenset[int]  # EOS included; none of them can be drawn before sampling.min_tokens
+    bad_words: BadWords = NO_BAD_WORDS
 
     @property
     def end(self) -> int:

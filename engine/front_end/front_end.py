@@ -23,6 +23,7 @@ from ..outputs import AdapterUsage, LoRARequest
 from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
 from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, resolve, resolve_loaded
+from .bad_words import bad_sequences
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
@@ -164,6 +165,7 @@ class FrontEnd:
         adapters, sampling = call.adapters, call.sampling
         eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
+        bad = bad_sequences(sampling.bad_strings, adapters.tokenizer, adapters.facts)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
         return [
             Request(
@@ -181,6 +183,7 @@ class FrontEnd:
                 tenant=call.tenant,
                 weights=weights,
                 cache_salt=call.salt,
+                bad_sequences=bad,
                 leader=None if index == 0 else ids[0],
             )
             for index, sample_id in enumerate(ids)

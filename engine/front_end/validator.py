@@ -19,9 +19,11 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 8
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_STOP_TOKEN_IDS = 64
-MAX_LOGIT_BIASES = 512
+MAX_BAD_WORDS = 512
+MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
+MAX_BIAS = 3e38  # of a logit: what a float32 holds
 MOST_TOKENS = (1 << 31) - 1  # a larger max_tokens means the same, and no message could carry every int
 MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
 
@@ -56,8 +58,6 @@ FLAGS = (
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed", "stream_interval")
 # Fields of vLLM that are not served -> their values that ask for nothing.
 UNSERVED: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": (None,),
-    "bad_words": (None, (), []),
     "structured_outputs": (None,),
     "extra_args": (None, {}),
     "flat_logprobs": (None, False),
@@ -98,6 +98,9 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
     if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
     _check_stops(params)
+    _check_strings("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
+    if not all(word.lstrip() for word in params.bad_strings):
+        raise InvalidRequest("bad_words", "holds a word of nothing but spaces")
     check_sampled_tokens(params, facts)
 
 
@@ -127,6 +130,11 @@ def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
         check_token_ids("stop_token_ids", params.stop_token_ids, facts, MAX_STOP_TOKEN_IDS)
     if params.logit_bias is not None:
         _check_logit_bias(params.logit_bias, facts)
+    if params.allowed_token_ids is not None:
+        _check_type("allowed_token_ids", params.allowed_token_ids, Sequence, "a list of token ids")
+        check_token_ids("allowed_token_ids", params.allowed_token_ids, facts, facts.vocab_size)
+        if not params.allowed_token_ids:
+            raise InvalidRequest("allowed_token_ids", "is empty; None allows all tokens")
 
 
 def _check_type(name: str, value: object, kind: type, what: str) -> None:
@@ -145,6 +153,9 @@ def as_plain(params: SamplingParams) -> SamplingParams:
     values |= {name: getattr(params, name) for name in (*FLAGS, "output_kind")}
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
     values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
+    values["bad_words"] = tuple(str(word) for word in params.bad_strings)
+    allowed = params.allowed_token_ids
+    values["allowed_token_ids"] = None if allowed is None else tuple(sorted({int(token_id) for token_id in allowed}))
     values["logit_bias"] = {int(token_id): float(bias) for token_id, bias in biases.items()} if biases else None
     return SamplingParams(**values)  # type: ignore[arg-type]
 
@@ -164,25 +175,31 @@ def _check_int(name: str, value: object, low: int, high: int | None) -> None:
 
 
 def _check_stops(params: SamplingParams) -> None:
-    if params.stop is not None:
-        _check_type("stop", params.stop, Sequence, "a string or a list of strings")
-    stops = params.stop_strings
-    if len(stops) > MAX_STOP_STRINGS:
-        raise InvalidRequest("stop", f"{len(stops)} strings are more than the {MAX_STOP_STRINGS} allowed")
-    for stop in stops:
-        if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_STRING_LENGTH:
-            raise InvalidRequest("stop", f"{stop!r:.80} is not a string of 1 to {MAX_STOP_STRING_LENGTH} characters")
-        if not is_encodable(stop):
-            raise InvalidRequest("stop", "is not valid Unicode: it holds a lone surrogate")
-    if stops and not params.detokenize:
+    _check_strings("stop", params.stop, MAX_STOP_STRINGS, MAX_STOP_STRING_LENGTH)
+    if params.stop_strings and not params.detokenize:
         raise InvalidRequest("stop", "stop strings need detokenize; set it to True")
+
+
+def _check_strings(name: str, value: str | Sequence[str] | None, max_number: int, max_length: int) -> None:
+    """Checks a text or a list of texts."""
+    if value is None:
+        return
+    _check_type(name, value, Sequence, "a string or a list of strings")
+    strings = (value,) if isinstance(value, str) else value
+    if len(strings) > max_number:
+        raise InvalidRequest(name, f"{len(strings)} strings are more than the {max_number} allowed")
+    for string in strings:
+        if not isinstance(string, str) or not 1 <= len(string) <= max_length:
+            raise InvalidRequest(name, f"{string!r:.80} is not a string of 1 to {max_length} characters")
+        if not is_encodable(string):
+            raise InvalidRequest(name, "is not valid Unicode: it holds a lone surrogate")
 
 
 def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
     _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
-    check_token_ids("logit_bias", biases, facts, MAX_LOGIT_BIASES)
+    check_token_ids("logit_bias", biases, facts, facts.vocab_size)
     for bias in biases.values():
-        _check_float("logit_bias", bias, -100.0, 100.0)
+        _check_float("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
 
 
 def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_number: int) -> None:

@@ -43,6 +43,7 @@ class AddRequest(Frame, frozen=True):
     tenant: str
     weights: tuple[float, float]
     cache_salt: bytes
+    bad_sequences: tuple[tuple[int, ...], ...]
     leader: int | None
 
     @staticmethod

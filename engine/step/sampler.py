@@ -18,9 +18,11 @@ from blora.scheduler import RowResult, SamplingParams, ScheduledRow, TokenLogpro
 MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
 MIX1, MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # the multipliers of its finaliser
+MOST = torch.finfo(torch.float32).max
 HEAD = 1024  # the number of best tokens that filters try before they sort the whole vocabulary
 MIN_UNSEEDED_TEMPERATURE = 1e-3  # below it float32 cannot hold every logit / temperature; `Picker` uses float64
 NOT_FINITE = "the model's logits are not finite for this request"
+NONE_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token that may be drawn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
     params = row.sampling
     raw = logits.clone() if params.logprobs is not None else None  # users get logprobs of the raw logits
     _apply_constraints(logits, row)
+    if _is_masked(row) and not (logits > -torch.inf).any():
+        return RowResult(error=NONE_LEFT)
     if params.temperature == 0:
         token_id = picker.best(logits[None]).token_ids[0]
     else:
@@ -141,19 +145,39 @@ def _has_constraints(row: ScheduledRow) -> bool:
     """Returns whether `_apply_constraints` can change anything."""
     params = row.sampling
     is_penalised = params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
-    return bool(params.logit_bias) or is_penalised or row.num_output_tokens < params.min_tokens
+    return bool(params.logit_bias) or is_penalised or _is_masked(row)
+
+
+def _is_masked(row: ScheduledRow) -> bool:
+    """Returns whether there can be tokens that may not be drawn."""
+    params = row.sampling
+    return params.allowed_token_ids is not None or bool(row.bad_words) or row.num_output_tokens < params.min_tokens
 
 
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
-    """Applies biases, then penalties, as vLLM does. Stop tokens that cannot be drawn yet come last, so that nothing
-    brings them back."""
+    """Applies biases, then penalties, as vLLM does. Tokens that may not be drawn come last, so that nothing brings them
+    back."""
     params = row.sampling
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[ids] += torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        biases = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        logits[ids] = (logits[ids] + biases).clamp(-MOST, MOST)  # a large bias must not give infinity
     _apply_penalties(logits, row)
-    if row.num_output_tokens < params.min_tokens and row.stop_token_ids:
-        logits[torch.tensor(list(row.stop_token_ids), device=logits.device)] = -torch.inf
+    _apply_masks(logits, row)
+
+
+def _apply_masks(logits: Tensor, row: ScheduledRow) -> None:
+    params = row.sampling
+    if params.allowed_token_ids is not None:
+        ids = torch.tensor(list(params.allowed_token_ids), device=logits.device)
+        allowed = logits[ids]
+        logits.fill_(-torch.inf)
+        logits[ids] = allowed
+    banned = row.bad_words.banned_after(row.token_ids, row.num_prompt_tokens)
+    if row.num_output_tokens < params.min_tokens:
+        banned |= row.stop_token_ids
+    if banned:
+        logits[torch.tensor(list(banned), device=logits.device)] = -torch.inf
 
 
 def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
@@ -162,7 +186,7 @@ def _apply_penalties(logits: Tensor, row: ScheduledRow) -> None:
         seen = torch.tensor(sorted(set(row.token_ids)), device=logits.device)
         values = logits[seen]
         values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-        logits[seen] = values.clamp(max=torch.finfo(logits.dtype).max)  # a tiny penalty must not give infinity
+        logits[seen] = values.clamp(-MOST, MOST)  # a tiny penalty must not give infinity
     output = row.token_ids[row.num_prompt_tokens :]
     if output and (params.frequency_penalty or params.presence_penalty):
         counts = Counter(output)

@@ -163,15 +163,17 @@ def test_every_sampling_parameter_arrives_as_it_was_given():
         "prompt_logprobs": 1,
         "skip_special_tokens": False,
         "detokenize": False,
+        "allowed_token_ids": (5, 3),
+        "bad_words": ("no", " never"),
     }
     ask(lambda client: list(client.generate_stream("a", **given)), llm)
     assert llm.requests[0]["sampling"] == SamplingParams(**given, output_kind=RequestOutputKind.DELTA)
 
 
-def test_one_stop_string_is_not_taken_apart():
+def test_one_string_is_not_taken_apart():
     llm = FakeLLM()
-    ask(lambda client: client.generate("a", stop="END"), llm)
-    assert llm.requests[0]["sampling"].stop == ("END",)
+    ask(lambda client: client.generate("a", stop="END", bad_words="no"), llm)
+    assert (llm.requests[0]["sampling"].stop, llm.requests[0]["sampling"].bad_words) == (("END",), ("no",))
 
 
 def test_not_a_number_reaches_the_validator_as_such():

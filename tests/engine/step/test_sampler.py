@@ -23,7 +23,7 @@ from blora.engine.step.sampler import (
     sample,
     token_logprobs,
 )
-from blora.scheduler import RowResult, SamplingParams, ScheduledRow
+from blora.scheduler import BadWords, RowResult, SamplingParams, ScheduledRow
 
 VOCAB = 40
 FEW = 16
@@ -35,6 +35,7 @@ def make_row(
     seed: int = 0,
     sample_index: int = 0,
     stop_token_ids: Sequence[int] = (),
+    bad_sequences: Sequence[Sequence[int]] = (),
     **sampling: Any,
 ) -> ScheduledRow:
     token_ids = [*prompt, *output]
@@ -51,6 +52,7 @@ def make_row(
         seed=seed,
         sample_index=sample_index,
         stop_token_ids=frozenset(stop_token_ids),
+        bad_words=BadWords(bad_sequences),
     )
 
 
@@ -421,3 +423,71 @@ def test_a_row_that_is_not_finite_fails_alone(value: float) -> None:
 
 def test_no_rows_give_no_results() -> None:
     assert sample(torch.empty(0, VOCAB), []) == []
+
+
+# Tokens that may not be drawn.
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}, {"top_p": 0.9}, {"repetition_penalty": 1.3, "logprobs": 2}])
+def test_only_allowed_tokens_are_drawn(temperature: float, filters: dict[str, Any]) -> None:
+    logits, allowed = make_logits()[0], [3, 17, 38]
+    found = draws(logits, 60, temperature=temperature, allowed_token_ids=allowed, logit_bias={5: 100.0}, **filters)
+    assert found.keys() <= set(allowed)
+    if temperature == 0 and "repetition_penalty" not in filters:
+        assert found == {allowed[int(logits[allowed].argmax())]: 60}
+
+
+def test_allowed_tokens_keep_their_odds() -> None:
+    logits, allowed = make_logits()[0], [3, 17, 38]
+    num = 1000
+    found = draws(logits, num, allowed_token_ids=allowed)
+    expected = logits[allowed].double().softmax(dim=0)
+    for token_id, share in zip(allowed, expected.tolist(), strict=True):
+        assert abs(found[token_id] / num - share) < 4 * math.sqrt(share * (1 - share) / num) + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("output", "banned"),
+    [
+        ((), {7}),
+        ((1,), {7, 9}),
+        ((1, 9), {7}),
+        ((8, 1), {7, 9}),
+        ((4, 5), {6, 7}),
+        ((5,), {7}),  # the tokens before it are the prompt's
+        ((4, 5, 4, 5), {6, 7}),
+    ],
+)
+def test_a_bad_word_lies_in_the_output_as_a_whole(output: tuple[int, ...], banned: set[int]) -> None:
+    """Logits are infinite nowhere, and so a token that is never the best of all is a banned one."""
+    bad = [[7], [1, 9], [4, 5, 6]]
+    drawn = set()
+    for token_id in range(VOCAB):
+        logits = torch.zeros(VOCAB)
+        logits[token_id] = 9
+        drawn.add(draw(logits, make_row((1, 4), output, temperature=0, bad_sequences=bad)))
+    assert set(range(VOCAB)) - drawn == banned
+
+
+def test_a_row_without_a_token_to_draw_fails_alone() -> None:
+    rows = [
+        make_row(temperature=temperature, **limits)
+        for temperature in (0, 1)
+        for limits in (
+            {"allowed_token_ids": [7], "bad_sequences": [[7]]},
+            {"allowed_token_ids": [6, 7], "stop_token_ids": [6, 7], "min_tokens": 1},
+            {"allowed_token_ids": [7]},
+        )
+    ]
+    results = sample(make_logits(len(rows)), rows)
+    assert [result.error is not None for result in results] == [True, True, False] * 2
+    assert all("leave no token" in (result.error or "") for result in results if result.token_id is None)
+    assert [result.token_id for result in results] == [None, None, 7] * 2
+
+
+def test_the_largest_biases_stay_finite() -> None:
+    logits = make_logits()[0]
+    assert draw(logits, make_row(temperature=0, logit_bias={3: 3e38, 4: -3e38})) == 3
+    assert draw(logits + 3e38, make_row(temperature=1, logit_bias={3: 3e38}, repetition_penalty=0.1)) < VOCAB
+    assert set(draws(logits, 20, logit_bias={3: 3e38})) == {3}
