@@ -220,9 +220,7 @@ def _name_tokens(backend: tokenizers.Tokenizer, named: NamedTokens, model: Path)
     backend.add_tokens(list(named.added))
     for content, token_id in named.ids.items():
         if (actual := backend.token_to_id(content)) != token_id:
-            logger.warning(
-                "%s gives %r the id %d, but its place is %s: see its files", model, content, token_id, actual
-            )
+            logger.warning("%s gives %r the id %d, but the next one is %s", model, content, token_id, actual)
 
 
 def _cleans_spaces(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> bool:

@@ -158,6 +158,16 @@ def test_a_folder_is_read_as_transformers_reads_it(name: str, kind: str, tmp_pat
     assert ours.eos_token_id == theirs.eos_token_id
 
 
+def test_what_tokenizer_json_pads_with_is_a_name_too(tmp_path: Path) -> None:
+    backend = KINDS["byte level"]()
+    backend.enable_padding(pad_token="<pad>", pad_id=266)
+    save_tokenizer(tmp_path, "byte level")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    assert ours.special_tokens == theirs.special_tokens_map == {"pad_token": "<pad>"}
+    assert ours.encode("a<pad>") == theirs.encode("a<pad>") == [67, 266]
+
+
 # transformers cannot load these folders any more. Older versions wrote them.
 OLDER: dict[str, dict[str, Any]] = {
     "objects without a type": {"tokenizer_config__json": {"eos_token": token("<end>"), "pad_token": token("<tool>")}},
@@ -184,7 +194,7 @@ def test_a_flag_is_no_token(tmp_path: Path) -> None:
 
 def test_a_token_that_cannot_have_the_id_of_its_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_tokenizer(save_tokenizer(tmp_path, "byte level", tokenizer_config__json=decoder(token("<tool>"))))
-    assert "'<tool>' the id 400, but its place is 266" in caplog.text
+    assert "'<tool>' the id 400, but the next one is 266" in caplog.text
 
 
 @pytest.mark.parametrize(
