@@ -48,7 +48,8 @@ if TYPE_CHECKING:
         SampleLogprobs,
     )
     from .text.chat import Chat, Message
-    from .text.tokenizer import Tokenizer, TokenStream
+    from .text.token_stream import TokenStream
+    from .text.tokenizer import Tokenizer
 
 # Module -> its public names.
 _NAMES = {
@@ -91,7 +92,8 @@ _NAMES = {
         "SampleLogprobs",
     ),
     ".text.chat": ("Chat", "Message"),
-    ".text.tokenizer": ("TokenStream", "Tokenizer"),
+    ".text.token_stream": ("TokenStream",),
+    ".text.tokenizer": ("Tokenizer",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

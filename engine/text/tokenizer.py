@@ -5,13 +5,12 @@ Imports no torch, and transformers only for a model without a tokenizer.json.
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from blora.adapters import AddedToken
 from blora.adapters.peft.foreign import LFS_POINTER
@@ -22,12 +21,11 @@ from ..model_files.foreign_model import kind_of_model_file
 from .chat import Chat, Message
 from .chat_rendering import render_chat
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
+from .token_stream import TokenDecoder, TokenStream
 
 logger = logging.getLogger(__name__)
-MAX_PENDING = 16  # more tokens than any one character has
 UNSPACED = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")  # in the order of transformers
 EVEN_FOR_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-NUM_CONTEXT_TOKENS = 8  # last prompt tokens that a decode stream sees: enough for spaces and split characters
 
 
 class Tokenizer:
@@ -73,6 +71,14 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
+    @cached_property
+    def _hiding(self) -> TokenDecoder:
+        return TokenDecoder(partial(self._backend.decode, skip_special_tokens=True), self._special_ids)
+
+    @cached_property
+    def _showing(self) -> TokenDecoder:
+        return TokenDecoder(partial(self._backend.decode, skip_special_tokens=False))
+
     def added_token_contents(self) -> dict[int, str]:
         """Returns the contents of all added tokens, by id."""
         return {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}
@@ -100,9 +106,8 @@ class Tokenizer:
     def decode_token(self, token_id: int) -> str:
         return str(self._backend.decode([token_id], skip_special_tokens=False))
 
-    def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> "TokenStream":
-        context = prompt_token_ids[-NUM_CONTEXT_TOKENS:]
-        return TokenStream(self._backend, context, skip_special_tokens, self._special_ids)
+    def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> TokenStream:
+        return TokenStream(self._hiding if skip_special_tokens else self._showing, prompt_token_ids)
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Returns the prompt of a conversation. Raises InvalidRequest if the template refuses it or there is none."""
@@ -153,53 +158,6 @@ def _cleaned(text: str) -> str:
     for ending in UNSPACED:
         text = text.replace(f" {ending}", ending.rstrip(" "))
     return text
-
-
-class TokenStream:
-    """Decodes tokens as they come, holding incomplete characters back."""
-
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        context: Sequence[int],
-        skip_special_tokens: bool,
-        special_ids: frozenset[int],
-    ) -> None:
-        self._backend = backend
-        self._skip_special_tokens = skip_special_tokens
-        if backend.decode(list(context), skip_special_tokens=skip_special_tokens).endswith("\ufffd"):
-            context = ()  # the prompt ends in half a character: the stream would wait for the rest, then show both
-        self._stream = DecodeStream(ids=list(context), skip_special_tokens=skip_special_tokens)
-        self._hidden = special_ids if skip_special_tokens else frozenset()
-        self._pending: list[int] = []  # tokens whose text is still held back
-
-    def push(self, token_id: int) -> str:
-        """Returns the text that this token completes; empty while a character is incomplete."""
-        if token_id in self._hidden:
-            return ""
-        self._pending.append(token_id)
-        if len(self._pending) > MAX_PENDING:
-            # No character is that long. The stream decodes all pending tokens at every new one, which would get slow.
-            self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
-            return self.flush()
-        try:
-            text = self._stream.step(self._backend, token_id)
-        except Exception as error:
-            if "Invalid prefix" not in str(error):
-                raise
-            # The new token changed the text decoded before it (bytes that form no character), so a new stream starts.
-            self._stream = DecodeStream(skip_special_tokens=self._skip_special_tokens)
-            text = self._stream.step(self._backend, token_id)
-        if text is None:
-            return ""
-        self._pending.clear()
-        return str(text)
-
-    def flush(self) -> str:
-        """Returns the text held back, with replacement characters for bytes that form no character."""
-        text = self._backend.decode(self._pending, skip_special_tokens=self._skip_special_tokens)
-        self._pending.clear()
-        return str(text)
 
 
 def load_tokenizer(model: Path) -> Tokenizer:
