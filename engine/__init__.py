@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         EngineUnavailable,
         InvalidRequest,
         QueueFull,
+        WrongEventLoop,
+        WrongProcess,
     )
     from .front_end.adapter_choice import Adapter
     from .front_end.calls import Conversation, Prompt
@@ -70,6 +72,8 @@ _NAMES = {
         "EngineUnavailable",
         "InvalidRequest",
         "QueueFull",
+        "WrongEventLoop",
+        "WrongProcess",
     ),
     ".front_end.adapter_choice": ("Adapter",),
     ".front_end.calls": ("Conversation", "Prompt"),
@@ -144,6 +148,8 @@ __all__ = [
     "Tokenizer",
     "UnsupportedModel",
     "UploadedFile",
+    "WrongEventLoop",
+    "WrongProcess",
 ]
 
 

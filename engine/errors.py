@@ -26,6 +26,14 @@ class EngineUnavailable(RuntimeError):
     """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
 
 
+class WrongProcess(RuntimeError):
+    """An engine or a client is used in a child that was forked from its process."""
+
+
+class WrongEventLoop(RuntimeError):
+    """An AsyncLLM is used in another event loop than the one in which it was started."""
+
+
 class EngineBroken(RuntimeError):
     """The engine cannot compute any more: one of its shards ended, or failed where the others did not; or its GPU
     failed."""
@@ -45,4 +53,6 @@ __all__ = [
     "EngineUnavailable",
     "InvalidRequest",
     "QueueFull",
+    "WrongEventLoop",
+    "WrongProcess",
 ]

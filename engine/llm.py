@@ -1,10 +1,16 @@
-"""LLM: the engine in this process. It drives a core directly, one step after another, in the caller's thread."""
+"""LLM: the engine in this process. It drives a core directly, one step after another.
+
+Threads may share it. A method that touches the engine, or what the front end knows, runs `in_turn`: a Driver decides in
+which thread. Files of adapters are read in the thread of the caller, beside the steps of others.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +21,6 @@ from blora.adapters import (
     AdapterRejected,
     AdapterReport,
     Checkpoint,
-    ImageTable,
     inspect_adapter,
     pack,
     read_checkpoint,
@@ -43,10 +48,11 @@ from .adapter_store.orders import (
 )
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
+from .errors import EngineUnavailable
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Conversation, Prompt, chat_prompts, pair_up
+from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
-from .front_end.front_end import FrontEnd, Prepared
+from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import OutputProcessor, UserRequest
 from .ipc.sealed_memory import map_sealed, seal
@@ -55,46 +61,58 @@ from .model.targets import adapter_targets
 from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
 from .options import adapter_paths
-from .outputs import AdapterInfo, EngineInfo, RequestOutput
+from .outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
 from .startup.start import start_engine
+from .step.driver import Driver
 from .text.tokenizer import Tokenizer, load_tokenizer
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 class RowStream:
     """Rows that grow together: an iterator over the new outputs after each step. Its requests are accepted before.
 
     Several streams may be open at once. A step of one computes the rows of all, and each stream takes its own outputs.
+    Threads may share a stream: each output goes to one of them. One that is dropped is closed before the next step.
     """
 
     def __init__(
         self,
         outputs: OutputProcessor,
         users: Iterable[UserRequest],
-        step: Callable[[], None],
-        finish: Callable[[Sequence[int]], None],
+        driver: Driver,
+        end: Callable[[Iterable[UserRequest]], None],
     ) -> None:
-        """step: computes one step for all requests. finish: ends samples in the core."""
-        self._outputs, self._step, self._finish = outputs, step, finish
-        self._unfinished = list(users)
+        """end: aborts requests."""
+        self.users = tuple(users)
+        self._unfinished = list(self.users)
+        self._outputs, self._driver, self._end = outputs, driver, end
 
     def __iter__(self) -> "RowStream":
         return self
 
     def __next__(self) -> list[RequestOutput]:
-        while self._unfinished:
-            news = [self._outputs.take(user) for user in self._unfinished if user.has_news]
-            self._unfinished = [user for user in self._unfinished if not user.is_finished]
-            outputs = [output for output in news if output is not None]
-            if outputs:
-                return outputs
-            self._step()
-        raise StopIteration
+        outputs = self._driver.until(self._take)
+        if not outputs:
+            raise StopIteration
+        return outputs
+
+    def _take(self) -> list[RequestOutput] | None:
+        """Returns the new outputs, an empty list at the end, and None while there is nothing new."""
+        news = [self._outputs.take(user) for user in self._unfinished if user.has_news]
+        self._unfinished = [user for user in self._unfinished if not user.is_finished]
+        outputs = [output for output in news if output is not None]
+        return outputs if outputs or not self._unfinished else None
 
     def close(self) -> None:
         """Aborts the unfinished requests. Idempotent."""
+        with suppress(EngineUnavailable):  # the LLM was closed, and its requests with it
+            self._driver.run(self._close)
+
+    def _close(self) -> None:
         unfinished, self._unfinished = self._unfinished, []
-        for user in unfinished:
-            self._finish(self._outputs.remove(user))
+        self._end(unfinished)
 
     def __enter__(self) -> "RowStream":
         return self
@@ -103,16 +121,29 @@ class RowStream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if self._unfinished:
+            self._driver.notes.append(partial(self._end, self._unfinished))
+
+
+def in_turn(
+    method: "Callable[Concatenate[LLM, Parameters], Returned]",
+) -> "Callable[Concatenate[LLM, Parameters], Returned]":
+    """Makes a method of LLM run between two steps, in the thread that works on the engine."""
+
+    @wraps(method)
+    def run(self: "LLM", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        return self._driver.run(partial(method, self, *args, **kwargs))
+
+    return run
 
 
 class LLM:
-    """Generates text for batches of (prompt, adapter) pairs.
+    """Generates text for batches of (prompt, adapter) pairs. Threads may share it: their requests are computed
+    together. A child process that was forked may not use it, which raises WrongProcess.
 
     model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at once.
-    Other options are those of EngineConfig. An adapter whose image has left the host cache is read again in the thread
-    of the call that needs it, before anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad
-    option.
+    Other options are those of EngineConfig. An adapter whose image has left the host cache is read again by the call
+    that needs it, before anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
     """
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
@@ -125,6 +156,8 @@ class LLM:
         defaults = load_generation_defaults(folder, tokenizer.eos_token_id, self._config.generation_config)
         self._engine = start_engine(self._config, folder)
         self._core = self._engine.core
+        # The number of threads that compute is a setting of each thread that has them compute.
+        self._driver = Driver(self._step, begin=partial(torch.set_num_threads, torch.get_num_threads()))
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
         self._adapters = self._front_end.adapters
         self._policy = self._front_end.policy
@@ -136,9 +169,9 @@ class LLM:
         return cls(**vars(engine_args))
 
     def close(self) -> None:
-        """Ends the processes that share the model with this one, after which nothing is computed; where there are none
-        nothing happens. Idempotent; they end with this object at the latest."""
-        self._engine.shards.close()
+        """Ends the engine, and the processes that share the model with this one: calls that wait in other threads, and
+        all later ones, raise EngineUnavailable. Idempotent. The processes end with this object at the latest."""
+        self._driver.close(self._engine.shards.close)
 
     # Generation.
 
@@ -159,16 +192,16 @@ class LLM:
         one whose fair share of service the prompt is served from. Raises InvalidRequest, AdapterNotFound,
         AdapterRejected or QueueFull before anything runs; a request that fails later has finish_reason "error".
         """
-        prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant)
+        stream = self._open(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.FINAL_ONLY)
         final: dict[str, RequestOutput] = {}
-        progress = tqdm(total=len(prepared), desc="requests", disable=not use_tqdm)
-        with progress, self._begin(prepared) as stream:
+        progress = tqdm(total=len(stream.users), desc="requests", disable=not use_tqdm)
+        with stream, progress:
             for outputs in stream:
                 for output in outputs:
                     if output.finished:
                         final[output.request_id] = output
                         progress.update()
-        return [final[entry.user.request_id] for entry in prepared]
+        return [final[user.request_id] for user in stream.users]
 
     def chat(
         self,
@@ -219,15 +252,49 @@ class LLM:
         The call accepts the requests, and raises as `generate` does. Closing the stream, or leaving a `with` block
         around it, aborts the unfinished ones.
         """
-        prepared = self._prepare(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.DELTA)
-        for index, entry in enumerate(prepared):
-            entry.user.request_id = str(index)
-        return self._begin(prepared)
+        stream = self._open(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.DELTA)
+        for index, user in enumerate(stream.users):
+            user.request_id = str(index)
+        return stream
 
-    def _begin(self, prepared: Sequence[Prepared]) -> RowStream:
+    def _open(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        lora_request: Adapter | Sequence[Adapter],
+        priority: Sequence[int] | None,
+        tenant: str | Sequence[str],
+        kind: RequestOutputKind,
+    ) -> RowStream:
+        begun = self._check(pair_up(prompts, sampling_params, lora_request, priority, tenant), kind)
+        if isinstance(begun, RowStream):
+            return begun
+        for request in self._to_load(begun):  # vLLM's way: a path comes with the request
+            self.load_adapter(request.lora_name, request.lora_path)
+        return self._begin_loaded(begun, kind)
+
+    @in_turn
+    def _check(self, batch: Sequence[Call], kind: RequestOutputKind) -> RowStream | list[Checked]:
+        """Checks calls, and begins them where no adapter has to be loaded for them."""
+        calls = [self._front_end.check(call) for call in batch]
+        self._front_end.check_room(calls)
+        return calls if self._front_end.adapters_to_load(calls) else self._begin(calls, kind)
+
+    @in_turn
+    def _to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
+        return self._front_end.adapters_to_load(calls)
+
+    @in_turn
+    def _begin_loaded(self, calls: Sequence[Checked], kind: RequestOutputKind) -> RowStream:
+        return self._begin([self._front_end.check_again(call) for call in calls], kind)
+
+    def _begin(self, calls: Sequence[Checked], kind: RequestOutputKind) -> RowStream:
         """Accepts requests, has missing images of their adapters read again, and gives the requests to the core."""
+        prepared = [self._front_end.prepare(call) for call in calls]
+        for entry in prepared:
+            entry.user.output_kind = kind
         self._front_end.accept(prepared)
-        stream = RowStream(self._front_end.outputs, [entry.user for entry in prepared], self._step, self._finish)
+        stream = RowStream(self._front_end.outputs, [entry.user for entry in prepared], self._driver, self._drop)
         try:
             self._do(BringBack(tuple({digest for entry in prepared for _, digest in entry.user.adapters})))
         except BaseException:
@@ -247,28 +314,11 @@ class LLM:
             self._core.finish(sample_id)
         self._settle()
 
-    def _prepare(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        lora_request: Adapter | Sequence[Adapter],
-        priority: Sequence[int] | None,
-        tenant: str | Sequence[str],
-        kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
-    ) -> list[Prepared]:
-        batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
-        calls = [self._front_end.check(call) for call in batch]
-        self._front_end.check_room(calls)
-        to_load = self._front_end.adapters_to_load(calls)
-        for request in to_load:  # vLLM's way: a path comes with the request
-            self.load_adapter(request.lora_name, request.lora_path)
-        if to_load:
-            calls = [self._front_end.check_again(call) for call in calls]
-        prepared = [self._front_end.prepare(call) for call in calls]
-        for entry in prepared:
-            entry.user.output_kind = kind
-        return prepared
+    def _drop(self, users: Iterable[UserRequest]) -> None:
+        for user in users:
+            self._finish(self._front_end.outputs.remove(user))
 
+    @in_turn
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Empties the prefix cache, but for blocks that running requests hold. reset_running_requests: no other request
         finds those, either; running requests go on. Returns whether the prefix cache is empty now."""
@@ -283,24 +333,26 @@ class LLM:
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest for a bad name.
         """
+        self._driver.check_open()
         self._adapters.check_name(name)
         self._adapters.check_path(path)
         folder = resolve_adapter(str(path))
         checkpoint = self._read(folder)
         image = self._pack(checkpoint)
         self._adapters.check_size(str(path), image.table.num_pages)
-        self._adapters.judge_text(str(path), image.table)
-        table = self._take_in(name, image, Source(str(path), str(folder.absolute())))
-        return replace(self.get_adapter(name), report=report_of(checkpoint, table))
+        return self._take_in(name, checkpoint, image, Source(str(path), str(folder.absolute())))
 
-    def _take_in(self, name: str, image: AdapterImage, source: Source) -> ImageTable:
+    @in_turn
+    def _take_in(self, name: str, checkpoint: Checkpoint, image: AdapterImage, source: Source) -> AdapterInfo:
+        self._adapters.judge_text(source.path, image.table)
         table = self._policy.expect(source.path, image.table)
         self._carry_out(self._policy.take_in(name, table, image, source))
-        return table
+        return replace(self.get_adapter(name), report=report_of(checkpoint, table))
 
     def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """Reports what loading a PEFT folder or hub id would come to, and every problem found; loads nothing. Raises
         InvalidRequest for a value that is no path."""
+        self._driver.check_open()
         self._adapters.check_path(path)
         try:
             folder = resolve_adapter(str(path))
@@ -317,20 +369,23 @@ class LLM:
             layout=engine.layout,
             shards=engine.cuts,
         )
-        return self._adapters.check_report(report)
+        return self._driver.run(partial(self._adapters.check_report, report))
 
+    @in_turn
     def activate_adapter(self, name: str, version: int) -> AdapterInfo:
         """Makes a name mean a version that is kept, such as the one before. Raises AdapterNotFound, AdapterRejected for
         a version that had to be read again and is no longer what was loaded."""
         self._carry_out(self._policy.activate(name, version))
         return self.get_adapter(name)
 
+    @in_turn
     def warm_adapter(self, name: str) -> AdapterInfo:
         """Makes an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when running
         requests leave no room now."""
         self._carry_out(self._policy.warm(name))
         return self.get_adapter(name)
 
+    @in_turn
     def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
         """Refuses new requests for the name from now on. Running requests finish, or are aborted; then the adapter is
         freed. "name@2" takes one version away; the active one of several is not, which raises InvalidRequest."""
@@ -338,14 +393,17 @@ class LLM:
         self._carry_out(self._policy.unload(name, abort=abort))
         return info
 
+    @in_turn
     def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         return self.get_adapter(self._carry_out(self._policy.pin(name) if pinned else self._policy.unpin(name)))
 
+    @in_turn
     def get_adapter(self, name: str) -> AdapterInfo:
         """name: "name", which means its active version, or "name@2". Raises AdapterNotFound."""
         return self._describe(self._adapters.named(name))
 
+    @in_turn
     def list_adapters(self) -> list[AdapterInfo]:
         return [self._describe(adapter) for adapter in self._adapters.all()]
 
@@ -377,7 +435,7 @@ class LLM:
             case Warm(digest):
                 return self._warm(digest)
             case AwaitUnloaded():
-                pass  # the requests that it would wait for run in the caller's thread, which goes on
+                pass  # the requests that it would wait for may be the caller's own, which go on when this returns
             case Unpin() | DropImage() | Unload() | AbortRequests():
                 self._do_now(order)
         return None
@@ -443,6 +501,7 @@ class LLM:
 
     # Facts.
 
+    @in_turn
     def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
         """The tokenizer of prompts for these adapters, which have to be loaded."""
         return self._front_end.tokenizer_of(lora_request)
@@ -451,17 +510,20 @@ class LLM:
         """A copy of the parameters of requests that bring none."""
         return self._front_end.defaults.sampling.clone()
 
+    @in_turn
     def get_info(self) -> EngineInfo:
         """Facts of the engine, its load, and its counts."""
         engine = self._engine
         return engine_info(self._config, engine.dtype, engine.page_bytes, self._core.load, self._front_end)
 
+    @in_turn
     def check_integrity(self) -> None:
         """Raises RuntimeError when a page, an adapter, an image or a reference has no owner, or more than one."""
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._policy.check_integrity(uses, self._core.images())
 
+    @in_turn
     def check_idle(self) -> None:
         """Raises RuntimeError unless no request is unfinished, and everything but pinned adapters is given back."""
         self.check_integrity()

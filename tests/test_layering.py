@@ -149,7 +149,9 @@ def test_each_library_stays_where_it_belongs(path: Path) -> None:
         assert not {library for library in found & ROOMS_OF.keys() if room_of(path) not in ROOMS_OF[library]}
     elif not name.startswith("proto/"):
         assert found.isdisjoint({"grpc", "asyncio"})
-    assert found.isdisjoint({"pickle", "threading", "dill", "marshal"})
+    assert found.isdisjoint({"pickle", "dill", "marshal"})
+    # The one thread of ours is that which an LLM starts when several threads call it.
+    assert "threading" not in found or name in ("engine/step/driver.py", "engine/step/engine_thread.py")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
