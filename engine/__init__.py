@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         WrongProcess,
     )
     from .front_end.adapter_choice import Adapter
-    from .front_end.calls import Conversation, Prompt
+    from .front_end.calls import Conversation, Prompt, TextPrompt, TokensPrompt
     from .llm import LLM, RowStream
     from .model_files.config import UnsupportedModel
     from .outputs import (
@@ -76,7 +76,7 @@ _NAMES = {
         "WrongProcess",
     ),
     ".front_end.adapter_choice": ("Adapter",),
-    ".front_end.calls": ("Conversation", "Prompt"),
+    ".front_end.calls": ("Conversation", "Prompt", "TextPrompt", "TokensPrompt"),
     ".llm": ("LLM", "RowStream"),
     ".model_files.config": ("UnsupportedModel",),
     ".outputs": (
@@ -144,8 +144,10 @@ __all__ = [
     "RowStream",
     "SampleLogprobs",
     "SamplingParams",
+    "TextPrompt",
     "TokenStream",
     "Tokenizer",
+    "TokensPrompt",
     "UnsupportedModel",
     "UploadedFile",
     "WrongEventLoop",

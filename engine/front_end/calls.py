@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from blora.scheduler import SamplingParams
 
@@ -12,7 +12,23 @@ from ..outputs import LoRARequest
 from ..text.chat import Message, RenderedChat
 from .adapter_choice import Adapter, named_in
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
+
+class TextPrompt(TypedDict):
+    """A prompt by its text."""
+
+    prompt: str
+    cache_salt: NotRequired[str]  # only requests with the same one share cached prefixes
+
+
+class TokensPrompt(TypedDict):
+    """A prompt by its tokens."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]  # the text of these tokens; it is shown, and not read
+    cache_salt: NotRequired[str]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt | Mapping[str, Any]
 Conversation = Sequence[Message]
 
 

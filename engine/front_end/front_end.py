@@ -46,9 +46,20 @@ logger = logging.getLogger(__name__)
 
 # The key of a prompt that is a dict -> the keys that may stand beside it.
 PROMPT_FORMS: dict[str, tuple[str, ...]] = {
+    "prompt_token_ids": ("prompt",),
     "prompt": (),
-    "prompt_token_ids": (),
     "messages": CHAT_ARGUMENTS,
+}
+
+
+# Parts of vLLM's prompts that are not served -> the reason.
+UNSERVED_PARTS = {
+    "multi_modal_data": "blora serves text",
+    "multi_modal_uuids": "blora serves text",
+    "mm_processor_kwargs": "blora serves text",
+    "prompt_embeds": "a prompt is a text or tokens",
+    "encoder_prompt": "blora serves no models with an encoder",
+    "decoder_prompt": "blora serves no models with an encoder",
 }
 
 
@@ -238,12 +249,21 @@ class FrontEnd:
             return None, self._encode_chat(prompt.text, tokenizer), prompt.salt
         if not isinstance(prompt, Mapping):
             return *self._read_text_or_tokens(prompt, tokenizer), b""
-        form, salt = _form_of(prompt), check_salt(prompt.get("cache_salt"))
-        if form == "messages":
-            return None, self._encode_chat(tokenizer.render(self._read_chat(prompt)), tokenizer), salt
-        if isinstance(prompt.get("prompt_token_ids"), str):
+        salt = check_salt(prompt.get("cache_salt"))
+        return *self._read_parts(prompt, tokenizer), salt
+
+    def _read_parts(self, prompt: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
+        match _form_of(prompt):
+            case "messages":
+                return None, self._encode_chat(tokenizer.render(self._read_chat(prompt)), tokenizer)
+            case "prompt":
+                return self._read_text_or_tokens(prompt["prompt"], tokenizer)
+        if isinstance(prompt["prompt_token_ids"], str):
             raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
-        return *self._read_text_or_tokens(prompt[form], tokenizer), salt
+        shown = prompt.get("prompt")
+        if shown is not None and not isinstance(shown, str):
+            raise InvalidRequest("prompt", f"{type(shown).__name__} is not the text of the tokens beside it")
+        return shown, self._read_text_or_tokens(prompt["prompt_token_ids"], tokenizer)[1]
 
     def _read_text_or_tokens(self, prompt: Any, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -265,12 +285,16 @@ class FrontEnd:
 
 
 def _form_of(prompt: Mapping[str, Any]) -> str:
-    """Returns the key of a dict that says what it is a prompt of. Raises InvalidRequest for missing and unknown
-    keys."""
-    forms = [name for name in PROMPT_FORMS if name in prompt]
-    if len(forms) != 1 or set(prompt) - {*forms, *PROMPT_FORMS[forms[0]], "cache_salt"}:
+    """Returns the key of what is to be read. Keys without a value count as absent. Raises InvalidRequest."""
+    given = {name for name, value in prompt.items() if value is not None}
+    unserved = given & UNSERVED_PARTS.keys()
+    if unserved:
+        name = min(unserved)
+        raise InvalidRequest(name, f"is not served: {UNSERVED_PARTS[name]}")
+    form = next((name for name in PROMPT_FORMS if name in given), None)
+    if form is None or given - {form, *PROMPT_FORMS[form], "cache_salt"}:
         raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
-    return forms[0]
+    return form
 
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:

@@ -23,6 +23,8 @@ from blora.engine import (
     LoRARequest,
     QueueFull,
     SamplingParams,
+    TextPrompt,
+    TokensPrompt,
 )
 from blora.engine.step.runner import ModelRunner
 from blora.scheduler import RowResult, Step
@@ -49,9 +51,32 @@ def test_outputs_come_in_the_order_of_the_prompts(make_llm: Callable[..., LLM]) 
     assert [len(output.outputs[0].token_ids) for output in outputs] == [p.max_tokens for p in lengths]
 
 
-@pytest.mark.parametrize("prompt", ["text", [1, 2, 3], {"prompt": "text"}, {"prompt_token_ids": [1, 2]}])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "text",
+        [1, 2, 3],
+        {"prompt": "text"},
+        {"prompt_token_ids": [1, 2]},
+        TextPrompt(prompt="text", cache_salt="mine"),
+        TokensPrompt(prompt_token_ids=[1, 2], prompt="text"),
+        {"prompt": "text", "prompt_token_ids": None, "multi_modal_data": None},
+    ],
+)
 def test_every_form_of_prompt_is_taken(make_llm: Callable[..., LLM], prompt: object) -> None:
     assert len(make_llm().generate(prompt, GREEDY, use_tqdm=False)) == 1  # type: ignore[arg-type]
+
+
+def test_a_text_beside_tokens_is_only_shown(make_llm: Callable[..., LLM]) -> None:
+    prompt = TokensPrompt(prompt_token_ids=[1, 2], prompt="text")
+    (output,) = make_llm().generate(prompt, GREEDY, use_tqdm=False)
+    assert (output.prompt, output.prompt_token_ids) == ("text", [1, 2])
+
+
+@pytest.mark.parametrize("name", ["multi_modal_data", "prompt_embeds", "mm_processor_kwargs", "encoder_prompt"])
+def test_a_part_of_a_prompt_that_is_not_served_is_refused_by_name(make_llm: Callable[..., LLM], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name}: is not served"):
+        make_llm().generate({"prompt": "text", name: {"image": 1}}, GREEDY, use_tqdm=False)
 
 
 def test_lists_have_to_pair_one_to_one(make_llm: Callable[..., LLM]) -> None:
