@@ -30,7 +30,8 @@ class SamplingParams:
     bad_words: texts whose tokens cannot be drawn one after another.
     max_tokens: at most this many, fewer where the model's length leaves less room; None means as many as fit.
     min_tokens: EOS, even if it is ignored, and stop tokens cannot be drawn before this many.
-    stop: strings that end the text; they are cut off unless include_stop_str_in_output is set.
+    stop: strings that end the text; they are cut off unless include_stop_str_in_output is set. A special token that one
+    names ends it, too, even while special tokens are not shown.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
     stream_interval: tokens that each streamed output has at least; the first and the last one come at once.
     spaces_between_special_tokens and the fields up to skip_reading_prefix_cache: vLLM's, accepted without effect.

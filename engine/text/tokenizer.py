@@ -67,13 +67,14 @@ class Tokenizer:
         return Tokenizer(backend, names, template, added_tokens, cleans_spaces=self.cleans_spaces)
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_contents(self) -> dict[int, str]:
+        """The contents of the special tokens, by id."""
         added = self._backend.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+        return {token_id: token.content for token_id, token in added.items() if token.special}
 
     @cached_property
     def _hiding(self) -> TokenDecoder:
-        return TokenDecoder(partial(self._backend.decode, skip_special_tokens=True), self._special_ids)
+        return TokenDecoder(partial(self._backend.decode, skip_special_tokens=True), self.special_contents)
 
     @cached_property
     def _showing(self) -> TokenDecoder:

@@ -230,6 +230,21 @@ def test_a_stop_string_ends_the_text_and_the_work(make_llm: Callable[..., LLM]) 
     assert shown == output.text
 
 
+@pytest.mark.parametrize("keeps_stop", [False, True])
+def test_a_special_token_that_is_not_shown_is_a_stop_string(make_llm: Callable[..., LLM], keeps_stop: bool) -> None:
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=8,
+        ignore_eos=True,
+        logit_bias={256: 100.0},
+        stop=["x", "<eos>"],
+        include_stop_str_in_output=keeps_stop,
+    )
+    output = make_llm().generate("stop", sampling, use_tqdm=False)[0].outputs[0]
+    assert (output.finish_reason, output.stop_reason) == ("stop", "<eos>")
+    assert (output.text, output.token_ids) == ("<eos>" if keeps_stop else "", [256])
+
+
 def test_stop_tokens_and_eos_end_a_request(make_llm: Callable[..., LLM]) -> None:
     llm = make_llm()
     tokens = tokens_of(llm, "end here")

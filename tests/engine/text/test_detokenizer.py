@@ -24,7 +24,7 @@ def make_tokenizer() -> Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE({text: index for index, text in enumerate([*alphabet, *symbols])}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<eos>"])
+    backend.add_special_tokens(["<eos>", "<end>", "<tool>", "<too"])
     return Tokenizer(backend, {"eos_token": "<eos>"}, None)
 
 
@@ -164,6 +164,75 @@ def test_a_stop_string_that_the_last_flush_completes_is_cut_off() -> None:
 def test_the_prompt_is_no_part_of_a_stop_string() -> None:
     detokenizer = Detokenizer(TOKENIZER, ids_of("st"), SamplingParams(stop="stop"))
     assert final(detokenizer, ids_of("op")) == "op"
+
+
+# Stop strings that name special tokens.
+
+SPECIALS = {"<eos>": EOS, "<end>": EOS + 1, "<tool>": EOS + 2, "<too": EOS + 3}
+
+
+def with_specials(*parts: str) -> list[int]:
+    return [token_id for part in parts for token_id in ([SPECIALS[part]] if part in SPECIALS else ids_of(part))]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_special_token_is_a_stop_string_whether_or_not_it_is_shown(keeps: bool, skip: bool) -> None:
+    for parts in (("x", "<end>", "ab"), ("x", "<", "end>", "ab")):
+        detokenizer = make(["zz", "<end>"], skip_special_tokens=skip, include_stop_str_in_output=keeps)
+        assert detokenizer.push(with_specials(*parts)) == len(with_specials(*parts[:-1]))
+        assert (detokenizer.text, detokenizer.stop_string) == ("x<end>" if keeps else "x", "<end>")
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "parts"),
+    [
+        ("ab<end>", ("ab", "<end>")),
+        ("b<end>", ("ab", "<end>")),
+        ("<end>\n\n", ("x", "<end>", "\n\n")),
+        ("<end>st", ("x", "<end>", "stop")),
+        ("<end><eos>", ("x", "<end>", "<eos>")),
+        ("<tool>", ("x", "<tool>")),
+        ("<too", ("x", "<too")),
+        ("<eos>st<end>", ("x", "<eos>", "st", "<end>")),
+    ],
+)
+def test_a_stop_string_may_contain_special_tokens(stop: str, parts: tuple[str, ...], keeps: bool, skip: bool) -> None:
+    detokenizer = make(stop, skip_special_tokens=skip, include_stop_str_in_output=keeps)
+    text = "".join(parts)
+    expected = text[: text.index(stop) + (len(stop) if keeps else 0)]
+    assert (final(detokenizer, with_specials(*parts)), detokenizer.stop_string) == (expected, stop)
+
+
+def test_other_special_tokens_are_left_out() -> None:
+    ids = with_specials("<tool>", "ab", "<tool>", "x", "<tool>", "st", "<end>")
+    assert list(shown(make("<end>"), ids)) == ["", "ab", "ab", "abx", "abx", "abxst", "abxst"]
+    kept = make("<end>", include_stop_str_in_output=True)
+    assert final(kept, ids) == "abxst<end>"
+
+
+def test_a_hidden_token_splits_no_stop_string() -> None:
+    assert final(make(["stop", "<end>"]), with_specials("x", "st", "<tool>", "op")) == "x"
+
+
+def test_a_part_of_a_hidden_token_is_no_text() -> None:
+    for stop in ("end", "<e", "end>x", "x<"):
+        detokenizer = make(stop)
+        assert final(detokenizer, with_specials("x", "<end>", "x")) == "xx"
+        assert detokenizer.stop_string is None
+
+
+def test_a_beginning_with_a_hidden_token_is_let_go() -> None:
+    texts = list(shown(make("ab<end>st"), with_specials("ab", "<end>", "op")))
+    assert texts == ["", "", "abop", "abop"]
+
+
+def test_a_special_stop_string_does_not_count_before_the_minimum() -> None:
+    detokenizer = make("<end>", min_tokens=2)
+    assert final(detokenizer, with_specials("<end>", "x", "<end>", "x")) == "x"
+    assert detokenizer.stop_string == "<end>"
 
 
 # Minimum and stop tokens.
