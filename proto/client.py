@@ -8,10 +8,12 @@ with a grpc.aio channel.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import grpc
 
+from .conversation import CHAT_OPTIONS, to_chat
 from .v1 import (
     adapters_pb2,
     adapters_pb2_grpc,
@@ -24,8 +26,9 @@ from .v1 import (
 # The name of a loaded adapter; or name -> scale, in order, for one with a scale or a sum; or None, for the base model.
 Adapter = str | Mapping[str, float] | None
 
-# Text, token ids, or a conversation of {"role": ..., "content": ...}.
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+# Text, token ids, or a conversation: a list of messages, {"role": ..., "content": ...} with any further fields, or a
+# dict of such "messages" and of options that go with them.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 # Files of a folder that are uploaded. The configuration has to be there, and the weights in one file or in several.
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -99,11 +102,12 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         cache_salt: str = "",
-        **sampling: Any,
+        **options: Any,
     ) -> generation_pb2.GenerateResponse:
-        """Returns all samples at once. `sampling` has fields of the message SamplingParams; a field that is missing or
-        None has the model's default. Raises ValueError naming a field whose value no message can hold."""
-        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
+        """Returns all samples at once. `options` are fields of the message SamplingParams, and for a conversation those
+        of ChatMessages, such as `tools` and `chat_template_kwargs`, in Python's types; one that is missing or None has
+        its default. Raises ValueError naming a field whose value no message can hold."""
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options)
         response: generation_pb2.GenerateResponse = self._generation.Generate(
             request, timeout=self._timeout, metadata=self._metadata
         )
@@ -117,10 +121,10 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         cache_salt: str = "",
-        **sampling: Any,
+        **options: Any,
     ) -> GenerationStream:
         """Returns samples as their tokens come. The arguments are those of `generate`."""
-        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, sampling)
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options)
         call = self._generation.GenerateStream(request, timeout=self._timeout, metadata=self._metadata)
         return GenerationStream(call)
 
@@ -235,10 +239,12 @@ def _generate_request(
     request_id: str,
     priority: int,
     cache_salt: str,
-    sampling: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> generation_pb2.GenerateRequest:
+    chat_options = {name: value for name, value in options.items() if name in CHAT_OPTIONS}
+    sampling = {name: value for name, value in options.items() if name not in CHAT_OPTIONS}
     return generation_pb2.GenerateRequest(
-        **_prompt_fields(prompt),
+        **_prompt_fields(prompt, chat_options),
         **_adapter_fields(adapter),
         sampling=_sampling(sampling),
         request_id=request_id,
@@ -257,19 +263,27 @@ def _adapter_fields(adapter: Adapter) -> dict[str, Any]:
     return {"adapters": [generation_pb2.AdapterUse(name=name, scale=scale) for name, scale in adapter.items()]}
 
 
-def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
+def _prompt_fields(prompt: Prompt, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Returns the request's fields for a prompt. An empty sequence becomes an empty list of token ids, which the server
     refuses."""
+    if isinstance(prompt, Mapping):
+        return _prompt_fields_of(prompt, options)
+    if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+        return {"chat": to_chat(prompt, options)}
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}: goes with a conversation only")
     if isinstance(prompt, str):
         return {"text": prompt}
-    if prompt and isinstance(prompt[0], Mapping):
-        messages = [_chat_message(message) for message in prompt]
-        return {"chat": generation_pb2.ChatMessages(messages=messages)}
     return {"token_ids": generation_pb2.TokenIds(ids=prompt)}  # type: ignore[arg-type]  # messages are handled above
 
 
-def _chat_message(message: Any) -> generation_pb2.ChatMessage:
-    return generation_pb2.ChatMessage(role=message["role"], content=message["content"])
+def _prompt_fields_of(prompt: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in prompt.items() if name != "messages"}
+    for name in own:
+        if name not in CHAT_OPTIONS:
+            raise ValueError(f"{name}: is none of messages, {', '.join(CHAT_OPTIONS)}")
+    return {"chat": to_chat(prompt.get("messages", ()), {**options, **own})}
 
 
 def _sampling(sampling: Mapping[str, Any]) -> generation_pb2.SamplingParams:

@@ -30,7 +30,7 @@ class FrontendArgs:
     chat_template_content_format: str = no_meaning("auto", TEXTS)
     default_chat_template_kwargs: dict[str, Any] | None = not_served(None, TEXTS)
     response_role: str = no_meaning("assistant", HTTP)
-    trust_request_chat_template: bool = no_meaning(False, "only a model and its adapters bring templates")
+    trust_request_chat_template: bool = no_meaning(False, "the template of a request runs in a sandbox")
     enable_auto_tool_choice: bool = no_meaning(False, TOOLS)
     exclude_tools_when_tool_choice_none: bool = no_meaning(False, TOOLS)
     tool_call_parser: str | None = no_meaning(None, TOOLS)

@@ -1,4 +1,5 @@
-"""Protobuf messages <-> the engine's own types. The only file of the server that touches message fields.
+"""Protobuf messages <-> the engine's own types. With convert_chat.py the only file of the server that touches message
+fields.
 
 It checks for errors that only the wire can bring: bytes that are no message, a missing oneof, lists too long to copy.
 The engine's validator checks the values, for in-process callers too.
@@ -27,6 +28,7 @@ from ..outputs import (
     LoRARequest,
     RequestOutput,
 )
+from .convert_chat import chat_prompt
 
 M = TypeVar("M", bound=Message)
 
@@ -93,17 +95,16 @@ def _prompt(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
         case "token_ids":
             return {"prompt_token_ids": list(_bounded("token_ids", request.token_ids.ids)), **salt}
         case "chat":
-            return {"messages": _messages(request.chat), **salt}
+            return {**_chat(request.chat), **salt}
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
 
 
-def _messages(chat: generation_pb2.ChatMessages) -> list[dict[str, str]]:
-    messages = [{"role": m.role, "content": m.content} for m in _bounded("chat", chat.messages)]
-    if not messages:
+def _chat(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
+    if not _bounded("chat", chat.messages):
         raise InvalidRequest("chat", "has no messages")
-    if not all(message["role"] for message in messages):
+    if not all(message.role for message in chat.messages):
         raise InvalidRequest("chat", "has a message without a role")
-    return messages
+    return chat_prompt(chat)
 
 
 def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:

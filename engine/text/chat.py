@@ -101,8 +101,10 @@ def _reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_content(name: str, content: Any) -> str | list[dict[str, Any]]:
-    if content is None or isinstance(content, str):
-        return content or ""
+    if content is None or content == []:
+        return ""
+    if isinstance(content, str):
+        return content
     if not isinstance(content, list):
         raise BadValue(name, "is neither a text nor a list of text parts")
     return [_read_part(f"{name}[{index}]", part) for index, part in enumerate(content)]

@@ -27,7 +27,7 @@ def test_a_plain_conversation_is_taken_as_it_is() -> None:
     [
         (None, ""),
         ("", ""),
-        ([], []),
+        ([], ""),
         (["a"], [{"type": "text", "text": "a"}]),
         (({"text": "a", "type": "text"}, {"text": "b"}), [{"type": "text", "text": t} for t in "ab"]),
         ([{"type": "refusal", "refusal": "no"}], [{"type": "text", "text": "no"}]),

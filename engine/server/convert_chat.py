@@ -1,0 +1,55 @@
+"""Protobuf messages of a conversation -> the dict that the engine takes as a prompt. A part of convert.py.
+
+Values of any type are JSON on the wire. What they may be is checked with the conversation, for in-process callers too.
+"""
+
+import json
+from typing import Any
+
+from blora.proto.v1 import generation_pb2
+
+from ..errors import InvalidRequest
+
+OWN_FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id"))
+
+
+def chat_prompt(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
+    """Returns "messages" and the arguments that the client has set, by their names, which message and engine share."""
+    given = {field.name: value for field, value in chat.ListFields() if field.name != "messages"}
+    if "tools" in given:
+        given["tools"] = [_parsed("tools", f"[{index}]", tool) for index, tool in enumerate(chat.tools)]
+    if "chat_template_kwargs" in given:
+        given["chat_template_kwargs"] = _parsed("chat_template_kwargs", "", chat.chat_template_kwargs)
+    return {"messages": [_message(f"[{index}]", message) for index, message in enumerate(chat.messages)], **given}
+
+
+def _message(place: str, message: generation_pb2.ChatMessage) -> dict[str, Any]:
+    if message.content and message.parts:
+        raise InvalidRequest("messages", f"{place}.parts are given besides content; send one of the two")
+    calls = [_parsed("messages", f"{place}.tool_calls[{i}]", call) for i, call in enumerate(message.tool_calls)]
+    parts = [_part(f"{place}.parts[{index}]", part) for index, part in enumerate(message.parts)]
+    texts = {name: getattr(message, name) for name in ("name", "tool_call_id") if message.HasField(name)}
+    others = _others(place, message.other_fields)
+    if OWN_FIELDS & others.keys():
+        reason = f"{place}.other_fields has {min(OWN_FIELDS & others.keys())!r}, which is a field of its own"
+        raise InvalidRequest("messages", reason)
+    own = {"role": message.role, "content": parts or message.content, **texts}
+    return own | ({"tool_calls": calls} if calls else {}) | others
+
+
+def _part(place: str, part: generation_pb2.ContentPart) -> dict[str, Any]:
+    return ({"text": part.text} if part.HasField("text") else {}) | _others(place, part.other_fields)
+
+
+def _others(place: str, text: str) -> dict[str, Any]:
+    others = _parsed("messages", f"{place}.other_fields", text) if text else {}
+    if not isinstance(others, dict):
+        raise InvalidRequest("messages", f"{place}.other_fields is not the JSON of an object")
+    return others
+
+
+def _parsed(field: str, place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of many thousand digits, too, is a ValueError
+        raise InvalidRequest(field, f"{place} is not JSON: {error}".strip()) from error
