@@ -17,6 +17,8 @@ COUNTS = (
     "adapter_copy_bytes",
     "max_passed_over",
     "max_adapter_versions",
+    "max_n",
+    "max_stops",
     "tensor_parallel_size",
     *OPTIONAL_COUNTS,
 )
@@ -36,6 +38,8 @@ class EngineConfig:
     threads: compute threads of all shards together; None leaves the number to torch.
     adapter_copy_bytes: the most bytes of adapters copied into the arena between two steps. While a step computes rows,
     the copies also take no more than a fifth of its time.
+    max_logprobs: the most alternatives that a request may have reported for each token. As in vLLM, -1 sets no limit,
+    and lets a request in process ask for the whole vocabulary with -1.
     host_cache: size of host memory for idle adapters, given as `memory` is. The engine reads an adapter beyond it again
     when a request asks for it. None sets no limit.
     scheduling_policy: "fcfs" serves in the order of arrival; "priority" serves lower priority values first; "fair" does
@@ -70,6 +74,9 @@ class EngineConfig:
     adapter_copy_bytes: int = 64 << 20
     host_cache: int | float | str | None = 0.25
     max_adapter_versions: int = 2  # versions kept under each name, the active one included
+    max_logprobs: int = 20
+    max_n: int = 1024  # samples of one prompt
+    max_stops: int = 256  # stop strings of a request, and as many stop tokens
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -95,6 +102,8 @@ class EngineConfig:
             is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not is_count and not (value is None and name in OPTIONAL_COUNTS):
                 raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
+        if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
+            raise ValueError(f"max_logprobs: {self.max_logprobs!r} is neither a whole number nor -1, which is no limit")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ValueError(f"seed: {self.seed!r} is not an integer")
 

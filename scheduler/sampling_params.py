@@ -21,7 +21,7 @@ class SamplingParams:
 
     Fields may be assigned. A request keeps the values that they have when it is made.
 
-    n: number of samples of the prompt.
+    n: number of samples of the prompt, up to the engine's max_n.
     temperature: 0 is greedy. top_k: 0 or -1 keeps every token. top_p, min_p: probabilities in (0, 1] and [0, 1].
     seed: any signed 64-bit integer; the same seed gives the same tokens whatever else is in the batch. None: random.
     presence_penalty, frequency_penalty: subtracted from logits of generated tokens, once or once per occurrence.
@@ -30,9 +30,11 @@ class SamplingParams:
     bad_words: texts whose tokens cannot be drawn one after another.
     max_tokens: at most this many, fewer where the model's length leaves less room; None means as many as fit.
     min_tokens: EOS, even if it is ignored, and stop tokens cannot be drawn before this many.
-    stop: strings that end the text; they are cut off unless include_stop_str_in_output is set. A special token that one
-    names ends it, too, even while special tokens are not shown.
-    logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself.
+    stop: strings that end the text, up to the engine's max_stops; they are cut off unless include_stop_str_in_output is
+    set. A special token that one names ends it, too, even while special tokens are not shown. stop_token_ids: tokens
+    that end it, as many.
+    logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself; up to the
+    engine's max_logprobs, and -1 is the whole vocabulary.
     stream_interval: tokens that each streamed output has at least; the first and the last one come at once.
     spaces_between_special_tokens and the fields up to skip_reading_prefix_cache: vLLM's, accepted without effect.
     structured_outputs and the fields after it: vLLM's, not served: a request that sets one is refused.

@@ -160,6 +160,7 @@ class EngineArgs:
     disable_async_output_proc: bool = no_meaning(False, STEPS)
 
     # Sampling.
+    max_logprobs: int = same(20)
     logprobs_mode: str = not_served("raw_logprobs", "log probabilities are those of the raw logits")
     logits_processors: Any = not_served(None, "no code of others runs in the engine")
     use_fp64_gumbel: bool = no_meaning(False, "draws are counter-based, and the same in any batch")
@@ -325,6 +326,8 @@ class EngineArgs:
     tenant_weights: Mapping[str, float] = own({})
     adapter_weights: Mapping[str, float] = own({})
     max_passed_over: int = own(OURS["max_passed_over"])
+    max_n: int = own(OURS["max_n"])
+    max_stops: int = own(OURS["max_stops"])
 
     @classmethod
     def add_cli_args(cls, parser: Any) -> Any:

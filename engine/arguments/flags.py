@@ -49,6 +49,13 @@ SHOWN: dict[str, dict[str, Any]] = {
     "max_num_batched_tokens": TOKENS | {"help": "tokens in one step"},
     "max_num_queued_reqs": NUMBER | {"help": "unfinished requests; the server refuses more"},
     "max_adapter_versions": NUMBER | {"help": "versions to keep under each name, the active one included"},
+    "max_logprobs": {
+        "type": int,
+        "metavar": "N",
+        "help": "alternatives that a request may have reported for each token; -1 sets no limit (default: 20)",
+    },
+    "max_n": NUMBER | {"help": "samples of one prompt that a request may ask for"},
+    "max_stops": NUMBER | {"help": "stop strings that a request may have, and as many stop tokens"},
     "scheduling_policy": {
         "choices": POLICIES,
         "help": "order of requests: fair, by priority and then fair shares; fcfs, by arrival; priority (default: fair)",

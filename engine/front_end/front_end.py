@@ -40,6 +40,7 @@ from .validator import (
     check_text,
     ignored_fields,
     resolve_max_tokens,
+    with_all_logprobs,
 )
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,12 @@ class FrontEnd:
         self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config
-        self._limits = Limits(self.defaults.sampling.max_tokens)
+        self._limits = Limits(
+            default_max_tokens=self.defaults.sampling.max_tokens,
+            max_n=config.max_n,
+            max_stops=config.max_stops,
+            max_logprobs=None if config.max_logprobs == -1 else config.max_logprobs,
+        )
         self._seeds = random.Random(config.seed)  # None takes a seed from the system
         self._next_id = 0
         self._noticed: set[str] = set()  # fields without effect, of which a notice was given
@@ -161,9 +167,10 @@ class FrontEnd:
         """Makes requests of a checked call whose adapters are loaded; changes nothing but the count of ids. Raises
         InvalidRequest for a call that does not fit beside its adapters, or does not invoke an activated LoRA."""
         adapters, sampling = call.adapters, call.sampling
-        check_sampled_tokens(sampling, adapters.facts)
+        check_sampled_tokens(sampling, adapters.facts, self._limits)
         num_adapter_pages = self.adapters.num_pages(adapters.digests)
         max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
+        call = replace(call, sampling=with_all_logprobs(sampling, len(call.token_ids), adapters.facts))
         activation = adapters.find_activation(call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n

@@ -5,7 +5,7 @@ A range is checked as `not (low <= value <= high)`, because NaN is neither below
 
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -14,11 +14,8 @@ from ..facts import Facts
 from ..text.chat import Chat
 from ..text.tokenizer import is_encodable
 
-MAX_N = 16
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 8
 MAX_STOP_STRING_LENGTH = 256  # characters
-MAX_STOP_TOKEN_IDS = 64
+MAX_PROMPT_LOGPROBS = 1 << 24  # of all positions of a prompt together: they take gigabytes
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_SALT_BYTES = 128
@@ -39,12 +36,12 @@ FLOAT_RANGES = {
 }
 ABOVE_ZERO = ("top_p", "repetition_penalty")
 INT_RANGES: dict[str, tuple[int, int | None]] = {
-    "n": (1, MAX_N),
+    "n": (1, None),
     "top_k": (-1, (1 << 31) - 1),
     "min_tokens": (0, None),
     "max_tokens": (1, None),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "logprobs": (-1, None),
+    "prompt_logprobs": (-1, None),
     "seed": (-(1 << 63), (1 << 63) - 1),
     "stream_interval": (1, (1 << 31) - 1),
 }
@@ -83,6 +80,9 @@ class Limits:
     """The limits of requests that the engine's options and the model's files set."""
 
     default_max_tokens: int | None = None  # a request with this max_tokens has only taken over the default
+    max_n: int = 1024
+    max_stops: int = 256  # strings, and as many tokens
+    max_logprobs: int | None = 20  # None: as many as the vocabulary has
 
 
 def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits()) -> None:
@@ -97,11 +97,38 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
-    _check_stops(params)
+    if params.n > limits.max_n:
+        raise InvalidRequest("n", f"{params.n} is more than the {limits.max_n} of the option max_n")
+    _check_logprobs(params, facts, limits)
+    _check_stops(params, limits)
     _check_strings("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
     if not all(word.lstrip() for word in params.bad_strings):
         raise InvalidRequest("bad_words", "holds a word of nothing but spaces")
-    check_sampled_tokens(params, facts)
+    check_sampled_tokens(params, facts, limits)
+
+
+def _check_logprobs(params: SamplingParams, facts: Facts, limits: Limits) -> None:
+    most = facts.vocab_size if limits.max_logprobs is None else limits.max_logprobs
+    for name in ("logprobs", "prompt_logprobs"):
+        number = getattr(params, name)
+        if number is not None and _num_logprobs(number, facts) > most:
+            told = "the whole vocabulary" if number == -1 else f"{number}"
+            raise InvalidRequest(name, f"{told} is more than the {most} of the option max_logprobs")
+
+
+def _num_logprobs(number: int, facts: Facts) -> int:
+    return facts.vocab_size if number == -1 else number
+
+
+def with_all_logprobs(params: SamplingParams, num_prompt_tokens: int, facts: Facts) -> SamplingParams:
+    """Returns checked parameters in which the whole vocabulary is a number. Raises InvalidRequest for logprobs of a
+    prompt that would be too many."""
+    asked = {name: getattr(params, name) for name in ("logprobs", "prompt_logprobs")}
+    numbers = {name: _num_logprobs(number, facts) for name, number in asked.items() if number is not None}
+    if numbers.get("prompt_logprobs", 0) * num_prompt_tokens > MAX_PROMPT_LOGPROBS:
+        told = f"{numbers['prompt_logprobs']} for each of {num_prompt_tokens} tokens"
+        raise InvalidRequest("prompt_logprobs", f"{told} are more than {MAX_PROMPT_LOGPROBS}")
+    return replace(params, **numbers) if -1 in asked.values() else params  # type: ignore[arg-type]
 
 
 def check_number(name: str, value: object) -> None:
@@ -123,11 +150,11 @@ def ignored_fields(params: SamplingParams) -> Iterator[str]:
     return (name for name in WITHOUT_EFFECT if not _is_one_of(getattr(params, name), (getattr(defaults, name), None)))
 
 
-def check_sampled_tokens(params: SamplingParams, facts: Facts) -> None:
+def check_sampled_tokens(params: SamplingParams, facts: Facts, limits: Limits = Limits()) -> None:
     """Checks the token ids that the parameters name. Raises InvalidRequest."""
     if params.stop_token_ids is not None:
         _check_type("stop_token_ids", params.stop_token_ids, Sequence, "a list of token ids")
-        check_token_ids("stop_token_ids", params.stop_token_ids, facts, MAX_STOP_TOKEN_IDS)
+        check_token_ids("stop_token_ids", params.stop_token_ids, facts, limits.max_stops)
     if params.logit_bias is not None:
         _check_logit_bias(params.logit_bias, facts)
     if params.allowed_token_ids is not None:
@@ -174,8 +201,8 @@ def _check_int(name: str, value: object, low: int, high: int | None) -> None:
         raise InvalidRequest(name, f"{value!r} is not an integer {bound}")
 
 
-def _check_stops(params: SamplingParams) -> None:
-    _check_strings("stop", params.stop, MAX_STOP_STRINGS, MAX_STOP_STRING_LENGTH)
+def _check_stops(params: SamplingParams, limits: Limits) -> None:
+    _check_strings("stop", params.stop, limits.max_stops, MAX_STOP_STRING_LENGTH)
     if params.stop_strings and not params.detokenize:
         raise InvalidRequest("stop", "stop strings need detokenize; set it to True")
 

@@ -109,7 +109,11 @@ def _chat(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
 
 def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:
     """Returns the fields that the client has set, by their names, which message and SamplingParams share."""
-    return {field.name: _plain(field.name, value) for field, value in message.ListFields()}
+    given = {field.name: _plain(field.name, value) for field, value in message.ListFields()}
+    for name in ("logprobs", "prompt_logprobs"):
+        if given.get(name, 0) < 0:  # a parser may have cut it; and the whole vocabulary would not fit a message
+            raise InvalidRequest(name, f"{given[name]} is below 0; the whole vocabulary is reported in process only")
+    return given
 
 
 def _plain(name: str, value: Any) -> Any:

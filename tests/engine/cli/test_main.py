@@ -38,7 +38,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         --threads 2 --revision main --max-num-queued-reqs 9 --generation-config vllm
         --adapter-root /a --adapter-root /b --adapter-watch /w --adapter-upload-bytes 1KiB --port 0
         --host ::1 --adapter-hub
-        --max-adapter-versions 3
+        --max-adapter-versions 3 --max-logprobs -1 --max-n 8 --max-stops 9
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
@@ -63,6 +63,9 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "adapter_watch": Path("/w"),
         "adapter_hub": True,
         "max_adapter_versions": 3,
+        "max_logprobs": -1,
+        "max_n": 8,
+        "max_stops": 9,
         "adapter_roots": [Path("/a"), Path("/b")],
     }
 

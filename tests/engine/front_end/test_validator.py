@@ -23,6 +23,7 @@ from blora.engine.front_end.validator import (
     check_sampling,
     check_text,
     resolve_max_tokens,
+    with_all_logprobs,
 )
 from blora.engine.text.chat import Chat
 from blora.scheduler import SamplingParams
@@ -51,7 +52,7 @@ def below(value: float) -> float:
 
 
 GOOD: dict[str, list[Any]] = {
-    "n": [1, 2, 16],
+    "n": [1, 2, 1024],
     "temperature": [0, 0.0, -0.0, TINY, 1e-45, 1, 5, 5.0],
     "top_k": [-1, 0, 1, VOCAB, VOCAB + 1, 2**31 - 1],
     "top_p": [TINY, 0.5, 1, 1.0],
@@ -65,8 +66,8 @@ GOOD: dict[str, list[Any]] = {
     "bad_words": [None, [], "x", ["x"], [" x", "y "], ["x"] * 512, "x" * 256],
     "max_tokens": [None, 1, 64, 2**31],
     "min_tokens": [0, 1, 16],
-    "stop": [None, [], "x", ["x"], ("x", "y"), ["x"] * 8, "x" * 256, "\0", "é漢👍"],
-    "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(64))],
+    "stop": [None, [], "x", ["x"], ("x", "y"), ["x"] * 256, "x" * 256, "\0", "é漢👍"],
+    "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(256))],
     "logprobs": [None, 0, 1, 20],
     "prompt_logprobs": [None, 0, 1, 20],
     "stream_interval": [None, 1, 100],
@@ -81,7 +82,7 @@ GOOD: dict[str, list[Any]] = {
 }
 
 BAD: dict[str, list[Any]] = {
-    "n": [None, 0, -1, 17, 10**6, 2**31 - 1, 2**32 - 1, 2**64 - 1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "n": [None, 0, -1, 1025, 10**6, 2**31 - 1, 2**32 - 1, 2**64 - 1, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "temperature": [None, -TINY, above(5.0), -1, 10**400, 1e308, *NOT_FINITE, *NOT_NUMBERS],
     "top_k": [None, -2, -(2**31), 2**31, 2**70, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "top_p": [None, 0, 0.0, -0.0, -TINY, above(1.0), 2, *NOT_FINITE, *NOT_NUMBERS],
@@ -102,7 +103,7 @@ BAD: dict[str, list[Any]] = {
         [""],
         ["x", ""],
         "x" * 257,
-        ["x"] * 9,
+        ["x"] * 257,
         [None],
         [1],
         1,
@@ -123,7 +124,7 @@ BAD: dict[str, list[Any]] = {
             [True],
             [None],
             [math.nan],
-            list(range(65)),
+            list(range(257)),
             0,
             1,
             1.5,
@@ -132,8 +133,8 @@ BAD: dict[str, list[Any]] = {
             {1: 2},
         ),
     ],
-    "logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
-    "prompt_logprobs": [-1, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "logprobs": [-1, -2, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
+    "prompt_logprobs": [-1, -2, 21, VOCAB, 2**31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     **dict.fromkeys(FLAGS, [None, 0, 1, "yes", ""]),
     "output_kind": [None, "delta", 1],
     "allowed_token_ids": [[], [-1], [VOCAB], [2**31], ["1"], [1.0], [True], [None], 0, "1", {1: 2}, [1] * (VOCAB + 1)],
@@ -188,6 +189,32 @@ def test_a_minimum_above_the_maximum_is_refused() -> None:
 def test_stop_strings_need_text() -> None:
     check_sampling(SamplingParams(detokenize=False), FACTS)
     refused(lambda: check_sampling(SamplingParams(stop="x", detokenize=False), FACTS), "stop")
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_logprobs_are_limited_by_an_option(name: str) -> None:
+    for most, good, bad in ((5, [0, 5], [6, -1]), (None, [0, VOCAB, -1], [VOCAB + 1, -2]), (VOCAB, [-1], [VOCAB + 1])):
+        for number in good:
+            check_sampling(SamplingParams(**{name: number}), FACTS, Limits(max_logprobs=most))
+        for number in bad:
+            params = SamplingParams(**{name: number})
+            refused(lambda params=params, most=most: check_sampling(params, FACTS, Limits(max_logprobs=most)), name)  # type: ignore[misc]
+
+
+def test_the_whole_vocabulary_is_a_number_in_the_end() -> None:
+    resolved = with_all_logprobs(SamplingParams(logprobs=-1, prompt_logprobs=-1), 10, FACTS)
+    assert (resolved.logprobs, resolved.prompt_logprobs) == (VOCAB, VOCAB)
+    few = SamplingParams(logprobs=3)
+    assert with_all_logprobs(few, 10, FACTS) == few
+    refused(lambda: with_all_logprobs(SamplingParams(prompt_logprobs=-1), 1 << 20, FACTS), "prompt_logprobs")
+
+
+def test_samples_and_stops_are_limited_by_options() -> None:
+    limits = Limits(max_n=2, max_stops=3)
+    check_sampling(SamplingParams(n=2, stop=["a", "b", "c"], stop_token_ids=[1, 2, 3]), FACTS, limits)
+    for params in (SamplingParams(n=3), SamplingParams(stop=["a"] * 4), SamplingParams(stop_token_ids=[1] * 4)):
+        with pytest.raises(InvalidRequest, match="more than the"):
+            check_sampling(params, FACTS, limits)
 
 
 # Prompts.

@@ -78,7 +78,7 @@ def test_mixed_rows_over_the_wire_equal_the_engine_in_process(
         ("prompt", {"prompt": [1] * 300}),
         ("prompt", {"prompt": "x" * 5000}),
         ("cache_salt", {"cache_salt": "x" * 129}),
-        ("priority", {"priority": 0, "n": 17}),
+        ("priority", {"priority": 0, "n": 1025}),
     ],
 )
 def test_bad_input_is_refused_with_the_name_of_the_field(
