@@ -68,12 +68,13 @@ class Registry:
 
     def publish(self, name: str, digest: str, path: str = "", loaded_at: float = 0.0) -> set[str]:
         """Makes a version and activates it. Returns the digest that the name no longer means, and those of versions
-        dropped to keep at most `max_versions`. A digest that is active already makes no second version."""
+        dropped to keep at most `max_versions`. The digest of a version that is kept makes no second one."""
         versions = self._names.setdefault(name, {})
         active = _active(versions) if versions else None
-        if active is not None and active.digest == digest:
-            versions[active.number] = replace(active, path=path, loaded_at=loaded_at)
-            return set()
+        same = next((version for version in versions.values() if version.digest == digest), None)
+        if same is not None:
+            versions[same.number] = replace(same, path=path, loaded_at=loaded_at)
+            return self.activate(name, same.number)
         number = self._next_number(name)
         versions[number] = Version(number, digest, path, loaded_at)
         self._aliases.setdefault(digest, set()).add((name, number))

@@ -17,6 +17,7 @@ from typing import Any
 from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
+from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
 from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
@@ -356,13 +357,14 @@ class AsyncLLM:
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
         """Checks and accepts calls, and loads adapters for them where they bring a path."""
         self._check_can_begin()
+        looks = await self._adapters.look_at(self._front_end.folders_to_look_at(calls))
         rendered = await self._rendered(calls)
         self._check_can_begin()
         self._check_label(label)
-        checked = [self._front_end.check(call) for call in rendered]
+        checked = [self._front_end.check(call, looks) for call in rendered]
         self._front_end.check_room(checked)
-        if self._front_end.adapters_to_load(checked):
-            await self._load_missing(checked)
+        if self._front_end.adapters_to_load(checked, looks):
+            await self._load_missing(checked, looks)
             prompts = [call.prompt for call in await self._rendered(calls)]  # adapters have special tokens of their own
             self._check_can_begin()  # much may have happened meanwhile
             self._check_label(label)
@@ -404,11 +406,13 @@ class AsyncLLM:
                 for request in entry.requests:
                     self._connection.send(AddRequest.of(request))
 
-    async def _load_missing(self, calls: Sequence[Checked]) -> None:
+    async def _load_missing(self, calls: Sequence[Checked], looks: Looks) -> None:
         """vLLM's way: a path comes with the request. Calls that come together load an adapter once."""
+        self._adapters.expect_looks()
         async with self._loading:
-            for request in self._front_end.adapters_to_load(calls):
+            for request in self._front_end.adapters_to_load(calls, looks):
                 await self.load_adapter(request.lora_name, request.lora_path)
+                self._front_end.adapters.note_int_id(request)
 
     def _check_can_begin(self) -> None:
         self._connection.check_open()

@@ -26,9 +26,10 @@ from blora.adapters import (
     read_checkpoint,
     report_of,
 )
+from blora.adapters.peft.fingerprint import fingerprint
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
 
-from .adapter_store.catalog import NamedAdapter
+from .adapter_store.catalog import Looks, NamedAdapter
 from .adapter_store.orders import (
     AbortRequests,
     AwaitUnloaded,
@@ -49,7 +50,7 @@ from .adapter_store.orders import (
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
 from .errors import EngineUnavailable
-from .front_end.adapter_choice import Adapter
+from .front_end.adapter_choice import Adapter, brings_path
 from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
@@ -266,23 +267,38 @@ class LLM:
         tenant: str | Sequence[str],
         kind: RequestOutputKind,
     ) -> RowStream:
-        begun = self._check(pair_up(prompts, sampling_params, lora_request, priority, tenant), kind)
+        batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
+        looks = self._look_at([call for call in batch if brings_path(call.adapter)])
+        begun = self._check(batch, looks, kind)
         if isinstance(begun, RowStream):
             return begun
-        for request in self._to_load(begun):  # vLLM's way: a path comes with the request
+        for request in self._to_load(begun, looks):  # vLLM's way: a path comes with the request
             self.load_adapter(request.lora_name, request.lora_path)
+            self._note_int_id(request)
         return self._begin_loaded(begun, kind)
 
-    @in_turn
-    def _check(self, batch: Sequence[Call], kind: RequestOutputKind) -> RowStream | list[Checked]:
-        """Checks calls, and begins them where no adapter has to be loaded for them."""
-        calls = [self._front_end.check(call) for call in batch]
-        self._front_end.check_room(calls)
-        return calls if self._front_end.adapters_to_load(calls) else self._begin(calls, kind)
+    def _look_at(self, calls: Sequence[Call]) -> Looks:
+        """calls: those that bring paths. A slow disk holds up this caller only."""
+        return {folder: fingerprint(Path(folder)) for folder in self._folders_to_look_at(calls)} if calls else {}
 
     @in_turn
-    def _to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
-        return self._front_end.adapters_to_load(calls)
+    def _folders_to_look_at(self, calls: Sequence[Call]) -> set[str]:
+        return self._front_end.folders_to_look_at(calls)
+
+    @in_turn
+    def _check(self, batch: Sequence[Call], looks: Looks, kind: RequestOutputKind) -> RowStream | list[Checked]:
+        """Checks calls, and begins them where no adapter has to be loaded for them."""
+        calls = [self._front_end.check(call, looks) for call in batch]
+        self._front_end.check_room(calls)
+        return calls if self._front_end.adapters_to_load(calls, looks) else self._begin(calls, kind)
+
+    @in_turn
+    def _to_load(self, calls: Sequence[Checked], looks: Looks) -> list[LoRARequest]:
+        return self._front_end.adapters_to_load(calls, looks)
+
+    @in_turn
+    def _note_int_id(self, request: LoRARequest) -> None:
+        self._adapters.note_int_id(request)
 
     @in_turn
     def _begin_loaded(self, calls: Sequence[Checked], kind: RequestOutputKind) -> RowStream:
@@ -340,7 +356,8 @@ class LLM:
         checkpoint = self._read(folder)
         image = self._pack(checkpoint)
         self._adapters.check_size(str(path), image.table.num_pages)
-        return self._take_in(name, checkpoint, image, Source(str(path), str(folder.absolute())))
+        source = Source(str(path), str(folder.absolute()), fingerprint=checkpoint.fingerprint)
+        return self._take_in(name, checkpoint, image, source)
 
     @in_turn
     def _take_in(self, name: str, checkpoint: Checkpoint, image: AdapterImage, source: Source) -> AdapterInfo:

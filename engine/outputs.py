@@ -14,12 +14,13 @@ from blora.scheduler import CacheCounts
 class LoRARequest:
     """An adapter to use. Two are equal if their names are.
 
-    The engine loads an unknown `lora_name` from `lora_path`. It refuses a loaded name with another path, unless
-    `load_inplace` is set, which always loads again. `lora_scale` multiplies the adapter's own alpha / r.
+    The engine loads an unknown `lora_name` from `lora_path`, and a loaded one again if its files have changed. It
+    refuses a loaded name with another path, unless `lora_int_id` is another one too. `load_inplace` always loads again.
+    `lora_scale` multiplies the adapter's own alpha / r.
     """
 
     lora_name: str
-    lora_int_id: int = 1  # ignored, accepted for code written for vLLM; blora knows adapters by name and content
+    lora_int_id: int = 1  # another one than before means that the weights may be new; the name identifies the adapter
     lora_path: str = ""
     base_model_name: str | None = None  # ignored, accepted for code written for vLLM
     load_inplace: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 
 ENGINE = "blora.engine.processes.engine"
 LOADER = "blora.engine.processes.loader"
+LOOKOUT = "blora.engine.processes.lookout"
 DOWNLOAD = "blora.engine.processes.download"
 
 

@@ -176,6 +176,7 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
         "blora.engine.front_end.front_end",
         "blora.engine.processes.loader",
         "blora.engine.processes.template",
+        "blora.engine.processes.lookout",
         "blora.engine.cli.main",
         "blora.engine.server.server",
         "blora.adapters",

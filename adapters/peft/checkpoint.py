@@ -125,6 +125,8 @@ def _read(
         text = read_adapter_text(files.read_if_there)
         if files.read(CONFIG_FILE, MAX_CONFIG_BYTES) != config_bytes:  # and may go with other weights
             raise changed(CONFIG_FILE)
+        if len(weights) > 1 and fingerprint(folder) != before:  # one file alone is of one moment
+            raise changed("one of the weights files")
         content = _Content(str(folder), before, files, config_bytes, weights, text)
         return _judge(content, config, targets, base)
     except ConfigError as error:

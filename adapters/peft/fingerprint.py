@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .folder import adapter_files
+from .folder import CONFIG_FILE, WEIGHTS_FILE, adapter_files
 
 # The folder itself tells of files that come, go or are replaced, such as a chat template.
 BESIDE = ("",)
@@ -12,8 +12,11 @@ BESIDE = ("",)
 def fingerprint(folder: Path, beside: Sequence[str] = BESIDE) -> str:
     """Empty while a file of the configuration or the weights is missing. beside: the other files that count; "" is the
     folder itself."""
-    files = adapter_files(folder)
+    files = [folder / CONFIG_FILE, folder / WEIGHTS_FILE]  # the usual ones, which are found without a look around
     states = [_state(file) for file in files]
+    if not all(states):
+        files = adapter_files(folder)
+        states = [_state(file) for file in files]
     if not states or not all(states):
         return ""
     return " ".join([*states, *(_state(files[0].parent / name) for name in beside)])

@@ -28,8 +28,10 @@ from ..facts import Facts
 from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
 from ..text.adapter_tokenizers import AdapterTokenizers
 from ..text.tokenizer import Tokenizer, is_encodable
+from .source import Source
 
 logger = logging.getLogger(__name__)
+Looks = Mapping[str, str]  # folder -> the fingerprint that its files have now
 MAX_EVENTS = 1024  # kept for clients that watch; a client that falls further behind starts again from a snapshot
 
 
@@ -54,6 +56,8 @@ class AdapterCatalog:
         self.facts = facts  # requests for the base model are checked against them
         self._registry = Registry(max_versions)
         self._tables: dict[str, ImageTable] = {}  # by digest
+        self._sources: dict[tuple[str, int], Source] = {}  # by name and number of each version
+        self._int_ids: dict[str, set[int]] = {}  # name -> each lora_int_id for which its weights were found to be these
         self._usage: dict[str, AdapterUsage] = {}  # by name
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
@@ -67,17 +71,38 @@ class AdapterCatalog:
         """The digest behind a reference. Raises AdapterNotFound."""
         return self._registry.resolve(reference)
 
-    def is_to_load(self, request: LoRARequest) -> bool:
-        """Whether a LoRARequest asks for a load. Raises InvalidRequest for a loaded name with another path."""
+    def folder_to_look_at(self, request: LoRARequest) -> str | None:
+        """The folder behind a loaded name with its path, whose files may have changed. Other requests need no look."""
+        if not request.lora_path or request.load_inplace or request.lora_name not in self._registry:
+            return None
+        source = self._active_source(request.lora_name)
+        return source.folder if _is_same_path(source.path, str(request.lora_path)) else None
+
+    def is_to_load(self, request: LoRARequest, looks: Looks) -> bool:
+        """Whether a LoRARequest asks for a load: of an unknown name, of a name for another lora_int_id, or of files
+        that have changed. looks: see `folder_to_look_at`. Raises InvalidRequest for a loaded name with another path."""
+        name = request.lora_name
         if not request.lora_path:
             return False
-        if request.load_inplace or request.lora_name not in self._registry:
+        if request.load_inplace or name not in self._registry:
             return True
-        _, version = self._registry.find(request.lora_name)
-        if not _is_same_path(version.path, str(request.lora_path)):
-            reason = f"{request.lora_name!r:.140} is loaded from another path; load_inplace=True replaces it"
+        if request.lora_int_id not in self._int_ids.get(name, {request.lora_int_id}):
+            return True
+        source = self._active_source(name)
+        if not _is_same_path(source.path, str(request.lora_path)):
+            reason = f"{name!r:.140} is loaded from another path; load_inplace=True or another lora_int_id replaces it"
             raise InvalidRequest("lora_request", reason)
-        return False
+        return self._has_changed(name, source.folder, looks.get(source.folder, ""))
+
+    def _active_source(self, name: str) -> Source:
+        return self._sources[name, self._registry.find(name)[1].number]
+
+    def _has_changed(self, name: str, folder: str, fingerprint: str) -> bool:
+        """Whether a folder holds other files than any version that is kept: after a return to an older version, the
+        files of the newer one are no news. A folder without its files has nothing newer."""
+        kept = [self._sources[name, version.number] for version in self._registry.versions(name)]
+        known = {source.fingerprint for source in kept if source.folder == folder}
+        return fingerprint not in {"", *known}
 
     def num_pages(self, digests: Iterable[str]) -> int:
         """Pages of the adapters and of the pinned ones together: a request can never have the pages of a pinned
@@ -126,13 +151,23 @@ class AdapterCatalog:
     # Names come and go. Each method returns the digests that have lost a version, or their last pin: see
     # `is_published` and `is_pinned`.
 
-    def publish(self, name: str, path: str, table: ImageTable) -> set[str]:
+    def publish(self, name: str, source: Source, table: ImageTable) -> set[str]:
         """Makes an adapter that the engine has the active version of a name."""
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
         self._tables[table.digest] = table
+        if name in self._registry and self.resolve(name) != table.digest:
+            self._int_ids.pop(name, None)
         with self._noting(name):
-            return self._registry.publish(name, table.digest, path, time.time())
+            lost = self._registry.publish(name, table.digest, source.path, time.time())
+            self._sources[name, self._registry.find(name)[1].number] = source
+        return lost
+
+    def note_int_id(self, request: LoRARequest) -> None:
+        """The adapter of a LoRARequest has just been loaded for it. Until its content changes, its lora_int_id is no
+        news."""
+        if request.lora_name in self._registry:
+            self._int_ids.setdefault(request.lora_name, set()).add(request.lora_int_id)
 
     def activate(self, name: str, number: int) -> set[str]:
         """Makes a name mean a version that is kept. Raises AdapterNotFound."""
@@ -151,6 +186,7 @@ class AdapterCatalog:
         finally:
             if name not in self._registry:
                 self._usage.pop(name, None)
+                self._int_ids.pop(name, None)
 
     def forget(self, digest: str) -> None:
         """Erases the table and the text of an adapter that no version means. An unknown digest is fine."""
@@ -193,6 +229,7 @@ class AdapterCatalog:
         if active is not None and active != was_active:
             self._note("activated", name, active, after[active].digest)
         for number in before.keys() - after.keys():
+            del self._sources[name, number]
             self._note("removed", name, number, before[number].digest)
 
     def _versions_by_number(self, name: str) -> tuple[dict[int, Version], int | None]:
@@ -316,8 +353,13 @@ class AdapterCatalog:
         RuntimeError unless the catalog knows these and no others, and counts the usage of existing names only."""
         if lost := self._tables.keys() ^ set(there) | self._tokenizers.digests() - {*there, *coming}:
             raise RuntimeError(f"adapters {lost} are known and not there, or there and not known")
-        if nameless := self._usage.keys() - set(self._registry.names()):
-            raise RuntimeError(f"usage is counted of {nameless}, which no version has")
+        if nameless := {*self._usage, *self._int_ids} - set(self._registry.names()):
+            raise RuntimeError(f"usage or ids are kept of {nameless}, which no version has")
+        versions = {alias for digest in self._registry.digests() for alias in self._registry.aliases(digest)}
+        if versions != self._sources.keys():
+            raise RuntimeError(
+                f"sources of {versions ^ self._sources.keys()} are missing, or of versions that have gone"
+            )
 
     def _versions(self, name: str) -> tuple[AdapterVersion, ...]:
         """Empty for a name that has gone meanwhile."""

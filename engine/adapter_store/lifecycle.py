@@ -20,11 +20,12 @@ from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import DoneReply, FromEngine, StateReply
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
-from .catalog import AdapterCatalog, NamedAdapter
+from .catalog import AdapterCatalog, Looks, NamedAdapter
 from .feed import AdapterFeed
 from .images import AdapterImages
 from .intake import AdapterIntake, AdapterSources
 from .loader_client import LoaderClient, PackedAdapter
+from .lookout_client import LookoutClient
 from .orders import (
     AbortRequests,
     AwaitUnloaded,
@@ -45,6 +46,7 @@ from .orders import (
 )
 from .policy import AdapterPolicy
 from .reads import SharedReads
+from .shared_looks import SharedLooks
 from .upload import UploadedFile
 from .watched_folder import FolderFollower
 
@@ -71,6 +73,8 @@ class AsyncAdapters:
         self._images = AdapterImages(connection)
         self._loader = make_loader()  # reads adapters again, for requests that are not to wait for loads
         self._reads = SharedReads(lambda digest: self._carry_out(policy.read_again(digest)))
+        self._lookout = LookoutClient()
+        self._looks = SharedLooks(self._lookout.look_at)
         self._sources = sources
         self._abort_users = abort_users
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest: what waits until it is freed
@@ -152,6 +156,14 @@ class AsyncAdapters:
 
     # Requests.
 
+    def expect_looks(self) -> None:
+        """The first look starts a process. A request brings a path, and the next one with it will need a look."""
+        self._looks.begin()
+
+    async def look_at(self, folders: Collection[str]) -> Looks:
+        """Raises AdapterRejected for folders that do not answer, EngineUnavailable."""
+        return await self._looks.look_at(folders) if folders else {}
+
     def is_missing(self, digests: Iterable[str]) -> bool:
         """Whether any of these adapters has to be brought back before requests that hold it can be computed."""
         return bool(self._policy.missing(digests))
@@ -211,6 +223,7 @@ class AsyncAdapters:
         await self._intake.close()
         await self._reads.close()
         await self._loader.close()
+        await self._lookout.close()
         self._images.close()
 
     # Adapters come.

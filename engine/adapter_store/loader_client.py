@@ -220,8 +220,9 @@ class LoaderClient:
         else:
             await child.send_with(order, descriptor)
         match await child.receive():
-            case AdapterRead(table, report):
-                return PackedAdapter(table, report, _source(path, order), child.receive_descriptor())
+            case AdapterRead(table, report, fingerprint):
+                source = replace(_source(path, order), fingerprint=fingerprint)
+                return PackedAdapter(table, report, source, child.receive_descriptor())
             case AdapterInspected(report):
                 return report
             case FolderSeen(adapters):

@@ -63,7 +63,7 @@ class AdapterPolicy:
         try:
             yield GiveImage(table, image)
             self._ledger.add(table.digest, table.num_bytes, source)
-            lost = self._catalog.publish(name, source.path, table)
+            lost = self._catalog.publish(name, source, table)
             if self._stages.of(table.digest) is not Stage.LOADED:
                 self._stages.move(table.digest, Stage.LOADED)
             yield from self._note_lost(lost)

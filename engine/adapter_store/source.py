@@ -21,6 +21,7 @@ class Source:
     path: str  # as the caller named it
     folder: str  # the folder that was read: for a hub id, the folder of the download
     roots: Sequence[str] | None = None  # folders, one of which has to hold the adapter's; None allows any
+    fingerprint: str = ""  # of the files that were read
 
     def changed(self, digest: str, problems: Sequence[str]) -> AdapterRejected:
         """The error when reading again does not bring the same adapter. digest: of the loaded adapter. problems: what

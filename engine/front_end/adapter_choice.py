@@ -3,6 +3,7 @@
 Several adapters are summed, unmerged, in the order named, as by PEFT's `add_weighted_adapter(combination_type="cat")`.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from blora.adapters import MAX_ADDED_TOKENS, ImageTable, base_name
 from blora.scheduler import AdapterUse
 
-from ..adapter_store.catalog import AdapterCatalog
+from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..errors import InvalidRequest
 from ..facts import Facts
 from ..outputs import LoRARequest, LoRAUse
@@ -67,11 +68,22 @@ class ResolvedAdapters:
         raise InvalidRequest("prompt", f"lacks the tokens that invoke its adapter: {tokens[:32]}")
 
 
-def resolve(adapter: Adapter, catalog: AdapterCatalog) -> ResolvedAdapters:
-    """Resolves the adapters of a call. Raises AdapterNotFound for an adapter that is not loaded and has no path,
-    InvalidRequest for adapters that cannot be summed."""
+def brings_path(adapter: Adapter) -> bool:
+    """Whether a part of an unchecked choice of adapters brings a path."""
+    return any(isinstance(part, LoRARequest) and part.lora_path for part in named_in(adapter))
+
+
+def folders_to_look_at(adapter: Adapter, catalog: AdapterCatalog) -> list[str]:
+    """The folders of an unchecked choice of adapters whose files may have changed since they were loaded."""
+    requests = [part for part in named_in(adapter) if isinstance(part, LoRARequest) and isinstance(part.lora_name, str)]
+    return [folder for request in requests if (folder := catalog.folder_to_look_at(request)) is not None]
+
+
+def resolve(adapter: Adapter, catalog: AdapterCatalog, looks: Looks) -> ResolvedAdapters:
+    """Resolves the adapters of a call. looks: at `folders_to_look_at`. Raises AdapterNotFound for one that is not
+    loaded and has no path, InvalidRequest for adapters that cannot be summed."""
     requests = read_adapters(adapter)
-    to_load = tuple(request for request in requests if catalog.is_to_load(request))
+    to_load = tuple(request for request in requests if catalog.is_to_load(request, looks))
     for request in to_load:
         catalog.check_name(request.lora_name)
         catalog.check_path(request.lora_path)
@@ -128,12 +140,21 @@ def _read_one(adapter: Any) -> LoRARequest:
     request = LoRARequest(adapter) if isinstance(adapter, str) else adapter
     if not isinstance(request, LoRARequest):
         raise InvalidRequest("lora_request", f"{type(adapter).__name__} is neither a name nor a LoRARequest")
+    _check_int_id(request)
     scale = request.lora_scale
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not is_number or not abs(scale) <= MAX_SCALE:  # NaN compares as False
         name = f"lora_scale of {request.lora_name!r:.140}"
         raise InvalidRequest("lora_request", f"{name}: {scale!r} is not a number from {-MAX_SCALE:g} to {MAX_SCALE:g}")
     return request
+
+
+def _check_int_id(request: LoRARequest) -> None:
+    try:
+        operator.index(request.lora_int_id)
+    except TypeError:
+        reason = f"lora_int_id of {request.lora_name!r:.140}: {request.lora_int_id!r:.80} is not an integer"
+        raise InvalidRequest("lora_request", reason) from None
 
 
 def check_distinct(identities: Sequence[object], requests: Sequence[LoRARequest]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from blora.scheduler import Request, SamplingParams
 
-from ..adapter_store.catalog import AdapterCatalog
+from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
 from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
@@ -22,7 +22,7 @@ from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
 from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
 from ..text.tokenizer import Tokenizer
-from .adapter_choice import Adapter, ResolvedAdapters, resolve, resolve_loaded
+from .adapter_choice import Adapter, ResolvedAdapters, folders_to_look_at, resolve, resolve_loaded
 from .bad_words import bad_sequences
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
@@ -112,10 +112,15 @@ class FrontEnd:
         self._next_id = 0
         self._noticed: set[str] = set()  # fields without effect, of which a notice was given
 
-    # From a call to requests: check, load what is to be loaded, check again then, prepare, accept.
+    # From a call to requests: look at folders, check, load what is to be loaded, check again then, prepare, accept.
 
-    def check(self, call: Call) -> Checked:
-        """Checks and tokenises a call, changing nothing. Raises InvalidRequest, AdapterNotFound."""
+    def folders_to_look_at(self, calls: Sequence[Call]) -> set[str]:
+        """Folders of loaded adapters whose paths come with calls. Their files may have changed: the caller looks."""
+        return {folder for call in calls for folder in folders_to_look_at(call.adapter, self.adapters)}
+
+    def check(self, call: Call, looks: Looks) -> Checked:
+        """Checks and tokenises a call, changing nothing. looks: at `folders_to_look_at`. Raises InvalidRequest,
+        AdapterNotFound."""
         sampling = self.defaults.sampling if call.sampling is None else call.sampling
         if not isinstance(sampling, SamplingParams):
             raise InvalidRequest("sampling_params", f"{type(sampling).__name__} is not SamplingParams")
@@ -123,7 +128,7 @@ class FrontEnd:
         if isinstance(priority, bool) or not isinstance(priority, int) or not -(1 << 31) <= priority < 1 << 31:
             raise InvalidRequest("priority", f"{priority!r} is not a 32-bit integer")
         tenant = check_tenant(call.tenant)
-        adapters = resolve(call.adapter, self.adapters)
+        adapters = resolve(call.adapter, self.adapters, looks)
         check_sampling(sampling, adapters.facts, self._limits)
         self._notice(sampling)
         sampling = as_plain(sampling)
@@ -139,10 +144,10 @@ class FrontEnd:
                 logger.warning("SamplingParams.%s has no effect: %s", name, WITHOUT_EFFECT[name])
                 self._noticed.add(name)
 
-    def adapters_to_load(self, calls: Sequence[Checked]) -> list[LoRARequest]:
-        """The adapters that have to be loaded before these calls can be prepared, each name once."""
+    def adapters_to_load(self, calls: Sequence[Checked], looks: Looks) -> list[LoRARequest]:
+        """The adapters that have still to be loaded before these calls can be prepared, each name once."""
         requests = {request.lora_name: request for call in calls for request in call.adapters.to_load}
-        return [request for request in requests.values() if self.adapters.is_to_load(request)]
+        return [request for request in requests.values() if self.adapters.is_to_load(request, looks)]
 
     def check_again(self, call: Checked) -> Checked:
         """Checks a call whose adapters have been loaded. Names mean what they mean now, and an adapter may read the
@@ -239,7 +244,7 @@ class FrontEnd:
 
     def tokenizer_of(self, adapter: Adapter) -> Tokenizer:
         """The tokenizer of requests for these adapters. An adapter that is not loaded yet has no say in it."""
-        return resolve(adapter, self.adapters).tokenizer
+        return resolve(adapter, self.adapters, {}).tokenizer
 
     def chat_to_render(self, call: Call) -> tuple[Chat, Mapping[str, str], bytes] | None:
         """The conversation of a call that brings the template for it, the special tokens that the template may print,

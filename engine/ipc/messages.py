@@ -269,6 +269,7 @@ class AdapterRead(Frame, frozen=True):
 
     table: ImageTable
     report: AdapterReport
+    fingerprint: str  # of the files that were read
 
 
 class AdapterUnreadable(Frame, frozen=True):
@@ -284,6 +285,19 @@ class FolderSeen(Frame, frozen=True):
 
 
 FromLoader = AdapterRead | AdapterUnreadable | AdapterInspected | FolderSeen
+
+
+# Front end -> lookout and back.
+
+
+class LookAt(Frame, frozen=True):
+    """Asks what the file system says of adapters' files."""
+
+    folders: list[str]
+
+
+class FoldersSeen(Frame, frozen=True):
+    fingerprints: list[str]  # in the order of LookAt.folders; empty for a folder without an adapter's files
 
 
 # Front end -> download and back.

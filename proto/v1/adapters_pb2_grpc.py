@@ -116,8 +116,8 @@ class AdapterServiceServicer:
 
     def Load(self, request, context):
         """Loads an adapter from a folder of the server, as the active version of its name. A name that exists gets the new
-        weights in one moment: running requests are not disturbed and finish on the old weights. Weights that are active
-        already make no second version.
+        weights in one moment: running requests are not disturbed and finish on the old weights. Weights that a kept version
+        has make no second one, and make that version active.
         INVALID_ARGUMENT    the name or the path is malformed
         FAILED_PRECONDITION the folder is not below an --adapter-root, or does not fit the model; the message lists the
         reasons. Or there is no room now to pin the adapter: then it is loaded, but not pinned

@@ -112,13 +112,15 @@ MESSAGES: dict[type, list[Any]] = {
         )
         for roots in (None, ["/r"])
     ],
-    frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT)],
+    frames.AdapterRead: [frames.AdapterRead(TABLE, REPORT, "a:1:2:3")],
     frames.AdapterUnreadable: [frames.AdapterUnreadable(["r: 0", "tensor x"])],
 }
 MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MESSAGES[frames.ReadAdapter]]
 MESSAGES[frames.ReadUploaded] = [
     frames.ReadUploaded(order, [("adapter_config.json", 7)], "folder") for order in MESSAGES[frames.ReadAdapter]
 ]
+MESSAGES[frames.LookAt] = [frames.LookAt([]), frames.LookAt(["/adapters/a"])]
+MESSAGES[frames.FoldersSeen] = [frames.FoldersSeen([]), frames.FoldersSeen(["", "a:1:2:3"])]
 MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
 MESSAGES[frames.FolderSeen] = [frames.FolderSeen({}), frames.FolderSeen({"a": "b:1:2:3"})]
 MESSAGES[frames.AdapterInspected] = [frames.AdapterInspected(REPORT)]
@@ -146,6 +148,8 @@ UNIONS = (
     frames.ToLoader,
     frames.LocateAdapter,
     frames.FromDownload,
+    frames.LookAt,
+    frames.FoldersSeen,
 )
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 
