@@ -18,14 +18,17 @@ class HangLimit:
     """A plugin for pytest. The time is counted anew from the begin of each test, and after the last one."""
 
     def __init__(self, config: pytest.Config, grace: float = GRACE) -> None:
-        self._seconds = float(config.getoption("timeout") or config.getini("timeout")) + grace
+        self._default = float(config.getoption("timeout") or config.getini("timeout"))
+        self._limit, self._grace = self._default, grace
         self._stderr = os.dup(2)  # before pytest captures it
 
     def _begin(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, file=self._stderr, exit=True)
+        faulthandler.dump_traceback_later(self._limit + self._grace, file=self._stderr, exit=True)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self) -> None:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        own = item.get_closest_marker("timeout")
+        self._limit = self._default if own is None else float(own.args[0])
         self._begin()
 
     @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,7 @@ CONFTEST = """
 from hang_limit import HangLimit
 
 def pytest_configure(config):
-    config.pluginmanager.register(HangLimit(config, grace=0.1))
+    config.pluginmanager.register(HangLimit(config, grace=1))
 """
 # PyDLL keeps the lock of the interpreter, so that no other Python thread runs. No signal ends the wait for a mutex.
 HANG = """
@@ -30,7 +30,7 @@ AT_EXIT = HANG + "import atexit\ndef test_a(): atexit.register(hang)\n"
 def run(folder: Path, content: str, *options: str) -> str:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(content)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0.4", *options, str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=1", *options, str(folder)]
     path = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
     ended = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 1

@@ -24,6 +24,7 @@ from test_checkpoint import CONFIG, CORRUPTIONS, WEIGHTS  # the corpus: a change
 pytestmark = pytest.mark.slow
 
 NUM_GOOD = 100
+LIMIT = 1200  # seconds: where other programs keep all cores busy the loader gets 2 % of one
 MAX_SECONDS = 5.0  # of the loader's work, to refuse an adapter
 PROMPT = "a prompt of several blocks"
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -83,6 +84,7 @@ async def spoil_all(llm: AsyncLLM, source: Path, place: Path) -> None:
             await tokens(llm, "bad")
 
 
+@pytest.mark.timeout(LIMIT)
 def test_only_the_broken_adapter_is_refused_and_a_hundred_good_ones_answer_the_same(
     tiny_model: Path, tiny_adapters: dict[str, Path], good: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -117,7 +119,7 @@ def run(tiny_model: Path, body: Callable[[AsyncLLM], Any], **options: Any) -> No
         async with AsyncLLM(str(tiny_model), **OPTIONS | options) as llm:
             await body(llm)
 
-    asyncio.run(asyncio.wait_for(whole(), 250))
+    asyncio.run(asyncio.wait_for(whole(), LIMIT - 50))
 
 
 def test_the_corpus_is_large() -> None:
