@@ -14,8 +14,10 @@ import torch
 from .device_pool import DevicePool
 from .image import Chunk, ImageTable, PackedModule
 from .layout import Layout
-from .lora import LoRAMetadata, LoRAPlanner, Segment, check_segments
+from .lora import LoRAMetadata, LoRAPlanner, Norms, Segment, check_segments
 from .lora_module import Array
+from .norms import NormFinder
+from .targets import TargetKind
 
 CHUNK = np.dtype([("at", "u8"), ("first", "i4"), ("count", "i4")], align=True)
 SLICE = np.dtype(
@@ -57,6 +59,7 @@ class CpuLoRAMetadata(LoRAMetadata):
     num_sites: int
     dtype: torch.dtype
     vocab_size: int
+    norms: Norms
 
     def num_inputs(self, site: int) -> int:
         """The inputs of a site's layer, from the adapters that change it; 0 if none does."""
@@ -92,6 +95,7 @@ class CpuLoRA(LoRAPlanner):
         if pool.layout is not Layout.CPU:
             raise ValueError(f"the pool holds weights in the layout {pool.layout}, not {Layout.CPU}")
         self._pool = pool
+        self._norms = NormFinder(pool)
         self._num_sites = num_sites
 
     def changes_head(self, digest: str) -> bool:
@@ -124,6 +128,7 @@ class CpuLoRA(LoRAPlanner):
             num_sites=self._num_sites,
             dtype=self._pool.dtype,
             vocab_size=max((adapter.vocab_size for adapter in adapters.values()), default=0),
+            norms=self._norms.find(segments, adapter_pages),
         )
 
     def _locate(self, table: ImageTable, page_ids: Sequence[int]) -> NativeAdapter:
@@ -132,7 +137,8 @@ class CpuLoRA(LoRAPlanner):
             raise ValueError(f"pages {page_ids} are not {table.num_pages} of the arena's {num_pages}")
         if getattr(torch, table.dtype) != self._pool.dtype:
             raise ValueError(f"the adapter's weights are {table.dtype}, the pool's {self._pool.dtype}")
-        modules = sorted(table.modules, key=lambda module: module.site)
+        linear = (module for module in table.modules if module.kind is not TargetKind.NORM)
+        modules = sorted(linear, key=lambda module: module.site)
         parts = [part for module in modules for part in _parts(module)]
         chunks = self._place(list(chain.from_iterable(parts)), page_ids)
         ends = np.cumsum([len(part) for part in parts])
@@ -159,7 +165,7 @@ class CpuLoRA(LoRAPlanner):
         """The chunks with their addresses in the arena: [num_chunks] CHUNK."""
         page, offset, first, count = np.array(
             [(chunk.page, chunk.offset, chunk.first, chunk.num_pieces) for chunk in chunks], dtype=np.int64
-        ).T
+        ).reshape(-1, 4).T  # fmt: skip
         pages = self._pool.pages
         placed = np.zeros(len(chunks), CHUNK)
         placed["at"] = pages.data_ptr() + np.asarray(page_ids)[page] * pages.shape[1] + offset

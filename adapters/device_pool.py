@@ -43,8 +43,9 @@ class DevicePool:
         self._tables: dict[str, ImageTable] = {}
         self._images: dict[str, Tensor] = {}  # [num_pages, page_bytes] uint8; no entry for a dropped image
         self._changing_head: set[str] = set()
+        self._changing_norms: set[str] = set()
         self._vocab_sizes: dict[str, int] = {}  # only of adapters with a vocabulary of their own
-        self._derived: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self._derived: dict[str, dict[Callable[..., Any], tuple[tuple[int, ...], Any]]] = {}  # by digest, by function
 
     def add(self, table: ImageTable, image: Tensor) -> None:
         """Keeps an adapter's page images. image: [table.num_pages, page_bytes] uint8 on the host; the caller must not
@@ -57,6 +58,8 @@ class DevicePool:
         self._tables[table.digest], self._images[table.digest] = table, image
         if any(module.kind is TargetKind.HEAD for module in table.modules):
             self._changing_head.add(table.digest)
+        if any(module.kind is TargetKind.NORM for module in table.modules):
+            self._changing_norms.add(table.digest)
         if table.vocab_size is not None:
             self._vocab_sizes[table.digest] = table.vocab_size
 
@@ -68,6 +71,7 @@ class DevicePool:
         self.drop_image(digest)
         self._tables.pop(digest, None)
         self._changing_head.discard(digest)
+        self._changing_norms.discard(digest)
         self._vocab_sizes.pop(digest, None)
         self._derived.pop(digest, None)
 
@@ -82,6 +86,10 @@ class DevicePool:
     def changes_head(self, digest: str) -> bool:
         """Returns whether an adapter changes the LM head."""
         return digest in self._changing_head
+
+    def changes_norms(self, digest: str) -> bool:
+        """Returns whether an adapter has trained the weight of a norm."""
+        return digest in self._changing_norms
 
     def vocab_size_of(self, digest: str) -> int | None:
         """Returns the number of logits of an adapter's rows, or None if it is the model's."""
@@ -98,9 +106,10 @@ class DevicePool:
         self, digest: str, page_ids: Sequence[int], build: Callable[[ImageTable, Sequence[int]], Derived]
     ) -> Derived:
         """Returns `build(table, page_ids)` of an adapter. The result is kept as long as the adapter has these pages."""
-        known = self._derived.get(digest)
+        of_adapter = self._derived.setdefault(digest, {})
+        known = of_adapter.get(build)
         if known is None or known[0] != tuple(page_ids):
             known = (tuple(page_ids), build(self._tables[digest], page_ids))
-            self._derived[digest] = known
+            of_adapter[build] = known
         derived: Derived = known[1]
         return derived

@@ -57,7 +57,7 @@ class PackedModule:
     shift: tuple[Chunk, ...] = ()  # [out_features]; empty if there is none
     gain: tuple[Chunk, ...] = ()  # [out_features]; empty if there is none
     kind: TargetKind = TargetKind.LINEAR
-    rows: tuple[Chunk, ...] = ()  # trained rows of a table
+    rows: tuple[Chunk, ...] = ()  # trained rows of a table, or one row that is the weight of a norm
     row_ids: tuple[int, ...] = ()  # token ids of the rows, ascending; empty means 0, 1, ...
 
     @property

@@ -5,6 +5,7 @@ Semantics of `run`, for every segment and every (adapter, scale) of its list, in
 and where the adapter has a gain (DoRA) or a shift (trained biases) of the slice, then
     y[t, offset:offset + out] = gain * y[t, offset:offset + out] + scale * shift
 Trained rows of a table replace the base model's rows or extend them: the embedding or the logit is computed from them.
+A trained weight of a norm replaces the base model's; the model applies those of the metadata's `norms` itself.
 A token in no segment is a base token: its y is not touched, and no adapter memory is read for it.
 """
 
@@ -36,10 +37,36 @@ def check_segments(segments: Sequence[Segment]) -> None:
         last = segment.end
 
 
+@dataclass(frozen=True, slots=True)
+class NormUse:
+    """The weight of a norm that an adapter has trained, and its tokens, for which it replaces the model's."""
+
+    start: int  # first token
+    end: int  # one past the last token
+    weight: Tensor  # [width] of the model's dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The norms that the adapters of a step have trained."""
+
+    by_site: Mapping[int, Sequence[NormUse]]
+
+    def __bool__(self) -> bool:
+        return bool(self.by_site)
+
+    def at(self, site: int) -> Sequence[NormUse]:
+        return self.by_site.get(site, ())
+
+
+NO_NORMS = Norms({})
+
+
 class LoRAMetadata:
     """The result of `plan` for one step; its content is the backend's own."""
 
     vocab_size: int = 0  # one past the last token for which any of its adapters has a row; 0 if there is none
+    norms: Norms = NO_NORMS
 
 
 class LoRAPlanner(ABC):

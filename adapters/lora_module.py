@@ -19,7 +19,7 @@ NORM_ROWS = 1024  # outputs whose changed weights are computed at a time
 
 @dataclass(frozen=True, slots=True)
 class TrainedRows:
-    """Rows that replace or extend those of an embedding or a head."""
+    """Rows that replace or extend those of an embedding or a head, or the one row that is the weight of a norm."""
 
     ids: tuple[int, ...]  # token ids, ascending; empty means all tokens
     rows: Array  # [number of ids, or the vocabulary; hidden_size] float32
@@ -34,7 +34,7 @@ class LoRAModule:
     b: Array  # [out_features, rank] float32
     shift: Array | None = None  # [out_features] float32
     gain: Array | None = None  # [out_features] float32
-    rows: TrainedRows | None = None  # of an embedding or a head
+    rows: TrainedRows | None = None  # of an embedding, a head or a norm
 
     @property
     def rank(self) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from .device_pool import DevicePool
 from .image import Chunk, ImageTable, PackedModule
 from .layout import Layout
-from .lora import LoRABackend, LoRAMetadata, Segment
+from .lora import LoRABackend, LoRAMetadata, Norms, Segment
+from .norms import NormFinder
 from .targets import TargetKind
 
 
@@ -75,11 +76,13 @@ class ReferenceMetadata(LoRAMetadata):
     segments: Sequence[Segment]
     weights: Mapping[str, SiteWeights]  # digest -> site -> slices
     vocab_size: int
+    norms: Norms
 
 
 class ReferenceLoRA(LoRABackend):
     def __init__(self, pool: DevicePool) -> None:
         self._pool = pool
+        self._norms = NormFinder(pool)
 
     def changes_head(self, digest: str) -> bool:
         return self._pool.changes_head(digest)
@@ -88,7 +91,7 @@ class ReferenceLoRA(LoRABackend):
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         weights = {digest: self._pool.derive(digest, adapter_pages[digest], self._view_sites) for digest in digests}
         vocab_size = max((self._pool.vocab_size_of(digest) or 0 for digest in digests), default=0)
-        return ReferenceMetadata(segments, weights, vocab_size)
+        return ReferenceMetadata(segments, weights, vocab_size, self._norms.find(segments, adapter_pages))
 
     def run(self, site: int, x: Tensor, y: Tensor, metadata: LoRAMetadata) -> None:
         if not isinstance(metadata, ReferenceMetadata):
@@ -114,7 +117,7 @@ class ReferenceLoRA(LoRABackend):
     def _view_sites(self, table: ImageTable, page_ids: Sequence[int]) -> SiteWeights:
         dtype, layout = self._pool.dtype, table.layout
         sites: dict[int, list[SliceWeights]] = {}
-        for module in table.modules:
+        for module in (module for module in table.modules if module.kind is not TargetKind.NORM):
             groups = tuple(
                 GroupWeights(
                     width,

@@ -32,7 +32,7 @@ class ModuleReport:
     norm: float  # Frobenius norm of scaling * B @ A
     gain_norm: float = 0.0  # norm of DoRA's gain minus 1, over the outputs
     shift_norm: float = 0.0  # norm of the vector that is added to the outputs: trained biases
-    rows_norm: float | None = None  # norm of the rows' difference from the model's, if these were available
+    rows_norm: float | None = None  # norm of the difference of rows, or of a norm, from the model's, if known
 
 
 @dataclass(frozen=True, slots=True)

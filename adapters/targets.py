@@ -8,6 +8,10 @@ class TargetKind(StrEnum):
     LINEAR = "linear"
     EMBEDDING = "embedding"  # of token ids: each input is a token
     HEAD = "head"  # linear: each output is a token
+    NORM = "norm"  # a vector of weights, which an adapter replaces as a whole
+
+
+TABLES = (TargetKind.EMBEDDING, TargetKind.HEAD)  # kinds with a row for each token
 
 
 @dataclass(frozen=True, slots=True)

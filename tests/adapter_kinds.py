@@ -20,6 +20,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "head": {"r": 12, "target_modules": ["lm_head", "up_proj"]},
     "both": {"r": 20, "target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
     "tables": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "norms": {"r": 3, "target_modules": ["q_proj", "down_proj"], "modules_to_save": ["norm"]},
+    "one-norm": {"r": 2, "target_modules": ["v_proj"], "modules_to_save": ["post_attention_layernorm", "lm_head"]},
     "saved-head": {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
     "dora-tables": {"r": 3, "target_modules": ["embed_tokens", "lm_head", "down_proj"], "use_dora": True},
     "added": {"r": 4, "target_modules": ["q_proj"], "vocab_size": 263},

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EOS = 256
 VOCAB_SIZE = 260  # a little wider than the tokenizer, as real models are
 
 
-def make_model(folder: Path, **overrides: Any) -> Path:
-    """Makes a Hugging Face folder with a random float32 Llama."""
+def make_model(folder: Path, config: type[PreTrainedConfig] = LlamaConfig, **overrides: Any) -> Path:
+    """Makes a Hugging Face folder with a random float32 model, a Llama unless its configuration is of another class."""
     fields: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 32,
@@ -34,7 +34,7 @@ def make_model(folder: Path, **overrides: Any) -> Path:
         "eos_token_id": EOS,
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**fields | overrides))
+    model = AutoModelForCausalLM.from_config(config(**fields | overrides))
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):  # biases are zero when a model is made
             torch.nn.init.normal_(parameter, std=0.3)
@@ -65,9 +65,9 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def load_resized(model: Path, vocab_size: int | None) -> LlamaForCausalLM:
+def load_resized(model: Path, vocab_size: int | None) -> Any:
     """Loads a model and resizes it as a user does after adding tokens to the tokenizer."""
-    base = LlamaForCausalLM.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model)
     if vocab_size is not None:
         base.resize_token_embeddings(vocab_size, mean_resizing=False)
     return base

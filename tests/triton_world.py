@@ -14,7 +14,7 @@ from blora.adapters.layout import Layout
 from blora.adapters.lora import LoRABackend, Segment
 from blora.adapters.lora_module import LoRAModule, TrainedRows
 from blora.adapters.reference import ReferenceLoRA
-from blora.adapters.targets import TargetKind
+from blora.adapters.targets import TABLES, TargetKind
 from blora.adapters.triton.lora import TritonLoRA
 
 Use = tuple[str, float]
@@ -28,7 +28,7 @@ SHAPES = {
     2: (HIDDEN, ((0, 131), (131, 131))),
     3: (1160, ((0, 160),)),
 }
-HEAD, EMBEDDING = 4, 5
+HEAD, EMBEDDING, NORM = 4, 5, 6
 POISON = 0xFF  # a tensor of these bytes is NaN
 
 TARGETS = (
@@ -39,6 +39,7 @@ TARGETS = (
     ),
     TargetModule("head", HIDDEN, VOCABULARY, HEAD, 0, kind=TargetKind.HEAD),
     TargetModule("embedding", VOCABULARY, HIDDEN, EMBEDDING, 0, kind=TargetKind.EMBEDDING),
+    TargetModule("norm", HIDDEN, HIDDEN, NORM, 0, kind=TargetKind.NORM),
 )
 LINEARS = tuple(target for target in TARGETS if target.kind is TargetKind.LINEAR)
 
@@ -69,11 +70,20 @@ def with_rows(digest: str, ids: tuple[int, ...]) -> Checkpoint:
     rng = np.random.default_rng(len(ids))
     modules = list(make_checkpoint(digest, {"1.0": 8}).modules)
     for target in TARGETS:
-        if target.kind is not TargetKind.LINEAR:
+        if target.kind in TABLES:
             rows = rng.standard_normal((len(ids) or VOCABULARY, HIDDEN)).astype(np.float32)
             nothing = np.zeros((0, target.in_features), np.float32), np.zeros((target.out_features, 0), np.float32)
             modules.append(LoRAModule(target, 1.0, *nothing, rows=TrainedRows(ids, rows)))
     return Checkpoint("", digest, tuple(modules), ())
+
+
+def with_norm(digest: str, weight: float) -> Checkpoint:
+    """Adds a norm, all of whose weights are the same, beside one linear."""
+    (norm,) = (target for target in TARGETS if target.kind is TargetKind.NORM)
+    nothing = np.zeros((0, HIDDEN), np.float32), np.zeros((HIDDEN, 0), np.float32)
+    rows = TrainedRows((), np.full((1, HIDDEN), weight, np.float32))
+    linear = make_checkpoint(digest, {"1.0": 8}).modules
+    return Checkpoint("", digest, (*linear, LoRAModule(norm, 1.0, *nothing, rows=rows)), ())
 
 
 def everywhere(rank: int) -> dict[str, int]:
@@ -90,6 +100,8 @@ CHECKPOINTS = {
     "embedding and head": make_checkpoint("embedding and head", {"1.0": 2, "head": 21, "embedding": 12}),
     "rows": with_rows("rows", (3, 7, 150, 299)),
     "all-rows": with_rows("all-rows", ()),
+    "norm 2": with_norm("norm 2", 2.0),
+    "norm 3": with_norm("norm 3", 3.0),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import AdapterRejected, AdapterTooLarge
 from ..lora_module import Array, BaseTensors, LoRAModule
-from ..targets import TargetKind, TargetModule
+from ..targets import TABLES, TargetModule
 from .cause import likely_cause
 from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .fingerprint import fingerprint
@@ -216,7 +216,7 @@ def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
     elements = 0
     for target in targets:
         elements += rank * (target.in_features + target.out_features) + OUTPUT_VECTORS * target.out_features
-        if target.kind is not TargetKind.LINEAR:  # its whole matrix: trained, the base model's, or both and a copy
+        if target.kind in TABLES:  # its whole matrix: trained, the base model's, or both and a copy
             size, width = matrix_shape(target)
             num_matrices = 3 if config.modules_to_save else 1
             elements += num_matrices * (size + MAX_ADDED_TOKENS) * width + rank * MAX_ADDED_TOKENS

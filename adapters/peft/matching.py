@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..lora_module import Array, BaseTensors, LoRAModule, TrainedRows, dora_gain
-from ..targets import TargetKind, TargetModule
+from ..targets import TABLES, TargetKind, TargetModule
 from .config import PeftConfig
 from .misfits import Misfits
 from .named_tensors import MAX_VALUE, NamedTensors
@@ -65,11 +65,26 @@ class Matcher:
         return changes
 
     def _change(self, target: TargetModule) -> LoRAModule | None:
+        if target.kind is TargetKind.NORM:
+            return self._trained_norm(target)
         if target.kind is TargetKind.LINEAR:
             return self._change_of(target, None)
         resized = self._token_rows.resized(target)
         change = self._change_of(resized, self._token_rows.take_rows(resized))
         return None if change is None else self._token_rows.fit(change, target)
+
+    def _trained_norm(self, target: TargetModule) -> LoRAModule | None:
+        """Returns the norm that was trained as a whole: its weight replaces the model's."""
+        if not self._config.saves(target.name):
+            return None
+        self._tensors.ignore(target.name, "original_module.weight")
+        name, shape = f"{target.name}.weight", (target.out_features,)
+        weight = self._tensors.check(target.name, "weight", self._tensors.take(target.name, "weight"), shape)
+        if weight is None:
+            return None
+        base = self._tensors.base_if_known(name, shape)
+        rows = TrainedRows((), weight[None], None if base is None else float(np.linalg.norm(weight - base)))
+        return LoRAModule(target, 1.0, *_no_product(target), rows=rows)
 
     def _change_of(self, target: TargetModule, rows: TrainedRows | None) -> LoRAModule | None:
         product = self._take_product(target)
@@ -78,8 +93,9 @@ class Matcher:
             return None
         scaling = self._config.scaling_of(target.name)
         if product is None:
-            nothing = np.zeros((0, target.in_features), np.float32), np.zeros((target.out_features, 0), np.float32)
-            return LoRAModule(target, scaling, *nothing, shift=self._shift(target, bias, None, None), rows=rows)
+            return LoRAModule(
+                target, scaling, *_no_product(target), shift=self._shift(target, bias, None, None), rows=rows
+            )
         if rows is not None and self._token_rows.are_trained(rows):
             self.problems.append(f"{target.name} has trained rows and LoRA at once, which is not served")
             return None
@@ -150,9 +166,14 @@ class Matcher:
         return shift
 
 
+def _no_product(target: TargetModule) -> tuple[Array, Array]:
+    """Returns A and B of rank 0."""
+    return np.zeros((0, target.in_features), np.float32), np.zeros((target.out_features, 0), np.float32)
+
+
 def is_targeted(config: PeftConfig, target: TargetModule) -> bool:
     """Returns whether PEFT would have put LoRA on the module."""
-    if target.kind is not TargetKind.LINEAR and config.target_modules == "all-linear":
+    if target.kind is TargetKind.NORM or (target.kind in TABLES and config.target_modules == "all-linear"):
         return False
     is_tied = config.ensure_weight_tying and target.tied_to is not None
     return config.targets(target.name) or (is_tied and config.targets(str(target.tied_to)))
@@ -161,12 +182,15 @@ def is_targeted(config: PeftConfig, target: TargetModule) -> bool:
 def _unserved_names(config: PeftConfig, targets: Sequence[TargetModule]) -> Iterator[str]:
     """Yields a problem for each name that the configuration trains beside LoRA on linear modules, and that the model
     does not have or that is not served."""
-    tables = [target.name for target in targets if target.kind is not TargetKind.LINEAR]
-    named = {"modules_to_save": config.modules_to_save, "trainable_token_indices": tuple(config.trained_tokens)}
-    for field, names in named.items():
-        for name in names:
-            if not any(table.endswith(name) for table in tables):
-                yield f"{field}: {name!r} is not served; tables of this model: {', '.join(tables) or 'none'}"
+    tables = [target.name for target in targets if target.kind in TABLES]
+    norms = [target.name for target in targets if target.kind is TargetKind.NORM]
+    served = f"{', '.join(tables) or 'none'}{', and its norms' if norms else ''}"
+    for name in config.modules_to_save:
+        if not any(module.endswith(name) for module in (*tables, *norms)):
+            yield f"modules_to_save: {name!r} is not served; modules of this model that are: {served}"
+    for name in config.trained_tokens:
+        if not any(table.endswith(name) for table in tables):
+            yield f"trainable_token_indices: {name!r} is no table of this model: {', '.join(tables) or 'it has none'}"
     if isinstance(config.target_modules, tuple):
         for name in config.target_modules:
             tail = name.rpartition(".")[2]

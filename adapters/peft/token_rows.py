@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..lora_module import Array, LoRAModule, TrainedRows
-from ..targets import TargetKind, TargetModule
+from ..targets import TABLES, TargetKind, TargetModule
 from .config import PeftConfig
 from .named_tensors import MAX_VALUE, NamedTensors
 from .text import MAX_ADDED_TOKENS
@@ -28,7 +28,7 @@ class TokenRows:
     def __init__(self, tensors: NamedTensors, config: PeftConfig, targets: Sequence[TargetModule]) -> None:
         self._tensors = tensors
         self._config = config
-        self._targets = [target for target in targets if target.kind is not TargetKind.LINEAR]
+        self._targets = [target for target in targets if target.kind in TABLES]
         self._model_size = matrix_shape(self._targets[0])[0] if self._targets else 0
         self.size = self._find_size()  # tokens
 

@@ -43,7 +43,7 @@ def make_adapter_table(
     table: ImageTable, page_ids: Sequence[int], sites: Sites, item_bytes: int, device: torch.device
 ) -> AdapterTable:
     """Makes an adapter's table. Raises ValueError for a module that the model lacks."""
-    modules = [module for module in table.modules if module.kind is not TargetKind.EMBEDDING]
+    modules = [module for module in table.modules if module.kind not in (TargetKind.EMBEDDING, TargetKind.NORM)]
     parts = [part for module in modules for part in _parts(module, item_bytes)]
     lines = _lines(list(chain.from_iterable(parts)), page_ids, table.page_bytes)
     counts = [sum(chunk.num_pieces for chunk, _ in part) for part in parts]

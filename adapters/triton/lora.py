@@ -10,7 +10,8 @@ from torch import Tensor
 from ..device_pool import DevicePool
 from ..image import ImageTable
 from ..layout import ALIGNMENT, GROUP, Layout
-from ..lora import LoRABackend, LoRAMetadata, Segment, Send, check_segments, on_host
+from ..lora import NO_NORMS, LoRABackend, LoRAMetadata, Norms, Segment, Send, check_segments, on_host
+from ..norms import NormFinder
 from ..targets import TargetModule
 from . import kernels
 from .adapter_table import MAX_ARENA_BYTES, AdapterTable, make_adapter_table
@@ -38,11 +39,12 @@ class TritonMetadata(LoRAMetadata):
     adapters: Mapping[str, PlacedAdapter]  # kept alive: the content holds their addresses
     num_programs: int | None = None  # of each kernel; None: one for each piece of work
     vocab_size: int = 0
+    norms: Norms = NO_NORMS
 
     @property
-    def has_token_modules(self) -> bool:
-        """Whether the kernels do not compute the whole change."""
-        return any(adapter.token_modules for adapter in self.adapters.values())
+    def is_partial(self) -> bool:
+        """Whether the kernels do not compute the whole change: it has rows of tables, or norms."""
+        return bool(self.norms) or any(adapter.token_modules for adapter in self.adapters.values())
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +71,7 @@ class TritonLoRA(LoRABackend):
         if kernels.is_interpreted() and pool.dtype is torch.bfloat16:
             raise ValueError("Triton's interpreter has no bfloat16: it would compute wrong values")
         self._pool, self._send = pool, send
+        self._norms = NormFinder(pool)
         self._sites = lay_out_sites(targets, pages.device)
         self._weights, self._floats = pages.view(pool.dtype), pages.view(torch.float32)
         self._token_modules = TokenModuleFinder(pages, pool.dtype)
@@ -93,7 +96,9 @@ class TritonLoRA(LoRABackend):
         check_segments(segments)
         digests = {digest for segment in segments for digest, _ in segment.adapters}
         adapters = {digest: self._pool.derive(digest, adapter_pages[digest], self._place) for digest in digests}
-        return self._plan(segments, adapters, choose_block_rows(segments))
+        planned = self._plan(segments, adapters, choose_block_rows(segments))
+        planned.norms = self._norms.find(segments, adapter_pages)
+        return planned
 
     def _plan(
         self, segments: Sequence[Segment], adapters: Mapping[str, PlacedAdapter], block_rows: int
@@ -118,7 +123,7 @@ class TritonLoRA(LoRABackend):
         as a whole. Such a step has to run without a graph.
         """
         planned = _own(planned)
-        if planned.has_token_modules:
+        if planned.is_partial:
             return False
         if planned.size.block_rows != fixed.size.block_rows:
             planned = self._plan(planned.segments, planned.adapters, fixed.size.block_rows)

@@ -42,7 +42,7 @@ class Sites:
 
 def lay_out_sites(targets: Iterable[TargetModule], device: torch.device) -> Sites:
     modules = sorted(
-        (target for target in targets if target.kind is not TargetKind.EMBEDDING),
+        (target for target in targets if target.kind not in (TargetKind.EMBEDDING, TargetKind.NORM)),
         key=lambda target: (target.site, target.offset),
     )
     by_site: dict[int, Site] = {}

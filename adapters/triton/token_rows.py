@@ -88,7 +88,8 @@ class TokenModuleFinder:
 
     def find(self, table: ImageTable, page_ids: Sequence[int]) -> dict[int, TokenModule]:
         """The token modules of an adapter, by site."""
-        own = (module for module in table.modules if module.kind is TargetKind.EMBEDDING or module.rows)
+        tables = (module for module in table.modules if module.kind is not TargetKind.NORM)
+        own = (module for module in tables if module.kind is TargetKind.EMBEDDING or module.rows)
         return {module.site: self._find_module(module, page_ids) for module in own}
 
     def _find_module(self, module: PackedModule, page_ids: Sequence[int]) -> TokenModule:

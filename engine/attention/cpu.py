@@ -98,6 +98,12 @@ class CpuAttention(AttentionPlanner):
             raise IndexError(f"layer {layer} does not exist")
         self._kernels.attention(self.layers[layer], metadata.plan, qkv, y)
 
+    def run_normed(self, layer: int, qkv: Tensor, y: Tensor, metadata: CpuAttentionMetadata) -> None:
+        """Computes as `run` does, from q and k whose heads are normed already."""
+        without_norm = AttentionLayer.from_buffer_copy(self.layers[layer])
+        without_norm.qk_norm = None
+        self._kernels.attention(without_norm, metadata.plan, qkv, y)
+
 
 def check_shape(config: ModelConfig, block_size: int) -> None:
     """Raises ValueError for a model or a block size that the kernel has no code for."""

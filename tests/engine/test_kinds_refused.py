@@ -53,8 +53,9 @@ def test_another_table_is_refused(name: str, make_llm: Callable[..., LLM], tiny_
 
 
 def test_other_trained_modules_are_refused(make_llm: Callable[..., LLM], tiny_model: Path, tmp_path: Path) -> None:
-    folder = make_adapter(tiny_model, tmp_path / "it", modules_to_save=["norm"])
-    with pytest.raises(AdapterRejected, match="modules_to_save: 'norm' is not served"):
+    folder = make_adapter(tiny_model, tmp_path / "it", modules_to_save=["up_proj"], target_modules=["q_proj"])
+    served = "'up_proj' is not served; modules of this model that are: lm_head, model.embed_tokens, and its norms"
+    with pytest.raises(AdapterRejected, match=f"modules_to_save: {served}"):
         make_llm().load_adapter("it", folder)
 
 

@@ -13,6 +13,7 @@ from triton_world import (
     CHECKPOINTS,
     EMBEDDING,
     HEAD,
+    NORM,
     RANKS,
     SHAPES,
     TARGETS,
@@ -182,6 +183,20 @@ def test_pages_that_were_given_up_are_not_read_again() -> None:
 def test_a_site_without_modules_is_left_alone(exact: World) -> None:
     x, y = exact.rows(0, 1)
     assert bits(exact.run(exact.triton, 17, x, y, [Segment(0, 1, (("r8", 1.0),))])) == bits(y)
+
+
+def test_norms_are_found_for_the_tokens_of_their_adapters(exact: World) -> None:
+    """Such a step is not one that a graph replays."""
+    uses = ("norm 3", 1.0), ("r8", 1.0), ("norm 2", 1.0)
+    segments = [Segment(start, start + 2, (use,)) for start, use in zip((1, 3, 6), uses, strict=True)]
+    for placed in (exact.triton, exact.reference):
+        norms = placed.lora.plan(segments, placed.page_ids).norms
+        assert [(use.start, use.end, set(use.weight.tolist())) for use in norms.at(NORM)] == [(1, 3, {3}), (6, 8, {2})]
+        assert not norms.at(HEAD) and not placed.lora.plan(segments[1:2], placed.page_ids).norms
+    lora = exact.triton.lora
+    assert isinstance(lora, TritonLoRA)
+    fixed = lora.plan_fixed(StepSize(1, 8, 8, 8, 4), num_programs=1)
+    assert not lora.refill(fixed, lora.plan(segments, exact.triton.page_ids))
 
 
 def test_what_cannot_be_read_is_refused(exact: World) -> None:
