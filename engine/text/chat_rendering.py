@@ -1,7 +1,7 @@
 """Renders a Chat with a chat template: the one way from a conversation to the text of a prompt.
 
 As in vLLM, a content of parts is joined where the template prints a text, and a text becomes a part where the template
-goes through parts.
+takes parts only. A template that takes both gets contents as they are, which is what transformers gives it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InvalidRequest
 from .chat import Chat
-from .chat_template import check_template, loops_over_content, render_template
+from .chat_template import ContentUse, check_template, content_use, render_template
 
 END_MARK = "END_OF_THE_TEXT_TO_CONTINUE "  # the space shows whether a template trims texts
 
@@ -39,10 +39,10 @@ def _check_own(source: str) -> None:
 
 
 def _render(chat: Chat, source: str, special_tokens: Mapping[str, str]) -> str:
-    form = chat.chat_template_content_format
-    has_parts = loops_over_content(source) if form == "auto" else form == "openai"
-    messages = [_shown(message, has_parts) for message in chat.messages]
-    final = messages[-1]["content"]
+    use = content_use(source)
+    form = _form_for(use) if chat.chat_template_content_format == "auto" else chat.chat_template_content_format
+    messages = [{**message, "content": _content(message, form, use.asks_for_none)} for message in chat.messages]
+    final = _content(chat.messages[-1], form)
     if chat.continue_final_message:
         messages[-1]["content"] = _marked(final)
     variables = {"documents": None, **special_tokens, **chat.chat_template_kwargs}
@@ -51,15 +51,23 @@ def _render(chat: Chat, source: str, special_tokens: Mapping[str, str]) -> str:
     return _cut(text, (_texts(final) or [""])[-1]) if chat.continue_final_message else text
 
 
-def _shown(message: Mapping[str, Any], has_parts: bool) -> dict[str, Any]:
-    """Returns a message as a template expects its content: in parts, or as a text. The answers of tools are texts:
-    nearly all templates print them as such."""
-    content = message["content"]
-    if has_parts and message["role"] != "tool":
-        content = ([{"type": "text", "text": content}] if content else []) if isinstance(content, str) else content
-    elif not isinstance(content, str):
-        content = "\n".join(_texts(content))
-    return {**message, "content": content}
+def _form_for(use: ContentUse) -> str:
+    if not use.loops:
+        return "string"
+    return "either" if use.asks_for_text else "openai"
+
+
+def _content(message: Mapping[str, Any], form: str, asks_for_none: bool = False) -> Any:
+    """Returns a message's content as a template expects it. The answers of tools are texts: nearly all templates print
+    them as such. None stands beside tool calls only: other templates would print it."""
+    content, has_texts = message["content"], form == "string" or message["role"] == "tool"
+    if not content and asks_for_none and "tool_calls" in message:
+        return None
+    if isinstance(content, list):
+        return "\n".join(_texts(content)) if has_texts else content
+    if form != "openai" or has_texts:
+        return str(content)
+    return [{"type": "text", "text": content}] if content else []
 
 
 def _texts(content: str | Iterable[Mapping[str, Any]]) -> list[str]:

@@ -63,9 +63,17 @@ def render_template(source: str, /, **variables: Any) -> str:
         return str(template.render(**variables))
 
 
-def loops_over_content(source: str) -> bool:
-    """Returns whether a template goes through the parts of a message's content, instead of printing a text."""
-    return _compile(source).loops_over_content
+@dataclass(frozen=True, slots=True)
+class ContentUse:
+    """What a template does with the contents of messages."""
+
+    loops: bool  # goes through their parts
+    asks_for_text: bool  # takes texts, too
+    asks_for_none: bool
+
+
+def content_use(source: str) -> ContentUse:
+    return _compile(source).content_use
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     program: Any
-    loops_over_content: bool
+    content_use: ContentUse
 
 
 @lru_cache(maxsize=64)  # many adapters share one template, and a template in use is soon used again
@@ -108,8 +116,14 @@ def _compile(template: str) -> _Compiled:
     sandbox = TemplateSandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     with budget():
         parsed = sandbox.parse(template)
-        loops = any(_is_content(loop.iter) for loop in parsed.find_all(nodes.For))
-        return _Compiled(sandbox.from_string(parsed), loops)
+        use = _content_use(parsed)
+        return _Compiled(sandbox.from_string(parsed), use)
+
+
+def _content_use(parsed: nodes.Template) -> ContentUse:
+    loops = any(_is_content(loop.iter) for loop in parsed.find_all(nodes.For))
+    tests = {test.name for test in parsed.find_all(nodes.Test) if _is_content(test.node)}
+    return ContentUse(loops, "string" in tests, "none" in tests)
 
 
 def _is_content(node: nodes.Node) -> bool:

@@ -9,7 +9,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from blora.engine.errors import InvalidRequest
 from blora.engine.text.chat import Chat
 from blora.engine.text.chat_rendering import render_chat
-from blora.engine.text.chat_template import loops_over_content
+from blora.engine.text.chat_template import content_use
 
 # Templates in the idioms of published ones: what they print of tools, of tool calls and of the final turn.
 TEXTS = (
@@ -118,6 +118,8 @@ def test_arguments_in_json_are_those_in_a_mapping() -> None:
         (PARTS, None, "<user></>"),
         (EITHER, ["a", "b"], "<user>ab</>"),
         (EITHER, "a", "<user>a</>"),
+        (EITHER, ["a", {"text": "b"}], "<user>ab</>"),
+        (EITHER.replace("{{ m.content }}", "{{ m.content | upper }}"), "a", "<user>A</>"),
     ],
 )
 def test_content_comes_as_the_template_expects_it(template: str, content: Any, text: str) -> None:
@@ -146,8 +148,22 @@ def test_the_format_of_contents_may_be_given() -> None:
 )
 def test_templates_that_go_through_parts_are_found(loop: str, found: bool) -> None:
     template = "{% macro f(m) %}{% for part in " + loop + " %}{% endfor %}{% endmacro %}"
-    assert loops_over_content(template) is found
-    assert not loops_over_content("{{ messages[0].content }}")
+    assert content_use(template).loops is found
+    assert not content_use("{{ messages[0].content }}").loops
+
+
+def test_none_comes_to_a_template_that_asks_for_it_beside_tool_calls() -> None:
+    """Templates of DeepSeek's R1 print tool calls only where the content is none."""
+    template = "{% for m in messages %}{% if m['content'] is none %}{{ m.tool_calls[0].name }}{% else %}"
+    template += "<{{ m['content'] }}>{% endif %}{% endfor %}"
+    call = {"name": "add", "arguments": {}}
+    for content in (None, "", []):
+        messages = [
+            {"role": "assistant", "content": content, "tool_calls": [call]},
+            {"role": "user", "content": content},
+        ]
+        assert render(template, messages) == "add<>"
+    assert render(template, [{"role": "assistant", "content": "a", "tool_calls": [call]}]) == "<a>"
 
 
 def test_a_chat_brings_its_own_template() -> None:
