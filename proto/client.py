@@ -129,15 +129,16 @@ class Client:
         return GenerationStream(call)
 
     def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
-        """Loads or replaces an adapter from a folder of the server, or from the hub if the server allows it."""
+        """Loads or replaces an adapter from a folder of the server, or from the hub if the server allows it. The answer
+        has the report of the load."""
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
-        return _adapter(self._adapters.Load(request, timeout=self._timeout))
+        return _loaded(self._adapters.Load(request, timeout=self._timeout))
 
     def upload_adapter(self, name: str, folder: str | Path, *, pinned: bool = False) -> adapters_pb2.Adapter:
         """Loads or replaces an adapter from a folder of this machine, by sending its files: those of the folder, or of
         its only checkpoint-N. Raises OSError if the configuration or the weights are missing."""
         contents = {file.name: file.read_bytes() for file in _adapter_files(Path(folder))}
-        return _adapter(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
+        return _loaded(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
 
     def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
         """Reports the result of loading a folder of the server, without loading it."""
@@ -230,6 +231,12 @@ def _upload(name: str, contents: Mapping[str, bytes], pinned: bool) -> Iterator[
 
 def _adapter(response: Any) -> adapters_pb2.Adapter:
     adapter: adapters_pb2.Adapter = response.adapter
+    return adapter
+
+
+def _loaded(response: Any) -> adapters_pb2.Adapter:
+    adapter = _adapter(response)
+    adapter.report.CopyFrom(response.report)
     return adapter
 
 

@@ -290,7 +290,8 @@ def _token(token_id: int, logprob: Logprob | None) -> generation_pb2.TokenLogpro
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
-    """Returns the message, whose fields have the names of AdapterInfo's, but for `report`; a test compares them."""
+    """Returns the message, whose fields have the names of AdapterInfo's; a test compares them. A report is sent beside
+    it."""
     return adapters_pb2.Adapter(
         **{name: value for name, value in asdict(replace(info, report=None)).items() if name != "report"}
     )

@@ -29,6 +29,7 @@ def test_an_adapters_life():
     def question(client):
         loaded = client.load_adapter("bob", "/adapters/bob", pinned=True)
         assert (loaded.name, loaded.path, loaded.pinned) == ("bob", "/adapters/bob", True)
+        assert loaded.report == convert.report(REPORT) and not client.get_adapter("bob").HasField("report")
         assert [adapter.name for adapter in client.list_adapters()] == ["alice", "bob"]
         assert not client.pin_adapter("bob", pinned=False).pinned
         assert client.pin_adapter("bob").pinned
@@ -64,6 +65,7 @@ def test_an_upload_sends_the_files_of_a_folder(tmp_path):
     llm = FakeLLM()
     adapter = ask(lambda client: client.upload_adapter("bob", tmp_path, pinned=True), llm)
     assert (adapter.name, adapter.path, adapter.pinned) == ("bob", "upload:bob", True)
+    assert adapter.report == convert.report(REPORT)
     files, content = llm.uploaded
     assert content == b"".join(contents.values())
     assert [(file.name, file.num_bytes) for file in files] == [(name, len(c)) for name, c in contents.items()]
@@ -117,6 +119,8 @@ def test_a_router_gets_a_snapshot_and_then_events():
 def test_a_report_comes_with_a_load_and_without_one():
     def question(client):
         loaded = client.load_adapter("bob", "/adapters/bob")
+        assert loaded.report == convert.report(REPORT)
+        loaded.ClearField("report")
         assert loaded == client.get_adapter("bob")
         return client.inspect_adapter(REPORT.path), client.inspect_adapter("/adapters/bad")
 
@@ -181,7 +185,7 @@ def test_abort_passes_the_ids_on():
 @pytest.mark.parametrize(
     ("message", "ours", "ours_alone"),
     [
-        (adapters_pb2.Adapter, AdapterInfo, {"report"}),
+        (adapters_pb2.Adapter, AdapterInfo, set()),
         (adapters_pb2.AdapterVersion, AdapterVersion, set()),
         (adapters_pb2.AdapterUsage, AdapterUsage, set()),
         (adapters_pb2.AdapterEvent, AdapterEvent, {"revision"}),
