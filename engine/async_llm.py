@@ -1,18 +1,19 @@
 """AsyncLLM: the engine in a child process, for asyncio. It outlives its engine, restarts it and gives it the adapters.
 
 Owns the phase of its life and the requests that are being read. An EngineSupervisor keeps the process alive, and
-AsyncAdapters has the adapters. Computes nothing and imports no torch.
+AsyncAdapters has the adapters. Computes nothing and imports no torch. It belongs to one event loop of one process; a
+method that needs the engine runs `once_started`.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from blora.adapters import AdapterReport
 from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
@@ -33,6 +34,8 @@ from .front_end.output_processor import UserRequest
 from .ipc.channel import Child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
+from .ipc.home_loop import HomeLoop
+from .ipc.home_process import HomeProcess
 from .ipc.messages import (
     AddRequest,
     DoneReply,
@@ -55,6 +58,8 @@ from .text.chat import RenderedChat
 from .text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 class Phase(Enum):
@@ -94,9 +99,25 @@ class _Reader:
     grown: asyncio.Event  # set when there is news for the reader; the rows of a stream share it
 
 
+def once_started(
+    method: "Callable[Concatenate[AsyncLLM, Parameters], Coroutine[Any, Any, Returned]]",
+) -> "Callable[Concatenate[AsyncLLM, Parameters], Coroutine[Any, Any, Returned]]":
+    """Makes a method of AsyncLLM wait until the engine has started, and refuse another event loop or process."""
+
+    @wraps(method)
+    async def run(self: "AsyncLLM", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+        await self._become_ready()
+        return await method(self, *args, **kwargs)
+
+    return run
+
+
 class AsyncLLM:
-    """An engine with the methods of vLLM's AsyncLLM. Use `async with AsyncLLM(model) as llm`, or call start() and
-    shutdown().
+    """An engine with the methods of vLLM's AsyncLLM. Use `async with AsyncLLM(model) as llm`; or call start(), as the
+    first use does by itself, and shutdown().
+
+    It belongs to the event loop that uses it first, and ends with it: use in another event loop raises WrongEventLoop,
+    and in a child that was forked WrongProcess. Other threads hand it work by asyncio.run_coroutine_threadsafe.
 
     model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at start.
     adapter_roots: folders, one of which has to hold each adapter loaded later; None allows any folder, and hub ids;
@@ -131,7 +152,10 @@ class AsyncLLM:
             on_lost=self._lose_engine,
             equip=self._equip,
         )
+        self._process, self._loop = HomeProcess("AsyncLLM"), HomeLoop("AsyncLLM")
         self._phase = Phase.NEW
+        self._starting: asyncio.Task[None] | None = None
+        self._guard: asyncio.Task[None] | None = None  # shuts down when the event loop ends
         self._parts_or_none: _Parts | None = None
         self._on_serving_change: list[Callable[[bool], None]] = []
         self._readers: dict[UserRequest, _Reader] = {}
@@ -153,14 +177,43 @@ class AsyncLLM:
     # Life.
 
     async def start(self) -> None:
-        """Loads the model and the start-up adapters, once. Raises EngineStartError, AdapterRejected, ValueError."""
-        if self._phase is not Phase.NEW:
+        """Loads the model and the start-up adapters, if that has not been done. To cancel it ends the engine. Raises
+        EngineStartError, AdapterRejected, ValueError, WrongEventLoop, WrongProcess."""
+        self._check_place()
+        if self._phase is Phase.ENDED:
             raise EngineStartError("an AsyncLLM is started once; make another")
-        model = resolve_model(self._config.model, self._config.revision)
-        targets = adapter_targets(load_model_config(model))
-        tokenizer = load_tokenizer(model)
+        await self._begin_start()
+
+    def _begin_start(self) -> "asyncio.Task[None]":
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return self._starting
+
+    async def _become_ready(self) -> None:
+        """Returns when the engine has started, which begins with the first call. A call that is cancelled does not end
+        the start, for which others may wait. Raises what the start raised, EngineUnavailable, WrongEventLoop,
+        WrongProcess."""
+        self._check_place()
+        starting = self._begin_start() if self._phase is Phase.NEW else self._starting
+        if starting is None:
+            return
+        if not starting.done():
+            await asyncio.wait({starting})
+        if starting.cancelled():
+            raise EngineUnavailable("the start of the engine was cancelled")
+        starting.result()
+
+    def _check_place(self) -> None:
+        """Raises WrongProcess, WrongEventLoop."""
+        self._process.check()
+        self._loop.check()
+
+    async def _start(self) -> None:
         self._enter(Phase.STARTING)
         try:
+            model = resolve_model(self._config.model, self._config.revision)
+            targets = adapter_targets(load_model_config(model))
+            tokenizer = load_tokenizer(model)
             raise_descriptor_limit()
             ready = await self._supervisor.start(model)
             self._check_is_starting()
@@ -171,9 +224,19 @@ class AsyncLLM:
             self._check_is_starting()
             self._adapters.follow_folder()
             self._enter(Phase.RUNNING)
+            self._guard = asyncio.create_task(self._end_with_loop())
             self._tell_serving()
         except BaseException:
-            await self.shutdown()
+            await self._shut_down()
+            raise
+
+    async def _end_with_loop(self) -> None:
+        """Shuts down when asyncio.run cancels what still runs: in no other event loop could the engine be reached."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if self._phase is not Phase.ENDED:
+                await self._shut_down()
             raise
 
     def _enter(self, phase: Phase) -> None:
@@ -218,6 +281,7 @@ class AsyncLLM:
     async def drain(self) -> None:
         """Refuses new requests with EngineUnavailable and waits until the running ones are finished. Before start() has
         come to its end, raises EngineUnavailable and changes nothing."""
+        self._check_place()
         if self._phase in (Phase.NEW, Phase.STARTING):
             raise self._connection.unavailable()
         if self._phase is Phase.RUNNING:
@@ -226,7 +290,16 @@ class AsyncLLM:
         await self._idle.wait()
 
     async def shutdown(self) -> None:
-        """Ends the child processes; running requests are aborted. Idempotent."""
+        """Ends the child processes; running requests are aborted. Idempotent. The end of the event loop does so too."""
+        self._process.check()
+        if self._phase is Phase.ENDED and not self._loop.is_here:
+            return
+        self._loop.check()
+        await self._shut_down()
+        if self._guard is not None:
+            self._guard.cancel()
+
+    async def _shut_down(self) -> None:
         if self._phase is not Phase.ENDED:
             self._enter(Phase.ENDED)
         parts = self._parts_or_none
@@ -242,6 +315,28 @@ class AsyncLLM:
     @property
     def is_serving(self) -> bool:
         return self._phase is Phase.RUNNING and self._connection.is_open
+
+    @property
+    def is_running(self) -> bool:
+        """False once the engine has been shut down, or has failed to start. A restart changes nothing."""
+        return self._phase is not Phase.ENDED
+
+    @property
+    def is_stopped(self) -> bool:
+        return not self.is_running
+
+    @property
+    def errored(self) -> bool:
+        return not self.is_running
+
+    @property
+    def dead_error(self) -> EngineUnavailable:
+        return self._connection.unavailable()
+
+    @once_started
+    async def check_health(self) -> None:
+        """Raises EngineUnavailable unless the engine runs, and is neither restarted nor drained."""
+        self._check_can_begin()
 
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
         """Calls back, in the event loop, when is_serving may have changed."""
@@ -356,6 +451,7 @@ class AsyncLLM:
 
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
         """Checks and accepts calls, and loads adapters for them where they bring a path."""
+        await self._become_ready()
         self._check_can_begin()
         looks = await self._adapters.look_at(self._front_end.folders_to_look_at(calls))
         rendered = await self._rendered(calls)
@@ -442,6 +538,7 @@ class AsyncLLM:
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests by their ids. Ids of unknown and of finished requests are fine."""
+        self._check_place()
         if not isinstance(request_id, Iterable):
             raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
@@ -466,6 +563,7 @@ class AsyncLLM:
 
     # Adapters.
 
+    @once_started
     async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
         """Loads a PEFT folder as the active version of a name; running requests finish on the version they began with.
         The least recently active versions go when there are more than `max_adapter_versions`. The returned info has a
@@ -477,6 +575,7 @@ class AsyncLLM:
         """
         return await self._adapters.load(name, path, pinned=pinned)
 
+    @once_started
     async def upload_adapter(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
     ) -> AdapterInfo:
@@ -487,46 +586,55 @@ class AsyncLLM:
         """
         return await self._adapters.upload(name, files, chunks, pinned=pinned)
 
+    @once_started
     async def inspect_adapter(self, path: str | Path) -> AdapterReport:
         """Reports what loading a PEFT folder would come to, and every problem found; loads nothing. Raises
         InvalidRequest, EngineUnavailable, AdapterRejected where no folder may be loaded."""
         return await self._adapters.inspect(path)
 
+    @once_started
     async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
         """Makes a name mean a version that is kept, such as the one before. Running requests finish on the version they
         began with. Raises AdapterNotFound, AdapterRejected for a version that had to be read again and is no longer
         what was loaded."""
         return await self._adapters.activate(name, version)
 
+    @once_started
     async def warm_adapter(self, name: str) -> AdapterInfo:
         """Starts to make an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when
         running requests leave no room now."""
         return await self._adapters.warm(name)
 
+    @once_started
     async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
         """Refuses new requests for the name at once; returns when the running ones are finished, or aborted, and the
         adapter is freed. "name@2" takes one version away; the active one of several is not, which raises
         InvalidRequest."""
         return await self._adapters.unload(name, abort=abort)
 
+    @once_started
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         return await self._adapters.pin(name, pinned)
 
+    @once_started
     async def get_adapter(self, name: str) -> AdapterInfo:
         """name: "name", which means its active version, or "name@2". Raises AdapterNotFound."""
         return await self._adapters.get(name)
 
+    @once_started
     async def list_adapters(self) -> list[AdapterInfo]:
         return await self._adapters.all()
 
     async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
         """Yields a snapshot of all loaded adapters, then the events that happen to adapters. A client that reads too
         slowly for the kept events gets another snapshot. Raises EngineUnavailable when the engine ends or drains."""
+        await self._become_ready()
         async with aclosing(self._adapters.watch()) as news:
             async for piece in news:
                 yield piece
 
+    @once_started
     async def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Does what `LLM.reset_prefix_cache` does. Raises EngineUnavailable."""
         reply: DoneReply = await self._connection.call(
@@ -550,6 +658,7 @@ class AsyncLLM:
             raise RuntimeError(f"idle, but {num_left} requests and samples are left")
         self._adapters.check_idle()
 
+    @once_started
     async def get_info(self) -> EngineInfo:
         """Facts of the engine, its load, and its counts. Raises EngineUnavailable."""
         state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))

@@ -165,12 +165,17 @@ async def start_child(module: str, incoming: Any) -> Child[Any]:
     """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that the child sends."""
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
-    with child_frames, child_descriptors:
-        numbers = (child_frames.fileno(), child_descriptors.fileno())
-        command = [sys.executable, "-m", module, *map(str, numbers)]
-        process = await asyncio.create_subprocess_exec(*command, pass_fds=numbers, stdin=asyncio.subprocess.DEVNULL)
-    descriptors.setblocking(False)
-    reader, writer = await asyncio.open_unix_connection(sock=frames)
+    try:
+        with child_frames, child_descriptors:
+            numbers = (child_frames.fileno(), child_descriptors.fileno())
+            command = [sys.executable, "-m", module, *map(str, numbers)]
+            process = await asyncio.create_subprocess_exec(*command, pass_fds=numbers, stdin=asyncio.subprocess.DEVNULL)
+        descriptors.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=frames)
+    except BaseException:  # it may be cancelled
+        frames.close()
+        descriptors.close()
+        raise
     return Child(process, reader, writer, descriptors, msgspec.msgpack.Decoder(incoming))
 
 

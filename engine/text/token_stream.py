@@ -34,6 +34,8 @@ class TokenDecoder:
 
 
 class TokenStream:
+    """It belongs to one thread at a time."""
+
     def __init__(self, decoder: TokenDecoder, prompt_token_ids: Sequence[int]) -> None:
         self._decoder = decoder
         self._context = _context(decoder, prompt_token_ids)

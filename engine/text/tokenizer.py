@@ -29,6 +29,8 @@ EVEN_FOR_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt
 
 
 class Tokenizer:
+    """Threads may share it."""
+
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
