@@ -169,7 +169,7 @@ def _judge(
         kind=config.kind,
         tensor_names=names.of_file(taken),
         ignored_tensors=names.of_file(matcher.ignored),
-        refused_tensors=names.of_file(matcher.refused),
+        refused_tensors=tuple(sorted([*names.of_file(matcher.refused), *names.doubles])),
         num_bytes=len(content.config) + sum(map(len, content.weights)),
         invocation_tokens=config.invocation_tokens,
         text=content.text,
@@ -191,9 +191,10 @@ def _problems(
     """Returns all reasons for a refusal, the likely cause of misfits first."""
     misfits = matcher.misfits
     misfits.misplaced = [names.in_file.get(name, name) for name in misfits.misplaced]
-    cause = likely_cause(misfits, tensors, targets, config.base_model) if misfits else None
+    misfits.doubles = names.doubles
+    cause = likely_cause(misfits, tensors, names.adapters, targets, config.base_model) if misfits else None
     causes = [] if cause is None else [f"likely cause: {cause}"]
-    return [*causes, *names.problems, *misfits.lines(), *matcher.problems]
+    return [*causes, *misfits.lines(), *matcher.problems]
 
 
 def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_elements: int | None) -> None:

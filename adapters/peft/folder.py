@@ -115,7 +115,7 @@ def _only_checkpoint(path: Path, names: frozenset[str]) -> str:
 def _check_kind(names: frozenset[str]) -> None:
     """Raises Unreadable for a folder whose files tell that it is something else."""
     has_weights = WEIGHTS_FILE in names or INDEX_FILE in names or any(map(SHARD_PATTERN.fullmatch, names))
-    kind = None if has_weights else kind_of_folder(names)
+    kind = None if has_weights or len(names) == MAX_ENTRIES else kind_of_folder(names)
     if kind is not None:
         raise Unreadable(f"{WEIGHTS_FILE} is missing; {kind}")
 

@@ -43,6 +43,8 @@ TENSORS: tuple[tuple[str, str], ...] = (
     (r"\.lora_(down|up)\b", "the file has the names of kohya or diffusers, for a model of images"),
     (r"\.lora_[ab]$", "the file is of mlx-lm, whose matrices are the transposes of PEFT's"),
     (r"\.lora_[ab]\.weight$", "the file is of torchtune: export it with its PEFT format"),
+    (r"\.base_layer\.", "the file has weights of the base model, too: save the adapter alone, with save_pretrained"),
+    (r"\b(v_head|score|classifier)\b", "it has a head for values or classes, which is not served"),
     (r"linear_(qkv|proj|fc1|fc2)\b|_adapter\.linear_(in|out)", "the file is of Megatron or NeMo: export it for PEFT"),
     (r"prompt_embeddings|prefix_", "the file is of prompt tuning, not LoRA"),
     (r"\b(hada_w\d|lokr_w\d|oft_[RS]|vera_lambda|ia3_l|boft_)", "the file is of another method of PEFT, not LoRA"),

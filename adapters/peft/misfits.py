@@ -31,19 +31,23 @@ class Misshapen:
 @dataclass
 class Misfits:
     misplaced: list[str] = field(default_factory=list)  # names in the file that land on no module
+    doubles: list[str] = field(default_factory=list)  # names in the file that mean the same tensor as another one
     missing: list[str] = field(default_factory=list)  # expected names
     misshapen: list[Misshapen] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)  # tensors with values that cannot be used, as a problem each
     untargeted: list[str] = field(default_factory=list)  # modules that the configuration does not train
 
     def __bool__(self) -> bool:
-        return any((self.misplaced, self.missing, self.misshapen, self.unusable, self.untargeted))
+        return any((self.misplaced, self.doubles, self.missing, self.misshapen, self.unusable, self.untargeted))
 
     def lines(self) -> Iterator[str]:
         yield from lines_of(
             self.misplaced,
             "tensor {} lands on no module of the model",
             "tensors of the file land on no module of the model",
+        )
+        yield from lines_of(
+            self.doubles, "tensor {} means the same as another one", "tensors of the file mean the same as other ones"
         )
         yield from lines_of(self.missing, "tensor {} is missing", "expected tensors are missing")
         yield from lines_of(list(map(str, self.misshapen)), "{}", "tensors have other shapes")

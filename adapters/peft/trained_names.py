@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..targets import TargetModule
-from .misfits import shown
 
 PREFIX = "base_model.model."
 STEM = "model."  # of the modules inside the decoder
@@ -50,6 +49,7 @@ class FoundName:
     module: str  # of the model
     changes: tuple[str, ...] = ()  # what was taken away or put in front, in words
     trained_as: tuple[str, ...] = ()  # names that the module may have had in training
+    adapter: str = ""  # the adapter's name in the part
 
 
 @dataclass
@@ -58,7 +58,8 @@ class TrainedNames:
 
     in_file: dict[str, str] = field(default_factory=dict)
     trained_as: dict[str, tuple[str, ...]] = field(default_factory=dict)  # module -> its names in training, if others
-    problems: list[str] = field(default_factory=list)
+    doubles: list[str] = field(default_factory=list)  # names that mean the same tensor as another name
+    adapters: set[str] = field(default_factory=set)  # names of adapters in the parts
     _changes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -71,9 +72,9 @@ class TrainedNames:
         return tuple(sorted(self.in_file.get(name, name) for name in names))
 
     def add(self, name: str, found: FoundName) -> None:
-        other = self.in_file.setdefault(found.name, name)
-        if other != name:
-            self.problems.append(f"tensors {shown(other)} and {shown(name)} are both {found.name}")
+        self.adapters.add(found.adapter)
+        if self.in_file.setdefault(found.name, name) != name:
+            self.doubles.append(name)
             return
         self._changes.update(found.changes)
         if found.trained_as:
@@ -112,7 +113,7 @@ def _find(name: str, by_core: Mapping[str, str]) -> FoundName:
     )
     raw = words[_end_of_prefix(words[:first]) : first]
     trained_as = [name for name in (".".join(raw), ".".join(path[start:])) if name != module]
-    return FoundName(f"{PREFIX}{module}.{part}", module, changes, tuple(trained_as))
+    return FoundName(f"{PREFIX}{module}.{part}", module, changes, tuple(trained_as), adapter)
 
 
 def _end_of_prefix(path: Sequence[str]) -> int:
@@ -136,6 +137,14 @@ def split_stem(path: Sequence[str], by_core: Mapping[str, str]) -> tuple[Sequenc
         if path[length] not in STEMS:
             break
     return (), None
+
+
+def way_to(name: str, by_core: Mapping[str, str]) -> str:
+    """Returns the way, such as "transformer.", below which a name has a module of the model; "" if it has none."""
+    words = name.removeprefix(PREFIX).split(".")
+    cut = next((i for i, word in enumerate(words) if word in PARTS or word in OTHER_PARTS), len(words))
+    start = next((i for i in range(cut) if ".".join(words[i:cut]) in by_core), 0)
+    return "".join(f"{word}." for word in words[:start])
 
 
 def stem_changes(stem: Sequence[str], module: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ transformers uses for fields that a config.json lacks.
 
 from collections.abc import Callable
 
-from .config import ModelConfig, unsupported
+from .config import ModelConfig, UnsupportedModel, unsupported
 from .hf_fields import Fields, build_config, size, windows_by_layer
 
 LLAMA_DEFAULTS = {"max_position_embeddings": 2048}
@@ -69,6 +69,9 @@ ARCHITECTURES: dict[str, Callable[[Fields], ModelConfig]] = {
 def hf_model_config(fields: Fields) -> ModelConfig:
     """The config of a Hugging Face model. Raises UnsupportedModel. fields: those of config.json, `dtype` among them."""
     names = fields.get("architectures") or []
+    whole = [name for name in ARCHITECTURES if names == [f"{name.removesuffix('ForCausalLM')}Model"]]
+    if whole:
+        raise UnsupportedModel(f"architectures: {names[0]!r} is a model without its head: save it as {whole[0]}")
     if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise unsupported("architectures", names, ", ".join(ARCHITECTURES))
     return ARCHITECTURES[names[0]](fields)

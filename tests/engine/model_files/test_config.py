@@ -87,6 +87,7 @@ def test_qwen_biases_and_norms(tmp_path: Path) -> None:
     [
         ({"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM", "Qwen3ForCausalLM"]),
         ({"architectures": None}, ["architectures", "MistralForCausalLM"]),
+        ({"architectures": ["Qwen2Model"]}, ["without its head", "Qwen2ForCausalLM"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "silu"]),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "default, linear, llama3, yarn"]),
         ({"rope_scaling": {"type": "linear"}}, ["factor"]),
