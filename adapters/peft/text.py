@@ -138,12 +138,14 @@ def _template(file: bytes | None, config: Mapping[str, Any]) -> str | None:
         raise TextError(f"{TEMPLATE_FILE} is not UTF-8") from error
 
 
-def template_of(config: Mapping[str, Any]) -> str | None:
+def template_of(config: Mapping[str, Any], name: str = "default") -> str | None:
     """Returns the template in a tokenizer_config.json. Of several, "default" is the one for plain conversations."""
     template = config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = {entry.get("name"): entry.get("template") for entry in entries}
     if isinstance(template, dict):
-        template = template.get("default")
+        template = template.get(name)
+    elif name != "default":
+        return None
     return template if isinstance(template, str) else None

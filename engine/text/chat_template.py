@@ -76,6 +76,13 @@ def content_use(source: str) -> ContentUse:
     return _compile(source).content_use
 
 
+@lru_cache(maxsize=64)
+def warn_of_unread_tools(source: str) -> None:
+    """Warns once of a template that does not read tools: its model would never hear of them."""
+    if not _compile(source).reads_tools:
+        logger.warning("tools are given to a chat template that does not read them; the model is not told of any")
+
+
 @contextmanager
 def _stopped_after(seconds: float) -> Iterator[None]:
     """Raises TimeoutError inside `with` once this thread has worked so long. The trace function looks at the clock at
@@ -108,6 +115,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
 class _Compiled:
     program: Any
     content_use: ContentUse
+    reads_tools: bool
 
 
 @lru_cache(maxsize=64)  # many adapters share one template, and a template in use is soon used again
@@ -117,7 +125,8 @@ def _compile(template: str) -> _Compiled:
     with budget():
         parsed = sandbox.parse(template)
         use = _content_use(parsed)
-        return _Compiled(sandbox.from_string(parsed), use)
+        reads_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
+        return _Compiled(sandbox.from_string(parsed), use, reads_tools)
 
 
 def _content_use(parsed: nodes.Template) -> ContentUse:

@@ -14,12 +14,13 @@ import tokenizers
 
 from blora.adapters import AddedToken
 from blora.adapters.peft.foreign import LFS_POINTER
-from blora.adapters.peft.text import template_of
+from blora.adapters.peft.text import TEMPLATE_FILE, template_of
 
 from ..model_files.config import UnsupportedModel
 from ..model_files.foreign_model import kind_of_model_file
 from .chat import Chat, Message
 from .chat_rendering import render_chat
+from .chat_template import warn_of_unread_tools
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
 from .token_stream import TokenDecoder, TokenStream
 
@@ -38,14 +39,17 @@ class Tokenizer:
         chat_template: str | None,
         added_tokens: tuple[AddedToken, ...] = (),
         *,
+        tool_template: str | None = None,
         cleans_spaces: bool = False,
     ) -> None:
         """special_tokens: by name, such as "eos_token". added_tokens: tokens that an adapter added to the model's
-        tokenizer; `backend` has them already. cleans_spaces: whether a whole text loses the spaces before its
-        punctuation, which a stream of it keeps."""
+        tokenizer; `backend` has them already. tool_template: for conversations with tools, where the model has another
+        one for them. cleans_spaces: whether a whole text loses the spaces before its punctuation, which a stream of it
+        keeps."""
         self._backend = backend
         self.special_tokens = special_tokens
         self.chat_template = chat_template
+        self._tool_template = tool_template
         self.added_tokens = added_tokens
         self.cleans_spaces = cleans_spaces
         backend.no_truncation()
@@ -64,9 +68,17 @@ class Tokenizer:
         backend = self._backend if twin is None else twin._backend
         if added_tokens and twin is None:
             backend = _extended(backend, added_tokens)
-        template = self.chat_template if chat_template is None else chat_template
-        names = {**self.special_tokens, **special_tokens}
-        return Tokenizer(backend, names, template, added_tokens, cleans_spaces=self.cleans_spaces)
+        template, tool_template = self.chat_template, self._tool_template
+        if chat_template is not None:
+            template, tool_template = chat_template, None
+        return Tokenizer(
+            backend,
+            {**self.special_tokens, **special_tokens},
+            template,
+            added_tokens,
+            tool_template=tool_template,
+            cleans_spaces=self.cleans_spaces,
+        )
 
     @cached_property
     def special_contents(self) -> dict[int, str]:
@@ -118,7 +130,12 @@ class Tokenizer:
 
     def render(self, chat: Chat) -> str:
         """Returns the prompt of a conversation. Raises InvalidRequest if the template refuses it or there is none."""
-        return render_chat(chat, self.chat_template, self.special_tokens)
+        has_own = chat.tools is not None and self._tool_template is not None
+        template = self._tool_template if has_own else self.chat_template
+        text = render_chat(chat, template, self.special_tokens)
+        if chat.tools is not None and chat.chat_template is None and template is not None:
+            warn_of_unread_tools(template)
+        return text
 
 
 def _extended(backend: tokenizers.Tokenizer, added_tokens: Sequence[AddedToken]) -> tokenizers.Tokenizer:
@@ -168,13 +185,22 @@ def load_tokenizer(model: Path) -> Tokenizer:
     if not (model.is_dir() and (model / "tokenizer.json").exists()):
         return _convert(model)
     config = read_object(model / CONFIG_FILE)
-    template_file = model / "chat_template.jinja"
-    template = template_file.read_text() if template_file.exists() else template_of(config)
     backend = _fast_tokenizer(model / "tokenizer.json")
     named = read_named_tokens(model, backend)
     _name_tokens(backend, named, model)
     backend.encode_special_tokens = bool(config.get("split_special_tokens"))
-    return Tokenizer(backend, named.special, template, cleans_spaces=_cleans_spaces(backend, config))
+    template, tool_template = _read_templates(model, config)
+    cleans_spaces = _cleans_spaces(backend, config)
+    return Tokenizer(backend, named.special, template, tool_template=tool_template, cleans_spaces=cleans_spaces)
+
+
+def _read_templates(model: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Returns the templates for conversations without tools and with them; None for one that there is not."""
+    files = {"default": model / TEMPLATE_FILE, "tool_use": model / "additional_chat_templates/tool_use.jinja"}
+    if any(file.exists() for file in files.values()):  # then transformers does not look into the configuration
+        default, tool_use = (file.read_text() if file.exists() else None for file in files.values())
+        return default, tool_use
+    return template_of(config), template_of(config, "tool_use")
 
 
 def _name_tokens(backend: tokenizers.Tokenizer, named: NamedTokens, model: Path) -> None:
@@ -210,7 +236,9 @@ def _convert(model: Path) -> Tokenizer:
     except Exception as error:  # each kind of tokenizer fails in its own way
         raise UnsupportedModel(f"{model} holds no tokenizer that transformers can convert: {error}") from error
     names = {name: str(token) for name, token in slow.special_tokens_map.items() if isinstance(token, str)}
-    return Tokenizer(slow.backend_tokenizer, names, template_of({"chat_template": slow.chat_template}))
+    config = {"chat_template": slow.chat_template}
+    tool_template = template_of(config, "tool_use")
+    return Tokenizer(slow.backend_tokenizer, names, template_of(config), tool_template=tool_template)
 
 
 def is_encodable(text: str) -> bool:

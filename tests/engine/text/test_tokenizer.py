@@ -1,5 +1,6 @@
 """Tokenizer and TokenStream: deltas add up to the whole text, and a chat is rendered as by transformers."""
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import EOS, make_tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from blora.engine.errors import InvalidRequest
 from blora.engine.model_files.config import UnsupportedModel
+from blora.engine.text.chat import Chat
 from blora.engine.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
@@ -195,6 +197,34 @@ def test_idioms_of_templates_are_rendered_as_transformers_does(name: str, theirs
         expected = theirs.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False)
         ours = make(TEMPLATES[name], **tokens).apply_chat_template(messages, add_generation_prompt=False)
         assert ours == expected
+
+
+NAMED = {"default": "plain", "tool_use": "{{ tools[0].name }}"}
+
+
+@pytest.mark.parametrize("place", ["configuration", "files"])
+def test_a_model_may_have_another_template_for_tools(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tokenizer(tmp_path)
+    if place == "configuration":
+        templates = [{"name": name, "template": template} for name, template in NAMED.items()]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    else:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "chat_template.jinja").write_text(NAMED["default"])
+        (tmp_path / "additional_chat_templates/tool_use.jinja").write_text(NAMED["tool_use"])
+    theirs, ours = PreTrainedTokenizerFast.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    tools: list[Any] = [{"name": "add"}]
+    with_tools = Chat.read({"messages": MESSAGES[0], "tools": tools})
+    for chat, text in [(Chat.read({"messages": MESSAGES[0]}), "plain"), (with_tools, "add")]:
+        assert theirs.apply_chat_template(MESSAGES[0], tools=chat.tools, tokenize=False) == text
+        assert ours.render(chat) == ours.derive((), {"eos_token": "</s>"}, None).render(chat) == text
+    assert not caplog.records
+    assert [ours.derive((), {}, f"of {place}").render(with_tools) for _ in range(2)] == [f"of {place}"] * 2
+    assert [record.message for record in caplog.records] == [
+        "tools are given to a chat template that does not read them; the model is not told of any"
+    ]
 
 
 HOSTILE = {
