@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .adapter_store.upload import UploadedFile
     from .arguments.engine_args import AsyncEngineArgs, EngineArgs
     from .arguments.parser import FlexibleArgumentParser
-    from .async_llm import AsyncLLM
+    from .async_llm import AsyncLLM, AsyncLLMEngine
     from .config import EngineConfig
     from .errors import (
         AdapterError,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     )
     from .front_end.adapter_choice import Adapter
     from .front_end.calls import Conversation, Prompt, TextPrompt, TokensPrompt
-    from .llm import LLM, RowStream
+    from .llm import LLM, LLMEngine
+    from .metrics import Counter, Gauge, Metric
     from .model_files.config import UnsupportedModel
     from .outputs import (
         AdapterEvent,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         RequestOutput,
         SampleLogprobs,
     )
+    from .row_stream import RowStream
     from .text.chat import Chat, Message
     from .text.token_stream import TokenStream
     from .text.tokenizer import Tokenizer
@@ -60,7 +62,7 @@ _NAMES = {
     ".adapter_store.upload": ("UploadedFile",),
     ".arguments.engine_args": ("AsyncEngineArgs", "EngineArgs"),
     ".arguments.parser": ("FlexibleArgumentParser",),
-    ".async_llm": ("AsyncLLM",),
+    ".async_llm": ("AsyncLLM", "AsyncLLMEngine"),
     ".config": ("EngineConfig",),
     ".errors": (
         "AdapterError",
@@ -77,7 +79,8 @@ _NAMES = {
     ),
     ".front_end.adapter_choice": ("Adapter",),
     ".front_end.calls": ("Conversation", "Prompt", "TextPrompt", "TokensPrompt"),
-    ".llm": ("LLM", "RowStream"),
+    ".llm": ("LLM", "LLMEngine"),
+    ".metrics": ("Counter", "Gauge", "Metric"),
     ".model_files.config": ("UnsupportedModel",),
     ".outputs": (
         "AdapterEvent",
@@ -97,6 +100,7 @@ _NAMES = {
     ),
     ".text.chat": ("Chat", "Message"),
     ".text.token_stream": ("TokenStream",),
+    ".row_stream": ("RowStream",),
     ".text.tokenizer": ("Tokenizer",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
@@ -118,9 +122,11 @@ __all__ = [
     "AddedToken",
     "AsyncEngineArgs",
     "AsyncLLM",
+    "AsyncLLMEngine",
     "Chat",
     "CompletionOutput",
     "Conversation",
+    "Counter",
     "EngineArgs",
     "EngineBroken",
     "EngineConfig",
@@ -128,12 +134,15 @@ __all__ = [
     "EngineStartError",
     "EngineUnavailable",
     "FlexibleArgumentParser",
+    "Gauge",
     "InvalidRequest",
+    "LLMEngine",
     "LayerReport",
     "LoRARequest",
     "LoRAUse",
     "Logprob",
     "Message",
+    "Metric",
     "ModuleReport",
     "Prompt",
     "PromptLogprobs",

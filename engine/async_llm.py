@@ -56,6 +56,7 @@ from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from .text.chat import RenderedChat
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .unserved import TellsUnserved
 
 logger = logging.getLogger(__name__)
 Parameters = ParamSpec("Parameters")
@@ -112,7 +113,7 @@ def once_started(
     return run
 
 
-class AsyncLLM:
+class AsyncLLM(TellsUnserved):
     """An engine with the methods of vLLM's AsyncLLM. Use `async with AsyncLLM(model) as llm`; or call start(), as the
     first use does by itself, and shutdown().
 
@@ -704,6 +705,9 @@ class AsyncLLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """A copy of the parameters of requests that bring none."""
         return self._front_end.defaults.sampling.clone()
+
+
+AsyncLLMEngine = AsyncLLM  # the name that it had in vLLM before
 
 
 def _wake(grown: asyncio.Event, submission: "asyncio.Task[None]") -> None:

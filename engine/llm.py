@@ -6,7 +6,6 @@ which thread. Files of adapters are read in the thread of the caller, beside the
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -49,81 +48,29 @@ from .adapter_store.orders import (
 )
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
-from .errors import EngineUnavailable
+from .errors import InvalidRequest
 from .front_end.adapter_choice import Adapter, brings_path
 from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
-from .front_end.output_processor import OutputProcessor, UserRequest
+from .front_end.output_processor import UserRequest
 from .ipc.sealed_memory import map_sealed, seal
 from .memory.page_size import max_elements
+from .metrics import Metric, metrics_of
 from .model.targets import adapter_targets
 from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
 from .options import adapter_paths
 from .outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
+from .row_stream import RowStream
 from .startup.start import start_engine
 from .step.driver import Driver
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .unserved import TellsUnserved
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
-
-
-class RowStream:
-    """Rows that grow together: an iterator over the new outputs after each step. Its requests are accepted before.
-
-    Several streams may be open at once. A step of one computes the rows of all, and each stream takes its own outputs.
-    Threads may share a stream: each output goes to one of them. One that is dropped is closed before the next step.
-    """
-
-    def __init__(
-        self,
-        outputs: OutputProcessor,
-        users: Iterable[UserRequest],
-        driver: Driver,
-        end: Callable[[Iterable[UserRequest]], None],
-    ) -> None:
-        """end: aborts requests."""
-        self.users = tuple(users)
-        self._unfinished = list(self.users)
-        self._outputs, self._driver, self._end = outputs, driver, end
-
-    def __iter__(self) -> "RowStream":
-        return self
-
-    def __next__(self) -> list[RequestOutput]:
-        outputs = self._driver.until(self._take)
-        if not outputs:
-            raise StopIteration
-        return outputs
-
-    def _take(self) -> list[RequestOutput] | None:
-        """Returns the new outputs, an empty list at the end, and None while there is nothing new."""
-        news = [self._outputs.take(user) for user in self._unfinished if user.has_news]
-        self._unfinished = [user for user in self._unfinished if not user.is_finished]
-        outputs = [output for output in news if output is not None]
-        return outputs if outputs or not self._unfinished else None
-
-    def close(self) -> None:
-        """Aborts the unfinished requests. Idempotent."""
-        with suppress(EngineUnavailable):  # the LLM was closed, and its requests with it
-            self._driver.run(self._close)
-
-    def _close(self) -> None:
-        unfinished, self._unfinished = self._unfinished, []
-        self._end(unfinished)
-
-    def __enter__(self) -> "RowStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if self._unfinished:
-            self._driver.notes.append(partial(self._end, self._unfinished))
 
 
 def in_turn(
@@ -138,7 +85,7 @@ def in_turn(
     return run
 
 
-class LLM:
+class LLM(TellsUnserved):
     """Generates text for batches of (prompt, adapter) pairs. Threads may share it: their requests are computed
     together. A child process that was forked may not use it, which raises WrongProcess.
 
@@ -162,6 +109,7 @@ class LLM:
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
         self._adapters = self._front_end.adapters
         self._policy = self._front_end.policy
+        self._queue = RowStream(self._front_end.outputs, (), self._driver, self._drop)
         for name, path in start_adapters.items():
             self.load_adapter(name, path)
 
@@ -181,7 +129,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         priority: Sequence[int] | None = None,
         tenant: str | Sequence[str] = "",
     ) -> list[RequestOutput]:
@@ -190,25 +138,19 @@ class LLM:
         Lists pair one to one with prompts; a single value goes with each. lora_request: the name of a loaded adapter,
         or a LoRARequest, which loads its adapter if need be, once the call has no other fault; a mapping of names to
         scales, or a sequence of adapters inside the list, is the sum of several; None is the base model. tenant: the
-        one whose fair share of service the prompt is served from. Raises InvalidRequest, AdapterNotFound,
-        AdapterRejected or QueueFull before anything runs; a request that fails later has finish_reason "error".
+        one whose fair share of service the prompt is served from. use_tqdm: shows a bar, which a callable makes. Raises
+        InvalidRequest, AdapterNotFound, AdapterRejected or QueueFull before anything runs; a request that fails later
+        has finish_reason "error".
         """
         stream = self._open(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.FINAL_ONLY)
-        final: dict[str, RequestOutput] = {}
-        progress = tqdm(total=len(stream.users), desc="requests", disable=not use_tqdm)
-        with stream, progress:
-            for outputs in stream:
-                for output in outputs:
-                    if output.finished:
-                        final[output.request_id] = output
-                        progress.update()
-        return [final[user.request_id] for user in stream.users]
+        with stream, _progress(len(stream.users), use_tqdm) as progress:
+            return stream.complete(progress.update)
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
         chat_template: str | None = None,
@@ -265,8 +207,9 @@ class LLM:
         lora_request: Adapter | Sequence[Adapter],
         priority: Sequence[int] | None,
         tenant: str | Sequence[str],
-        kind: RequestOutputKind,
+        kind: RequestOutputKind | None,
     ) -> RowStream:
+        """kind: of the outputs; None leaves it to the parameters of each request."""
         batch = pair_up(prompts, sampling_params, lora_request, priority, tenant)
         looks = self._look_at([call for call in batch if brings_path(call.adapter)])
         begun = self._check(batch, looks, kind)
@@ -286,7 +229,7 @@ class LLM:
         return self._front_end.folders_to_look_at(calls)
 
     @in_turn
-    def _check(self, batch: Sequence[Call], looks: Looks, kind: RequestOutputKind) -> RowStream | list[Checked]:
+    def _check(self, batch: Sequence[Call], looks: Looks, kind: RequestOutputKind | None) -> RowStream | list[Checked]:
         """Checks calls, and begins them where no adapter has to be loaded for them."""
         calls = [self._front_end.check(call, looks) for call in batch]
         self._front_end.check_room(calls)
@@ -301,14 +244,14 @@ class LLM:
         self._adapters.note_int_id(request)
 
     @in_turn
-    def _begin_loaded(self, calls: Sequence[Checked], kind: RequestOutputKind) -> RowStream:
+    def _begin_loaded(self, calls: Sequence[Checked], kind: RequestOutputKind | None) -> RowStream:
         return self._begin([self._front_end.check_again(call) for call in calls], kind)
 
-    def _begin(self, calls: Sequence[Checked], kind: RequestOutputKind) -> RowStream:
+    def _begin(self, calls: Sequence[Checked], kind: RequestOutputKind | None) -> RowStream:
         """Accepts requests, has missing images of their adapters read again, and gives the requests to the core."""
         prepared = [self._front_end.prepare(call) for call in calls]
         for entry in prepared:
-            entry.user.output_kind = kind
+            entry.user.output_kind = kind or entry.user.output_kind
         self._front_end.accept(prepared)
         stream = RowStream(self._front_end.outputs, [entry.user for entry in prepared], self._driver, self._drop)
         try:
@@ -320,6 +263,100 @@ class LLM:
             for request in entry.requests:
                 self._core.add_request(request)
         return stream
+
+    # Generation, step by step: vLLM's LLMEngine, and its queue.
+
+    @property
+    def llm_engine(self) -> "LLM":
+        """This object, which is its own engine."""
+        return self
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        arrival_time: float | None = None,
+        lora_request: Adapter = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> str:
+        """Accepts a request, which `step` computes and shows under this id; returns the id. arrival_time: for the
+        metrics, as time.time() tells it. Raises as `generate` does, and InvalidRequest for the id of an unfinished
+        request."""
+        if not isinstance(request_id, str):
+            raise InvalidRequest("request_id", f"{type(request_id).__name__} is not a text")
+        stream = self._open([prompt], params, [lora_request], [priority], tenant, None)
+        (user,) = stream.users
+        user.request_id = request_id
+        user.metrics.arrival_time = user.metrics.arrival_time if arrival_time is None else arrival_time
+        self._join_queue(stream)
+        return request_id
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        priority: Sequence[int] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        tenant: str | Sequence[str] = "",
+    ) -> list[str]:
+        """Accepts requests, which `wait_for_completion` computes; returns their ids. Raises as `generate` does."""
+        stream = self._open(prompts, sampling_params, lora_request, priority, tenant, RequestOutputKind.FINAL_ONLY)
+        self._join_queue(stream)
+        with _progress(len(stream.users), use_tqdm) as progress:
+            progress.update(len(stream.users))
+        return [user.request_id for user in stream.users]
+
+    def enqueue_chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: Adapter | Sequence[Adapter] = None,
+        priority: Sequence[int] | None = None,
+        tenant: str | Sequence[str] = "",
+        **template: Any,
+    ) -> list[str]:
+        """Does what `enqueue` does, for conversations. template: the arguments of the template, as `chat` has them."""
+        prompts = chat_prompts(messages, **template)
+        return self.enqueue(prompts, sampling_params, lora_request, priority, use_tqdm, tenant)
+
+    @in_turn
+    def _join_queue(self, stream: RowStream) -> None:
+        taken = set(self._queue.labels()).intersection(stream.labels())
+        if taken:
+            stream.close()
+            raise InvalidRequest("request_id", f"{min(taken)!r:.140} is the id of an unfinished request")
+        self._queue.take_over(stream)
+
+    def step(self) -> list[RequestOutput]:
+        """Has one step computed for all requests. Returns the new outputs of those that `add_request` and `enqueue`
+        accepted."""
+        return self._queue.step()
+
+    def wait_for_completion(self, *, use_tqdm: bool | Callable[..., Any] = True) -> list[RequestOutput]:
+        """Has steps computed until all requests that `enqueue` and `add_request` accepted are finished. Returns their
+        final outputs in the order in which they were accepted."""
+        with _progress(self.get_num_unfinished_requests(), use_tqdm) as progress:
+            return self._queue.complete(progress.update)
+
+    @in_turn
+    def abort_request(self, request_ids: str | Sequence[str]) -> None:
+        """Aborts requests that `add_request` or `enqueue` accepted. Unknown ids are allowed."""
+        self._queue.abort([request_ids] if isinstance(request_ids, str) else list(request_ids))
+
+    def has_unfinished_requests(self) -> bool:
+        """Returns whether `step` has something to compute or to show."""
+        return self.get_num_unfinished_requests() > 0
+
+    @in_turn
+    def get_num_unfinished_requests(self) -> int:
+        return len(self._queue.labels())
+
+    # Steps.
 
     def _step(self) -> None:
         _, to_finish = self._front_end.outputs.process(self._core.step())
@@ -333,6 +370,8 @@ class LLM:
     def _drop(self, users: Iterable[UserRequest]) -> None:
         for user in users:
             self._finish(self._front_end.outputs.remove(user))
+
+    # The prefix cache.
 
     @in_turn
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
@@ -533,6 +572,10 @@ class LLM:
         engine = self._engine
         return engine_info(self._config, engine.dtype, engine.page_bytes, self._core.load, self._front_end)
 
+    def get_metrics(self) -> list[Metric]:
+        """The counts of the engine under vLLM's names."""
+        return metrics_of(self.get_info())
+
     @in_turn
     def check_integrity(self) -> None:
         """Raises RuntimeError when a page, an adapter, an image or a reference has no owner, or more than one."""
@@ -548,3 +591,12 @@ class LLM:
         if self._front_end.outputs.num_unfinished:
             num_unfinished = self._front_end.outputs.num_unfinished
             raise RuntimeError(f"{num_unfinished} samples are unfinished here, and unknown to the core")
+
+
+def _progress(total: int, use_tqdm: bool | Callable[..., Any]) -> Any:
+    """The bar of a call, which shows the number of finished requests."""
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    return make(total=total, desc="requests", disable=not use_tqdm)
+
+
+LLMEngine = LLM  # the name by which vLLM's scripts drive an engine step by step

@@ -14,7 +14,7 @@ from .markdown import page, prose
 from .source import alias_as_written, doc_of, fields_as_written, functions_of
 
 GROUPS: dict[str, Sequence[str]] = {
-    "Engines": ("LLM", "AsyncLLM"),
+    "Engines": ("LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"),
     "Options under vLLM's names": ("EngineArgs", "AsyncEngineArgs", "EngineConfig", "FlexibleArgumentParser"),
     "Requests": ("SamplingParams", "RequestOutputKind", "LoRARequest"),
 }
@@ -46,7 +46,7 @@ def _group(title: str, names: Sequence[str]) -> Iterator[str]:
     yield f"## {title}"
     for name in names:
         value = getattr(blora.engine, name)
-        yield from _class(value) if isinstance(value, type) else _alias(name)
+        yield from _class(value, name) if isinstance(value, type) else _alias(name)
 
 
 def _alias(name: str) -> Iterator[str]:
@@ -55,7 +55,12 @@ def _alias(name: str) -> Iterator[str]:
     yield _python(alias_as_written(name, Path(inspect.getfile(home))))
 
 
-def _class(cls: type[Any]) -> Iterator[str]:
+def _class(cls: type[Any], name: str = "") -> Iterator[str]:
+    """name: by which the class is public, if it is not its own."""
+    if name not in ("", cls.__name__):
+        yield f"### {name}"
+        yield f"Another name of `{cls.__name__}`."
+        return
     yield f"### {cls.__name__}"
     yield prose(doc_of(cls))
     fields = "" if cls is EngineArgs else fields_as_written(cls)  # two hundred, on the page of vLLM's names
