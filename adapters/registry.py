@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from .errors import AdapterNotFound
 
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+MAX_NAME_LENGTH = 128
 REFERENCE_PATTERN = re.compile(r"([^@]+)@([1-9][0-9]{0,8})")
 MAX_GONE_NAMES = 10_000  # unloaded names whose version numbers are remembered
 
@@ -169,6 +170,6 @@ def base_name(reference: str) -> str:
 
 
 def is_valid_name(name: str) -> bool:
-    """Returns whether a name is safe in paths and logs: letters, digits, dots, dashes and underscores, at most 128, and
-    a letter or digit first."""
-    return NAME_PATTERN.fullmatch(name) is not None
+    """Returns whether a name is safe in paths and logs: letters, digits, dots, dashes, underscores and slashes, at most
+    128, and a letter or digit first and after each slash. So a name such as "org/name" leads out of no folder."""
+    return len(name) <= MAX_NAME_LENGTH and NAME_PATTERN.fullmatch(name) is not None

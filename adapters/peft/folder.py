@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from .foreign import LFS_POINTER, is_lfs_pointer, kind_of_folder
+from .roots import Roots, allows_file, allows_folder
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -36,7 +37,7 @@ class Unreadable(Exception):
 class AdapterFolder:
     path: Path  # with the files in it
     weights: tuple[str, ...]  # names of files
-    roots: Sequence[Path] | None  # folders in one of which every file has to lie; None allows any place
+    roots: Roots
     checkpoint: str = ""  # the subfolder that holds the files, or ""
 
     @property
@@ -58,7 +59,7 @@ class AdapterFolder:
         return contents
 
 
-def open_folder(path: Path, roots: Sequence[Path] | None) -> AdapterFolder:
+def open_folder(path: Path, roots: Roots) -> AdapterFolder:
     """Finds the files of an adapter. Raises Unreadable."""
     names = _names_in(path, roots)
     checkpoint = "" if CONFIG_FILE in names else _only_checkpoint(path, names)
@@ -84,17 +85,17 @@ def adapter_files(folder: Path) -> list[Path]:
     return [found.path / name for name in (CONFIG_FILE, *found.weights)]
 
 
-def _names_in(path: Path, roots: Sequence[Path] | None) -> frozenset[str]:
+def _names_in(path: Path, roots: Roots) -> frozenset[str]:
     """Returns the names of the folder's files. The names of a place that is not allowed are not looked at, and those of
     an unreadable one come out when a file is read."""
     try:
         real = path.resolve()
-        _require_inside(roots, CONFIG_FILE, real)
+        _require(allows_folder(roots, real), CONFIG_FILE)
         descriptor = os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (OSError, RuntimeError, ValueError):
         return frozenset()
     try:
-        _require_inside(roots, CONFIG_FILE, Path(f"/proc/self/fd/{descriptor}").readlink())
+        _require(allows_folder(roots, Path(f"/proc/self/fd/{descriptor}").readlink()), CONFIG_FILE)
         with os.scandir(descriptor) as entries:
             return frozenset(entry.name for entry in islice(entries, MAX_ENTRIES))
     except OSError:
@@ -120,7 +121,7 @@ def _check_kind(names: frozenset[str]) -> None:
         raise Unreadable(f"{WEIGHTS_FILE} is missing; {kind}")
 
 
-def _weights_of(path: Path, names: frozenset[str], roots: Sequence[Path] | None) -> tuple[str, ...]:
+def _weights_of(path: Path, names: frozenset[str], roots: Roots) -> tuple[str, ...]:
     if WEIGHTS_FILE in names:
         return (WEIGHTS_FILE,)
     if INDEX_FILE in names:
@@ -152,15 +153,15 @@ def _whole_set(shards: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _read_file(path: Path, max_bytes: int, roots: Sequence[Path] | None) -> bytes:
+def _read_file(path: Path, max_bytes: int, roots: Roots) -> bytes:
     """Returns the whole file, copied into private memory: later changes of the file cannot change checked content."""
     try:
         real = path.resolve()
         # The place is checked before the file is touched, so that a client cannot learn which files exist outside, and
         # again after it is open, because meanwhile a folder of the path may have been replaced by a link.
-        _require_inside(roots, path.name, real)
+        _require(allows_folder(roots, path.parent.resolve()) and allows_file(roots, real), path.name)
         with open(real, "rb", opener=_open_resolved) as file:
-            _require_inside(roots, path.name, Path(f"/proc/self/fd/{file.fileno()}").readlink())
+            _require(allows_file(roots, Path(f"/proc/self/fd/{file.fileno()}").readlink()), path.name)
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
                 raise Unreadable(f"{path.name} is not a regular file")
@@ -190,8 +191,8 @@ def _let_tick_pass(last_write: float) -> None:
         time.sleep(TICK - age)
 
 
-def _require_inside(roots: Sequence[Path] | None, name: str, real: Path) -> None:
-    if roots is not None and not any(real.is_relative_to(root.resolve()) for root in roots):
+def _require(is_allowed: bool, name: str) -> None:
+    if not is_allowed:
         raise Unreadable(f"{name} lies outside the allowed folders")
 
 

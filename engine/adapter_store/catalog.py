@@ -113,7 +113,8 @@ class AdapterCatalog:
 
     def check_name(self, name: str) -> None:
         if not isinstance(name, str) or not is_valid_name(name):
-            raise InvalidRequest("name", f"{name!r:.140} is not 1 to 128 letters, digits, '.', '-' or '_'")
+            rule = "1 to 128 letters, digits, '.', '-', '_' or '/', with a letter or digit first and after each '/'"
+            raise InvalidRequest("name", f"{name!r:.140} is not {rule}")
 
     def check_path(self, path: str | Path) -> None:
         """Raises InvalidRequest for a path that can name no file. Whether the file exists shows when it is read."""

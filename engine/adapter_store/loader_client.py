@@ -133,7 +133,7 @@ class LoaderClient:
         folder = await self._downloads.locate(path)
         if folder == path or place.roots is None:
             return self._order(folder, place.roots)
-        return self._order(folder, [str(Path(folder).parents[1])])  # the hub's cache links within a repository
+        return self._order(folder, [folder])
 
     def _order(self, path: str, roots: Sequence[str] | None) -> ReadAdapter:
         return ReadAdapter(

@@ -1,9 +1,9 @@
 """FolderFollower: keeps the loaded adapters equal to the subfolders of a watched folder.
 
-A look at the folder is a fingerprint of each subfolder that holds an adapter (`look_into`). FolderComparison tells from
-one look after another which subfolders to load and which names to unload. The follower does so again and again; its
-owner gives it the functions that look, load and unload. Clients that watch the engine's adapters are not this file's
-matter.
+A look at the folder is a fingerprint of each subfolder that holds an adapter (`look_into`), such as "sql" or "org/sql".
+FolderComparison tells from one look after another which subfolders to load and which names to unload. The follower does
+so again and again; its owner gives it the functions that look, load and unload. Clients that watch the engine's
+adapters are not this file's matter.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any
 
 from blora.adapters import is_valid_name
 from blora.adapters.peft.fingerprint import fingerprint
+from blora.adapters.peft.folder import CHECKPOINT_PATTERN, is_adapter_file
 from blora.adapters.peft.text import MAX_FILE_BYTES
 
 from ..errors import AdapterError, AdapterNotFound, AdapterRejected, EngineUnavailable, QueueFull
@@ -28,11 +29,29 @@ Look = Mapping[str, str]  # name of a subfolder -> its fingerprint, which change
 
 def look_into(folder: Path) -> dict[str, str]:
     """A look at a folder: the subfolders that hold an adapter's configuration and weights, whose files it does not
-    open. Raises OSError for an unreadable folder."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_valid_name(entry.name) and _is_folder(entry)]
-    look = {name: fingerprint(folder / name, list(MAX_FILE_BYTES)) for name in names}
-    return {name: found for name, found in look.items() if found}
+    open. A subfolder without an adapter's files is looked into, too, for names such as "org/sql". Raises OSError for an
+    unreadable folder."""
+    look = {name: _fingerprint(folder / name) for name in _subfolders(folder)}
+    for owner in [name for name, found in look.items() if not found]:
+        with contextlib.suppress(OSError):
+            names = _subfolders(folder / owner)
+            look |= {f"{owner}/{name}": _fingerprint(folder / owner / name) for name in names}
+    return {name: found for name, found in look.items() if found and is_valid_name(name)}
+
+
+def _fingerprint(folder: Path) -> str:
+    return fingerprint(folder, list(MAX_FILE_BYTES))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """The names of subfolders that may hold adapters. The folder of an adapter has none; a trainer's checkpoints are no
+    adapters of their own."""
+    with os.scandir(folder) as found:
+        entries = list(found)
+    if any(is_adapter_file(entry.name) for entry in entries):
+        return []
+    named = [entry for entry in entries if is_valid_name(entry.name) and not CHECKPOINT_PATTERN.fullmatch(entry.name)]
+    return [entry.name for entry in named if _is_folder(entry)]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -191,13 +191,41 @@ def test_whatever_happens_what_is_told_to_go_is_what_nothing_means(
         assert all(len(registry.versions(known)) <= max_versions for known in registry.names())
 
 
-@pytest.mark.parametrize("name", ["a", "7", "sql-v2", "A.b_c-D", "a" * 128, "v1.0.0", "a..b", "a--"])
+GOOD_NAMES = ["a", "7", "sql-v2", "A.b_c-D", "a" * 128, "v1.0.0", "a..b", "a--", "org/name", "a/b/c", "a/" * 63 + "ab"]
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
 def test_good_names(name: str) -> None:
     assert is_valid_name(name)
 
 
 BAD_NAMES = (
-    *("", " ", "a b", "a/b", "../a", "..", ".", ".hidden", "-rf", "_a", "a\\b", "a:b", "a@b", "a%2f", "~", "*"),
+    *("/", "/a", "a/", "a//b", "a/../b", "a/./b", "a/.b", "a/-b", "a/" * 64 + "a"),
+    *(
+        "",
+        " ",
+        "a b",
+        "/a",
+        "a/",
+        "a//b",
+        "a/../b",
+        "a/./b",
+        "a/.b",
+        "a/-b",
+        "a/" * 64 + "a",
+        "../a",
+        "..",
+        ".",
+        ".hidden",
+        "-rf",
+        "_a",
+        "a\\b",
+        "a:b",
+        "a@b",
+        "a%2f",
+        "~",
+        "*",
+    ),
     *("a\n", "\na", "a\r\n", "a\0", "\x1b[31m", "a" * 129, "a" * 100_000, "é", "aé", "а", "a\u202eb", "١", "\ud800"),
 )
 

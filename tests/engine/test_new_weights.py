@@ -107,6 +107,17 @@ def test_what_has_not_changed_is_not_read(make_llm: Callable[..., LLM], policy: 
     assert len(reads) == 3 and numbers(llm) == [1], "the digest tells that nothing has changed"
 
 
+def test_a_name_with_a_slash_is_a_name(
+    make_llm: Callable[..., LLM], policy: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    llm = make_llm(adapters={"org/r8": tiny_adapters["r8"]}, adapter_weights={"org/r8": 2.0})
+    assert answer(llm, "org/r8") == answer(llm, "org/r8@1") == answer(llm, {"org/r8": 1.0})
+    request = LoRARequest("org/policy", 1, str(policy))
+    old = answer(llm, request)
+    replace_files(policy, tiny_adapters["r8"])
+    assert answer(llm, request) == answer(llm, "org/policy@2") == answer(llm, "org/r8") != old
+
+
 def test_another_id_brings_another_path(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], reads: list[Path]
 ) -> None:

@@ -1,5 +1,6 @@
 """read_checkpoint: PEFT's folders are read as PEFT reads them; all others are refused quickly, with the reason."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -494,6 +495,42 @@ def test_a_folder_that_becomes_a_link_after_it_was_checked_is_refused(
 
     monkeypatch.setattr(os, "open", swap_and_open)
     assert "outside the allowed folders" in refusal(inside, targets, [tmp_path / "root"])
+
+
+REPOSITORY, REVISION = "models--org--a", "1" * 40
+
+
+def make_repository(hub: Path, name: str, source: Path) -> Path:
+    """A repository of the hub's cache: the files lie in `blobs` under their digests, the snapshot holds links. Returns
+    the snapshot."""
+    snapshot, blobs = hub / name / "snapshots" / REVISION, hub / name / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in source.iterdir():
+        blob = shutil.copyfile(file, blobs / hashlib.sha256(file.read_bytes()).hexdigest())
+        (snapshot / file.name).symlink_to(Path("../..") / "blobs" / blob.name)
+    return snapshot
+
+
+@pytest.mark.parametrize("root", ["", REPOSITORY, f"{REPOSITORY}/snapshots", f"{REPOSITORY}/snapshots/{REVISION}"])
+def test_a_root_in_the_hubs_cache_reaches_the_files_behind_its_links(
+    root: str, folder: Path, tmp_path: Path, targets: Targets
+) -> None:
+    snapshot = make_repository(tmp_path / "hub", REPOSITORY, folder)
+    digest = read_checkpoint(folder, targets).digest
+    assert read_checkpoint(snapshot, targets, [tmp_path / "hub" / root]).digest == digest
+
+
+def test_a_root_in_the_hubs_cache_reaches_no_other_files(folder: Path, tmp_path: Path, targets: Targets) -> None:
+    mine, other = (make_repository(tmp_path / "hub", f"models--org--{name}", folder) for name in "ab")
+    blobs = mine.parents[1] / "blobs"
+    shutil.copytree(folder, blobs / "adapter")
+    linked = mine.parent / "linked"
+    linked.mkdir()
+    for file in folder.iterdir():
+        (linked / file.name).symlink_to(other / file.name)
+    for path in (other, blobs / "adapter", linked):
+        assert "outside the allowed folders" in refusal(path, targets, [mine.parent]), path
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

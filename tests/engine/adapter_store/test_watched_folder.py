@@ -69,8 +69,13 @@ def test_a_look_finds_whole_adapters_and_opens_nothing(watched: Path, tiny_adapt
     (watched / "fifo/adapter_model.safetensors").unlink()
     os.mkfifo(watched / "fifo/adapter_model.safetensors")
     (watched / "loop").symlink_to("loop")
+    shutil.copytree(tiny_adapters["r4"], watched / "org/sql")
+    shutil.copytree(tiny_adapters["r4"], watched / "org/deep/down")
+    shutil.copytree(tiny_adapters["r4"], watched / "half/best")
+    for number in (1, 2):
+        shutil.copytree(tiny_adapters["r4"], watched / f"run/checkpoint-{number}")
     before = look_into(watched)
-    assert set(before) == {"good", "fifo"}
+    assert set(before) == {"good", "fifo", "org/sql"}
     os.utime(watched / "good/adapter_config.json", ns=(0, 0))
     after = look_into(watched)
     assert after["good"] != before["good"] and after["fifo"] == before["fifo"]
@@ -122,6 +127,11 @@ def test_folders_come_change_and_go_under_traffic(
         await until(lambda: is_version(llm, "mine", 2))
         assert await running == await tokens(llm, "mine@1") == first != await tokens(llm, "mine")
         assert (await llm.get_adapter("mine")).path == str(watched / "mine")
+        shutil.copytree(watched / "mine", watched / "org/mine")
+        await until(lambda: is_version(llm, "org/mine", 1))
+        assert await tokens(llm, "org/mine") == await tokens(llm, "mine")
+        shutil.rmtree(watched / "org")
+        await until(lambda: is_version(llm, "org/mine", 0))
         shutil.rmtree(watched / "mine")
         await until(lambda: is_version(llm, "mine", 0))
         await until(lambda: is_freed(llm))

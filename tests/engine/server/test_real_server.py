@@ -111,6 +111,15 @@ def test_adapters_are_loaded_only_from_below_a_root(server: Served, root: Path, 
     )
 
 
+def test_a_name_may_have_slashes(server: Served, root: Path) -> None:
+    expected = tokens(server, "x", "r8")
+    assert server.client.load_adapter("org/team/sql", str(root / "r8")).name == "org/team/sql"
+    assert tokens(server, "x", "org/team/sql") == tokens(server, "x", "org/team/sql@1") == expected
+    for name in ("org", "team/sql", "sql", "org/team/sql/", "/org/team/sql"):  # the parts mean nothing
+        assert refusal(lambda name=name: tokens(server, "x", name))[0] is grpc.StatusCode.NOT_FOUND  # type: ignore[misc]
+    assert server.client.unload_adapter("org/team/sql").version == 1
+
+
 def test_replacing_and_unloading_under_traffic(server: Served, root: Path) -> None:
     expected = {name: tokens(server, "in use", name, **LONG) for name in ("r4", "r8")}
     server.client.load_adapter("mine", str(root / "r4"), pinned=True)
