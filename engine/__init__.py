@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         WrongProcess,
     )
     from .front_end.adapter_choice import Adapter
-    from .front_end.calls import Conversation, Prompt, TextPrompt, TokensPrompt
+    from .front_end.calls import Conversation, Prompt, TextPrompt, TokenArray, TokensPrompt
     from .llm import LLM, LLMEngine
     from .metrics import Counter, Gauge, Metric
     from .model_files.config import UnsupportedModel
@@ -78,7 +78,7 @@ _NAMES = {
         "WrongProcess",
     ),
     ".front_end.adapter_choice": ("Adapter",),
-    ".front_end.calls": ("Conversation", "Prompt", "TextPrompt", "TokensPrompt"),
+    ".front_end.calls": ("Conversation", "Prompt", "TextPrompt", "TokenArray", "TokensPrompt"),
     ".llm": ("LLM", "LLMEngine"),
     ".metrics": ("Counter", "Gauge", "Metric"),
     ".model_files.config": ("UnsupportedModel",),
@@ -154,6 +154,7 @@ __all__ = [
     "SampleLogprobs",
     "SamplingParams",
     "TextPrompt",
+    "TokenArray",
     "TokenStream",
     "Tokenizer",
     "TokensPrompt",

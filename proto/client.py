@@ -26,8 +26,8 @@ from .v1 import (
 # The name of a loaded adapter; or name -> scale, in order, for one with a scale or a sum; or None, for the base model.
 Adapter = str | Mapping[str, float] | None
 
-# Text, token ids, or a conversation: a list of messages, {"role": ..., "content": ...} with any further fields, or a
-# dict of such "messages" and of options that go with them.
+# Text, token ids, which may be in an array, or a conversation: a list of messages, {"role": ..., "content": ...} with
+# any further fields, or a dict of such "messages" and of options that go with them.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 # Files of a folder that are uploaded. The configuration has to be there, and the weights in one file or in several.
@@ -275,6 +275,8 @@ def _prompt_fields(prompt: Prompt, options: Mapping[str, Any] = MappingProxyType
     refuses."""
     if isinstance(prompt, Mapping):
         return _prompt_fields_of(prompt, options)
+    if hasattr(prompt, "tolist"):  # an array of numpy, torch or their kind
+        return _prompt_fields(list(prompt.tolist()), options)
     if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
         return {"chat": to_chat(prompt, options)}
     for name, value in options.items():

@@ -35,6 +35,8 @@ class SamplingParams:
     that end it, as many.
     logprobs, prompt_logprobs: number of best alternatives to report for each token, besides the token itself; up to the
     engine's max_logprobs, and -1 is the whole vocabulary.
+    truncate_prompt_tokens: a longer prompt is cut to its last tokens, this many; -1 cuts it to what leaves room for
+    max_tokens.
     stream_interval: tokens that each streamed output has at least; the first and the last one come at once.
     spaces_between_special_tokens and the fields up to skip_reading_prefix_cache: vLLM's, accepted without effect.
     structured_outputs and the fields after it: vLLM's, not served: a request that sets one is refused.
@@ -63,6 +65,7 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
+    truncate_prompt_tokens: int | None = None
     stream_interval: int | None = None
     spaces_between_special_tokens: bool = True
     skip_clone: bool = False

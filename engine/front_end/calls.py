@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, Protocol, TypedDict, cast
 
 from blora.scheduler import SamplingParams
 
@@ -28,7 +28,28 @@ class TokensPrompt(TypedDict):
     cache_salt: NotRequired[str]
 
 
-Prompt = str | Sequence[int] | TextPrompt | TokensPrompt | Mapping[str, Any]
+class TokenArray(Protocol):
+    """An array of token ids of any library, such as numpy or torch: one prompt, or a batch of them in rows."""
+
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def shape(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def tolist(self) -> Any: ...
+
+
+Prompt = str | Sequence[int] | TokenArray | TextPrompt | TokensPrompt | Mapping[str, Any]
+# Keys beside input_ids in what the tokenizers of transformers return; only the mask is read.
+ENCODING_KEYS = (
+    "attention_mask",
+    "token_type_ids",
+    "special_tokens_mask",
+    "offset_mapping",
+    "length",
+    "overflowing_tokens",
+    "num_truncated_tokens",
+)
 Conversation = Sequence[Message]
 
 
@@ -86,14 +107,41 @@ def _conversations(messages: Conversation | Sequence[Conversation]) -> list[Conv
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Returns a list of prompts. A list of ints is one prompt."""
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if not _is_list(prompts):
-        raise InvalidRequest("prompts", f"{type(prompts).__name__} is neither a prompt nor a list of prompts")
-    if len(prompts) > 0 and isinstance(prompts[0], int):
+    """Returns a list of prompts. A list or an array of integers is one prompt."""
+    if isinstance(prompts, Mapping):
+        return _rows_of(prompts) if "input_ids" in prompts else [prompts]
+    if isinstance(prompts, str) or _begins_with_a_token(prompts):
         return [cast(Prompt, prompts)]
+    if not _is_list(prompts) and not is_array(prompts):
+        raise InvalidRequest("prompts", f"{type(prompts).__name__} is neither a prompt nor a list of prompts")
     return list(cast(Sequence[Prompt], prompts))
+
+
+def _rows_of(encoding: Mapping[str, Any]) -> list[Prompt]:
+    """Returns the prompts of what a tokenizer of transformers returned, for one text or for many."""
+    rows, masks = encoding["input_ids"], encoding.get("attention_mask")
+    if not (_is_list(rows) or is_array(rows)) or _begins_with_a_token(rows):
+        return [encoding]
+    if masks is not None and len(masks) != len(rows):
+        raise InvalidRequest("attention_mask", f"{len(masks)} rows for {len(rows)} prompts")
+    others = {name: value for name, value in encoding.items() if name not in ("input_ids", *ENCODING_KEYS)}
+    return [
+        {"input_ids": row, "attention_mask": None if masks is None else masks[index], **others}
+        for index, row in enumerate(rows)
+    ]
+
+
+def _begins_with_a_token(values: Any) -> bool:
+    """Whether a list or an array begins with an integer, as a prompt does; in a batch, a prompt comes first."""
+    if not (_is_list(values) or is_array(values)) or not len(values):
+        return False
+    first = next(iter(values))
+    return hasattr(first, "__index__") and getattr(first, "ndim", 0) == 0
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is an array of any library; none of them is imported here."""
+    return hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0
 
 
 def _is_list(value: object) -> bool:

@@ -8,7 +8,6 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from blora.scheduler import Request, SamplingParams
 
@@ -20,48 +19,29 @@ from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
-from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
+from ..text.chat import Chat, RenderedChat
 from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, folders_to_look_at, resolve, resolve_loaded
 from .bad_words import bad_sequences
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
+from .prompts import PromptReader, ReadPrompt, form_of
 from .validator import (
     WITHOUT_EFFECT,
     Limits,
     as_plain,
-    as_token_ids,
-    check_chat,
     check_salt,
     check_sampled_tokens,
     check_sampling,
     check_tenant,
-    check_text,
     ignored_fields,
+    num_kept_tokens,
     resolve_max_tokens,
     with_all_logprobs,
 )
 
 logger = logging.getLogger(__name__)
-
-# The key of a prompt that is a dict -> the keys that may stand beside it.
-PROMPT_FORMS: dict[str, tuple[str, ...]] = {
-    "prompt_token_ids": ("prompt",),
-    "prompt": (),
-    "messages": CHAT_ARGUMENTS,
-}
-
-
-# Parts of vLLM's prompts that are not served -> the reason.
-UNSERVED_PARTS = {
-    "multi_modal_data": "blora serves text",
-    "multi_modal_uuids": "blora serves text",
-    "mm_processor_kwargs": "blora serves text",
-    "prompt_embeds": "a prompt is a text or tokens",
-    "encoder_prompt": "blora serves no models with an encoder",
-    "decoder_prompt": "blora serves no models with an encoder",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +49,7 @@ class Checked:
     """A call without a fault so far. Its adapters may still have to be loaded."""
 
     prompt: Prompt | RenderedChat
-    text: str | None  # None for tokens and for a conversation
-    token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
-    salt: bytes
+    read: ReadPrompt  # by the tokenizer of `adapters`
     sampling: SamplingParams
     adapters: ResolvedAdapters
     priority: int
@@ -99,6 +77,7 @@ class FrontEnd:
         self.adapters = AdapterCatalog(facts, config.max_adapter_versions, tokenizer)
         self.ledger = ImageLedger(_host_bytes(config))
         self.policy = AdapterPolicy(self.adapters, self.ledger)
+        self._prompts = PromptReader(facts)
         self.outputs = OutputProcessor(self._end)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config
@@ -132,10 +111,10 @@ class FrontEnd:
         check_sampling(sampling, adapters.facts, self._limits)
         self._notice(sampling)
         sampling = as_plain(sampling)
-        text, token_ids, salt = self._read_prompt(call.prompt, adapters.tokenizer)
+        prompt = self._read(call.prompt, sampling, adapters.tokenizer)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
-        resolve_max_tokens(token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
-        return Checked(call.prompt, text, token_ids, salt, sampling, adapters, priority, tenant)
+        resolve_max_tokens(prompt.token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
+        return Checked(call.prompt, prompt, sampling, adapters, priority, tenant)
 
     def _notice(self, sampling: SamplingParams) -> None:
         """Says once of each field without effect why it has none."""
@@ -155,8 +134,7 @@ class FrontEnd:
         adapters = resolve_loaded(call.adapters.requests, self.adapters)
         if adapters.tokenizer is call.adapters.tokenizer:
             return replace(call, adapters=adapters)
-        text, token_ids, _ = self._read_prompt(call.prompt, adapters.tokenizer)
-        return replace(call, adapters=adapters, text=text, token_ids=token_ids)
+        return replace(call, adapters=adapters, read=self._read(call.prompt, call.sampling, adapters.tokenizer))
 
     def check_room(self, calls: Sequence[Checked]) -> None:
         """Raises QueueFull when these calls would be too many beside the unfinished requests."""
@@ -174,9 +152,9 @@ class FrontEnd:
         adapters, sampling = call.adapters, call.sampling
         check_sampled_tokens(sampling, adapters.facts, self._limits)
         num_adapter_pages = self.adapters.num_pages(adapters.digests)
-        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
-        call = replace(call, sampling=with_all_logprobs(sampling, len(call.token_ids), adapters.facts))
-        activation = adapters.find_activation(call.token_ids)
+        max_tokens = resolve_max_tokens(call.read.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
+        call = replace(call, sampling=with_all_logprobs(sampling, len(call.read.token_ids), adapters.facts))
+        activation = adapters.find_activation(call.read.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         requests = self._requests(call, ids, max_tokens, activation)
@@ -193,7 +171,7 @@ class FrontEnd:
         return [
             Request(
                 request_id=sample_id,
-                prompt_token_ids=call.token_ids,
+                prompt_token_ids=call.read.token_ids,
                 sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
                 max_tokens=max_tokens,
                 seed=seed,
@@ -205,7 +183,7 @@ class FrontEnd:
                 priority=call.priority,
                 tenant=call.tenant,
                 weights=weights,
-                cache_salt=call.salt,
+                cache_salt=call.read.salt,
                 bad_sequences=bad,
                 leader=None if index == 0 else ids[0],
             )
@@ -250,71 +228,21 @@ class FrontEnd:
         """The conversation of a call that brings the template for it, the special tokens that the template may print,
         and the cache salt; None for any other call. Raises InvalidRequest, AdapterNotFound."""
         prompt = call.prompt
-        if not isinstance(prompt, Mapping) or prompt.get("chat_template") is None or _form_of(prompt) != "messages":
+        if not isinstance(prompt, Mapping) or prompt.get("chat_template") is None or form_of(prompt) != "messages":
             return None
         salt = check_salt(prompt.get("cache_salt"))
-        return self._read_chat(prompt), self.tokenizer_of(call.adapter).special_tokens, salt
+        return self._prompts.read_chat(prompt), self.tokenizer_of(call.adapter).special_tokens, salt
 
-    def _read_prompt(self, prompt: Prompt | RenderedChat, tokenizer: Tokenizer) -> tuple[str | None, list[int], bytes]:
-        """The text (None for tokens and for a conversation), the token ids and the cache salt."""
-        if isinstance(prompt, RenderedChat):
-            return None, self._encode_chat(prompt.text, tokenizer), prompt.salt
-        if not isinstance(prompt, Mapping):
-            return *self._read_text_or_tokens(prompt, tokenizer), b""
-        salt = check_salt(prompt.get("cache_salt"))
-        return *self._read_parts(prompt, tokenizer), salt
-
-    def _read_parts(self, prompt: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
-        match _form_of(prompt):
-            case "messages":
-                return None, self._encode_chat(tokenizer.render(self._read_chat(prompt)), tokenizer)
-            case "prompt":
-                return self._read_text_or_tokens(prompt["prompt"], tokenizer)
-        if isinstance(prompt["prompt_token_ids"], str):
-            raise InvalidRequest("prompt_token_ids", "is a text and not a list of token ids")
-        shown = prompt.get("prompt")
-        if shown is not None and not isinstance(shown, str):
-            raise InvalidRequest("prompt", f"{type(shown).__name__} is not the text of the tokens beside it")
-        return shown, self._read_text_or_tokens(prompt["prompt_token_ids"], tokenizer)[1]
-
-    def _read_text_or_tokens(self, prompt: Any, tokenizer: Tokenizer) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            return prompt, tokenizer.encode(check_text(prompt, self.facts))
-        if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            if len(prompt) > self.facts.max_model_len:  # before the tokens are copied
-                raise InvalidRequest("prompt", f"{len(prompt)} tokens, at most {self.facts.max_model_len} are taken")
-            return None, as_token_ids("prompt", prompt)
-        raise InvalidRequest("prompt", f"{type(prompt).__name__} is not a text, token ids or a dict of these")
-
-    def _read_chat(self, prompt: Mapping[str, Any]) -> Chat:
-        chat = Chat.read({name: value for name, value in prompt.items() if name != "cache_salt"})
-        check_chat(chat, self.facts)
-        return chat
-
-    def _encode_chat(self, text: str, tokenizer: Tokenizer) -> list[int]:
-        # Templates write the special tokens themselves; a second BOS harms the answer.
-        return tokenizer.encode(check_text(text, self.facts), add_special_tokens=False)
-
-
-def _form_of(prompt: Mapping[str, Any]) -> str:
-    """Returns the key of what is to be read. Keys without a value count as absent. Raises InvalidRequest."""
-    given = {name for name, value in prompt.items() if value is not None}
-    unserved = given & UNSERVED_PARTS.keys()
-    if unserved:
-        name = min(unserved)
-        raise InvalidRequest(name, f"is not served: {UNSERVED_PARTS[name]}")
-    form = next((name for name in PROMPT_FORMS if name in given), None)
-    if form is None or given - {form, *PROMPT_FORMS[form], "cache_salt"}:
-        raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
-    return form
+    def _read(self, prompt: Prompt | RenderedChat, sampling: SamplingParams, tokenizer: Tokenizer) -> ReadPrompt:
+        return self._prompts.read(prompt, tokenizer, num_kept_tokens(sampling, self.facts))
 
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:
     adapters = call.adapters
     return UserRequest(
         request_id=label,
-        prompt=call.text,
-        prompt_token_ids=call.token_ids,
+        prompt=call.read.text,
+        prompt_token_ids=call.read.token_ids,
         sampling=call.sampling,
         lora_request=adapters.lora_request,
         output_kind=call.sampling.output_kind,

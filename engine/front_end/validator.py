@@ -3,6 +3,7 @@
 A range is checked as `not (low <= value <= high)`, because NaN is neither below `low` nor above `high`.
 """
 
+import math
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
 MAX_BIAS = 3e38  # of a logit: what a float32 holds
-MOST_TOKENS = (1 << 31) - 1  # a larger max_tokens means the same, and no message could carry every int
+MOST_TOKENS = (1 << 31) - 1  # a larger number of tokens means the same, and no message could carry every int
 MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
 
 MIN_READ = 1 << 16  # characters of a conversation's tools, or of all its fields, that are read for any model
@@ -44,6 +45,7 @@ INT_RANGES: dict[str, tuple[int, int | None]] = {
     "prompt_logprobs": (-1, None),
     "seed": (-(1 << 63), (1 << 63) - 1),
     "stream_interval": (1, (1 << 31) - 1),
+    "truncate_prompt_tokens": (-1, None),
 }
 FLAGS = (
     "include_stop_str_in_output",
@@ -52,7 +54,7 @@ FLAGS = (
     "skip_special_tokens",
     "spaces_between_special_tokens",
 )
-OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed", "stream_interval")
+OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed", "stream_interval", "truncate_prompt_tokens")
 # Fields of vLLM that are not served -> their values that ask for nothing.
 UNSERVED: dict[str, tuple[object, ...]] = {
     "structured_outputs": (None,),
@@ -97,6 +99,8 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
+    if params.truncate_prompt_tokens == 0:
+        raise InvalidRequest("truncate_prompt_tokens", "0 would leave no token of the prompt")
     if params.n > limits.max_n:
         raise InvalidRequest("n", f"{params.n} is more than the {limits.max_n} of the option max_n")
     _check_logprobs(params, facts, limits)
@@ -175,7 +179,8 @@ def as_plain(params: SamplingParams) -> SamplingParams:
     values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
     for name in INT_RANGES:
         value = getattr(params, name)
-        values[name] = None if value is None else min(int(value), MOST_TOKENS) if name == "max_tokens" else int(value)
+        most = MOST_TOKENS if name in ("max_tokens", "truncate_prompt_tokens") else math.inf
+        values[name] = None if value is None else min(int(value), most)
     biases = params.logit_bias
     values |= {name: getattr(params, name) for name in (*FLAGS, "output_kind")}
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
@@ -314,6 +319,16 @@ def check_salt(salt: object) -> bytes:
     if not isinstance(salt, str) or len(encoded) > MAX_SALT_BYTES:
         raise InvalidRequest("cache_salt", f"is not a text of at most {MAX_SALT_BYTES} bytes")
     return encoded
+
+
+def num_kept_tokens(params: SamplingParams, facts: Facts) -> int | None:
+    """Returns the number of tokens to which a longer prompt is cut; None if it is not cut. -1 cuts it to what leaves
+    room for max_tokens, or, where nothing would be left of it, for the least output that was asked for."""
+    if params.truncate_prompt_tokens != -1:
+        return params.truncate_prompt_tokens
+    least = max(params.min_tokens, 1)
+    asked = least if params.max_tokens is None else max(params.max_tokens, least)
+    return max(facts.max_model_len - (asked if asked < facts.max_model_len else least), 1)
 
 
 def resolve_max_tokens(

@@ -104,10 +104,17 @@ class Tokenizer:
     def token(self, token_id: int) -> str | None:
         return self._backend.id_to_token(token_id)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, keep_last: int | None = None) -> list[int]:
+        """keep_last: cuts a longer text on the left to this many tokens. Those that the tokenizer puts before every
+        text, such as BOS, are kept and count."""
         # encode_batch releases the GIL while it works, so that a user's other threads go on; encode does not.
         (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
+        token_ids = list(encoding.ids)
+        if keep_last is None or len(token_ids) <= keep_last:
+            return token_ids
+        num_first = next((index for index, is_put in enumerate(encoding.special_tokens_mask) if not is_put), 0)
+        first = token_ids[: min(num_first, keep_last)]
+        return first + token_ids[len(token_ids) - keep_last + len(first) :]
 
     @property
     def eos_token_id(self) -> int | None:

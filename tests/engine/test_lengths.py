@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from blora.engine import LLM, InvalidRequest, SamplingParams
 
@@ -73,3 +74,33 @@ def test_a_default_of_the_model_makes_no_request_fail(
     longer = greedy(max_tokens=taken_over.max_tokens, min_tokens=40)
     (output,) = llm.generate([1] * 30, longer, use_tqdm=False)
     assert 40 <= len(output.outputs[0].token_ids) <= 46
+
+
+def test_a_prompt_beyond_the_model_is_cut_where_that_is_asked_for(make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    text = "0123456789" * 100
+    for length, cut in ((20, 20), (-1, MODEL_LEN - 8)):
+        sampling = greedy(max_tokens=8, truncate_prompt_tokens=length)
+        conversation = [{"role": "user", "content": text}]
+        outputs = llm.generate([text, list(range(100)) * 10, "short"], sampling, use_tqdm=False)
+        outputs += llm.chat(conversation, sampling, use_tqdm=False)
+        assert [len(output.prompt_token_ids) for output in outputs] == [cut, cut, 5, cut]
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [8] * 4
+        assert outputs[0].prompt == text
+        (whole,) = llm.generate(text[-cut:], greedy(max_tokens=8), use_tqdm=False)
+        assert whole.outputs[0].token_ids == outputs[0].outputs[0].token_ids
+
+
+def test_prompts_from_a_tokenizer_of_transformers(make_llm: Callable[..., LLM], tiny_model: Path) -> None:
+    llm = make_llm()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    texts = ["a prompt", "another prompt, which is longer"]
+    expected = [output.outputs[0].token_ids for output in llm.generate(texts, greedy(), use_tqdm=False)]
+    for encoded in (tokenizer(texts), tokenizer(texts, padding=True, return_tensors="pt")):
+        outputs = llm.generate(encoded, greedy(), use_tqdm=False)
+        assert [output.outputs[0].token_ids for output in outputs] == expected
+    one = tokenizer(texts[0], return_tensors="np")
+    for prompt in (one, one["input_ids"], one["input_ids"][0], {"prompt_token_ids": one["input_ids"][0]}):
+        (output,) = llm.generate(prompt, greedy(), use_tqdm=False)
+        assert output.outputs[0].token_ids == expected[0]

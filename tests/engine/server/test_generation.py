@@ -5,6 +5,7 @@ import math
 import time
 
 import grpc
+import numpy as np
 import pytest
 from fake_llm import FakeLLM, ask, run, running
 
@@ -165,6 +166,7 @@ def test_every_sampling_parameter_arrives_as_it_was_given():
         "detokenize": False,
         "allowed_token_ids": (5, 3),
         "bad_words": ("no", " never"),
+        "truncate_prompt_tokens": -1,
     }
     ask(lambda client: list(client.generate_stream("a", **given)), llm)
     assert llm.requests[0]["sampling"] == SamplingParams(**given, output_kind=RequestOutputKind.DELTA)
@@ -393,3 +395,16 @@ def test_an_adapter_use_without_a_scale_has_scale_one():
     request = generation_pb2.GenerateRequest(text="x", adapters=[{"name": "a"}, {"name": "b", "scale": 0.0}])
     call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA)
     assert [use.lora_scale for use in call.adapter] == [1.0, 0.0]
+
+
+def test_an_array_of_tokens_is_a_prompt():
+    llm = FakeLLM()
+    ask(lambda client: client.generate(np.array([5, 6, 7]), max_tokens=2), llm)
+    assert llm.requests[0]["prompt"] == {"prompt_token_ids": [5, 6, 7]}
+
+
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_the_whole_vocabulary_is_not_sent(field):
+    """A parser makes -1 of a number that is too wide for its field, too."""
+    with pytest.raises(grpc.RpcError, match=f"{field}: -1 is below 0"):
+        ask(lambda client: client.generate("a", **{field: -1}))

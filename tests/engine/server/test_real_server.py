@@ -90,6 +90,16 @@ def test_bad_input_is_refused_with_the_name_of_the_field(
     assert details.startswith("n:" if field == "priority" else field), details
 
 
+def test_lengths_are_those_of_the_engine_in_process(server: Served) -> None:
+    """The model has 256 tokens."""
+    cut = server.client.generate("0123456789" * 100, **GREEDY | {"truncate_prompt_tokens": -1})
+    assert (cut.prompt.num_prompt_tokens, len(cut.samples[0].token_ids)) == (248, 8)
+    long = server.client.generate([1] * 250, **GREEDY | {"max_tokens": 10_000})
+    assert (len(long.samples[0].token_ids), long.samples[0].finish_reason) == (6, 2)
+    more = server.client.generate("x", temperature=0, ignore_eos=True, min_tokens=30)  # than the default maximum
+    assert len(more.samples[0].token_ids) == 30
+
+
 def test_a_request_larger_than_the_memory_is_refused(tiny_model: Path) -> None:
     with serving(tiny_model, "--memory", "20KB") as server:
         code, details = refusal(lambda: server.client.generate("x", **LONG))

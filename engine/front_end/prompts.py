@@ -1,0 +1,136 @@
+"""PromptReader: reads every form of prompt and returns its tokens. Owns which forms there are. Imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidRequest
+from ..facts import Facts
+from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
+from ..text.tokenizer import Tokenizer
+from .calls import ENCODING_KEYS, Prompt, is_array
+from .validator import MAX_BYTES_PER_TOKEN, as_token_ids, check_chat, check_salt, check_text
+
+# The key of a prompt that is a dict -> the keys that may stand beside it.
+PROMPT_FORMS: dict[str, tuple[str, ...]] = {
+    "prompt_token_ids": ("prompt",),
+    "prompt": (),
+    "messages": CHAT_ARGUMENTS,
+    "input_ids": ENCODING_KEYS,
+}
+
+
+# Parts of vLLM's prompts that are not served -> the reason.
+UNSERVED_PARTS = {
+    "multi_modal_data": "blora serves text",
+    "multi_modal_uuids": "blora serves text",
+    "mm_processor_kwargs": "blora serves text",
+    "prompt_embeds": "a prompt is a text or tokens",
+    "encoder_prompt": "blora serves no models with an encoder",
+    "decoder_prompt": "blora serves no models with an encoder",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    text: str | None  # None for tokens and for a conversation
+    token_ids: list[int]
+    salt: bytes = b""
+
+
+class PromptReader:
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def read(self, prompt: Prompt | RenderedChat, tokenizer: Tokenizer, keep_last: int | None = None) -> ReadPrompt:
+        """keep_last: a longer prompt is cut on the left to this many tokens. Raises InvalidRequest."""
+        if isinstance(prompt, RenderedChat):
+            return ReadPrompt(None, self._encode_chat(prompt.text, tokenizer, keep_last), prompt.salt)
+        if not isinstance(prompt, Mapping):
+            return ReadPrompt(*self._read_text_or_tokens(prompt, tokenizer, keep_last))
+        salt = check_salt(prompt.get("cache_salt"))
+        return ReadPrompt(*self._read_parts(prompt, tokenizer, keep_last), salt)
+
+    def read_chat(self, prompt: Mapping[str, Any]) -> Chat:
+        chat = Chat.read({name: value for name, value in prompt.items() if name != "cache_salt"})
+        check_chat(chat, self._facts)
+        return chat
+
+    def _read_parts(
+        self, prompt: Mapping[str, Any], tokenizer: Tokenizer, keep_last: int | None
+    ) -> tuple[str | None, list[int]]:
+        match form_of(prompt):
+            case "messages":
+                return None, self._encode_chat(tokenizer.render(self.read_chat(prompt)), tokenizer, keep_last)
+            case "input_ids":
+                return None, self._read_tokens("input_ids", _unpadded(prompt), keep_last)
+            case "prompt":
+                return self._read_text_or_tokens(prompt["prompt"], tokenizer, keep_last)
+        shown = prompt.get("prompt")
+        if shown is not None and not isinstance(shown, str):
+            raise InvalidRequest("prompt", f"{type(shown).__name__} is not the text of the tokens beside it")
+        return shown, self._read_tokens("prompt_token_ids", prompt["prompt_token_ids"], keep_last)
+
+    def _read_text_or_tokens(
+        self, prompt: Any, tokenizer: Tokenizer, keep_last: int | None
+    ) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, tokenizer.encode(self._text_to_read(prompt, keep_last), keep_last=keep_last)
+        return None, self._read_tokens("prompt", prompt, keep_last)
+
+    def _encode_chat(self, text: str, tokenizer: Tokenizer, keep_last: int | None) -> list[int]:
+        # Templates write the special tokens themselves; a second BOS harms the answer.
+        to_read = self._text_to_read(text, keep_last)
+        return tokenizer.encode(to_read, add_special_tokens=False, keep_last=keep_last)
+
+    def _text_to_read(self, text: str, keep_last: int | None) -> str:
+        """Returns the part of a text that is tokenised: all of it, or an end that has more tokens than are kept."""
+        most = self._facts.max_model_len * MAX_BYTES_PER_TOKEN
+        return check_text(text if keep_last is None else text[-most:], self._facts)
+
+    def _read_tokens(self, name: str, tokens: Any, keep_last: int | None) -> list[int]:
+        tokens = _one_row(name, tokens)
+        if isinstance(tokens, str | bytes) or not (isinstance(tokens, Sequence) or is_array(tokens)):
+            raise InvalidRequest(name, f"{type(tokens).__name__} is not a text, token ids or a dict of these")
+        if keep_last is None and len(tokens) > self._facts.max_model_len:  # before the tokens are copied
+            raise InvalidRequest(name, f"{len(tokens)} tokens, at most {self._facts.max_model_len} are taken")
+        values = tokens.tolist() if is_array(tokens) else list(tokens)
+        return as_token_ids(name, values if keep_last is None else values[-keep_last:])
+
+
+def form_of(prompt: Mapping[str, Any]) -> str:
+    """Returns the key of what is to be read. Keys without a value count as absent. Raises InvalidRequest."""
+    given = {name for name, value in prompt.items() if value is not None}
+    unserved = given & UNSERVED_PARTS.keys()
+    if unserved:
+        name = min(unserved)
+        raise InvalidRequest(name, f"is not served: {UNSERVED_PARTS[name]}")
+    form = next((name for name in PROMPT_FORMS if name in given), None)
+    if form is None or given - {form, *PROMPT_FORMS[form], "cache_salt"}:
+        raise InvalidRequest("prompt", f"give one of {', '.join(PROMPT_FORMS)}, and cache_salt if wanted")
+    return form
+
+
+def _one_row(name: str, tokens: Any) -> Any:
+    """Returns the only row of an array that is a batch of one, as tokenizers make them, and anything else as it is."""
+    if not is_array(tokens) or tokens.ndim == 1:
+        return tokens
+    if tokens.ndim != 2 or len(tokens) != 1:
+        raise InvalidRequest(name, f"an array of the shape {tuple(tokens.shape)} is not one prompt")
+    return tokens[0]
+
+
+def _unpadded(encoding: Mapping[str, Any]) -> Any:
+    """Returns the tokens of an encoding without those that its attention mask leaves out."""
+    tokens, mask = (_listed(encoding.get(name)) for name in ("input_ids", "attention_mask"))
+    if mask is None:
+        return tokens
+    if not isinstance(tokens, list) or not isinstance(mask, list) or len(mask) != len(tokens):
+        raise InvalidRequest("attention_mask", "does not have one number for each of input_ids")
+    return [token for token, is_read in zip(tokens, mask, strict=True) if is_read]
+
+
+def _listed(value: Any) -> Any:
+    """Returns an array's values, and those of a list of one list, as one list."""
+    value = value.tolist() if is_array(value) else value
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) else value
