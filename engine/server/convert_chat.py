@@ -10,17 +10,34 @@ from blora.proto.v1 import generation_pb2
 
 from ..errors import InvalidRequest
 
+# In one request. Both are small on the wire and large as Python's objects.
+MAX_ITEMS = 1 << 15  # messages, parts, tools and tool calls
+MAX_JSON = 1 << 20  # characters
 OWN_FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id"))
 
 
 def chat_prompt(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
     """Returns "messages" and the arguments that the client has set, by their names, which message and engine share."""
+    _check_size(chat)
     given = {field.name: value for field, value in chat.ListFields() if field.name != "messages"}
     if "tools" in given:
         given["tools"] = [_parsed("tools", f"[{index}]", tool) for index, tool in enumerate(chat.tools)]
     if "chat_template_kwargs" in given:
         given["chat_template_kwargs"] = _parsed("chat_template_kwargs", "", chat.chat_template_kwargs)
     return {"messages": [_message(f"[{index}]", message) for index, message in enumerate(chat.messages)], **given}
+
+
+def _check_size(chat: generation_pb2.ChatMessages) -> None:
+    num_items = len(chat.tools) + len(chat.messages)
+    num_items += sum(len(message.parts) + len(message.tool_calls) for message in chat.messages)
+    if num_items > MAX_ITEMS:
+        raise InvalidRequest("chat", f"has {num_items} messages, parts and tools; at most {MAX_ITEMS} are read")
+    num_characters = sum(map(len, chat.tools)) + len(chat.chat_template_kwargs)
+    for message in chat.messages:
+        num_characters += len(message.other_fields) + sum(map(len, message.tool_calls))
+        num_characters += sum(len(part.other_fields) for part in message.parts)
+    if num_characters > MAX_JSON:
+        raise InvalidRequest("chat", f"has {num_characters} characters of JSON; at most {MAX_JSON} are read")
 
 
 def _message(place: str, message: generation_pb2.ChatMessage) -> dict[str, Any]:

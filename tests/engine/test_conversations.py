@@ -13,6 +13,7 @@ from tiny import make_model
 
 from blora.engine import LLM, AsyncLLM, Chat, InvalidRequest, SamplingParams
 from blora.engine.server import convert
+from blora.engine.server.convert_chat import MAX_ITEMS, MAX_JSON
 from blora.engine.text.tokenizer import load_tokenizer
 from blora.proto import client as clients
 from blora.proto.client import Client
@@ -162,6 +163,11 @@ def test_what_a_client_cannot_send_is_named(messages: Any, options: dict[str, An
         ({"messages": [{"role": "user", "other_fields": '{"a": "\\ud800"}'}]}, r"messages: \[0\]\.a is not valid"),
         ({"messages": [{"role": "user", "parts": [{}]}]}, r"messages: \[0\]\.content\[0\]\.text"),
         ({"messages": [{"role": "user", "parts": [{"other_fields": '{"type": "image_url"}'}]}]}, "image_url"),
+        ({"messages": [{"role": "a", "tool_calls": ["1" * MAX_JSON], "other_fields": "1"}]}, "chat: has 1048577"),
+        ({"messages": [{"role": "a", "parts": [{"other_fields": "1" * (MAX_JSON + 1)}]}]}, "chat: has 1048577"),
+        ({"messages": [HI] * MAX_ITEMS, "tools": ["{}"]}, "chat: has 32769 messages"),
+        ({"messages": [{"role": "a", "parts": [{}] * MAX_ITEMS}]}, "chat: has 32769 messages"),
+        ({"messages": [HI], "tools": ["1" * MAX_JSON], "chat_template_kwargs": "1"}, "chat: has 1048577"),
         ({"messages": [HI], "tools": ["{}", "{'a': 1}"]}, r"tools: \[1\] is not JSON"),
         ({"messages": [HI], "tools": ["5"]}, r"tools: \[0\] is a int"),
         ({"messages": [HI], "chat_template_kwargs": "enable_thinking"}, "chat_template_kwargs: is not JSON"),
