@@ -53,7 +53,7 @@ from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
-from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
 from .text.chat import RenderedChat
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .unserved import TellsUnserved
@@ -617,6 +617,41 @@ class AsyncLLM(TellsUnserved):
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         return await self._adapters.pin(name, pinned)
+
+    # Adapters by the lora_int_id of the LoRARequest that loaded them, as in vLLM.
+
+    @once_started
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Loads an adapter as a request with it would. Returns True, also if it is loaded already. Raises as
+        `load_adapter` does, AdapterNotFound for an unknown name without a path."""
+        looks = await self._adapters.look_at(self._front_end.folders_to_look_at([Call("", adapter=lora_request)]))
+        self._adapters.expect_looks()
+        async with self._loading:
+            for request in self._front_end.lora_to_load(lora_request, looks):
+                await self.load_adapter(request.lora_name, request.lora_path)
+            self._front_end.adapters.note_int_id(lora_request)
+        return True
+
+    @once_started
+    async def remove_lora(self, lora_id: int) -> bool:
+        """Unloads the adapter that was loaded for an id, as `unload_adapter` does. Returns whether there was one.
+        Raises InvalidRequest for an id of several names."""
+        name = self._front_end.adapters.find_int_id(lora_id)
+        if name is not None:
+            await self.unload_adapter(name)
+        return name is not None
+
+    @once_started
+    async def list_loras(self) -> set[int]:
+        """The ids of loaded adapters. An adapter that was loaded by name alone has none."""
+        return self._front_end.adapters.int_ids()
+
+    @once_started
+    async def pin_lora(self, lora_id: int) -> bool:
+        """Keeps the adapter that was loaded for an id resident in the arena. Returns True. Raises AdapterNotFound,
+        AdapterTooLarge, InvalidRequest for an id of several names."""
+        await self.pin_adapter(self._front_end.adapters.named_by_int_id(lora_id))
+        return True
 
     @once_started
     async def get_adapter(self, name: str) -> AdapterInfo:

@@ -454,6 +454,42 @@ class LLM(TellsUnserved):
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
         return self.get_adapter(self._carry_out(self._policy.pin(name) if pinned else self._policy.unpin(name)))
 
+    # Adapters by the lora_int_id of the LoRARequest that loaded them, as in vLLM.
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Loads an adapter as a request with it would. Returns True, also if it is loaded already. Raises as
+        `load_adapter` does, AdapterNotFound for an unknown name without a path."""
+        looks = self._look_at([Call("", adapter=lora_request)])
+        for request in self._lora_to_load(lora_request, looks):
+            self.load_adapter(request.lora_name, request.lora_path)
+        self._note_int_id(lora_request)
+        return True
+
+    @in_turn
+    def _lora_to_load(self, lora_request: LoRARequest, looks: Looks) -> tuple[LoRARequest, ...]:
+        return self._front_end.lora_to_load(lora_request, looks)
+
+    @in_turn
+    def remove_lora(self, lora_id: int) -> bool:
+        """Unloads the adapter that was loaded for an id. Returns whether there was one. Raises InvalidRequest for an id
+        of several names."""
+        name = self._adapters.find_int_id(lora_id)
+        if name is not None:
+            self.unload_adapter(name)
+        return name is not None
+
+    @in_turn
+    def list_loras(self) -> set[int]:
+        """The ids of loaded adapters. An adapter that was loaded by name alone has none."""
+        return self._adapters.int_ids()
+
+    @in_turn
+    def pin_lora(self, lora_id: int) -> bool:
+        """Keeps the adapter that was loaded for an id resident in the arena. Returns True. Raises AdapterNotFound,
+        AdapterTooLarge, InvalidRequest for an id of several names."""
+        self.pin_adapter(self._adapters.named_by_int_id(lora_id))
+        return True
+
     @in_turn
     def get_adapter(self, name: str) -> AdapterInfo:
         """name: "name", which means its active version, or "name@2". Raises AdapterNotFound."""

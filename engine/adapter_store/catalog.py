@@ -170,6 +170,24 @@ class AdapterCatalog:
         if request.lora_name in self._registry:
             self._int_ids.setdefault(request.lora_name, set()).add(request.lora_int_id)
 
+    def int_ids(self) -> set[int]:
+        """Each lora_int_id for which an adapter has been loaded."""
+        return {int_id for int_ids in self._int_ids.values() for int_id in int_ids}
+
+    def find_int_id(self, int_id: int) -> str | None:
+        """The name that was loaded for a lora_int_id, if there is one. Raises InvalidRequest for an id of several."""
+        names = sorted(name for name, int_ids in self._int_ids.items() if int_id in int_ids)
+        if len(names) > 1:
+            raise InvalidRequest("lora_id", f"{int_id} is the id of {', '.join(names[:8])}: take one by its name")
+        return names[0] if names else None
+
+    def named_by_int_id(self, int_id: int) -> str:
+        """As `find_int_id`. Raises AdapterNotFound, too."""
+        name = self.find_int_id(int_id)
+        if name is None:
+            raise AdapterNotFound(f"lora_int_id={int_id}")
+        return name
+
     def activate(self, name: str, number: int) -> set[str]:
         """Makes a name mean a version that is kept. Raises AdapterNotFound."""
         with self._noting(name):

@@ -128,6 +128,13 @@ class FrontEnd:
         requests = {request.lora_name: request for call in calls for request in call.adapters.to_load}
         return [request for request in requests.values() if self.adapters.is_to_load(request, looks)]
 
+    def lora_to_load(self, lora_request: LoRARequest, looks: Looks) -> tuple[LoRARequest, ...]:
+        """The request, if its adapter has to be loaded. looks: at `folders_to_look_at`. Raises InvalidRequest,
+        AdapterNotFound for an adapter that is not loaded and has no path."""
+        if not isinstance(lora_request, LoRARequest):
+            raise InvalidRequest("lora_request", f"{type(lora_request).__name__} is not a LoRARequest")
+        return resolve(lora_request, self.adapters, looks).to_load
+
     def check_again(self, call: Checked) -> Checked:
         """Checks a call whose adapters have been loaded. Names mean what they mean now, and an adapter may read the
         prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
