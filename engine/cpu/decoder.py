@@ -18,7 +18,7 @@ from ..model.batch import ForwardBatch
 from ..model.targets import DOWN, GATE_UP, OUT, QKV, embedding_site, head_site, last_norm_site, site_of
 from ..model.tensors import ModelTensors, Projection, layer_sites
 from ..model_files.config import ModelConfig
-from .layer_by_layer import LayerByLayer, Projections
+from .layer_by_layer import LayerByLayer, norm_rows
 
 
 class CpuCausalLM:
@@ -28,28 +28,25 @@ class CpuCausalLM:
         self.vocab_size = config.vocab_size  # the base model's
         self._weights = tensors  # kept alive: the layers hold addresses
         self._attention = attention
-        projections = list(map(self._pack_layer, range(config.num_layers)))
-        self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers), projections))
-        self._layer_by_layer = LayerByLayer(kernels, config.rms_norm_eps, tensors.layers, projections, attention)
+        self._layers = (DecoderLayer * config.num_layers)(*map(self._layer, range(config.num_layers)))
+        qk_norms = [layer.qk_norm for layer in tensors.layers]
+        self._layer_by_layer = LayerByLayer(kernels, self._layers, qk_norms, attention)
         self._norm = tensors.norm
         self._head = kernels.pack_linear(tensors.lm_head, site=head_site(config.num_layers))
         # None: the embedding is tied to the head, and its rows are unpacked from the packed head.
         self._embedding = None if tensors.embedding is tensors.lm_head else tensors.embedding
 
-    def _pack_layer(self, layer: int) -> Projections:
+    def _layer(self, layer: int) -> DecoderLayer:
         def pack(projection: Projection, site: int) -> PackedLinear:
             return self._kernels.pack_linear(projection.weight, projection.bias, site_of(layer, site))
 
         qkv, out, gate_up, down = layer_sites(self._weights, layer)
-        return Projections(pack(qkv, QKV), pack(out, OUT), pack(gate_up, GATE_UP), pack(down, DOWN))
-
-    def _layer(self, layer: int, projections: Projections) -> DecoderLayer:
         norms = self._weights.layers[layer]
         return DecoderLayer(
-            qkv=projections.qkv.layer,
-            out=projections.out.layer,
-            gate_up=projections.gate_up.layer,
-            down=projections.down.layer,
+            qkv=pack(qkv, QKV).layer,
+            out=pack(out, OUT).layer,
+            gate_up=pack(gate_up, GATE_UP).layer,
+            down=pack(down, DOWN).layer,
             attention=self._attention.layers[layer],
             input_norm=norms.input_norm.data_ptr(),
             post_attention_norm=norms.post_attention_norm.data_ptr(),
@@ -70,7 +67,8 @@ class CpuCausalLM:
             self._kernels.embed(site, batch.token_ids, hidden, lora)
         if lora is not None and lora.norms:
             self._layer_by_layer.run(activations, rows, lora)
-            self._layer_by_layer.norm(hidden, self._norm, last_norm_site(self._config.num_layers), normed, lora)
+            uses = lora.norms.at(last_norm_site(self._config.num_layers))
+            norm_rows(self._kernels, hidden, self._norm, self._config.rms_norm_eps, normed, uses)
             return normed
         self._kernels.decoder(self._layers, activations, rows.plan, lora)
         self._kernels.rms_norm(hidden, self._norm, self._config.rms_norm_eps, normed)

@@ -2,93 +2,132 @@
 trained. The one call for all layers norms with the model's weights only.
 
 The operations and their order are those of `engine/kernels/decoder.cpp`, so a token gets the same bits either way.
+Arguments are checked once for all layers.
 """
 
 from collections.abc import Sequence
+from ctypes import Array, byref
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from blora.adapters.cpu import CpuLoRAMetadata
+from blora.adapters.lora import NormUse
 
 from ..attention.cpu import CpuAttention, CpuAttentionMetadata
-from ..kernels.library import Epilogue, Kernels, PackedLinear
+from ..kernels.library import Activations, DecoderLayer, Epilogue, Kernels
 from ..model.targets import INPUT_NORM, K_NORM, POST_ATTENTION_NORM, Q_NORM, norm_site
-from ..model.tensors import LayerTensors
 
-Activations = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor]  # as Kernels.decoder takes them
+
+class References:
+    """What a call takes of one layer: making it anew for each call would take as long as the call."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        self.qkv, self.out = byref(layer.qkv), byref(layer.out)
+        self.gate_up, self.down = byref(layer.gate_up), byref(layer.down)
+        self.attention = byref(layer.attention)
+        self.input_norm, self.post_attention_norm = layer.input_norm, layer.post_attention_norm
 
 
 @dataclass(frozen=True, slots=True)
-class Projections:
-    """A layer's packed weights."""
-
-    qkv: PackedLinear
-    out: PackedLinear
-    gate_up: PackedLinear
-    down: PackedLinear
+class Step:
+    at: Activations
+    qkv: Tensor
+    attended: Tensor
+    rows: CpuAttentionMetadata
+    lora: CpuLoRAMetadata
+    adapters: int | None  # the address of their plan
 
 
 class LayerByLayer:
     def __init__(
         self,
         kernels: Kernels,
-        eps: float,
-        norms: Sequence[LayerTensors],
-        projections: Sequence[Projections],
+        layers: Array[DecoderLayer],
+        qk_norms: Sequence[Tensor | None],
         attention: CpuAttention,
     ) -> None:
-        """eps: of the norms. norms, projections: of each layer."""
-        self._kernels, self._eps = kernels, eps
-        self._norms, self._projections, self._attention = norms, projections, attention
+        """qk_norms: of each layer, [num_heads + num_kv_heads, head_dim], or None."""
+        self._kernels, self._layers, self._qk_norms, self._attention = kernels, layers, qk_norms, attention
+        self._references = [References(layer) for layer in layers]
+        self._shape = layers[0]  # all layers have its shapes
+        self._width = self._shape.qkv.in_
 
-    def run(self, at: Activations, rows: CpuAttentionMetadata, lora: CpuLoRAMetadata) -> None:
-        """Runs all layers and changes the first activation, `hidden`."""
-        for layer in range(len(self._norms)):
-            self._run_layer(layer, at, rows, lora)
+    def run(self, activations: Sequence[Tensor | None], rows: CpuAttentionMetadata, lora: CpuLoRAMetadata) -> None:
+        """Runs all layers and changes the first activation, `hidden`. activations: as for Kernels.decoder."""
+        at, adapters = self._kernels.decoder_arguments(self._layers, activations, rows.plan, lora)
+        _, _, qkv, attended, _, _ = activations
+        if qkv is None or attended is None:
+            raise ValueError("activations: qkv and attended are missing")
+        step = Step(at, qkv, attended, rows, lora, adapters)
+        for index in range(len(self._layers)):
+            self._run_layer(index, step)
 
-    def _run_layer(self, layer: int, at: Activations, rows: CpuAttentionMetadata, lora: CpuLoRAMetadata) -> None:
-        kernels, norms, own = self._kernels, self._norms[layer], self._projections[layer]
-        hidden, normed, qkv, attended, gate_up, gated = at
-        self.norm(hidden, norms.input_norm, self._site(layer, INPUT_NORM), normed, lora)
-        kernels.linear(own.qkv, normed, qkv, Epilogue.STORE, lora)
-        self._attend(layer, qkv, attended, rows, lora)
-        kernels.linear(own.out, attended, hidden, Epilogue.ADD, lora)
-        self.norm(hidden, norms.post_attention_norm, self._site(layer, POST_ATTENTION_NORM), normed, lora)
-        if gate_up is None:
-            kernels.linear(own.gate_up, normed, gated, Epilogue.SILU_MUL, lora)
+    def _run_layer(self, index: int, step: Step) -> None:
+        layer, at, linear = self._references[index], step.at, self._kernels.library.blora_linear
+        tokens, adapters = at.num_tokens, step.adapters
+        self._norm_hidden(layer.input_norm, self._site(index, INPUT_NORM), step)
+        linear(layer.qkv, at.normed, at.qkv, tokens, self._shape.qkv.out, Epilogue.STORE, adapters)
+        self._attend(index, step)
+        linear(layer.out, at.attended, at.hidden, tokens, self._shape.out.out, Epilogue.ADD, adapters)
+        self._norm_hidden(layer.post_attention_norm, self._site(index, POST_ATTENTION_NORM), step)
+        inner = self._shape.down.in_
+        if at.gate_up is None:
+            linear(layer.gate_up, at.normed, at.gated, tokens, inner, Epilogue.SILU_MUL, adapters)
         else:
-            kernels.linear(own.gate_up, normed, gate_up, Epilogue.STORE, lora)
-            kernels.silu_mul(gate_up, gated)
-        kernels.linear(own.down, gated, hidden, Epilogue.ADD, lora)
+            linear(layer.gate_up, at.normed, at.gate_up, tokens, 2 * inner, Epilogue.STORE, adapters)
+            self._kernels.library.blora_silu_mul(at.gate_up, tokens, inner, self._shape.qkv.dtype, at.gated)
+        linear(layer.down, at.gated, at.hidden, tokens, self._shape.down.out, Epilogue.ADD, adapters)
 
-    def norm(
-        self, x: Tensor, weight: Tensor, site: int, y: Tensor, lora: CpuLoRAMetadata, rows_per_token: int = 1
-    ) -> None:
-        """Norms all rows with the model's weight, and those of adapters that have trained the norm again with theirs.
+    def _norm_hidden(self, weight: int, site: int, step: Step) -> None:
+        """Norms as `norm_rows` does, without further checks. weight: the address of the model's."""
+        rms_norm, at, width, dtype = self._kernels.library.blora_rms_norm, step.at, self._width, self._shape.qkv.dtype
+        rms_norm(at.hidden, weight, at.num_tokens, width, self._shape.eps, dtype, at.normed)
+        for use in step.lora.norms.at(site):
+            if len(use.weight) != width:
+                raise ValueError(f"lora: the norm at site {site} has {len(use.weight)} weights, not {width}")
+            first = use.start * width * use.weight.itemsize
+            num_tokens, own = use.end - use.start, use.weight.data_ptr()
+            rms_norm(at.hidden + first, own, num_tokens, width, self._shape.eps, dtype, at.normed + first)
 
-        x, y: [num_tokens * rows_per_token, width], not the same. weight: [width].
-        """
-        self._kernels.rms_norm(x, weight, self._eps, y)
-        for use in lora.norms.at(site):
-            own = slice(use.start * rows_per_token, use.end * rows_per_token)
-            self._kernels.rms_norm(x[own], use.weight, self._eps, y[own])
+    def _attend(self, index: int, step: Step) -> None:
+        weight, at = self._qk_norms[index], step.at
+        if weight is not None and any(step.lora.norms.at(self._site(index, norm)) for norm in (Q_NORM, K_NORM)):
+            self._norm_heads(index, weight, step)
+            self._attention.run_normed(index, step.qkv, step.attended, step.rows)
+        else:
+            attention = self._references[index].attention
+            self._kernels.library.blora_attention(attention, byref(step.rows.plan), at.qkv, at.attended)
 
-    def _attend(self, layer: int, qkv: Tensor, y: Tensor, rows: CpuAttentionMetadata, lora: CpuLoRAMetadata) -> None:
-        weight = self._norms[layer].qk_norm
-        sites = self._site(layer, Q_NORM), self._site(layer, K_NORM)
-        if weight is None or not any(map(lora.norms.at, sites)):
-            self._attention.run(layer, qkv, y, rows)
-            return
-        heads = qkv.view(len(qkv), -1, weight.shape[1])  # of q, of k, of v
-        num_q = self._attention.layers[layer].num_heads
-        for site, first, end in ((sites[0], 0, num_q), (sites[1], num_q, len(weight))):
+    def _norm_heads(self, index: int, weight: Tensor, step: Step) -> None:
+        num_heads, eps = self._attention.layers[index].num_heads, self._shape.eps
+        heads = step.qkv.view(len(step.qkv), -1, weight.shape[1])  # of q, of k, of v
+        for norm, first, end in ((Q_NORM, 0, num_heads), (K_NORM, num_heads, len(weight))):
             plain = heads[:, first:end].reshape(-1, weight.shape[1])
             normed = torch.empty_like(plain)
-            self.norm(plain, weight[first], site, normed, lora, end - first)
-            heads[:, first:end] = normed.view(len(qkv), end - first, -1)
-        self._attention.run_normed(layer, qkv, y, rows)
+            uses = step.lora.norms.at(self._site(index, norm))
+            norm_rows(self._kernels, plain, weight[first], eps, normed, uses, rows_per_token=end - first)
+            heads[:, first:end] = normed.view(len(heads), end - first, -1)
 
-    def _site(self, layer: int, norm: int) -> int:
-        return norm_site(len(self._norms), layer, norm)
+    def _site(self, index: int, norm: int) -> int:
+        return norm_site(len(self._layers), index, norm)
+
+
+def norm_rows(
+    kernels: Kernels,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    y: Tensor,
+    uses: Sequence[NormUse],
+    rows_per_token: int = 1,
+) -> None:
+    """Norms all rows with the model's weight, and those of `uses` again with theirs.
+
+    x, y: [rows, width], not the same.
+    """
+    kernels.rms_norm(x, weight, eps, y)
+    for use in uses:
+        own = slice(use.start * rows_per_token, use.end * rows_per_token)
+        kernels.rms_norm(x[own], use.weight, eps, y[own])

@@ -279,6 +279,18 @@ class Kernels:
             where gate and up are whole panels.
         lora: the step's adapters, or None.
         """
+        at, address = self.decoder_arguments(layers, activations, plan, lora)
+        seconds = None if self.seconds is None else self.seconds.data_ptr()
+        self.library.blora_decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
+
+    def decoder_arguments(
+        self,
+        layers: ctypes.Array[DecoderLayer],
+        activations: Sequence[Tensor | None],
+        plan: AttentionPlan,
+        lora: CpuLoRAMetadata | None,
+    ) -> tuple[Activations, int | None]:
+        """Checks the arguments of `decoder`; returns the activations and the address of the adapters' plan."""
         first = layers[0]
         heads = first.attention.num_heads * first.attention.head_dim
         widths = (first.qkv.in_, first.qkv.in_, first.qkv.out, heads, first.gate_up.out, first.down.in_)
@@ -290,9 +302,7 @@ class Kernels:
                 check_shape(name, tensor, dtype, (plan.num_tokens, width))
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in activations]
         address = _lora_address(lora, layers[len(layers) - 1].down, plan.num_tokens)
-        at = Activations(*addresses, plan.num_tokens, 0)
-        seconds = None if self.seconds is None else self.seconds.data_ptr()
-        self.library.blora_decoder(layers, len(layers), byref(at), byref(plan), address, seconds)
+        return Activations(*addresses, plan.num_tokens, 0), address
 
     def scan(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Finds the best token of each row, the first one of equals, and whether the row is finite.
