@@ -23,6 +23,7 @@ Row = tuple[str, str, str]
 SERVE_FLAGS = {
     "--host": (Kind.OTHER_DEFAULT, "127.0.0.1; vLLM listens everywhere"),
     "--port": (Kind.OTHER_DEFAULT, "50051; vLLM's is 8000"),
+    "--model": (Kind.SAME, "the argument MODEL is the same"),
     "--lora-modules": (Kind.SAME, "--adapter takes the same NAME=PATH"),
 }
 

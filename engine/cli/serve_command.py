@@ -22,7 +22,10 @@ ENGINE += "refused where ignoring them would change answers or open a door."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, hub id or .gguf file")
+    # SUPPRESS: an argument that is not given leaves what its other form has set.
+    model: dict[str, Any] = {"dest": "model", "metavar": "MODEL", "default": argparse.SUPPRESS}
+    parser.add_argument(nargs="?", **model, help="Hugging Face folder, hub id or .gguf file")
+    parser.add_argument("--model", **model, help="the same as MODEL, as vLLM has it")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
@@ -101,6 +104,8 @@ def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if "model" not in args:
+        parser.error("the following arguments are required: MODEL")
     try:
         adapters = adapters_by_name([*args.adapter, *args.lora_modules])
         check_frontend(args)

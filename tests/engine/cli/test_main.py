@@ -70,6 +70,12 @@ def test_every_flag_becomes_an_option_of_the_engine():
     }
 
 
+@pytest.mark.parametrize("argv", [("m", "--seed", "1"), ("--model", "m", "--seed", "1"), ("--seed", "1", "m")])
+def test_a_model_is_an_argument_or_a_flag(argv):
+    args = parse("serve", *argv)
+    assert args.model == "m" and serve_command.engine_options(args) == {"seed": 1, "adapter_roots": []}
+
+
 @pytest.mark.parametrize(("text", "memory"), [("0.5", "0.5"), ("1.5GiB", "1.5GiB"), ("512M", "512M"), ("4096", "4096")])
 def test_memory(text, memory):
     assert parse("serve", "m", "--memory", text).memory == memory
