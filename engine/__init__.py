@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .text.chat import Chat, Message
     from .text.token_stream import TokenStream
     from .text.tokenizer import Tokenizer
+    from .text.user_tokenizer import TokenizedText, UserTokenizer
 
 # Module -> its public names.
 _NAMES = {
@@ -102,6 +103,7 @@ _NAMES = {
     ".text.token_stream": ("TokenStream",),
     ".row_stream": ("RowStream",),
     ".text.tokenizer": ("Tokenizer",),
+    ".text.user_tokenizer": ("TokenizedText", "UserTokenizer"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -156,10 +158,12 @@ __all__ = [
     "TextPrompt",
     "TokenArray",
     "TokenStream",
+    "TokenizedText",
     "Tokenizer",
     "TokensPrompt",
     "UnsupportedModel",
     "UploadedFile",
+    "UserTokenizer",
     "WrongEventLoop",
     "WrongProcess",
 ]

@@ -56,6 +56,7 @@ from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
 from .text.chat import RenderedChat
 from .text.tokenizer import Tokenizer, load_tokenizer
+from .text.user_tokenizer import UserTokenizer
 from .unserved import TellsUnserved
 
 logger = logging.getLogger(__name__)
@@ -733,9 +734,9 @@ class AsyncLLM(TellsUnserved):
             prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
         )
 
-    def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
+    def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:
         """The tokenizer of prompts for these adapters, which have to be loaded."""
-        return self._front_end.tokenizer_of(lora_request)
+        return self._front_end.tokenizer_of(lora_request).for_users
 
     def get_default_sampling_params(self) -> SamplingParams:
         """A copy of the parameters of requests that bring none."""

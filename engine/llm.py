@@ -66,7 +66,8 @@ from .outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
 from .row_stream import RowStream
 from .startup.start import start_engine
 from .step.driver import Driver
-from .text.tokenizer import Tokenizer, load_tokenizer
+from .text.tokenizer import load_tokenizer
+from .text.user_tokenizer import UserTokenizer
 from .unserved import TellsUnserved
 
 Parameters = ParamSpec("Parameters")
@@ -594,9 +595,9 @@ class LLM(TellsUnserved):
     # Facts.
 
     @in_turn
-    def get_tokenizer(self, lora_request: Adapter = None) -> Tokenizer:
+    def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:
         """The tokenizer of prompts for these adapters, which have to be loaded."""
-        return self._front_end.tokenizer_of(lora_request)
+        return self._front_end.tokenizer_of(lora_request).for_users
 
     def get_default_sampling_params(self) -> SamplingParams:
         """A copy of the parameters of requests that bring none."""

@@ -4,7 +4,7 @@ As in vLLM, a content of parts is joined where the template prints a text, and a
 takes parts only. A template that takes both gets contents as they are, which is what transformers gives it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -42,13 +42,26 @@ def _render(chat: Chat, source: str, special_tokens: Mapping[str, str]) -> str:
     use = content_use(source)
     form = _form_for(use) if chat.chat_template_content_format == "auto" else chat.chat_template_content_format
     messages = [{**message, "content": _content(message, form, use.asks_for_none)} for message in chat.messages]
-    final = _content(chat.messages[-1], form)
     if chat.continue_final_message:
-        messages[-1]["content"] = _marked(final)
+        messages[-1]["content"] = _content(chat.messages[-1], form)
     variables = {"documents": None, **special_tokens, **chat.chat_template_kwargs}
-    variables |= {"messages": messages, "tools": chat.tools, "add_generation_prompt": chat.add_generation_prompt}
-    text = render_template(source, **variables)
-    return _cut(text, (_texts(final) or [""])[-1]) if chat.continue_final_message else text
+    variables |= {"tools": chat.tools, "add_generation_prompt": chat.add_generation_prompt}
+    return render_messages(source, messages, variables, "content" if chat.continue_final_message else None)
+
+
+def render_messages(
+    source: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], continued: str | None
+) -> str:
+    """Returns the text of messages as they are. continued: the field of the last message that the answer continues.
+    Raises what the template raises, and InvalidRequest."""
+    if continued is None:
+        return render_template(source, **variables, messages=messages)
+    *others, last = messages
+    final = last.get(continued)
+    if final is None:
+        raise InvalidRequest("continue_final_message", f"the final message has no {continued!r} to continue")
+    text = render_template(source, **variables, messages=[*others, {**last, continued: _marked(final)}])
+    return _cut(text, (_texts(final) or [""])[-1])
 
 
 def _form_for(use: ContentUse) -> str:

@@ -75,23 +75,17 @@ class TokenStream:
         if len(tokens) == 1 and (own_text := self._decoder.clean_text_of_one(tokens[0])):
             self._context, self._context_text = tokens, own_text
         elif tokens:
-            self._move_context(tokens)
+            known = self._context + tokens
+            # Nothing but wrong bytes tells all the same that the text has begun.
+            self._context = _context(self._decoder, known) or known[-MAX_CONTEXT_TOKENS:]
+            self._context_text = self._decoder.decode(self._context)
         return new
 
-    def _move_context(self, tokens: list[int]) -> None:
-        together = (self._context + tokens)[-MAX_CONTEXT_TOKENS:]
-        for context in (tokens, together, self._context):
-            if text := self._decoder.clean_text(context):
-                break
-        else:  # nothing was shown yet, or nothing but wrong bytes
-            context, text = together, self._decoder.decode(together)
-        self._context, self._context_text = context, text
 
-
-def _context(decoder: TokenDecoder, prompt: Sequence[int]) -> list[int]:
-    """Returns the last tokens of a prompt that have a clean text. Those of a character that the prompt does not
-    complete are left out; what the answer adds to it forms no character."""
-    shown = (token_id for token_id in reversed(prompt) if token_id not in decoder.hidden)
+def _context(decoder: TokenDecoder, known: Sequence[int]) -> list[int]:
+    """Returns the last known tokens that have a clean text. Those of a character that a prompt does not complete are
+    left out; what the answer adds to it forms no character."""
+    shown = (token_id for token_id in reversed(known) if token_id not in decoder.hidden)
     tokens = list(islice(shown, NUM_SEARCHED_TOKENS))[::-1]
     for end in range(len(tokens), 0, -1):
         for start in range(end - 1, max(end - MAX_CONTEXT_TOKENS, 0) - 1, -1):

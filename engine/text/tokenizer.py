@@ -23,9 +23,9 @@ from .chat_rendering import render_chat
 from .chat_template import warn_of_unread_tools
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
 from .token_stream import TokenDecoder, TokenStream
+from .user_tokenizer import UserTokenizer
 
 logger = logging.getLogger(__name__)
-UNSPACED = (".", "?", "!", ",", "' ", "n't", "'m", "'s", "'ve", "'re")  # in the order of transformers
 EVEN_FOR_BPE = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
@@ -81,6 +81,16 @@ class Tokenizer:
         )
 
     @cached_property
+    def for_users(self) -> UserTokenizer:
+        return UserTokenizer(
+            self._backend,
+            self.special_tokens,
+            self.chat_template,
+            tool_template=self._tool_template,
+            cleans_spaces=self.cleans_spaces,
+        )
+
+    @cached_property
     def special_contents(self) -> dict[int, str]:
         """The contents of the special tokens, by id."""
         added = self._backend.get_added_tokens_decoder()
@@ -122,8 +132,7 @@ class Tokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        text = str(self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
-        return _cleaned(text) if self.cleans_spaces else text
+        return str(self.for_users.decode(token_ids, skip_special_tokens))
 
     def decode_token(self, token_id: int) -> str:
         return str(self._backend.decode([token_id], skip_special_tokens=False))
@@ -178,13 +187,6 @@ def num_prepared_characters(tokens: Sequence[AddedToken]) -> int:
 def _backend_token(token: AddedToken) -> tokenizers.AddedToken:
     flags = {name: getattr(token, name) for name in ("special", "lstrip", "rstrip", "single_word", "normalized")}
     return tokenizers.AddedToken(token.content, **flags)
-
-
-def _cleaned(text: str) -> str:
-    """Returns a text without the spaces that words would leave before punctuation and contractions."""
-    for ending in UNSPACED:
-        text = text.replace(f" {ending}", ending.rstrip(" "))
-    return text
 
 
 def load_tokenizer(model: Path) -> Tokenizer:

@@ -29,6 +29,7 @@ from blora.engine import (
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
+    UserTokenizer,
 )
 from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
@@ -645,6 +646,15 @@ def test_what_is_asked_of_an_engine_that_is_not_started_says_why(tiny_model: Pat
     llm = AsyncLLM(str(tiny_model), **OPTIONS)
     with pytest.raises(EngineUnavailable, match="not started"):
         llm.get_tokenizer()
+
+
+def test_the_tokenizer_may_be_awaited(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def ask() -> UserTokenizer:
+        return await llm.get_tokenizer()
+
+    tokenizer = runner.run(ask())
+    assert tokenizer is llm.get_tokenizer()
+    assert tokenizer("hello").input_ids == tokenizer.encode("hello")
 
 
 def test_the_id_of_a_request_is_a_text(runner: asyncio.Runner, llm: AsyncLLM) -> None:
