@@ -57,11 +57,14 @@ SERVED = frozenset(
         "ensure_weight_tying",
     }
 )
-# Fields of PEFT, of any of its versions, whose meaning is not served. enable_lora was in its first versions only.
+# Fields of PEFT, of any of its versions, whose meaning is not served. enable_lora was in its first versions only, and
+# the invocation of an activated LoRA as text in the versions of its authors.
 NOT_SERVED = frozenset(
     {
+        "alora_invocation_string",
         "arrow_config",
         "enable_lora",
+        "invocation_string",
         "kasa_config",
         "layer_replication",
         "megatron_config",

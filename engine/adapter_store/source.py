@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blora.adapters import AdapterRejected
-from blora.adapters.peft.folder import CONFIG_FILE, INDEX_FILE, SHARDS_GLOB, WEIGHTS_FILE, is_adapter_file
+from blora.adapters.peft.folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SHARDS_GLOB,
+    WEIGHTS_FILE,
+    adapter_files,
+    is_adapter_file,
+)
 from blora.adapters.peft.text import MAX_FILE_BYTES
 
+HUB_HINT = "; other formats (adapter_model.bin is a pickle) and the files of subfolders are not downloaded"
 FILE_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS_GLOB, *MAX_FILE_BYTES]
 
 
@@ -42,9 +50,13 @@ def resolve_adapter(path: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=FILE_PATTERNS))
+        downloaded = Path(snapshot_download(path, allow_patterns=FILE_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AdapterRejected(path, [f"is neither a folder nor an adapter on the hub: {error}"]) from error
+    missing = [file.name for file in adapter_files(downloaded) if not file.exists()]
+    if missing:
+        raise AdapterRejected(path, [f"the repository has no {', '.join(missing[:3])}{HUB_HINT}"])
+    return downloaded
 
 
 def is_file_of_adapter(name: str) -> bool:

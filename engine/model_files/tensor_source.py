@@ -86,7 +86,8 @@ def _safetensors_files(folder: Path) -> list[Path]:
     if not index.is_file():
         kind = kind_of_model_folder(folder)
         lacking = f"{folder} holds neither {single.name} nor {index.name}"
-        raise CheckpointError([lacking if kind is None else f"{lacking}, but {kind}"])
+        hint = "; of a model on the hub, nothing else is downloaded, above all no pytorch_model.bin, which is a pickle"
+        raise CheckpointError([f"{lacking}, but {kind}" if kind is not None else lacking + hint])
     names = _checkpoint_files(index)
     missing = [f"{folder / name} is missing" for name in names if not (folder / name).is_file()]
     if missing:

@@ -368,6 +368,6 @@ def test_an_older_peft_knows_no_more_fields(version: Any, folder: Path, targets:
     assert read_checkpoint(folder, targets).unknown_fields == ("lora_dtype",)
 
 
-@pytest.mark.parametrize("field", ["layer_replication", "target_parameters", "use_qalora", "arrow_config"])
+@pytest.mark.parametrize("field", ["layer_replication", "target_parameters", "use_qalora", "invocation_string"])
 def test_what_peft_knows_and_blora_does_not_serve_is_refused(field: str, folder: Path, targets: Targets) -> None:
     assert f"{field}: [[0, 1]] is not served" in refusal(configure(folder, **{field: [[0, 1]]}), targets)

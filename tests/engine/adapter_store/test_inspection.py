@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from tiny import make_adapter
 
@@ -32,6 +33,15 @@ def test_inspecting_loads_nothing(make_llm: Callable[..., LLM], tiny_adapters: d
     assert llm.inspect_adapter(tiny_adapters["r4"]).digest
     assert llm.inspect_adapter("/nowhere").problems
     assert not llm.list_adapters()
+
+
+def test_a_repository_without_safetensors_is_told_by_what_it_lacks(
+    make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adapter_config.json").write_bytes((tiny_adapters["r4"] / "adapter_config.json").read_bytes())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    (problem,) = make_llm().inspect_adapter("someone/adapter").problems
+    assert "the repository has no adapter_model.safetensors; other formats" in problem
 
 
 def test_what_the_memory_cannot_hold_is_a_problem(make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path]) -> None:

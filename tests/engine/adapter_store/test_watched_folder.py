@@ -72,10 +72,14 @@ def test_a_look_finds_whole_adapters_and_opens_nothing(watched: Path, tiny_adapt
     shutil.copytree(tiny_adapters["r4"], watched / "org/sql")
     shutil.copytree(tiny_adapters["r4"], watched / "org/deep/down")
     shutil.copytree(tiny_adapters["r4"], watched / "half/best")
+    shutil.copytree(tiny_adapters["r4"], watched / "only/checkpoint-9")
+    shutil.copytree(tiny_adapters["r4"], watched / "shards")
+    one_shard = "adapter_model-00001-of-00001.safetensors"
+    (watched / "shards/adapter_model.safetensors").rename(watched / "shards" / one_shard)
     for number in (1, 2):
         shutil.copytree(tiny_adapters["r4"], watched / f"run/checkpoint-{number}")
     before = look_into(watched)
-    assert set(before) == {"good", "fifo", "org/sql"}
+    assert set(before) == {"good", "fifo", "org/sql", "only", "shards"}
     os.utime(watched / "good/adapter_config.json", ns=(0, 0))
     after = look_into(watched)
     assert after["good"] != before["good"] and after["fifo"] == before["fifo"]
