@@ -4,6 +4,7 @@ No part of a stop string is ever shown: text that could be the beginning of one 
 special token ends the text, too, where a stop string names it, whether or not special tokens are shown.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from blora.scheduler import SamplingParams
@@ -21,6 +22,7 @@ class Detokenizer:
         hidden = tokenizer.special_contents if stops and sampling.skip_special_tokens else {}
         self._symbols = _symbols(hidden, stops)
         self._stops = _patterns(stops, {hidden[token_id]: symbol for token_id, symbol in self._symbols.items()})
+        self._sorted_stops = sorted(self._stops)
         self._unshown = str.maketrans(dict.fromkeys(self._symbols.values()))
         self._min_tokens = sampling.min_tokens
         self._keeps_stop = sampling.include_stop_str_in_output
@@ -70,12 +72,14 @@ class Detokenizer:
 
     def _longest_beginning(self) -> int:
         """Returns the length of the longest suffix of the text that is a prefix of a stop string."""
-        longest = 0
-        for stop in self._stops:
-            tail = self._text[len(self._text) - len(stop) + 1 :] if len(self._text) >= len(stop) else self._text
-            fitting = (len(tail) - start for start in range(len(tail)) if stop.startswith(tail[start:]))
-            longest = max(longest, next(fitting, 0))
-        return longest
+        end = len(self._text)
+        starts = range(max(self._num_checked, end - len(max(self._stops, key=len))), end)
+        return next((end - start for start in starts if self._is_beginning(self._text[start:])), 0)
+
+    def _is_beginning(self, text: str) -> bool:
+        """Returns whether a stop string is longer than the text and begins with it. There may be many stop strings."""
+        at = bisect_right(self._sorted_stops, text)  # those that begin with it come next
+        return at < len(self._sorted_stops) and self._sorted_stops[at].startswith(text)
 
 
 def _symbols(hidden: Mapping[int, str], stops: Sequence[str]) -> dict[int, str]:
