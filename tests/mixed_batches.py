@@ -3,12 +3,20 @@
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from blora.engine import LLM, CompletionOutput, RequestOutput, SamplingParams
 from blora.engine.front_end.adapter_choice import Adapter
 from blora.engine.llm import RowStream
 
 Growth = Generator[list[RequestOutput], None, None]  # the rows so far, whenever they grow
+# Limits of what a row may say.
+MASKS: list[dict[str, Any]] = [
+    {"allowed_token_ids": range(60, 90)},
+    {"bad_words": ["a", "bc", "\n"], "logit_bias": {64: 20.0, 65: 19.0}},
+    {"allowed_token_ids": [64, 65, 66], "bad_words": ["aa", "ab", "b"], "temperature": 1.0, "seed": 3},
+    {"min_tokens": 1, "stop_token_ids": range(8), "repetition_penalty": 1.2},
+]
 SHARED_PREFIXES = ["the same beginning of several prompts, ", "another one; "]
 
 
@@ -25,6 +33,9 @@ def random_row(rng: random.Random, adapters: Sequence[str]) -> Row:
     sampling = SamplingParams(
         temperature=0, max_tokens=rng.choice([1, 4, 12, 40]), logprobs=2, ignore_eos=rng.random() < 0.8
     )
+    own = random.Random(prompt)  # the other random facts are what they were without masks
+    if own.random() < 0.2:
+        sampling = replace(sampling, **own.choice(MASKS))
     return Row(prompt, rng.choice([None, *adapters]), sampling)
 
 

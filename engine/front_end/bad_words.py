@@ -20,7 +20,8 @@ def bad_sequences(words: Sequence[str], tokenizer: Tokenizer, facts: Facts) -> t
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
-    plain, spaced = (tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " "))
+    word = word.lstrip() or word  # a line end is a word, too
+    plain, spaced = (tuple(tokenizer.encode(space + word, add_special_tokens=False)) for space in ("", " "))
     if not plain:
         raise InvalidRequest("bad_words", f"{word!r:.80} has no token")
     yield plain

@@ -106,8 +106,6 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
     _check_logprobs(params, facts, limits)
     _check_stops(params, limits)
     _check_strings("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
-    if not all(word.lstrip() for word in params.bad_strings):
-        raise InvalidRequest("bad_words", "holds a word of nothing but spaces")
     check_sampled_tokens(params, facts, limits)
 
 

@@ -36,6 +36,7 @@ def tokenizer() -> Tokenizer:
         (["abc"], {(4, 6), (7,)}),  # vLLM forgets the second
         (["c"], {(6,)}),  # " c" ends in "c"
         (["dab"], {(8, 4)}),
+        ([" "], {(0,)}),  # vLLM refuses it
         (["e"], set()),
         (["ce", "d"], {(8,)}),
     ],
