@@ -159,6 +159,7 @@ FIELDS: dict[str, dict[str, object]] = {
         "allowed_token_ids": None,
         "bad_words": None,
         "extra_args": None,
+        "truncate_prompt_tokens": None,
         "skip_clone": False,
         "skip_reading_prefix_cache": None,
         "routed_experts_prompt_start": 0,

@@ -35,7 +35,7 @@ OWN_MODELS = "blora computes models as their files say, with its own code"
 TRANSFER = "blora moves no KV between engines"
 
 
-@dataclass(kw_only=True)
+@dataclass
 class EngineArgs:
     """The options of an engine under vLLM's names, for `LLMEngine.from_engine_args` and its kind.
 
@@ -345,7 +345,7 @@ class EngineArgs:
         return engine_config(**vars(self))
 
 
-@dataclass(kw_only=True)
+@dataclass
 class AsyncEngineArgs(EngineArgs):
     """The options of AsyncLLM under vLLM's names. They are those of EngineArgs."""
 

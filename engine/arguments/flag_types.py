@@ -9,11 +9,20 @@ from typing import Any
 
 from ..memory.budget import parse_memory
 
+UNITS = {"k": 1000, "m": 1000**2, "K": 1024, "M": 1024**2}
+
 
 def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def tokens(text: str) -> int:
+    """As vLLM reads it: 16k is 16000, and 16K is 16384."""
+    if text[:-1].isdigit() and text[-1] in UNITS:
+        text = str(int(text[:-1]) * UNITS[text[-1]])
+    return count(text)
 
 
 def port(text: str) -> int:

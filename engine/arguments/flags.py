@@ -19,7 +19,7 @@ from .meaning import default_of
 # vLLM's short forms.
 SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp"}
 
-TOKENS: dict[str, Any] = {"type": flag_types.count, "metavar": "TOKENS"}
+TOKENS: dict[str, Any] = {"type": flag_types.tokens, "metavar": "TOKENS"}
 NUMBER: dict[str, Any] = {"type": flag_types.count, "metavar": "N"}
 SIZE: dict[str, Any] = {"type": flag_types.memory, "metavar": "SIZE"}
 WEIGHTS: dict[str, Any] = {"type": flag_types.weights, "metavar": "NAME=W,..."}

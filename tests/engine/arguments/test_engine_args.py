@@ -98,6 +98,20 @@ def test_flags_become_arguments_of_an_engine(make: type[argparse.ArgumentParser]
     assert given.create_engine_config() == expected
 
 
+@pytest.mark.parametrize(("text", "expected"), [("900", 900), ("16k", 16000), ("16K", 16384), ("1m", 1000000)])
+def test_numbers_of_tokens_have_units(text: str, expected: int) -> None:
+    parser = EngineArgs.add_cli_args(argparse.ArgumentParser())
+    assert parser.parse_args(["--max-model-len", text]).max_model_len == expected
+
+
+@pytest.mark.parametrize("text", ["k", "0", "0k", "1.5", "-1", "", "16kk"])
+def test_odd_numbers_of_tokens_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = EngineArgs.add_cli_args(argparse.ArgumentParser())
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--max-model-len={text}"])
+    assert "--max-model-len" in capsys.readouterr().err
+
+
 def test_a_group_takes_the_flags_and_defaults_can_be_set() -> None:
     parser = FlexibleArgumentParser()
     group = parser.add_argument_group("Engine arguments")
