@@ -121,7 +121,7 @@ def _read(
         config = parse_config(config_bytes)
         kind = config.kind
         _check_size(config, targets, max_elements)
-        weights = files.read_weights(_most_bytes(config, targets))
+        weights = files.read_weights(_most_bytes(config, targets, max_elements))
         text = read_adapter_text(files.read_if_there)
         if files.read(CONFIG_FILE, MAX_CONFIG_BYTES) != config_bytes:  # and may go with other weights
             raise changed(CONFIG_FILE)
@@ -210,13 +210,14 @@ def _check_size(config: PeftConfig, targets: Sequence[TargetModule], max_element
         )
 
 
-def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule]) -> int:
+def _most_bytes(config: PeftConfig, targets: Sequence[TargetModule], max_elements: int | None) -> int:
     """Returns the size of the largest file that the configuration may belong to. A larger file is not read. Every
     module counts: patterns may be meant for other names, which the file tells."""
     rank = max([config.rank, *config.rank_pattern.values()])
-    elements = 0
+    products = sum(rank * (target.in_features + target.out_features) for target in targets)
+    elements = products if max_elements is None else min(products, max_elements)
     for target in targets:
-        elements += rank * (target.in_features + target.out_features) + OUTPUT_VECTORS * target.out_features
+        elements += OUTPUT_VECTORS * target.out_features
         if target.kind in TABLES:  # its whole matrix: trained, the base model's, or both and a copy
             size, width = matrix_shape(target)
             num_matrices = 3 if config.modules_to_save else 1

@@ -218,6 +218,15 @@ def test_empty_tensors_are_told_as_zero_3(folder: Path, targets: Targets) -> Non
     assert "likely cause: 28 tensors are empty, as DeepSpeed ZeRO-3" in refusal(folder, targets)
 
 
+def test_a_file_larger_than_the_engines_memory_is_not_read(folder: Path, targets: Targets) -> None:
+    """Even where the configuration could belong to it."""
+    tensor = np.zeros(1 << 20, np.float32)
+    (folder / WEIGHTS).write_bytes(save({"a": tensor, "b": tensor}))
+    configure(folder, r=1024, target_modules=["layers.0.self_attn.k_proj"])
+    with pytest.raises(AdapterRejected, match="at most 1"):
+        read_checkpoint(folder, targets, max_elements=100_000)
+
+
 def test_a_file_of_double_precision_is_told_by_its_type(folder: Path, targets: Targets) -> None:
     content = load((folder / WEIGHTS).read_bytes())
     (folder / WEIGHTS).write_bytes(save({name: tensor.astype(np.float64) for name, tensor in content.items()}))
