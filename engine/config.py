@@ -51,7 +51,7 @@ class EngineConfig:
 
     model: str  # Hugging Face folder, hub id or .gguf file
     revision: str | None = None  # revision of a model from the hub
-    dtype: str = "auto"  # data type of the model, KV and adapters; "auto" is the checkpoint's
+    dtype: str = "auto"  # of the model, KV and adapters; "auto" is the checkpoint's, or float32 for float16 on the CPU
     kv_cache_dtype: str = "auto"  # data type of KV; "auto" is dtype; "fp8" (e4m3) halves the KV's bytes, on CUDA only
     backend: str = "auto"
     memory: int | float | str | None = None

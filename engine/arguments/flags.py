@@ -29,7 +29,10 @@ SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 SHOWN: dict[str, dict[str, Any]] = {
     "model": {"help": "Hugging Face folder, hub id or .gguf file"},
     "backend": {"choices": BACKENDS, "help": "kernels to use (default: auto, the first that works)"},
-    "dtype": {"choices": (*DTYPES, "half", "float"), "help": "data type of the model, KV and adapters"},
+    "dtype": {
+        "choices": (*DTYPES, "half", "float"),
+        "help": "data type of the model, KV and adapters (default: the model's, or float32 for float16 on the CPU)",
+    },
     "kv_cache_dtype": {
         "choices": KV_CACHE_DTYPES,
         "help": "data type of KV alone; fp8 halves its bytes, on CUDA only",

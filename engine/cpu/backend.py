@@ -36,8 +36,6 @@ def find_obstacle(
     """The reason why the native kernels cannot compute a model; None: they can."""
     if kernels is None:
         return "they were not built from these sources; install blora again, with a C++ compiler"
-    if dtype not in DTYPES:
-        return f"they compute in float32 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
     if num_shards > 1:
         return f"they compute all layers in one call, and {num_shards} shards have to add up the results of each layer"
     try:
@@ -45,7 +43,13 @@ def find_obstacle(
     except ValueError as error:
         return str(error)
     widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
-    return None if all(width % 2 == 0 for width in widths) else "a layer has an odd number of inputs"
+    if any(width % 2 for width in widths):
+        return "a layer has an odd number of inputs"
+    return None if dtype in DTYPES else f"they compute in float32 and bfloat16, not in {type_name(dtype)}"
+
+
+def type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def build_cpu(

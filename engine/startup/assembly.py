@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from ..parallel.shards import NO_SHARDS, Shards
 from ..step.backend import Backend, BackendChoice, StepGraphs
 from ..step.copies import CopiesBefore, StepCopies
 from ..step.runner import ModelRunner
-from .choose_backend import choose_backend
+from .choose_backend import UnservedType, choose_backend
 
 KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # option -> torch's name
 logger = logging.getLogger(__name__)
@@ -117,11 +118,27 @@ def plan_shard(config: EngineConfig, model: Path, index: int) -> ShardPlan:
     whole, size = load_model_config(model), config.tensor_parallel_size
     _share_threads(config.threads, size)
     shard = shards_of(whole, size)[index]
-    dtype = whole.dtype if config.dtype == "auto" else config.dtype
-    choice = choose_backend(config.backend, shard.config, getattr(torch, dtype), config.block_size, index, size)
+    dtype, choice = _choose(config, whole.dtype, shard)
     if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
         raise EngineStartError(f"kv_cache_dtype: {config.kv_cache_dtype} needs the backend cuda; use auto elsewhere")
     return ShardPlan(config, model, whole, shard, dtype, choice)
+
+
+def _choose(config: EngineConfig, dtype_of_files: str, shard: Shard) -> tuple[str, BackendChoice]:
+    """The data type and the backend. Only a type that keeps every value takes the place of that of the files."""
+    choose = partial(choose_backend, config.backend, shard.config)
+    dtype = dtype_of_files if config.dtype == "auto" else config.dtype
+    try:
+        return dtype, choose(getattr(torch, dtype), config.block_size, shard.index, shard.size)
+    except UnservedType:
+        if config.dtype != "auto":
+            raise
+    logger.warning(
+        "the model is in %s, which the native kernels do not compute in: they compute in float32, with the same value "
+        "of every weight and twice the memory; dtype=bfloat16 rounds the weights and keeps the memory",
+        dtype,
+    )
+    return "float32", choose(torch.float32, config.block_size, shard.index, shard.size)
 
 
 @dataclass(frozen=True, slots=True)
