@@ -5,6 +5,7 @@ takes parts only. A template that takes both gets contents as they are, which is
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..errors import InvalidRequest
@@ -31,6 +32,7 @@ def render_chat(chat: Chat, template: str | None, special_tokens: Mapping[str, s
         raise InvalidRequest("messages", f"the chat template refuses them: {error}") from error
 
 
+@lru_cache(maxsize=64)  # a program that brings one template brings it with each conversation, and checks take long
 def _check_own(source: str) -> None:
     try:
         check_template(source)

@@ -7,6 +7,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from blora.engine.errors import InvalidRequest
+from blora.engine.text import chat_rendering
 from blora.engine.text.chat import Chat
 from blora.engine.text.chat_rendering import render_chat
 from blora.engine.text.chat_template import content_use
@@ -172,6 +173,15 @@ def test_a_chat_brings_its_own_template() -> None:
     assert render_chat(Chat.read({"messages": messages, "chat_template": "{{ x }}!"}), None, {}) == "!"
     with pytest.raises(InvalidRequest, match="^messages: the model has no chat template"):
         render_chat(Chat.read({"messages": messages}), None, {})
+
+
+def test_a_template_of_many_chats_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(chat_rendering, "check_template", checked.append)
+    template = "{{ messages[0].content }} (checked once)"
+    for content in "abc":
+        render(TEXTS, [{"role": "user", "content": content}], chat_template=template)
+    assert checked == [template]
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{% for a in range(99999) %}{{ range(99999) | list }}{% endfor %}"])
