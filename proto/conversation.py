@@ -62,7 +62,7 @@ def _message(name: str, message: Any) -> generation_pb2.ChatMessage:
         **texts,
         content=content if isinstance(content, str) else "",
         parts=_each(f"{name}.content", content, _part) if isinstance(content, list) else [],
-        tool_calls=_each(f"{name}.tool_calls", calls or [], _json),
+        tool_calls=_each(f"{name}.tool_calls", [] if calls is None else calls, _json),
         other_fields=_others(name, fields),
     )
 

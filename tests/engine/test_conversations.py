@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import pytest
 from fake_llm import running
+from hypothesis import given
+from hypothesis import strategies as st
 from shared_engine import shared_engine
 from tiny import make_model
 
@@ -92,6 +94,60 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_model(tmp_path_factory.mktemp("model"), max_position_embeddings=2048)
     (folder / "chat_template.jinja").write_text(SHOW_ALL)
     return folder
+
+
+TEXTS = st.text(max_size=3)
+SCALARS = st.none() | st.booleans() | TEXTS | st.integers() | st.floats() | st.binary(max_size=1)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS | st.integers(), inner)
+)
+PARTS = ANYTHING | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["text", "refusal", "image_url"]),
+        "text": ANYTHING,
+        "refusal": TEXTS,
+        "x": ANYTHING,
+    },
+)
+FUNCTIONS = st.fixed_dictionaries(
+    {}, optional={"name": TEXTS, "arguments": ANYTHING | st.sampled_from(["{}", '{"a": 1}', "[1]"])}
+)
+CALLS = ANYTHING | FUNCTIONS | st.fixed_dictionaries({"function": FUNCTIONS}, optional={"type": ANYTHING})
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["assistant", "tool", ""])},
+    optional={
+        "content": ANYTHING | st.lists(PARTS, max_size=2),
+        "name": ANYTHING,
+        "tool_calls": ANYTHING | st.lists(CALLS, max_size=2),
+        "tool_call_id": ANYTHING,
+        "reasoning": TEXTS | st.none(),
+        "parsed": ANYTHING,
+    },
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "tools": ANYTHING | st.lists(st.dictionaries(TEXTS, ANYTHING, max_size=2), max_size=2),
+        "chat_template": st.none() | TEXTS,
+        "chat_template_kwargs": ANYTHING,
+        "add_generation_prompt": st.none() | st.booleans(),
+        "continue_final_message": st.none() | st.booleans(),
+    },
+)
+
+
+@given(messages=st.lists(MESSAGES | ANYTHING, max_size=2), options=OPTIONS)
+def test_any_conversation_is_the_same_on_the_wire_or_refused_on_both(messages: Any, options: dict[str, Any]) -> None:
+    prompt = {"messages": messages, **options}
+    assert read(lambda: prompt) == read(lambda: over_the_wire(prompt, {}))
+
+
+def read(make: Callable[[], Any]) -> str:
+    try:
+        return repr(Chat.read(make()))
+    except ValueError:
+        return "refused"
 
 
 def test_conversations_have_the_same_tokens_in_process_and_over_grpc(model: Path) -> None:
