@@ -354,15 +354,16 @@ def engine_config(model: str | Path, **options: Any) -> EngineConfig:
     """Returns the configuration. Raises ValueError naming an option that is unknown or has an unsupported value."""
     if not isinstance(model, str | Path):
         raise ValueError(f"model: {model!r:.80} is neither a path nor a hub id")
-    served = with_meaning(_without_repeated(str(model), options), EngineArgs)
+    served = served_options(str(model), options, EngineArgs)
     if "dtype" in served:
         served["dtype"] = _dtype_name(served["dtype"])
     return EngineConfig(model=str(model), **served)
 
 
-def _without_repeated(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out a tokenizer that is the model's own, which scripts name again."""
-    return {name: value for name, value in options.items() if name != "tokenizer" or str(value) != model}
+def served_options(model: str, options: Mapping[str, Any], cls: type[EngineArgs]) -> dict[str, Any]:
+    """Does what `with_meaning` does. A tokenizer that is the model's own, which scripts name again, is left out."""
+    given = {name: value for name, value in options.items() if name != "tokenizer" or str(value) != model}
+    return with_meaning(given, cls)
 
 
 def _dtype_name(dtype: object) -> str:

@@ -4,21 +4,24 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..arguments.engine_args import AsyncEngineArgs
+from ..arguments.engine_args import AsyncEngineArgs, served_options
 from ..arguments.flag_types import lora_module, named_path, port, size
 from ..arguments.flags import add_flags
 from ..arguments.frontend_args import FrontendArgs
-from ..arguments.meaning import with_meaning
 from .failure import fail
 
-# Arguments that are the server's own; the options of the engine and of vLLM's front end are the others.
-OWN = ("command", "model", "adapter", "lora_modules", "adapter_root", "host", "port")
+ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
 ENGINE = "An option left out takes the engine's default. Other flags of `vllm serve` are accepted with one notice, or "
 ENGINE += "refused where ignoring them would change answers or open a door."
+
+
+@dataclass
+class ServeArgs(AsyncEngineArgs, FrontendArgs):
+    """The flags of a server that are options of the engine, and those that vLLM's front end has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
     engine = parser.add_argument_group("engine", ENGINE)
-    add_flags(engine, [entry for entry in fields(AsyncEngineArgs) if entry.name != "model"], with_defaults=False)
-    add_flags(engine, fields(FrontendArgs), with_defaults=False)
+    add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name != "model"], with_defaults=False)
 
 
 def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -80,16 +82,12 @@ def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the keyword arguments of AsyncLLM: the options given, and the adapter roots."""
-    own = {*OWN, *(entry.name for entry in fields(FrontendArgs))}
-    given = {name: value for name, value in vars(args).items() if name not in own and value is not None}
-    return {**given, "adapter_roots": args.adapter_root}
-
-
-def check_frontend(args: argparse.Namespace) -> None:
-    """Gives one notice for the flags of vLLM's front end that have no meaning here. Raises ValueError for a flag that
-    is not served."""
-    with_meaning({entry.name: getattr(args, entry.name) for entry in fields(FrontendArgs)}, FrontendArgs)
+    """Returns the keyword arguments of AsyncLLM: the options given that have a meaning here, and those about adapters.
+    Gives one notice for flags that have none. Raises ValueError for a flag that is not served."""
+    names = [entry.name for entry in fields(ServeArgs) if entry.name != "model"]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    adapters = {name: getattr(args, name) for name in ADAPTER_OPTIONS if getattr(args, name) is not None}
+    return {**served_options(args.model, given, ServeArgs), **adapters, "adapter_roots": args.adapter_root}
 
 
 def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -108,13 +106,13 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("the following arguments are required: MODEL")
     try:
         adapters = adapters_by_name([*args.adapter, *args.lora_modules])
-        check_frontend(args)
+        options = {"adapters": adapters, **engine_options(args)}
     except ValueError as error:
         parser.error(str(error))
-    return _serve(args, adapters)
+    return _serve(args, options)
 
 
-def _serve(args: argparse.Namespace, adapters: dict[str, str]) -> int:
+def _serve(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from ..async_llm import AsyncLLM
     from ..errors import AdapterError, EngineStartError
     from ..server.server import serve
@@ -123,7 +121,7 @@ def _serve(args: argparse.Namespace, adapters: dict[str, str]) -> int:
         print(f"blora is serving {args.model} on {address}", flush=True)
 
     async def serve_model() -> int:
-        llm = AsyncLLM(args.model, adapters=adapters, **engine_options(args))
+        llm = AsyncLLM(args.model, **options)
         return await serve(llm, args.host, args.port, announce)
 
     try:
