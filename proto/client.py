@@ -33,7 +33,10 @@ Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 # Files of a folder that are uploaded. The configuration has to be there, and the weights in one file or in several.
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 DIVIDED_WEIGHTS = ("adapter_model-*-of-*.safetensors", "adapter_model.safetensors.index.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+    "chat_template.jinja",
+)
 CHUNK_BYTES = 1 << 20
 
 CHANNEL_OPTIONS = (

@@ -5,18 +5,20 @@ requests of one digest get the same answers, and a version that differs only in 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_FILE_BYTES = {  # bytes; larger than the files of any model
     TOKENIZER_FILE: 64 << 20,
     TOKENIZER_CONFIG_FILE: 4 << 20,
     ADDED_TOKENS_FILE: 1 << 20,
+    SPECIAL_TOKENS_FILE: 1 << 20,
     TEMPLATE_FILE: 256 << 10,
 }
 MAX_ADDED_TOKENS = 4096
@@ -57,7 +59,13 @@ def read_adapter_text(read: ReadFile) -> AdapterText:
     """Returns the text settings of an adapter folder. Raises TextError, and the errors of `read`."""
     files = {name: read(name, max_bytes) for name, max_bytes in MAX_FILE_BYTES.items()}
     config = _decode(TOKENIZER_CONFIG_FILE, files[TOKENIZER_CONFIG_FILE], dict[str, Any]) or {}
-    return AdapterText(_added_tokens(files, config), _special_tokens(config), _template(files[TEMPLATE_FILE], config))
+    tokenizer = _decode(TOKENIZER_FILE, files[TOKENIZER_FILE], _TokenizerFile) or _TokenizerFile()
+    names = tokenizer.names() | config
+    if "added_tokens_decoder" not in config:  # as in transformers, the older files count only without it
+        names |= _decode(SPECIAL_TOKENS_FILE, files[SPECIAL_TOKENS_FILE], dict[str, Any]) or {}
+    special_tokens = _special_tokens(names)
+    added_tokens = _added_tokens(files[ADDED_TOKENS_FILE], tokenizer, config, dict(special_tokens).values())
+    return AdapterText(added_tokens, special_tokens, _template(files[TEMPLATE_FILE], config))
 
 
 def encode_text(text: AdapterText) -> bytes:
@@ -70,6 +78,11 @@ class _TokenizerFile:
     """The part of tokenizer.json that is read. The rest is skipped: the vocabulary is the model's own."""
 
     added_tokens: list[AddedToken] = field(default_factory=list)
+    padding: dict[str, Any] | None = None
+
+    def names(self) -> dict[str, Any]:
+        """Returns the special tokens that this file names."""
+        return {"pad_token": self.padding.get("pad_token")} if self.padding else {}
 
 
 def _decode(name: str, content: bytes | None, kind: Any) -> Any:
@@ -83,15 +96,20 @@ def _decode(name: str, content: bytes | None, kind: Any) -> Any:
         raise TextError(f"{name} cannot be used: {error}") from error
 
 
-def _added_tokens(files: Mapping[str, bytes | None], config: Mapping[str, Any]) -> tuple[AddedToken, ...]:
-    """Returns the added tokens of the first of three files that lists any; that file lists them all."""
-    tokenizer = _decode(TOKENIZER_FILE, files[TOKENIZER_FILE], _TokenizerFile)
-    tokens = [] if tokenizer is None else tokenizer.added_tokens
+def _added_tokens(
+    oldest: bytes | None, tokenizer: _TokenizerFile, config: Mapping[str, Any], special: Collection[str]
+) -> tuple[AddedToken, ...]:
+    """Returns the added tokens of the first of three files that lists any; that file lists them all. oldest: the file
+    that has no flags. special: the tokens that have a name."""
+    tokens = tokenizer.added_tokens
     if not tokens and config.get("added_tokens_decoder"):
         tokens = _of_decoder(config["added_tokens_decoder"])
     if not tokens:
-        ids = _decode(ADDED_TOKENS_FILE, files[ADDED_TOKENS_FILE], dict[str, int]) or {}
-        tokens = [AddedToken(token_id, content) for content, token_id in ids.items()]
+        ids = _decode(ADDED_TOKENS_FILE, oldest, dict[str, int]) or {}
+        tokens = [
+            AddedToken(token_id, content, special=content in special, normalized=content not in special)
+            for content, token_id in ids.items()
+        ]
     return _checked(tokens)
 
 

@@ -26,7 +26,7 @@ from .bad_words import bad_sequences
 from .calls import Call, Prompt
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
-from .prompts import PromptReader, ReadPrompt, form_of
+from .prompts import PromptReader, ReadPrompt, check_has_rows, form_of
 from .validator import (
     WITHOUT_EFFECT,
     Limits,
@@ -111,7 +111,7 @@ class FrontEnd:
         check_sampling(sampling, adapters.facts, self._limits)
         self._notice(sampling)
         sampling = as_plain(sampling)
-        prompt = self._read(call.prompt, sampling, adapters.tokenizer)
+        prompt = self._read(call.prompt, sampling, adapters)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(prompt.token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
         return Checked(call.prompt, prompt, sampling, adapters, priority, tenant)
@@ -141,7 +141,7 @@ class FrontEnd:
         adapters = resolve_loaded(call.adapters.requests, self.adapters)
         if adapters.tokenizer is call.adapters.tokenizer:
             return replace(call, adapters=adapters)
-        return replace(call, adapters=adapters, read=self._read(call.prompt, call.sampling, adapters.tokenizer))
+        return replace(call, adapters=adapters, read=self._read(call.prompt, call.sampling, adapters))
 
     def check_room(self, calls: Sequence[Checked]) -> None:
         """Raises QueueFull when these calls would be too many beside the unfinished requests."""
@@ -240,8 +240,10 @@ class FrontEnd:
         salt = check_salt(prompt.get("cache_salt"))
         return self._prompts.read_chat(prompt), self.tokenizer_of(call.adapter).special_tokens, salt
 
-    def _read(self, prompt: Prompt | RenderedChat, sampling: SamplingParams, tokenizer: Tokenizer) -> ReadPrompt:
-        return self._prompts.read(prompt, tokenizer, num_kept_tokens(sampling, self.facts))
+    def _read(self, prompt: Prompt | RenderedChat, sampling: SamplingParams, adapters: ResolvedAdapters) -> ReadPrompt:
+        read = self._prompts.read(prompt, adapters.tokenizer, num_kept_tokens(sampling, self.facts))
+        check_has_rows(read.token_ids, adapters.tokenizer, adapters.facts)
+        return read
 
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:

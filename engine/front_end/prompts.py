@@ -1,5 +1,6 @@
 """PromptReader: reads every form of prompt and returns its tokens. Owns which forms there are. Imports no torch."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
 from ..text.tokenizer import Tokenizer
 from .calls import ENCODING_KEYS, Prompt, is_array
 from .validator import MAX_BYTES_PER_TOKEN, as_token_ids, check_chat, check_salt, check_text
+
+logger = logging.getLogger(__name__)
 
 # The key of a prompt that is a dict -> the keys that may stand beside it.
 PROMPT_FORMS: dict[str, tuple[str, ...]] = {
@@ -31,6 +34,14 @@ UNSERVED_PARTS = {
 }
 
 
+MAX_TOKEN_ID = 1 << 32  # what the tokenizers library can be asked for
+SECOND_BOS = (
+    "a prompt begins with %r, and the tokenizer puts another one before every text; two of them harm the answer. Leave "
+    "it out of the text; of a conversation, give the messages to chat(), or the text's tokens to generate(): "
+    "{'prompt_token_ids': tokenizer.encode(text, add_special_tokens=False)}"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ReadPrompt:
     text: str | None  # None for tokens and for a conversation
@@ -41,6 +52,7 @@ class ReadPrompt:
 class PromptReader:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self._noticed_second_bos = False
 
     def read(self, prompt: Prompt | RenderedChat, tokenizer: Tokenizer, keep_last: int | None = None) -> ReadPrompt:
         """keep_last: a longer prompt is cut on the left to this many tokens. Raises InvalidRequest."""
@@ -74,9 +86,18 @@ class PromptReader:
     def _read_text_or_tokens(
         self, prompt: Any, tokenizer: Tokenizer, keep_last: int | None
     ) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            return prompt, tokenizer.encode(self._text_to_read(prompt, keep_last), keep_last=keep_last)
-        return None, self._read_tokens("prompt", prompt, keep_last)
+        if not isinstance(prompt, str):
+            return None, self._read_tokens("prompt", prompt, keep_last)
+        token_ids = tokenizer.encode(self._text_to_read(prompt, keep_last), keep_last=keep_last)
+        self._notice_second_bos(token_ids, tokenizer)
+        return prompt, token_ids
+
+    def _notice_second_bos(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+        """Says once that a text, such as a rendered conversation, brings the BOS that the tokenizer puts before it."""
+        bos = tokenizer.first_token_id
+        if bos is not None and not self._noticed_second_bos and token_ids[:2] == [bos, bos]:
+            self._noticed_second_bos = True
+            logger.warning(SECOND_BOS, tokenizer.token(bos))
 
     def _encode_chat(self, text: str, tokenizer: Tokenizer, keep_last: int | None) -> list[int]:
         # Templates write the special tokens themselves; a second BOS harms the answer.
@@ -96,6 +117,17 @@ class PromptReader:
             raise InvalidRequest(name, f"{len(tokens)} tokens, at most {self._facts.max_model_len} are taken")
         values = tokens.tolist() if is_array(tokens) else list(tokens)
         return as_token_ids(name, values if keep_last is None else values[-keep_last:])
+
+
+def check_has_rows(token_ids: Sequence[int], tokenizer: Tokenizer, facts: Facts) -> None:
+    """Raises InvalidRequest for a token of the tokenizer, often one that only pads, which the model has no row for. An
+    id that is no token's is left to the validator."""
+    last = max(token_ids, default=0)
+    if facts.vocab_size <= last < MAX_TOKEN_ID and (token := tokenizer.token(last)) is not None:
+        reason = (
+            f"holds {token!r:.80}, the token {last}, and the model's vocabulary has {facts.vocab_size}: leave it out"
+        )
+        raise InvalidRequest("prompt", reason)
 
 
 def form_of(prompt: Mapping[str, Any]) -> str:

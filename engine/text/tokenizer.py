@@ -104,6 +104,12 @@ class Tokenizer:
     def _showing(self) -> TokenDecoder:
         return TokenDecoder(partial(self._backend.decode, skip_special_tokens=False))
 
+    @cached_property
+    def first_token_id(self) -> int | None:
+        """The special token that stands before every text, or None."""
+        first = next(iter(self.encode("")), None)
+        return first if first in self.special_contents else None
+
     def added_token_contents(self) -> dict[int, str]:
         """Returns the contents of all added tokens, by id."""
         return {token_id: token.content for token_id, token in self._backend.get_added_tokens_decoder().items()}

@@ -67,6 +67,25 @@ def test_special_tokens_are_texts_or_objects() -> None:
     assert read(tokenizer_config__json=config).special_tokens == (("bos_token", "<b>"), ("eos_token", "<e>"))
 
 
+def test_older_files_name_special_tokens_where_the_configuration_lists_none() -> None:
+    older = {"pad_token": {"content": "[PAD]"}, "eos_token": "<end>", "additional_special_tokens": ["<tool>"]}
+    config = {"eos_token": "<e>"}
+    text = read(
+        tokenizer_config__json=config, special_tokens_map__json=older, added_tokens__json={"[PAD]": 9, "<tool>": 8}
+    )
+    assert text.special_tokens == (("eos_token", "<end>"), ("pad_token", "[PAD]"))
+    assert text.added_tokens == (AddedToken(8, "<tool>"), AddedToken(9, "[PAD]", special=True, normalized=False))
+    text = read(tokenizer_config__json=config | {"added_tokens_decoder": {}}, special_tokens_map__json=older)
+    assert text.special_tokens == (("eos_token", "<e>"),)
+
+
+def test_what_the_tokenizer_file_pads_with_is_a_special_token() -> None:
+    padded = {"padding": {"pad_token": "[PAD]", "pad_id": 9}}
+    assert read(tokenizer__json=padded).special_tokens == (("pad_token", "[PAD]"),)
+    named = read(tokenizer__json=padded, tokenizer_config__json={"pad_token": "<pad>"})
+    assert named.special_tokens == (("pad_token", "<pad>"),)
+
+
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
@@ -81,6 +100,7 @@ def test_special_tokens_are_texts_or_objects() -> None:
         ({"added_tokens__json": {str(index): index for index in range(5000)}}, "5000 added tokens, at most 4096"),
         ({"added_tokens__json": ["a"]}, "added_tokens.json cannot be used"),
         ({"tokenizer_config__json": []}, "tokenizer_config.json cannot be used"),
+        ({"special_tokens_map__json": []}, "special_tokens_map.json cannot be used"),
         ({"tokenizer_config__json": b"\xff"}, "tokenizer_config.json cannot be used"),
         ({"tokenizer_config__json": {"added_tokens_decoder": {"x": {"content": "y"}}}}, "added_tokens_decoder"),
         ({"tokenizer_config__json": {"added_tokens_decoder": ["x"]}}, "added_tokens_decoder"),

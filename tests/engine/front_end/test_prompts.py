@@ -2,11 +2,13 @@
 
 from array import array
 from collections import UserDict, deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tiny_tokenizers import byte_fallback, byte_level
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -15,7 +17,7 @@ from transformers import BatchEncoding
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.calls import pair_up
-from blora.engine.front_end.prompts import PromptReader
+from blora.engine.front_end.prompts import PromptReader, check_has_rows
 from blora.engine.front_end.validator import num_kept_tokens
 from blora.engine.text.tokenizer import Tokenizer
 from blora.scheduler import SamplingParams
@@ -143,3 +145,34 @@ def test_a_text_beyond_all_bounds_is_cut_before_it_is_read(tokenizer: Tokenizer)
 )
 def test_minus_one_leaves_room_for_the_output(fields: dict[str, Any], kept: int | None) -> None:
     assert num_kept_tokens(SamplingParams(**fields), FACTS) == kept
+
+
+# Special tokens.
+
+
+def test_a_second_bos_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer, reader = Tokenizer(byte_fallback(), {"bos_token": "<s>"}, None), PromptReader(FACTS)
+    texts: list[Any] = ["the", " <s>the", "the<s>", {"prompt_token_ids": [1, 1, 5]}]
+    for text in texts:
+        reader.read(text, tokenizer)
+    assert not caplog.records
+    for text in ("<s>the", {"prompt": "<s>cat"}, "<s>the"):
+        assert reader.read(text, tokenizer).token_ids[:2] == [1, 1]
+    (record,) = caplog.records
+    assert "begins with '<s>'" in record.getMessage() and "messages to chat()" in record.getMessage()
+
+
+def test_a_text_may_begin_with_the_only_bos(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer(byte_level(), {"bos_token": "<s>"}, None)
+    assert tokenizer.first_token_id is None
+    for text in ("<s>the", "<s><s>the"):
+        PromptReader(FACTS).read(text, tokenizer)
+    assert not caplog.records
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(tokenizer: Tokenizer) -> None:
+    narrow = replace(FACTS, vocab_size=8)
+    check_has_rows([BOS, 3], tokenizer, FACTS)
+    check_has_rows([99, 1 << 40, -1], tokenizer, narrow)  # no tokens of the tokenizer
+    with pytest.raises(InvalidRequest, match="prompt: holds '9', the token 9, and the model's vocabulary has 8: leave"):
+        check_has_rows([3, BOS], tokenizer, narrow)

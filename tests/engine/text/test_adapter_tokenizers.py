@@ -17,6 +17,7 @@ from shared_engine import shared_engine
 from tiny import EOS, VOCAB_SIZE, make_model
 
 from blora.adapters import AdapterText, AddedToken
+from blora.adapters.peft.text import read_adapter_text
 from blora.engine import LLM, AdapterRejected, AsyncLLM, InvalidRequest, LoRARequest, RequestOutput, SamplingParams
 from blora.engine.ipc.engine_connection import EngineConnection
 from blora.engine.text.adapter_tokenizers import AdapterTokenizers
@@ -199,6 +200,33 @@ def test_what_does_not_go_with_the_models_tokenizer_is_refused_by_name(
     assert re.search(problem, "; ".join(llm.inspect_adapter(folder).problems))
     assert not llm.list_adapters()
     llm.check_integrity()
+
+
+PAD_LISTS: list[dict[str, Any]] = [
+    {"tokenizer__json": added(("[PAD]", VOCAB_SIZE))},
+    {"tokenizer_config__json": {"added_tokens_decoder": {str(VOCAB_SIZE): {"content": "[PAD]"}}}},
+    {"added_tokens__json": {"[PAD]": VOCAB_SIZE}},
+]
+PAD_NAMES: list[dict[str, Any]] = [
+    {"tokenizer_config__json": {"pad_token": "[PAD]"}},
+    {"tokenizer_config__json": {"pad_token": {"__type": "AddedToken", "content": "[PAD]"}}},
+    {"special_tokens_map__json": {"pad_token": "[PAD]"}},
+    {"special_tokens_map__json": {"pad_token": {"content": "[PAD]", "lstrip": False}}},
+    {"tokenizer__json": {"padding": {"pad_token": "[PAD]", "pad_id": VOCAB_SIZE}}},
+]
+
+
+@pytest.mark.parametrize("listed", PAD_LISTS, ids=lambda files: next(iter(files)))
+@pytest.mark.parametrize("named", PAD_NAMES, ids=str)
+def test_a_padding_token_beyond_the_vocabulary_is_left_out_wherever_it_is_named(
+    wide_model: Path, listed: dict[str, Any], named: dict[str, Any]
+) -> None:
+    if "added_tokens_decoder" in listed.get("tokenizer_config__json", {}) and "special_tokens_map__json" in named:
+        return  # the older file does not count then
+    files = {name: listed.get(name, {}) | named.get(name, {}) for name in listed.keys() | named.keys()}
+    text = read_adapter_text(lambda name, _: json.dumps(files.get(name.replace(".", "__"), {})).encode())
+    (warning,) = AdapterTokenizers(load_tokenizer(wide_model), VOCAB_SIZE).judge("padded", text)
+    assert "'[PAD]' (260) only pads" in warning
 
 
 def test_a_padding_token_beyond_the_vocabulary_is_left_out_with_a_warning(

@@ -7,6 +7,9 @@ import pytest
 from tiny_tokenizers import KINDS, save_tokenizer
 from transformers import AutoTokenizer
 
+from blora.engine.errors import InvalidRequest
+from blora.engine.facts import Facts
+from blora.engine.front_end.prompts import check_has_rows
 from blora.engine.model_files.config import UnsupportedModel
 from blora.engine.text.tokenizer import load_tokenizer
 
@@ -195,6 +198,23 @@ def test_a_flag_is_no_token(tmp_path: Path) -> None:
 def test_a_token_that_cannot_have_the_id_of_its_file_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_tokenizer(save_tokenizer(tmp_path, "byte level", tokenizer_config__json=decoder(token("<tool>"))))
     assert "'<tool>' the id 400, but the next one is 266" in caplog.text
+
+
+PADDED: list[dict[str, Any]] = [
+    {"tokenizer_config__json": {"pad_token": "[PAD]"}},
+    {"tokenizer_config__json": decoder(token("[PAD]"), first=266)},
+    {"tokenizer_config__json": {"additional_special_tokens": ["[PAD]"]}},
+    {"special_tokens_map__json": {"pad_token": token("[PAD]")}},
+    {"added_tokens__json": {"[PAD]": 266}},
+]
+
+
+@pytest.mark.parametrize("files", PADDED, ids=str)
+def test_a_token_beyond_the_vocabulary_is_refused_wherever_it_is_named(files: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, "byte level", **files))
+    facts = Facts(vocab_size=266, max_model_len=16, block_size=4, num_pages=16)
+    with pytest.raises(InvalidRequest, match=r"holds '\[PAD\]', the token 266, .* has 266: leave it out"):
+        check_has_rows(tokenizer.encode("a[PAD]b"), tokenizer, facts)
 
 
 @pytest.mark.parametrize(
