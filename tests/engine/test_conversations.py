@@ -263,9 +263,9 @@ def test_a_faulty_conversation_is_an_invalid_argument_over_grpc(model: Path) -> 
     shared_engine.run(model, body, {})
 
 
-def test_the_engine_in_process_reads_the_same(make_llm: Callable[..., LLM]) -> None:
-    llm = make_llm()
+def test_the_engine_in_process_reads_the_same(make_llm: Callable[..., LLM], tiny_model: Path) -> None:
+    llm, tokenizer = make_llm(), load_tokenizer(tiny_model)
     prompts = [{"messages": messages, **options} for messages, options in CONVERSATIONS[::4]]
-    expected = [llm.get_tokenizer().encode(llm.get_tokenizer().render(Chat.read(prompt))) for prompt in prompts]
+    expected = [tokenizer.encode(tokenizer.render(Chat.read(prompt))) for prompt in prompts]
     outputs = llm.generate(prompts, FIRST, use_tqdm=False)
     assert [output.prompt_token_ids for output in outputs] == expected
