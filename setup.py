@@ -10,7 +10,9 @@ import platform
 from setuptools import Extension, setup
 
 FOLDER = "engine/kernels"
-SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "token_rows")]
+SOURCES = [
+    f"{FOLDER}/{name}.cpp" for name in ("linear", "attention", "norm", "decoder", "sampling", "team", "token_rows")
+]
 HEADERS = [
     f"{FOLDER}/{name}.h"
     for name in (
@@ -26,6 +28,7 @@ HEADERS = [
         "pack",
         "scratch",
         "simd",
+        "team",
         "types",
     )
 ]

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_profile(programs.add_parser("profile_step", help="parts of the time of a decode step"))
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
     _add_idle(programs.add_parser("idle_adapters", help="cost of loaded but unused adapters to base requests"))
+    _add_busy_core(programs.add_parser("busy_core", help="one thread and several, alone and beside a busy process"))
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
     _add_many(programs.add_parser("adapters", help="speed with up to thousands of adapters, then `loading`"))
     _add_loading(programs.add_parser("loading", help="effect of loading adapters on rows that decode"))
@@ -183,6 +184,14 @@ def _add_idle(parser: argparse.ArgumentParser) -> None:
     _add_row_numbers(parser)
     parser.add_argument("--adapters", type=_count, default=64, metavar="N", help="idle adapters (default: %(default)s)")
     _add_adapters(parser)
+    _add_lengths(parser)
+    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    _add_json(parser)
+
+
+def _add_busy_core(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.add_argument("--rows", type=_count, default=1, metavar="N", help="requests at once (default: %(default)s)")
     _add_lengths(parser)
     parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)

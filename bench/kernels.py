@@ -16,6 +16,7 @@ import torch
 from blora.engine.kernels.library import Epilogue, Kernels, load_kernels
 from blora.engine.model.targets import DOWN, GATE_UP, OUT, QKV, SITES_PER_LAYER, lora_targets
 from blora.engine.model_files.config import ModelConfig
+from blora.engine.startup.cores import choose_num_threads
 
 from . import machine
 from .attention_cost import MAX_LAYER_BYTES, AttentionRows, attention_flops, layer_bytes
@@ -60,11 +61,11 @@ class Measured:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     kernels = load_kernels(args.instruction_set)
     if kernels is None:
         raise ValueError("there are no native kernels to measure: they were not built")
+    torch.set_num_threads(choose_num_threads(args.threads, 1))
+    kernels.num_threads = torch.get_num_threads()
     meter = LimitMeter(kernels)
     models = {name: _measure_model(kernels, name, args, meter) for name in args.shapes}
     limits = meter.median

@@ -1,5 +1,5 @@
-"""Neighbours: how many cores other processes kept busy during a measurement. One busy neighbour makes two threads many
-times slower, because each waits for the other at every barrier.
+"""Neighbours: how many cores other processes kept busy during a measurement. On two cores, one busy neighbour takes
+half of the speed of two threads.
 """
 
 import os

@@ -35,7 +35,8 @@ class EngineConfig:
     or a fraction, a float up to 1. A fraction counts from the memory that this process may still take beside the
     model, or from the memory left on the GPU. None is 0.5 of the former or 0.9 of the latter.
     enforce_eager: True captures no CUDA graphs; the GPU then waits for the host to launch each kernel.
-    threads: compute threads of all shards together; None leaves the number to torch.
+    threads: compute threads of all shards together; None: one for each core that the process may use, within the
+    quotas of its control groups.
     adapter_copy_bytes: the most bytes of adapters copied into the arena between two steps. While a step computes rows,
     the copies also take no more than a fifth of its time.
     max_logprobs: the most alternatives that a request may have reported for each token. As in vLLM, -1 sets no limit,

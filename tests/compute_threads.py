@@ -1,16 +1,16 @@
-"""Sets the number of threads of torch and the kernels for a while."""
+"""Sets the number of threads of the kernels for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from blora.engine.kernels.library import Kernels
 
 
 @contextmanager
-def compute_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+def compute_threads(kernels: Kernels, number: int) -> Iterator[None]:
+    before = kernels.num_threads
+    kernels.num_threads = number
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        kernels.num_threads = before

@@ -18,6 +18,7 @@ from ..model_files.config import ModelConfig
 from ..step.backend import Backend
 from .decoder import CpuCausalLM
 from .picker import CpuPicker
+from .threads import StepThreads
 
 
 def kernels_of(name: str) -> Kernels | None:
@@ -64,4 +65,6 @@ def build_cpu(
     qk_norms = [layer.qk_norm for layer in tensors.layers if layer.qk_norm is not None]
     attention = CpuAttention(kernels, arena, config, cos, sin, qk_norms)
     lora = CpuLoRA(adapters, num_sites(config.num_layers))
-    return Backend(CpuCausalLM(kernels, config, tensors, attention), attention, lora, CpuPicker(kernels))
+    model = CpuCausalLM(kernels, config, tensors, attention)
+    threads = StepThreads(kernels, torch.get_num_threads())  # the start has chosen the number
+    return Backend(model, attention, lora, CpuPicker(kernels), threads=threads)

@@ -9,8 +9,6 @@
 // cuts of the prompt, or the threads that computed the splits. Tokens beyond a query's position are masked, never
 // multiplied; V beyond the written length is never read.
 
-#include <omp.h>
-
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -19,6 +17,7 @@
 #include "multiply.h"
 #include "norm.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace blora {
 namespace {
@@ -399,30 +398,31 @@ void run(const AttentionLayer& layer, const AttentionPlan& plan, const T* qkv, T
     static Work work;  // static: only one thread calls the kernels
     static Scratch query_memory, partial_memory;
     const Shape shape(layer, plan);
-    work.build(shape, omp_get_max_threads());
+    work.build(shape, num_threads());
     Input<T>* queries = query_memory.get<Input<T>>((size_t)plan.num_tokens * layer.num_heads * layer.head_dim);
     float* partials = partial_memory.get<float>(work.num_partials + 1);
     const int num_items = (int)work.items.size(), num_folds = (int)work.folds.size();
     int64_t num_scores = 0;
     for (int row = 0; row < plan.num_rows; ++row) num_scores += (int64_t)shape.query_len(row) * plan.seq_lens[row];
     const bool is_large = num_scores * layer.num_heads * layer.head_dim >= 1 << 17;
-#pragma omp parallel if (is_large)
-    {
-#pragma omp for schedule(static)
-        for (int token = 0; token < plan.num_tokens; ++token) {
+    share_ranges(plan.num_tokens, is_large, [&](int first, int last) {
+        for (int token = first; token < last; ++token) {
             const int32_t* next = std::upper_bound(plan.starts, plan.starts + plan.num_rows + 1, token);
             const int row = (int)(next - plan.starts) - 1;
             prepare_token<T>(shape, row, token, qkv, queries);
         }
-        // Later queries see more tokens. Their items go first, so that no long item is left when the other threads are
-        // done.
-#pragma omp for schedule(dynamic, 1)
-        for (int i = num_items - 1; i >= 0; --i) run_item<T>(shape, work.items[i], queries, partials, y);
-        if (num_folds) {
-#pragma omp for schedule(dynamic, 1)
-            for (int i = 0; i < num_folds; ++i)
-                fold_partials<T>(shape, &work.items[work.folds[i].first], work.folds[i].second, partials, y);
-        }
+    });
+    // Later queries see more tokens. Their items go first, so that no long item is left when the other threads are done.
+    const auto run_items = [&](int i) { run_item<T>(shape, work.items[num_items - 1 - i], queries, partials, y); };
+    const auto fold_items = [&](int i) {
+        fold_partials<T>(shape, &work.items[work.folds[i].first], work.folds[i].second, partials, y);
+    };
+    if (is_large) {
+        share(num_items, run_items);
+        share(num_folds, fold_items);
+    } else {
+        for (int i = 0; i < num_items; ++i) run_items(i);
+        for (int i = 0; i < num_folds; ++i) fold_items(i);
     }
 }
 

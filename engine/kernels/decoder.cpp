@@ -1,6 +1,6 @@
 // All decoder layers of a step in one call: it runs the other kernels in the order of engine/model/decoder.py.
 
-#include <omp.h>
+#include <chrono>
 
 #include "entry.h"
 
@@ -12,17 +12,19 @@ enum Timer { LINEAR = 0, ATTENTION = 1, NORM = 2 };
 // Adds the time since the last count to one of `seconds`; counts nothing where `seconds` is null.
 class Clock {
 public:
-    explicit Clock(double* seconds) : seconds_(seconds), last_(seconds ? omp_get_wtime() : 0) {}
+    explicit Clock(double* seconds) : seconds_(seconds) {
+        if (seconds_) last_ = std::chrono::steady_clock::now();
+    }
     void count(Timer timer) {
         if (!seconds_) return;
-        const double now = omp_get_wtime();
-        seconds_[timer] += now - last_;
+        const auto now = std::chrono::steady_clock::now();
+        seconds_[timer] += std::chrono::duration<double>(now - last_).count();
         last_ = now;
     }
 
 private:
     double* seconds_;
-    double last_;
+    std::chrono::steady_clock::time_point last_;
 };
 
 void run_layer(

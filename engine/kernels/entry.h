@@ -9,7 +9,7 @@
 
 // The version of everything that Python and the kernels agree on: structures, functions, layouts of weights and pages.
 // library.py has the same number, and does not load a library with another one.
-#define BLORA_INTERFACE 7
+#define BLORA_INTERFACE 8
 
 extern "C" {
 
@@ -18,6 +18,12 @@ BLORA_API int32_t blora_interface();
 
 // Whether the operating system lets this process use the instructions of this build. Python calls it before any kernel.
 BLORA_API int32_t blora_may_run();
+
+// Sets the number of threads that compute each later call, at first 1.
+BLORA_API void blora_set_num_threads(int32_t number);
+
+// Sets the number of threads of OpenMP, which are torch's, for regions that this thread begins. Returns the one before.
+BLORA_API int32_t blora_set_openmp_threads(int32_t number);
 
 // x: [tokens, in] of the layer's dtype. y: see Epilogue; its rows begin y_stride values apart. plan: null where no
 // token has an adapter.

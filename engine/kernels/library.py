@@ -1,7 +1,8 @@
 """Kernels: the native library, and the checks before each call. The same sources are built for each instruction set.
 
-Calls go through ctypes.PyDLL and keep the GIL: a call that released it would have to win it back afterwards. Only one
-thread calls the library. OpenMP is torch's, so `torch.set_num_threads` sets its threads too.
+Calls go through ctypes.PyDLL and keep the GIL: a call that released it would have to win it back afterwards. So only
+one thread at a time is in the library, and any thread may call it. The library has threads of its own (team.h), none of
+which sees Python; a fork leaves them behind, and the child's first call starts others.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from .instruction_sets import instruction_sets
 
 logger = logging.getLogger(__name__)
 
-INTERFACE = 7  # entry.h has the same number
+INTERFACE = 8  # entry.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 PANEL = 16  # outputs of a panel of a packed matrix, and the most tokens of a panel of keys
 MAX_GROUP = 128  # query heads that share a KV head
@@ -105,6 +106,8 @@ class Activations(Structure):
 FUNCTIONS: Mapping[str, tuple[type | None, Sequence[type]]] = {
     "blora_interface": (c_int32, ()),
     "blora_may_run": (c_int32, ()),
+    "blora_set_num_threads": (None, (c_int32,)),
+    "blora_set_openmp_threads": (c_int32, (c_int32,)),
     "blora_linear": (None, (POINTER(LinearLayer), c_void_p, c_void_p, c_int32, c_int32, c_int32, c_void_p)),
     "blora_pack": (None, (c_void_p, c_int32, c_int32, c_int32)),
     "blora_unpack_rows": (None, (c_void_p, c_int32, c_int32, c_void_p, c_int32, c_void_p)),
@@ -150,6 +153,26 @@ class Kernels:
             bound = getattr(library, function)
             bound.restype, bound.argtypes = result, arguments
         self.library = library
+        self._num_threads = 1
+
+    @property
+    def num_threads(self) -> int:
+        """The number of threads that share each call's work, the calling one included."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, number: int) -> None:
+        if number == self._num_threads:
+            return
+        if number < 1:
+            raise ValueError(f"num_threads: {number} is not at least 1")
+        self.library.blora_set_num_threads(number)
+        self._num_threads = number
+
+    def set_openmp_threads(self, number: int) -> int:
+        """Sets the threads of OpenMP, and so of torch's operations, for the calling thread. Returns the number
+        before."""
+        return int(self.library.blora_set_openmp_threads(number))
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None, site: int | None = None) -> PackedLinear:
         """Packs a weight in place; after that it must not be read as a matrix.

@@ -2,10 +2,8 @@
 // adapters' gains and shifts (gain_shift.h) before the epilogue.
 //
 // Base, change and bias are summed in float and rounded once, at the same place for rows with and without adapters.
-// A call is one parallel region: h = s A x, a barrier, then each thread computes its own columns for all rows, patch by
-// patch: base product, changes, gains and shifts, epilogue.
-
-#include <omp.h>
+// A call is two jobs of the team (team.h): h = s A x, then columns for all rows, patch by patch: base product, changes,
+// gains and shifts, epilogue.
 
 #include <optional>
 
@@ -14,6 +12,7 @@
 #include "gain_shift.h"
 #include "lora.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace blora {
 namespace {
@@ -188,16 +187,21 @@ int patch_rows(int in) {
     return (int)std::min<int64_t>(std::max<int64_t>(fitting, MAX_ROWS), MAX_PATCH_ROWS);
 }
 
+// Panels of outputs; where gate and up are multiplied, those of each half.
+int patch_columns(const Call& call) {
+    return num_panels(call.epilogue == SILU_MUL ? call.layer->out / 2 : call.layer->out);
+}
+
+// Computes panels [from, to).
 template <class T>
-void compute_columns(const Call& call, int thread, int num_threads) {
+void compute_columns(const Call& call, int from, int to) {
     static thread_local Scratch converted;
     static thread_local Scratch patch_memory;
     static thread_local Fetches fetches;
     float* patch = patch_memory.get<float>(MAX_PATCH_ROWS * PATCH_STRIDE);
     const Linear& layer = *call.layer;
     const bool is_gated = call.epilogue == SILU_MUL;
-    const int panels = num_panels(is_gated ? layer.out / 2 : layer.out);
-    const int from = (int64_t)panels * thread / num_threads, to = (int64_t)panels * (thread + 1) / num_threads;
+    const int panels = patch_columns(call);
     const int width = is_gated ? PATCH_PANELS / 2 : PATCH_PANELS;
     const int height = patch_rows<T>(layer.in);
     for (int token = 0; token < call.tokens; token += height) {
@@ -228,15 +232,13 @@ void run(Call call, const LoraPlan* plan) {
     call.changes = changes.empty() ? nullptr : &changes;
     call.gain_shifts = gain_shifts.empty() ? nullptr : &gain_shifts;
     const bool is_large = (int64_t)call.tokens * call.layer->in * call.layer->out >= PARALLEL_WORK;
-#pragma omp parallel if (is_large)
-    {
-        const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
-        if (call.changes) {
-            shrink<T>(*call.changes, (const T*)call.x, call.layer->in, (Input<T>*)call.h, thread, num_threads);
-#pragma omp barrier
-        }
-        compute_columns<T>(call, thread, num_threads);
+    if (call.changes) {
+        const int num_pieces = is_large ? num_threads() : 1;
+        share(num_pieces, [&](int piece) {
+            shrink<T>(*call.changes, (const T*)call.x, call.layer->in, (Input<T>*)call.h, piece, num_pieces);
+        });
     }
+    share_ranges(patch_columns(call), is_large, [&](int from, int to) { compute_columns<T>(call, from, to); });
 }
 
 template <class T>
@@ -254,14 +256,15 @@ void pack_panels(T* weight, int out, int in) {
 
 template <class T>
 void unpack_rows(const T* packed, int in, const int64_t* ids, int count, T* y) {
-#pragma omp parallel for if ((int64_t)count * in >= PARALLEL_WORK)
-    for (int i = 0; i < count; ++i) {
-        const T* panel = packed + ids[i] / PANEL * PANEL * in;
-        for (int k = 0; k < in; k += PACK<T>)
-            std::memcpy(
-                (void*)(y + (int64_t)i * in + k), panel + place<T>(k, (int)(ids[i] % PANEL), PANEL),
-                PACK<T> * sizeof(T));
-    }
+    share_ranges(count, (int64_t)count * in >= PARALLEL_WORK, [&](int first, int last) {
+        for (int i = first; i < last; ++i) {
+            const T* panel = packed + ids[i] / PANEL * PANEL * in;
+            for (int k = 0; k < in; k += PACK<T>)
+                std::memcpy(
+                    (void*)(y + (int64_t)i * in + k), panel + place<T>(k, (int)(ids[i] % PANEL), PANEL),
+                    PACK<T> * sizeof(T));
+        }
+    });
 }
 
 }  // namespace

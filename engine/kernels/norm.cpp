@@ -3,6 +3,7 @@
 #include "norm.h"
 
 #include "entry.h"
+#include "team.h"
 
 namespace blora {
 namespace {
@@ -11,22 +12,24 @@ constexpr int64_t PARALLEL_VALUES = 1 << 15;  // with fewer values, one thread i
 
 template <class T>
 void norm_rows(const T* x, const T* weight, int rows, int width, float eps, T* y) {
-#pragma omp parallel for schedule(static) if ((int64_t)rows * width >= PARALLEL_VALUES)
-    for (int row = 0; row < rows; ++row)
-        rms_norm(x + (int64_t)row * width, weight, width, eps, y + (int64_t)row * width);
+    share_ranges(rows, (int64_t)rows * width >= PARALLEL_VALUES, [&](int first, int last) {
+        for (int row = first; row < last; ++row)
+            rms_norm(x + (int64_t)row * width, weight, width, eps, y + (int64_t)row * width);
+    });
 }
 
 template <class T>
 void gate_rows(const T* x, int rows, int width, T* y) {
-#pragma omp parallel for schedule(static) if ((int64_t)rows * width >= PARALLEL_VALUES)
-    for (int row = 0; row < rows; ++row) {
-        const T* gate = x + (int64_t)row * 2 * width;
-        for (int i = 0; i < width; i += LANES) {
-            const int count = std::min(LANES, width - i);
-            VecF value = silu(load_first(gate + i, count)) * load_first(gate + width + i, count);
-            store_first(y + (int64_t)row * width + i, value, count);
+    share_ranges(rows, (int64_t)rows * width >= PARALLEL_VALUES, [&](int first, int last) {
+        for (int row = first; row < last; ++row) {
+            const T* gate = x + (int64_t)row * 2 * width;
+            for (int i = 0; i < width; i += LANES) {
+                const int count = std::min(LANES, width - i);
+                VecF value = silu(load_first(gate + i, count)) * load_first(gate + width + i, count);
+                store_first(y + (int64_t)row * width + i, value, count);
+            }
         }
-    }
+    });
 }
 
 }  // namespace

@@ -1,14 +1,13 @@
 // Tokens from logits: the best of each row, and a seeded draw by the Gumbel-max trick (engine/step/sampler.py has the
 // source).
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "entry.h"
 #include "simd.h"
+#include "team.h"
 
 namespace blora {
 namespace {
@@ -94,9 +93,10 @@ extern "C" {
 
 void blora_scan(
     const float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, int64_t* ids, uint8_t* is_finite) {
-#pragma omp parallel for schedule(static) if (rows > 1 && (int64_t)rows * stride >= blora::PARALLEL_VALUES)
-    for (int row = 0; row < rows; ++row)
-        blora::scan_row(logits + (int64_t)row * stride, vocabs ? vocabs[row] : stride, ids + row, is_finite + row);
+    blora::share_ranges(rows, (int64_t)rows * stride >= blora::PARALLEL_VALUES, [&](int first, int last) {
+        for (int row = first; row < last; ++row)
+            blora::scan_row(logits + (int64_t)row * stride, vocabs ? vocabs[row] : stride, ids + row, is_finite + row);
+    });
 }
 
 int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key) {

@@ -3,15 +3,16 @@
 //
 // Every token is computed by itself and in one order.
 
-#include <omp.h>
-
 #include "entry.h"
 #include "gain_shift.h"
 #include "lora.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace blora {
 namespace {
+
+constexpr int64_t PARALLEL_WORK = 1 << 17;  // with fewer multiplications, one thread is as fast
 
 // The index of a token's own row, or -1.
 int64_t row_of(const LoraSlice& slice, int64_t token) {
@@ -97,19 +98,16 @@ float dot_row(const T* x, const T* row, int width) {
 
 template <class T>
 void replace_logits(const LoraUse& use, const LoraSlice& slice, const T* x, int in, int64_t y_stride, float* y) {
-#pragma omp parallel
-    {
-        const int thread = omp_get_thread_num(), num_threads = omp_get_num_threads();
+    const bool is_large = (int64_t)slice.num_rows * in * (use.end - use.start) >= PARALLEL_WORK;
+    share_ranges(slice.num_rows, is_large, [&](int first, int last) {
         const LoraChunk* chunk = slice.rows;
-        for (int64_t k = (int64_t)slice.num_rows * thread / num_threads,
-                     end = (int64_t)slice.num_rows * (thread + 1) / num_threads;
-             k < end; ++k) {
+        for (int k = first; k < last; ++k) {
             const T* row = row_at<T>(chunk, k, in);
             const int64_t id = slice.row_ids ? slice.row_ids[k] : k;
             for (int token = use.start; token < use.end; ++token)
                 y[token * y_stride + id] = dot_row(x + (int64_t)token * in, row, in);
         }
-    }
+    });
 }
 
 template <class T>

@@ -2,9 +2,18 @@
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from ..control_groups import control_groups
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+# A control group's files for the limit and the usage, and the line of memory.stat for the page cache, by its version.
+FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def is_fraction(memory: int | float | str) -> bool:
@@ -50,35 +59,11 @@ def _available(root: Path) -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _cgroup_rooms(root: Path) -> list[int]:
-    """Returns the bytes left below each limit from this process's group upwards, in control groups of version 2 and
-    1."""
-    rooms = []
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            rooms += _rooms(root / "sys/fs/cgroup", path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            rooms += _rooms(root / "sys/fs/cgroup/memory", path, *names)
-    return rooms
-
-
-def _rooms(base: Path, path: str, limit_name: str, usage_name: str, cache_name: str) -> list[int]:
-    group = base / path.lstrip("/")
-    rooms = []
-    for folder in [group, *group.parents]:
-        if not folder.is_relative_to(base):
-            break
-        limit, usage = _lines(folder / limit_name), _lines(folder / usage_name)
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """Yields the bytes left below the limit of each control group that has one."""
+    for group in control_groups("memory", root):
+        limit_name, usage_name, cache_name = FILES[group.version]
+        limit, usage = group.read(limit_name), group.read(usage_name)
         if limit and usage and limit[0].isdigit():
-            cache = dict(line.split() for line in _lines(folder / "memory.stat")).get(cache_name, "0")
-            rooms.append(max(int(limit[0]) - int(usage[0]) + int(cache), 0))  # the system frees page cache on demand
-    return rooms
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []  # not every system shows every group
+            cache = dict(line.split() for line in group.read("memory.stat")).get(cache_name, "0")
+            yield max(int(limit[0]) - int(usage[0]) + int(cache), 0)  # the system frees page cache on demand

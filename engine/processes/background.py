@@ -1,9 +1,9 @@
 """Background work: how a child that reads or downloads gets time on cores that a step already keeps busy.
 
-OpenMP threads wait for each other at every barrier. So the time that another process holds a core at once delays a step
-more than its share of the cores does. Such a child gets a small share in slices of 0.1 ms, if the system can (Linux
-6.12), and delays no step for longer than that. With the usual slices of some milliseconds it would delay every step
-that it meets.
+The threads of a step wait for the one that is in the middle of a piece of work. So the time that another process holds
+a core at once delays a step more than its share of the cores does. Such a child gets a small share in slices of 0.1 ms,
+if the system can (Linux 6.12), and delays no step for longer than that. With the usual slices of some milliseconds it
+would delay every step that it meets.
 """
 
 import contextlib

@@ -4,7 +4,6 @@ Knows no scheduler and no other process.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from ..step.backend import Backend, BackendChoice, StepGraphs
 from ..step.copies import CopiesBefore, StepCopies
 from ..step.runner import ModelRunner
 from .choose_backend import UnservedType, choose_backend
+from .cores import choose_num_threads
 
 KV_DTYPES = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}  # option -> torch's name
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class ShardPlan:
 def plan_shard(config: EngineConfig, model: Path, index: int) -> ShardPlan:
     """Returns the plan of one shard. Raises EngineStartError if the model cannot be split or computed as configured."""
     whole, size = load_model_config(model), config.tensor_parallel_size
-    _share_threads(config.threads, size)
+    torch.set_num_threads(choose_num_threads(config.threads, size))
     shard = shards_of(whole, size)[index]
     dtype, choice = _choose(config, whole.dtype, shard)
     if config.kv_cache_dtype != "auto" and getattr(torch, KV_DTYPES[config.kv_cache_dtype]) not in choice.kv_dtypes:
@@ -224,12 +224,3 @@ class Assembly:
             graphs = choice.prepare_graphs(backend, num_pages, plan.pages_per_row, 2 * num_pages)
         runner = ModelRunner(backend, adapters, copies, graphs, shards)
         return Executor(arena, adapters, copies, backend, runner, graphs)
-
-
-def _share_threads(threads: int | None, size: int) -> None:
-    """Gives this shard its share of the threads, because all shards of a machine compute at the same time."""
-    if threads is not None:
-        torch.set_num_threads(max(threads // size, 1))
-    elif size > 1:
-        share = max(len(os.sched_getaffinity(0)) // size, 1)
-        torch.set_num_threads(min(torch.get_num_threads(), share))

@@ -4,6 +4,7 @@ Names no implementation: `cpu/` and `cuda/` build theirs, `startup/choose_backen
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,7 @@ class Backend:
     picker: Picker
     unseeded: UnseededPicker | None = None  # draws for rows without a seed, if the backend has a faster way
     send: Send = on_host  # copies the integers of a step to the model's device
+    threads: AbstractContextManager[None] = nullcontext()  # around each step, one after the other
 
 
 class StepGraphs(Protocol):

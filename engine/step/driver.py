@@ -1,8 +1,8 @@
 """Driver: decides which thread works on an engine: one at a time, and one alone computes the steps.
 
 While only one thread calls, work runs where it is called. Once a second thread calls, an engine thread does the work of
-all: it steps while any caller waits for more, and wakes each caller when there is what it waits for. OpenMP's team of
-threads belongs to the thread that began it, so steps that wandered between threads would make a team for each.
+all: it steps while any caller waits for more, and wakes each caller when there is what it waits for. Torch's threads
+belong to the thread that began them, so steps that wandered between threads would make a team for each.
 
 Owns the engine thread. Knows no request and no engine: work and steps are functions.
 """

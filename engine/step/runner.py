@@ -35,6 +35,7 @@ class ModelRunner:
         self._lora = backend.lora
         self._picker = backend.picker
         self._unseeded = backend.unseeded
+        self._threads = backend.threads
         self._send = backend.send
         self._pool = pool
         self._copies = copies
@@ -57,7 +58,8 @@ class ModelRunner:
         """Computes the step's rows. Returns a result for each, by request id; writes only their KV. Raises the error
         that a row causes, or EngineBroken if no row can be computed any more."""
         try:
-            return self._execute(step)
+            with self._threads:
+                return self._execute(step)
         except EngineBroken:
             raise
         except Exception:

@@ -121,6 +121,15 @@ def test_a_sweep_writes_its_file_and_plots(tiny_model: Path, tmp_path: Path) -> 
     assert cli.main(["bench", "plots", str(tmp_path / "r" / "throughput.json")]) == 0
 
 
+def test_a_busy_core(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"bench busy_core {tiny_model} --rows 2 --threads 3 --prompt-len 4 --output-len 5 --rounds 2"
+    assert cli.main([*line.split(), "--json", str(tmp_path / "b.json")]) == 0
+    assert "tok/s, 3 threads" in capsys.readouterr().out
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["threads"] == [1, 3]
+    assert [[len(entry[name]) for name in ("alone", "beside")] for entry in report["rounds"]] == [[2, 2]] * 2
+
+
 def test_idle_adapters(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = (
         f"bench idle_adapters {tiny_model} --rows 1,3 --adapters 2 --ranks 2 --prompt-len 4 --output-len 5 --rounds 2"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compute_threads import compute_threads
 from mixed_batches import Row, Solo, Troubles, random_row, run_batch
 from tiny import make_adapter, make_model
 
@@ -57,11 +56,12 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
         rng = random.Random(seed)
         num_pages, names = MEMORY[dtype][seed % 3]
         loaded = {name: adapters[name] for name in names}
-        llm = make_llm(adapters=loaded, memory=num_pages * page_bytes, **options, **random_options(rng))
+        threads = 2 if seed % 4 == 1 else 1
+        llm = make_llm(
+            adapters=loaded, memory=num_pages * page_bytes, threads=threads, **options, **random_options(rng)
+        )
         rows = [random_row(rng, names) for _ in range(rng.randint(8, 32))]
-        # Only some batches use two threads, which wait for each other on a busy machine.
-        with compute_threads(2 if seed % 4 == 1 else 1):
-            outputs = run_batch(llm, rows, rng)
+        outputs = run_batch(llm, rows, rng)
         for index, output in outputs.items():
             assert_same_bits(solo.run(rows[index]), output, (seed, rows[index]))
         num_compared += len(outputs)

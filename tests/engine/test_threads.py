@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compute_threads import compute_threads
+import torch
 
 from blora.engine import (
     LLM,
@@ -106,17 +106,15 @@ def test_rows_of_many_threads_are_what_they_are_alone(llm: LLM, pool: ThreadPool
 
 
 def test_the_engine_thread_computes_with_as_many_threads(tiny_model: Path, pool: ThreadPoolExecutor) -> None:
-    with compute_threads(2):
-        llm = LLM(tiny_model, **OPTIONS)
-    pool.submit(llm.list_adapters).result(LONG)
-    assert llm._driver.run(num_compute_threads) == 2
-
-
-def num_compute_threads() -> int:
-    """The number of threads that OpenMP lets compute what this thread begins."""
-    kernels = load_kernels()
+    before, kernels = torch.get_num_threads(), load_kernels()
     assert kernels is not None
-    return int(kernels.library.omp_get_max_threads())
+    try:
+        llm = LLM(tiny_model, **OPTIONS, threads=2)
+    finally:
+        torch.set_num_threads(before)
+    pool.submit(generate, llm, [("the first", None, SHORT)]).result(LONG)
+    assert kernels.num_threads == 2
+    assert llm._driver.run(torch.get_num_threads) == 2, "the reference kernels are torch's operations"
 
 
 def test_a_thread_joins_while_the_first_one_reads(alone: LLM, pool: ThreadPoolExecutor) -> None:

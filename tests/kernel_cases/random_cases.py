@@ -49,7 +49,7 @@ def check_case(seed: int, kernels: Kernels) -> None:
     """Checks a case. Raises AssertionError that names it. One thread computes references and solo calls."""
     case = random_case(seed)
     try:
-        with compute_threads(1):
+        with compute_threads(kernels, 1):
             case.check(kernels)
     except AssertionError as error:
         raise AssertionError(f"seed {seed} on {kernels.instruction_set}: {case}\n{error}") from error
@@ -78,7 +78,7 @@ class LinearCase:
         uses = uses_of(self.runs)
         x, before = world.rows(len(uses)), world.before(len(uses), self.epilogue)
         segments = segments_of(self.runs)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             together = world.run(x, self.epilogue, segments, before)
         world.assert_near(x, self.epilogue, segments, before, together)
         assert torch.equal(together, world.solo(x, self.epilogue, uses, before)), "bits differ from the solo calls"
@@ -96,7 +96,7 @@ def _linear_case(rng: random.Random, seed: int) -> LinearCase:
     adapters = {name: _adapter(rng, len(slices)) for name in "abcdef"[: rng.randint(1, 6)]}
     return LinearCase(
         seed=seed,
-        num_threads=rng.randint(1, 2),
+        num_threads=rng.randint(1, 3),
         dtype=dtype,
         site=site,
         epilogue=epilogue,
@@ -152,7 +152,7 @@ class AttentionCase:
 
     def check(self, kernels: Kernels) -> None:
         world = World(kernels, self.shape, self.dtype, self.lengths, self.seed, self.gap)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             together = world.run(self.chunks)
         error = (NORMED_ERROR if self.shape.has_norm else ATTENTION_ERROR)[self.dtype]
         for row, y in enumerate(together):
@@ -175,7 +175,7 @@ def _attention_case(rng: random.Random, seed: int) -> AttentionCase:
     )
     return AttentionCase(
         seed=seed,
-        num_threads=rng.randint(1, 2),
+        num_threads=rng.randint(1, 3),
         dtype=rng.choice(DTYPES),
         shape=shape,
         lengths=[_size(rng, most) for _ in range(rng.choice([1, 2, 3, 5]))],
@@ -213,7 +213,7 @@ class NormCase(RowsCase):
     def check(self, kernels: Kernels) -> None:
         x, weight = self.normal(self.num_rows, self.width), self.normal(self.width)
         y = torch.full_like(x, torch.nan)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             kernels.rms_norm(x, weight, 1e-5, y)
         self.assert_near(y, rms_norm(x, weight, 1e-5))
         self.assert_same_bits(y, lambda row, alone: kernels.rms_norm(x[row : row + 1].clone(), weight, 1e-5, alone))
@@ -226,7 +226,7 @@ class SiluCase(RowsCase):
     def check(self, kernels: Kernels) -> None:
         x = 8 * self.normal(self.num_rows, 2 * self.width)
         y = torch.full((self.num_rows, self.width), torch.nan, dtype=self.dtype)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             kernels.silu_mul(x, y)
         gate, up = x.double().chunk(2, dim=1)
         self.assert_near(y, F.silu(gate) * up)
@@ -244,14 +244,14 @@ class LookupCase(RowsCase):
         linear = kernels.pack_linear(weight)
         ids = torch.randint(self.num_rows, (self.num_rows + 3,), generator=torch.Generator().manual_seed(self.seed))
         y = torch.full((len(ids), width), torch.nan, dtype=self.dtype)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             kernels.unpack_rows(linear, ids, y)
         assert torch.equal(y, rows[ids])
 
 
 def _rows_case(kind: type[RowsCase]) -> Callable[[random.Random, int], Case]:
     def draw(rng: random.Random, seed: int) -> Case:
-        values = seed, rng.randint(1, 2), rng.choice(DTYPES), _size(rng, 80), _size(rng, 1200)
+        values = seed, rng.randint(1, 3), rng.choice(DTYPES), _size(rng, 80), _size(rng, 1200)
         case: Case = kind(**dict(zip((field.name for field in fields(kind)), values, strict=True)))  # type: ignore
         return case
 
@@ -268,7 +268,7 @@ class SamplingCase(RowsCase):
         logits.view(-1)[:: rng.randint(3, 50)] = rng.choice([0.0, -torch.inf])
         sizes = None if rng.random() < 0.5 else [rng.randint(1, self.width) for _ in range(self.num_rows)]
         rows = [row[:size] for row, size in zip(logits, sizes or [self.width] * self.num_rows, strict=True)]
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             ids, is_finite = kernels.scan(logits, sizes)
         assert ids.tolist() == [int(row.argmax()) for row in rows]
         assert is_finite.tolist() == [bool(row.isfinite().all()) for row in rows]
@@ -296,7 +296,7 @@ class TokenRowsCase:
         uses, segments = uses_of(self.runs), segments_of(self.runs)
         ids = self._ids(uses)
         base, x = world.rows(len(uses)), world.rows(len(uses))
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             embedded, logits = world.embed(ids, base, segments), world.logits(x, segments)
         world.check_embed(ids, base, segments, embedded)
         world.check_logits(x, segments, logits)
@@ -323,7 +323,7 @@ def _token_rows_case(rng: random.Random, seed: int) -> TokenRowsCase:
     runs = [(size, uses[:1]) for size, uses in _runs(rng, list(adapters))]
     return TokenRowsCase(
         seed=seed,
-        num_threads=rng.randint(1, 2),
+        num_threads=rng.randint(1, 3),
         dtype=dtype,
         vocab=vocab,
         hidden=4 // dtype.itemsize * _size(rng, 120),
@@ -357,7 +357,7 @@ class DecoderCase:
     def check(self, kernels: Kernels) -> None:
         decoders = Decoders(kernels, make_config(**self.fields), self.dtype, self.lengths)
         expected = decoders.plain_logits(self.segments)
-        with compute_threads(self.num_threads):
+        with compute_threads(kernels, self.num_threads):
             together = decoders.native_logits(self.segments)
         allowed = (
             0.1 if self.dtype == torch.bfloat16 else 1e-4
@@ -385,7 +385,7 @@ def _decoder_case(rng: random.Random, seed: int) -> DecoderCase:
     }
     return DecoderCase(
         seed=seed,
-        num_threads=rng.randint(1, 2),
+        num_threads=rng.randint(1, 3),
         dtype=dtype,
         fields=fields,
         lengths=lengths,

@@ -57,6 +57,6 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture(params=[1, 2])
-def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    with compute_threads(request.param):
+def num_threads(request: pytest.FixtureRequest, kernels: Kernels) -> Iterator[int]:
+    with compute_threads(kernels, request.param):
         yield request.param

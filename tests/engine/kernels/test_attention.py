@@ -47,10 +47,10 @@ def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, dtype: torch.d
     alone = []
     for row, sequence in enumerate(world.sequences):
         alone.append(torch.cat([world.step({row: (i, i + 1)})[row] for i in range(len(sequence))]))
-    for num_threads in (1, 2):
+    for num_threads in (1, 2, 3):
         for chunks in ([200], [33, 1, 7, 64]):
             world.arena.pages.fill_(0xFF)
-            with compute_threads(num_threads):
+            with compute_threads(kernels, num_threads):
                 together = world.run(chunks)
             for y, expected in zip(together, alone, strict=True):
                 assert torch.equal(y, expected), (num_threads, chunks)
@@ -64,7 +64,7 @@ def test_long_contexts_are_split_without_changing_a_bit(
     shape = Shape(heads=2, kv_heads=1, window=window)
     world = World(kernels, shape, dtype, [3100, 40])
     whole = world.run([3000, 1])
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     expected = world.expected(0, first=3000)
     torch.testing.assert_close(whole[0][3000:].double(), expected, rtol=0, atol=TOLERANCE[dtype] / 2)
     few = world.step({0: (3099, 3100)})[0]

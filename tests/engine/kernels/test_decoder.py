@@ -27,7 +27,7 @@ CONFIGS = {
 def test_equals_the_plain_decoder(
     kernels: Kernels, dtype: torch.dtype, num_threads: int, name: str, segments: Sequence[Segment]
 ) -> None:
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     decoders = Decoders(kernels, make_config(**CONFIGS[name]), dtype)
     expected = decoders.plain_logits(segments)
     allowed = 0.1 if dtype == torch.bfloat16 else 1e-4  # relative to the norm of all: bfloat16 rounds at many places
@@ -38,7 +38,7 @@ def test_equals_the_plain_decoder(
 def test_base_rows_have_the_same_bits_beside_adapters(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> None:
     """An adapter changes a part of the first row and no token of the second; in the third row, the tokens after a
     changed token change too."""
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     decoders = Decoders(kernels, make_config(), dtype)
     base, mixed = decoders.native_logits(()), decoders.native_logits(LORA)
     is_same = (base == mixed).all(dim=1)

@@ -92,10 +92,10 @@ def test_a_row_has_the_same_bits_in_any_company(
     linear, _, _ = make_linear(kernels, out, in_, dtype)
     x = rows_of(max(ROWS), in_, dtype)
     alone = torch.empty(len(x), out)
-    torch.set_num_threads(1)
+    kernels.num_threads = 1
     for row in range(len(x)):
         kernels.linear(linear, x[row : row + 1], alone[row : row + 1], Epilogue.STORE_FLOAT)
-    torch.set_num_threads(num_threads)
+    kernels.num_threads = num_threads
     for num_tokens in ROWS:
         together = torch.empty(num_tokens, out)
         kernels.linear(linear, x[:num_tokens], together, Epilogue.STORE_FLOAT)

@@ -143,8 +143,8 @@ def test_a_row_has_the_same_bits_in_any_company(
         uses = uses_of(runs)
         x, before = world.rows(len(uses)), world.before(len(uses), epilogue)
         alone = world.solo(x, epilogue, uses, before)
-        for num_threads in (1, 2):
-            with compute_threads(num_threads):
+        for num_threads in (1, 2, 3):
+            with compute_threads(kernels, num_threads):
                 together = world.run(x, epilogue, segments_of(runs), before)
                 plain = world.run(x, epilogue, None, before)
             assert torch.equal(together, alone), num_threads
@@ -168,9 +168,9 @@ def test_threads_cut_large_batches_anywhere(
     world = make_world(kernels, dtype, Site(130, 128, ((0, 64), (64, 24), (88, 40))), EVERYWHERE, (70, 3, 8))
     uses = uses_of(runs)
     x, before = world.rows(len(uses)), world.before(len(uses), Epilogue.STORE_FLOAT)
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     together = world.run(x, Epilogue.STORE_FLOAT, segments_of(runs), before)
-    torch.set_num_threads(1)
+    kernels.num_threads = 1
     assert torch.equal(together, world.solo(x, Epilogue.STORE_FLOAT, uses, before))
 
 
@@ -184,11 +184,11 @@ def test_a_row_has_the_same_bits_in_a_segment_of_any_size(
     adapters = {name: Adapter(own, 0.5) for name, own in ranks.items()}
     world = LoRAWorld(kernels, dtype, site, adapters, page_bytes)
     x, before = world.rows(97), world.before(97, Epilogue.STORE_FLOAT)
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     for uses in (A, B, (("c", 1.0),), (("d", 1.0), ("b", -0.5))):
-        torch.set_num_threads(1)
+        kernels.num_threads = 1
         alone = world.solo(x, Epilogue.STORE_FLOAT, [uses] * 97, before)
-        torch.set_num_threads(num_threads)
+        kernels.num_threads = num_threads
         for size in SEGMENT_SIZES:
             together = world.run(x[:size], Epilogue.STORE_FLOAT, [Segment(0, size, uses)], before[:size])
             assert torch.equal(together, alone[:size])

@@ -39,7 +39,7 @@ def make_ids(world: TokenRowsWorld) -> Tensor:
 
 
 def test_embeddings(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> None:
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     world = make_world(kernels, dtype)
     ids, base = make_ids(world), world.rows(NUM_TOKENS)
     y = world.embed(ids, base, SEGMENTS)
@@ -48,7 +48,7 @@ def test_embeddings(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> N
 
 
 def test_logits(kernels: Kernels, dtype: torch.dtype, num_threads: int) -> None:
-    assert torch.get_num_threads() == num_threads
+    assert kernels.num_threads == num_threads
     world = make_world(kernels, dtype)
     x = world.rows(NUM_TOKENS)
     y = world.logits(x, SEGMENTS)
