@@ -9,6 +9,7 @@ from .block_pool import BlockPool
 from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
+from .logit_edits import LogitEdits
 from .request import AdapterUse, FinishReason, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
@@ -32,6 +33,7 @@ __all__ = [
     "KeepRule",
     "Kind",
     "Limits",
+    "LogitEdits",
     "PageCopy",
     "Request",
     "RequestOutputKind",

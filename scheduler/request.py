@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .bad_words import BadWords
+from .logit_edits import LogitEdits
 from .sampling_params import SamplingParams
 
 AdapterUse = tuple[str, float]  # (digest, request scale)
@@ -54,12 +55,14 @@ class Request:
     num_told_prompt_logprobs: int = 0  # prompt positions with reported logprobs; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
+    logit_edits: LogitEdits = field(init=False)  # of sampling
     bad_words: BadWords = field(init=False)  # of bad_sequences
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
     all_stop_token_ids: frozenset[int] = field(init=False)  # EOS included even if it is ignored
 
     def __post_init__(self) -> None:
         self.token_ids = self.token_ids or list(self.prompt_token_ids)
+        self.logit_edits = LogitEdits(self.sampling)
         self.bad_words = BadWords(self.bad_sequences)
         named = frozenset(self.sampling.stop_token_ids or ())
         self.all_stop_token_ids = named | self.eos_token_ids

@@ -5,7 +5,7 @@ A range is checked as `not (low <= value <= high)`, because NaN is neither below
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 
 from blora.scheduler import RequestOutputKind, SamplingParams
@@ -17,6 +17,7 @@ from ..text.tokenizer import is_encodable
 
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_PROMPT_LOGPROBS = 1 << 24  # of all positions of a prompt together: they take gigabytes
+MAX_LISTED_TOKENS = 1 << 22  # in one list, of all samples together: they take a hundred megabytes
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_SALT_BYTES = 128
@@ -103,10 +104,19 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
         raise InvalidRequest("truncate_prompt_tokens", "0 would leave no token of the prompt")
     if params.n > limits.max_n:
         raise InvalidRequest("n", f"{params.n} is more than the {limits.max_n} of the option max_n")
+    _check_lists(params)
     _check_logprobs(params, facts, limits)
     _check_stops(params, limits)
     _check_strings("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
     check_sampled_tokens(params, facts, limits)
+
+
+def _check_lists(params: SamplingParams) -> None:
+    """Checks the sizes of lists that each sample has for itself."""
+    for name in ("allowed_token_ids", "logit_bias"):
+        value = getattr(params, name)
+        if isinstance(value, Sized) and len(value) * params.n > MAX_LISTED_TOKENS:
+            raise InvalidRequest(name, f"{len(value)} tokens for {params.n} samples are more than {MAX_LISTED_TOKENS}")
 
 
 def _check_logprobs(params: SamplingParams, facts: Facts, limits: Limits) -> None:

@@ -157,24 +157,24 @@ def _is_masked(row: ScheduledRow) -> bool:
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
     """Applies biases, then penalties, as vLLM does. Tokens that may not be drawn come last, so that nothing brings them
     back."""
-    params = row.sampling
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        biases = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+    edits = row.logit_edits
+    if edits.biased:
+        ids = torch.frombuffer(edits.biased, dtype=torch.int64).to(logits.device)
+        biases = torch.frombuffer(edits.biases, dtype=torch.float32).to(logits.device)
         logits[ids] = (logits[ids] + biases).clamp(-MOST, MOST)  # a large bias must not give infinity
     _apply_penalties(logits, row)
-    _apply_masks(logits, row)
-
-
-def _apply_masks(logits: Tensor, row: ScheduledRow) -> None:
-    params = row.sampling
-    if params.allowed_token_ids is not None:
-        ids = torch.tensor(list(params.allowed_token_ids), device=logits.device)
+    if edits.allowed is not None:
+        ids = torch.frombuffer(edits.allowed, dtype=torch.int64).to(logits.device)
         allowed = logits[ids]
         logits.fill_(-torch.inf)
         logits[ids] = allowed
+    _ban(logits, row)
+
+
+def _ban(logits: Tensor, row: ScheduledRow) -> None:
+    """Masks the tokens that would complete a bad word, and stop tokens before min_tokens."""
     banned = row.bad_words.banned_after(row.token_ids, row.num_prompt_tokens)
-    if row.num_output_tokens < params.min_tokens:
+    if row.num_output_tokens < row.sampling.min_tokens:
         banned |= row.stop_token_ids
     if banned:
         logits[torch.tensor(list(banned), device=logits.device)] = -torch.inf

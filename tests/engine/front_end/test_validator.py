@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,16 @@ def test_samples_and_stops_are_limited_by_options() -> None:
     for params in (SamplingParams(n=3), SamplingParams(stop=["a"] * 4), SamplingParams(stop_token_ids=[1] * 4)):
         with pytest.raises(InvalidRequest, match="more than the"):
             check_sampling(params, FACTS, limits)
+
+
+def test_long_lists_are_limited_for_all_samples_together() -> None:
+    wide = replace(FACTS, vocab_size=1 << 20)
+    ids = range(1 << 13)
+    values: dict[str, Any] = {"allowed_token_ids": ids, "logit_bias": dict.fromkeys(ids, 1.0)}
+    for name, value in values.items():
+        check_sampling(SamplingParams(n=512, **{name: value}), wide)
+        more = SamplingParams(n=513, **{name: value})
+        refused(lambda more=more: check_sampling(more, wide), name)  # type: ignore[misc]
 
 
 # Prompts.

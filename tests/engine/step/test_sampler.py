@@ -17,6 +17,7 @@ from blora.engine.step.sampler import (
     MASK64,
     MIX1,
     MIX2,
+    Draw,
     _candidates,
     draw_key,
     gumbel_noise,
@@ -491,3 +492,28 @@ def test_the_largest_biases_stay_finite() -> None:
     assert draw(logits, make_row(temperature=0, logit_bias={3: 3e38, 4: -3e38})) == 3
     assert draw(logits + 3e38, make_row(temperature=1, logit_bias={3: 3e38}, repetition_penalty=0.1)) < VOCAB
     assert set(draws(logits, 20, logit_bias={3: 3e38})) == {3}
+
+
+class Unseeded:
+    """Draws the first token and counts the rows that it was asked for."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+
+    def draw_all(self, logits: Tensor, draws: Sequence[Draw], vocab_sizes: Sequence[int] | None) -> list[int]:
+        assert vocab_sizes is None
+        self.num_rows += len(draws)
+        return [0] * len(logits)
+
+
+def test_rows_that_may_not_say_everything_are_not_drawn_with_the_others() -> None:
+    """A picker that draws for many rows at once, on a GPU, knows no masks."""
+    masks: list[dict[str, Any]] = [
+        {"allowed_token_ids": [7]},
+        {"bad_sequences": [[token_id] for token_id in range(VOCAB) if token_id != 7]},
+        {"min_tokens": 1, "stop_token_ids": [token_id for token_id in range(VOCAB) if token_id != 7]},
+        {},
+    ]
+    picker = Unseeded()
+    results = sample(make_logits(4), [make_row(**mask) for mask in masks], unseeded=picker)
+    assert ([result.token_id for result in results], picker.num_rows) == ([7, 7, 7, 0], 1)
