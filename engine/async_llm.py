@@ -237,7 +237,7 @@ class AsyncLLM(TellsUnserved):
         try:
             await asyncio.get_running_loop().create_future()
         except asyncio.CancelledError:
-            if self._phase is not Phase.ENDED:
+            if self._phase is not Phase.ENDED and self._process.is_here:
                 await self._shut_down()
             raise
 

@@ -6,6 +6,7 @@ with a grpc.aio channel.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -48,17 +49,44 @@ CHANNEL_OPTIONS = (
 )
 
 
+class WrongProcess(RuntimeError):
+    """A client is used in a child that was forked from its process. gRPC's threads did not come along, so that a call
+    would wait for ever."""
+
+
+class _HomeProcess:
+    """This process."""
+
+    def __init__(self) -> None:
+        self._id = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        return os.getpid() == self._id
+
+    def check(self) -> None:
+        """Raises WrongProcess in a child that was forked."""
+        if not self.is_here:
+            raise WrongProcess(
+                f"this client belongs to process {self._id}, from which this one was forked; make one in each child, "
+                'or start children with multiprocessing.get_context("spawn")'
+            )
+
+
 class GenerationStream:
-    """The answer of `Client.generate_stream`: an iterator over samples, each with the news since the last one.
+    """The answer of `Client.generate_stream`: an iterator over samples, each with the news since the last one. It
+    belongs to one thread; any may cancel it.
 
     To leave it early, call `cancel()` or use a `with` block; the server then drops the request.
     """
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._home = _HomeProcess()
         self.prompt: generation_pb2.PromptInfo | None = None  # set by the first message
 
     def __iter__(self) -> Iterator[generation_pb2.Sample]:
+        self._home.check()
         for response in self._call:
             if response.HasField("prompt"):
                 self.prompt = response.prompt
@@ -75,7 +103,8 @@ class GenerationStream:
 
 
 class Client:
-    """Calls one server, "host:port". Close the client, or use it in a `with` block. Threads may share it.
+    """Calls one server, "host:port". Close the client, or use it in a `with` block. Threads may share it. Any method
+    but `close` raises WrongProcess in a child that was forked.
 
     credentials: None makes a plain connection. timeout: seconds that any call may last; None sets no limit. tenant:
     name of the tenant from whose fair share of service the requests are served.
@@ -92,10 +121,11 @@ class Client:
         self.target = target
         self._timeout = timeout
         self._metadata = (("x-tenant-id", tenant),) if tenant else ()
+        self._home = _HomeProcess()
         self._channel = _open(target, credentials)
-        self._generation: Any = _stub(generation_pb2_grpc.GenerationServiceStub, self._channel)
-        self._adapters: Any = _stub(adapters_pb2_grpc.AdapterServiceStub, self._channel)
-        self._engine: Any = _stub(engine_pb2_grpc.EngineServiceStub, self._channel)
+        self._generation = _Stub(generation_pb2_grpc.GenerationServiceStub, self._channel, self._home)
+        self._adapters = _Stub(adapters_pb2_grpc.AdapterServiceStub, self._channel, self._home)
+        self._engine = _Stub(engine_pb2_grpc.EngineServiceStub, self._channel, self._home)
 
     def generate(
         self,
@@ -191,7 +221,8 @@ class Client:
         self._engine.Abort(engine_pb2.AbortRequest(request_ids=request_ids), timeout=self._timeout)
 
     def close(self) -> None:
-        self._channel.close()
+        if self._home.is_here:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -206,9 +237,16 @@ def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Chan
     return grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
 
 
-def _stub(stub: Any, channel: grpc.Channel) -> Any:
-    """Makes a stub. The generated classes are untyped; this is the one place that says so."""
-    return stub(channel)
+class _Stub:
+    """A service, in its own process. The generated classes are untyped; this is the one place that says so."""
+
+    def __init__(self, stub: Any, channel: grpc.Channel, home: _HomeProcess) -> None:
+        self._stub = stub(channel)
+        self._home = home
+
+    def __getattr__(self, method: str) -> Any:
+        self._home.check()
+        return getattr(self._stub, method)
 
 
 def _adapter_files(folder: Path) -> list[Path]:

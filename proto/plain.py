@@ -16,9 +16,12 @@ class BadValue(ValueError):
     """A value cannot be used; `name` says where it stands, and the reason is what follows the name in a sentence."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} {reason}")
+        super().__init__(name, reason)
         self.name = name
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
 
     def within(self, name: str) -> "BadValue":
         """Returns the same fault of a value that stands in a larger one."""

@@ -30,6 +30,7 @@ from blora.scheduler import PageCopy, ScheduledRow, Step
 from ..config import EngineConfig
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed
+from ..ipc.home_process import HomeProcess
 from ..ipc.messages import (
     BuildShard,
     DropImage,
@@ -126,7 +127,7 @@ class Shards:
         self._groups: list[ShardGroup] = []
         self._copies: list[PageCopy] = []  # copies that are still to be sent
         self._why_broken: str | None = None
-        self._close = weakref.finalize(self, _end, others, self._groups)  # runs at exit, too
+        self._close = weakref.finalize(self, _end_here, HomeProcess("LLM"), others, self._groups)  # runs at exit, too
 
     @property
     def size(self) -> int:
@@ -309,6 +310,11 @@ def _start(index: int, meeting: Meeting) -> ShardProcess:
     finally:
         os.close(child_lifeline)
     return ShardProcess(index, process, Channel(frames, descriptors, FromShard), lifeline)
+
+
+def _end_here(home: HomeProcess, others: Sequence[ShardProcess], groups: Sequence[ShardGroup]) -> None:
+    if home.is_here:  # the shards of a child that was forked are its parent's
+        _end(others, groups)
 
 
 def _end(others: Sequence[ShardProcess], groups: Sequence[ShardGroup]) -> None:

@@ -3,6 +3,7 @@
 The tests in tests/engine/server use the rest of the client.
 """
 
+import os
 import subprocess
 import sys
 
@@ -58,3 +59,23 @@ def test_a_value_that_no_message_can_hold_is_refused_by_name(name, value):
 def test_only_none_is_the_base_model():
     with client.Client("127.0.0.1:1") as unasked, pytest.raises(ValueError, match="adapter: "):
         unasked.generate("hello", "")
+
+
+def test_a_forked_child_is_told_to_be_spawned():
+    with client.Client("127.0.0.1:1", timeout=5) as parents:
+        stream = parents.generate_stream("hello")
+        uses = [parents.info, parents.list_adapters, lambda: parents.generate("hello"), lambda: next(iter(stream))]
+        child = os.fork()
+        if not child:
+            os._exit(sum(not _is_refused(use) for use in uses) or parents.close() or 0)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(grpc.RpcError):
+            parents.info()
+
+
+def _is_refused(use):
+    try:
+        use()
+    except client.WrongProcess as error:
+        return "spawn" in str(error)
+    return False

@@ -302,6 +302,24 @@ def test_a_shard_that_dies_is_noticed_where_collectives_tell_nothing(
     llm.close()
 
 
+def test_a_forked_child_does_not_end_its_parents_shards() -> None:
+    class Group:
+        num_aborted = 0
+
+        def abort(self) -> None:
+            self.num_aborted += 1
+
+    shards, group = shards_module.Shards(()), Group()
+    shards.attach(group)  # type: ignore[arg-type]
+    child = os.fork()
+    if not child:
+        shards.close()  # as the collector of garbage does
+        os._exit(group.num_aborted)
+    assert os.waitpid(child, 0)[1] == 0
+    shards.close()
+    assert group.num_aborted == 1
+
+
 def interrupt_sending(monkeypatch: pytest.MonkeyPatch, other: shards_module.ShardProcess) -> None:
     """Raises KeyboardInterrupt when a message has just been sent."""
     send = other.channel.send
