@@ -13,7 +13,7 @@ from blora.engine.arguments.meaning import Kind, default_of, meaning_of
 from blora.engine.unserved import UNSERVED
 
 from .markdown import code, page, prose, table
-from .vllm_names import FIELDS, IGNORED, LACKING, METHODS, REQUIRED
+from .vllm_names import FIELDS, IGNORED, LACKING, METHODS, NOTES, REQUIRED
 
 NO_DEFAULT = inspect.Parameter.empty
 HEAD = ("name", "here", "note")
@@ -97,7 +97,7 @@ def _field(class_name: str, name: str, default: object) -> Row:
     own = {entry.name: default_of(entry) for entry in fields(cls)}
     if name not in own or default is REQUIRED or own[name] == default:
         assert hasattr(cls, name)
-        return code(name), Kind.SAME.value, ""
+        return code(name), Kind.SAME.value, NOTES.get(class_name, {}).get(name, "")
     return code(name), Kind.OTHER_DEFAULT.value, code(repr(own[name]))
 
 

@@ -238,3 +238,19 @@ IGNORED: dict[str, dict[str, str]] = {
     "SamplingParams": WITHOUT_EFFECT,
     "LoRARequest": {"base_model_name": "an engine has one base model"},
 }
+# Class -> field that is the same, but for this.
+NOTES: dict[str, dict[str, str]] = {
+    "SamplingParams": {
+        "n": "up to `max_n`; greedy samples may be several, which are equal",
+        "temperature": "up to 5; a small one is not raised",
+        "repetition_penalty": "up to 10",
+        "seed": "-1 is a seed as any other",
+        "stop": "up to `max_stops`",
+        "stop_token_ids": "up to `max_stops`",
+        "min_tokens": "a request with more than fit is refused",
+        "logprobs": "-1 in process only",
+        "prompt_logprobs": "-1 in process only",
+        "bad_words": "a spelling after a space is banned whatever its number of tokens",
+        "truncate_prompt_tokens": "-1 leaves room for `max_tokens`",
+    },
+}

@@ -12,7 +12,7 @@ from blora.engine.arguments.frontend_args import FrontendArgs
 from blora.engine.arguments.meaning import Kind, default_of, meaning_of, with_meaning
 from blora.engine.unserved import UNSERVED
 from docs.generators.vllm import make, parameters_of
-from docs.generators.vllm_names import FIELDS, IGNORED, LACKING, METHODS
+from docs.generators.vllm_names import FIELDS, IGNORED, LACKING, METHODS, NOTES
 
 ENGINES = [(name, method) for name, methods in METHODS.items() for method in methods]
 TABLE = make().splitlines()
@@ -45,6 +45,7 @@ def test_every_field_of_a_value_is_in_its_table(name: str) -> None:
             "not served" if lacks else "no meaning here" if field in IGNORED.get(name, {}) else row_of(name, field)[1]
         )
         assert lacks or hasattr(getattr(blora.engine, name), field)
+    assert NOTES.get(name, {}).keys() <= FIELDS[name].keys() - LACKING.get(name, {}).keys()
     assert LACKING.get(name, {}).keys() | IGNORED.get(name, {}).keys() <= FIELDS[name].keys()
 
 
