@@ -31,7 +31,8 @@ def make() -> str:
         "Command line",
         "the parsers of `engine/cli/` and `bench/cli.py`",
         "`blora COMMAND --help` prints the same on a terminal. The exit status is 0 on success, 1 on failure, and 2 "
-        "for wrong arguments.",
+        "for wrong arguments. `blora serve` also takes the flags of `vllm serve` that "
+        "mean nothing here; [a table](vllm.md) lists them.",
         *(part for command in commands for part in _section(command)),
     )
 
@@ -48,9 +49,9 @@ def commands_of(parser: argparse.ArgumentParser, summary: str = "") -> Iterator[
 
 
 def flags_of(command: Command) -> Iterator[Flag]:
-    """Arguments come before flags."""
+    """Arguments come before flags. Those that `--help` does not show are left out."""
     for action in sorted(command.parser._actions, key=lambda action: bool(action.option_strings)):
-        if not isinstance(action, argparse._HelpAction):
+        if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
             text = "" if action.help is None else action.help % {**vars(action), "prog": command.name}
             yield Flag(action.dest, _names(action), text)
 

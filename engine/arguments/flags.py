@@ -17,7 +17,16 @@ from . import flag_types
 from .meaning import default_of
 
 # vLLM's short forms.
-SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp"}
+SHORT = {
+    "tensor_parallel_size": "-tp",
+    "pipeline_parallel_size": "-pp",
+    "data_parallel_size": "-dp",
+    "enable_expert_parallel": "-ep",
+    "optimization_level": "-O",
+    "compilation_config": "-cc",
+    "attention_config": "-ac",
+    "quantization": "-q",
+}
 
 TOKENS: dict[str, Any] = {"type": flag_types.tokens, "metavar": "TOKENS"}
 NUMBER: dict[str, Any] = {"type": flag_types.count, "metavar": "N"}

@@ -83,7 +83,9 @@ def test_values_that_scripts_pass(options: dict[str, Any], same: dict[str, Any])
 def test_flags_become_arguments_of_an_engine(make: type[argparse.ArgumentParser]) -> None:
     parser = EngineArgs.add_cli_args(make())
     parser.add_argument("--max-tokens", type=int)
-    line = "--model m --max-model-len 99 --enable-lora --max-loras 4 -tp 2 --no-enable-prefix-caching --max-tokens 3"
+    line = (
+        "--model m --max-model-len 99 --enable-lora --max-loras 4 -tp 2 --no-enable-prefix-caching -O3 --max-tokens=3"
+    )
     args = parser.parse_args(line.split())
     given = EngineArgs.from_cli_args(args)
     assert given == EngineArgs(
@@ -93,6 +95,7 @@ def test_flags_become_arguments_of_an_engine(make: type[argparse.ArgumentParser]
         max_loras=4,
         tensor_parallel_size=2,
         enable_prefix_caching=False,
+        optimization_level=3,
     )
     expected = EngineConfig(model="m", max_model_len=99, tensor_parallel_size=2, enable_prefix_caching=False, seed=0)
     assert given.create_engine_config() == expected
