@@ -12,6 +12,8 @@ from ..errors import (
     EngineUnavailable,
     InvalidRequest,
     QueueFull,
+    WrongEventLoop,
+    WrongProcess,
 )
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineBroken: grpc.StatusCode.UNAVAILABLE,
+    WrongProcess: grpc.StatusCode.INTERNAL,  # a mistake of the program that made the server
+    WrongEventLoop: grpc.StatusCode.INTERNAL,
     RequestFailed: grpc.StatusCode.INTERNAL,
 }
 

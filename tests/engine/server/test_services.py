@@ -182,6 +182,16 @@ def test_abort_passes_the_ids_on():
     assert llm.aborted == ["a", "unknown"]
 
 
+IN_PROCESS = {
+    "output_kind",
+    "stream_interval",
+    "spaces_between_special_tokens",
+    "skip_clone",
+    "skip_reading_prefix_cache",
+    "routed_experts_prompt_start",
+}
+
+
 @pytest.mark.parametrize(
     ("message", "ours", "ours_alone"),
     [
@@ -193,7 +203,7 @@ def test_abort_passes_the_ids_on():
         (adapters_pb2.ModuleReport, ModuleReport, set()),
         (adapters_pb2.LayerReport, LayerReport, set()),
         (engine_pb2.GetInfoResponse, EngineInfo, set()),
-        (generation_pb2.SamplingParams, SamplingParams, {"output_kind", "spaces_between_special_tokens", *UNSERVED}),
+        (generation_pb2.SamplingParams, SamplingParams, {*IN_PROCESS, *UNSERVED}),
     ],
 )
 def test_messages_have_the_fields_of_our_types(message, ours, ours_alone):
