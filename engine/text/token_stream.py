@@ -58,13 +58,15 @@ class TokenStream:
         return self._release(self._pending, [], self._decoder.decode(self._context + self._pending))
 
     def _release_but_the_last(self, whole: str) -> str:
-        """Releases the tokens before the last character, which the next token may complete."""
-        for num_last in range(1, MAX_CHARACTER_TOKENS):
-            first, last = self._pending[:-num_last], self._pending[-num_last:]
-            text = self._decoder.decode(self._context + first)
-            if text + self._decoder.decode(last) == whole:
-                return self._release(first, last, text)
-        return self._release(self._pending, [], whole)
+        """Releases the tokens before the last character, which the next token may complete. A cut inside a character
+        makes the text longer, because each half is decoded as wrong bytes."""
+        cuts = [(self._pending[:-num_last], self._pending[-num_last:]) for num_last in range(1, MAX_CHARACTER_TOKENS)]
+        texts = [(self._decoder.decode(self._context + first), self._decoder.decode(last)) for first, last in cuts]
+        lengths = [len(first) + len(last) for first, last in texts]
+        best = lengths.index(min(lengths))
+        if lengths[best] > len(whole):
+            return self._release(self._pending, [], whole)
+        return self._release(*cuts[best], texts[best][0])
 
     def _release(self, tokens: list[int], pending: list[int], text: str) -> str:
         """Returns the text of tokens. pending: those that stay. text: of the context and the tokens."""
@@ -91,5 +93,4 @@ def _context(decoder: TokenDecoder, known: Sequence[int]) -> list[int]:
         for start in range(end - 1, max(end - MAX_CONTEXT_TOKENS, 0) - 1, -1):
             if decoder.clean_text(tokens[start:end]):
                 return tokens[start:end]
-    last = tokens[-MAX_CONTEXT_TOKENS:]
-    return [] if decoder.decode(last) else last
+    return [] if decoder.decode(tokens) else tokens

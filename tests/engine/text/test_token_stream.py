@@ -118,3 +118,8 @@ def test_a_character_behind_many_wrong_bytes_is_whole(num_wrong: int) -> None:
     for text in ("日", "👍🏽", "é"):
         answer = [*wrong * num_wrong, *encode(BYTE_LEVEL, text)]
         assert shown(BYTE_LEVEL, [], answer) == "\ufffd" * num_wrong + text
+
+
+def test_a_character_behind_many_replacement_characters_is_whole() -> None:
+    for text in ("\ufffd" * 5 + "日", "\ufffd" * 6 + " the", "\ufffd" * 20 + "é"):
+        assert shown(BYTE_FALLBACK, [], BYTE_FALLBACK.encode(text)) == text
