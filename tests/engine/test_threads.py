@@ -140,6 +140,20 @@ def test_threads_share_a_stream(llm: LLM, pool: ThreadPoolExecutor) -> None:
     assert sorted(token for part in parts for token in part) == sorted(expected)
 
 
+def test_threads_fill_one_queue(llm: LLM, pool: ThreadPoolExecutor) -> None:
+    rows = [row(random.Random(seed)) for seed in range(16)]
+    expected = [generate(llm, [one])[0] for one in rows]
+
+    def enqueue(one: Row) -> str:
+        prompt, adapter, sampling = one
+        return llm.enqueue([prompt], [sampling], [adapter], use_tqdm=False)[0]
+
+    ids = list(pool.map(enqueue, rows, timeout=LONG))
+    waiting = [pool.submit(llm.wait_for_completion, use_tqdm=False) for _ in range(2)]
+    answers = {output.request_id: content(output) for call in waiting for output in call.result(LONG)}
+    assert [answers[request_id] for request_id in ids] == expected
+
+
 def test_an_error_goes_to_the_thread_that_caused_it(llm: LLM, pool: ThreadPoolExecutor) -> None:
     calls: list[tuple[Any, type[Exception] | None]] = [
         (lambda: llm.generate("x", SHORT, "nobody", use_tqdm=False), AdapterNotFound),
