@@ -1,11 +1,13 @@
 """SamplingParams: a user's options for one request. Pure data with vLLM's names and defaults; checked elsewhere."""
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, MutableSequence, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+# Fields whose values may be changed from outside. Those of fields that are not served matter to nobody.
+CONTAINERS = ("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids")
 MAX_BIAS = 100.0  # to which `from_optional` cuts the biases of an OpenAI client
 
 
@@ -92,8 +94,11 @@ class SamplingParams:
         return SamplingParams(**values)
 
     def clone(self) -> "SamplingParams":
-        """Returns a copy that shares nothing with this one."""
-        return deepcopy(self)
+        """Returns a copy that shares no list and no mapping with this one."""
+        clone = copy(self)
+        for name in CONTAINERS:
+            setattr(clone, name, _own(getattr(self, name)))
+        return clone
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -108,6 +113,13 @@ def _strings(value: str | Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _own(value: Any) -> Any:
+    """Returns what nobody else can change. Values of wrong types are left for the check to name."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return copy(value) if isinstance(value, MutableSequence) else value
 
 
 def _cut_biases(biases: Mapping[int | str, float]) -> dict[int, float]:
