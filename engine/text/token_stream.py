@@ -79,7 +79,7 @@ class TokenStream:
         elif tokens:
             known = self._context + tokens
             # Nothing but wrong bytes tells all the same that the text has begun.
-            self._context = _context(self._decoder, known) or known[-MAX_CONTEXT_TOKENS:]
+            self._context = _context(self._decoder, known) or _last_whole(self._decoder, known)
             self._context_text = self._decoder.decode(self._context)
         return new
 
@@ -94,3 +94,10 @@ def _context(decoder: TokenDecoder, known: Sequence[int]) -> list[int]:
             if decoder.clean_text(tokens[start:end]):
                 return tokens[start:end]
     return [] if decoder.decode(tokens) else tokens
+
+
+def _last_whole(decoder: TokenDecoder, known: list[int]) -> list[int]:
+    """Returns the last known tokens, from one on that begins a character if there is any: a part of a character is
+    decoded as more wrong bytes."""
+    suffixes = [known[-number:] for number in range(1, min(len(known), MAX_CONTEXT_TOKENS) + 1)]
+    return min(suffixes, key=lambda tokens: len(decoder.decode(tokens)) - len(tokens))

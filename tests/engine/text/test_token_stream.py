@@ -121,5 +121,6 @@ def test_a_character_behind_many_wrong_bytes_is_whole(num_wrong: int) -> None:
 
 
 def test_a_character_behind_many_replacement_characters_is_whole() -> None:
-    for text in ("\ufffd" * 5 + "日", "\ufffd" * 6 + " the", "\ufffd" * 20 + "é"):
+    ends = ("日", " the", "é", "👍🏽", "", "\ufffd")
+    for text in ("\ufffd" * number + end for number in range(1, 30) for end in ends):
         assert shown(BYTE_FALLBACK, [], BYTE_FALLBACK.encode(text)) == text
