@@ -100,6 +100,16 @@ def test_lengths_are_those_of_the_engine_in_process(server: Served) -> None:
     assert len(more.samples[0].token_ids) == 30
 
 
+def test_masked_tokens_are_those_of_the_engine_in_process(server: Served, make_llm: Callable[..., LLM]) -> None:
+    llm = make_llm()
+    letters = llm.get_tokenizer().encode("abcdef")
+    for fields in ({"allowed_token_ids": letters}, {"allowed_token_ids": letters, "bad_words": ["a", "bc", "ff"]}):
+        (expected,) = llm.generate("x", SamplingParams(**GREEDY, **fields), use_tqdm=False)
+        answer = server.client.generate("x", **GREEDY, **fields)
+        assert answer.samples[0].token_ids == expected.outputs[0].token_ids
+    assert set(answer.samples[0].text) <= set("bcdef")
+
+
 def test_a_request_larger_than_the_memory_is_refused(tiny_model: Path) -> None:
     with serving(tiny_model, "--memory", "20KB") as server:
         code, details = refusal(lambda: server.client.generate("x", **LONG))
