@@ -7,7 +7,7 @@ content fits the model. A folder that does not fit is refused with all its probl
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import AdapterRejected, AdapterTooLarge
@@ -15,7 +15,7 @@ from ..lora_module import Array, BaseTensors, LoRAModule
 from ..targets import TABLES, TargetModule
 from .cause import likely_cause
 from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, seconds_of_quiet
 from .folder import CONFIG_FILE, AdapterFolder, Unreadable, changed, open_folder
 from .matching import Matcher, is_targeted, warnings_of
 from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
@@ -24,8 +24,8 @@ from .trained_names import TrainedNames, find_names
 from .weights_file import MAX_HEADER_BYTES, read_tensors
 
 OUTPUT_VECTORS = 2  # of a module's outputs, at most: its bias, and DoRA's magnitude or the bias of B
-MAX_READS = 5  # of files that are overwritten meanwhile
-PAUSE = 0.05  # seconds between two of them
+QUIET = 0.02  # seconds without a change of any file, after which a save is taken to be over
+PATIENCE = 0.3  # seconds of waiting for that
 LARGEST_ELEMENT = 8  # bytes; types that are not served are read, too, so that the refusal can name them
 
 
@@ -61,6 +61,7 @@ class Judgement:
     problems: tuple[str, ...]
     kind: str = ""
     checkpoint: Checkpoint | None = None  # as far as it could be read; whole if there is no problem
+    configuration: bytes = b""  # the file's content
 
 
 def read_checkpoint(
@@ -94,15 +95,21 @@ def judge_checkpoint(
     """Reads as `read_checkpoint` does, but returns the problems, with everything that could be read. Raises
     AdapterTooLarge.
 
-    A folder that is being overwritten is read again when its files have changed meanwhile.
+    Another program may be saving into the folder, file by file. So what was read counts once the files have been quiet
+    for a moment, and otherwise it is read again. Weights that go on changing beside one configuration are taken.
     """
-    for _ in range(MAX_READS - 1):
+    deadline, configurations = time.monotonic() + PATIENCE, set[bytes]()
+    while True:
         before = fingerprint(folder)
         judged = _read(folder, targets, roots, base, max_elements, before)
-        if not judged.problems or fingerprint(folder) == before:
+        configurations.add(judged.configuration)
+        if (quiet := seconds_of_quiet(folder)) < QUIET:
+            time.sleep(QUIET - quiet)
+        if fingerprint(folder) == before:
             return judged
-        time.sleep(PAUSE)
-    return _read(folder, targets, roots, base, max_elements, fingerprint(folder))
+        if time.monotonic() > deadline:
+            is_one = judged.problems or len(configurations) == 1
+            return judged if is_one else Judgement((str(changed("the folder")),), judged.kind)
 
 
 def _read(
@@ -128,7 +135,7 @@ def _read(
         if len(weights) > 1 and fingerprint(folder) != before:  # one file alone is of one moment
             raise changed("one of the weights files")
         content = _Content(str(folder), before, files, config_bytes, weights, text)
-        return _judge(content, config, targets, base)
+        return replace(_judge(content, config, targets, base), configuration=config_bytes)
     except ConfigError as error:
         return Judgement(tuple(error.problems), kind)
     except (Unreadable, TextError) as error:

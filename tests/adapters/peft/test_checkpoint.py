@@ -1,6 +1,7 @@
 """read_checkpoint: PEFT's folders are read as PEFT reads them; all others are refused quickly, with the reason."""
 
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -706,7 +707,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_read_again(
 ) -> None:
     """The size does not show it: the content may be half of the old weights and half of the new ones."""
     expected, content = read_checkpoint(folder, targets).digest, (folder / WEIGHTS).read_bytes()
-    monkeypatch.setattr(reader, "PAUSE", 0.0)
+    monkeypatch.setattr(reader, "PATIENCE", 0.1)
     meanwhile(monkeypatch, folder / WEIGHTS, lambda: rewrite(folder / WEIGHTS, content), times)
     if times == 1:
         assert read_checkpoint(folder, targets).digest == expected
@@ -730,6 +731,25 @@ def test_a_configuration_goes_with_the_weights_beside_it(
     meanwhile(monkeypatch, folder / CONFIG, lambda: [write(folder / name, content) for name, content in new.items()], 1)
     found = read_checkpoint(folder, targets)
     assert found.digest == expected.digest and {module.scaling for module in found.modules} == {9 / 4}
+
+
+@pytest.mark.parametrize("alphas", [(8, 8), (8, 9)], ids=["one configuration", "two"])
+def test_saves_that_do_not_end_give_one_of_them_or_nothing(
+    folder: Path, targets: Targets, monkeypatch: pytest.MonkeyPatch, alphas: tuple[int, int]
+) -> None:
+    """The files are replaced one after the other whenever one is opened: no moment is without a change."""
+    saves, digests = [], []
+    for alpha, sign in zip(alphas, (1, -1), strict=True):
+        config(lora_alpha=alpha)(folder)
+        tensors(lambda content, sign=sign: content.update({n: sign * v for n, v in content.items()}))(folder)  # type: ignore[misc]
+        saves.append({name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)})
+        digests.append(read_checkpoint(folder, targets).digest)
+    writes = itertools.cycle([(name, content) for save in saves for name, content in save.items()])
+    meanwhile(monkeypatch, folder / CONFIG, lambda: replace(folder / (at := next(writes))[0], at[1]), 10**6)
+    if alphas[0] == alphas[1]:
+        assert read_checkpoint(folder, targets).digest in digests
+    else:
+        assert "changed while it was read" in refusal(folder, targets)
 
 
 def test_the_fingerprint_changes_whenever_the_files_do(folder: Path, targets: Targets) -> None:
