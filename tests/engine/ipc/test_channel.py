@@ -18,6 +18,7 @@ from blora.engine.facts import Facts
 from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.outputs import AdapterState, EngineLoad
+from blora.engine.text.chat import Chat
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
@@ -119,6 +120,10 @@ MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MES
 MESSAGES[frames.ReadUploaded] = [
     frames.ReadUploaded(order, [("adapter_config.json", 7)], "folder") for order in MESSAGES[frames.ReadAdapter]
 ]
+CHAT = Chat([{"role": "user", "content": [{"type": "text", "text": "ä"}]}], tools=[{"a": 1}], chat_template="{{ x }}")
+MESSAGES[frames.RenderChat] = [frames.RenderChat(chat, {"eos_token": "</s>"}) for chat in (CHAT, Chat([]))]
+MESSAGES[frames.ChatRendered] = [frames.ChatRendered("text")]
+MESSAGES[frames.ChatRefused] = [frames.ChatRefused("messages", "is not a list")]
 MESSAGES[frames.LookAt] = [frames.LookAt([]), frames.LookAt(["/adapters/a"])]
 MESSAGES[frames.FoldersSeen] = [frames.FoldersSeen([]), frames.FoldersSeen(["", "a:1:2:3"])]
 MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
@@ -150,6 +155,8 @@ UNIONS = (
     frames.FromDownload,
     frames.LookAt,
     frames.FoldersSeen,
+    frames.RenderChat,
+    frames.FromTemplate,
 )
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 
