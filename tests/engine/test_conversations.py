@@ -183,7 +183,7 @@ def prompt_over(address: str, messages: Any, options: dict[str, Any]) -> list[in
         ([HI | {"content": "\ud800"}], {}, r"messages\[0\]\.content"),
         ([HI | {"content": 1}], {}, r"messages\[0\]\.content"),
         ([HI | {"content": [{"type": "text", "text": 1}]}], {}, r"messages\[0\]\.content\[0\]\.text"),
-        ([HI | {"content": [object()]}], {}, r"messages\[0\]\.content\[0\]"),
+        ([HI | {"content": [...]}], {}, r"messages\[0\]\.content\[0\]"),
         ([HI | {"name": 1}], {}, r"messages\[0\]\.name"),
         ([HI | {"tool_calls": {"name": "add"}}], {}, r"messages\[0\]\.tool_calls"),
         ([HI | {"tool_calls": [{1: 2}]}], {}, r"messages\[0\]\.tool_calls\[0\]"),
