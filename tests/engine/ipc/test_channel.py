@@ -120,8 +120,10 @@ MESSAGES[frames.InspectAdapter] = [frames.InspectAdapter(order) for order in MES
 MESSAGES[frames.ReadUploaded] = [
     frames.ReadUploaded(order, [("adapter_config.json", 7)], "folder") for order in MESSAGES[frames.ReadAdapter]
 ]
-CHAT = Chat([{"role": "user", "content": [{"type": "text", "text": "ä"}]}], tools=[{"a": 1}], chat_template="{{ x }}")
-MESSAGES[frames.RenderChat] = [frames.RenderChat(chat, {"eos_token": "</s>"}) for chat in (CHAT, Chat([]))]
+CHAT = Chat(
+    messages=[{"role": "user", "content": [{"type": "text", "text": "ä"}]}], tools=[{"a": 1}], chat_template="{{ x }}"
+)
+MESSAGES[frames.RenderChat] = [frames.RenderChat(chat, {"eos_token": "</s>"}) for chat in (CHAT, Chat(messages=[]))]
 MESSAGES[frames.ChatRendered] = [frames.ChatRendered("text")]
 MESSAGES[frames.ChatRefused] = [frames.ChatRefused("messages", "is not a list")]
 MESSAGES[frames.LookAt] = [frames.LookAt([]), frames.LookAt(["/adapters/a"])]
