@@ -146,11 +146,6 @@ MESSAGES[frames.ShardStep] = [
 MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
 MESSAGES[frames.ShardLoaded] = [frames.ShardLoaded()]
 MESSAGES[frames.ShardReady] = [frames.ShardReady()]
-MESSAGES[frames.RenderChat] = [
-    frames.RenderChat(Chat([{"role": "user", "content": "é"}], [{"a": [1, 1.5, None]}], "{{ messages }}"), {"eos": "x"})
-]
-MESSAGES[frames.ChatRendered] = [frames.ChatRendered("é")]
-MESSAGES[frames.ChatRefused] = [frames.ChatRefused("messages", "reads too much")]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
