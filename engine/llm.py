@@ -565,12 +565,12 @@ class LLM(TellsUnserved):
 
     def _shared(self, image: AdapterImage) -> np.ndarray:
         """The pages of an image; where further shards need them, in memory that all shards map."""
-        ranks = self._engine.shards
-        if ranks.size == 1:
+        shards = self._engine.shards
+        if shards.size == 1:
             return image.pages
         descriptor = seal(image.pages)
         try:
-            ranks.load_adapter(image.table, descriptor)
+            shards.load_adapter(image.table, descriptor)
         except BaseException:
             os.close(descriptor)
             raise

@@ -233,7 +233,7 @@ CORRUPTIONS: dict[str, tuple[Spoiler, str]] = {
     "dora without magnitudes": (config(use_dora=True), "14 expected tensors are missing: "),
     "dora with lora_bias": (config(use_dora=True, lora_bias=True), "lora_bias: is not defined together with use_dora"),
     "unknown to an old PEFT": (config(something_new=0, peft_version="0.22.0"), "something_new: 0 is not served: PEFT"),
-    "modules_to_save": (config(modules_to_save=["norm"]), "modules_to_save: 'norm' is not served"),
+    "modules_to_save": (config(modules_to_save=["mlp"]), "modules_to_save: 'mlp' is not served"),
     "bias unknown": (config(bias="some"), "bias: 'some' is not one of none, all, lora_only"),
     "bias that nobody trained": (
         tensors(lambda t: t.update({f"{MODULE}.bias": t[B][:, 0].copy()})),
