@@ -37,6 +37,7 @@ def run(folder: Path, content: str, *options: str) -> str:
     return ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [IN_A_TEST, AFTER_A_FAILURE, AT_EXIT], ids=["test", "teardown", "exit"])
 def test_the_process_ends_and_says_where_it_stood(tmp_path: Path, content: str) -> None:
     said = run(tmp_path, content)

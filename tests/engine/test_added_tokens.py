@@ -66,6 +66,7 @@ SAMPLINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_beside_it_are_what_they_are_alone(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], wide: str, backend: str, dtype: str

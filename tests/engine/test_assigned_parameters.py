@@ -38,6 +38,7 @@ def test_defaults_are_copies(llm: LLM) -> None:
     assert len(output.outputs[0].token_ids) > 1
 
 
+@pytest.mark.slow
 def test_calls_of_async_llm_keep_what_they_were_given(tiny_model: Path) -> None:
     async def body(llm: AsyncLLM) -> None:
         own = params(3, output_kind=RequestOutputKind.FINAL_ONLY)

@@ -150,6 +150,7 @@ def read(make: Callable[[], Any]) -> str:
         return "refused"
 
 
+@pytest.mark.slow
 def test_conversations_have_the_same_tokens_in_process_and_over_grpc(model: Path) -> None:
     tokenizer = load_tokenizer(model)
 

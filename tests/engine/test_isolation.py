@@ -15,7 +15,7 @@ from blora.engine import LLM, SamplingParams
 def test_rows_of_random_mixed_batches_equal_their_solo_runs(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:
-    num_batches = cases(12, 40)
+    num_batches = cases(14, 40)
     adapters = {name: str(path) for name, path in tiny_adapters.items()}
     solo = Solo(make_llm(adapters=adapters, enable_prefix_caching=False))
     num_compared, troubles = 0, Troubles()

@@ -221,6 +221,7 @@ def overwriting(folder: Path, sources: Sequence[Path]) -> Iterator[None]:
         writer.join()
 
 
+@pytest.mark.slow
 def test_a_folder_under_constant_change_gives_the_one_or_the_other(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], policy: Path
 ) -> None:

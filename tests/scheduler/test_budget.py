@@ -41,6 +41,7 @@ def serve(rule: type[KeepRule], alpha: float, prefix_len: int) -> Outcome:
     return simulate(make_trace(shape), machine, "fair", DEFAULT_FAIRNESS, rule(MEMORY, costs()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_2000_adapters_with_memory_for_40_are_served_without_thrashing(alpha: float) -> None:
     """The simulation ends, so every request was served; an adapter is copied at most once for each request."""
@@ -49,6 +50,7 @@ def test_2000_adapters_with_memory_for_40_are_served_without_thrashing(alpha: fl
     assert outcome.copied_adapters <= len(outcome.adapters)
 
 
+@pytest.mark.slow
 def test_adapters_stay_where_nobody_asks_for_blocks_again() -> None:
     """A block costs more to bring back than a page of an adapter, but nothing if its prompt never comes again."""
     lru, rule = serve(LeastRecentlyUsed, 1.0, 0), serve(KeepRule, 1.0, 0)

@@ -408,7 +408,11 @@ def refusal(folder: Path, targets: Targets, roots: Sequence[Path] | None = None)
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+# A pattern without an end is searched for a second.
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if "without an end" in kind else []) for kind in CORRUPTIONS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_spoilt_adapter_is_refused_with_the_reason(kind: str, folder: Path, targets: Targets) -> None:
     spoil, reason = CORRUPTIONS[kind]
     spoil(folder)

@@ -460,7 +460,7 @@ def bring_back(digests: list[str]) -> Operation[None]:
     yield BringBack(tuple(digests))
 
 
-TestPolicy = World.TestCase
+TestPolicy = pytest.mark.slow(World.TestCase)
 TestPolicy.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 
 

@@ -87,7 +87,7 @@ class CopiesMachine(SchedulerMachine):
             check_order(self.runner.device.log)
 
 
-TestCopiesMachine = pytest.mark.grid(CopiesMachine.TestCase)
+TestCopiesMachine = pytest.mark.slow(pytest.mark.grid(CopiesMachine.TestCase))
 TestCopiesMachine.settings = settings(stateful_step_count=60)
 
 

@@ -44,6 +44,7 @@ def adapters(tiny_adapters: dict[str, Path]) -> dict[str, str]:
     return {name: str(path) for name, path in tiny_adapters.items()}
 
 
+@pytest.mark.slow
 def test_sums_equal_peft_in_one_mixed_batch(
     make_llm: Callable[..., LLM], tiny_model: Path, tiny_adapters: dict[str, Path], adapters: dict[str, str]
 ) -> None:

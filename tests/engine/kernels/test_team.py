@@ -77,6 +77,7 @@ assert torch.equal(multiply(), y)
 """
 
 
+@pytest.mark.slow
 def test_a_child_has_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-c", FORK.format(out=OUT, in_=IN)], check=True, timeout=100)
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from blora.engine.model.meeting import create_meeting
 
 # A store that an error keeps alive for longer than its shards, as a debugger or a test's report would.
@@ -30,6 +32,7 @@ sys.exit(sum(os.fstat(file.fileno()).st_size for file in files))
 """
 
 
+@pytest.mark.slow
 def test_a_store_that_outlives_its_shards_harms_no_file() -> None:
     assert subprocess.run([sys.executable, "-c", PROGRAM], timeout=100, check=False).returncode == 0
 

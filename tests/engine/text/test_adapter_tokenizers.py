@@ -259,6 +259,7 @@ def test_templates_run_in_the_sandbox(make_llm: Callable[..., LLM], make_folder:
         llm.chat(HELLO, GREEDY, lora_request="hostile", use_tqdm=False)
 
 
+@pytest.mark.slow
 def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> None:
     async def body(llm: AsyncLLM) -> None:
         outputs = [output async for output in llm.chat(HELLO, GREEDY, lora_request="tooled")]
