@@ -155,7 +155,11 @@ def test_an_unknown_option_is_refused(make_llm: Callable[..., LLM]) -> None:
 
 
 def test_options_that_change_nothing_here_are_taken(make_llm: Callable[..., LLM]) -> None:
-    make_llm(enforce_eager=True, tensor_parallel_size=1, trust_remote_code=True, quantization=None)
+    llm = make_llm(enforce_eager=True, tensor_parallel_size=1, trust_remote_code=True, quantization=None)
+    answers = [
+        engine.generate("a prompt", GREEDY, use_tqdm=False)[0].outputs[0].token_ids for engine in (llm, make_llm())
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("model", [None, 5])
