@@ -257,6 +257,11 @@ class AdapterResidency:
             self._pool.park(digest, page_ids)
         adapter.num_copied = adapter.num_planned = 0
 
+    def begin_plan(self) -> None:
+        """Forgets which copies the last step was planned with: a step that was interrupted copied none of them."""
+        for adapter in self._copying.values():
+            adapter.num_planned = adapter.num_copied
+
     def plan_copies(self, budget: int) -> list[PageCopy]:
         """Returns the next copies, oldest first; copies that requests wait for come before copies made ahead. The step
         runs them before anything else. Copies of a step that is never committed are planned again. budget: pages."""

@@ -114,6 +114,7 @@ class Scheduler:
         now: seconds by the caller's clock; the scheduler has none.
         """
         plan = _Plan(self.limits.max_num_batched_tokens, now)
+        self._residency.begin_plan()
         # A long prompt must not hold up the requests that only need their next token.
         for request in sorted(self._running, key=lambda request: request.num_missing_tokens > 1):
             self._schedule_row(request, plan)

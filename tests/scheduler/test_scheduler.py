@@ -265,6 +265,17 @@ def test_a_step_that_was_interrupted_before_its_copies_runs_them_again() -> None
     assert residency.is_resident("one")
 
 
+def test_no_row_relies_on_copies_that_an_interrupted_step_had_planned() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=8, max_num_batched_tokens=2, copied_pages_per_step=3)
+    residency.register("one", 1)
+    residency.register("three", 3)
+    assert scheduler.pin("one")
+    scheduler.add(make_request(0, [0], 1, adapters=(("three", 1.0),)))
+    scheduler.schedule()  # all pages of "three" are planned, and the step is interrupted
+    scheduler.add(make_request(1, [0], 1, adapters=(("one", 1.0),)))  # its page goes first now
+    run_all(scheduler, CheckingRunner(4))
+
+
 def test_one_step_admits_no_more_than_its_tokens_let_begin() -> None:
     scheduler, *_ = make_scheduler(num_pages=64, max_num_batched_tokens=8, max_num_seqs=8)
     for request_id in range(6):
