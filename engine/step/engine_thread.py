@@ -14,6 +14,8 @@ from ..errors import EngineUnavailable
 Answer = TypeVar("Answer")
 Turn = Callable[[Sequence["Call[Any]"]], list["Call[Any]"]]
 ENDED = "the LLM is closed"
+# Seconds. Python hears a signal that comes just before a wait begins only when the wait returns.
+LONGEST_DEAFNESS = 0.2
 
 
 class Call(Generic[Answer]):
@@ -31,7 +33,8 @@ class Call(Generic[Answer]):
 
     def wait(self) -> Answer:
         try:
-            self._is_over.wait()
+            while not self._is_over.wait(LONGEST_DEAFNESS):
+                pass
         except BaseException:  # an interrupt
             self._is_given_up = True
             raise
