@@ -31,7 +31,7 @@ from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import UserRequest
-from .ipc.channel import Child
+from .ipc.channel import Child, start_child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
 from .ipc.home_loop import HomeLoop
@@ -128,6 +128,8 @@ class AsyncLLM(TellsUnserved):
     unloaded when it goes; adapter_watch_interval: seconds between looks at it. Other options are those of EngineConfig.
     """
 
+    _start_child = staticmethod(start_child)  # another one where time is simulated
+
     def __init__(
         self,
         model: str | Path,
@@ -153,6 +155,7 @@ class AsyncLLM(TellsUnserved):
             on_updates=self._take_updates,
             on_lost=self._lose_engine,
             equip=self._equip,
+            start_child=self._start_child,
         )
         self._process, self._loop = HomeProcess("AsyncLLM"), HomeLoop("AsyncLLM")
         self._phase = Phase.NEW
@@ -219,7 +222,8 @@ class AsyncLLM(TellsUnserved):
             raise_descriptor_limit()
             ready = await self._supervisor.start(model)
             self._check_is_starting()
-            self._parts_or_none = self._assemble(model, tokenizer, ready, lambda: LoaderClient(model, targets, ready))
+            make_loader = partial(LoaderClient, model, targets, ready, self._start_child)
+            self._parts_or_none = self._assemble(model, tokenizer, ready, make_loader)
             self._supervisor.supervise()
             for name, path in self._start_adapters.items():
                 await self._adapters.load_from_anywhere(name, path)
@@ -254,7 +258,7 @@ class AsyncLLM(TellsUnserved):
         self, model: Path, tokenizer: Tokenizer, ready: Ready, make_loader: Callable[[], LoaderClient]
     ) -> _Parts:
         defaults = load_generation_defaults(model, tokenizer.eos_token_id, self._config.generation_config)
-        front_end = FrontEnd(tokenizer, defaults, ready.facts, self._config)
+        front_end = FrontEnd(tokenizer, defaults, ready.facts, self._config, asyncio.get_running_loop().time)
         adapters = AsyncAdapters(
             front_end.policy,
             front_end.adapters,
@@ -263,8 +267,9 @@ class AsyncLLM(TellsUnserved):
             self._sources,
             self._check_can_begin,
             self._abort_users,
+            self._start_child,
         )
-        return _Parts(ready, front_end, adapters, TemplateClient())
+        return _Parts(ready, front_end, adapters, TemplateClient(self._start_child))
 
     def _lose_engine(self) -> None:
         self._tell_serving()

@@ -8,7 +8,7 @@ import asyncio
 from blora.adapters import AdapterRejected
 
 from ..errors import EngineUnavailable, QueueFull
-from ..ipc.channel import ChannelClosed, Child, start_child
+from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
 from ..ipc.messages import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
 
 DOWNLOAD_TIMEOUT = 3600.0  # seconds
@@ -17,9 +17,9 @@ MAX_WAITING = 64
 
 
 class DownloadClient:
-    def __init__(self, max_file_bytes: int) -> None:
+    def __init__(self, max_file_bytes: int, start_child: StartChild = start_child) -> None:
         """max_file_bytes: a download ends with an error when one of its files exceeds them."""
-        self._max_file_bytes = max_file_bytes
+        self._max_file_bytes, self._start_child = max_file_bytes, start_child
         self._seats = asyncio.Semaphore(MAX_DOWNLOADS)
         self._children: set[Child[FromDownload]] = set()
         self._num_orders = 0
@@ -39,7 +39,7 @@ class DownloadClient:
 
     async def _download(self, path: str) -> str:
         self._check_open()
-        child: Child[FromDownload] = await start_child("blora.engine.processes.download", FromDownload)
+        child: Child[FromDownload] = await self._start_child("blora.engine.processes.download", FromDownload)
         self._children.add(child)
         try:
             child.send(LocateAdapter(path, self._max_file_bytes))

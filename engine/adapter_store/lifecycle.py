@@ -16,7 +16,7 @@ from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
 from ..errors import EngineUnavailable
 from ..ipc import messages
-from ..ipc.channel import Child
+from ..ipc.channel import Child, StartChild, start_child
 from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import DoneReply, FromEngine, StateReply
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
@@ -63,6 +63,7 @@ class AsyncAdapters:
         sources: AdapterSources,
         check_can_begin: Callable[[], None],
         abort_users: Callable[[str, Collection[str]], None],
+        start_child: StartChild = start_child,
     ) -> None:
         """check_can_begin: raises EngineUnavailable when nothing new may begin. abort_users: ends the requests that
         named an adapter and got one of these contents."""
@@ -73,7 +74,7 @@ class AsyncAdapters:
         self._images = AdapterImages(connection)
         self._loader = make_loader()  # reads adapters again, for requests that are not to wait for loads
         self._reads = SharedReads(lambda digest: self._carry_out(policy.read_again(digest)))
-        self._lookout = LookoutClient()
+        self._lookout = LookoutClient(start_child)
         self._looks = SharedLooks(self._lookout.look_at)
         self._sources = sources
         self._abort_users = abort_users

@@ -14,7 +14,7 @@ from typing import Any
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
 
 from ..errors import EngineUnavailable, QueueFull
-from ..ipc.channel import ChannelClosed, Child, start_child
+from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
 from ..ipc.messages import (
     AdapterInspected,
     AdapterRead,
@@ -76,14 +76,17 @@ class LoaderClient:
     closed: it would be taken for the answer to the next order, and starting another loader takes longer.
     """
 
-    def __init__(self, model: Path, targets: Sequence[TargetModule], engine: Ready) -> None:
+    def __init__(
+        self, model: Path, targets: Sequence[TargetModule], engine: Ready, start_child: StartChild = start_child
+    ) -> None:
         """model: folder or .gguf file. targets: the model's modules that LoRA can change. engine: the engine that the
         images are packed for."""
         self._model, self._targets, self._engine = str(model), list(targets), engine
         num_pages = engine.facts.num_pages
         self._max_elements = max_elements(num_pages, engine.page_bytes, engine.dtype) * engine.num_shards
         arena_bytes = num_pages * engine.num_shards * engine.page_bytes
-        self._downloads = DownloadClient(max(DOWNLOAD_ROOM * arena_bytes, LEAST_DOWNLOAD))
+        self._start_child = start_child
+        self._downloads = DownloadClient(max(DOWNLOAD_ROOM * arena_bytes, LEAST_DOWNLOAD), start_child)
         self._child: Child[FromLoader] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -235,7 +238,7 @@ class LoaderClient:
         if self._child is not None and self._child.process.returncode is not None:
             await self.stop()  # it ended while it was idle, which is no fault of the adapter to be read now
         if self._child is None:
-            self._child = await start_child("blora.engine.processes.loader", FromLoader)
+            self._child = await self._start_child("blora.engine.processes.loader", FromLoader)
             if self._is_closed:
                 raise ChannelClosed
         return self._child

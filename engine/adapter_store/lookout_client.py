@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from blora.adapters import AdapterRejected
 
 from ..errors import EngineUnavailable
-from ..ipc.channel import ChannelClosed, Child, start_child
+from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
 from ..ipc.messages import FoldersSeen, LookAt
 
 LOOK_TIMEOUT = 60.0  # seconds
@@ -19,7 +19,8 @@ LOOK_TIMEOUT = 60.0  # seconds
 class LookoutClient:
     """One look at a time. A lookout that dies or hangs over a folder is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_child: StartChild = start_child) -> None:
+        self._start_child = start_child
         self._child: Child[FoldersSeen] | None = None
         self._is_closed = False
 
@@ -42,7 +43,7 @@ class LookoutClient:
         if self._child is not None and self._child.process.returncode is not None:
             await self._stop()  # it ended while it was idle, which is no fault of the folder
         if self._child is None:
-            self._child = await start_child("blora.engine.processes.lookout", FoldersSeen)
+            self._child = await self._start_child("blora.engine.processes.lookout", FoldersSeen)
             self._check_open()
         self._child.send(order)
         return await self._child.receive()

@@ -6,7 +6,8 @@ step and imports no torch.
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from blora.scheduler import Request, SamplingParams
@@ -71,6 +72,7 @@ class FrontEnd:
         defaults: GenerationDefaults,
         facts: Facts,
         config: EngineConfig,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.defaults = defaults.within(facts.vocab_size, facts.max_model_len)
         self.facts = facts
@@ -78,7 +80,7 @@ class FrontEnd:
         self.ledger = ImageLedger(_host_bytes(config))
         self.policy = AdapterPolicy(self.adapters, self.ledger)
         self._prompts = PromptReader(facts)
-        self.outputs = OutputProcessor(self._end)
+        self.outputs = OutputProcessor(self._end, now)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self._config = config
         self._limits = Limits(

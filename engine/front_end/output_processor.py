@@ -58,13 +58,13 @@ class UserRequest:
 
 
 class OutputProcessor:
-    def __init__(self, on_end: Callable[[UserRequest], None]) -> None:
+    def __init__(self, on_end: Callable[[UserRequest], None], now: Callable[[], float] = time.monotonic) -> None:
         """on_end: called once for every added request, when all of its samples have finished."""
-        self._on_end = on_end
+        self._on_end, self._now = on_end, now
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
     def add(self, request: UserRequest) -> None:
-        request.metrics.queued_ts = time.monotonic()
+        request.metrics.queued_ts = self._now()
         sampling = request.sampling
         for index, sample_id in enumerate(request.sample_ids):
             detokenizer = (
@@ -148,7 +148,7 @@ class OutputProcessor:
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += [_named(entry, request.tokenizer) for entry in update.prompt_logprobs]
         num_used = self._add_text(request, sample, update)
-        _measure(request.metrics, sample, update, num_used)
+        _measure(request.metrics, sample, update, num_used, self._now)
         sample.token_ids += update.token_ids[:num_used]
         for entry in update.logprobs[:num_used]:
             sample.logprobs.append(_named(entry, request.tokenizer))
@@ -219,14 +219,16 @@ def _named(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[int, Logprob]:
     }
 
 
-def _measure(metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int) -> None:
+def _measure(
+    metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int, now: Callable[[], float]
+) -> None:
     metrics.scheduled_ts = metrics.scheduled_ts or update.scheduled_ts
     num_preemptions = max(update.num_preemptions, sample.num_preemptions)  # an update of an error counts none
     metrics.num_preemptions += num_preemptions - sample.num_preemptions
     sample.num_preemptions = num_preemptions
     metrics.num_generation_tokens += num_tokens
     if update.token_ids:
-        metrics.last_token_ts = time.monotonic()
+        metrics.last_token_ts = now()
         metrics.first_token_ts = metrics.first_token_ts or metrics.last_token_ts
 
 

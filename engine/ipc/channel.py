@@ -10,6 +10,7 @@ import selectors
 import socket
 import struct
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -177,6 +178,10 @@ async def start_child(module: str, incoming: Any) -> Child[Any]:
         descriptors.close()
         raise
     return Child(process, reader, writer, descriptors, msgspec.msgpack.Decoder(incoming))
+
+
+# Starts a child from its module and the type of its messages: `start_child`, or another one where time is simulated.
+StartChild = Callable[[str, Any], Awaitable[Child[Any]]]
 
 
 def open_channel(arguments: list[str], incoming: Any) -> Channel[Any]:

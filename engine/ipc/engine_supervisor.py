@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import EngineConfig
 from ..errors import EngineStartError
-from .channel import ChannelClosed, Child, start_child
+from .channel import ChannelClosed, Child, StartChild, start_child
 from .engine_connection import ENDED, EngineConnection
 from .messages import FromEngine, Ready, Start, StartFailed, Updates
 
@@ -32,12 +32,14 @@ class EngineSupervisor:
         on_updates: Callable[[Updates], None],
         on_lost: Callable[[], None],
         equip: Callable[[Child[FromEngine]], Awaitable[None]],
+        start_child: StartChild = start_child,
     ) -> None:
         """on_running: called after an engine was attached to the connection. on_lost: called after it was detached.
         equip: gives a new engine the state of the one before, before it is attached."""
         self._connection = connection
         self._config = config
         self._on_running, self._on_updates, self._on_lost, self._equip = on_running, on_updates, on_lost, equip
+        self._start_process = start_child
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, model: Path) -> Ready:
@@ -66,7 +68,7 @@ class EngineSupervisor:
             await child.stop(GRACE)
 
     async def _start_child(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
-        child: Child[FromEngine] = await start_child("blora.engine.processes.engine", FromEngine)
+        child: Child[FromEngine] = await self._start_process("blora.engine.processes.engine", FromEngine)
         try:
             child.send(Start(config, str(self._model)))
             answer = await child.receive()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from ..errors import EngineUnavailable, InvalidRequest, QueueFull
 from ..text.chat import Chat
-from .channel import ChannelClosed, Child, start_child
+from .channel import ChannelClosed, Child, StartChild, start_child
 from .messages import ChatRefused, FromTemplate, RenderChat
 
 MAX_WAITING = 256  # conversations
@@ -18,7 +18,8 @@ class TemplateClient:
     """The process works on one conversation at a time. It starts with the first, and another starts after it has
     ended over one."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_child: StartChild = start_child) -> None:
+        self._start_child = start_child
         self._child: Child[FromTemplate] | None = None
         self._turn = asyncio.Lock()
         self._num_orders = 0
@@ -55,7 +56,7 @@ class TemplateClient:
     async def _running_child(self) -> Child[FromTemplate]:
         self._check_open()
         if self._child is None:
-            self._child = await start_child("blora.engine.processes.template", FromTemplate)
+            self._child = await self._start_child("blora.engine.processes.template", FromTemplate)
             self._check_open()
         return self._child
 

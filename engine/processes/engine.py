@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -62,34 +62,45 @@ def _in_frames(rows: Sequence[RowUpdate]) -> list[list[RowUpdate]]:
 
 
 class EngineLoop:
-    def __init__(self, channel: Channel[ToEngine], core: EngineCore, shards: Shards) -> None:
+    def __init__(
+        self,
+        channel: Channel[ToEngine],
+        core: EngineCore,
+        shards: Shards,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._channel = channel
         self._core = core
         self._shards = shards
+        self._now = now
         shards.wake(channel)
-        self._last_check = 0.0  # time.monotonic()
+        self._last_check = 0.0  # by `now`
 
     def run(self) -> None:
         """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails."""
         while True:
-            self._shards.check_alive()
-            for message in self._channel.receive(wait=not self._core.has_work):
-                self._handle(message)
-            is_busy = self._core.has_work
-            rows = self._core.step() if is_busy else []
-            unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
-            if rows or unloaded or residency:
-                *first, last = _in_frames(rows)
-                for part in first:
-                    self._channel.send(Updates(part, [], {}))
-                self._channel.send(Updates(last, unloaded, residency))
-            if is_busy and not self._core.has_work:
-                self._check_idle()
+            self.turn()
+
+    def turn(self) -> None:
+        """Handles what has come, waiting for it if there is no work; then computes one step and sends its news."""
+        self._shards.check_alive()
+        for message in self._channel.receive(wait=not self._core.has_work):
+            self._handle(message)
+        is_busy = self._core.has_work
+        rows = self._core.step() if is_busy else []
+        unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
+        if rows or unloaded or residency:
+            *first, last = _in_frames(rows)
+            for part in first:
+                self._channel.send(Updates(part, [], {}))
+            self._channel.send(Updates(last, unloaded, residency))
+        if is_busy and not self._core.has_work:
+            self._check_idle()
 
     def _check_idle(self) -> None:
         """Checks the idle engine for leaks, at most every IDLE_CHECK_INTERVAL. A leak is a bug of blora: the log calls
         it critical, and it costs the leaked memory, not the service."""
-        now = time.monotonic()
+        now = self._now()
         if now - self._last_check < IDLE_CHECK_INTERVAL:
             return
         self._last_check = now

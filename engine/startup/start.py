@@ -2,6 +2,8 @@
 steps."""
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,18 +70,21 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
         raise
     page_bytes = plan.page_bytes
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
-    core = _make_core(plan, executor, num_pages, shards)
+    core = make_core(plan, executor, num_pages, shards)
     facts = Facts(plan.whole.vocab_size, max_model_len, config.block_size, num_pages)
     return StartedEngine(core, plan.whole, facts, plan.dtype, page_bytes, plan.choice.layout, shards)
 
 
-def _make_core(plan: ShardPlan, executor: Executor, num_pages: int, shards: Shards) -> EngineCore:
+def make_core(
+    plan: ShardPlan, executor: Executor, num_pages: int, shards: Shards, now: Callable[[], float] = time.monotonic
+) -> EngineCore:
+    """Joins the parts that decide with those that execute."""
     config, pool = plan.config, BlockPool(num_pages)
     residency = AdapterResidency(pool, plan.num_copied_pages, executor.copies.is_beside)
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
     fairness = Fairness(config.max_passed_over)
     scheduler = Scheduler(plan.limits, pool, kv, residency, config.scheduling_policy, fairness)
-    return EngineCore(executor.arena, scheduler, residency, executor.adapters, executor.runner, shards)
+    return EngineCore(executor.arena, scheduler, residency, executor.adapters, executor.runner, shards, now)
 
 
 def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:

@@ -5,7 +5,7 @@ Synchronous and single-threaded. Knows no text, no name of an adapter, no proces
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -42,6 +42,7 @@ class EngineCore:
         pool: DevicePool,
         runner: ModelRunner,
         shards: Shards = NO_SHARDS,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.arena = arena
         self.scheduler = scheduler
@@ -49,6 +50,7 @@ class EngineCore:
         self._pool = pool
         self._runner = runner
         self._shards = shards
+        self._now = now
         self._dropping: set[str] = set()  # adapters whose image is dropped once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet reported by `take_unloaded`
 
@@ -74,13 +76,13 @@ class EngineCore:
     def step(self) -> list[RowUpdate]:
         """Plans, executes and commits one step; returns the updates of its rows. A row that cannot be computed ends
         only its own request."""
-        step = self.scheduler.schedule(time.monotonic())
-        planned = time.monotonic()
+        step = self.scheduler.schedule(self._now())
+        planned = self._now()
         self._runner.begin_copies(step)
         self._shards.copy(step)  # comes second: copies that fail in this shard are planned again
         results = self._execute(step)
         copying = self._runner.finish_copies()
-        self.scheduler.note_seconds(step, copying, time.monotonic() - planned - copying)
+        self.scheduler.note_seconds(step, copying, self._now() - planned - copying)
         updates = self.scheduler.update(step, results)
         self._drop_unused()
         return updates

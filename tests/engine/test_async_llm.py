@@ -31,7 +31,6 @@ from blora.engine import (
     SamplingParams,
     UserTokenizer,
 )
-from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
 from blora.engine.ipc.messages import DoneReply
 
@@ -406,7 +405,7 @@ def test_a_restart_that_fails_is_tried_again_and_keeps_the_size(
 
     async def restart() -> None:
         size = (await llm.get_info()).num_pages
-        monkeypatch.setattr(engine_supervisor, "start_child", start_at_last)
+        monkeypatch.setattr(llm._supervisor, "_start_process", start_at_last)
         kill_engine()
         while llm.is_serving:
             await asyncio.sleep(0.01)
