@@ -1,0 +1,66 @@
+"""Driver: sends the requests of a plan at their times, whatever has become of those before."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from .plan import Planned
+from .record import Record
+
+LEAD_SECONDS = 0.1  # from the start of a run to second 0 of its plan, so that the first request is not late
+CANCELLED = "CANCELLED"
+
+Clock = Callable[[], float]
+
+
+class Target(Protocol):
+    """A server. `ask` sends one request and notes its answer, or its failure, in the record; it raises only
+    CancelledError. `clock` returns the seconds since the start of the run."""
+
+    async def ask(self, record: Record, clock: Clock) -> None: ...
+
+
+class Load:
+    """A run of a plan against a target. The records may be read while it runs."""
+
+    def __init__(self, plan: Sequence[Planned], target: Target) -> None:
+        self._plan = plan
+        self._target = target
+        self._began = 0.0
+        self.records: list[Record] = []  # of the requests that have arrived
+        self.cpu_share = 0.0  # of one core, that this process used during the run
+
+    def clock(self) -> float:
+        """Seconds since the start of the run, of a clock that all processes of the machine share."""
+        return asyncio.get_running_loop().time() - self._began
+
+    async def run(self) -> list[Record]:
+        """Returns when all requests have ended. Cancelled, it ends those that run; their records stay."""
+        self._began = asyncio.get_running_loop().time() + LEAD_SECONDS
+        cpu, wall = time.process_time(), time.monotonic()
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            for planned in self._plan:
+                await self._wait_until(planned.seconds)
+                record = Record(planned)
+                self.records.append(record)
+                task = asyncio.create_task(self._target.ask(record, self.clock))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._end_unfinished()
+            self.cpu_share = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
+        return self.records
+
+    async def _wait_until(self, seconds: float) -> None:
+        """Gives the answers a turn even if the driver is late."""
+        await asyncio.sleep(max(seconds - self.clock(), 0.0))
+
+    def _end_unfinished(self) -> None:
+        for record in self.records:
+            if not record.status:
+                record.note_end(self.clock(), CANCELLED, "the run was ended")
