@@ -4,11 +4,11 @@ No part of a stop string is ever shown: text that could be the beginning of one 
 special token ends the text, too, where a stop string names it, whether or not special tokens are shown.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 from blora.scheduler import SamplingParams
 
+from .stop_strings import StopStrings
 from .tokenizer import Tokenizer
 
 # Characters that stand for hidden tokens in the searched text: half a pair of UTF-16, which no decoded text has.
@@ -21,21 +21,15 @@ class Detokenizer:
         stops = sampling.stop_strings
         hidden = tokenizer.special_contents if stops and sampling.skip_special_tokens else {}
         self._symbols = _symbols(hidden, stops)
-        self._stops = _patterns(stops, {hidden[token_id]: symbol for token_id, symbol in self._symbols.items()})
-        self._sorted_stops = sorted(self._stops)
-        self._unshown = str.maketrans(dict.fromkeys(self._symbols.values()))
+        symbols = {hidden[token_id]: symbol for token_id, symbol in self._symbols.items()}
+        self._stops = StopStrings(_patterns(stops, symbols)) if stops else None
+        self._unshown = str.maketrans(dict.fromkeys(symbols.values()))
         self._min_tokens = sampling.min_tokens
         self._keeps_stop = sampling.include_stop_str_in_output
         self._num_tokens = 0
-        self._text = ""  # all decoded text, the part held back included, and the symbols of hidden tokens
-        self._num_checked = 0  # characters in which no stop string begins
+        self._held = ""  # what could be the beginning of a stop string, with the symbols of hidden tokens
+        self.text = ""  # the text that may be shown: all that cannot be the beginning of a stop string any more
         self.stop_string: str | None = None  # the one that ended the text
-
-    @property
-    def text(self) -> str:
-        """The text that may be shown: all that cannot be the beginning of a stop string any more."""
-        text = self._text if not self._stops or self.stop_string is not None else self._text[: self._num_checked]
-        return text.translate(self._unshown) if self._symbols else text
 
     def push(self, token_ids: Sequence[int], is_last_shown: bool = True) -> int:
         """Adds tokens; returns how many of them were used, which is fewer than all if a stop string ended the text.
@@ -45,41 +39,40 @@ class Detokenizer:
         for index, token_id in enumerate(token_ids):
             self._num_tokens += 1
             if is_last_shown or index < len(token_ids) - 1:
-                self._text += self._symbols.get(token_id) or self._stream.push(token_id)
-            if self._find_stop():
-                return index + 1
+                self._add(self._symbols.get(token_id) or self._stream.push(token_id))
+                if self.stop_string is not None:
+                    return index + 1
         return len(token_ids)
 
     def finish(self) -> None:
         """Releases the text held back, because no token follows."""
         if self.stop_string is None:
-            self._text += self._stream.flush()
-            if not self._find_stop():
-                self._num_checked = len(self._text)
+            self._add(self._stream.flush())
+            self._show(self._held)
+            self._held = ""
 
-    def _find_stop(self) -> bool:
-        if not self._stops:
-            return False
-        if self._num_tokens > self._min_tokens:
-            starts = {pattern: self._text.find(pattern, self._num_checked) for pattern in self._stops}
-            found = [(at, self._stops[pattern]) for pattern, at in starts.items() if at >= 0]
-            if found:
-                at, self.stop_string = min(found)
-                self._text = self._text[:at] + (self.stop_string if self._keeps_stop else "")
-                return True
-        self._num_checked = max(self._num_checked, len(self._text) - self._longest_beginning())
-        return False
+    def _add(self, new: str) -> None:
+        if self._stops is None:
+            self.text += new
+        elif new:
+            self._search(self._stops, self._held + new, len(self._held))
 
-    def _longest_beginning(self) -> int:
-        """Returns the length of the longest suffix of the text that is a prefix of a stop string."""
-        end = len(self._text)
-        starts = range(max(self._num_checked, end - len(max(self._stops, key=len))), end)
-        return next((end - start for start in starts if self._is_beginning(self._text[start:])), 0)
+    def _search(self, stops: StopStrings, text: str, num_known: int) -> None:
+        """Shows of a text what is before a stop string, or before what could become one."""
+        found = stops.find(text, num_known) if self._num_tokens > self._min_tokens else None
+        if found is None:
+            at = len(text) - stops.num_beginning(text)
+            self._held = text[at:]
+            self._show(text[:at])
+            return
+        at, self.stop_string = found
+        self._held = ""
+        self._show(text[:at])
+        if self._keeps_stop:
+            self.text += self.stop_string
 
-    def _is_beginning(self, text: str) -> bool:
-        """Returns whether a stop string is longer than the text and begins with it. There may be many stop strings."""
-        at = bisect_right(self._sorted_stops, text)  # those that begin with it come next
-        return at < len(self._sorted_stops) and self._sorted_stops[at].startswith(text)
+    def _show(self, text: str) -> None:
+        self.text += text.translate(self._unshown) if self._unshown else text
 
 
 def _symbols(hidden: Mapping[int, str], stops: Sequence[str]) -> dict[int, str]:

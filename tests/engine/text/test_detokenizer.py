@@ -249,6 +249,11 @@ def test_a_stop_string_on_the_last_token_of_the_minimum_does_not_count() -> None
     assert final(make("ab", min_tokens=1), ids_of("x", "ab")) == "x"
 
 
+def test_a_stop_string_that_ended_before_the_minimum_does_not_count_later() -> None:
+    detokenizer = make(["xaby", "ab"], min_tokens=3)
+    assert final(detokenizer, ids_of("x", "a", "b", "s", "t")) == "xabst"  # "xab" is held back: it may become "xaby"
+
+
 def test_a_stop_token_is_hidden() -> None:
     detokenizer = make()
     detokenizer.push(ids_of("x", "ab"), is_last_shown=False)
