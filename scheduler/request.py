@@ -44,6 +44,7 @@ class Request:
     cache_salt: bytes = b""  # requests of different salts share no cached prefix
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
+    num_alone: int = 0  # tokens that the request has still to generate in steps of its own; see alone.py
     arrival: int = 0  # order of acceptance, set by the scheduler
     status: Status = Status.WAITING
     num_computed_tokens: int = 0

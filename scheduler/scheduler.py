@@ -8,6 +8,7 @@ without the row that made it fail.
 import bisect
 from collections.abc import Mapping, Sequence
 
+from .alone import AloneTurns
 from .block_pool import BlockPool
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
@@ -36,6 +37,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}  # every unfinished request
         self._waiting = WaitingQueue(policy, fairness)
         self._running: list[Request] = []  # in service order
+        self._turns = AloneTurns()
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
         self._rejected: list[RowUpdate] = []
         self._num_accepted = 0
@@ -113,12 +115,13 @@ class Scheduler:
 
         now: seconds by the caller's clock; the scheduler has none.
         """
-        plan = _Plan(self.limits.max_num_batched_tokens, now)
+        alone = self._turns.next(self._running, has_others=bool(self._waiting))
+        plan = _Plan(self.limits.max_num_batched_tokens, now, alone)
         self._residency.begin_plan()
         # A long prompt must not hold up the requests that only need their next token.
         for request in sorted(self._running, key=lambda request: request.num_missing_tokens > 1):
             self._schedule_row(request, plan)
-        while plan.budget and self._admit_head(plan):
+        while plan.budget and alone is None and self._admit_head(plan):
             pass
         num_copied_at_most = self._residency.copy_budget.num_pages(bool(plan.rows))
         self._prefetch(num_copied_at_most)
@@ -133,7 +136,8 @@ class Scheduler:
     def _schedule_row(self, request: Request, plan: "_Plan") -> None:
         """Adds the request's next tokens to the plan, unless the request has to wait or is preempted."""
         num_new = min(request.num_missing_tokens, plan.budget)
-        if not num_new or request.status is not Status.RUNNING or not self._residency.is_ready(request.adapters):
+        can_run = request.status is Status.RUNNING and plan.admits(request)
+        if not num_new or not can_run or not self._residency.is_ready(request.adapters):
             return
         if self._make_room(request, request.num_computed_tokens + num_new, plan):
             plan.add(request, num_new, self._kv.block_table(request))
@@ -279,6 +283,7 @@ class Scheduler:
     def _append(self, request: Request, token_id: int) -> FinishReason | None:
         """Appends a sampled token. Returns the reason if the request is finished, None if it goes on."""
         request.token_ids.append(token_id)
+        request.num_alone = max(request.num_alone - 1, 0)
         self._waiting.charge_output(request, 1)
         if token_id in request.stop_token_ids:  # such a token cannot be drawn before min_tokens
             return FinishReason.STOP
@@ -354,10 +359,15 @@ class Scheduler:
 class _Plan:
     """The rows of a step while it is being planned."""
 
-    def __init__(self, budget: int, now: float) -> None:
+    def __init__(self, budget: int, now: float, alone: Request | None = None) -> None:
         self.budget = budget  # tokens left
         self.now = now  # seconds
+        self._alone = alone  # the request that the step belongs to; None if those share it that are not alone
         self.rows: dict[int, ScheduledRow] = {}
+
+    def admits(self, request: Request) -> bool:
+        """Whether the step may compute a request."""
+        return not request.num_alone if self._alone is None else request is self._alone
 
     def add(self, request: Request, num_new_tokens: int, block_table: Sequence[int]) -> None:
         self.budget -= num_new_tokens

@@ -62,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from([b"", b"", b"salt"]),
         tenant=st.sampled_from(["", "a", "b"]),
         weight=st.sampled_from([1.0, 3.0]),
+        num_alone=st.sampled_from([0, 0, 0, 1, 4]),
     )
     def add(
         self,
@@ -73,11 +74,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: bytes,
         tenant: str,
         weight: float,
+        num_alone: int,
     ) -> int:
         adapters = tuple(use for use in uses if use[0] in self.registered)
         activation = min(activation, len(prompt) - 1) if adapters else 0
         fields = {"adapters": adapters, "activation": activation, "priority": urgency, "cache_salt": salt}
-        share = {"tenant": tenant, "weights": (weight, 1.0)}
+        share = {"tenant": tenant, "weights": (weight, 1.0), "num_alone": num_alone}
         return self._add(make_request(self.num_requests, prompt, max_tokens, **fields, **share))
 
     @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
@@ -125,6 +127,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request, num_needed in zip(accepted, needs, strict=True):
             if request.status is Status.FINISHED:
                 assert num_needed + self.residency.num_pinned_pages > self.num_pages
+        alone = [row.request_id for row in step.rows if self.alive[row.request_id].num_alone]
+        assert not alone or len(step.rows) == 1, f"{alone} have company"
         return step
 
     def _num_pages_beside_pins(self, request: Request) -> int:

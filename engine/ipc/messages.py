@@ -45,6 +45,7 @@ class AddRequest(Frame, frozen=True):
     cache_salt: bytes
     bad_sequences: tuple[tuple[int, ...], ...]
     leader: int | None
+    num_alone: int
 
     @staticmethod
     def of(request: Request) -> "AddRequest":

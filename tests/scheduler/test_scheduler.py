@@ -451,3 +451,36 @@ def test_adapters_given_up_before_they_are_copied_again_leave_no_memory_of_them(
             scheduler.finish(index)
             scheduler.check_integrity()
     assert len(pool._rule._known) <= 2 * pool.num_pages
+
+
+def test_suspects_are_computed_in_steps_of_their_own_and_hold_nobody_up() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64)
+    requests = [make_request(index, [index] * 6, 6, num_alone=alone) for index, alone in enumerate((0, 2, 3, 0))]
+    for request in requests:
+        scheduler.add(request)
+    runner, rows = CheckingRunner(4), []
+    while scheduler.has_work:
+        suspects = {request.request_id for request in requests if request.num_alone}
+        rows.append([*scheduled(run_step(scheduler, runner)[0])])
+        assert len(rows[-1]) == 1 or not suspects & {*rows[-1]}
+    assert rows[:7] == [[0, 3], [1], [0, 3], [2], [0, 3], [1], [0, 1, 3]]
+    assert [2] in rows[7:]
+
+
+def test_suspects_without_company_take_turns() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64)
+    for request_id in range(3):
+        scheduler.add(make_request(request_id, [request_id] * 3, 3, num_alone=3))
+    runner, rows = CheckingRunner(4), []
+    while scheduler.has_work:
+        rows.append([*scheduled(run_step(scheduler, runner)[0])])
+    assert [row for row in rows if row] == [[0], [1], [2]] * 3
+
+
+def test_suspects_get_the_tokens_that_they_get_in_company() -> None:
+    scheduler, *_ = make_scheduler(num_pages=64)
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3], [9] * 7]
+    for request_id, prompt in enumerate(prompts):
+        scheduler.add(make_request(request_id, prompt, 5, num_alone=request_id * 2))
+    tokens = run_all(scheduler, CheckingRunner(4))
+    assert [tokens[index] for index in range(3)] == [solo(prompt, 5) for prompt in prompts]

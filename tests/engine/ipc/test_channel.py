@@ -69,6 +69,7 @@ REQUEST = Request(
     priority=-3,
     cache_salt=b"\xff\0",
     leader=4,
+    num_alone=16,
 )
 UPDATES = [
     RowUpdate(1, (5,), (LOGPROB,), (LOGPROB, LOGPROB), FinishReason.STOP, 5, 12, 1, 2.5, None),
