@@ -77,9 +77,11 @@ def pytest_sessionfinish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Engines refer to themselves: without a collection those of many files would be in memory at once."""
+    """Engines refer to themselves: without a collection those of many files would be in memory at once. What is left
+    then stays, such as the modules that were imported meanwhile; the collection after each engine passes it over."""
     if nextitem is None or item.path != nextitem.path:
         gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

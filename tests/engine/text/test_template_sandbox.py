@@ -106,7 +106,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "large" else ()) for kind in BROKEN]
+)
 def test_what_is_no_program_is_a_value_error(kind: str) -> None:
     started = time.thread_time()
     with pytest.raises(ValueError, match="the chat template is not valid"):
