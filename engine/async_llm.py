@@ -24,9 +24,10 @@ from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
-from .errors import EngineStartError, EngineUnavailable, InvalidRequest
+from .deadline import PASSED, Deadline
+from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Call, Conversation, Prompt, kept, pair_up
+from .front_end.calls import Call, Conversation, Prompt, first_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Prepared
 from .front_end.generation_config import load_generation_defaults
@@ -380,17 +381,20 @@ class AsyncLLM(TellsUnserved):
         lora_request: Adapter = None,
         priority: int = 0,
         tenant: str = "",
+        deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts. The
         parameters are taken as they are at the call, whatever is assigned to them before the first iteration.
 
         lora_request: the name of a loaded adapter, or a LoRARequest, which loads its adapter if need be, once the call
         has no other fault; a sequence of adapters, or a mapping of names to scales, is their sum; None is the base
-        model. Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound,
-        AdapterRejected, QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read
-        again and is no longer what was loaded, EngineUnavailable when the engine dies.
+        model. deadline: the time of the event loop, as its time() tells it, at which the request ends, complete or not.
+        Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected,
+        QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read again and is no
+        longer what was loaded, EngineUnavailable when the engine dies, DeadlineExceeded.
         """
-        return self._generate(Call(prompt, kept(sampling_params), lora_request, priority, tenant), request_id)
+        call = Call(prompt, kept(sampling_params), lora_request, priority, tenant, deadline)
+        return self._generate(call, request_id)
 
     async def _generate(self, call: Call, request_id: str | None) -> AsyncGenerator[RequestOutput, None]:
         async with aclosing(self._run([call], request_id)) as news:
@@ -421,7 +425,8 @@ class AsyncLLM(TellsUnserved):
     ) -> AsyncGenerator[list[RequestOutput], None]:
         """Runs calls as rows that grow together. kind: None leaves each row its own kind and label; otherwise rows are
         shown so, under their index."""
-        prepared = await self._begin(calls, label)
+        deadline = Deadline(first_deadline(calls))
+        prepared = await deadline.bound(self._begin(calls, label))
         grown = asyncio.Event()
         readers = [_Reader(entry.user, grown) for entry in prepared]
         for reader in readers:
@@ -431,6 +436,7 @@ class AsyncLLM(TellsUnserved):
         texts = self._front_end.outputs
         unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
         submission: asyncio.Task[None] | None = None
+        end_alarm = deadline.alarm(partial(self._abort, list(unfinished.values()), FinishReason.DEADLINE))
         try:
             submission = self._submit(prepared, grown)
             while unfinished:
@@ -438,6 +444,8 @@ class AsyncLLM(TellsUnserved):
                 grown.clear()
                 news = {index: texts.take(user) for index, user in unfinished.items()}
                 unfinished = {index: user for index, user in unfinished.items() if not user.is_finished}
+                if any(reader.user.is_too_late for reader in readers):
+                    raise DeadlineExceeded(PASSED)
                 is_lost = not all(texts.is_known(user) for user in unfinished.values())
                 outputs = [
                     output if kind is None else replace(output, request_id=index)
@@ -451,6 +459,7 @@ class AsyncLLM(TellsUnserved):
                 if submission is not None and submission.done():
                     submission.result()
         finally:
+            end_alarm()
             if submission is not None:
                 submission.cancel()
             for reader in readers:
@@ -551,9 +560,9 @@ class AsyncLLM(TellsUnserved):
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
         self._abort([user for user in self._readers if user.request_id in labels])
 
-    def _abort(self, users: Iterable[UserRequest]) -> None:
+    def _abort(self, users: Iterable[UserRequest], reason: FinishReason = FinishReason.ABORT) -> None:
         for user in users:
-            self._finish(self._front_end.outputs.fail(user, FinishReason.ABORT))
+            self._finish(self._front_end.outputs.fail(user, reason))
             self._readers[user].grown.set()
 
     def _abort_users(self, name: str, digests: Collection[str]) -> None:
@@ -723,6 +732,7 @@ class AsyncLLM(TellsUnserved):
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str = "",
+        deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Does what `generate` does, for a conversation in the chat template of its adapter, or of the model where the
         adapter has none. The arguments of the template are those of `LLM.chat`."""
@@ -736,7 +746,13 @@ class AsyncLLM(TellsUnserved):
             "chat_template_kwargs": chat_template_kwargs,
         }
         return self.generate(
-            prompt, sampling_params, request_id, lora_request=lora_request, priority=priority, tenant=tenant
+            prompt,
+            sampling_params,
+            request_id,
+            lora_request=lora_request,
+            priority=priority,
+            tenant=tenant,
+            deadline=deadline,
         )
 
     def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:

@@ -22,6 +22,10 @@ class QueueFull(RuntimeError):
     """The engine already holds `max_num_queued_reqs` unfinished requests."""
 
 
+class DeadlineExceeded(TimeoutError):
+    """The deadline of a request has passed before its answer was complete. Its work has stopped."""
+
+
 class EngineUnavailable(RuntimeError):
     """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
 
@@ -48,6 +52,7 @@ __all__ = [
     "AdapterNotFound",
     "AdapterRejected",
     "AdapterTooLarge",
+    "DeadlineExceeded",
     "EngineBroken",
     "EngineStartError",
     "EngineUnavailable",

@@ -24,6 +24,7 @@ class FinishReason(Enum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    DEADLINE = "deadline"
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +44,7 @@ class Request:
     weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
     cache_salt: bytes = b""  # requests of different salts share no cached prefix
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
+    deadline: float | None = None  # seconds by the caller's clock, from when on nobody waits for an answer
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     num_alone: int = 0  # tokens that the request has still to generate in steps of its own; see alone.py
     arrival: int = 0  # order of acceptance, set by the scheduler

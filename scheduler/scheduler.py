@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from .alone import AloneTurns
 from .block_pool import BlockPool
+from .deadlines import Deadlines
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .request import FinishReason, Request, Status
@@ -39,7 +40,8 @@ class Scheduler:
         self._running: list[Request] = []  # in service order
         self._turns = AloneTurns()
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
-        self._rejected: list[RowUpdate] = []
+        self._deadlines = Deadlines()
+        self._ended: list[RowUpdate] = []  # news of requests that ended while a step was planned
         self._num_accepted = 0
 
     # Requests come and go.
@@ -50,6 +52,7 @@ class Scheduler:
         self._num_accepted += 1
         self._residency.expect(request.adapters)
         self._requests[request.request_id] = request
+        self._deadlines.add(request)
         leader = self._requests.get(request.leader) if request.leader is not None else None
         is_shareable = self._kv.is_caching and leader is not None
         if leader is not None and is_shareable and leader.num_computed_tokens < leader.num_prompt_tokens:
@@ -65,6 +68,7 @@ class Scheduler:
             return None
         if reason is FinishReason.ERROR:
             self._kv.retract(request)
+        self._deadlines.forget(request)
         self._waiting.forget(request)
         self._leave(request)
         self._residency.forget(request.adapters)
@@ -110,11 +114,13 @@ class Scheduler:
     # Plan.
 
     def schedule(self, now: float = 0.0) -> Step:
-        """Plans a step within the token budget: continues running requests, those that need one token first, then
-        admits waiting ones.
+        """Plans a step within the token budget: ends requests whose deadline has passed, continues running ones, those
+        that need one token first, then admits waiting ones.
 
         now: seconds by the caller's clock; the scheduler has none.
         """
+        for request in self._deadlines.passed(now):
+            self._end(request, FinishReason.DEADLINE)
         alone = self._turns.next(self._running, has_others=bool(self._waiting))
         plan = _Plan(self.limits.max_num_batched_tokens, now, alone)
         self._residency.begin_plan()
@@ -234,16 +240,29 @@ class Scheduler:
     def _reject(self, request: Request) -> None:
         """Fails a request that does not fit although only pinned adapters hold pages. It will never fit and must not
         block the requests behind it."""
-        self.finish(request.request_id, FinishReason.ERROR)
         error = "the request does not fit beside the pinned adapters: shorten it, or unpin an adapter"
-        self._rejected.append(RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=error))
+        self._end(request, FinishReason.ERROR, error)
+
+    def _end(self, request: Request, reason: FinishReason, error: str | None = None) -> None:
+        """Ends a request while a step is planned; `update` tells of it."""
+        self.finish(request.request_id, reason)
+        self._ended.append(
+            RowUpdate(
+                request_id=request.request_id,
+                finish_reason=reason,
+                num_cached_tokens=request.num_cached_tokens,
+                num_preemptions=request.num_preemptions,
+                scheduled_ts=request.scheduled_ts,
+                error=error,
+            )
+        )
 
     # Commit.
 
     def update(self, step: Step, results: Mapping[int, RowResult]) -> list[RowUpdate]:
         """Advances the step's requests by their results and returns the news. Rows without a result, and requests that
         ended meanwhile, are left alone."""
-        updates, self._rejected = self._rejected, []
+        updates, self._ended = self._ended, []
         self._residency.commit_copies(step.copies)
         for row in step.rows:
             request = self._requests.get(row.request_id)
@@ -333,12 +352,13 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests) or self._residency.is_copying or bool(self._rejected)
+        return bool(self._requests) or self._residency.is_copying or bool(self._ended)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless every page, table and adapter reference has exactly one owner, and every request
         stands in one place."""
         self._waiting.check_integrity()
+        self._deadlines.check_integrity(self._requests.values())
         owned = [*self._kv.owned_pages(), *self._residency.owned_pages()]
         self._pool.check_integrity(owned, self._residency.in_use())
         accepted = (use for request in self._requests.values() for use in request.adapters)

@@ -122,10 +122,12 @@ class FakeLLM:
         lora_request: Any = None,
         priority: int = 0,
         tenant: str = "",
+        deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert sampling_params is not None and request_id is not None
         request = {"prompt": prompt, "sampling": sampling_params, "id": request_id}
-        self.requests.append(request | {"adapter": lora_request, "priority": priority, "tenant": tenant})
+        whose = {"priority": priority, "tenant": tenant, "deadline": deadline}
+        self.requests.append(request | {"adapter": lora_request} | whose)
         self._raise()
         for adapter in read_adapters(lora_request):
             if adapter.lora_name not in self.adapters:

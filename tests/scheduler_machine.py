@@ -46,6 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.runner = self.make_runner(num_pages, copied_pages)
         self.num_pages = num_pages
         self.num_requests = 0
+        self.now = 0  # steps so far
         self.alive: dict[int, Request] = {}
         self.registered: set[str] = set()
 
@@ -63,6 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant=st.sampled_from(["", "a", "b"]),
         weight=st.sampled_from([1.0, 3.0]),
         num_alone=st.sampled_from([0, 0, 0, 1, 4]),
+        patience=st.none() | st.integers(0, 8),
     )
     def add(
         self,
@@ -75,12 +77,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant: str,
         weight: float,
         num_alone: int,
+        patience: int | None,
     ) -> int:
         adapters = tuple(use for use in uses if use[0] in self.registered)
         activation = min(activation, len(prompt) - 1) if adapters else 0
         fields = {"adapters": adapters, "activation": activation, "priority": urgency, "cache_salt": salt}
+        deadline = None if patience is None else float(self.now + patience)
         share = {"tenant": tenant, "weights": (weight, 1.0), "num_alone": num_alone}
-        return self._add(make_request(self.num_requests, prompt, max_tokens, **fields, **share))
+        return self._add(make_request(self.num_requests, prompt, max_tokens, deadline=deadline, **fields, **share))
 
     @rule(target=requests, prompt=PROMPTS, stop=st.integers(0, 49))
     def add_stopping(self, prompt: list[int], stop: int) -> int:
@@ -120,12 +124,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._finished(request_id)
 
     def _schedule(self) -> Step:
-        """Schedules a step. A rejected request must find no room even beside the pinned adapters alone."""
+        """Schedules a step, after which no request is left whose deadline has passed. A rejected request must find no
+        room even beside the pinned adapters alone."""
+        self.now += 1
         accepted = [request for request in self.alive.values() if request.status is not Status.FINISHED]
         needs = [self._num_pages_beside_pins(request) for request in accepted]
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(float(self.now))
         for request, num_needed in zip(accepted, needs, strict=True):
-            if request.status is Status.FINISHED:
+            is_too_late = request.deadline is not None and request.deadline <= self.now
+            assert not is_too_late or request.status is Status.FINISHED
+            if request.status is Status.FINISHED and not is_too_late:
                 assert num_needed + self.residency.num_pinned_pages > self.num_pages
         alone = [row.request_id for row in step.rows if self.alive[row.request_id].num_alone]
         assert not alone or len(step.rows) == 1, f"{alone} have company"

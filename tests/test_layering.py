@@ -18,7 +18,7 @@ PACKAGES = ("scheduler", "adapters", "proto", "engine")
 # that no circle can hide there. A file at the top of engine/ is a room of its own.
 FLOORS = (
     ("control_groups", "errors", "facts", "outputs", "unserved"),
-    ("kernels", "metrics", "model_files"),
+    ("deadline", "kernels", "metrics", "model_files"),
     ("memory", "text"),
     ("config",),
     ("arguments", "options", "attention"),
@@ -42,7 +42,7 @@ ROOMS_OF = {
         *("startup", "step"),
     },
     "grpc": {"server", "cli"},
-    "asyncio": {"adapter_store", "async_llm", "cli", "ipc", "server"},
+    "asyncio": {"adapter_store", "async_llm", "cli", "deadline", "ipc", "server"},
     "msgspec": {"ipc"},
     "tokenizers": {"text"},
     "jinja2": {"text"},

@@ -1,5 +1,6 @@
 """Calls: takes one call for many prompts apart into one Call for each. Checks shapes only; imports no torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -62,6 +63,7 @@ class Call:
     adapter: Adapter = None
     priority: int = 0
     tenant: str = ""
+    deadline: float | None = None  # time.monotonic(), from when on nobody waits for the answer
 
 
 def pair_up(
@@ -83,6 +85,15 @@ def pair_up(
     tenants = _pair("tenant", tenant, len(batch), str)
     _check_paths(adapters)
     return list(map(Call, batch, samplings, adapters, priorities, tenants))
+
+
+def first_deadline(calls: Sequence[Call]) -> float | None:
+    """Returns the deadline that passes first, or None. Raises InvalidRequest."""
+    deadlines = [call.deadline for call in calls if call.deadline is not None]
+    for deadline in deadlines:
+        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not math.isfinite(deadline):
+            raise InvalidRequest("deadline", f"{deadline!r:.80} is not a time of the event loop in seconds")
+    return min(deadlines, default=None)
 
 
 def kept(sampling_params: Any) -> Any:

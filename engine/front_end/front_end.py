@@ -55,6 +55,7 @@ class Checked:
     adapters: ResolvedAdapters
     priority: int
     tenant: str
+    deadline: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class FrontEnd:
         prompt = self._read(call.prompt, sampling, adapters)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(prompt.token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
-        return Checked(call.prompt, prompt, sampling, adapters, priority, tenant)
+        return Checked(call.prompt, prompt, sampling, adapters, priority, tenant, call.deadline)
 
     def _notice(self, sampling: SamplingParams) -> None:
         """Says once of each field without effect why it has none."""
@@ -194,6 +195,7 @@ class FrontEnd:
                 weights=weights,
                 cache_salt=call.read.salt,
                 bad_sequences=bad,
+                deadline=call.deadline,
                 leader=None if index == 0 else ids[0],
             )
             for index, sample_id in enumerate(ids)

@@ -56,6 +56,11 @@ class UserRequest:
     def is_finished(self) -> bool:
         return all(sample.finish_reason is not None for sample in self.samples)
 
+    @property
+    def is_too_late(self) -> bool:
+        """Whether the deadline has ended it."""
+        return any(sample.finish_reason is FinishReason.DEADLINE for sample in self.samples)
+
 
 class OutputProcessor:
     def __init__(self, on_end: Callable[[UserRequest], None], now: Callable[[], float] = time.monotonic) -> None:

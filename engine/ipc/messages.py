@@ -44,6 +44,7 @@ class AddRequest(Frame, frozen=True):
     weights: tuple[float, float]
     cache_salt: bytes
     bad_sequences: tuple[tuple[int, ...], ...]
+    deadline: float | None  # time.monotonic(), which all processes of a machine share
     leader: int | None
     num_alone: int
 

@@ -36,6 +36,7 @@ class ServedEngine(Protocol):
         lora_request: Adapter = None,
         priority: int = 0,
         tenant: str = "",
+        deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def abort(self, request_id: str | Iterable[str]) -> None: ...

@@ -3,6 +3,7 @@
 Knows no service.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
@@ -60,6 +61,12 @@ def streaming(
 def tenant_of(context: grpc.aio.ServicerContext) -> str:
     """Returns the tenant that the call's metadata names, or "" if it names none."""
     return next((str(value) for key, value in context.invocation_metadata() or () if key == TENANT_KEY), "")
+
+
+def deadline_of(context: grpc.aio.ServicerContext) -> float | None:
+    """Returns the time of the event loop at which the call's deadline passes, or None if it has none."""
+    remaining = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining
 
 
 def collecting(

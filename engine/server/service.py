@@ -16,7 +16,7 @@ from blora.scheduler import RequestOutputKind
 from ..outputs import RequestOutput
 from . import convert
 from .engine import ServedEngine
-from .rpc import collecting, streaming, tenant_of, unary
+from .rpc import collecting, deadline_of, streaming, tenant_of, unary
 from .status import RequestFailed
 
 GetEngine = Callable[[], ServedEngine]  # raises EngineUnavailable until the engine has started
@@ -30,14 +30,16 @@ class GenerationServicer:
 
     def handler(self) -> grpc.GenericRpcHandler:
         methods = {
-            "Generate": unary(generation_pb2.GenerateRequest, self.generate, tenant_of),
-            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream, tenant_of),
+            "Generate": unary(generation_pb2.GenerateRequest, self.generate, tenant_of, deadline_of),
+            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream, tenant_of, deadline_of),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def generate(self, request: generation_pb2.GenerateRequest, tenant: str) -> generation_pb2.GenerateResponse:
+    async def generate(
+        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None
+    ) -> generation_pb2.GenerateResponse:
         outcome, answer = Outcome(), None
-        async with aclosing(self._start(request, tenant, RequestOutputKind.FINAL_ONLY)) as outputs:
+        async with aclosing(self._start(request, tenant, deadline, RequestOutputKind.FINAL_ONLY)) as outputs:
             async for output in outputs:
                 outcome.note(output)
                 answer = output
@@ -47,17 +49,17 @@ class GenerationServicer:
         return convert.generate_response(answer)
 
     async def generate_stream(
-        self, request: generation_pb2.GenerateRequest, tenant: str
+        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
         outcome, converter = Outcome(), convert.StreamConverter()
-        async with aclosing(self._start(request, tenant, RequestOutputKind.DELTA)) as outputs:
+        async with aclosing(self._start(request, tenant, deadline, RequestOutputKind.DELTA)) as outputs:
             async for output in outputs:
                 outcome.note(output)
                 yield converter.response(output)
         outcome.check()
 
     def _start(
-        self, request: generation_pb2.GenerateRequest, tenant: str, kind: RequestOutputKind
+        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None, kind: RequestOutputKind
     ) -> AsyncGenerator[RequestOutput, None]:
         backend = self._get_backend()
         call = convert.generate_call(request, backend.get_default_sampling_params(), kind)
@@ -68,6 +70,7 @@ class GenerationServicer:
             lora_request=call.adapter,
             priority=call.priority,
             tenant=tenant,
+            deadline=deadline,
         )
 
 

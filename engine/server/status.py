@@ -8,6 +8,7 @@ from ..errors import (
     AdapterNotFound,
     AdapterRejected,
     AdapterTooLarge,
+    DeadlineExceeded,
     EngineBroken,
     EngineUnavailable,
     InvalidRequest,
@@ -29,6 +30,7 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     AdapterRejected: grpc.StatusCode.FAILED_PRECONDITION,
     AdapterTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineBroken: grpc.StatusCode.UNAVAILABLE,
     WrongProcess: grpc.StatusCode.INTERNAL,  # a mistake of the program that made the server

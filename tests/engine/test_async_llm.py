@@ -21,6 +21,7 @@ from blora.engine import (
     AdapterNotFound,
     AdapterRejected,
     AsyncLLM,
+    DeadlineExceeded,
     EngineStartError,
     EngineUnavailable,
     InvalidRequest,
@@ -108,6 +109,25 @@ def test_a_reset_empties_the_prefix_cache(runner: asyncio.Runner, llm: AsyncLLM)
             if len(seen) == 2:
                 assert await llm.reset_prefix_cache()
         assert seen == [0, 20, 0]
+
+    runner.run(check())
+
+
+def test_a_request_ends_once_when_its_deadline_passes(runner: asyncio.Runner, llm: AsyncLLM) -> None:
+    async def check() -> None:
+        now, engine = asyncio.get_running_loop().time(), child_that_runs(ENGINE)
+        with pytest.raises(DeadlineExceeded):
+            await last(llm, "x", deadline=now)
+        assert len((await last(llm, "x", deadline=now + 1000)).outputs[0].token_ids) == 8
+        os.kill(engine, signal.SIGSTOP)  # an engine that stands still does not hold anybody up
+        try:
+            with pytest.raises(DeadlineExceeded):
+                await last(llm, "x", replace(LONG, n=3), deadline=asyncio.get_running_loop().time() + 0.1)
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        for deadline in (float("nan"), "soon", True):
+            with pytest.raises(InvalidRequest, match="deadline"):
+                await last(llm, "x", deadline=deadline)
 
     runner.run(check())
 

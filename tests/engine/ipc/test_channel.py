@@ -68,6 +68,7 @@ REQUEST = Request(
     activation=2,
     priority=-3,
     cache_salt=b"\xff\0",
+    deadline=12.5,
     leader=4,
     num_alone=16,
 )

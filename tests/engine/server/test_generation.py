@@ -306,6 +306,27 @@ def test_a_deadline_closes_the_generator(method):
     assert run(body()) is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_the_deadline_comes_with_the_call():
+    llm = FakeLLM()
+
+    async def body():
+        async with running(llm) as server:
+            begun = asyncio.get_running_loop().time()
+            for timeout in (100, None):
+                await asyncio.to_thread(generate_within, timeout, server.address)
+            return begun, asyncio.get_running_loop().time()
+
+    def generate_within(timeout, target):
+        with Client(target, timeout=timeout) as client:
+            client.generate("a")
+            list(client.generate_stream("a"))
+
+    begun, ended = run(body())
+    first, second, *others = [request["deadline"] for request in llm.requests]
+    # On the wire a timeout is a number of few digits, rounded up.
+    assert begun + 99 < first < second < ended + 105 and others == [None, None]
+
+
 def test_a_client_that_reads_slowly_and_leaves_closes_the_generator():
     """The handler waits in a write then, and not in the generator."""
     llm = FakeLLM()

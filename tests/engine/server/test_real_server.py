@@ -15,6 +15,7 @@ import pytest
 from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
+from blora.proto.client import Client
 
 pytestmark = pytest.mark.slow
 
@@ -176,6 +177,16 @@ def test_a_cancelled_stream_leaves_nothing_behind(server: Served) -> None:
     for _ in range(20):
         with server.client.generate_stream("leaving", "r8", n=2, **LONG) as stream:
             next(iter(stream))
+
+
+def test_a_request_whose_deadline_passes_leaves_nothing_behind(server: Served) -> None:
+    os.kill(server.engine_pid(), signal.SIGSTOP)
+    try:
+        with Client(server.address, timeout=0.1) as client, ThreadPoolExecutor(4) as pool:
+            late = [pool.submit(refusal, lambda: client.generate("late", "r4", n=2, **LONG)) for _ in range(4)]
+            assert {code.result()[0] for code in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    finally:
+        os.kill(server.engine_pid(), signal.SIGCONT)
 
 
 def test_abort_ends_a_stream(server: Served) -> None:

@@ -16,6 +16,7 @@ CASES = [
     (errors.AdapterRejected("bob", ["rank"]), grpc.StatusCode.FAILED_PRECONDITION, "rank"),
     (errors.AdapterTooLarge("too large"), grpc.StatusCode.FAILED_PRECONDITION, "too large"),
     (errors.QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
+    (errors.DeadlineExceeded("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
     (errors.EngineUnavailable("restarting"), grpc.StatusCode.UNAVAILABLE, "restarting"),
     (ValueError("/secret/path of 0xdeadbeef"), grpc.StatusCode.INTERNAL, status.UNEXPECTED),
 ]
