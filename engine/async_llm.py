@@ -50,6 +50,7 @@ from .ipc.messages import (
 )
 from .ipc.sealed_memory import raise_descriptor_limit
 from .ipc.template_client import TemplateClient
+from .ipc.turns import Turns
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
@@ -166,6 +167,7 @@ class AsyncLLM(TellsUnserved):
         self._on_serving_change: list[Callable[[bool], None]] = []
         self._readers: dict[UserRequest, _Reader] = {}
         self._loading = asyncio.Lock()
+        self._turns = Turns()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -568,11 +570,12 @@ class AsyncLLM(TellsUnserved):
     def _abort_users(self, name: str, digests: Collection[str]) -> None:
         self._abort(self._front_end.outputs.users_of(name, digests))
 
-    def _take_updates(self, updates: Updates) -> None:
-        grown, to_finish = self._front_end.outputs.process(updates.rows)
-        self._finish(to_finish)
-        for user in grown:
-            self._readers[user].grown.set()
+    async def _take_updates(self, updates: Updates) -> None:
+        for progress in self._front_end.outputs.process(updates.rows):
+            self._finish(progress.to_finish)
+            for user in progress.grown:
+                self._readers[user].grown.set()
+            await self._turns.take(progress.cost)
         self._adapters.note_unloaded(updates.unloaded)
         if updates.residency:
             self._adapters.note_residency(updates.residency)

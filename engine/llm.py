@@ -360,8 +360,8 @@ class LLM(TellsUnserved):
     # Steps.
 
     def _step(self) -> None:
-        _, to_finish = self._front_end.outputs.process(self._core.step())
-        self._finish(to_finish)
+        for progress in self._front_end.outputs.process(self._core.step()):
+            self._finish(progress.to_finish)
 
     def _finish(self, sample_ids: Sequence[int]) -> None:
         for sample_id in sample_ids:

@@ -4,14 +4,19 @@ A user's request is n samples; each sample is one request of the engine, with it
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
+from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams
 
-from ..outputs import CompletionOutput, Logprob, LoRAUse, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
+from ..outputs import CompletionOutput, LoRAUse, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
+from .named_logprobs import name_logprobs
+
+# Estimates in microseconds.
+ROW_COST, TOKEN_COST, LOGPROB_COST = 30, 10, 1
+FULL = 1000  # for one piece of work
 
 
 @dataclass(slots=True)
@@ -62,6 +67,19 @@ class UserRequest:
         return any(sample.finish_reason is FinishReason.DEADLINE for sample in self.samples)
 
 
+@dataclass(slots=True)
+class Progress:
+    """What came of a piece of work on a step's updates."""
+
+    grown: dict[UserRequest, None] = field(default_factory=dict)  # the requests that grew
+    to_finish: list[int] = field(default_factory=list)  # samples to finish in the engine: their text met a stop string
+    cost: int = 0  # an estimate of the time that it took, and that its readers will take, in microseconds
+
+    @property
+    def is_full(self) -> bool:
+        return self.cost >= FULL
+
+
 class OutputProcessor:
     def __init__(self, on_end: Callable[[UserRequest], None], now: Callable[[], float] = time.monotonic) -> None:
         """on_end: called once for every added request, when all of its samples have finished."""
@@ -102,23 +120,35 @@ class OutputProcessor:
         """The number of unfinished samples."""
         return len(self._samples)
 
-    def process(self, updates: Iterable[RowUpdate]) -> tuple[list[UserRequest], list[int]]:
-        """Adds a step's updates to their requests. Returns the requests that grew, and the ids of samples that the
-        engine has to finish because their text met a stop string."""
-        grown: dict[UserRequest, None] = {}
-        to_finish: list[int] = []
+    def process(self, updates: Iterable[RowUpdate]) -> Iterator[Progress]:
+        """Adds a step's updates to their requests. Yields what came of each piece of this work. Between two pieces
+        requests may begin and end."""
+        progress = Progress()
         for update in updates:
-            entry = self._samples.get(update.request_id)
-            if entry is None:
+            if update.request_id not in self._samples:
                 continue  # aborted, or ended by a stop string, while the step ran
-            request, sample = entry
-            if self._add(request, sample, update) and update.finish_reason is None:
-                to_finish.append(update.request_id)
-            if sample.finish_reason is not None:
-                self._forget(update.request_id)
-            request.has_news = True
-            grown[request] = None
-        return list(grown), to_finish
+            tokenizer, named = self._samples[update.request_id][0].tokenizer, SampleLogprobs()
+            for num_named in name_logprobs((*update.prompt_logprobs, *update.logprobs), tokenizer, named):
+                progress.cost += num_named * LOGPROB_COST
+                if progress.is_full:
+                    yield progress
+                    progress = Progress()
+            self._add_to_its_request(update, named, progress)
+        yield progress
+
+    def _add_to_its_request(self, update: RowUpdate, named: SampleLogprobs, progress: Progress) -> None:
+        """named: the logprobs of the prompt, then those of the sample."""
+        entry = self._samples.get(update.request_id)
+        if entry is None:
+            return  # ended while its logprobs were named
+        request, sample = entry
+        if self._add(request, sample, update, named) and update.finish_reason is None:
+            progress.to_finish.append(update.request_id)
+        if sample.finish_reason is not None:
+            self._forget(update.request_id)
+        request.has_news = True
+        progress.grown[request] = None
+        progress.cost += ROW_COST + TOKEN_COST * len(update.token_ids)
 
     def users(self) -> list[UserRequest]:
         """Returns the unfinished requests."""
@@ -146,17 +176,17 @@ class OutputProcessor:
                     sample.detokenizer.finish()
         return self.remove(request)
 
-    def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> bool:
+    def _add(self, request: UserRequest, sample: _Sample, update: RowUpdate, named: SampleLogprobs) -> bool:
         """Adds an update to its sample. Returns True if a stop string ended the text; drops the tokens after it."""
         if sample.index == 0:  # the other samples find the blocks in the cache that the first has just computed
             request.num_cached_tokens = update.num_cached_tokens
         if request.prompt_logprobs is not None:
-            request.prompt_logprobs += [_named(entry, request.tokenizer) for entry in update.prompt_logprobs]
+            request.prompt_logprobs += named[: len(update.prompt_logprobs)]
         num_used = self._add_text(request, sample, update)
         _measure(request.metrics, sample, update, num_used, self._now)
         sample.token_ids += update.token_ids[:num_used]
+        sample.logprobs += named[len(update.prompt_logprobs) :][:num_used]
         for entry in update.logprobs[:num_used]:
-            sample.logprobs.append(_named(entry, request.tokenizer))
             sample.cumulative_logprob += entry.logprobs[0]
         stop_string = None if sample.detokenizer is None else sample.detokenizer.stop_string
         sample.finish_reason, sample.stop_reason = update.finish_reason, update.stop_token_id
@@ -215,13 +245,6 @@ class OutputProcessor:
             lora_request=request.lora_request,
             error=sample.error,
         )
-
-
-def _named(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[int, Logprob]:
-    return {
-        token_id: Logprob(logprob, rank, tokenizer.decode_token(token_id))
-        for token_id, logprob, rank in zip(entry.token_ids, entry.logprobs, entry.ranks, strict=True)
-    }
 
 
 def _measure(

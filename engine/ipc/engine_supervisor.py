@@ -29,7 +29,7 @@ class EngineSupervisor:
         connection: EngineConnection,
         config: EngineConfig,
         on_running: Callable[[], None],
-        on_updates: Callable[[Updates], None],
+        on_updates: Callable[[Updates], Awaitable[None]],
         on_lost: Callable[[], None],
         equip: Callable[[Child[FromEngine]], Awaitable[None]],
         start_child: StartChild = start_child,
@@ -96,7 +96,7 @@ class EngineSupervisor:
                 updates = await self._connection.receive()
             except ChannelClosed:
                 return
-            self._on_updates(updates)
+            await self._on_updates(updates)
 
     async def _bury(self) -> None:
         child = self._connection.detach("the engine is being restarted", why_calls_fail=ENDED)

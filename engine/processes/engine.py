@@ -8,12 +8,10 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-from blora.scheduler import RowUpdate
 
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
@@ -36,29 +34,13 @@ from ..ipc.messages import (
     WarmAdapter,
 )
 from ..ipc.sealed_memory import map_sealed
+from ..ipc.update_frames import in_frames
 from ..parallel.shards import Shards
 from ..startup.start import StartedEngine, start_engine
 from ..step.core import EngineCore
 
 logger = logging.getLogger(__name__)
 IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
-
-
-MAX_LOGPROBS_PER_FRAME = 1 << 24  # of several rows together; one row of a step never has more
-
-
-def _in_frames(rows: Sequence[RowUpdate]) -> list[list[RowUpdate]]:
-    """Cuts a step's updates into those of each message: one, except where logprobs of whole vocabularies fill it."""
-    frames: list[list[RowUpdate]] = [[]]
-    num_logprobs = 0
-    for row in rows:
-        num_own = sum(len(entry.token_ids) for entry in (*row.logprobs, *row.prompt_logprobs))
-        num_logprobs += num_own
-        if num_logprobs > MAX_LOGPROBS_PER_FRAME and frames[-1]:
-            frames.append([])
-            num_logprobs = num_own
-        frames[-1].append(row)
-    return frames
 
 
 class EngineLoop:
@@ -90,7 +72,7 @@ class EngineLoop:
         rows = self._core.step() if is_busy else []
         unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
         if rows or unloaded or residency:
-            *first, last = _in_frames(rows)
+            *first, last = in_frames(rows)
             for part in first:
                 self._channel.send(Updates(part, [], {}))
             self._channel.send(Updates(last, unloaded, residency))

@@ -4,8 +4,8 @@ Imports no torch, and transformers only for a model without a tokenizer.json.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .chat import Chat, Message
 from .chat_rendering import render_chat
 from .chat_template import warn_of_unread_tools
 from .named_tokens import CONFIG_FILE, NamedTokens, read_named_tokens, read_object
-from .token_stream import TokenDecoder, TokenStream
+from .token_stream import MAX_KEPT_TEXTS, TokenDecoder, TokenStream
 from .user_tokenizer import UserTokenizer
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,11 @@ class Tokenizer:
         return str(self.for_users.decode(token_ids, skip_special_tokens))
 
     def decode_token(self, token_id: int) -> str:
-        return str(self._backend.decode([token_id], skip_special_tokens=False))
+        return self._text_of_one(token_id)
+
+    @cached_property
+    def _text_of_one(self) -> Callable[[int], str]:
+        return lru_cache(MAX_KEPT_TEXTS)(lambda token_id: self._backend.decode([token_id], skip_special_tokens=False))
 
     def decode_stream(self, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> TokenStream:
         return TokenStream(self._hiding if skip_special_tokens else self._showing, prompt_token_ids)

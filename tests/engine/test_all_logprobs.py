@@ -12,8 +12,6 @@ from tiny import VOCAB_SIZE
 from transformers import LlamaForCausalLM
 
 from blora.engine import LLM, AsyncLLM, InvalidRequest, SamplingParams
-from blora.engine.processes import engine as engine_process
-from blora.scheduler import RowUpdate, TokenLogprob
 
 
 def greedy(**fields: Any) -> SamplingParams:
@@ -59,19 +57,6 @@ def test_over_processes_too(tiny_model: Path) -> None:
         assert {len(entry or ()) for entry in last.prompt_logprobs[1:]} <= {100, 101}
 
     shared_engine.run(tiny_model, body, {}, max_logprobs=-1)
-
-
-def test_many_logprobs_are_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_process, "MAX_LOGPROBS_PER_FRAME", 10)
-
-    def row(request_id: int, num_logprobs: int) -> RowUpdate:
-        entry = TokenLogprob((0,) * num_logprobs, (0.0,) * num_logprobs, (1,) * num_logprobs)
-        return RowUpdate(request_id, (0,), (entry,))
-
-    rows = [row(index, num) for index, num in enumerate((3, 6, 2, 20, 1, 1))]
-    frames = engine_process._in_frames(rows)
-    assert [[update.request_id for update in frame] for frame in frames] == [[0, 1], [2], [3], [4, 5]]
-    assert engine_process._in_frames([]) == [[]]
 
 
 @pytest.mark.parametrize(
