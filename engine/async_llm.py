@@ -579,6 +579,8 @@ class AsyncLLM(TellsUnserved):
         self._adapters.note_unloaded(updates.unloaded)
         if updates.residency:
             self._adapters.note_residency(updates.residency)
+        if updates.step_costs is not None:
+            self._front_end.step_costs = updates.step_costs
 
     # Adapters.
 

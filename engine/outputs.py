@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from blora.adapters.report import AdapterReport
-from blora.scheduler import CacheCounts
+from blora.scheduler import CacheCounts, StepCosts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +182,7 @@ class EngineLoad:
     num_running: int
     num_waiting: int
     counts: CacheCounts
+    step_costs: StepCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +229,14 @@ class EngineInfo:
     num_evicted_adapters: int = 0
     num_preemptions: int = 0
     copy_seconds: float = 0.0
+    # Seconds of the parts of a step, as the scheduler predicts them now; see StepCosts of the scheduler.
+    step_seconds: float = 0.0
+    row_seconds: float = 0.0
+    token_seconds: float = 0.0
+    read_seconds: float = 0.0
+    pair_seconds: float = 0.0
+    adapter_page_seconds: float = 0.0
+    adapted_token_seconds: float = 0.0
     # Sums over all requests that have ended, for adapters and the base model, across restarts of the engine.
     num_requests: int = 0
     num_generated_tokens: int = 0

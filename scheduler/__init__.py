@@ -15,9 +15,11 @@ from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
+from .step_time import DEFAULT_COSTS, StepCosts, StepTime, StepWork
 from .waiting_queue import POLICIES
 
 __all__ = [
+    "DEFAULT_COSTS",
     "DEFAULT_FAIRNESS",
     "NO_BAD_WORDS",
     "POLICIES",
@@ -45,6 +47,9 @@ __all__ = [
     "Scheduler",
     "Status",
     "Step",
+    "StepCosts",
+    "StepTime",
+    "StepWork",
     "Thing",
     "TokenLogprob",
 ]

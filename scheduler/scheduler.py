@@ -16,6 +16,7 @@ from .kv_manager import KVManager
 from .request import FinishReason, Request, Status
 from .residency import AdapterResidency
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step
+from .step_time import StepTime, StepWork
 from .waiting_queue import WaitingQueue
 
 
@@ -43,6 +44,9 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._ended: list[RowUpdate] = []  # news of requests that ended while a step was planned
         self._num_accepted = 0
+        self.step_time = StepTime()
+        self._launched = StepWork()  # work of steps since the last one that gave a token
+        self._launched_seconds = 0.0
 
     # Requests come and go.
 
@@ -309,12 +313,24 @@ class Scheduler:
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 
     def note_seconds(self, step: Step, copying: float, computing: float) -> None:
-        """Notes a step's time for copies and for rows, in seconds. KeepRule learns from it the cost of bringing evicted
-        things back, CopyBudget how much may be copied beside rows."""
+        """Notes a step's time for copies and for rows, in seconds. StepTime learns from it how long steps take,
+        KeepRule the cost of bringing evicted things back, CopyBudget how much may be copied beside rows."""
         self._residency.note_copy_seconds(step.copies, copying)
         self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
         self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
         self._residency.copy_budget.note_step(len(step.rows), computing)
+        self._note_computing(step, computing)
+
+    def _note_computing(self, step: Step, seconds: float) -> None:
+        """A backend may compute a step that gives no token while the next one is planned, so only the time up to the
+        next token is measured."""
+        if not step.rows:
+            return
+        self._launched = StepWork.total((self._launched, step.work))
+        self._launched_seconds += seconds
+        if step.is_sampled:
+            self.step_time.note(self._launched, self._launched_seconds)
+            self._launched, self._launched_seconds = StepWork(), 0.0
 
     # Facts.
 

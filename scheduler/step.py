@@ -8,6 +8,7 @@ from .logit_edits import LogitEdits
 from .request import AdapterUse, FinishReason
 from .residency import PageCopy
 from .sampling_params import SamplingParams
+from .step_time import StepWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class ScheduledRow:
         return min(max(self.activation - self.start, 0), self.num_new_tokens) if self.adapters else self.num_new_tokens
 
     @property
+    def work(self) -> StepWork:
+        num_adapted = (self.num_new_tokens - self.num_base_tokens) * len(self.adapters)
+        return StepWork.of_row(self.start, self.num_new_tokens, num_adapted)
+
+    @property
     def is_sampled(self) -> bool:
         """Whether this step computes the last known token, whose logits give the next one."""
         return self.end == len(self.token_ids)
@@ -77,6 +83,18 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return sum(row.num_new_tokens for row in self.rows)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the step gives a token of any row."""
+        return any(row.is_sampled for row in self.rows)
+
+    @property
+    def work(self) -> StepWork:
+        """The work of the step's rows."""
+        num_pages = sum(map(len, self.adapter_pages.values()))
+        shared = StepWork(num_steps=1, num_adapter_pages=num_pages)
+        return StepWork.total([shared, *(row.work for row in self.rows)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineL
         num_waiting=load.num_waiting,
         version=version("blora"),
         **asdict(load.counts),
+        **load.step_costs._asdict(),
         num_requests=usage.num_requests,
         num_generated_tokens=usage.num_generated_tokens,
         queue_seconds=usage.queue_seconds,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from blora.scheduler import Request, SamplingParams
+from blora.scheduler import DEFAULT_COSTS, Request, SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
@@ -83,6 +83,7 @@ class FrontEnd:
         self._prompts = PromptReader(facts)
         self.outputs = OutputProcessor(self._end, now)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
+        self.step_costs = DEFAULT_COSTS  # as the engine predicts its steps
         self._config = config
         self._limits = Limits(
             default_max_tokens=self.defaults.sampling.max_tokens,

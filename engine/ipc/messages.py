@@ -6,7 +6,7 @@ Holds fixed schemas and no logic.
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
-from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow
+from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow, StepCosts
 
 from ..config import EngineConfig
 from ..facts import Facts
@@ -132,6 +132,7 @@ class Updates(Frame, frozen=True):
     rows: list[RowUpdate]
     unloaded: list[str]  # digests of adapters that have left the engine
     residency: dict[str, bool]  # digest -> whether it is resident now, for adapters whose residency changed
+    step_costs: StepCosts | None = None  # None if they have hardly changed
 
 
 class DoneReply(Frame, frozen=True):

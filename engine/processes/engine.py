@@ -71,11 +71,12 @@ class EngineLoop:
         is_busy = self._core.has_work
         rows = self._core.step() if is_busy else []
         unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
-        if rows or unloaded or residency:
+        step_costs = self._core.take_step_costs()
+        if rows or unloaded or residency or step_costs is not None:
             *first, last = in_frames(rows)
             for part in first:
                 self._channel.send(Updates(part, [], {}))
-            self._channel.send(Updates(last, unloaded, residency))
+            self._channel.send(Updates(last, unloaded, residency, step_costs))
         if is_busy and not self._core.has_work:
             self._check_idle()
 

@@ -21,6 +21,7 @@ from blora.scheduler import (
     ScheduledRow,
     Scheduler,
     Step,
+    StepCosts,
 )
 
 from ..errors import EngineBroken
@@ -152,6 +153,10 @@ class EngineCore:
         """Returns the result of AdapterResidency.take_changes."""
         return self._residency.take_changes()
 
+    def take_step_costs(self) -> StepCosts | None:
+        """Returns the result of StepTime.take_costs."""
+        return self.scheduler.step_time.take_costs()
+
     def pin_adapter(self, digest: str) -> bool:
         """Makes an adapter resident for good. Returns False if there is no room for it beside the accepted requests."""
         return self.scheduler.pin(digest)
@@ -183,7 +188,13 @@ class EngineCore:
     @property
     def load(self) -> EngineLoad:
         scheduler = self.scheduler
-        return EngineLoad(self.num_free_pages, scheduler.num_running, scheduler.num_waiting, scheduler.counts)
+        return EngineLoad(
+            self.num_free_pages,
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.counts,
+            scheduler.step_time.costs,
+        )
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if a page, a table or a reference has no owner or several, or if an adapter that may have

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {"memory": "2MB", "block_size": 4, "max_num_batched_to
 
 
 def without_times(info: EngineInfo) -> EngineInfo:
-    return replace(info, queue_seconds=0.0, copy_seconds=0.0)
+    return replace(info, **{field.name: 0.0 for field in fields(info) if field.name.endswith("_seconds")})
 
 
 async def of_another_process(model: Path, backend: str, adapters: dict[str, Path]) -> EngineInfo:

@@ -27,6 +27,7 @@ from blora.scheduler import (
     RequestOutputKind,
     RowUpdate,
     SamplingParams,
+    StepCosts,
     TokenLogprob,
 )
 
@@ -93,11 +94,16 @@ MESSAGES: dict[type, list[Any]] = {
     frames.GetState: [frames.GetState(2, ["a", "b"])],
     frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.GPU, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
-    frames.Updates: [frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}), frames.Updates([], [], {})],
+    frames.Updates: [
+        frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}),
+        frames.Updates([], [], {}, StepCosts(0.5)),
+    ],
     frames.DoneReply: [frames.DoneReply(3, False)],
     frames.StateReply: [
         frames.StateReply(
-            4, EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5)), [AdapterState(), AdapterState(True, True, 9)]
+            4,
+            EngineLoad(5, 6, 7, CacheCounts(*range(8), 0.5), StepCosts()),
+            [AdapterState(), AdapterState(True, True, 9)],
         )
     ],
     frames.ReadAdapter: [

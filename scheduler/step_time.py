@@ -1,0 +1,162 @@
+"""StepTime: predicts the seconds of a step from the work in it, by a linear model that is fitted while steps run.
+
+The parts of the work are chosen so that the steps of one kind say nothing about the costs that only another kind has: a
+row that decodes computes its first token and reads its context, and only prompts have further tokens, and pairs of
+them. So hours of decoding leave what is known of prompts as it was.
+
+Each measured step is divided by what was predicted for it, so that errors count relative to the step's time. The fit is
+the least-squares one with costs of at least 0, one round of coordinate descent a step (Gauss and Seidel's). Steps of
+one kind (those with the same parts) are forgotten exponentially as others of the kind follow, and much more slowly as
+any follow. Where steps do not tell costs apart, costs keep their proportions, at first those of DEFAULT_COSTS. A step
+that took much longer than predicted counts as no more than SURPRISE times as long, because a page fault or a machine
+that stood still says nothing about the next step; a real change shows in all of the next steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from operator import mul
+from typing import NamedTuple
+
+KIND_MEMORY = 0.95  # fraction of a step's weight that is kept when the next one of its kind is noted
+OTHER_MEMORY = 0.997  # fraction that is kept when a step of another kind is noted
+PROPORTIONS_WEIGHT = 0.001  # of the known proportions of the costs, in steps
+SURPRISE = 3.0
+NUM_FIRST_STEPS = 8  # steps that set the scale of the default costs: the fastest of them does
+MIN_SECONDS = 1e-9  # of a prediction
+NEWS = 0.05  # relative change of a prediction that is worth telling
+
+
+class StepWork(NamedTuple):
+    """The parts of a step's work, or of several steps' together."""
+
+    num_steps: int = 0
+    num_rows: int = 0
+    num_further_tokens: int = 0  # new tokens beyond the first one of each row
+    num_read_tokens: int = 0  # tokens whose KV is read, those of each row once
+    num_further_pairs: int = 0  # pairs of a new token and one that it attends to, beyond those read once
+    num_adapter_pages: int = 0  # pages of the adapters that are read
+    num_adapted_tokens: int = 0  # uses of adapters by new tokens
+
+    @staticmethod
+    def of_row(start: int, num_new_tokens: int, num_adapted_tokens: int = 0) -> "StepWork":
+        """The work of one row, without its adapters' pages. start: tokens computed before."""
+        num_further = num_new_tokens - 1
+        num_pairs = num_further * (2 * start + num_new_tokens) // 2
+        return StepWork(0, 1, num_further, start + num_new_tokens, num_pairs, 0, num_adapted_tokens)
+
+    @staticmethod
+    def total(works: "Iterable[StepWork]") -> "StepWork":
+        return StepWork(*map(sum, zip(*works, strict=True)))
+
+
+class StepCosts(NamedTuple):
+    """The seconds of each part of a step's work, in the order of StepWork. The default values are those of a small
+    model on two cores."""
+
+    step_seconds: float = 5e-3
+    row_seconds: float = 3e-4
+    token_seconds: float = 2.8e-4
+    read_seconds: float = 1e-6
+    pair_seconds: float = 2e-7
+    adapter_page_seconds: float = 5e-5
+    adapted_token_seconds: float = 1e-5
+
+    def seconds(self, work: StepWork) -> float:
+        """Predicts the time of the work."""
+        return float(sum(map(mul, self, work)))
+
+    def differs(self, other: "StepCosts") -> bool:
+        """Whether the two predict noticeably different times of some steps."""
+        return any(
+            abs(self.seconds(work) - other.seconds(work)) > NEWS * other.seconds(work) for work in EXAMPLES_OF_WORK
+        )
+
+
+DEFAULT_COSTS = StepCosts()
+EXAMPLES_OF_WORK = (  # a step that decodes, one with adapters, one with a prompt, one with a long context
+    StepWork(1, 8, 0, 8 * 512),
+    StepWork(1, 8, 0, 8 * 512, 0, 8 * 16, 8),
+    StepWork(1, 1, 511, 512, 511 * 256),
+    StepWork(1, 1, 511, 4608, 511 * 4352),
+)
+
+
+class StepTime:
+    def __init__(self) -> None:
+        self.costs = DEFAULT_COSTS
+        self._told = DEFAULT_COSTS  # the costs that `take_costs` returned last
+        self._num_noted = 0
+        self._scales: tuple[float, ...] = DEFAULT_COSTS  # the default costs, scaled to this machine and model
+        self._anchors: tuple[float, ...] = self._scales  # costs that the fit keeps to where steps tell none apart
+        self._fits: dict[tuple[int, ...], _Fit] = {}  # the parts of a kind of steps -> those steps
+
+    def note(self, work: StepWork, seconds: float) -> None:
+        """Notes the seconds that work with rows took, without copies of adapters."""
+        self._num_noted += 1
+        if self._num_noted <= NUM_FIRST_STEPS:
+            self._set_scale(seconds / DEFAULT_COSTS.seconds(work))
+        for fit in self._fits.values():
+            fit.weight *= OTHER_MEMORY
+        predicted = max(self.costs.seconds(work), MIN_SECONDS)
+        parts = tuple(part for part, amount in enumerate(work) if amount)
+        shares = [work[part] / predicted for part in parts]
+        self._fits.setdefault(parts, _Fit(parts)).add(shares, min(seconds / predicted, SURPRISE))
+        self._descend(parts)
+
+    def take_costs(self) -> StepCosts | None:
+        """Returns the costs if they predict noticeably other times than those that it returned last, else None."""
+        if not self.costs.differs(self._told):
+            return None
+        self._told = self.costs
+        return self.costs
+
+    def _set_scale(self, scale: float) -> None:
+        """Sets the scale of the default costs. The first steps are slow: they touch pages for the first time."""
+        if self._num_noted == 1 or scale < self._scales[0] / DEFAULT_COSTS.step_seconds:
+            self._scales = self._anchors = tuple(scale * cost for cost in DEFAULT_COSTS)
+        if self._num_noted == 1:
+            self.costs = StepCosts(*self._scales)
+
+    def _descend(self, parts: Sequence[int]) -> None:
+        """Moves the cost of each part to the value that fits best while the others stay."""
+        costs = list(self.costs)
+        for part in parts:
+            square = PROPORTIONS_WEIGHT / self._scales[part] ** 2
+            slope = square * (self._anchors[part] - costs[part])
+            for fit in self._fits.values():
+                if part in fit.parts:
+                    slope += fit.weight * fit.slope(part, costs)
+                    square += fit.weight * fit.square(part)
+            costs[part] = max(costs[part] + slope / square, 0.0)
+        self.costs = StepCosts(*costs)
+        self._anchors = tuple(
+            OTHER_MEMORY * anchor + (1 - OTHER_MEMORY) * cost for anchor, cost in zip(self._anchors, costs, strict=True)
+        )
+
+
+class _Fit:
+    """The sums over the steps of one kind that a least-squares fit is made of."""
+
+    def __init__(self, parts: tuple[int, ...]) -> None:
+        self.parts = parts
+        self.weight = 1.0
+        self._products = [[0.0] * len(parts) for _ in parts]  # of the amounts of two parts, per predicted second each
+        self._sums = [0.0] * len(parts)  # of an amount times the step's time, both per predicted second
+
+    def add(self, shares: Sequence[float], ratio: float) -> None:
+        """Adds a step. shares: its amounts of work per predicted second. ratio: its time, measured by predicted."""
+        memory, self.weight = KIND_MEMORY * self.weight, 1.0
+        self._products = [
+            [memory * product + one * other for product, other in zip(row, shares, strict=True)]
+            for row, one in zip(self._products, shares, strict=True)
+        ]
+        self._sums = [memory * total + share * ratio for total, share in zip(self._sums, shares, strict=True)]
+
+    def slope(self, part: int, costs: Sequence[float]) -> float:
+        """Half the slope at which the squared error falls as the part's cost grows."""
+        at = self.parts.index(part)
+        explained = sum(product * costs[other] for product, other in zip(self._products[at], self.parts, strict=True))
+        return self._sums[at] - explained
+
+    def square(self, part: int) -> float:
+        at = self.parts.index(part)
+        return self._products[at][at]
