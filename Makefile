@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test peers check format model train clean
+.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -51,6 +51,13 @@ sanitize: $(READY)
 	export ASAN_OPTIONS=detect_leaks=0,abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1,abort_on_error=1 && \
 	$(BIN)/python -m pytest -s tests/engine/kernels --kernels "$$folder" && \
 	cd tests && ../$(BIN)/python -m kernel_cases.grid --kernels "$$folder" --cases $(SANITIZED_CASES)
+
+# Tries the gates of docs/reliability.md against real servers, on a quiet machine: 2.5 hours, a part at most 30 minutes.
+# PART is a part or gates, such as overload or "G3 G5". SCALE=0.02 takes minutes, to see that the scenarios work.
+SCALE := 1
+SEED := 0
+chaos: $(READY) model
+	cd tests && ../$(BIN)/python -m chaos $(PART) --scale $(SCALE) --seed $(SEED)
 
 # Compiles the GPU's LoRA kernels for every architecture and computes the roofline of a step. Needs no GPU; takes
 # minutes.

@@ -1,13 +1,14 @@
 """`blora serve` in its own process, and a client of it."""
 
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import pytest
@@ -58,9 +59,14 @@ class Served:
 
 
 @contextmanager
-def serving(model: Path, *options: str) -> Iterator[Served]:
+def serving(
+    model: Path, *options: str, stderr: IO[str] | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """options: override OPTIONS. environment: added to this process's."""
     command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), *OPTIONS, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | (environment or {})
+    ) as process:
         try:
             assert process.stdout is not None
             match = re.search(r"is serving .* on (\S+)", process.stdout.readline())

@@ -45,7 +45,7 @@ class Load:
                 await self._wait_until(planned.seconds)
                 record = Record(planned)
                 self.records.append(record)
-                task = asyncio.create_task(self._target.ask(record, self.clock))
+                task = asyncio.create_task(self._ask(record))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             await asyncio.gather(*tasks)
@@ -55,6 +55,17 @@ class Load:
             self._end_unfinished()
             self.cpu_share = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
         return self.records
+
+    async def _ask(self, record: Record) -> None:
+        """Asks the target; leaves when the plan says so."""
+        leave = record.planned.cancel_seconds
+        if leave is None:
+            return await self._target.ask(record, self.clock)
+        try:
+            async with asyncio.timeout(max(record.planned.seconds + leave - self.clock(), 0.0)):
+                await self._target.ask(record, self.clock)
+        except TimeoutError:
+            record.note_end(self.clock(), CANCELLED, "the client left")
 
     async def _wait_until(self, seconds: float) -> None:
         """Gives the answers a turn even if the driver is late."""

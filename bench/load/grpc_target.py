@@ -74,6 +74,7 @@ def note(response: generation_pb2.GenerateStreamResponse, record: Record, now: f
             record.answers.append(Answer())
         answer = record.answers[sample.index]
         answer.token_ids.extend(sample.token_ids)
+        answer.logprobs.extend(position.token.logprob for position in sample.logprobs)
         answer.text += sample.text
         count += len(sample.token_ids)
         if sample.finish_reason:

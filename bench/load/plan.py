@@ -23,6 +23,7 @@ class Planned:
     priority: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)  # further fields of SamplingParams
     cancel_after: int | None = None  # the client leaves after so many tokens
+    cancel_seconds: float | None = None  # the client leaves so many seconds after its arrival
     read_pause: float = 0.0  # seconds that the client rests after each message
 
 

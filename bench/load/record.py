@@ -14,6 +14,7 @@ class Answer:
     """One sample of an answer."""
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of the tokens, if requested
     text: str = ""
     finish_reason: str = ""  # as in the .proto file, without FINISH_REASON_
 

@@ -1,0 +1,32 @@
+"""ProcessFacts: memory, files and threads of a server and its children, from /proc."""
+
+import re
+from pathlib import Path
+
+from processes import children_of
+
+
+class ProcessFacts:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def children(self) -> dict[int, str]:
+        """Process id and module of each child."""
+        return {child: _module_of(child) for child in children_of(self.pid)}
+
+    def resident_bytes(self, pid: int | None = None) -> int:
+        """Bytes in RAM of the front end, or of another process."""
+        status = Path(f"/proc/{pid or self.pid}/status").read_text()
+        found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+    def num_files(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def num_threads(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+
+def _module_of(pid: int) -> str:
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return command[command.index("-m") + 1] if "-m" in command else ""
