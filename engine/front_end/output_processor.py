@@ -14,9 +14,9 @@ from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
 from .named_logprobs import name_logprobs
 
-# Estimates in microseconds.
-ROW_COST, TOKEN_COST, LOGPROB_COST = 30, 10, 1
-FULL = 1000  # for one piece of work
+# Estimates in microseconds of what takes in and shows a row, its tokens and logprobs, without the door's part.
+ROW_COST, TOKEN_COST, LOGPROB_COST = 50, 10, 2
+FULL = 2000  # for one piece of work
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class _Sample:
     index: int
     detokenizer: Detokenizer | None
     token_ids: list[int] = field(default_factory=list)
-    logprobs: SampleLogprobs = field(default_factory=list)
+    logprobs: SampleLogprobs = field(default_factory=list)  # of a stream: those that were not shown yet
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -51,8 +51,7 @@ class UserRequest:
     tokenizer: Tokenizer  # the model's, or that of one of its adapters
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     samples: list[_Sample] = field(default_factory=list)
-    prompt_logprobs: PromptLogprobs | None = None
-    num_shown_prompt_logprobs: int = 0
+    prompt_logprobs: PromptLogprobs | None = None  # of a stream: those that were not shown yet
     has_news: bool = False  # True if anything came since the last output was taken
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.time()))
@@ -212,8 +211,7 @@ class OutputProcessor:
         samples = [self._completion(request, sample) for sample in request.samples if not is_delta or _has_news(sample)]
         prompt_logprobs = request.prompt_logprobs
         if is_delta and prompt_logprobs is not None:
-            prompt_logprobs = prompt_logprobs[request.num_shown_prompt_logprobs :]
-            request.num_shown_prompt_logprobs += len(prompt_logprobs)
+            request.prompt_logprobs = []
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,
@@ -233,13 +231,15 @@ class OutputProcessor:
         first_character = sample.num_shown_characters if is_delta else 0
         sample.num_shown_tokens, sample.num_shown_characters = len(sample.token_ids), len(text)
         sample.is_shown_finished = sample.finish_reason is not None
+        logprobs = sample.logprobs if is_delta else sample.logprobs[:]
+        sample.logprobs = [] if is_delta else sample.logprobs
         has_logprobs = request.sampling.logprobs is not None
         return CompletionOutput(
             index=sample.index,
             text=text[first_character:],
             token_ids=sample.token_ids[first_token:],
             cumulative_logprob=sample.cumulative_logprob if has_logprobs else None,
-            logprobs=sample.logprobs[first_token:] if has_logprobs else None,
+            logprobs=logprobs if has_logprobs else None,
             finish_reason=None if sample.finish_reason is None else sample.finish_reason.value,
             stop_reason=sample.stop_reason,
             lora_request=request.lora_request,

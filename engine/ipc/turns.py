@@ -7,8 +7,9 @@ hold up a turn for as long as all of them together.
 import asyncio
 from collections import deque
 
-# The costs of pieces are estimates in microseconds. Two shares can meet in one turn, so this keeps turns below 10 ms.
-SHARE = 3000
+# The costs of pieces are estimates in microseconds. Two shares of one object can meet in one turn, and the engine's
+# updates and the server's messages have one object each, so this keeps turns below 10 ms.
+SHARE = 2000
 
 
 class Turns:

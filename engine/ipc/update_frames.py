@@ -1,4 +1,4 @@
-"""UpdateFrames: cuts a step's updates into messages that the front end's event loop decodes in a few milliseconds.
+"""UpdateFrames: cuts a step's updates into messages that the front end's event loop decodes in a millisecond.
 
 Most steps are one message. Only many reported logprobs make more: a prompt's, or those of whole vocabularies.
 """
@@ -9,7 +9,7 @@ from dataclasses import replace
 from blora.scheduler import RowUpdate, TokenLogprob
 
 # Logprobs in a message; the front end decodes one in an eighth of a microsecond. A single position may have more.
-MAX_LOGPROBS_PER_FRAME = 1 << 14
+MAX_LOGPROBS_PER_FRAME = 1 << 13
 
 
 def in_frames(rows: Iterable[RowUpdate]) -> list[list[RowUpdate]]:

@@ -1,11 +1,11 @@
-"""Protobuf messages <-> the engine's own types. With convert_chat.py the only file of the server that touches message
-fields.
+"""Protobuf messages <-> the engine's own types. With convert_chat.py and convert_output.py the only file of the server
+that touches message fields.
 
 It checks for errors that only the wire can bring: bytes that are no message, a missing oneof, lists too long to copy.
 The engine's validator checks the values, for in-process callers too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,11 +22,8 @@ from ..outputs import (
     AdapterEvent,
     AdapterInfo,
     AdapterSnapshot,
-    CompletionOutput,
     EngineInfo,
-    Logprob,
     LoRARequest,
-    RequestOutput,
 )
 from .convert_chat import chat_prompt
 
@@ -37,13 +34,6 @@ M = TypeVar("M", bound=Message)
 MAX_ITEMS = 1 << 20
 MAX_LABEL_BYTES = 128
 
-FINISH_REASONS = {
-    None: generation_pb2.FINISH_REASON_UNSPECIFIED,
-    "stop": generation_pb2.FINISH_REASON_STOP,
-    "length": generation_pb2.FINISH_REASON_LENGTH,
-    "abort": generation_pb2.FINISH_REASON_ABORT,
-    "error": generation_pb2.FINISH_REASON_ERROR,
-}
 EVENT_KINDS = {
     "loaded": adapters_pb2.ADAPTER_EVENT_KIND_LOADED,
     "activated": adapters_pb2.ADAPTER_EVENT_KIND_ACTIVATED,
@@ -206,87 +196,6 @@ def _required(name: str, value: str) -> str:
 
 def request_ids(request: engine_pb2.AbortRequest) -> list[str]:
     return list(_bounded("request_ids", request.request_ids))
-
-
-def generate_response(output: RequestOutput) -> generation_pb2.GenerateResponse:
-    return generation_pb2.GenerateResponse(
-        prompt=_prompt_info(output),
-        samples=map(_sample, output.outputs),
-        # An aborted request has logprobs for only a part of its prompt.
-        prompt_logprobs=_positions(
-            output.prompt_token_ids[: len(output.prompt_logprobs or ())], output.prompt_logprobs
-        ),
-    )
-
-
-class StreamConverter:
-    """Converts the outputs of one stream. Each response holds only facts about the prompt that no earlier one held."""
-
-    def __init__(self) -> None:
-        self._is_first = True
-        self._num_positions = 0  # positions of the prompt whose logprobs were sent
-
-    def response(self, output: RequestOutput) -> generation_pb2.GenerateStreamResponse:
-        prompt = _prompt_info(output) if self._is_first else None
-        self._is_first = False
-        first, self._num_positions = self._num_positions, self._num_positions + len(output.prompt_logprobs or ())
-        token_ids = output.prompt_token_ids[first : self._num_positions]
-        return generation_pb2.GenerateStreamResponse(
-            prompt=prompt,
-            samples=map(_sample, output.outputs),
-            prompt_logprobs=_positions(token_ids, output.prompt_logprobs),
-        )
-
-
-def _prompt_info(output: RequestOutput) -> generation_pb2.PromptInfo:
-    return generation_pb2.PromptInfo(
-        request_id=output.request_id,
-        num_prompt_tokens=len(output.prompt_token_ids),
-        num_cached_tokens=output.num_cached_tokens,
-    )
-
-
-def _sample(output: CompletionOutput) -> generation_pb2.Sample:
-    return generation_pb2.Sample(
-        index=output.index,
-        text=output.text,
-        token_ids=output.token_ids,
-        logprobs=_positions(output.token_ids, output.logprobs),
-        cumulative_logprob=output.cumulative_logprob,
-        finish_reason=FINISH_REASONS[output.finish_reason],
-        error=output.error,
-        **_stop_reason(output.stop_reason),
-    )
-
-
-def _stop_reason(reason: int | str | None) -> dict[str, Any]:
-    if reason is None:
-        return {}
-    return {"stop_string": reason} if isinstance(reason, str) else {"stop_token_id": reason}
-
-
-def _positions(
-    token_ids: Sequence[int], candidates: Sequence[dict[int, Logprob] | None] | None
-) -> list[generation_pb2.PositionLogprobs]:
-    if candidates is None:
-        return []
-    return [_position(token_id, found or {}) for token_id, found in zip(token_ids, candidates, strict=True)]
-
-
-def _position(token_id: int, candidates: Mapping[int, Logprob]) -> generation_pb2.PositionLogprobs:
-    others = sorted((logprob.rank, other) for other, logprob in candidates.items() if other != token_id)
-    return generation_pb2.PositionLogprobs(
-        token=_token(token_id, candidates.get(token_id)),
-        alternatives=(_token(other, candidates[other]) for _, other in others),
-    )
-
-
-def _token(token_id: int, logprob: Logprob | None) -> generation_pb2.TokenLogprob:
-    if logprob is None:
-        return generation_pb2.TokenLogprob(token_id=token_id)
-    return generation_pb2.TokenLogprob(
-        token_id=token_id, logprob=logprob.logprob, rank=logprob.rank, text=logprob.decoded_token
-    )
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:

@@ -6,7 +6,7 @@ Knows no service.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -22,11 +22,17 @@ TENANT_KEY = "x-tenant-id"
 # a client's mistake would look like the server's.
 
 
+class Response(Protocol):
+    """A message, or what is made in pieces and has a message's bytes."""
+
+    def SerializeToString(self) -> bytes: ...
+
+
 # facts: functions of the call's context; the method gets their results after the message.
 
 
 def unary(
-    request_type: type[M], method: Callable[..., Awaitable[Message]], *facts: Callable[[grpc.aio.ServicerContext], Any]
+    request_type: type[M], method: Callable[..., Awaitable[Response]], *facts: Callable[[grpc.aio.ServicerContext], Any]
 ) -> grpc.RpcMethodHandler:
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:

@@ -6,19 +6,25 @@ code. A servicer asks for the backend at every call, because the server listens 
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from uuid import uuid4
 
 import grpc
 
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
-from blora.scheduler import RequestOutputKind
+from blora.scheduler import RequestOutputKind, SamplingParams
 
+from ..ipc.turns import Turns
 from ..outputs import RequestOutput
 from . import convert
+from .convert_output import Answer, StreamConverter
 from .engine import ServedEngine
+from .pieces import cost, pieces
 from .rpc import collecting, deadline_of, streaming, tenant_of, unary
 from .status import RequestFailed
 
+# Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
+COLLECTED_TOKENS = 16
 GetEngine = Callable[[], ServedEngine]  # raises EngineUnavailable until the engine has started
 
 
@@ -27,6 +33,7 @@ class GenerationServicer:
 
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
+        self._turns = Turns()
 
     def handler(self) -> grpc.GenericRpcHandler:
         methods = {
@@ -35,43 +42,60 @@ class GenerationServicer:
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def generate(
-        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None
-    ) -> generation_pb2.GenerateResponse:
-        outcome, answer = Outcome(), None
-        async with aclosing(self._start(request, tenant, deadline, RequestOutputKind.FINAL_ONLY)) as outputs:
-            async for output in outputs:
-                outcome.note(output)
-                answer = output
+    async def generate(self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None) -> Answer:
+        outcome, answer = Outcome(), Answer()
+        async with aclosing(self._run(request, tenant, deadline, outcome, is_streamed=False)) as parts:
+            async for piece in parts:
+                answer.add(piece)
         outcome.check()
-        if answer is None:
+        if answer.is_empty:
             raise RequestFailed("the request ended without an answer")
-        return convert.generate_response(answer)
+        return answer
 
     async def generate_stream(
         self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
-        outcome, converter = Outcome(), convert.StreamConverter()
-        async with aclosing(self._start(request, tenant, deadline, RequestOutputKind.DELTA)) as outputs:
-            async for output in outputs:
-                outcome.note(output)
-                yield converter.response(output)
+        outcome, converter = Outcome(), StreamConverter()
+        async with aclosing(self._run(request, tenant, deadline, outcome, is_streamed=True)) as parts:
+            async for piece in parts:
+                yield converter.response(piece)
         outcome.check()
 
-    def _start(
-        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None, kind: RequestOutputKind
+    async def _run(
+        self,
+        request: generation_pb2.GenerateRequest,
+        tenant: str,
+        deadline: float | None,
+        outcome: "Outcome",
+        *,
+        is_streamed: bool,
     ) -> AsyncGenerator[RequestOutput, None]:
+        """Yields the outputs of a request in pieces, each in a turn of the event loop that has time for it."""
         backend = self._get_backend()
-        call = convert.generate_call(request, backend.get_default_sampling_params(), kind)
-        return backend.generate(
+        call = convert.generate_call(request, backend.get_default_sampling_params(), RequestOutputKind.DELTA)
+        generated = backend.generate(
             call.prompt,
-            call.sampling_params,
+            call.sampling_params if is_streamed else collected(call.sampling_params),
             unique_request_id(call.label),
             lora_request=call.adapter,
             priority=call.priority,
             tenant=tenant,
             deadline=deadline,
         )
+        async with aclosing(generated) as outputs:
+            async for output in outputs:
+                outcome.note(output)
+                for piece in pieces(output):
+                    await self._turns.take(cost(piece))
+                    yield piece
+
+
+def collected(sampling: SamplingParams) -> SamplingParams:
+    """Returns the parameters of a request that is answered at once. Logprobs are converted while they come: in the end
+    that would take long, and until then they would take many times the memory of a message."""
+    if sampling.logprobs is None and sampling.prompt_logprobs is None:
+        return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+    return replace(sampling, stream_interval=COLLECTED_TOKENS)
 
 
 def unique_request_id(label: str) -> str:

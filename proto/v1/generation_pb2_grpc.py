@@ -82,7 +82,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Answers as tokens come. Every message holds only the news since the last one.
+        """Answers as tokens come. Every message holds only the news since the last one; many logprobs come in several messages,
+        so that none has more than a megabyte or a single position.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -374,14 +374,6 @@ def test_an_outcome_without_a_reason_is_still_a_failure():
         outcome.check()
 
 
-def test_prompt_logprobs_of_a_prompt_that_was_aborted_half_way():
-    output = RequestOutput(
-        "id", None, [1, 2, 3, 4], [CompletionOutput(0, "", [], finish_reason="abort")], True, prompt_logprobs=[None, {}]
-    )
-    response = convert.generate_response(output)
-    assert [position.token.token_id for position in response.prompt_logprobs] == [1, 2]
-
-
 def test_several_adapters_with_scales():
     llm = FakeLLM()
     llm.adapters["bob"] = llm.adapters["alice"]
