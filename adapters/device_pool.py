@@ -38,6 +38,7 @@ class DevicePool:
         """pages: the arena, [num_pages, page_bytes] uint8. dtype, layout: those in which the kernels read matrices."""
         self.pages = pages
         self._copier = copier
+        self.before_copy: Callable[[str], None] | None = None  # called with the digest of an adapter about to be copied
         self.dtype = dtype
         self.layout = layout
         self._tables: dict[str, ImageTable] = {}
@@ -97,6 +98,8 @@ class DevicePool:
 
     def copy(self, digest: str, first: int, page_ids: Sequence[int]) -> None:
         """Copies the page images first, first + 1, ... into the pages page_ids of the arena."""
+        if self.before_copy is not None:
+            self.before_copy(digest)
         image = self._images[digest]
         if not 0 <= first <= first + len(page_ids) <= len(image) or min(page_ids, default=0) < 0:
             raise ValueError(f"pages {page_ids} cannot hold an image of {len(image)} pages from page {first} on")

@@ -577,6 +577,7 @@ class AsyncLLM(TellsUnserved):
                 self._readers[user].grown.set()
             await self._turns.take(progress.cost)
         self._adapters.note_unloaded(updates.unloaded)
+        self._adapters.lose_pins(updates.unpinned)
         if updates.residency:
             self._adapters.note_residency(updates.residency)
         if updates.step_costs is not None:

@@ -30,6 +30,22 @@ class EngineUnavailable(RuntimeError):
     """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
 
 
+class AdapterSetAside(AdapterError):
+    """The engine crashed over this adapter, or could not take it: no engine is given it any more."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"adapter {self.name!r} is set aside: {self.reason}. Load other weights under its name, or unload it"
+
+
+class EngineFault(RuntimeError):
+    """The engine met an error of its own over this call, which its log shows. It goes on with everything else."""
+
+
 class WrongProcess(RuntimeError):
     """An engine or a client is used in a child that was forked from its process."""
 
@@ -51,9 +67,11 @@ __all__ = [
     "AdapterError",
     "AdapterNotFound",
     "AdapterRejected",
+    "AdapterSetAside",
     "AdapterTooLarge",
     "DeadlineExceeded",
     "EngineBroken",
+    "EngineFault",
     "EngineStartError",
     "EngineUnavailable",
     "InvalidRequest",

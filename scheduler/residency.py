@@ -132,9 +132,10 @@ class AdapterResidency:
         return gone
 
     def expect(self, adapters: Iterable[AdapterUse]) -> None:
-        """Counts the uses of an accepted request. The adapters stay registered until `forget`."""
-        for digest, _ in adapters:
-            self._adapters[digest].num_requests += 1
+        """Counts the uses of an accepted request. The adapters stay registered until `forget`. Raises KeyError, and
+        counts nothing, if one of them is not registered."""
+        for adapter in [self._adapters[digest] for digest, _ in adapters]:
+            adapter.num_requests += 1
 
     def forget(self, adapters: Iterable[AdapterUse]) -> None:
         for digest, _ in adapters:
@@ -196,6 +197,16 @@ class AdapterResidency:
         if digest in self._adapters:
             self._adapters[digest].is_pinned = False
             self._let_go(digest)
+
+    def give_up(self, digest: str) -> bool:
+        """Gives back the pages of an adapter that cannot be copied and has no user any more: its pin ends. Returns
+        whether it had one."""
+        adapter = self._adapters.get(digest)
+        if adapter is None:  # it was leaving, and has gone with its last request
+            return False
+        was_pinned, adapter.is_pinned = adapter.is_pinned, False
+        self._stop_warming([digest])
+        return was_pinned
 
     def acquire(self, adapters: Sequence[AdapterUse]) -> bool:
         """Counts one more user of each adapter and takes pages for the adapters that have none, for all of them or for

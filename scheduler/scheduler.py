@@ -43,6 +43,7 @@ class Scheduler:
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
         self._deadlines = Deadlines()
         self._ended: list[RowUpdate] = []  # news of requests that ended while a step was planned
+        self.in_hand: Request | None = None  # the request whose turn it is, while a step is planned or committed
         self._num_accepted = 0
         self.step_time = StepTime()
         self._launched = StepWork()  # work of steps since the last one that gave a token
@@ -51,7 +52,7 @@ class Scheduler:
     # Requests come and go.
 
     def add(self, request: Request) -> None:
-        """Accepts a validated request. Its adapters must be registered."""
+        """Accepts a validated request. Raises KeyError unless its adapters are registered."""
         request.arrival = self._num_accepted
         self._num_accepted += 1
         self._residency.expect(request.adapters)
@@ -123,6 +124,7 @@ class Scheduler:
 
         now: seconds by the caller's clock; the scheduler has none.
         """
+        self.in_hand = None
         for request in self._deadlines.passed(now):
             self._end(request, FinishReason.DEADLINE)
         alone = self._turns.next(self._running, has_others=bool(self._waiting))
@@ -145,6 +147,7 @@ class Scheduler:
 
     def _schedule_row(self, request: Request, plan: "_Plan") -> None:
         """Adds the request's next tokens to the plan, unless the request has to wait or is preempted."""
+        self.in_hand = request
         num_new = min(request.num_missing_tokens, plan.budget)
         can_run = request.status is Status.RUNNING and plan.admits(request)
         if not num_new or not can_run or not self._residency.is_ready(request.adapters):
@@ -226,6 +229,7 @@ class Scheduler:
 
     def _take_holdings(self, request: Request) -> bool:
         """Takes blocks for all known tokens and the adapters' pages, together or not at all."""
+        self.in_hand = request
         # Room for one more block for each running request keeps these from preempting a request that was only just
         # admitted. Counting first keeps a request that does not fit from evicting other pages at every step.
         if not self._has_room(request) and self._residency.cancel_prefetches():
@@ -261,17 +265,26 @@ class Scheduler:
             )
         )
 
+    def fail_copies(self, digest: str) -> bool:
+        """Fails the requests that hold an adapter whose copy has failed, and gives back its pages. A request that comes
+        to hold it later has it copied again. Returns whether a pin has ended with it."""
+        for request in [request for request in self._running if digest in dict(request.adapters)]:
+            self._end(request, FinishReason.ERROR, f"adapter {digest[:12]} could not be copied into the arena")
+        return self._residency.give_up(digest)
+
     # Commit.
 
     def update(self, step: Step, results: Mapping[int, RowResult]) -> list[RowUpdate]:
         """Advances the step's requests by their results and returns the news. Rows without a result, and requests that
         ended meanwhile, are left alone."""
+        self.in_hand = None
         updates, self._ended = self._ended, []
         self._residency.commit_copies(step.copies)
         for row in step.rows:
             request = self._requests.get(row.request_id)
             result = results.get(row.request_id)
             if request is not None and result is not None and request.status is Status.RUNNING:
+                self.in_hand = request
                 updates.append(self._advance(request, row, result))
         return [update for update in updates if update.is_news]
 

@@ -23,7 +23,7 @@ from blora.adapters import (
     is_valid_name,
 )
 
-from ..errors import InvalidRequest
+from ..errors import AdapterSetAside, InvalidRequest
 from ..facts import Facts
 from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
 from ..text.adapter_tokenizers import AdapterTokenizers
@@ -32,6 +32,7 @@ from .source import Source
 
 logger = logging.getLogger(__name__)
 Looks = Mapping[str, str]  # folder -> the fingerprint that its files have now
+MAX_SET_ASIDE = 1024  # adapters; clients can bring new ones without end
 MAX_EVENTS = 1024  # kept for clients that watch; a client that falls further behind starts again from a snapshot
 
 
@@ -64,12 +65,16 @@ class AdapterCatalog:
         self._on_change: Callable[[], None] = lambda: None
         self._told_pins: set[tuple[str, int]] = set()  # name and number of the pinned versions that events tell of
         self._tokenizers = AdapterTokenizers(tokenizer, facts.vocab_size)
+        self._set_aside: dict[str, str] = {}  # digest -> reason, also of adapters whose first load it ended
 
     # Requests ask.
 
     def resolve(self, reference: str) -> str:
-        """The digest behind a reference. Raises AdapterNotFound."""
-        return self._registry.resolve(reference)
+        """The digest behind a reference. Raises AdapterNotFound, AdapterSetAside."""
+        digest = self._registry.resolve(reference)
+        if digest in self._set_aside:
+            raise AdapterSetAside(reference, self._set_aside[digest])
+        return digest
 
     def folder_to_look_at(self, request: LoRARequest) -> str | None:
         """The folder behind a loaded name with its path, whose files may have changed. Other requests need no look."""
@@ -157,7 +162,7 @@ class AdapterCatalog:
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
         self._tables[table.digest] = table
-        if name in self._registry and self.resolve(name) != table.digest:
+        if name in self._registry and self._registry.resolve(name) != table.digest:
             self._int_ids.pop(name, None)
         with self._noting(name):
             lost = self._registry.publish(name, table.digest, source.path, time.time())
@@ -210,7 +215,22 @@ class AdapterCatalog:
     def forget(self, digest: str) -> None:
         """Erases the table and the text of an adapter that no version means. An unknown digest is fine."""
         self._tables.pop(digest, None)
+        self._set_aside.pop(digest, None)
         self._tokenizers.forget(digest)
+
+    def set_aside(self, digest: str, reason: str) -> None:
+        """Refuses requests for an adapter until it has been unloaded, and pins it no more."""
+        self._set_aside[digest] = reason
+        if len(self._set_aside) > MAX_SET_ASIDE:
+            del self._set_aside[next(iter(self._set_aside))]
+        self.end_pins(digest)
+
+    def why_set_aside(self, digest: str) -> str | None:
+        return self._set_aside.get(digest)
+
+    @property
+    def num_set_aside(self) -> int:
+        return len(self._set_aside)
 
     def is_published(self, digest: str) -> bool:
         """Whether any version of any name means it."""

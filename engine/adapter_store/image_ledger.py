@@ -74,8 +74,9 @@ class ImageLedger:
         self._idle[digest] = None
         self._may_exceed = True
 
-    def take_excess(self, is_pinned: Callable[[str], bool]) -> list[str]:
-        """Counts idle images beyond the limit as dropped and returns their digests, for the caller to drop them."""
+    def take_excess(self, must_stay: Callable[[str], bool]) -> list[str]:
+        """Counts idle images beyond the limit as dropped and returns their digests, for the caller to drop them.
+        must_stay: whether an image stays all the same."""
         if not self._may_exceed or self.max_bytes is None:
             return []
         self._may_exceed = False
@@ -83,13 +84,13 @@ class ImageLedger:
         for digest in list(self._idle):
             if self.num_bytes <= self.max_bytes:
                 break
-            if self._can_be_read_again(digest) and not is_pinned(digest):
+            if self._can_be_read_again(digest) and not must_stay(digest):
                 self._drop(digest)
                 dropped.append(digest)
         return dropped
 
-    def note_unpinned(self) -> None:
-        """An adapter has lost its pin, so that its image may be dropped."""
+    def note_free(self) -> None:
+        """An image that had to stay may be dropped: its adapter has lost its pin, say."""
         self._may_exceed = True
 
     def _can_be_read_again(self, digest: str) -> bool:

@@ -11,7 +11,7 @@ from blora.adapters import ImageTable
 
 from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
-from ..ipc.messages import FromEngine, LoadAdapter
+from ..ipc.messages import CallFailed, FromEngine, LoadAdapter
 from .loader_client import PackedAdapter
 
 
@@ -22,10 +22,10 @@ class AdapterImages:
         self._uploads: dict[str, TemporaryDirectory[str]] = {}  # by digest: the files, to be read again
 
     async def give(self, table: ImageTable, packed: PackedAdapter) -> None:
-        """Gives the engine an adapter that was read, and keeps its image; on failure closes it. table: the adapter's,
-        without text. Raises EngineUnavailable."""
+        """Gives the engine an adapter that was read, and keeps its image once the engine has it; on failure closes it.
+        table: the adapter's, without text. Raises EngineUnavailable, EngineFault."""
         try:
-            await self._connection.send_with(LoadAdapter(table), packed.descriptor)
+            await self._connection.call_with(lambda call_id: LoadAdapter(call_id, table), packed.descriptor)
         except BaseException:
             packed.close()
             raise
@@ -37,9 +37,13 @@ class AdapterImages:
         if packed.upload is not None:
             self._uploads[digest] = packed.upload
 
-    async def give_kept(self, engine: Child[FromEngine], table: ImageTable) -> None:
-        """Gives another engine an adapter whose image is kept. Raises ChannelClosed."""
-        await engine.send_with(LoadAdapter(table), self._descriptors[table.digest])
+    async def give_kept(self, engine: Child[FromEngine], table: ImageTable) -> str | None:
+        """Gives another engine, which has been asked nothing else yet, an adapter whose image is kept. Returns the
+        error if the engine cannot take it. Raises ChannelClosed."""
+        call_id = self._connection.next_call_id()
+        await engine.send_with(LoadAdapter(call_id, table), self._descriptors[table.digest])
+        answer = await engine.receive()
+        return answer.error if isinstance(answer, CallFailed) else None
 
     def drop(self, digest: str) -> None:
         """Closes an image that can be read again. An unknown digest is fine."""

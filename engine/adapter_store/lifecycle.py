@@ -14,7 +14,7 @@ from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
-from ..errors import EngineUnavailable
+from ..errors import EngineFault, EngineUnavailable
 from ..ipc import messages
 from ..ipc.channel import Child, StartChild, start_child
 from ..ipc.engine_connection import EngineConnection
@@ -102,7 +102,7 @@ class AsyncAdapters:
             case ReadAgain():
                 return await self._read_again(order)
             case GiveImage(table, packed):
-                await self._images.give(table, packed)
+                await self._give(table, packed)
             case Pin(digest):
                 return await self._ask(partial(messages.PinAdapter, digest=digest, is_pinned=True))
             case Warm(digest):
@@ -133,6 +133,12 @@ class AsyncAdapters:
     async def _ask(self, message: Callable[[int], Any]) -> bool:
         reply: DoneReply = await self._connection.call(message)
         return reply.is_done
+
+    async def _give(self, table: ImageTable, packed: PackedAdapter) -> None:
+        try:
+            await self._images.give(table, packed)
+        except EngineFault as error:
+            raise AdapterRejected(packed.source.path, [str(error)]) from None
 
     async def _read_again(self, order: ReadAgain) -> PackedAdapter:
         packed = await self._loader.read_again(order.source)
@@ -196,21 +202,34 @@ class AsyncAdapters:
         """Gives another engine, which has no user yet, what the one before had. Raises ChannelClosed."""
         await carry_out_async(self._policy.equip(), partial(self._do_for, engine))
 
-    async def _do_for(self, engine: Child[FromEngine], order: Order) -> None:
+    async def _do_for(self, engine: Child[FromEngine], order: Order) -> str | None:
         match order:
             case GiveKeptImage(table):
-                await self._images.give_kept(engine, table)
+                return await self._images.give_kept(engine, table)
             case Unload(digest):
                 engine.send(messages.UnloadAdapter(digest))
             case Pin(digest):
                 call_id = self._connection.next_call_id()
                 engine.send(messages.PinAdapter(call_id, digest, True))
                 self._connection.expect(call_id).add_done_callback(partial(self._check_pin, digest))
+        return None
 
     def _check_pin(self, digest: str, reply: "asyncio.Future[DoneReply]") -> None:
-        has_ended = reply.cancelled() or reply.exception() is not None  # this engine, too
-        if not has_ended and not reply.result().is_done:
+        error = None if reply.cancelled() else reply.exception()
+        has_failed = isinstance(error, EngineFault)
+        has_ended = reply.cancelled() or (error is not None and not has_failed)  # this engine, too
+        if has_failed or (not has_ended and not reply.result().is_done):
+            self.lose_pins([digest])
+
+    def lose_pins(self, digests: Iterable[str]) -> None:
+        """The engine keeps these adapters in memory no longer."""
+        for digest in digests:
             self._carry_out_now(self._policy.lose_pin(digest))
+
+    def set_aside(self, adapters: Mapping[str, str]) -> None:
+        """The engine has crashed over these adapters, and no other one gets them. adapters: digest -> reason."""
+        for digest, reason in adapters.items():
+            self._policy.set_aside(digest, reason)
 
     def meet_engine(self) -> None:
         """Another engine has been equipped, and can be used."""

@@ -82,7 +82,7 @@ class GiveImage:
 
 @dataclass(frozen=True, slots=True)
 class GiveKeptImage:
-    """Give another engine an image that is kept."""
+    """Give another engine an image that is kept. The reply is None, or the error that the engine met."""
 
     table: ImageTable
 

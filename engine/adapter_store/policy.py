@@ -52,11 +52,17 @@ class AdapterPolicy:
     def expect(self, path: str, table: ImageTable) -> ImageTable:
         """A load brings an adapter; `take_in` follows at once. Returns the table without the adapter's text, which the
         catalog keeps, and with all warnings. path: for messages. Raises AdapterRejected."""
+        self._check_not_set_aside(path, table.digest)
         table = self._catalog.add_text(path, table)
         if self._stages.of(table.digest) in (Stage.ABSENT, Stage.UNLOADING):
             self._stages.move(table.digest, Stage.COMING)
         self._loads[table.digest] += 1
         return table
+
+    def _check_not_set_aside(self, path: str, digest: str) -> None:
+        reason = self._catalog.why_set_aside(digest)
+        if reason is not None:
+            raise AdapterRejected(path, [f"its content is set aside: {reason}"])
 
     def take_in(self, name: str, table: ImageTable, image: Any, source: Source) -> Operation[None]:
         """Makes an expected adapter the active version of a name. image: see GiveImage."""
@@ -72,10 +78,13 @@ class AdapterPolicy:
 
     def _end_load(self, digest: str) -> list[Immediate]:
         self._loads -= Counter((digest,))
-        if digest not in self._loads and self._stages.of(digest) is Stage.COMING:
-            self._stages.move(digest, Stage.ABSENT)
-            self._catalog.forget(digest)
-        return self.settle()
+        self._ledger.note_free()  # meanwhile its image was not dropped
+        if digest in self._loads or self._stages.of(digest) is not Stage.COMING:
+            return self.settle()
+        # The load has failed. The engine may have the adapter all the same: its answer came too late.
+        self._stages.move(digest, Stage.UNLOADING if self._has_engine else Stage.ABSENT)
+        self._catalog.forget(digest)
+        return [Unload(digest), *self.settle()]
 
     def read_again(self, digest: str) -> Operation[None]:
         """Brings back the image of an adapter that something uses. Raises AdapterRejected when the source holds another
@@ -104,7 +113,7 @@ class AdapterPolicy:
 
     def activate(self, name: str, number: int) -> Operation[None]:
         """Makes a name mean a version that is kept. A version whose image cannot be had any more is not activated.
-        Raises AdapterNotFound, AdapterRejected."""
+        Raises AdapterNotFound, AdapterRejected, AdapterSetAside."""
         digest = self._catalog.resolve(f"{name}@{number}")
         try:
             with self._holding(digest):
@@ -114,13 +123,14 @@ class AdapterPolicy:
             yield from self.settle()
 
     def warm(self, reference: str) -> Operation[None]:
-        """Makes an adapter resident. Raises AdapterNotFound, AdapterRejected, AdapterTooLarge."""
+        """Makes an adapter resident. Raises AdapterNotFound, AdapterRejected, AdapterSetAside, AdapterTooLarge."""
         digest = self._catalog.resolve(reference)
         yield from self._make_resident(digest, Warm(digest), f"there is no room now to warm adapter {reference!r}")
 
     def pin(self, reference: str) -> Operation[str]:
         """Makes an adapter resident for good; returns the reference of its version. Raises AdapterNotFound,
-        AdapterRejected, AdapterTooLarge."""
+        AdapterRejected, AdapterSetAside, AdapterTooLarge."""
+        self._catalog.resolve(reference)
         adapter = self._catalog.named(reference)
         digest, reference = adapter.table.digest, adapter.reference
         self._catalog.set_pinned(reference, True)  # at once: requests are checked against the pin from now on
@@ -182,7 +192,7 @@ class AdapterPolicy:
         """Adapters may have lost a version or a pin: with the last version they leave, with the last pin they may be
         evicted. One that leaves is unpinned, too: it may be loaded again before it is unloaded."""
         self._note_unpublished(digests)
-        self._ledger.note_unpinned()
+        self._ledger.note_free()
         return [*(Unpin(digest) for digest in digests if not self._catalog.is_pinned(digest)), *self.settle()]
 
     def _note_unpublished(self, digests: Iterable[str]) -> None:
@@ -210,7 +220,11 @@ class AdapterPolicy:
     def _drop_excess(self) -> list[Immediate]:
         if not self._has_engine:  # an engine that is being started is given the images
             return []
-        return [DropImage(digest) for digest in self._ledger.take_excess(self._catalog.is_pinned)]
+        return [DropImage(digest) for digest in self._ledger.take_excess(self._must_stay)]
+
+    def _must_stay(self, digest: str) -> bool:
+        """Whether an idle image is needed: the engine that a load gives it to would drop it after the load."""
+        return digest in self._loads or self._catalog.is_pinned(digest)
 
     def note_unloaded(self, digest: str) -> None:
         """The engine has freed an adapter. It may be coming again already: then the load goes on."""
@@ -230,10 +244,12 @@ class AdapterPolicy:
     def equip(self) -> Operation[None]:
         """Gives another engine, which has no user yet, what the one before had. Orders are to this engine. Pin has no
         reply here: see `lose_pin`."""
-        given = self._ledger.images()
+        given = [digest for digest in self._ledger.images() if self._catalog.why_set_aside(digest) is None]
         for digest in given:
             if digest in self._ledger:
-                yield GiveKeptImage(self._catalog.table_of(digest))
+                error = yield GiveKeptImage(self._catalog.table_of(digest))
+                if error is not None:
+                    self.set_aside(digest, f"an engine that was started could not take it ({error})")
         for digest in given:
             if digest not in self._ledger:  # unloaded meanwhile
                 yield Unload(digest)
@@ -241,19 +257,26 @@ class AdapterPolicy:
             if digest in self._ledger and self._catalog.is_pinned(digest):  # or the pin has its image read again
                 yield Pin(digest)
 
+    def set_aside(self, digest: str, reason: str) -> None:
+        """No engine is given an adapter any more, until it has been unloaded. There is no engine now that has it."""
+        names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
+        logger.error("adapter %s (%s) is set aside: %s", digest, names or "not loaded", reason)
+        self._catalog.set_aside(digest, reason)
+        self._ledger.note_free()
+
     def meet_engine(self) -> list[Immediate]:
         """Another engine runs, and has been equipped."""
         self._has_engine = True
         return self.settle()
 
     def lose_pin(self, digest: str) -> list[Immediate]:
-        """Another engine has no room for an adapter that was pinned."""
+        """The engine can keep an adapter no longer that was pinned: another one has no room for it, say."""
         if not self._catalog.is_pinned(digest):
             return []
         names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
-        logger.warning("there is no room any more to pin %s: the pin ends", names)
+        logger.warning("%s cannot be kept in memory any more: the pin ends", names)
         self._catalog.end_pins(digest)
-        self._ledger.note_unpinned()
+        self._ledger.note_free()
         return self.settle()
 
     # Facts.

@@ -4,16 +4,16 @@ An adapter is a content, named by its digest, however many versions of names mea
 
                a load begins               a version means it
     ABSENT ----------------------> COMING --------------------> LOADED
-       ^ ^                         |   ^                         ^  |
-       | |   the load has failed   |   |                a version|  | its last
-       | +-------------------------+   |           means it again|  | version
-       |                               | a load begins           |  | has gone
-       |                               |                         |  v
-       +-------------------------- UNLOADING <------------------ LEAVING
-       ^     the engine has freed it,    nothing uses it:           |
-       |     or has ended                the engine is told         |
+       ^                            |  ^                         ^  |
+       |       the load has failed: |  |                a version|  | its last
+       |         the engine is told |  | a load    means it again|  | version
+       |                            |  | begins                  |  | has gone
+       |                            v  |                         |  v
+       +--------------------------- UNLOADING <--------------- LEAVING
+       ^   the engine has freed it,            nothing uses it:     |
+       |   or has ended                        the engine is told   |
        +------------------------------------------------------------+
-                    nothing uses it, and there is no engine
+            nothing uses it (or its load has failed), and there is no engine
 
 Nothing uses an adapter when no unfinished request, no operation such as a pin, and no load of the same content does.
 """
@@ -32,7 +32,7 @@ class Stage(Enum):
 
 MOVES: Mapping[Stage, frozenset[Stage]] = {
     Stage.ABSENT: frozenset({Stage.COMING}),
-    Stage.COMING: frozenset({Stage.LOADED, Stage.ABSENT}),
+    Stage.COMING: frozenset({Stage.LOADED, Stage.UNLOADING, Stage.ABSENT}),
     Stage.LOADED: frozenset({Stage.LEAVING}),
     Stage.LEAVING: frozenset({Stage.LOADED, Stage.UNLOADING, Stage.ABSENT}),
     Stage.UNLOADING: frozenset({Stage.COMING, Stage.ABSENT}),

@@ -19,7 +19,7 @@ from blora.scheduler import PageCopy
 
 from ..errors import EngineBroken
 from ..parallel.shards import NO_SHARDS, Shards
-from ..step.copies import PagedStep, run_copies
+from ..step.copies import CopiesFailed, PagedStep, run_copies
 from ..step.device import Device, Event
 
 
@@ -101,10 +101,11 @@ class CopiesBeside:
         """copier: the pool's. shards: the other shards that compute the step."""
         self._pool, self._device, self._copier, self._shards = pool, device, copier, shards
         self._left: Sequence[PageCopy] = ()
+        self._failed: list[str] = []
         self._seconds = 0.0
 
     def begin(self, step: PagedStep) -> None:
-        self._left, self._seconds = step.copies, 0.0
+        self._left, self._failed, self._seconds = step.copies, [], 0.0
         self._copier.order(pages_of(step))
         if step.copies:
             self._copier.note_step()
@@ -128,11 +129,17 @@ class CopiesBeside:
 
     def finish(self) -> float:
         self._run_left()
+        if self._failed:
+            raise CopiesFailed(self._failed)
         return self._seconds
 
     def _run_left(self) -> None:
         copies, self._left = self._left, ()
-        self._seconds += run_copies(self._pool, copies)
+        seconds, failed = run_copies(self._pool, copies)
+        self._seconds += seconds
+        self._failed += failed
+        if failed:
+            self.settle()
 
 
 def pages_of(step: PagedStep) -> set[int]:

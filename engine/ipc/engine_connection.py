@@ -8,9 +8,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import EngineUnavailable
+from ..errors import EngineFault, EngineUnavailable
 from .channel import ChannelClosed, Child
-from .messages import DoneReply, FromEngine, StateReply, Updates
+from .messages import CallFailed, DoneReply, FromEngine, StateReply, Updates
 
 logger = logging.getLogger(__name__)
 ENDED = "the engine ended unexpectedly"
@@ -63,12 +63,15 @@ class EngineConnection:
         except ChannelClosed:
             raise EngineUnavailable(ENDED) from None
 
-    async def send_with(self, message: Any, descriptor: int) -> None:
-        """Sends a message and the descriptor that it announces."""
+    async def call_with(self, message: Callable[[int], Any], descriptor: int) -> Any:
+        """Does what `call` does with a message that announces a descriptor."""
+        call_id = self.next_call_id()
+        answer = self.expect(call_id)
         try:
-            await self.child.send_with(message, descriptor)
+            await self.child.send_with(message(call_id), descriptor)
         except ChannelClosed:
             raise EngineUnavailable(ENDED) from None
+        return await answer
 
     def call(self, message: Callable[[int], Any]) -> Awaitable[Any]:
         """Sends the message made from a new call id; returns an awaitable of the engine's answer."""
@@ -95,9 +98,16 @@ class EngineConnection:
             match await child.receive():
                 case Updates() as updates:
                     return updates
-                case DoneReply(call_id) | StateReply(call_id) as reply:
-                    call = self._calls.pop(call_id, None)
-                    if call is not None and not call.done():
-                        call.set_result(reply)
+                case DoneReply() | StateReply() | CallFailed() as reply:
+                    self._end_call(reply)
                 case message:
                     logger.error("unexpected message from the engine: %s", type(message).__name__)
+
+    def _end_call(self, reply: DoneReply | StateReply | CallFailed) -> None:
+        call = self._calls.pop(reply.call_id, None)
+        if call is None or call.done():
+            return
+        if isinstance(reply, CallFailed):
+            call.set_exception(EngineFault(f"the engine met an error of its own over this call ({reply.error})"))
+        else:
+            call.set_result(reply)

@@ -66,8 +66,9 @@ class ResetPrefixCache(Frame, frozen=True):
 
 
 class LoadAdapter(Frame, frozen=True):
-    """Carries the descriptor of the sealed image."""
+    """Carries the descriptor of the sealed image. Answered once requests may use the adapter."""
 
+    call_id: int
     table: ImageTable
 
 
@@ -133,10 +134,11 @@ class Updates(Frame, frozen=True):
     unloaded: list[str]  # digests of adapters that have left the engine
     residency: dict[str, bool]  # digest -> whether it is resident now, for adapters whose residency changed
     step_costs: StepCosts | None = None  # None if they have hardly changed
+    unpinned: list[str] = []  # digests of adapters whose pins have ended, because they could not be copied
 
 
 class DoneReply(Frame, frozen=True):
-    """The answer to PinAdapter, WarmAdapter and ResetPrefixCache."""
+    """The answer to LoadAdapter, PinAdapter, WarmAdapter and ResetPrefixCache."""
 
     call_id: int
     is_done: bool
@@ -148,7 +150,14 @@ class StateReply(Frame, frozen=True):
     adapters: list[AdapterState]  # in the order of GetState.digests
 
 
-FromEngine = Ready | StartFailed | Updates | DoneReply | StateReply
+class CallFailed(Frame, frozen=True):
+    """The answer to a call over which an error was raised. The engine goes on as if the call had not come."""
+
+    call_id: int
+    error: str  # the type of the error: its text may hold what is nobody else's business
+
+
+FromEngine = Ready | StartFailed | Updates | DoneReply | StateReply | CallFailed
 
 
 # First shard of an engine -> another shard and back.
@@ -208,13 +217,19 @@ class ShardStep(Frame, frozen=True):
     adapter_pages: dict[str, list[int]]  # digest -> its pages, for every adapter the rows use
 
 
+class TakeAdapter(Frame, frozen=True):
+    """Carries the descriptor of the sealed image."""
+
+    table: ImageTable
+
+
 class ForgetAdapter(Frame, frozen=True):
     """Drops an adapter that no request uses any more."""
 
     digest: str
 
 
-ToShard = StartShard | BuildShard | ShardStep | LoadAdapter | DropImage | ForgetAdapter
+ToShard = StartShard | BuildShard | ShardStep | TakeAdapter | DropImage | ForgetAdapter
 
 
 class ShardLoaded(Frame, frozen=True):

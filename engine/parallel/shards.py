@@ -36,11 +36,11 @@ from ..ipc.messages import (
     DropImage,
     ForgetAdapter,
     FromShard,
-    LoadAdapter,
     ShardRow,
     ShardStep,
     StartFailed,
     StartShard,
+    TakeAdapter,
 )
 from ..ipc.sealed_memory import raise_descriptor_limit
 from ..model.meeting import Meeting, create_meeting
@@ -198,7 +198,7 @@ class Shards:
 
     def load_adapter(self, table: ImageTable, descriptor: int) -> None:
         """descriptor: the sealed image of all shards, which the caller closes."""
-        self._tell(LoadAdapter(table), descriptor)
+        self._tell(TakeAdapter(table), descriptor)
 
     def drop_image(self, digest: str) -> None:
         self._send_copies()

@@ -1,5 +1,8 @@
 """The engine process: a loop that owns an engine core. All compute runs from its one thread.
 
+An error that a request, an adapter or a call has brought out costs that one, as long as it leaves the core sound. Any
+other one ends the process: the front end starts another, and gives it the requests of this one.
+
 Between steps it handles the front end's messages; after a step it sends one message. It ends when the channel closes,
 so that an engine never outlives its front end.
 """
@@ -9,14 +12,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from blora.adapters import ImageTable
+from blora.scheduler import FinishReason, RowUpdate
+
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
+from ..ipc.logbook import Activity
 from ..ipc.messages import (
     AddRequest,
+    CallFailed,
     DoneReply,
     DropImage,
     FinishRequests,
@@ -41,6 +50,7 @@ from ..step.core import EngineCore
 
 logger = logging.getLogger(__name__)
 IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
+NOT_ACCEPTED = "the engine could not accept this request"
 
 
 class EngineLoop:
@@ -55,30 +65,49 @@ class EngineLoop:
         self._core = core
         self._shards = shards
         self._now = now
+        self._refused: list[RowUpdate] = []  # requests that could not be accepted, yet to be told
         shards.wake(channel)
         self._last_check = 0.0  # by `now`
 
     def run(self) -> None:
-        """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails."""
+        """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails, and any other error that
+        is nobody's own."""
         while True:
             self.turn()
 
     def turn(self) -> None:
         """Handles what has come, waiting for it if there is no work; then computes one step and sends its news."""
+        self._core.logbook.rest()
         self._shards.check_alive()
         for message in self._channel.receive(wait=not self._core.has_work):
             self._handle(message)
+            self._core.logbook.rest()
         is_busy = self._core.has_work
-        rows = self._core.step() if is_busy else []
-        unloaded, residency = self._core.take_unloaded(), self._core.take_residency_changes()
-        step_costs = self._core.take_step_costs()
-        if rows or unloaded or residency or step_costs is not None:
+        rows, self._refused = self._refused, []
+        if is_busy:
+            rows += self._step()
+        self._send_news(rows)
+        if is_busy and not self._core.has_work:
+            self._check_idle()
+
+    def _step(self) -> list[RowUpdate]:
+        """Raises EngineBroken before anybody hears of errors that no row is to blame for."""
+        rows = self._core.step()
+        if self._core.is_failing:
+            failed = [row.request_id for row in rows if row.error is not None]
+            self._core.logbook.note(Activity.EXECUTING, failed)
+            raise EngineBroken("no row can be computed: the errors above have come over all of them")
+        return rows
+
+    def _send_news(self, rows: list[RowUpdate]) -> None:
+        core = self._core
+        unloaded, residency, unpinned = core.take_unloaded(), core.take_residency_changes(), core.take_unpinned()
+        step_costs = core.take_step_costs()
+        if rows or unloaded or residency or unpinned or step_costs is not None:
             *first, last = in_frames(rows)
             for part in first:
                 self._channel.send(Updates(part, [], {}))
-            self._channel.send(Updates(last, unloaded, residency, step_costs))
-        if is_busy and not self._core.has_work:
-            self._check_idle()
+            self._channel.send(Updates(last, unloaded, residency, step_costs, unpinned))
 
     def _check_idle(self) -> None:
         """Checks the idle engine for leaks, at most every IDLE_CHECK_INTERVAL. A leak is a bug of blora: the log calls
@@ -96,29 +125,63 @@ class EngineLoop:
         core = self._core
         match message:
             case AddRequest():
-                core.add_request(message.to_request())
+                self._add(message)
             case FinishRequests(request_ids):
                 for request_id in request_ids:
                     core.finish(request_id)
             case ResetPrefixCache(call_id, also_running):
-                self._channel.send(DoneReply(call_id, core.reset_prefix_cache(also_running)))
-            case LoadAdapter(table):
-                descriptor = self._channel.receive_descriptor()
-                self._shards.load_adapter(table, descriptor)
-                image = map_sealed(descriptor, table.num_bytes)
-                core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
+                self._answer(call_id, partial(core.reset_prefix_cache, also_running))
+            case LoadAdapter(call_id, table):
+                self._answer(call_id, partial(self._load, table, self._channel.receive_descriptor()))
             case DropImage(digest):
                 core.drop_image(digest)
             case UnloadAdapter(digest):
                 core.unload_adapter(digest)
             case PinAdapter(call_id, digest, is_pinned):
-                self._channel.send(DoneReply(call_id, self._pin(digest, is_pinned)))
+                self._answer(call_id, partial(self._pin, digest, is_pinned))
             case WarmAdapter(call_id, digest):
-                self._channel.send(DoneReply(call_id, self._core.warm_adapter(digest)))
+                self._answer(call_id, partial(core.warm_adapter, digest))
             case GetState(call_id, digests):
-                self._channel.send(self._state(call_id, digests))
+                self._answer(call_id, partial(self._state, call_id, digests))
             case Start():
                 raise RuntimeError("the engine has started already")
+
+    def _add(self, message: AddRequest) -> None:
+        """Takes a request in. An error costs the request."""
+        self._core.logbook.note(Activity.ADDING, [message.request_id])
+        try:
+            self._core.add_request(message.to_request())
+        except Exception:
+            logger.exception("request %d cannot be accepted", message.request_id)
+            self._core.finish(message.request_id)
+            self._core.check_integrity()
+            update = RowUpdate(message.request_id, finish_reason=FinishReason.ERROR, error=NOT_ACCEPTED)
+            self._refused.append(update)
+
+    def _answer(self, call_id: int, work: Callable[[], bool | StateReply]) -> None:
+        """Does the work of a call, and sends the answer. An error costs the call."""
+        try:
+            answer = work()
+        except EngineBroken:
+            raise
+        except Exception as error:
+            logger.exception("a call has failed")
+            self._core.check_integrity()
+            self._channel.send(CallFailed(call_id, type(error).__name__))
+        else:
+            self._channel.send(DoneReply(call_id, answer) if isinstance(answer, bool) else answer)
+
+    def _load(self, table: ImageTable, descriptor: int) -> bool:
+        core = self._core
+        core.logbook.note(Activity.REGISTERING, digest=table.digest)
+        self._shards.load_adapter(table, descriptor)
+        try:
+            image = map_sealed(descriptor, table.num_bytes)
+            core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
+        except Exception:
+            core.refuse_adapter(table.digest)
+            raise
+        return True
 
     def _pin(self, digest: str, is_pinned: bool) -> bool:
         if is_pinned:
@@ -158,8 +221,8 @@ def main() -> None:
             EngineLoop(channel, engine.core, engine.shards).run()
     except ChannelClosed:
         pass
-    except EngineBroken as error:
-        logger.critical("the engine ends: %s", error)
+    except Exception as error:
+        logger.critical("the engine ends: %s", error, exc_info=not isinstance(error, EngineBroken))
         channel.close()  # comes first: a hanging GPU may block the exit, and the front end then kills this process
         sys.exit(1)
 

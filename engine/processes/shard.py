@@ -21,13 +21,13 @@ from ..ipc.messages import (
     BuildShard,
     DropImage,
     ForgetAdapter,
-    LoadAdapter,
     ShardLoaded,
     ShardReady,
     ShardRow,
     ShardStep,
     StartFailed,
     StartShard,
+    TakeAdapter,
     ToShard,
 )
 from ..ipc.sealed_memory import map_sealed
@@ -58,7 +58,7 @@ class ShardLoop:
         match message:
             case ShardStep():
                 self._step(message)
-            case LoadAdapter(table):
+            case TakeAdapter(table):
                 self._load(table, self._channel.receive_descriptor())
             case DropImage(digest):
                 self._pool.drop_image(digest)

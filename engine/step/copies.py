@@ -1,11 +1,27 @@
-"""StepCopies: when the adapter copies of a step run, before its rows or beside them."""
+"""StepCopies: when the adapter copies of a step run, before its rows or beside them.
 
+A copy that fails costs its adapter, and no other one.
+"""
+
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from blora.adapters.device_pool import DevicePool
 from blora.scheduler import PageCopy
+
+from ..errors import EngineBroken
+
+logger = logging.getLogger(__name__)
+
+
+class CopiesFailed(RuntimeError):
+    """Copies of these adapters have failed; the others have been made."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__(digests)
+        self.digests = digests
 
 
 class PagedRow(Protocol):
@@ -30,7 +46,7 @@ class StepCopies(Protocol):
     is_beside: bool  # True if the rows of a step do not wait for its copies, and so may not use the copied pages
 
     def begin(self, step: PagedStep) -> None:
-        """Begins the step's copies. Call it before anything of the step is computed."""
+        """Begins the step's copies. Call it before anything of the step is computed. Raises CopiesFailed."""
 
     def go_on(self, is_waited_for: bool) -> None:
         """Goes on with the copies. Call it once the work of the step's rows is launched, before the host waits for it.
@@ -42,7 +58,7 @@ class StepCopies(Protocol):
 
     def finish(self) -> float:
         """Completes all copies of the step. Call it after the step, even if it failed. Returns the seconds of host time
-        that the copies took."""
+        that the copies took. Raises CopiesFailed for those that were not made in `begin`."""
 
 
 class CopiesBefore:
@@ -55,7 +71,9 @@ class CopiesBefore:
         self._seconds = 0.0
 
     def begin(self, step: PagedStep) -> None:
-        self._seconds = run_copies(self._pool, step.copies)
+        self._seconds, failed = run_copies(self._pool, step.copies)
+        if failed:
+            raise CopiesFailed(failed)
 
     def go_on(self, is_waited_for: bool) -> None:
         pass
@@ -67,9 +85,17 @@ class CopiesBefore:
         return self._seconds
 
 
-def run_copies(pool: DevicePool, copies: Sequence[PageCopy]) -> float:
-    """Runs the copies; returns the seconds that they took."""
+def run_copies(pool: DevicePool, copies: Sequence[PageCopy]) -> tuple[float, list[str]]:
+    """Runs the copies; returns the seconds that they took, and the adapters whose copies failed. Raises
+    EngineBroken."""
     started = time.monotonic()
+    failed = []
     for copy in copies:
-        pool.copy(copy.digest, copy.first, copy.page_ids)
-    return time.monotonic() - started
+        try:
+            pool.copy(copy.digest, copy.first, copy.page_ids)
+        except EngineBroken:
+            raise
+        except Exception:
+            logger.exception("adapter %s cannot be copied", copy.digest)
+            failed.append(copy.digest)
+    return time.monotonic() - started, failed

@@ -44,13 +44,14 @@ class ModelRunner:
 
     @torch.inference_mode()
     def begin_copies(self, step: Step) -> None:
-        """Begins the step's copies. Call it before `execute`, so that each page is copied before `execute` needs it."""
+        """Begins the step's copies. Call it before `execute`, so that each page is copied before `execute` needs it.
+        Raises CopiesFailed."""
         self._copies.begin(step)
 
     @torch.inference_mode()
     def finish_copies(self) -> float:
         """Completes the step's copies. Call it after `execute`, even if that failed. Returns the seconds that the
-        copies took."""
+        copies took. Raises CopiesFailed."""
         return self._copies.finish()
 
     @torch.inference_mode()

@@ -85,6 +85,8 @@ class Task:
         """kind: or "request", which may end while its images are read, or "read"."""
         self.world, self.operation, self.on_end, self.kind = world, operation, on_end, kind
         self.order: Any = None  # the one that it waits for
+        self.engine: Engine | None = None  # the one that was given GiveImage's image
+        self.is_new = False  # this engine did not have it
         self.failure: BaseException | None = None  # of this order, known already
         self.digests: set[str] = set()  # of AwaitUnloaded: those that have yet to go
         self.go_on()
@@ -177,6 +179,14 @@ class World(RuleBasedStateMachine):
                     self.begin_read()
                 else:
                     self.answer_reads(task, None)
+            case GiveImage(table):
+                task.engine = self.engine
+                if self.engine is None:
+                    task.failure = EngineUnavailable("there is none")
+                else:
+                    task.is_new = table.digest not in self.engine.adapters
+                    self.engine.adapters.add(table.digest)
+                    self.engine.images.add(table.digest)
             case Pin(digest) | Warm(digest):
                 assert self.engine is None or digest in self.engine.images
                 task.failure = EngineUnavailable("there is none") if self.engine is None else None
@@ -305,7 +315,13 @@ class World(RuleBasedStateMachine):
     # Answers.
 
     def can_be_answered(self) -> list[Task]:
-        return [task for task in self.tasks if not isinstance(task.order, BringBack | AwaitUnloaded)]
+        """An engine takes images one after another."""
+        given: dict[str, Task] = {}
+        for task in self.tasks:
+            if isinstance(task.order, GiveImage):
+                given.setdefault(task.order.table.digest, task)
+        others = [task for task in self.tasks if not isinstance(task.order, BringBack | AwaitUnloaded | GiveImage)]
+        return [*given.values(), *others]
 
     @precondition(lambda self: self.can_be_answered())
     @rule(data=st.data(), has_room=st.booleans())
@@ -317,7 +333,8 @@ class World(RuleBasedStateMachine):
             case ReadAgain(_, source) as order:
                 self.answer(task, self.found(order, self.folders[source.folder]))
             case GiveImage(table, image):
-                self.answer(task, self.give(table, image))
+                assert image == table.digest
+                self.answer(task, task.failure or self.give(task, table.digest, has_room))
             case Pin(digest):
                 if digest in self.unpinned:  # replies come in the order of the messages
                     self.hear_of_no_room(digest)
@@ -334,14 +351,18 @@ class World(RuleBasedStateMachine):
             return error
         return content
 
-    def give(self, table: ImageTable, image: str) -> BaseException | None:
-        assert image == table.digest
-        if self.engine is None:
-            return EngineUnavailable("there is none")
-        self.images.add(table.digest)
-        self.engine.adapters.add(table.digest)
-        self.engine.images.add(table.digest)
-        return None
+    def give(self, task: Task, digest: str, is_taken: bool) -> BaseException | None:
+        """The engine's answer. What it cannot take it has forgotten, unless it had it before."""
+        assert task.engine is not None
+        if is_taken:
+            self.images.add(digest)
+            task.engine.adapters.add(digest)
+            task.engine.images.add(digest)
+            return None
+        if task.is_new:
+            for held in (task.engine.adapters, task.engine.images):
+                held.discard(digest)
+        return AdapterRejected(digest, ["the engine met an error"])
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
@@ -366,7 +387,7 @@ class World(RuleBasedStateMachine):
             return
         self.engine, self.unpinned = None, []
         for task in self.tasks:
-            if isinstance(task.order, Pin | Warm):
+            if isinstance(task.order, Pin | Warm | GiveImage):
                 task.failure = EngineUnavailable("it has ended")
         for request in list(self.requests):
             self.requests.remove(request)
@@ -427,14 +448,15 @@ class World(RuleBasedStateMachine):
         if self.engine is not None:
             assert self.images <= self.engine.images
             assert all(self.engine.images.issuperset(request.digests) for request in self.requests if request.is_sent)
-            assert self.engine.adapters <= self.catalog.digests()
+            assert self.engine.adapters <= self.catalog.digests() | coming
             assert all(map(self.catalog.is_pinned, self.engine.pinned))
             assert self.ledger.num_bytes <= (self.ledger.max_bytes or 0) or not any(
                 map(self.can_be_dropped, self.images)
             )
 
     def can_be_dropped(self, digest: str) -> bool:
-        is_idle = not self.ledger.is_used(digest) and not self.catalog.is_pinned(digest)
+        is_given = any(isinstance(task.order, GiveImage) and task.order.table.digest == digest for task in self.tasks)
+        is_idle = not self.ledger.is_used(digest) and not self.catalog.is_pinned(digest) and not is_given
         return is_idle and self.ledger.source_of(digest).folder == digest  # which no other content overwrites
 
     def teardown(self) -> None:

@@ -85,7 +85,8 @@ MESSAGES: dict[type, list[Any]] = {
     ],
     frames.AddRequest: [frames.AddRequest.of(REQUEST), frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0))],
     frames.FinishRequests: [frames.FinishRequests([]), frames.FinishRequests(list(range(1000)))],
-    frames.LoadAdapter: [frames.LoadAdapter(TABLE)],
+    frames.LoadAdapter: [frames.LoadAdapter(7, TABLE)],
+    frames.TakeAdapter: [frames.TakeAdapter(TABLE)],
     frames.DropImage: [frames.DropImage("digest")],
     frames.UnloadAdapter: [frames.UnloadAdapter("digest")],
     frames.PinAdapter: [frames.PinAdapter(1, "digest", True)],
@@ -96,9 +97,10 @@ MESSAGES: dict[type, list[Any]] = {
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [
         frames.Updates(UPDATES, ["gone"], {"a": True, "b": False}),
-        frames.Updates([], [], {}, StepCosts(0.5)),
+        frames.Updates([], [], {}, StepCosts(0.5), ["loose"]),
     ],
     frames.DoneReply: [frames.DoneReply(3, False)],
+    frames.CallFailed: [frames.CallFailed(3, "MemoryError")],
     frames.StateReply: [
         frames.StateReply(
             4,
@@ -266,11 +268,11 @@ def test_nothing_is_waited_for_unless_asked(pair: Callable[[Any], Pair]) -> None
 
 def test_a_message_in_pieces_is_put_together(pair: Callable[[Any], Pair]) -> None:
     both = pair(frames.ToEngine)
-    content = encoded(frames.LoadAdapter(TABLE))
+    content = encoded(frames.LoadAdapter(7, TABLE))
     for index, byte in enumerate(content):
         both.sockets[0].sendall(bytes([byte]))
         received = both.right.receive(wait=False)
-        assert received == ([frames.LoadAdapter(TABLE)] if index == len(content) - 1 else [])
+        assert received == ([frames.LoadAdapter(7, TABLE)] if index == len(content) - 1 else [])
 
 
 def test_what_follows_a_message_is_kept_for_the_next(pair: Callable[[Any], Pair]) -> None:
@@ -296,7 +298,7 @@ def test_a_descriptor_goes_with_its_message(pair: Callable[[Any], Pair]) -> None
     both = pair(frames.ToEngine)
     numbers = [os.memfd_create(str(index)) for index in range(3)]
     for number in numbers:
-        both.left.send(frames.LoadAdapter(TABLE), number)
+        both.left.send(frames.LoadAdapter(7, TABLE), number)
     assert len(both.right.receive(wait=True)) == 3
     received = [both.right.receive_descriptor() for _ in numbers]
     assert [os.fstat(number).st_ino for number in received] == [os.fstat(number).st_ino for number in numbers]
@@ -338,7 +340,7 @@ def test_sending_to_a_closed_peer(pair: Callable[[Any], Pair]) -> None:
     with pytest.raises(ChannelClosed):
         both.right.send(frames.UnloadAdapter("a"))
     with pytest.raises(ChannelClosed):
-        both.right.send(frames.LoadAdapter(TABLE), both.sockets[1].fileno())
+        both.right.send(frames.LoadAdapter(7, TABLE), both.sockets[1].fileno())
 
 
 def test_no_descriptor_comes_from_a_closed_peer(pair: Callable[[Any], Pair]) -> None:
@@ -350,7 +352,7 @@ def test_no_descriptor_comes_from_a_closed_peer(pair: Callable[[Any], Pair]) -> 
 
 def test_no_descriptor_comes_from_a_peer_that_left_one_unread(pair: Callable[[Any], Pair]) -> None:
     both = pair(frames.ToEngine)
-    both.right.send(frames.LoadAdapter(TABLE), both.sockets[1].fileno())
+    both.right.send(frames.LoadAdapter(7, TABLE), both.sockets[1].fileno())
     both.close_left()
     with pytest.raises(ChannelClosed):
         both.right.receive_descriptor()
@@ -399,9 +401,9 @@ def test_the_parent_and_the_child_understand_each_other() -> None:
         channel = Channel[Any](frames_end, descriptors_end, frames.ToEngine)
         number = os.memfd_create("test")
         child.descriptors.setblocking(False)
-        await child.send_with(frames.LoadAdapter(TABLE), number)
+        await child.send_with(frames.LoadAdapter(7, TABLE), number)
         await child.writer.drain()
-        assert channel.receive(wait=True) == [frames.LoadAdapter(TABLE)]
+        assert channel.receive(wait=True) == [frames.LoadAdapter(7, TABLE)]
         received = channel.receive_descriptor()
         assert os.fstat(received).st_ino == os.fstat(number).st_ino
         channel.send(frames.DoneReply(1, True), received)
@@ -431,7 +433,7 @@ def test_the_parent_cannot_send_once_it_has_closed() -> None:
     async def talk(child: Child[Any], frames_end: socket.socket, descriptors_end: socket.socket) -> None:
         descriptors_end.close()
         with pytest.raises(ChannelClosed):
-            await child.send_with(frames.LoadAdapter(TABLE), frames_end.fileno())
+            await child.send_with(frames.LoadAdapter(7, TABLE), frames_end.fileno())
         child.writer.close()
         with pytest.raises(ChannelClosed):
             child.send(frames.UnloadAdapter("a"))
