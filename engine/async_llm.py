@@ -29,7 +29,7 @@ from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, Inval
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Conversation, Prompt, first_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
-from .front_end.front_end import Checked, FrontEnd, Prepared
+from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import UserRequest
 from .ipc.channel import Child, start_child
@@ -49,14 +49,14 @@ from .ipc.messages import (
     Updates,
 )
 from .ipc.sealed_memory import raise_descriptor_limit
-from .ipc.template_client import TemplateClient
+from .ipc.text_client import TextClients
 from .ipc.turns import Turns
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
-from .text.chat import RenderedChat
+from .text.text_work import TextTokens
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.user_tokenizer import UserTokenizer
 from .unserved import TellsUnserved
@@ -92,7 +92,7 @@ class _Parts:
     ready: Ready
     front_end: FrontEnd
     adapters: AsyncAdapters
-    templates: TemplateClient  # runs the templates that requests bring
+    texts: TextClients
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,7 @@ class AsyncLLM(TellsUnserved):
             self._abort_users,
             self._start_child,
         )
-        return _Parts(ready, front_end, adapters, TemplateClient(self._start_child))
+        return _Parts(ready, front_end, adapters, TextClients(model, ready.facts, self._start_child))
 
     def _lose_engine(self) -> None:
         self._tell_serving()
@@ -319,7 +319,7 @@ class AsyncLLM(TellsUnserved):
         self._abort(list(self._readers))
         await self._supervisor.stop()
         if parts is not None:
-            await parts.templates.close()
+            await parts.texts.close()
             await parts.adapters.close()
 
     @property
@@ -472,32 +472,27 @@ class AsyncLLM(TellsUnserved):
         await self._become_ready()
         self._check_can_begin()
         looks = await self._adapters.look_at(self._front_end.folders_to_look_at(calls))
-        rendered = await self._rendered(calls)
         self._check_can_begin()
         self._check_label(label)
-        checked = [self._front_end.check(call, looks) for call in rendered]
+        checked = await self._read([self._front_end.open(call, looks) for call in calls])
         self._front_end.check_room(checked)
         if self._front_end.adapters_to_load(checked, looks):
             await self._load_missing(checked, looks)
-            prompts = [call.prompt for call in await self._rendered(calls)]  # adapters have special tokens of their own
-            self._check_can_begin()  # much may have happened meanwhile
-            self._check_label(label)
-            checked = [replace(call, prompt=prompt) for call, prompt in zip(checked, prompts, strict=True)]
-            checked = [self._front_end.check_again(call) for call in checked]
-        prepared = [self._front_end.prepare(call, label) for call in checked]
+            # They may have tokenizers and templates of their own.
+            checked = await self._read([self._front_end.open_again(call) for call in checked])
+        self._check_can_begin()  # much may have happened meanwhile
+        self._check_label(label)
+        prepared = [self._front_end.prepare(self._front_end.check_again(call), label) for call in checked]
         self._front_end.accept(prepared)
         return prepared
 
-    async def _rendered(self, calls: Sequence[Call]) -> list[Call]:
-        """Has the templates that calls bring run in a child: here all other requests would wait for them."""
-        return [await self._render(call) for call in calls]
+    async def _read(self, calls: Sequence[Opened]) -> list[Checked]:
+        """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them."""
+        return [self._front_end.check(call, await self._tokens(call)) for call in calls]
 
-    async def _render(self, call: Call) -> Call:
-        to_render = self._front_end.chat_to_render(call)
-        if to_render is None:
-            return call
-        chat, special_tokens, salt = to_render
-        return replace(call, prompt=RenderedChat(await self._parts.templates.render(chat, special_tokens), salt))
+    async def _tokens(self, call: Opened) -> TextTokens:
+        tokens = self._front_end.start_reading(call)
+        return tokens if isinstance(tokens, TextTokens) else await self._parts.texts.read(tokens, call.tenant)
 
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
         """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read

@@ -184,7 +184,7 @@ def test_only_the_command_line_reads_the_environment(path: Path) -> None:
         "blora.engine.async_llm",
         "blora.engine.front_end.front_end",
         "blora.engine.processes.loader",
-        "blora.engine.processes.template",
+        "blora.engine.processes.text",
         "blora.engine.processes.lookout",
         "blora.engine.cli.main",
         "blora.engine.server.server",

@@ -28,13 +28,13 @@ from ..ipc.messages import (
     Ready,
     ToLoader,
 )
+from ..ipc.patience import in_time
 from ..memory.page_size import max_elements
 from .download_client import DownloadClient
 from .source import Source, is_hub_id
 from .upload import IncomingAdapter
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
-MAX_TIMEOUTS = 10  # in a row, for a loader that spends them waiting for a core: it has the lowest priority of all
 MAX_WAITING = 256  # orders
 DOWNLOAD_ROOM = 4  # arenas: an adapter in float32 beside a table that is not loaded may take so much
 LEAST_DOWNLOAD = 64 << 20  # bytes of a file that are allowed for any arena
@@ -190,7 +190,7 @@ class LoaderClient:
             raise EngineUnavailable("the engine was shut down")
         answer = asyncio.create_task(self._answer(path, order, descriptor))
         try:
-            return await self._in_time(answer)
+            return await in_time(answer, READ_TIMEOUT, self._seconds_without_core)
         except TimeoutError:
             problem = f"reading it took more than {READ_TIMEOUT:g} s"
         except ChannelClosed:
@@ -201,17 +201,6 @@ class LoaderClient:
         if self._is_closed:
             raise EngineUnavailable("the engine was shut down")
         raise AdapterRejected(path, [problem])
-
-    async def _in_time(self, answer: "asyncio.Task[Any]") -> Any:
-        """Raises TimeoutError. Time without a core does not count: a busy machine is no fault of the adapter."""
-        for _ in range(MAX_TIMEOUTS):
-            before = self._seconds_without_core()
-            await asyncio.wait({answer}, timeout=READ_TIMEOUT)
-            if answer.done():
-                return answer.result()
-            if self._seconds_without_core() - before < READ_TIMEOUT / 2:
-                break
-        raise TimeoutError
 
     def _seconds_without_core(self) -> float:
         return 0.0 if self._child is None else self._child.seconds_without_core()

@@ -10,7 +10,7 @@ from blora.scheduler import SamplingParams
 
 from ..errors import InvalidRequest
 from ..outputs import LoRARequest
-from ..text.chat import Message, RenderedChat
+from ..text.chat import Message
 from .adapter_choice import Adapter, named_in
 
 
@@ -58,7 +58,7 @@ Conversation = Sequence[Message]
 class Call:
     """One prompt and a user's arguments for it."""
 
-    prompt: Prompt | RenderedChat
+    prompt: Prompt
     sampling: SamplingParams | None = None
     adapter: Adapter = None
     priority: int = 0

@@ -7,7 +7,7 @@ step and imports no torch.
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from blora.scheduler import DEFAULT_COSTS, Request, SamplingParams
@@ -20,19 +20,18 @@ from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
-from ..text.chat import Chat, RenderedChat
+from ..text.bad_words import drawable
+from ..text.text_work import TextOrder, TextTokens, TextWork, start_work, tokenize
 from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, folders_to_look_at, resolve, resolve_loaded
-from .bad_words import bad_sequences
-from .calls import Call, Prompt
+from .calls import Call
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
-from .prompts import PromptReader, ReadPrompt, check_has_rows, form_of
+from .prompts import PromptParts, PromptReader, check_has_rows
 from .validator import (
     WITHOUT_EFFECT,
     Limits,
     as_plain,
-    check_salt,
     check_sampled_tokens,
     check_sampling,
     check_tenant,
@@ -46,16 +45,36 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A call without a fault so far. Its adapters may still have to be loaded."""
+class Opened:
+    """A call with checked arguments, whose text is still to be tokenised."""
 
-    prompt: Prompt | RenderedChat
-    read: ReadPrompt  # by the tokenizer of `adapters`
+    parts: PromptParts
     sampling: SamplingParams
     adapters: ResolvedAdapters
     priority: int
     tenant: str
     deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A call without a fault so far. Its adapters may still have to be loaded."""
+
+    opened: Opened
+    token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
+    bad_sequences: tuple[tuple[int, ...], ...]
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.opened.sampling
+
+    @property
+    def adapters(self) -> ResolvedAdapters:
+        return self.opened.adapters
+
+    @property
+    def tenant(self) -> str:
+        return self.opened.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +120,9 @@ class FrontEnd:
         """Folders of loaded adapters whose paths come with calls. Their files may have changed: the caller looks."""
         return {folder for call in calls for folder in folders_to_look_at(call.adapter, self.adapters)}
 
-    def check(self, call: Call, looks: Looks) -> Checked:
-        """Checks and tokenises a call, changing nothing. looks: at `folders_to_look_at`. Raises InvalidRequest,
-        AdapterNotFound."""
+    def open(self, call: Call, looks: Looks) -> Opened:
+        """Checks the arguments of a call and takes its prompt apart, changing nothing. looks: at `folders_to_look_at`.
+        Raises InvalidRequest, AdapterNotFound."""
         sampling = self.defaults.sampling if call.sampling is None else call.sampling
         if not isinstance(sampling, SamplingParams):
             raise InvalidRequest("sampling_params", f"{type(sampling).__name__} is not SamplingParams")
@@ -115,10 +134,23 @@ class FrontEnd:
         check_sampling(sampling, adapters.facts, self._limits)
         self._notice(sampling)
         sampling = as_plain(sampling)
-        prompt = self._read(call.prompt, sampling, adapters)
+        work = TextWork(keep_last=num_kept_tokens(sampling, self.facts), bad_words=tuple(sampling.bad_strings))
+        parts = self._prompts.take_apart(call.prompt, work)
+        return Opened(parts, sampling, adapters, priority, tenant, call.deadline)
+
+    def start_reading(self, call: Opened) -> TextTokens | TextOrder:
+        """Tokenises what is short; otherwise returns what another process is to do. Raises InvalidRequest."""
+        return start_work(call.parts.work, call.adapters.tokenizer, self.adapters.base_tokenizer, self.facts)
+
+    def check(self, call: Opened, tokens: TextTokens | None = None) -> Checked:
+        """Checks the tokens of a call, which are made here if they are not given. Raises InvalidRequest."""
+        adapters = call.adapters
+        tokens = tokens or tokenize(call.parts.work, adapters.tokenizer, self.facts)
+        token_ids = self._prompts.token_ids(call.parts, tokens, adapters.tokenizer)
+        check_has_rows(token_ids, adapters.tokenizer, adapters.facts)
         # Before any adapter is loaded: a call that is too long without them is too long with them.
-        resolve_max_tokens(prompt.token_ids, sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
-        return Checked(call.prompt, prompt, sampling, adapters, priority, tenant, call.deadline)
+        resolve_max_tokens(token_ids, call.sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
+        return Checked(call, token_ids, tokens.bad_sequences)
 
     def _notice(self, sampling: SamplingParams) -> None:
         """Says once of each field without effect why it has none."""
@@ -140,12 +172,16 @@ class FrontEnd:
         return resolve(lora_request, self.adapters, looks).to_load
 
     def check_again(self, call: Checked) -> Checked:
-        """Checks a call whose adapters have been loaded. Names mean what they mean now, and an adapter may read the
-        prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
-        adapters = resolve_loaded(call.adapters.requests, self.adapters)
-        if adapters.tokenizer is call.adapters.tokenizer:
-            return replace(call, adapters=adapters)
-        return replace(call, adapters=adapters, read=self._read(call.prompt, call.sampling, adapters))
+        """Checks a call whose adapters have been loaded, after others may have changed what names mean. An adapter may
+        read the prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
+        opened = self.open_again(call)
+        has_same = opened.adapters.tokenizer is call.adapters.tokenizer
+        return replace(call, opened=opened) if has_same else self.check(opened)
+
+    def open_again(self, call: Checked) -> Opened:
+        """A call whose adapters have been loaded: names mean what they mean now. Raises AdapterNotFound,
+        InvalidRequest."""
+        return replace(call.opened, adapters=resolve_loaded(call.adapters.requests, self.adapters))
 
     def check_room(self, calls: Sequence[Checked]) -> None:
         """Raises QueueFull when these calls would be too many beside the unfinished requests."""
@@ -163,9 +199,10 @@ class FrontEnd:
         adapters, sampling = call.adapters, call.sampling
         check_sampled_tokens(sampling, adapters.facts, self._limits)
         num_adapter_pages = self.adapters.num_pages(adapters.digests)
-        max_tokens = resolve_max_tokens(call.read.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
-        call = replace(call, sampling=with_all_logprobs(sampling, len(call.read.token_ids), adapters.facts))
-        activation = adapters.find_activation(call.read.token_ids)
+        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
+        sampling = with_all_logprobs(sampling, len(call.token_ids), adapters.facts)
+        call = replace(call, opened=replace(call.opened, sampling=sampling))
+        activation = adapters.find_activation(call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
         requests = self._requests(call, ids, max_tokens, activation)
@@ -177,12 +214,12 @@ class FrontEnd:
         adapters, sampling = call.adapters, call.sampling
         eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
-        bad = bad_sequences(sampling.bad_strings, adapters.tokenizer, adapters.facts)
+        bad = drawable(call.bad_sequences, adapters.facts.vocab_size)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
         return [
             Request(
                 request_id=sample_id,
-                prompt_token_ids=call.read.token_ids,
+                prompt_token_ids=call.token_ids,
                 sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
                 max_tokens=max_tokens,
                 seed=seed,
@@ -191,12 +228,12 @@ class FrontEnd:
                 further_eos_token_ids=eos_token_ids - of_tokenizers,
                 adapters=adapters.uses,
                 activation=activation,
-                priority=call.priority,
+                priority=call.opened.priority,
                 tenant=call.tenant,
                 weights=weights,
-                cache_salt=call.read.salt,
+                cache_salt=call.opened.parts.salt,
                 bad_sequences=bad,
-                deadline=call.deadline,
+                deadline=call.opened.deadline,
                 leader=None if index == 0 else ids[0],
             )
             for index, sample_id in enumerate(ids)
@@ -236,27 +273,13 @@ class FrontEnd:
         """The tokenizer of requests for these adapters. An adapter that is not loaded yet has no say in it."""
         return resolve(adapter, self.adapters, {}).tokenizer
 
-    def chat_to_render(self, call: Call) -> tuple[Chat, Mapping[str, str], bytes] | None:
-        """The conversation of a call that brings the template for it, the special tokens that the template may print,
-        and the cache salt; None for any other call. Raises InvalidRequest, AdapterNotFound."""
-        prompt = call.prompt
-        if not isinstance(prompt, Mapping) or prompt.get("chat_template") is None or form_of(prompt) != "messages":
-            return None
-        salt = check_salt(prompt.get("cache_salt"))
-        return self._prompts.read_chat(prompt), self.tokenizer_of(call.adapter).special_tokens, salt
-
-    def _read(self, prompt: Prompt | RenderedChat, sampling: SamplingParams, adapters: ResolvedAdapters) -> ReadPrompt:
-        read = self._prompts.read(prompt, adapters.tokenizer, num_kept_tokens(sampling, self.facts))
-        check_has_rows(read.token_ids, adapters.tokenizer, adapters.facts)
-        return read
-
 
 def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:
     adapters = call.adapters
     return UserRequest(
         request_id=label,
-        prompt=call.read.text,
-        prompt_token_ids=call.read.token_ids,
+        prompt=call.opened.parts.text,
+        prompt_token_ids=call.token_ids,
         sampling=call.sampling,
         lora_request=adapters.lora_request,
         output_kind=call.sampling.output_kind,

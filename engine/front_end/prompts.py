@@ -1,16 +1,20 @@
-"""PromptReader: reads every form of prompt and returns its tokens. Owns which forms there are. Imports no torch."""
+"""PromptReader: takes every form of prompt apart, into tokens or the work that leads to them. Owns which forms there
+are. Imports no torch."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidRequest
 from ..facts import Facts
-from ..text.chat import CHAT_ARGUMENTS, Chat, RenderedChat
+from ..text.chat import CHAT_ARGUMENTS, Chat
+from ..text.sizes import check_chat, text_to_read
+from ..text.text_work import TextTokens, TextWork
 from ..text.tokenizer import Tokenizer
+from ..text.wire_chat import WireChat
 from .calls import ENCODING_KEYS, Prompt, is_array
-from .validator import MAX_BYTES_PER_TOKEN, as_token_ids, check_chat, check_salt, check_text
+from .validator import as_token_ids, check_salt
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +47,12 @@ SECOND_BOS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ReadPrompt:
-    text: str | None  # None for tokens and for a conversation
-    token_ids: list[int]
+class PromptParts:
+    """A prompt taken apart and checked, before anything is tokenised."""
+
+    text: str | None  # as outputs show it; None for tokens and for a conversation
+    token_ids: list[int] | None  # None where they come of `work`
+    work: TextWork
     salt: bytes = b""
 
 
@@ -54,43 +61,46 @@ class PromptReader:
         self._facts = facts
         self._noticed_second_bos = False
 
-    def read(self, prompt: Prompt | RenderedChat, tokenizer: Tokenizer, keep_last: int | None = None) -> ReadPrompt:
-        """keep_last: a longer prompt is cut on the left to this many tokens. Raises InvalidRequest."""
-        if isinstance(prompt, RenderedChat):
-            return ReadPrompt(None, self._encode_chat(prompt.text, tokenizer, keep_last), prompt.salt)
+    def take_apart(self, prompt: Prompt, work: TextWork) -> PromptParts:
+        """work: what is to do besides the prompt's text, and how many of its tokens are kept. Raises InvalidRequest."""
         if not isinstance(prompt, Mapping):
-            return ReadPrompt(*self._read_text_or_tokens(prompt, tokenizer, keep_last))
-        salt = check_salt(prompt.get("cache_salt"))
-        return ReadPrompt(*self._read_parts(prompt, tokenizer, keep_last), salt)
+            return self._text_or_tokens(prompt, work, b"")
+        return self._take_mapping(prompt, work, check_salt(prompt.get("cache_salt")))
 
-    def read_chat(self, prompt: Mapping[str, Any]) -> Chat:
+    def _take_mapping(self, prompt: Mapping[str, Any], work: TextWork, salt: bytes) -> PromptParts:
+        match form_of(prompt):
+            case "wire_chat":
+                return PromptParts(None, None, replace(work, wire_chat=prompt["wire_chat"]), salt)
+            case "messages":
+                return PromptParts(None, None, replace(work, chat=self._read_chat(prompt)), salt)
+            case "input_ids":
+                return PromptParts(None, self._read_tokens("input_ids", _unpadded(prompt), work.keep_last), work, salt)
+            case "prompt":
+                return self._text_or_tokens(prompt["prompt"], work, salt)
+        shown = prompt.get("prompt")
+        if shown is not None and not isinstance(shown, str):
+            raise InvalidRequest("prompt", f"{type(shown).__name__} is not the text of the tokens beside it")
+        token_ids = self._read_tokens("prompt_token_ids", prompt["prompt_token_ids"], work.keep_last)
+        return PromptParts(shown, token_ids, work, salt)
+
+    def _read_chat(self, prompt: Mapping[str, Any]) -> Chat:
         chat = Chat.read({name: value for name, value in prompt.items() if name != "cache_salt"})
         check_chat(chat, self._facts)
         return chat
 
-    def _read_parts(
-        self, prompt: Mapping[str, Any], tokenizer: Tokenizer, keep_last: int | None
-    ) -> tuple[str | None, list[int]]:
-        match form_of(prompt):
-            case "messages":
-                return None, self._encode_chat(tokenizer.render(self.read_chat(prompt)), tokenizer, keep_last)
-            case "input_ids":
-                return None, self._read_tokens("input_ids", _unpadded(prompt), keep_last)
-            case "prompt":
-                return self._read_text_or_tokens(prompt["prompt"], tokenizer, keep_last)
-        shown = prompt.get("prompt")
-        if shown is not None and not isinstance(shown, str):
-            raise InvalidRequest("prompt", f"{type(shown).__name__} is not the text of the tokens beside it")
-        return shown, self._read_tokens("prompt_token_ids", prompt["prompt_token_ids"], keep_last)
-
-    def _read_text_or_tokens(
-        self, prompt: Any, tokenizer: Tokenizer, keep_last: int | None
-    ) -> tuple[str | None, list[int]]:
+    def _text_or_tokens(self, prompt: Any, work: TextWork, salt: bytes) -> PromptParts:
         if not isinstance(prompt, str):
-            return None, self._read_tokens("prompt", prompt, keep_last)
-        token_ids = tokenizer.encode(self._text_to_read(prompt, keep_last), keep_last=keep_last)
-        self._notice_second_bos(token_ids, tokenizer)
-        return prompt, token_ids
+            return PromptParts(None, self._read_tokens("prompt", prompt, work.keep_last), work, salt)
+        text = text_to_read(prompt, work.keep_last, self._facts)
+        return PromptParts(prompt, None, replace(work, text=text), salt)
+
+    def token_ids(self, parts: PromptParts, tokens: TextTokens, tokenizer: Tokenizer) -> list[int]:
+        """Returns the tokens of a prompt. tokens: what `parts.work` came to."""
+        if parts.token_ids is not None:
+            return parts.token_ids
+        if parts.text is not None:
+            self._notice_second_bos(tokens.prompt, tokenizer)
+        return tokens.prompt
 
     def _notice_second_bos(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> None:
         """Says once that a text, such as a rendered conversation, brings the BOS that the tokenizer puts before it."""
@@ -98,16 +108,6 @@ class PromptReader:
         if bos is not None and not self._noticed_second_bos and token_ids[:2] == [bos, bos]:
             self._noticed_second_bos = True
             logger.warning(SECOND_BOS, tokenizer.token(bos))
-
-    def _encode_chat(self, text: str, tokenizer: Tokenizer, keep_last: int | None) -> list[int]:
-        # Templates write the special tokens themselves; a second BOS harms the answer.
-        to_read = self._text_to_read(text, keep_last)
-        return tokenizer.encode(to_read, add_special_tokens=False, keep_last=keep_last)
-
-    def _text_to_read(self, text: str, keep_last: int | None) -> str:
-        """Returns the part of a text that is tokenised: all of it, or an end that has more tokens than are kept."""
-        most = self._facts.max_model_len * MAX_BYTES_PER_TOKEN
-        return check_text(text if keep_last is None else text[-most:], self._facts)
 
     def _read_tokens(self, name: str, tokens: Any, keep_last: int | None) -> list[int]:
         tokens = _one_row(name, tokens)
@@ -132,6 +132,8 @@ def check_has_rows(token_ids: Sequence[int], tokenizer: Tokenizer, facts: Facts)
 
 def form_of(prompt: Mapping[str, Any]) -> str:
     """Returns the key of what is to be read. Keys without a value count as absent. Raises InvalidRequest."""
+    if isinstance(prompt.get("wire_chat"), WireChat):  # from the server only
+        return "wire_chat"
     given = {name for name, value in prompt.items() if value is not None}
     unserved = given & UNSERVED_PARTS.keys()
     if unserved:

@@ -12,7 +12,6 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..errors import InvalidRequest
 from ..facts import Facts
-from ..text.chat import Chat
 from ..text.tokenizer import is_encodable
 
 MAX_STOP_STRING_LENGTH = 256  # characters
@@ -24,9 +23,6 @@ MAX_SALT_BYTES = 128
 MAX_TENANT_LENGTH = 128  # characters
 MAX_BIAS = 3e38  # of a logit: what a float32 holds
 MOST_TOKENS = (1 << 31) - 1  # a larger number of tokens means the same, and no message could carry every int
-MAX_BYTES_PER_TOKEN = 16  # limit on the text of a prompt; a longer one cannot fit, and would take long to tokenise
-
-MIN_READ = 1 << 16  # characters of a conversation's tools, or of all its fields, that are read for any model
 
 FLOAT_RANGES = {
     "temperature": (0.0, 5.0),
@@ -279,39 +275,6 @@ def _as_integer(value: object) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
-
-
-def check_text(text: object, facts: Facts) -> str:
-    """Checks a prompt of text before it is tokenised; returns it. Raises InvalidRequest."""
-    if not isinstance(text, str) or not text:
-        raise InvalidRequest("prompt", "is not a text of at least one character")
-    if len(text) > facts.max_model_len * MAX_BYTES_PER_TOKEN:
-        raise InvalidRequest("prompt", f"{len(text)} characters cannot fit into {facts.max_model_len} tokens")
-    if not is_encodable(text):
-        raise InvalidRequest("prompt", "is not valid Unicode: it holds a lone surrogate")
-    return text
-
-
-def check_chat(chat: Chat, facts: Facts) -> None:
-    """Checks the size of a conversation before its template is rendered: one that cannot fit is not rendered. A
-    template may leave out what is neither a role nor a content. Raises InvalidRequest."""
-    num_tokens, most = facts.max_model_len, facts.max_model_len * MAX_BYTES_PER_TOKEN
-    num_characters = sum(_num_characters([message["role"], message["content"]]) for message in chat.messages)
-    if len(chat.messages) > num_tokens or num_characters > most:
-        raise InvalidRequest("messages", f"{len(chat.messages)} messages cannot fit into {num_tokens} tokens")
-    for name in ("messages", "tools", "chat_template_kwargs"):
-        num_characters, most_read = _num_characters(getattr(chat, name)), max(4 * most, MIN_READ)
-        if num_characters > most_read:
-            raise InvalidRequest(name, f"{num_characters} characters in all fields, at most {most_read} are read")
-
-
-def _num_characters(value: object) -> int:
-    """Returns the length of a plain value's texts; anything else in it counts as one character."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(len, value)) + sum(map(_num_characters, value.values()))
-    return 1 + sum(map(_num_characters, value)) if isinstance(value, list) else 1
 
 
 def check_tenant(tenant: object) -> str:

@@ -1,4 +1,4 @@
-"""The messages between the front end, the engine process, its shards, the adapter loader, downloads and templates.
+"""The messages between the front end, the engine process, its shards, the adapter loader, downloads and texts.
 
 Holds fixed schemas and no logic.
 """
@@ -11,7 +11,7 @@ from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingPa
 from ..config import EngineConfig
 from ..facts import Facts
 from ..outputs import AdapterState, EngineLoad
-from ..text.chat import Chat
+from ..text.text_work import TextOrder, TextTokens
 
 
 class Frame(msgspec.Struct, frozen=True, tag=True):
@@ -333,21 +333,29 @@ class AdapterLocated(Frame, frozen=True):
 FromDownload = AdapterLocated | AdapterUnreadable
 
 
-# Front end -> template process and back.
+# Front end -> text process and back.
 
 
-class RenderChat(Frame, frozen=True):
-    chat: Chat  # with its own template
-    special_tokens: dict[str, str]  # such as "eos_token", for the template
+class StartText(Frame, frozen=True):
+    """The first message."""
+
+    model: str  # folder or .gguf file, for its tokenizer
+    facts: Facts
+    niceness: int  # of the process
 
 
-class ChatRendered(Frame, frozen=True):
-    text: str
+class ReadText(Frame, frozen=True):
+    order: TextOrder
 
 
-class ChatRefused(Frame, frozen=True):
+class TextRead(Frame, frozen=True):
+    tokens: TextTokens
+
+
+class TextRefused(Frame, frozen=True):
     field: str  # the argument to change
     reason: str
 
 
-FromTemplate = ChatRendered | ChatRefused
+ToText = StartText | ReadText
+FromText = TextRead | TextRefused

@@ -18,9 +18,9 @@ SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}  # the system call sched_setatt
 ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
 
 
-def go_to_background() -> None:
+def go_to_background(niceness: int = NICE) -> None:
     """Moves the whole process to the background. On a system without settable slices only its niceness changes."""
-    os.nice(NICE)
+    os.nice(niceness)
     number = SET_ATTRIBUTES.get(platform.machine())
     if number is not None:
         attributes = ATTRIBUTES.pack(ATTRIBUTES.size, os.SCHED_OTHER, 0, os.nice(0), 0, SLICE, 0, 0)

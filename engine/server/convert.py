@@ -1,5 +1,5 @@
-"""Protobuf messages <-> the engine's own types. With convert_chat.py and convert_output.py the only file of the server
-that touches message fields.
+"""Protobuf messages <-> the engine's own types. With convert_output.py the only file of the server that touches message
+fields.
 
 It checks for errors that only the wire can bring: bytes that are no message, a missing oneof, lists too long to copy.
 The engine's validator checks the values, for in-process callers too.
@@ -25,7 +25,7 @@ from ..outputs import (
     EngineInfo,
     LoRARequest,
 )
-from .convert_chat import chat_prompt
+from ..text.wire_chat import WireChat, chat_prompt
 
 M = TypeVar("M", bound=Message)
 
@@ -33,6 +33,7 @@ M = TypeVar("M", bound=Message)
 # is checked before the list is copied.
 MAX_ITEMS = 1 << 20
 MAX_LABEL_BYTES = 128
+MOST_CHAT_HERE = 4096  # bytes of a conversation that is converted here; a longer one stays as it came
 
 EVENT_KINDS = {
     "loaded": adapters_pb2.ADAPTER_EVENT_KIND_LOADED,
@@ -84,17 +85,11 @@ def _prompt(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
             return {"prompt": request.text, **salt}
         case "token_ids":
             return {"prompt_token_ids": list(_bounded("token_ids", request.token_ids.ids)), **salt}
+        case "chat" if request.chat.ByteSize() > MOST_CHAT_HERE:
+            return {"wire_chat": WireChat.of(request.chat), **salt}
         case "chat":
-            return {**_chat(request.chat), **salt}
+            return {**chat_prompt(request.chat), **salt}
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
-
-
-def _chat(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
-    if not _bounded("chat", chat.messages):
-        raise InvalidRequest("chat", "has no messages")
-    if not all(message.role for message in chat.messages):
-        raise InvalidRequest("chat", "has a message without a role")
-    return chat_prompt(chat)
 
 
 def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:

@@ -54,14 +54,6 @@ class Chat:
 CHAT_ARGUMENTS = tuple(part.name for part in fields(Chat) if part.name != "messages")
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedChat:
-    """A prompt: the text of a conversation that was rendered in another process, and the salt of its cache."""
-
-    text: str
-    salt: bytes
-
-
 # Reading. A reader gets the place of a value, such as "messages[0].content", and raises BadValue.
 
 

@@ -1,9 +1,9 @@
 """Chat templates: programs of a model, an adapter or a request that turn a conversation into text. This file runs them
 in a sandbox.
 
-A template is untrusted: the sandbox stops it when it takes too long or makes too much text. All requests wait while the
-template of a model or an adapter runs. Before that, in a process that no request waits for, `check_template` measures
-how long it takes to compile. The template of a request runs in such a process only.
+A template is untrusted: the sandbox stops it when it takes too long or makes too much text. In a server, the template
+of a request or an adapter runs in a process that no stream waits for; in an `LLM`, the caller waits. `check_template`
+measures before that how long it takes to compile.
 """
 
 import gc

@@ -15,8 +15,8 @@ from tiny import make_model
 
 from blora.engine import LLM, AsyncLLM, Chat, InvalidRequest, SamplingParams
 from blora.engine.server import convert
-from blora.engine.server.convert_chat import MAX_ITEMS, MAX_JSON
 from blora.engine.text.tokenizer import load_tokenizer
+from blora.engine.text.wire_chat import MAX_ITEMS, MAX_JSON
 from blora.proto import client as clients
 from blora.proto.client import Client
 from blora.proto.v1 import generation_pb2
@@ -79,7 +79,13 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
 def over_the_wire(prompt: Any, options: dict[str, Any]) -> dict[str, Any]:
     request = clients._generate_request(prompt, None, "", 0, "", options)
     received = convert.parse(generation_pb2.GenerateRequest, request.SerializeToString())
-    return convert.generate_call(received, SamplingParams(), RequestOutputKind.DELTA).prompt
+    return converted(received)
+
+
+def converted(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
+    """A long conversation is converted in another process."""
+    prompt = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA).prompt
+    return prompt["wire_chat"].arguments() if "wire_chat" in prompt else prompt
 
 
 @pytest.mark.parametrize(("messages", "options"), CONVERSATIONS, ids=lambda value: f"{value!r:.60}")
@@ -235,7 +241,7 @@ def test_what_a_client_cannot_send_is_named(messages: Any, options: dict[str, An
 def test_a_faulty_message_of_another_client_is_refused_by_its_place(chat: Any, place: str) -> None:
     request = generation_pb2.GenerateRequest(chat=chat)
     with pytest.raises(InvalidRequest, match=place):
-        Chat.read(convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA).prompt)
+        Chat.read(converted(request))
 
 
 def test_a_faulty_conversation_is_an_invalid_argument_over_grpc(model: Path) -> None:

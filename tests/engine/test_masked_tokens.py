@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from blora.engine import LLM, InvalidRequest, SamplingParams
 from blora.engine.facts import Facts
-from blora.engine.front_end.bad_words import bad_sequences
+from blora.engine.text.bad_words import drawable, spellings
 from blora.engine.text.tokenizer import Tokenizer
 
 FACTS = Facts(vocab_size=9, max_model_len=64, block_size=4, num_pages=12)
@@ -44,12 +44,12 @@ def tokenizer() -> Tokenizer:
 def test_words_have_their_tokens_with_and_without_a_space(
     tokenizer: Tokenizer, words: list[str], sequences: set[tuple[int, ...]]
 ) -> None:
-    assert set(bad_sequences(words, tokenizer, FACTS)) == sequences
+    assert set(drawable(spellings(words, tokenizer), FACTS.vocab_size)) == sequences
 
 
 def test_a_word_without_a_token_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="^bad_words: 'zzz' has no token"):
-        bad_sequences(["ab", "zzz"], tokenizer, FACTS)
+        spellings(["ab", "zzz"], tokenizer)
 
 
 def greedy(**fields: Any) -> SamplingParams:

@@ -19,6 +19,7 @@ from blora.engine.facts import Facts
 from blora.engine.front_end.calls import pair_up
 from blora.engine.front_end.prompts import PromptReader, check_has_rows
 from blora.engine.front_end.validator import num_kept_tokens
+from blora.engine.text.text_work import TextWork, tokenize
 from blora.engine.text.tokenizer import Tokenizer
 from blora.scheduler import SamplingParams
 
@@ -39,7 +40,12 @@ def tokenizer() -> Tokenizer:
 def read(prompts: Any, tokenizer: Tokenizer, keep_last: int | None = None) -> list[list[int]]:
     reader = PromptReader(FACTS)
     calls = pair_up(prompts, None, None, None)
-    return [reader.read(call.prompt, tokenizer, keep_last).token_ids for call in calls]
+    return [read_one(reader, call.prompt, tokenizer, keep_last) for call in calls]
+
+
+def read_one(reader: PromptReader, prompt: Any, tokenizer: Tokenizer, keep_last: int | None = None) -> list[int]:
+    parts = reader.take_apart(prompt, TextWork(keep_last=keep_last))
+    return reader.token_ids(parts, tokenize(parts.work, tokenizer, FACTS), tokenizer)
 
 
 MAKERS = [list, tuple, deque, np.array, torch.tensor, lambda ids: array("q", ids), lambda ids: np.array(ids, "uint16")]
@@ -154,10 +160,10 @@ def test_a_second_bos_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer, reader = Tokenizer(byte_fallback(), {"bos_token": "<s>"}, None), PromptReader(FACTS)
     texts: list[Any] = ["the", " <s>the", "the<s>", {"prompt_token_ids": [1, 1, 5]}]
     for text in texts:
-        reader.read(text, tokenizer)
+        read_one(reader, text, tokenizer)
     assert not caplog.records
     for text in ("<s>the", {"prompt": "<s>cat"}, "<s>the"):
-        assert reader.read(text, tokenizer).token_ids[:2] == [1, 1]
+        assert read_one(reader, text, tokenizer)[:2] == [1, 1]
     (record,) = caplog.records
     assert "begins with '<s>'" in record.getMessage() and "messages to chat()" in record.getMessage()
 
@@ -166,7 +172,7 @@ def test_a_text_may_begin_with_the_only_bos(caplog: pytest.LogCaptureFixture) ->
     tokenizer = Tokenizer(byte_level(), {"bos_token": "<s>"}, None)
     assert tokenizer.first_token_id is None
     for text in ("<s>the", "<s><s>the"):
-        PromptReader(FACTS).read(text, tokenizer)
+        read_one(PromptReader(FACTS), text, tokenizer)
     assert not caplog.records
 
 

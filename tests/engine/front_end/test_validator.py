@@ -12,20 +12,17 @@ import torch
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
-    MAX_BYTES_PER_TOKEN,
-    MIN_READ,
     WITHOUT_EFFECT,
     Limits,
     as_plain,
     as_token_ids,
-    check_chat,
     check_salt,
     check_sampling,
-    check_text,
     resolve_max_tokens,
     with_all_logprobs,
 )
 from blora.engine.text.chat import Chat
+from blora.engine.text.sizes import MAX_BYTES_PER_TOKEN, MIN_READ, check_chat, check_text
 from blora.scheduler import SamplingParams
 
 VOCAB = 1000

@@ -19,6 +19,8 @@ from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
 from blora.engine.outputs import AdapterState, EngineLoad
 from blora.engine.text.chat import Chat
+from blora.engine.text.text_work import TextOrder, TextTokens, TextWork
+from blora.engine.text.wire_chat import WireChat
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
@@ -133,9 +135,19 @@ MESSAGES[frames.ReadUploaded] = [
 CHAT = Chat(
     messages=[{"role": "user", "content": [{"type": "text", "text": "ä"}]}], tools=[{"a": 1}], chat_template="{{ x }}"
 )
-MESSAGES[frames.RenderChat] = [frames.RenderChat(chat, {"eos_token": "</s>"}) for chat in (CHAT, Chat(messages=[]))]
-MESSAGES[frames.ChatRendered] = [frames.ChatRendered("text")]
-MESSAGES[frames.ChatRefused] = [frames.ChatRefused("messages", "is not a list")]
+WORKS = [
+    TextWork(text="ä", keep_last=3, bad_words=("a", "b")),
+    TextWork(chat=CHAT, is_rendered=True),
+    TextWork(wire_chat=WireChat(b"\x00\xff", has_template=True)),
+]
+MESSAGES[frames.StartText] = [frames.StartText("/models/m", Facts(260, 64, 4, 12), 5)]
+MESSAGES[frames.ReadText] = [
+    frames.ReadText(TextOrder(work=work, text=text, runs_strange_template=False))
+    for work in WORKS
+    for text in (None, TEXT)
+]
+MESSAGES[frames.TextRead] = [frames.TextRead(TextTokens([1, 2], ((3,), (4, 5))))]
+MESSAGES[frames.TextRefused] = [frames.TextRefused("messages", "is not a list")]
 MESSAGES[frames.LookAt] = [frames.LookAt([]), frames.LookAt(["/adapters/a"])]
 MESSAGES[frames.FoldersSeen] = [frames.FoldersSeen([]), frames.FoldersSeen(["", "a:1:2:3"])]
 MESSAGES[frames.LookInto] = [frames.LookInto("/watched")]
@@ -167,8 +179,8 @@ UNIONS = (
     frames.FromDownload,
     frames.LookAt,
     frames.FoldersSeen,
-    frames.RenderChat,
-    frames.FromTemplate,
+    frames.ToText,
+    frames.FromText,
 )
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 

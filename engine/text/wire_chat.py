@@ -1,9 +1,11 @@
-"""Protobuf messages of a conversation -> the dict that the engine takes as a prompt. A part of convert.py.
+"""Protobuf messages of a conversation -> the dict that the engine takes as a prompt.
 
 Values of any type are JSON on the wire. What they may be is checked with the conversation, for in-process callers too.
+A long conversation stays bytes until a process that no other request waits for converts it.
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from blora.proto.v1 import generation_pb2
@@ -16,9 +18,30 @@ MAX_JSON = 1 << 20  # characters
 OWN_FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id"))
 
 
+@dataclass(frozen=True, slots=True)
+class WireChat:
+    """A conversation as it came over the wire, in a prompt under "wire_chat"."""
+
+    data: bytes  # of a blora.v1.ChatMessages
+    has_template: bool
+
+    @staticmethod
+    def of(chat: generation_pb2.ChatMessages) -> "WireChat":
+        return WireChat(chat.SerializeToString(), chat.HasField("chat_template"))
+
+    def arguments(self) -> dict[str, Any]:
+        """Raises InvalidRequest."""
+        return chat_prompt(generation_pb2.ChatMessages.FromString(self.data))
+
+
 def chat_prompt(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
-    """Returns "messages" and the arguments that the client has set, by their names, which message and engine share."""
+    """Returns "messages" and the arguments that the client has set, by their names, which message and engine share.
+    Raises InvalidRequest."""
     _check_size(chat)
+    if not chat.messages:
+        raise InvalidRequest("chat", "has no messages")
+    if not all(message.role for message in chat.messages):
+        raise InvalidRequest("chat", "has a message without a role")
     given = {field.name: value for field, value in chat.ListFields() if field.name != "messages"}
     if "tools" in given:
         given["tools"] = [_parsed("tools", f"[{index}]", tool) for index, tool in enumerate(chat.tools)]

@@ -3,20 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 from ..errors import InvalidRequest
-from ..facts import Facts
-from ..text.tokenizer import Tokenizer
+from .tokenizer import Tokenizer
 
 
-def bad_sequences(words: Sequence[str], tokenizer: Tokenizer, facts: Facts) -> tuple[tuple[int, ...], ...]:
+def spellings(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Returns the token sequences that spell the words, each once, without a leading space and with one. Raises
     InvalidRequest for a word that has no token.
 
     As in vLLM, which adds the sequence with a space only if it is as long as the one without. Here it is left out only
     if it ends in that one, so that no spelling of a word is forgotten.
     """
-    found = {sequence for word in words for sequence in _spellings(word, tokenizer)}
-    # The tokenizer may be wider than the logits: such a token is never drawn.
-    return tuple(sorted(sequence for sequence in found if max(sequence) < facts.vocab_size))
+    return tuple(sorted({sequence for word in words for sequence in _spellings(word, tokenizer)}))
 
 
 def _spellings(word: str, tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
@@ -27,3 +24,8 @@ def _spellings(word: str, tokenizer: Tokenizer) -> Iterator[tuple[int, ...]]:
     yield plain
     if spaced[-len(plain) :] != plain:
         yield spaced
+
+
+def drawable(sequences: Sequence[tuple[int, ...]], vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the sequences that can occur: the tokenizer may be wider than the logits."""
+    return tuple(sequence for sequence in sequences if max(sequence) < vocab_size)
