@@ -19,7 +19,16 @@ class InvalidRequest(ValueError):
 
 
 class QueueFull(RuntimeError):
-    """The engine already holds `max_num_queued_reqs` unfinished requests."""
+    """The engine has more to do than a request can wait for, or the queue is full. `retry_after`: seconds after which
+    the same request is expected to be accepted; None if that is not predicted."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason, retry_after)
+        self.reason = reason
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.reason if self.retry_after is None else f"{self.reason}; try again in {self.retry_after} s"
 
 
 class DeadlineExceeded(TimeoutError):

@@ -6,6 +6,7 @@ with a grpc.aio channel.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 CHUNK_BYTES = 1 << 20
+
+MAX_ATTEMPTS = 5  # gRPC's own limit
 
 CHANNEL_OPTIONS = (
     # Logprobs of a long prompt exceed the 4 MiB that a client accepts by default: RESOURCE_EXHAUSTED after the work.
@@ -107,7 +110,9 @@ class Client:
     but `close` raises WrongProcess in a child that was forked.
 
     credentials: None makes a plain connection. timeout: seconds that any call may last; None sets no limit. tenant:
-    name of the tenant from whose fair share of service the requests are served.
+    name of the tenant from whose fair share of service the requests are served. attempts: how often, at most 5 times, a
+    generation is tried that is refused because the server has too much to do, or is not available; the server says how
+    long to wait in between, and the timeout is for all attempts together.
     """
 
     def __init__(
@@ -117,12 +122,15 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float | None = None,
         tenant: str = "",
+        attempts: int = 1,
     ) -> None:
+        if not 1 <= attempts <= MAX_ATTEMPTS:
+            raise ValueError(f"attempts: {attempts} is not from 1 to {MAX_ATTEMPTS}")
         self.target = target
         self._timeout = timeout
         self._metadata = (("x-tenant-id", tenant),) if tenant else ()
         self._home = _HomeProcess()
-        self._channel = _open(target, credentials)
+        self._channel = _open(target, credentials, attempts)
         self._generation = _Stub(generation_pb2_grpc.GenerationServiceStub, self._channel, self._home)
         self._adapters = _Stub(adapters_pb2_grpc.AdapterServiceStub, self._channel, self._home)
         self._engine = _Stub(engine_pb2_grpc.EngineServiceStub, self._channel, self._home)
@@ -231,10 +239,28 @@ class Client:
         self.close()
 
 
-def _open(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    if credentials is None:
-        return grpc.insecure_channel(target, CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, credentials, CHANNEL_OPTIONS)
+def _open(target: str, credentials: grpc.ChannelCredentials | None, attempts: int) -> grpc.Channel:
+    retries = (("grpc.service_config", _service_config(attempts)),) if attempts > 1 else ()
+    options = CHANNEL_OPTIONS + retries
+    return (
+        grpc.insecure_channel(target, options)
+        if credentials is None
+        else grpc.secure_channel(target, credentials, options)
+    )
+
+
+def _service_config(attempts: int) -> str:
+    """Returns the service config with which gRPC itself tries again. Where a refusal says how long to wait, that counts
+    in place of the backoff."""
+    policy = {
+        "maxAttempts": attempts,
+        "initialBackoff": "0.5s",
+        "maxBackoff": "10s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+    }
+    service = {"service": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name}
+    return json.dumps({"methodConfig": [{"name": [service], "retryPolicy": policy}]})
 
 
 class _Stub:

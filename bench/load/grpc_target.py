@@ -6,12 +6,12 @@ from typing import Any, Self
 
 import grpc
 
+from blora.proto.retry_info import retry_after
 from blora.proto.v1 import generation_pb2
 
 from .driver import Clock
 from .plan import Planned
 from .record import OK, Answer, Record
-from .retry_info import retry_after
 
 METHOD = "/blora.v1.GenerationService/GenerateStream"
 OPTIONS = (

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from .convert import parse
-from .status import status_of
+from .status import retry_metadata, status_of
 
 M = TypeVar("M", bound=Message)
 TENANT_KEY = "x-tenant-id"
@@ -96,5 +96,5 @@ async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> Asyn
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:
     code, details = status_of(error)
-    await context.abort(code, details)
+    await context.abort(code, details, retry_metadata(error, details))
     raise error  # abort() raises; this tells the type checker

@@ -1,8 +1,11 @@
 """Status: the one table from typed errors to gRPC status codes, and the text of each for a client. Knows no message."""
 
 import logging
+import math
 
 import grpc
+
+from blora.proto import retry_info
 
 from ..errors import (
     AdapterNotFound,
@@ -57,6 +60,19 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
             return STATUS_CODES[kind], _shortened(str(error))
     logger.error("unexpected error in an RPC", exc_info=error)
     return grpc.StatusCode.INTERNAL, UNEXPECTED
+
+
+def retry_metadata(error: Exception, details: str) -> tuple[tuple[str, str | bytes], ...]:
+    """Returns the trailing metadata that says when to try again: RetryInfo, which clients read, and gRPC's own number,
+    which channels obey that retry by a service config."""
+    if not isinstance(error, QueueFull) or error.retry_after is None:
+        return ()
+    number, _ = grpc.StatusCode.RESOURCE_EXHAUSTED.value
+    milliseconds = str(math.ceil(error.retry_after * 1e3))
+    return (
+        (retry_info.KEY, retry_info.status_details(number, details, error.retry_after)),
+        ("grpc-retry-pushback-ms", milliseconds),
+    )
 
 
 def _shortened(text: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 from blora.bench.load import Load, Objective, Planned, Record, Traffic, make_plan, read_plan, summarize, write_plan
 from blora.bench.load.driver import Clock
 from blora.bench.load.grpc_target import GrpcTarget
-from blora.bench.load.retry_info import retry_after
 from blora.bench.load.summary import percentile
 from blora.bench.trace import TraceShape
 from blora.proto.v1 import generation_pb2
@@ -100,14 +99,6 @@ def test_percentiles_are_numpys(count: int) -> None:
     values = sorted(numpy.random.default_rng(count).exponential(size=count))
     for percent in (0, 50, 90, 95, 99, 100):
         assert percentile(values, percent) == pytest.approx(numpy.percentile(values, percent))
-
-
-def test_retry_info_is_read_from_the_details() -> None:
-    other = b"\x0a\x05other\x12\x01\xff"
-    info = b"\x0a\x28type.googleapis.com/google.rpc.RetryInfo\x12\x0a\x0a\x08\x08\x02\x10\x80\xca\xb5\xee\x01"
-    details = b"".join(b"\x1a" + bytes([len(part)]) + part for part in (other, info))
-    assert retry_after([("x", "y"), ("grpc-status-details-bin", b"\x08\x08\x12\x02no" + details)]) == 2.5
-    assert retry_after([("grpc-status-details-bin", b"\x08\x08")]) is None
 
 
 class Generation:

@@ -1,6 +1,8 @@
 """The status code of each error, as a client sees it."""
 
+import asyncio
 import logging
+import time
 
 import grpc
 import pytest
@@ -8,6 +10,8 @@ from fake_llm import FakeLLM, ask, run, running
 
 from blora.engine import errors
 from blora.engine.server import status
+from blora.proto.client import Client
+from blora.proto.retry_info import retry_after
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
 CASES = [
@@ -107,3 +111,52 @@ async def _codes(methods, data):
 def test_an_oversized_message_is_refused():
     code, _ = refusal(lambda client: client.generate("x" * (5 << 20)), FakeLLM())
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
+def test_a_refusal_says_when_to_try_again(call):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(client)
+        return caught.value.trailing_metadata()
+
+    llm = FakeLLM()
+    llm.error = errors.QueueFull("queue is full", 2.5)
+    metadata = dict(ask(question, llm))
+    assert retry_after(metadata.items()) == 2.5 and metadata["grpc-retry-pushback-ms"] == "2500"
+    llm.error = errors.QueueFull("queue is full")
+    assert retry_after(ask(question, llm)) is None
+
+
+@pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
+def test_a_client_may_try_again_when_the_server_says_so(call):
+    """Without what the server says, gRPC would wait for up to half a second."""
+    llm = ReluctantLLM([0.02, 0.3])
+
+    async def conversation():
+        async with running(llm) as server:
+            return await asyncio.to_thread(try_with, 3, server.address)
+
+    def try_with(attempts, target):
+        with Client(target, timeout=100, attempts=attempts) as client:
+            return call(client)
+
+    run(conversation())
+    first, second, third = llm.asked
+    assert second - first > 0.015 and third - second > 0.29
+    with pytest.raises(ValueError, match="attempts"):
+        Client("127.0.0.1:1", attempts=6)
+
+
+class ReluctantLLM(FakeLLM):
+    """Refuses the first requests, for so many seconds each."""
+
+    def __init__(self, delays):
+        super().__init__()
+        self.delays = delays
+        self.asked = []
+
+    def _raise(self):
+        self.asked.append(time.monotonic())
+        if self.delays:
+            raise errors.QueueFull("wait", self.delays.pop(0))
