@@ -69,7 +69,7 @@ class Record:
         return (self.token_times[-1] - self.token_times[0]) / later if later else None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the measured facts, without prompt and texts."""
+        """Returns what was measured and answered, without prompt and texts."""
         planned = self.planned
         return {
             "seconds": planned.seconds,
@@ -83,4 +83,5 @@ class Record:
             "status": self.status,
             "details": self.details,
             "retry_after": self.retry_after,
+            "token_ids": [answer.token_ids for answer in self.answers],
         }

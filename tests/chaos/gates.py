@@ -5,6 +5,7 @@ A scenario is a function of a Room that returns checks. Its numbers are those of
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 PARTS = ("overload", "clients", "adapters", "failures", "endurance", "inside")  # each takes at most 30 minutes
@@ -68,5 +69,6 @@ def shown(what: str, value: float, unit: str = "") -> Check:
 def _text(value: float, unit: str) -> str:
     if unit == "%":
         return f"{value:.1%}"
-    number = f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
+    is_long = isinf(value) or abs(value) >= 100 or value == round(value)
+    number = f"{value:,.0f}" if is_long else f"{value:.3g}"
     return f"{number} {unit}".rstrip()

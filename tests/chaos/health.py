@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+LONGEST = 60.0  # seconds to wait for a change
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -23,8 +24,9 @@ class Health:
             self._news.notify_all()
 
     async def wait(self, is_serving: bool, since: float) -> float:
-        """Returns the seconds from `since` until the health was this, for the first time after it."""
-        async with self._news:
+        """Returns the seconds from `since` until the health was this, for the first time after it. Raises
+        TimeoutError."""
+        async with asyncio.timeout(LONGEST), self._news:
             while not (found := [at for at, what in self.changes if what == is_serving and at >= since]):
                 await self._news.wait()
             return found[0] - since

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache/chaos"
 REAL_MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
 PLANTED = Path(__file__).parent / "planted"
+SHOWN_LINES = 15  # of the log of a server with which a scenario failed
 TINY: dict[str, Any] = {"num_hidden_layers": 4, "max_position_embeddings": 4096}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -76,6 +77,13 @@ class Room:
             for seed in range(count)
         }
 
+    def real_adapters(self, count: int) -> dict[str, Path]:
+        """Adapters of the default model, of rank 8 on all modules, with small random weights."""
+        from blora.bench.random_adapters import ALL_MODULES, make_adapters  # imports torch
+
+        made = make_adapters(self.real, CACHE / "real-adapters", count, (8,), ALL_MODULES)
+        return {f"a{index}": path for index, path in enumerate(made)}
+
     @contextmanager
     def server(
         self, model: Path, *options: str, adapters: dict[str, Path] | None = None, planted: str = ""
@@ -85,11 +93,23 @@ class Room:
         log = self.folder / f"server-{len(list(self.folder.glob('server-*')))}.log"
         environment = {"CHAOS_PLANTED": planted, "CHAOS_FOLDER": str(self.folder)}
         path = os.pathsep.join([str(PLANTED), *filter(None, [os.environ.get("PYTHONPATH")])])
-        with (
-            log.open("w") as errors,
-            serving(model, *given, *options, stderr=errors, environment={**environment, "PYTHONPATH": path}) as served,
-        ):
-            yield Server(served, log)
+        try:
+            with (
+                log.open("w") as errors,
+                serving(
+                    model, *given, *options, stderr=errors, environment={**environment, "PYTHONPATH": path}
+                ) as served,
+            ):
+                yield Server(served, log)
+        except Exception:
+            print(*log.read_text().splitlines()[-SHOWN_LINES:], sep="\n", flush=True)
+            raise
+
+    def order(self, name: str, content: str) -> None:
+        """Gives an order to what was planted: a file of this name, whole at once."""
+        written = self.folder / f"{name}.written"
+        written.write_text(content)
+        written.rename(self.folder / name)
 
     def drive(self, server: "Server", plan: Sequence[Planned], *beside: Beside) -> Load:
         """Sends a plan. beside: what happens meanwhile; it begins with the load, and the drive waits for it."""

@@ -3,8 +3,13 @@
 import importlib
 
 NAMES = (
+    "overload",
+    "malformed_requests",
+    "standing_loop",
     "killed_clients",
     "deaths",
+    "standing_engine",
+    "drain",
 )
 
 for name in NAMES:

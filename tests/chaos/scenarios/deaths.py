@@ -5,7 +5,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from blora.bench.load import Load, Record
 
@@ -30,11 +29,8 @@ WAYS_OF_DYING = ("raise", "exit", "abort", "segv")
     "every stream ends with the tokens that it has alone; health says NOT_SERVING within 250 ms (p99)",
 )
 def deaths_from_inside(room: Room) -> Iterator[Check]:
-    def die(server: Server, number: int) -> None:
-        del server
-        made = Path(room.folder / "die.new")
-        made.write_text(WAYS_OF_DYING[number % len(WAYS_OF_DYING)])
-        made.rename(room.folder / "die")
+    def die(_: Server, number: int) -> None:
+        room.order("die", WAYS_OF_DYING[number % len(WAYS_OF_DYING)])
 
     yield from _rounds(room, die, planted="deadly")
 

@@ -1,0 +1,103 @@
+"""Measured load: open-loop load on the default model, its goodput, and the server's capacity, which is found once. At a
+small scale the tiny model takes its place, in steps of the same length."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from blora.bench.load import Load, Objective, Record, Traffic, make_plan
+from blora.bench.load.summary import percentile
+from blora.bench.trace import TraceShape
+
+from .room import Room, Server
+
+OBJECTIVE = Objective(ttft=1.0, itl=0.1)
+# What an operator with this objective tells the server.
+OPTIONS = (
+    *("--memory", "512MB", "--block-size", "16", "--threads", "2", "--max-num-batched-tokens", "2048"),
+    *("--max-queue-seconds", str(OBJECTIVE.ttft * 0.8), "--target-itl", str(OBJECTIVE.itl)),
+)
+ADAPTERS = ("a0", "a1", "a2", "a3")
+VOCAB_SIZE = 250  # ids that both models have
+PROMPT_LEN, OUTPUT_LEN = (16, 112), (16, 48)
+WARM_SECONDS = 5.0  # at the beginning of a run, which do not count
+FIRST_RATE, GROWTH = 3.0, 1.25  # requests/s
+PROBE_SECONDS = 20.0
+
+_found: dict[tuple[int, float], tuple[float, float]] = {}
+
+
+@contextmanager
+def measured_server(room: Room, *options: str) -> Iterator[Server]:
+    """options: override OPTIONS."""
+    is_real = room.scale == 1
+    model, adapters = (room.real, room.real_adapters) if is_real else (room.tiny, room.adapters)
+    with room.server(
+        model, *OPTIONS, *options, adapters=adapters(len(ADAPTERS)), planted="" if is_real else "paced"
+    ) as server:
+        yield server
+
+
+def traffic(
+    room: Room,
+    rate: float,
+    seconds: float,
+    start: float = 0.0,
+    tenant: str = "",
+    input_len: tuple[int, int] = PROMPT_LEN,
+    output_len: tuple[int, int] = OUTPUT_LEN,
+    adapters: Sequence[str] | None = None,
+) -> Traffic:
+    """Requests for the base model and the adapters, whose prompts have nothing in common."""
+    names = ["", *ADAPTERS] if adapters is None else adapters
+    shape = TraceShape(
+        adapters=len(names),
+        rate=rate,
+        seconds=seconds,
+        alpha=0.0,
+        input_len=input_len,
+        output_len=output_len,
+        seed=room.rng.randrange(1 << 30),
+    )
+    return Traffic(shape=shape, vocab_size=VOCAB_SIZE, adapters=names, start=start, tenant=tenant)
+
+
+def goodput(records: Iterable[Record], begin: float, end: float) -> float:
+    """Good requests/s that ended between two seconds of the run."""
+    good = [r for r in records if OBJECTIVE.is_met(r) and r.ended is not None and begin <= r.ended < end]
+    return len(good) / (end - begin)
+
+
+def drive_at(room: Room, server: Server, rate: float, seconds: float) -> Load:
+    return room.drive(server, make_plan(traffic(room, rate, seconds)))
+
+
+def capacity(room: Room, server: Server) -> tuple[float, float]:
+    """Returns the rate at which goodput is highest, and that goodput. It is found once for all gates of a run."""
+    key = room.seed, room.scale
+    if key not in _found:
+        _found[key] = _find_capacity(room, server)
+    return _found[key]
+
+
+def _find_capacity(room: Room, server: Server) -> tuple[float, float]:
+    """Raises the rate until goodput falls well behind its best."""
+    seconds = room.seconds(PROBE_SECONDS, least=2 * WARM_SECONDS)
+    rate, best = FIRST_RATE, (FIRST_RATE, 0.0)
+    while True:
+        reached = goodput(drive_at(room, server, rate, seconds).records, WARM_SECONDS, seconds)
+        print(f"  {reached:.2f} good requests/s at {rate:.2f}/s", flush=True)
+        if reached > best[1]:
+            best = rate, reached
+        elif reached < 0.9 * best[1] or rate > 2 * best[0]:
+            return best
+        rate *= GROWTH
+
+
+def p(values: Iterable[float | None], percent: float) -> float:
+    """A percentile; infinite where there is no value, so that no limit holds."""
+    ordered = sorted(value for value in values if value is not None)
+    return percentile(ordered, percent) if ordered else float("inf")
+
+
+def arrived(records: Iterable[Record], begin: float, end: float) -> list[Record]:
+    return [record for record in records if begin <= record.planned.seconds < end]
