@@ -32,13 +32,13 @@ from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import UserRequest
+from .front_end.resumption import Resumption
 from .ipc.channel import Child, start_child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
 from .ipc.home_loop import HomeLoop
 from .ipc.home_process import HomeProcess
 from .ipc.messages import (
-    AddRequest,
     DoneReply,
     FinishRequests,
     FromEngine,
@@ -91,6 +91,7 @@ class _Parts:
 
     ready: Ready
     front_end: FrontEnd
+    resumption: Resumption
     adapters: AsyncAdapters
     texts: TextClients
 
@@ -156,6 +157,7 @@ class AsyncLLM(TellsUnserved):
             on_running=self._meet_engine,
             on_updates=self._take_updates,
             on_lost=self._lose_engine,
+            on_given_up=self._give_up,
             equip=self._equip,
             start_child=self._start_child,
         )
@@ -272,14 +274,20 @@ class AsyncLLM(TellsUnserved):
             self._abort_users,
             self._start_child,
         )
-        return _Parts(ready, front_end, adapters, TextClients(model, ready.facts, self._start_child))
+        texts = TextClients(model, ready.facts, self._start_child)
+        return _Parts(ready, front_end, Resumption(front_end.outputs), adapters, texts)
 
     def _lose_engine(self) -> None:
         self._tell_serving()
+        self._parts.resumption.lose_engine()
+        self._adapters.lose_engine()
+
+    def _give_up(self) -> None:
+        """Unfinished requests wait for no other engine: see `_run`."""
         for reader in list(self._readers.values()):
             self._front_end.outputs.remove(reader.user)
             reader.grown.set()
-        self._adapters.lose_engine()
+        self._adapters.settle()
 
     async def _equip(self, engine: Child[FromEngine]) -> None:
         await self._adapters.equip(engine)
@@ -287,6 +295,7 @@ class AsyncLLM(TellsUnserved):
     def _meet_engine(self) -> None:
         self._adapters.meet_engine()
         self._tell_serving()
+        self._give()
 
     async def drain(self) -> None:
         """Refuses new requests with EngineUnavailable and waits until the running ones are finished. Before start() has
@@ -346,6 +355,7 @@ class AsyncLLM(TellsUnserved):
     @once_started
     async def check_health(self) -> None:
         """Raises EngineUnavailable unless the engine runs, and is neither restarted nor drained."""
+        self._connection.check_open()
         self._check_can_begin()
 
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
@@ -393,7 +403,8 @@ class AsyncLLM(TellsUnserved):
         model. deadline: the time of the event loop, as its time() tells it, at which the request ends, complete or not.
         Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected,
         QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read again and is no
-        longer what was loaded, EngineUnavailable when the engine dies, DeadlineExceeded.
+        longer what was loaded, EngineUnavailable when the engine died and no other could go on with
+        the request, DeadlineExceeded.
         """
         call = Call(prompt, kept(sampling_params), lora_request, priority, tenant, deadline)
         return self._generate(call, request_id)
@@ -457,7 +468,7 @@ class AsyncLLM(TellsUnserved):
                 if outputs:
                     yield outputs
                 if is_lost:
-                    raise EngineUnavailable("the engine ended unexpectedly while it computed this request")
+                    raise EngineUnavailable("the engine ended, and no other could go on with this request")
                 if submission is not None and submission.done():
                     submission.result()
         finally:
@@ -510,10 +521,22 @@ class AsyncLLM(TellsUnserved):
         self._send(prepared)
 
     def _send(self, prepared: Sequence[Prepared]) -> None:
+        is_giving = self._parts.resumption.has_to_give
         for entry in prepared:
             if self._front_end.outputs.is_known(entry.user):  # it may have ended while its adapter was read
-                for request in entry.requests:
-                    self._connection.send(AddRequest.of(request))
+                self._parts.resumption.add(entry.requests)
+        if not is_giving:
+            self._give()
+
+    def _give(self) -> None:
+        """Gives the engine the requests that it does not have: some now, the others in the next turns of the loop. They
+        wait while there is no engine."""
+        resumption = self._parts.resumption
+        if self._connection.is_open:
+            for request in resumption.take():
+                self._connection.send(request)
+            if resumption.has_to_give:
+                asyncio.get_running_loop().call_soon(self._give)
 
     async def _load_missing(self, calls: Sequence[Checked], looks: Looks) -> None:
         """vLLM's way: a path comes with the request. Calls that come together load an adapter once."""
@@ -524,7 +547,7 @@ class AsyncLLM(TellsUnserved):
                 self._front_end.adapters.note_int_id(request)
 
     def _check_can_begin(self) -> None:
-        self._connection.check_open()
+        self._connection.check_expected()
         if self._phase in (Phase.DRAINING, Phase.ENDED):
             raise EngineUnavailable("the engine is shutting down")
 
@@ -536,6 +559,7 @@ class AsyncLLM(TellsUnserved):
 
     def _end(self, reader: _Reader) -> None:
         self._finish(self._front_end.outputs.remove(reader.user))
+        self._parts.resumption.remove(reader.user.sample_ids)
         self._readers.pop(reader.user, None)
         if not self._readers:
             self._idle.set()
@@ -543,10 +567,7 @@ class AsyncLLM(TellsUnserved):
     def _finish(self, sample_ids: Sequence[int]) -> None:
         """Ends samples in the engine. Then adapters that they alone used may go."""
         if sample_ids:
-            try:
-                self._connection.send(FinishRequests(list(sample_ids)))
-            except EngineUnavailable:
-                logger.debug("the engine has ended, and its requests with it")
+            self._connection.send(FinishRequests(list(sample_ids)))
         self._adapters.settle()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
@@ -700,6 +721,7 @@ class AsyncLLM(TellsUnserved):
         """Raises RuntimeError when an adapter, its image in host memory, or a reference to one has no owner."""
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._adapters.check_integrity(uses)
+        self._parts.resumption.check_integrity([sample for user in self._readers for sample in user.sample_ids])
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, nothing of one is left and no adapter is on its way

@@ -36,7 +36,8 @@ class DeadlineExceeded(TimeoutError):
 
 
 class EngineUnavailable(RuntimeError):
-    """The engine is starting, draining or being restarted; the same request may succeed later or elsewhere."""
+    """The engine is starting or draining, or has ended and cannot be started again; the same request may succeed later
+    or elsewhere."""
 
 
 class AdapterSetAside(AdapterError):

@@ -10,7 +10,7 @@ from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .logit_edits import LogitEdits
-from .request import AdapterUse, FinishReason, Request, Status
+from .request import AdapterUse, FinishReason, History, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
@@ -31,6 +31,7 @@ __all__ = [
     "CopyCounts",
     "Fairness",
     "FinishReason",
+    "History",
     "KVManager",
     "KeepRule",
     "Kind",

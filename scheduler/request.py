@@ -27,6 +27,17 @@ class FinishReason(Enum):
     DEADLINE = "deadline"
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """What was told of a request by an engine that has ended. Another engine goes on after it."""
+
+    output_token_ids: list[int]
+    num_told_prompt_logprobs: int
+    num_cached_tokens: int
+    num_preemptions: int
+    scheduled_ts: float
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     request_id: int
@@ -52,6 +63,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens that the prefix cache had at the first admission
     num_preemptions: int = 0
+    was_admitted: bool = False  # its prompt was charged and looked up in the prefix cache: neither is counted again
     passed_over: float = 0.0  # priced tokens that other flows received while it was the head of its flow; see lane.py
     is_overdue: bool = False  # passed over up to the bound: first in line, and the last of its priority to be preempted
     scheduled_ts: float = 0.0  # time of the first admission in seconds; 0 before it
@@ -70,6 +82,16 @@ class Request:
         named = frozenset(self.sampling.stop_token_ids or ())
         self.all_stop_token_ids = named | self.eos_token_ids
         self.stop_token_ids = named if self.sampling.ignore_eos else self.all_stop_token_ids
+
+    def resume(self, history: History) -> None:
+        """Makes a new request one that goes on after what was told of it: it computes the told tokens again, as it
+        would after a preemption, and then draws the next one."""
+        self.token_ids = [*self.prompt_token_ids, *history.output_token_ids]
+        self.was_admitted = True
+        self.num_told_prompt_logprobs = history.num_told_prompt_logprobs
+        self.num_cached_tokens = history.num_cached_tokens
+        self.num_preemptions = history.num_preemptions
+        self.scheduled_ts = history.scheduled_ts
 
     def stop_reason(self, token_id: int) -> int | None:
         """Returns the token that ended the request, or None if it is the usual one: the tokenizer's EOS."""

@@ -184,8 +184,9 @@ class Scheduler:
             return False
         if self._take_holdings(head):
             self._waiting.take(head)
-            if not head.num_preemptions:  # tokens that are computed again were charged before
+            if not head.was_admitted:  # tokens that are computed again were charged before
                 self._waiting.charge_input(head, head.num_prompt_tokens - head.num_cached_tokens)
+                head.was_admitted = True
             head.status = Status.RUNNING
             head.scheduled_ts = head.scheduled_ts or plan.now
             bisect.insort(self._running, head, key=self._waiting.order)
@@ -241,7 +242,7 @@ class Scheduler:
             self._residency.release(request.adapters)
             return False
         request.num_computed_tokens = num_found
-        if not request.num_preemptions:
+        if not request.was_admitted:
             request.num_cached_tokens = num_found
         return True
 

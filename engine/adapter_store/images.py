@@ -25,7 +25,7 @@ class AdapterImages:
         """Gives the engine an adapter that was read, and keeps its image once the engine has it; on failure closes it.
         table: the adapter's, without text. Raises EngineUnavailable, EngineFault."""
         try:
-            await self._connection.call_with(lambda call_id: LoadAdapter(call_id, table), packed.descriptor)
+            await self._connection.call(lambda call_id: LoadAdapter(call_id, table), packed.descriptor)
         except BaseException:
             packed.close()
             raise

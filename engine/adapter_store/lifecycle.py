@@ -6,7 +6,6 @@ it whether work may begin, and aborts requests for it.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
-from ..errors import EngineFault, EngineUnavailable
+from ..errors import EngineFault
 from ..ipc import messages
 from ..ipc.channel import Child, StartChild, start_child
 from ..ipc.engine_connection import EngineConnection
@@ -70,7 +69,7 @@ class AsyncAdapters:
         self._policy = policy
         self._catalog = catalog
         self._connection = connection
-        self._intake = AdapterIntake(make_loader(), sources, catalog, connection.check_open, check_can_begin)
+        self._intake = AdapterIntake(make_loader(), sources, catalog, connection.check_expected, check_can_begin)
         self._images = AdapterImages(connection)
         self._loader = make_loader()  # reads adapters again, for requests that are not to wait for loads
         self._reads = SharedReads(lambda digest: self._carry_out(policy.read_again(digest)))
@@ -116,19 +115,15 @@ class AsyncAdapters:
     def _do_now(self, order: Immediate) -> None:
         match order:
             case Unpin(digest):
-                self._tell(messages.PinAdapter(self._connection.next_call_id(), digest, False))
+                self._connection.send(messages.PinAdapter(self._connection.next_call_id(), digest, False))
             case DropImage(digest):
                 self._images.drop(digest)
-                self._tell(messages.DropImage(digest))
+                self._connection.send(messages.DropImage(digest))
             case Unload(digest):
                 self._images.forget(digest)
-                self._tell(messages.UnloadAdapter(digest))
+                self._connection.send(messages.UnloadAdapter(digest))
             case AbortRequests(name, digests):
                 self._abort_users(name, digests)
-
-    def _tell(self, message: Any) -> None:
-        with suppress(EngineUnavailable):  # an engine that has ended has freed everything; the next one starts anew
-            self._connection.send(message)
 
     async def _ask(self, message: Callable[[int], Any]) -> bool:
         reply: DoneReply = await self._connection.call(message)
@@ -321,20 +316,25 @@ class AsyncAdapters:
         return info
 
     async def get(self, name: str) -> AdapterInfo:
-        adapter = self._catalog.named(name)
-        return self._describe(adapter, *await self._states([adapter.table.digest]))
+        (info,) = await self._infos(lambda: [self._catalog.named(name)])
+        return info
 
     async def all(self) -> list[AdapterInfo]:
-        adapters = self._catalog.all()
-        states = await self._states([adapter.table.digest for adapter in adapters])
-        return [self._describe(adapter, state) for adapter, state in zip(adapters, states, strict=True)]
+        return await self._infos(self._catalog.all)
+
+    async def _infos(self, choose: Callable[[], list[NamedAdapter]]) -> list[AdapterInfo]:
+        """choose: the adapters; asked again when another engine has to be asked, which may have fewer."""
+        adapters: list[NamedAdapter] = []
+
+        def ask(call_id: int) -> messages.GetState:
+            adapters[:] = choose()
+            return messages.GetState(call_id, [adapter.table.digest for adapter in adapters])
+
+        reply: StateReply = await self._connection.call(ask)
+        return [self._describe(adapter, state) for adapter, state in zip(adapters, reply.adapters, strict=True)]
 
     def _describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
         return self._catalog.describe(adapter, state, not self._policy.missing([adapter.table.digest]))
-
-    async def _states(self, digests: list[str]) -> list[AdapterState]:
-        reply: StateReply = await self._connection.call(lambda call_id: messages.GetState(call_id, digests))
-        return reply.adapters
 
     def check_integrity(self, uses: Iterable[str]) -> None:
         """uses: a digest for each adapter of each unfinished request. Raises RuntimeError unless every adapter, every

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams
+from blora.scheduler import FinishReason, History, RequestOutputKind, RowUpdate, SamplingParams
 
 from ..outputs import CompletionOutput, LoRAUse, PromptLogprobs, RequestMetrics, RequestOutput, SampleLogprobs
 from ..text.detokenizer import Detokenizer
@@ -113,6 +113,25 @@ class OutputProcessor:
     def is_known(self, request: UserRequest) -> bool:
         """Returns whether any sample of the request is still expected from the engine."""
         return any(sample_id in self._samples for sample_id in request.sample_ids)
+
+    def expects(self, sample_id: int) -> bool:
+        """Returns whether a sample is still expected from the engine."""
+        return sample_id in self._samples
+
+    def history_of(self, sample_id: int) -> History | None:
+        """Returns what the engine has told of an expected sample; None if that is nothing yet."""
+        request, sample = self._samples[sample_id]
+        is_scored = sample.index == 0 and request.prompt_logprobs is not None
+        num_told_prompt_logprobs = len(request.prompt_logprobs or ()) - 1 if is_scored else 0
+        if not sample.token_ids and not num_told_prompt_logprobs:
+            return None
+        return History(
+            output_token_ids=sample.token_ids,
+            num_told_prompt_logprobs=num_told_prompt_logprobs,
+            num_cached_tokens=request.num_cached_tokens,
+            num_preemptions=sample.num_preemptions,
+            scheduled_ts=request.metrics.scheduled_ts,
+        )
 
     @property
     def num_unfinished(self) -> int:

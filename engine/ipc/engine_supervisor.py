@@ -14,13 +14,18 @@ from pathlib import Path
 from ..config import EngineConfig
 from ..errors import EngineStartError
 from .channel import ChannelClosed, Child, StartChild, start_child
-from .engine_connection import ENDED, EngineConnection
+from .engine_connection import EngineConnection
 from .messages import FromEngine, Ready, Start, StartFailed, Updates
 
 logger = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds for a child to end by itself
 RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
+# Seconds without an engine after which requests wait for none any more: an engine that is well starts in a few seconds,
+# one of a large model within PATIENCE_STARTS times its first start.
+MIN_PATIENCE = 60.0
+PATIENCE_STARTS = 3
+MAX_FRUITLESS = 10  # engines in a row that computed nothing before they ended: their requests are given to no other one
 
 
 class EngineSupervisor:
@@ -31,22 +36,27 @@ class EngineSupervisor:
         on_running: Callable[[], None],
         on_updates: Callable[[Updates], Awaitable[None]],
         on_lost: Callable[[], None],
+        on_given_up: Callable[[], None],
         equip: Callable[[Child[FromEngine]], Awaitable[None]],
         start_child: StartChild = start_child,
     ) -> None:
         """on_running: called after an engine was attached to the connection. on_lost: called after it was detached.
-        equip: gives a new engine the state of the one before, before it is attached."""
+        on_given_up: called when requests should no longer wait for another one. equip: gives a new engine the state of
+        the one before, before it is attached."""
         self._connection = connection
         self._config = config
-        self._on_running, self._on_updates, self._on_lost, self._equip = on_running, on_updates, on_lost, equip
+        self._on_running, self._on_updates, self._equip = on_running, on_updates, equip
+        self._on_lost, self._on_given_up = on_lost, on_given_up
         self._start_process = start_child
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, model: Path) -> Ready:
         """Starts the first engine. model: a folder or .gguf file. Raises EngineStartError, ChannelClosed."""
-        self._model = model
+        loop = asyncio.get_running_loop()
+        self._model, began = model, loop.time()
         child, ready = await self._start_child(self._config)
         self._connection.attach(child)
+        self._patience = max(MIN_PATIENCE, PATIENCE_STARTS * (loop.time() - began))
         # The next engine gets the same size, because requests are checked against this one's.
         self._config = replace(self._config, memory=ready.facts.num_pages * ready.page_bytes)
         return ready
@@ -62,8 +72,7 @@ class EngineSupervisor:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        why = "the engine was shut down"
-        child = self._connection.detach(why, why_calls_fail=why)
+        child = self._connection.close("the engine was shut down")
         if child is not None:
             await child.stop(GRACE)
 
@@ -83,28 +92,42 @@ class EngineSupervisor:
         return child, answer
 
     async def _supervise(self) -> None:
+        num_fruitless = 0  # engines in a row that computed nothing
         while True:
             self._on_running()
-            await self._read()
+            num_fruitless = 0 if await self._read() else num_fruitless + 1
             logger.error("the engine process ended unexpectedly; restarting it")
             await self._bury()
+            if num_fruitless >= MAX_FRUITLESS:
+                logger.error("%d engines in a row ended before they computed anything", num_fruitless)
+                self._on_given_up()
             await self._restart()
 
-    async def _read(self) -> None:
+    async def _read(self) -> bool:
+        """Reads until the engine ends. Returns whether it has computed anything."""
+        has_computed = False
         while True:
             try:
                 updates = await self._connection.receive()
             except ChannelClosed:
-                return
+                return has_computed
             await self._on_updates(updates)
+            has_computed |= bool(updates.rows)
 
     async def _bury(self) -> None:
-        child = self._connection.detach("the engine is being restarted", why_calls_fail=ENDED)
+        child = self._connection.lose()
         self._on_lost()
         if child is not None:
             await child.stop(0)
 
     async def _restart(self) -> None:
+        giving_up = asyncio.get_running_loop().call_later(self._patience, self._give_up)
+        try:
+            await self._try_to_restart()
+        finally:
+            giving_up.cancel()
+
+    async def _try_to_restart(self) -> None:
         for attempt in count():
             await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
             try:
@@ -112,6 +135,11 @@ class EngineSupervisor:
                 return
             except (EngineStartError, ChannelClosed, OSError) as error:
                 logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
+
+    def _give_up(self) -> None:
+        """Goes on to try, but nobody waits any more."""
+        self._connection.close(f"the engine ended, and none could be started for {self._patience:.0f} s")
+        self._on_given_up()
 
     async def _start_another(self) -> Child[FromEngine]:
         child, _ = await self._start_child(self._config)

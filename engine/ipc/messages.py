@@ -6,7 +6,16 @@ Holds fixed schemas and no logic.
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
-from blora.scheduler import AdapterUse, PageCopy, Request, RowUpdate, SamplingParams, ScheduledRow, StepCosts
+from blora.scheduler import (
+    AdapterUse,
+    History,
+    PageCopy,
+    Request,
+    RowUpdate,
+    SamplingParams,
+    ScheduledRow,
+    StepCosts,
+)
 
 from ..config import EngineConfig
 from ..facts import Facts
@@ -47,13 +56,29 @@ class AddRequest(Frame, frozen=True):
     deadline: float | None  # time.monotonic(), which all processes of a machine share
     leader: int | None
     num_alone: int
+    history: History | None = None  # what an engine that has ended told of it
 
     @staticmethod
     def of(request: Request) -> "AddRequest":
-        return AddRequest(**{name: getattr(request, name) for name in AddRequest.__struct_fields__})
+        return AddRequest(
+            **{name: getattr(request, name) for name in AddRequest.__struct_fields__ if name != "history"}
+        )
+
+    def after(self, history: History | None) -> "AddRequest":
+        """The same request for another engine, which goes on after this history."""
+        return self if history is None else msgspec.structs.replace(self, history=history)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + (0 if self.history is None else len(self.history.output_token_ids))
 
     def to_request(self) -> Request:
-        return Request(**msgspec.structs.asdict(self))
+        fields = msgspec.structs.asdict(self)
+        history = fields.pop("history")
+        request = Request(**fields)
+        if history is not None:
+            request.resume(history)
+        return request
 
 
 class FinishRequests(Frame, frozen=True):

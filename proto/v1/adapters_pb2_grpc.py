@@ -38,7 +38,7 @@ class AdapterServiceStub:
     were loaded. The server keeps the files of uploaded adapters for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting, draining or being restarted.
+    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
     def __init__(self, channel):
@@ -111,7 +111,7 @@ class AdapterServiceServicer:
     were loaded. The server keeps the files of uploaded adapters for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting, draining or being restarted.
+    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
     def Load(self, request, context):
@@ -204,7 +204,7 @@ class AdapterServiceServicer:
         """For routers: sends a snapshot of all loaded adapters, then every event, until the call is cancelled. Another
         snapshot follows when a reader was so slow that events were dropped (1,024 are kept), or when the engine was
         started again; it replaces everything that was known. Events may repeat facts of a snapshot. Ends with UNAVAILABLE
-        when the engine ends or drains: call again.
+        when the server drains, or its engine cannot be started again: call again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,7 +283,7 @@ class AdapterService:
     were loaded. The server keeps the files of uploaded adapters for that.
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting, draining or being restarted.
+    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
     @staticmethod

@@ -55,7 +55,8 @@ class EngineServiceServicer:
     """
 
     def GetInfo(self, request, context):
-        """Returns facts about the engine and its load. UNAVAILABLE: the engine is starting or being restarted.
+        """Returns facts about the engine and its load. UNAVAILABLE: the engine is starting, or has ended and cannot
+        be started again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,8 @@ class GenerationServiceStub:
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
+    another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
     characters.
@@ -67,7 +68,8 @@ class GenerationServiceServicer:
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
+    another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
     characters.
@@ -118,7 +120,8 @@ class GenerationService:
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full
-    UNAVAILABLE         the engine is starting, draining or being restarted; try again, or try another server
+    UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
+    another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
     characters.

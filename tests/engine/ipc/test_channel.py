@@ -24,6 +24,7 @@ from blora.engine.text.wire_chat import WireChat
 from blora.scheduler import (
     CacheCounts,
     FinishReason,
+    History,
     PageCopy,
     Request,
     RequestOutputKind,
@@ -85,7 +86,11 @@ MESSAGES: dict[type, list[Any]] = {
     frames.Start: [
         frames.Start(EngineConfig(model="m", memory=memory, seed=-1), "/models/m") for memory in (0.5, 1 << 40, "2GiB")
     ],
-    frames.AddRequest: [frames.AddRequest.of(REQUEST), frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0))],
+    frames.AddRequest: [
+        frames.AddRequest.of(REQUEST),
+        frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0)),
+        frames.AddRequest.of(REQUEST).after(History([1, 2, 3], 4, 5, 6, 7.5)),
+    ],
     frames.FinishRequests: [frames.FinishRequests([]), frames.FinishRequests(list(range(1000)))],
     frames.LoadAdapter: [frames.LoadAdapter(7, TABLE)],
     frames.TakeAdapter: [frames.TakeAdapter(TABLE)],
