@@ -717,6 +717,21 @@ class AsyncLLM(TellsUnserved):
 
     # Facts.
 
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together. Known before the engine has started, from the model's files. Raises
+        EngineStartError."""
+        wished = self._config.max_model_len
+        return (
+            wished
+            or load_model_config(resolve_model(self._config.model, self._config.revision)).max_position_embeddings
+        )
+
+    def most_listed(self) -> Mapping[str, int]:
+        """The most entries that each list of a request may have, by the name of its field. Raises EngineUnavailable
+        before the engine has started."""
+        return self._front_end.most_listed
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when an adapter, its image in host memory, or a reference to one has no owner."""
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]

@@ -18,6 +18,10 @@ class InvalidRequest(ValueError):
         return f"{self.field}: {self.reason}"
 
 
+class MessageTooLarge(ValueError):
+    """A message is larger than any that fits the model's length."""
+
+
 class QueueFull(RuntimeError):
     """The engine has more to do than a request can wait for, or the queue is full. `retry_after`: seconds after which
     the same request is expected to be accepted; None if that is not predicted."""
@@ -85,6 +89,7 @@ __all__ = [
     "EngineStartError",
     "EngineUnavailable",
     "InvalidRequest",
+    "MessageTooLarge",
     "QueueFull",
     "WrongEventLoop",
     "WrongProcess",

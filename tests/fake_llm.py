@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.adapter_store.upload import UploadedFile
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
+from blora.engine.facts import Facts
 from blora.engine.front_end.adapter_choice import read_adapters
+from blora.engine.front_end.validator import Limits, most_listed
 from blora.engine.outputs import (
     AdapterEvent,
     AdapterInfo,
@@ -79,6 +81,13 @@ class FakeLLM:
         self.resume = asyncio.Event()
         self._callbacks: list[Callable[[bool], None]] = []
         self._num_running = 0
+
+    # Limits.
+
+    max_model_len = 1 << 17
+
+    def most_listed(self) -> Mapping[str, int]:
+        return most_listed(Facts(INFO.vocab_size, self.max_model_len, 16, 8), Limits())
 
     # Life.
 

@@ -121,10 +121,15 @@ def read_adapters(adapter: Adapter) -> tuple[LoRARequest, ...]:
     requests = tuple(map(_read_one, named_in(adapter)))
     if not requests:
         raise InvalidRequest("lora_request", "names no adapter; None is the base model")
-    if len(requests) > MAX_ADAPTERS:
-        raise InvalidRequest("lora_request", f"{len(requests)} adapters, at most {MAX_ADAPTERS} are summed")
+    check_number(len(requests))
     check_distinct([request.lora_name for request in requests], requests)
     return requests
+
+
+def check_number(num_adapters: int) -> None:
+    """Raises InvalidRequest for more adapters than one request may sum."""
+    if num_adapters > MAX_ADAPTERS:
+        raise InvalidRequest("lora_request", f"{num_adapters} adapters, at most {MAX_ADAPTERS} are summed")
 
 
 def named_in(adapter: Adapter) -> Sequence[Any]:

@@ -36,6 +36,7 @@ from .validator import (
     check_sampling,
     check_tenant,
     ignored_fields,
+    most_listed,
     num_kept_tokens,
     resolve_max_tokens,
     with_all_logprobs,
@@ -110,6 +111,7 @@ class FrontEnd:
             max_stops=config.max_stops,
             max_logprobs=None if config.max_logprobs == -1 else config.max_logprobs,
         )
+        self.most_listed = most_listed(facts, self._limits)
         self._seeds = random.Random(config.seed)  # None takes a seed from the system
         self._next_id = 0
         self._noticed: set[str] = set()  # fields without effect, of which a notice was given

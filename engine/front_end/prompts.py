@@ -14,7 +14,7 @@ from ..text.text_work import TextTokens, TextWork
 from ..text.tokenizer import Tokenizer
 from ..text.wire_chat import WireChat
 from .calls import ENCODING_KEYS, Prompt, is_array
-from .validator import as_token_ids, check_salt
+from .validator import as_token_ids, check_count, check_salt
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ class PromptReader:
         tokens = _one_row(name, tokens)
         if isinstance(tokens, str | bytes) or not (isinstance(tokens, Sequence) or is_array(tokens)):
             raise InvalidRequest(name, f"{type(tokens).__name__} is not a text, token ids or a dict of these")
-        if keep_last is None and len(tokens) > self._facts.max_model_len:  # before the tokens are copied
-            raise InvalidRequest(name, f"{len(tokens)} tokens, at most {self._facts.max_model_len} are taken")
+        if keep_last is None:  # before the tokens are copied
+            check_count(name, len(tokens), self._facts.max_model_len)
         values = tokens.tolist() if is_array(tokens) else list(tokens)
         return as_token_ids(name, values if keep_last is None else values[-keep_last:])
 

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 
+from blora.adapters import MAX_ADDED_TOKENS
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..errors import InvalidRequest
@@ -82,6 +83,22 @@ class Limits:
     max_n: int = 1024
     max_stops: int = 256  # strings, and as many tokens
     max_logprobs: int | None = 20  # None: as many as the vocabulary has
+
+
+def most_listed(facts: Facts, limits: Limits) -> Mapping[str, int]:
+    """Returns the most entries of each list of a request, for callers who count before they convert. Adapters may widen
+    the vocabulary."""
+    vocab_size = facts.vocab_size + MAX_ADDED_TOKENS
+    tokens = {"prompt_token_ids": facts.max_model_len, "stop_token_ids": limits.max_stops}
+    tokens |= {"logit_bias": vocab_size, "allowed_token_ids": vocab_size}
+    return tokens | {"stop": limits.max_stops, "bad_words": MAX_BAD_WORDS}
+
+
+def check_count(name: str, number: int, most: int) -> None:
+    """Checks the length of a list. Raises InvalidRequest."""
+    if number > most:
+        what = "strings" if name in ("stop", "bad_words") else "tokens"
+        raise InvalidRequest(name, f"{number} {what} are more than the {most} allowed")
 
 
 def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits()) -> None:
@@ -222,8 +239,7 @@ def _check_strings(name: str, value: str | Sequence[str] | None, max_number: int
         return
     _check_type(name, value, Sequence, "a string or a list of strings")
     strings = (value,) if isinstance(value, str) else value
-    if len(strings) > max_number:
-        raise InvalidRequest(name, f"{len(strings)} strings are more than the {max_number} allowed")
+    check_count(name, len(strings), max_number)
     for string in strings:
         if not isinstance(string, str) or not 1 <= len(string) <= max_length:
             raise InvalidRequest(name, f"{string!r:.80} is not a string of 1 to {max_length} characters")
@@ -241,8 +257,7 @@ def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
 def check_token_ids(name: str, token_ids: Collection[int], facts: Facts, max_number: int) -> None:
     """Checks ids against the width of the logits, not the tokenizer's length: an index beyond that width would reach
     memory of other rows. Raises InvalidRequest."""
-    if len(token_ids) > max_number:
-        raise InvalidRequest(name, f"{len(token_ids)} tokens are more than the {max_number} allowed")
+    check_count(name, len(token_ids), max_number)
     if not token_ids or (_are_plain(token_ids) and min(token_ids) >= 0 and max(token_ids) < facts.vocab_size):
         return
     for token_id in token_ids:

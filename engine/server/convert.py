@@ -1,8 +1,9 @@
 """Protobuf messages <-> the engine's own types. With convert_output.py the only file of the server that touches message
 fields.
 
-It checks for errors that only the wire can bring: bytes that are no message, a missing oneof, lists too long to copy.
-The engine's validator checks the values, for in-process callers too.
+It checks for errors that only the wire can bring: bytes that are no message, a missing oneof. The engine's validator
+checks the values, for in-process callers too. Packed lists are small on the wire and large as Python objects, so their
+lengths are checked here, before a list is copied.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,8 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..adapter_store.upload import UploadedFile
 from ..errors import InvalidRequest
-from ..front_end.adapter_choice import Adapter
+from ..front_end.adapter_choice import Adapter, check_number
+from ..front_end.validator import check_count
 from ..outputs import (
     AdapterEvent,
     AdapterInfo,
@@ -29,9 +31,7 @@ from ..text.wire_chat import WireChat, chat_prompt
 
 M = TypeVar("M", bound=Message)
 
-# Longer than any model's context. Packed ids are small on the wire and large as Python objects, so the length of a list
-# is checked before the list is copied.
-MAX_ITEMS = 1 << 20
+MAX_IDS = 1 << 16  # of requests to abort; more than are ever unfinished
 MAX_LABEL_BYTES = 128
 MOST_CHAT_HERE = 4096  # bytes of a conversation that is converted here; a longer one stays as it came
 
@@ -68,23 +68,25 @@ def generate_call(
     request: generation_pb2.GenerateRequest,
     defaults: SamplingParams,
     output_kind: RequestOutputKind,
+    most_listed: Mapping[str, int],
 ) -> GenerateCall:
+    """most_listed: the most entries of each list, by the name of its field."""
     return GenerateCall(
-        prompt=_prompt(request),
-        sampling_params=replace(defaults, **_given(request.sampling), output_kind=output_kind),
+        prompt=_prompt(request, most_listed),
+        sampling_params=replace(defaults, **_given(request.sampling, most_listed), output_kind=output_kind),
         label=_label(request.request_id),
         adapter=_adapter(request),
         priority=request.priority,
     )
 
 
-def _prompt(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
+def _prompt(request: generation_pb2.GenerateRequest, most_listed: Mapping[str, int]) -> dict[str, Any]:
     salt = {"cache_salt": request.cache_salt} if request.cache_salt else {}
     match request.WhichOneof("prompt"):
         case "text":
             return {"prompt": request.text, **salt}
         case "token_ids":
-            return {"prompt_token_ids": list(_bounded("token_ids", request.token_ids.ids)), **salt}
+            return {"prompt_token_ids": _token_ids(request, most_listed["prompt_token_ids"]), **salt}
         case "chat" if request.chat.ByteSize() > MOST_CHAT_HERE:
             return {"wire_chat": WireChat.of(request.chat), **salt}
         case "chat":
@@ -92,26 +94,27 @@ def _prompt(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
 
 
-def _given(message: generation_pb2.SamplingParams) -> dict[str, Any]:
+def _token_ids(request: generation_pb2.GenerateRequest, most: int) -> list[int]:
+    if request.sampling.HasField("truncate_prompt_tokens"):
+        return list(request.token_ids.ids[-most - 1 :])  # one too many is enough to be refused
+    check_count("prompt_token_ids", len(request.token_ids.ids), most)
+    return list(request.token_ids.ids)
+
+
+def _given(message: generation_pb2.SamplingParams, most_listed: Mapping[str, int]) -> dict[str, Any]:
     """Returns the fields that the client has set, by their names, which message and SamplingParams share."""
-    given = {field.name: _plain(field.name, value) for field, value in message.ListFields()}
+    given = {field.name: _plain(field.name, value, most_listed) for field, value in message.ListFields()}
     for name in ("logprobs", "prompt_logprobs"):
         if given.get(name, 0) < 0:  # a parser may have cut it; and the whole vocabulary would not fit a message
             raise InvalidRequest(name, f"{given[name]} is below 0; the whole vocabulary is reported in process only")
     return given
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: Any, most_listed: Mapping[str, int]) -> Any:
     if isinstance(value, str | int | float):
         return value
-    values = _bounded(name, value)
-    return dict(values) if isinstance(values, Mapping) else tuple(values)
-
-
-def _bounded(name: str, values: Any) -> Any:
-    if len(values) > MAX_ITEMS:
-        raise InvalidRequest(name, f"has {len(values)} entries; at most {MAX_ITEMS} are read")
-    return values
+    check_count(name, len(value), most_listed[name])
+    return dict(value) if isinstance(value, Mapping) else tuple(value)
 
 
 def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:
@@ -119,7 +122,8 @@ def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:
         return request.adapter or None
     if request.adapter:
         raise InvalidRequest("adapters", "are given besides adapter; send one of the two")
-    return [_adapter_use(use) for use in _bounded("adapters", request.adapters)]
+    check_number(len(request.adapters))
+    return [_adapter_use(use) for use in request.adapters]
 
 
 def _adapter_use(use: generation_pb2.AdapterUse) -> LoRARequest:
@@ -190,7 +194,9 @@ def _required(name: str, value: str) -> str:
 
 
 def request_ids(request: engine_pb2.AbortRequest) -> list[str]:
-    return list(_bounded("request_ids", request.request_ids))
+    if len(request.request_ids) > MAX_IDS:
+        raise InvalidRequest("request_ids", f"has {len(request.request_ids)} entries; at most {MAX_IDS} are read")
+    return list(request.request_ids)
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:

@@ -4,7 +4,7 @@ Every method but `drain` and `shutdown` may raise EngineUnavailable. `generate` 
 first step of its iteration. Knows no wire.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from blora.adapters.report import AdapterReport
@@ -16,6 +16,13 @@ from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, Re
 
 
 class ServedEngine(Protocol):
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together; known before the engine starts. Raises EngineStartError."""
+
+    def most_listed(self) -> Mapping[str, int]:
+        """The most entries that each list of a request may have, by the name of its field."""
+
     @property
     def is_serving(self) -> bool: ...
 

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from .convert import parse
+from .message_sizes import check_size
 from .status import retry_metadata, status_of
 
 M = TypeVar("M", bound=Message)
@@ -28,14 +29,18 @@ class Response(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
-# facts: functions of the call's context; the method gets their results after the message.
+# most_bytes: of the message. facts: functions of the call's context; the method gets their results after the message.
 
 
 def unary(
-    request_type: type[M], method: Callable[..., Awaitable[Response]], *facts: Callable[[grpc.aio.ServicerContext], Any]
+    request_type: type[M],
+    method: Callable[..., Awaitable[Response]],
+    most_bytes: int,
+    *facts: Callable[[grpc.aio.ServicerContext], Any],
 ) -> grpc.RpcMethodHandler:
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         try:
+            check_size(data, most_bytes)
             response = await method(parse(request_type, data), *(fact(context) for fact in facts))
             return response.SerializeToString()
         except Exception as error:
@@ -47,6 +52,7 @@ def unary(
 def streaming(
     request_type: type[M],
     method: Callable[..., AsyncGenerator[Message, None]],
+    most_bytes: int,
     *facts: Callable[[grpc.aio.ServicerContext], Any],
 ) -> grpc.RpcMethodHandler:
     # The handler is a coroutine that writes, and no async generator. So a client that leaves raises CancelledError in
@@ -54,6 +60,7 @@ def streaming(
     # collected.
     async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
         try:
+            check_size(data, most_bytes)
             message = parse(request_type, data)
             async with aclosing(method(message, *(fact(context) for fact in facts))) as responses:
                 async for response in responses:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from ..errors import EngineUnavailable
 from . import health
 from .engine import ServedEngine
+from .message_sizes import largest_message, largest_of_all
 from .service import AdapterServicer, EngineServicer, GenerationServicer
 
 # Seconds that a client that reads slowly has to receive a stream after the engine has finished it.
@@ -24,8 +25,6 @@ LAST_WORDS = 5.0
 OPTIONS = (
     # By default Linux lets two servers listen on one port, and deals connections out between them.
     ("grpc.so_reuseport", 0),
-    # gRPC allocates memory for a message before the server can check it. A prompt of a million token ids fits.
-    ("grpc.max_receive_message_length", 4 << 20),
     # Pings find a client that vanished without a word (lost host, silent NAT). Without them the engine would generate
     # up to max_tokens for it.
     ("grpc.keepalive_time_ms", 30_000),
@@ -49,12 +48,17 @@ class Server:
         self._backend = backend
         self._has_started = False  # whether the backend has started
         self._host, self._port = host, port
-        self._server = grpc.aio.server(options=OPTIONS)
+        max_model_len = backend.max_model_len
+        # gRPC allocates memory for a message before the server can check it.
+        largest = ("grpc.max_receive_message_length", largest_of_all(max_model_len))
+        self._server = grpc.aio.server(options=(*OPTIONS, largest))
         services = [servicer(self._get_backend) for servicer in SERVICERS]
         names = [service.NAME for service in services]
         self._health = health.Health(names)
         self._health.add_to(self._server)
-        self._server.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+        self._server.add_generic_rpc_handlers(
+            tuple(service.handler(largest_message(max_model_len)) for service in services)
+        )
         reflection.enable_server_reflection((*names, health.NAME, reflection.SERVICE_NAME), self._server)
 
     @property

@@ -35,10 +35,12 @@ class GenerationServicer:
         self._get_backend = get_backend
         self._turns = Turns()
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
         methods = {
-            "Generate": unary(generation_pb2.GenerateRequest, self.generate, tenant_of, deadline_of),
-            "GenerateStream": streaming(generation_pb2.GenerateRequest, self.generate_stream, tenant_of, deadline_of),
+            "Generate": unary(generation_pb2.GenerateRequest, self.generate, most_bytes, tenant_of, deadline_of),
+            "GenerateStream": streaming(
+                generation_pb2.GenerateRequest, self.generate_stream, most_bytes, tenant_of, deadline_of
+            ),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
@@ -72,7 +74,8 @@ class GenerationServicer:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yields the outputs of a request in pieces, each in a turn of the event loop that has time for it."""
         backend = self._get_backend()
-        call = convert.generate_call(request, backend.get_default_sampling_params(), RequestOutputKind.DELTA)
+        defaults, most_listed = backend.get_default_sampling_params(), backend.most_listed()
+        call = convert.generate_call(request, defaults, RequestOutputKind.DELTA, most_listed)
         generated = backend.generate(
             call.prompt,
             call.sampling_params if is_streamed else collected(call.sampling_params),
@@ -128,18 +131,18 @@ class AdapterServicer:
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
         methods = {
-            "Load": unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "Load": unary(adapters_pb2.LoadAdapterRequest, self.load, most_bytes),
             "Upload": collecting(adapters_pb2.UploadAdapterRequest, self.upload),
-            "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect),
-            "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate),
-            "Warm": unary(adapters_pb2.WarmAdapterRequest, self.warm),
-            "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload),
-            "List": unary(adapters_pb2.ListAdaptersRequest, self.list),
-            "Get": unary(adapters_pb2.GetAdapterRequest, self.get),
-            "Pin": unary(adapters_pb2.PinAdapterRequest, self.pin),
-            "Watch": streaming(adapters_pb2.WatchAdaptersRequest, self.watch),
+            "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect, most_bytes),
+            "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate, most_bytes),
+            "Warm": unary(adapters_pb2.WarmAdapterRequest, self.warm, most_bytes),
+            "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload, most_bytes),
+            "List": unary(adapters_pb2.ListAdaptersRequest, self.list, most_bytes),
+            "Get": unary(adapters_pb2.GetAdapterRequest, self.get, most_bytes),
+            "Pin": unary(adapters_pb2.PinAdapterRequest, self.pin, most_bytes),
+            "Watch": streaming(adapters_pb2.WatchAdaptersRequest, self.watch, most_bytes),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
@@ -192,10 +195,10 @@ class EngineServicer:
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
         methods = {
-            "GetInfo": unary(engine_pb2.GetInfoRequest, self.get_info),
-            "Abort": unary(engine_pb2.AbortRequest, self.abort),
+            "GetInfo": unary(engine_pb2.GetInfoRequest, self.get_info, most_bytes),
+            "Abort": unary(engine_pb2.AbortRequest, self.abort, most_bytes),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 

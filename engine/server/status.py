@@ -17,6 +17,7 @@ from ..errors import (
     EngineFault,
     EngineUnavailable,
     InvalidRequest,
+    MessageTooLarge,
     QueueFull,
     WrongEventLoop,
     WrongProcess,
@@ -31,6 +32,7 @@ class RequestFailed(RuntimeError):
 
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     AdapterRejected: grpc.StatusCode.FAILED_PRECONDITION,
     AdapterSetAside: grpc.StatusCode.FAILED_PRECONDITION,

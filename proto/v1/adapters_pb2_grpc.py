@@ -128,7 +128,7 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Upload(self, request_iterator, context):
-        """Loads an adapter from bytes: a header, then the bytes of all files, one after another, in chunks of any size. The
+        """Loads an adapter from bytes: a header, then the bytes of all files, one after another, in chunks of up to 1 MiB. The
         bytes are checked as files are, and never written below an --adapter-root.
         INVALID_ARGUMENT    the header is malformed
         FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those in the

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_llm import running
+from fake_llm import FakeLLM, running
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_engine import shared_engine
@@ -84,7 +84,7 @@ def over_the_wire(prompt: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def converted(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
     """A long conversation is converted in another process."""
-    prompt = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA).prompt
+    prompt = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed()).prompt
     return prompt["wire_chat"].arguments() if "wire_chat" in prompt else prompt
 
 
@@ -252,7 +252,7 @@ def test_a_faulty_conversation_is_an_invalid_argument_over_grpc(model: Path) -> 
         ([HI], {"chat_template": "{{ ''.__class__ }}{{ 1 / 0 }}"}, "messages: the chat template refuses them"),
         ([HI], {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs: .messages"),
         ([HI], {"chat_template_content_format": "html"}, "chat_template_content_format: "),
-        ([HI], {"chat_template": "x" * (1 << 17)}, "chat_template: has 131072 characters"),
+        ([HI], {"chat_template": "x" * 65537}, "chat_template: has 65537 characters"),
     ]
 
     def ask(address: str, messages: Any, options: dict[str, Any]) -> None:

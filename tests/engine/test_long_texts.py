@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_llm import FakeLLM
 from shared_engine import shared_engine
 from tiny import make_adapter, make_model
 
@@ -69,7 +70,7 @@ def said(content: str, **arguments: Any) -> dict[str, Any]:
 def on_the_wire(content: str) -> Any:
     message = generation_pb2.ChatMessage(role="user", content=content)
     request = generation_pb2.GenerateRequest(chat=generation_pb2.ChatMessages(messages=[message]))
-    return convert.generate_call(request, ONE, RequestOutputKind.DELTA).prompt
+    return convert.generate_call(request, ONE, RequestOutputKind.DELTA, FakeLLM().most_listed()).prompt
 
 
 CASES: dict[str, tuple[Any, str | None, Callable[[Tokenizer], str]]] = {

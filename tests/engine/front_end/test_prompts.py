@@ -132,7 +132,7 @@ def test_a_text_beyond_all_bounds_is_cut_before_it_is_read(tokenizer: Tokenizer)
     with pytest.raises(InvalidRequest, match="cannot fit"):
         read(text, tokenizer)
     assert read(text, tokenizer, 4) == [[BOS, *LONG[-3:]]]
-    with pytest.raises(InvalidRequest, match="at most 12"):
+    with pytest.raises(InvalidRequest, match="24 tokens are more than the 12 allowed"):
         read(LONG, tokenizer)
 
 

@@ -254,8 +254,11 @@ def test_a_conversation_is_left_to_the_engine_which_knows_the_adapters_template(
         generation_pb2.GenerateRequest(chat={"messages": [{"content": "no role"}]}),
         generation_pb2.GenerateRequest(text="a", request_id="x" * 129),
         generation_pb2.GenerateRequest(text="a", request_id="new\nline"),
-        generation_pb2.GenerateRequest(token_ids={"ids": [0] * (convert.MAX_ITEMS + 1)}),
-        generation_pb2.GenerateRequest(text="a", sampling={"stop_token_ids": [0] * (convert.MAX_ITEMS + 1)}),
+        generation_pb2.GenerateRequest(token_ids={"ids": [0] * (FakeLLM.max_model_len + 1)}),
+        generation_pb2.GenerateRequest(text="a", sampling={"stop_token_ids": [0] * 257}),
+        generation_pb2.GenerateRequest(text="a", sampling={"stop": ["x"] * 257}),
+        generation_pb2.GenerateRequest(text="a", sampling={"bad_words": ["x"] * 513}),
+        generation_pb2.GenerateRequest(text="a", adapters=[{"name": str(number)} for number in range(9)]),
     ],
 )
 def test_malformed_requests(request_message):
@@ -406,7 +409,7 @@ def test_adapters_that_cannot_be_meant_are_refused(fields, field):
 
 def test_an_adapter_use_without_a_scale_has_scale_one():
     request = generation_pb2.GenerateRequest(text="x", adapters=[{"name": "a"}, {"name": "b", "scale": 0.0}])
-    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA)
+    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed())
     assert [use.lora_scale for use in call.adapter] == [1.0, 0.0]
 
 

@@ -9,7 +9,8 @@ import pytest
 from fake_llm import FakeLLM, ask, run, running
 
 from blora.engine import errors
-from blora.engine.server import status
+from blora.engine.server import rpc, status
+from blora.engine.server.message_sizes import largest_message, largest_of_all
 from blora.proto.client import Client
 from blora.proto.retry_info import retry_after
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
@@ -20,6 +21,7 @@ CASES = [
     (errors.AdapterRejected("bob", ["rank"]), grpc.StatusCode.FAILED_PRECONDITION, "rank"),
     (errors.AdapterTooLarge("too large"), grpc.StatusCode.FAILED_PRECONDITION, "too large"),
     (errors.QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
+    (errors.MessageTooLarge("9 bytes"), grpc.StatusCode.RESOURCE_EXHAUSTED, "9 bytes"),
     (errors.DeadlineExceeded("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
     (errors.EngineUnavailable("restarting"), grpc.StatusCode.UNAVAILABLE, "restarting"),
     (ValueError("/secret/path of 0xdeadbeef"), grpc.StatusCode.INTERNAL, status.UNEXPECTED),
@@ -108,9 +110,22 @@ async def _codes(methods, data):
     return codes
 
 
-def test_an_oversized_message_is_refused():
-    code, _ = refusal(lambda client: client.generate("x" * (5 << 20)), FakeLLM())
-    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+LARGEST, OF_ALL = largest_message(FakeLLM.max_model_len), largest_of_all(FakeLLM.max_model_len)
+UPLOAD = "/blora.v1.AdapterService/Upload"  # takes chunks of a megabyte
+
+
+@pytest.mark.parametrize(
+    ("methods", "num_bytes"), [([method for method in METHODS if method != UPLOAD], LARGEST + 1), (METHODS, OF_ALL + 1)]
+)
+def test_a_message_larger_than_any_that_fits_the_model_is_refused_before_it_is_parsed(methods, num_bytes, monkeypatch):
+    monkeypatch.setattr(rpc, "parse", lambda *_: pytest.fail("parsed"))
+    assert set(run(_codes(methods, b"\xff" * num_bytes)).values()) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def test_the_largest_message_is_read():
+    assert largest_message(8192) == 8192 * 16 + 65536
+    answer = ask(lambda client: client.generate("x" * (LARGEST - 50), max_tokens=1), FakeLLM())
+    assert answer.prompt.num_prompt_tokens > 2_000_000
 
 
 @pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
