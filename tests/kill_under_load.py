@@ -102,6 +102,15 @@ class Load:
             await self._told_more.wait()
 
 
+def difference(answer: Answer, wanted: Answer) -> str:
+    """Returns the first field that differs."""
+    pairs = [("prompt_logprobs", answer.prompt_logprobs, wanted.prompt_logprobs)]
+    for one, other in zip(answer.samples, wanted.samples, strict=False):
+        fields = one.__dataclass_fields__
+        pairs += [(f"sample {one.index}, {name}", getattr(one, name), getattr(other, name)) for name in fields]
+    return next((f"{name}: {one}, not {other}" for name, one, other in pairs if one != other), "the number of samples")
+
+
 async def kill_under_load(
     llm: AsyncLLM, kill: Callable[[], None], adapters: Sequence[str], seed: int, num_kills: int, num_jobs: int
 ) -> None:
@@ -124,4 +133,4 @@ async def kill_under_load(
         while not llm.is_serving:
             await asyncio.sleep(PAUSE)
     for job, answer, wanted in zip(jobs, await answers, expected, strict=True):
-        assert answer == wanted, f"seed {seed}: {job}"
+        assert answer == wanted, f"seed {seed}: {job}: {difference(answer, wanted)}"

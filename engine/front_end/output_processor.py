@@ -32,6 +32,7 @@ class _Sample:
     stop_reason: int | str | None = None
     error: str | None = None
     num_preemptions: int = 0
+    num_told_prompt_logprobs: int = 0
     num_shown_tokens: int = 0
     num_shown_characters: int = 0
     is_shown_finished: bool = False
@@ -121,13 +122,11 @@ class OutputProcessor:
     def history_of(self, sample_id: int) -> History | None:
         """Returns what the engine has told of an expected sample; None if that is nothing yet."""
         request, sample = self._samples[sample_id]
-        is_scored = sample.index == 0 and request.prompt_logprobs is not None
-        num_told_prompt_logprobs = len(request.prompt_logprobs or ()) - 1 if is_scored else 0
-        if not sample.token_ids and not num_told_prompt_logprobs:
+        if not sample.token_ids and not sample.num_told_prompt_logprobs:
             return None
         return History(
             output_token_ids=sample.token_ids,
-            num_told_prompt_logprobs=num_told_prompt_logprobs,
+            num_told_prompt_logprobs=sample.num_told_prompt_logprobs,
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=sample.num_preemptions,
             scheduled_ts=request.metrics.scheduled_ts,
@@ -198,6 +197,7 @@ class OutputProcessor:
         """Adds an update to its sample. Returns True if a stop string ended the text; drops the tokens after it."""
         if sample.index == 0:  # the other samples find the blocks in the cache that the first has just computed
             request.num_cached_tokens = update.num_cached_tokens
+        sample.num_told_prompt_logprobs += len(update.prompt_logprobs)
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += named[: len(update.prompt_logprobs)]
         num_used = self._add_text(request, sample, update)

@@ -80,10 +80,11 @@ def test_the_next_engine_gets_what_was_told() -> None:
 
 def test_prompt_logprobs_that_were_told_are_counted_once() -> None:
     front = Front()
-    front.accept(0, 1, prompt_logprobs=0)
+    user = front.accept(0, 1, prompt_logprobs=0)
     scored = tuple(TokenLogprob((token_id,), (-1.0,), (1,)) for token_id in PROMPT[1:])
     front.tell(0, [], prompt_logprobs=scored)
     front.tell(1, [8])
+    assert front.outputs.take(user) is not None  # a stream keeps none of those that it has shown
     front.resumption.lose_engine()
     told = [request.history.num_told_prompt_logprobs for request in front.take_all() if request.history is not None]
     assert told == [2, 0]
