@@ -42,6 +42,7 @@ class DownloadClient:
         child: Child[FromDownload] = await self._start_child("blora.engine.processes.download", FromDownload)
         self._children.add(child)
         try:
+            self._check_open()
             child.send(LocateAdapter(path, self._max_file_bytes))
             answer = await asyncio.wait_for(child.receive(), DOWNLOAD_TIMEOUT)
         except TimeoutError:

@@ -44,7 +44,8 @@ class LookoutClient:
             await self._stop()  # it ended while it was idle, which is no fault of the folder
         if self._child is None:
             self._child = await self._start_child("blora.engine.processes.lookout", FoldersSeen)
-            self._check_open()
+            if self._is_closed:
+                raise ChannelClosed
         self._child.send(order)
         return await self._child.receive()
 
