@@ -508,7 +508,7 @@ class AsyncLLM(TellsUnserved):
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
         """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read
         again first."""
-        digests = {digest for entry in prepared for _, digest in entry.user.adapters}
+        digests = dict.fromkeys(digest for entry in prepared for _, digest in entry.user.adapters)
         if not self._adapters.is_missing(digests):
             self._send(prepared)
             return None

@@ -226,7 +226,7 @@ class LLM(TellsUnserved):
         return {folder: fingerprint(Path(folder)) for folder in self._folders_to_look_at(calls)} if calls else {}
 
     @in_turn
-    def _folders_to_look_at(self, calls: Sequence[Call]) -> set[str]:
+    def _folders_to_look_at(self, calls: Sequence[Call]) -> list[str]:
         return self._front_end.folders_to_look_at(calls)
 
     @in_turn

@@ -70,7 +70,7 @@ class AdapterResidency:
         self.copy_seconds = 0.0
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
-        self._prefetched: set[str] = set()  # digests in _copying that are copied ahead, for requests that still wait
+        self._prefetched: dict[str, None] = {}  # digests in _copying, copied ahead for requests that still wait
         self._arrived: set[str] = set()  # digests that became whole and that `take_changes` has yet to return
         self._gone: list[str] = []  # digests that were unregistered and are unused, which `take_gone` has yet to return
 
@@ -154,7 +154,7 @@ class AdapterResidency:
         request lets the adapter become resident; a running one that needs its pages does not (`cancel_warming`)."""
         if not self._hold_before_warm(digest):
             return False
-        self._prefetched.discard(digest)
+        self._prefetched.pop(digest, None)
         self._adapters[digest].is_warming = digest in self._copying
         self._let_go(digest)
         return True
@@ -164,7 +164,7 @@ class AdapterResidency:
         adapter = self._adapters[digest]
         if not adapter.page_ids and not self._pool.is_parked(digest) and self._hold(digest):
             adapter.is_warming = True
-            self._prefetched.add(digest)
+            self._prefetched[digest] = None
 
     def cancel_prefetches(self) -> bool:
         """Gives back the pages of adapters that are still being copied ahead. Returns False when there are none."""
@@ -178,7 +178,7 @@ class AdapterResidency:
     def _stop_warming(self, digests: Sequence[str]) -> bool:
         for digest in digests:
             self._adapters[digest].is_warming = False
-            self._prefetched.discard(digest)
+            self._prefetched.pop(digest, None)
             self._let_go(digest)
         return bool(digests)
 
@@ -261,7 +261,7 @@ class AdapterResidency:
             return
         page_ids, adapter.page_ids = adapter.page_ids, []
         self._copying.pop(digest, None)
-        self._prefetched.discard(digest)
+        self._prefetched.pop(digest, None)
         if not adapter.is_ready:
             self._pool.release(page_ids)
         elif page_ids:
@@ -299,7 +299,7 @@ class AdapterResidency:
                 self._pool.note_copied(copy.digest)
                 self._arrived.add(copy.digest)
                 del self._copying[copy.digest]
-                self._prefetched.discard(copy.digest)
+                self._prefetched.pop(copy.digest, None)
                 adapter.copied.num_copies += 1
                 adapter.is_warming = False
                 self._let_go(copy.digest)
@@ -382,8 +382,10 @@ class AdapterResidency:
             raise RuntimeError(
                 f"requests use adapters that are not registered: {requests.keys() - self._adapters.keys()}"
             )
-        if not self._prefetched <= self._copying.keys():
-            raise RuntimeError(f"{self._prefetched} are copied ahead, but only {list(self._copying)} are being copied")
+        if not self._prefetched.keys() <= self._copying.keys():
+            raise RuntimeError(
+                f"{list(self._prefetched)} are copied ahead, but only {list(self._copying)} are being copied"
+            )
         for digest, adapter in self._adapters.items():
             if (adapter.num_requests, adapter.num_users) != (requests[digest], users[digest]):
                 raise RuntimeError(

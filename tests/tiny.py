@@ -1,6 +1,5 @@
 """Tiny random models and adapters, made when needed: a Llama of a few thousand weights with a byte tokenizer."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from byte_tokenizer import EOS, make_tokenizer
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-EOS = 256
 VOCAB_SIZE = 260  # a little wider than the tokenizer, as real models are
 
 
@@ -41,19 +39,6 @@ def make_model(folder: Path, config: type[PreTrainedConfig] = LlamaConfig, **ove
     model.save_pretrained(folder)
     make_tokenizer(folder)
     return folder
-
-
-def make_tokenizer(folder: Path) -> None:
-    """Makes a tokenizer in which every byte is a token; 256 is EOS."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<eos>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    template = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    config = {"eos_token": "<eos>", "chat_template": template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 @contextmanager

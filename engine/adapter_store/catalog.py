@@ -292,7 +292,7 @@ class AdapterCatalog:
         self._note_lost_pins(name)
 
     def _note_lost_pins(self, name: str) -> None:
-        for pin in [pin for pin in self._told_pins if pin[0] == name and not self._registry.is_pinned(*pin)]:
+        for pin in [pin for pin in sorted(self._told_pins) if pin[0] == name and not self._registry.is_pinned(*pin)]:
             self._told_pins.discard(pin)
             with contextlib.suppress(AdapterNotFound):  # the removal of the version is an event of its own
                 _, version = self._registry.find("{}@{}".format(*pin))

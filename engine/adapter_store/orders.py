@@ -105,7 +105,7 @@ class Warm:
 class AwaitUnloaded:
     """Wait until none of these adapters is on its way out."""
 
-    digests: frozenset[str]
+    digests: tuple[str, ...]
 
 
 Immediate = Unpin | DropImage | Unload | AbortRequests

@@ -186,17 +186,17 @@ class AdapterPolicy:
         if abort:
             yield AbortRequests(base_name(reference), frozenset(digests))
         yield from self._note_lost(digests)
-        yield AwaitUnloaded(frozenset(digests))
+        yield AwaitUnloaded(tuple(sorted(digests)))
 
     def _note_lost(self, digests: Iterable[str]) -> list[Immediate]:
         """Adapters may have lost a version or a pin: with the last version they leave, with the last pin they may be
         evicted. One that leaves is unpinned, too: it may be loaded again before it is unloaded."""
         self._note_unpublished(digests)
         self._ledger.note_free()
-        return [*(Unpin(digest) for digest in digests if not self._catalog.is_pinned(digest)), *self.settle()]
+        return [*(Unpin(digest) for digest in sorted(digests) if not self._catalog.is_pinned(digest)), *self.settle()]
 
     def _note_unpublished(self, digests: Iterable[str]) -> None:
-        for digest in digests:
+        for digest in sorted(digests):
             if self._stages.of(digest) is Stage.LOADED and not self._catalog.is_published(digest):
                 self._stages.move(digest, Stage.LEAVING)
 

@@ -15,13 +15,13 @@ class SharedLooks:
         """look: returns the fingerprint of each folder."""
         self._look = look
         self._turn = asyncio.Lock()
-        self._next: set[str] = set()  # the folders of the next look
+        self._next: dict[str, None] = {}  # the folders of the next look
         self._task: asyncio.Task[Mapping[str, str]] | None = None  # the look that has not begun
 
     async def look_at(self, folders: Collection[str]) -> Mapping[str, str]:
         """The fingerprints of the folders, and of others, as they are after this call. A caller that is cancelled
         cancels no look. Raises what a look raises."""
-        self._next.update(folders)
+        self._next |= dict.fromkeys(folders)
         return await asyncio.shield(self.begin())
 
     def begin(self) -> "asyncio.Task[Mapping[str, str]]":
@@ -33,7 +33,7 @@ class SharedLooks:
 
     async def _take_turn(self) -> Mapping[str, str]:
         async with self._turn:
-            folders, self._next, self._task = list(self._next), set(), None
+            folders, self._next, self._task = list(self._next), {}, None
             return await self._look(folders)
 
 

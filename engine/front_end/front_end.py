@@ -118,9 +118,11 @@ class FrontEnd:
 
     # From a call to requests: look at folders, check, load what is to be loaded, check again then, prepare, accept.
 
-    def folders_to_look_at(self, calls: Sequence[Call]) -> set[str]:
+    def folders_to_look_at(self, calls: Sequence[Call]) -> list[str]:
         """Folders of loaded adapters whose paths come with calls. Their files may have changed: the caller looks."""
-        return {folder for call in calls for folder in folders_to_look_at(call.adapter, self.adapters)}
+        return list(
+            dict.fromkeys(folder for call in calls for folder in folders_to_look_at(call.adapter, self.adapters))
+        )
 
     def open(self, call: Call, looks: Looks) -> Opened:
         """Checks the arguments of a call and takes its prompt apart, changing nothing. looks: at `folders_to_look_at`.
