@@ -50,8 +50,10 @@ class TextClient:
             self._check_open()
             return TextRefused(order.work.field, "takes too long or too much memory")
         except BaseException:  # the caller has gone, for one
-            await asyncio.wait({answer}, timeout=LEAVE_TIMEOUT)
-            await self._give_up(answer)
+            try:
+                await asyncio.wait({answer}, timeout=LEAVE_TIMEOUT)
+            finally:  # it may be cancelled again, and the next caller must not meet this one's answer
+                await self._give_up(answer)
             raise
 
     async def _give_up(self, answer: "asyncio.Task[FromText]") -> None:

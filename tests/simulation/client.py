@@ -10,7 +10,10 @@ from blora.engine import AsyncLLM, LoRARequest, RequestOutput, SamplingParams
 from blora.engine.adapter_store.upload import UploadedFile
 from blora.scheduler import RequestOutputKind
 from simulation.oracle import TYPED, Sample, faults_of_prompt_logprobs, faults_of_sample
+from simulation.runner import FIRST_CHARACTER
 from simulation.world import AdapterFiles, World
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 class Call:
@@ -118,23 +121,31 @@ class Generation(Call):
         self.num_finished = 0
         super().__init__(number, "generate", values, llm, world)
 
+    def _in_form(self) -> Any:
+        salt = {"cache_salt": self.values["salt"]} if self.values["salt"] else {}
+        text = "".join(chr(token_id + FIRST_CHARACTER) for token_id in self.prompt)
+        match self.values["form"]:
+            case "text":
+                return {"prompt": text, **salt}
+            case "chat":  # its template is the client's, which the text process runs
+                return {"messages": [{"role": "user", "content": text}], "chat_template": TEMPLATE, **salt}
+        return {"prompt_token_ids": self.prompt, **salt}
+
     def _adapter(self) -> Any:
         if "path" in self.values:
             name, folder = self.values["path"]
             return LoRARequest(name, 1, folder)
         return dict(self.values["adapters"]) or None
 
-    async def _generate(self, closes_after: int | None, pause: float, **_: Any) -> Any:
-        prompt = {"prompt_token_ids": self.prompt, "cache_salt": self.values["salt"]}
-        if not self.values["salt"]:
-            del prompt["cache_salt"]
+    async def _generate(self, closes_after: int | None, pause: float, seconds: float | None, **_: Any) -> Any:
         stream = self.llm.generate(
-            prompt,
+            self._in_form(),
             self.sampling,
             self.label,
             lora_request=self._adapter(),
             priority=self.values["priority"],
             tenant=self.values["tenant"],
+            deadline=None if seconds is None else self.started + seconds,
         )
         async with aclosing(stream) as outputs:
             async for output in outputs:

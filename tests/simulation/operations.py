@@ -81,6 +81,8 @@ def _generate(draw: random.Random) -> dict[str, Any]:
         "tenant": draw.choice(("", "red", "blue")),
         "salt": draw.choice(("", "", "salt")),
         "closes_after": draw.choice((None, None, None, None, 1, 2)),  # outputs, after which the client goes
+        "seconds": draw.choice((None, None, None, None, 0.02, 0.2, 2.0)),  # until the deadline
+        "form": draw.choice(("tokens", "tokens", "text", "chat")),
         "pause": draw.choice((0.0, 0.0, 0.0, 0.05)),  # seconds that the client takes over each output
     }
 

@@ -3,11 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from blora.engine.errors import AdapterError, EngineUnavailable, InvalidRequest, QueueFull
+from blora.engine.errors import (
+    AdapterError,
+    DeadlineExceeded,
+    EngineFault,
+    EngineUnavailable,
+    InvalidRequest,
+    QueueFull,
+)
 from blora.engine.ipc.messages import AddRequest
 from simulation.runner import EOS, FIRST_CHARACTER, draw, logprob_of
 
-TYPED = (AdapterError, EngineUnavailable, InvalidRequest, QueueFull)
+TYPED = (AdapterError, DeadlineExceeded, EngineFault, EngineUnavailable, InvalidRequest, QueueFull)
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ class SimulatedProcess:
         """incoming: the type of the messages that the child sends. outgoing: of those that it gets."""
         self.pid, self.name = FIRST_PID + number, name
         self.returncode: int | None = None
-        self.received: list[Any] = []  # all messages so far
+        self.heed: Callable[[Any], None] = lambda _: None  # is told every message that the child gets
         self.ahead = 0.0  # seconds that the running turn has taken so far
         self.frames_to_live: int | None = None  # it dies inside the frame after so many
         self._tap = tap
@@ -120,7 +120,8 @@ class SimulatedProcess:
         self._inbox.clear()
         if not messages and (self._is_closed or wait):
             raise ChannelClosed
-        self.received += messages
+        for message in messages:
+            self.heed(message)
         return messages
 
     def send(self, message: Any, descriptor: int | None = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+
 from simulation.clock import START, Standstill, run
 
 

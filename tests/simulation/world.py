@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,6 @@ from blora.engine.ipc.messages import (
     AdapterRead,
     AdapterUnreadable,
     AddRequest,
-    ChatRendered,
     FolderSeen,
     FoldersSeen,
     InspectAdapter,
@@ -36,19 +36,23 @@ from blora.engine.ipc.messages import (
     LookAt,
     LookInto,
     ReadAdapter,
+    ReadText,
     ReadUploaded,
     Ready,
-    RenderChat,
     Start,
     StartFailed,
+    StartText,
     ToEngine,
     ToLoader,
+    ToText,
 )
 from blora.engine.ipc.sealed_memory import seal
 from blora.engine.parallel.shards import NO_SHARDS
 from blora.engine.processes.engine import EngineLoop
+from blora.engine.processes.text import TextReader
 from blora.engine.startup.start import make_core
 from blora.engine.step.core import EngineCore
+from blora.engine.text.tokenizer import load_tokenizer
 from blora.scheduler import Limits
 from simulation.process import SimulatedProcess
 from simulation.runner import SimulatedRunner, page_of
@@ -116,6 +120,7 @@ class World:
         self.core: EngineCore | None = None
         self.runner: SimulatedRunner | None = None
         self.num_engines = 0
+        self._readers: dict[int, TextReader] = {}  # of text processes
         self.trace = hashlib.sha256()
         self._random = random.Random(f"world {seed}")
         self._num_processes = 0
@@ -125,7 +130,7 @@ class World:
             "loader": (ToLoader, lambda process: self._serve(process, self._load)),
             "lookout": (LookAt, lambda process: self._serve(process, self._look_at)),
             "download": (LocateAdapter, lambda process: self._serve(process, self._locate)),
-            "template": (RenderChat, lambda process: self._serve(process, self._render)),
+            "text": (ToText, lambda process: self._serve(process, self._read_text)),
         }
 
     def note(self, *facts: object) -> None:
@@ -159,7 +164,6 @@ class World:
                 if not self.core.has_work:
                     await process.arrive()
                 loop.turn()
-                self._note_requests(process)
                 self.core.check_integrity()
                 await process.pass_time()
         except (ChannelClosed, EngineBroken):
@@ -168,14 +172,13 @@ class World:
             self.violations.append(f"the engine raised {type(error).__name__}: {error}")
             raise
 
-    def _note_requests(self, process: SimulatedProcess) -> None:
-        for message in process.received:
-            if isinstance(message, AddRequest):
-                samples = self.requests.setdefault(tuple(message.prompt_token_ids), {})
-                samples.setdefault(message.sample_index, message)
-        process.received.clear()
+    def _heed(self, message: Any) -> None:
+        if isinstance(message, AddRequest):
+            samples = self.requests.setdefault(tuple(message.prompt_token_ids), {})
+            samples.setdefault(message.sample_index, message)
 
     async def _start_engine(self, process: SimulatedProcess) -> EngineLoop | None:
+        process.heed = self._heed
         await process.arrive()
         (start,) = process.receive(wait=True)
         assert isinstance(start, Start)
@@ -250,5 +253,9 @@ class World:
         await asyncio.sleep(self.seconds(2.0))
         process.send(AdapterLocated(f"/hub/{order.path}"))
 
-    async def _render(self, process: SimulatedProcess, order: RenderChat) -> None:
-        process.send(ChatRendered("".join(str(message["content"]) for message in order.chat.messages)))
+    async def _read_text(self, process: SimulatedProcess, order: ToText) -> None:
+        match order:
+            case StartText(model, facts):
+                self._readers[process.pid] = TextReader(load_tokenizer(Path(model)), facts)
+            case ReadText(work):
+                process.send(self._readers[process.pid].read(work))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from blora.engine.adapter_store.download_client import DownloadClient
 from blora.engine.adapter_store.lookout_client import LookoutClient
 from blora.engine.errors import EngineUnavailable
-from blora.engine.ipc.template_client import TemplateClient
-from blora.engine.text.chat import Chat
+from blora.engine.facts import Facts
+from blora.engine.ipc.text_client import TextClient
+from blora.engine.text.text_work import TextOrder, TextWork
 from simulation.clock import run
 
 
@@ -48,12 +50,12 @@ def download(start_child: Any) -> tuple[Any, Coroutine[Any, Any, Any]]:
     return client, client.locate("org/name")
 
 
-def render(start_child: Any) -> tuple[Any, Coroutine[Any, Any, Any]]:
-    client = TemplateClient(start_child)
-    return client, client.render(Chat(messages=[]), {})
+def read(start_child: Any) -> tuple[Any, Coroutine[Any, Any, Any]]:
+    client = TextClient(Path("model"), Facts(260, 96, 4, 12), 0, start_child)
+    return client, client.read(TextOrder(work=TextWork(text="a"), text=None, runs_strange_template=False), "")
 
 
-@pytest.mark.parametrize("begin", [look, download, render])
+@pytest.mark.parametrize("begin", [look, download, read])
 def test_it_is_stopped(begin: Call) -> None:
     async def main() -> None:
         child = StartingChild()

@@ -13,10 +13,12 @@ import pytest
 from blora.engine.errors import EngineUnavailable, InvalidRequest, QueueFull
 from blora.engine.facts import Facts
 from blora.engine.ipc import text_client
+from blora.engine.ipc.messages import TextRead
 from blora.engine.ipc.text_client import TextClient, TextClients
 from blora.engine.text.chat import Chat
 from blora.engine.text.text_work import TextOrder, TextTokens, TextWork
 from blora.engine.text.tokenizer import Tokenizer, load_tokenizer
+from simulation.clock import run
 
 FACTS = Facts(vocab_size=260, max_model_len=10_000, block_size=4, num_pages=12)
 SHOW = "{{ eos_token }}{{ messages[0].content }}{{ tools | tojson }}{{ x }}"
@@ -151,3 +153,45 @@ def test_templates_of_strangers_hold_up_no_other_texts(tiny_model: Path, runner:
             await clients.close()
 
     runner.run(asyncio.wait_for(body(), 250))
+
+
+class SlowChild:
+    """Is its own `start_child`, and answers after 10 s."""
+
+    def __init__(self) -> None:
+        self.process, self.is_read = self, False
+        self.returncode: int | None = None
+
+    async def start(self, _module: str, _incoming: Any) -> Any:
+        return SlowChild()
+
+    def send(self, _message: Any) -> None:
+        pass
+
+    async def receive(self) -> TextRead:
+        assert not self.is_read, "two callers wait for one answer"
+        self.is_read = True
+        await asyncio.sleep(10.0)
+        self.is_read = False
+        return TextRead(TextTokens([1], ()))
+
+    async def stop(self, _grace: float) -> None:
+        await asyncio.sleep(0)
+
+    def seconds_without_core(self) -> float:
+        return 0.0
+
+
+def test_a_caller_that_is_cancelled_twice_leaves_no_answer_to_the_next_one() -> None:
+    """By its client and by a deadline, for one."""
+
+    async def main() -> None:
+        client = TextClient(Path("model"), FACTS, 0, SlowChild().start)
+        caller = asyncio.create_task(client.read(order(SHOW), ""))
+        for _ in range(2):
+            await asyncio.sleep(0.1)
+            caller.cancel()
+        await asyncio.wait({caller})
+        assert (await client.read(order(SHOW), "")).prompt == [1]
+
+    run(main)
