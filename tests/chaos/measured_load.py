@@ -88,7 +88,7 @@ def _find_capacity(room: Room, server: Server) -> tuple[float, float]:
         print(f"  {reached:.2f} good requests/s at {rate:.2f}/s", flush=True)
         if reached > best[1]:
             best = rate, reached
-        elif reached < 0.9 * best[1] or rate > 2 * best[0]:
+        elif reached < 0.9 * best[1] and reached < 0.8 * rate:
             return best
         rate *= GROWTH
 

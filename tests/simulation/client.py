@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from blora.engine import AsyncLLM, LoRARequest, RequestOutput, SamplingParams
-from blora.engine.adapter_store.upload import UploadedFile
-from blora.scheduler import RequestOutputKind
 from simulation.oracle import TYPED, Sample, faults_of_prompt_logprobs, faults_of_sample
 from simulation.runner import FIRST_CHARACTER
 from simulation.world import AdapterFiles, World
+
+from blora.engine import AsyncLLM, LoRARequest, RequestOutput, SamplingParams
+from blora.engine.adapter_store.upload import UploadedFile
+from blora.scheduler import RequestOutputKind
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulation.runner import EOS, FIRST_CHARACTER, draw, logprob_of
+
 from blora.engine.errors import (
     AdapterError,
     DeadlineExceeded,
@@ -12,7 +14,6 @@ from blora.engine.errors import (
     QueueFull,
 )
 from blora.engine.ipc.messages import AddRequest
-from simulation.runner import EOS, FIRST_CHARACTER, draw, logprob_of
 
 TYPED = (AdapterError, DeadlineExceeded, EngineFault, EngineUnavailable, InvalidRequest, QueueFull)
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from byte_tokenizer import make_tokenizer
-
-from blora.engine import AsyncLLM
 from simulation.client import Call, Generation
 from simulation.clock import Standstill
 from simulation.clock import run as run_in_virtual_time
 from simulation.operations import FOLDERS, INVOCATION, NAMES, Operation, operations
 from simulation.shrink import shortest
 from simulation.world import PAGE_BYTES, VOCAB_SIZE, AdapterFiles, Sizes, World
+
+from blora.engine import AsyncLLM
 
 LONGEST = 3600.0  # virtual seconds for what is left to end
 ENDS = ("idle", "drain", "shutdown")

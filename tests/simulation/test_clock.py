@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-
 from simulation.clock import START, Standstill, run
 
 

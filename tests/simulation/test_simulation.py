@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from simulation.operations import operations
 from simulation.run import explain, simulate
 from simulation.shrink import shortest

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from simulation.process import SimulatedProcess
+from simulation.runner import SimulatedRunner, page_of
 
 from blora.adapters import AdapterReport, ImageTable, Layout
 from blora.adapters.device_pool import DevicePool
@@ -54,8 +56,6 @@ from blora.engine.startup.start import make_core
 from blora.engine.step.core import EngineCore
 from blora.engine.text.tokenizer import load_tokenizer
 from blora.scheduler import Limits
-from simulation.process import SimulatedProcess
-from simulation.runner import SimulatedRunner, page_of
 
 PAGE_BYTES = 64
 BLOCK_SIZE = 4

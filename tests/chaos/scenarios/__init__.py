@@ -4,12 +4,18 @@ import importlib
 
 NAMES = (
     "overload",
+    "neighbour",
+    "overcommit",
     "malformed_requests",
     "standing_loop",
+    "http2_abuse",
     "killed_clients",
+    "leaving_clients",
+    "guilty_rows",
     "deaths",
     "standing_engine",
     "drain",
+    "bad_starts",
 )
 
 for name in NAMES:

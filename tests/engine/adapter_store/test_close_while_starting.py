@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulation.clock import run
 
 from blora.engine.adapter_store.download_client import DownloadClient
 from blora.engine.adapter_store.lookout_client import LookoutClient
@@ -13,7 +14,6 @@ from blora.engine.errors import EngineUnavailable
 from blora.engine.facts import Facts
 from blora.engine.ipc.text_client import TextClient
 from blora.engine.text.text_work import TextOrder, TextWork
-from simulation.clock import run
 
 
 class StartingChild:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from simulation.clock import run
 
 from blora.engine.errors import EngineUnavailable, InvalidRequest, QueueFull
 from blora.engine.facts import Facts
@@ -18,7 +19,6 @@ from blora.engine.ipc.text_client import TextClient, TextClients
 from blora.engine.text.chat import Chat
 from blora.engine.text.text_work import TextOrder, TextTokens, TextWork
 from blora.engine.text.tokenizer import Tokenizer, load_tokenizer
-from simulation.clock import run
 
 FACTS = Facts(vocab_size=260, max_model_len=10_000, block_size=4, num_pages=12)
 SHOW = "{{ eos_token }}{{ messages[0].content }}{{ tools | tojson }}{{ x }}"
