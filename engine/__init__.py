@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         InvalidRequest,
         MessageTooLarge,
         QueueFull,
+        ReaderTooSlow,
         WrongEventLoop,
         WrongProcess,
     )
@@ -83,6 +84,7 @@ _NAMES = {
         "InvalidRequest",
         "MessageTooLarge",
         "QueueFull",
+        "ReaderTooSlow",
         "WrongEventLoop",
         "WrongProcess",
     ),
@@ -161,6 +163,7 @@ __all__ = [
     "Prompt",
     "PromptLogprobs",
     "QueueFull",
+    "ReaderTooSlow",
     "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",

@@ -25,7 +25,7 @@ from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .deadline import PASSED, Deadline
-from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, InvalidRequest
+from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, InvalidRequest, ReaderTooSlow
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Conversation, Prompt, first_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
@@ -33,6 +33,7 @@ from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from .front_end.generation_config import load_generation_defaults
 from .front_end.output_processor import UserRequest
 from .front_end.resumption import Resumption
+from .front_end.unread import furthest_behind
 from .ipc.channel import Child, start_child
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
@@ -96,12 +97,13 @@ class _Parts:
     texts: TextClients
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reader:
     """A user's request that is being read."""
 
     user: UserRequest
     grown: asyncio.Event  # set when there is news for the reader; the rows of a stream share it
+    error: Exception | None = None  # what ended the request before its time
 
 
 def once_started(
@@ -170,8 +172,7 @@ class AsyncLLM(TellsUnserved):
         self._readers: dict[UserRequest, _Reader] = {}
         self._loading = asyncio.Lock()
         self._turns = Turns()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._finishing = asyncio.Event()  # set when the last unfinished request may have ended
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> "AsyncLLM":
@@ -297,28 +298,40 @@ class AsyncLLM(TellsUnserved):
         self._tell_serving()
         self._give()
 
-    async def drain(self) -> None:
-        """Refuses new requests with EngineUnavailable and waits until the running ones are finished. Before start() has
-        come to its end, raises EngineUnavailable and changes nothing."""
+    async def drain(self, timeout: float | None = None) -> None:
+        """Refuses new requests with EngineUnavailable and returns when the running ones are finished, whether or not
+        their last outputs have been read. Those that are not after `timeout` seconds end with EngineUnavailable. Before
+        start() has come to its end, raises EngineUnavailable and changes nothing."""
         self._check_place()
         if self._phase in (Phase.NEW, Phase.STARTING):
             raise self._connection.unavailable()
         if self._phase is Phase.RUNNING:
             self._enter(Phase.DRAINING)
         self._tell_serving()
-        await self._idle.wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._become_idle()
+        except TimeoutError:
+            error = EngineUnavailable(f"the engine shuts down, and this request was not finished within {timeout:g} s")
+            self._end_with(error, self._front_end.outputs.users())
 
-    async def shutdown(self) -> None:
-        """Ends the child processes; running requests are aborted. Idempotent. The end of the event loop does so too."""
+    async def _become_idle(self) -> None:
+        while self._front_end.outputs.num_unfinished:
+            self._finishing.clear()
+            await self._finishing.wait()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Ends the child processes; running requests are aborted. Idempotent. The end of the event loop does so too.
+        timeout: seconds for the engine to end by itself before it is killed; None allows a few."""
         self._process.check()
         if self._phase is Phase.ENDED and not self._loop.is_here:
             return
         self._loop.check()
-        await self._shut_down()
+        await self._shut_down(timeout)
         if self._guard is not None:
             self._guard.cancel()
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self, timeout: float | None = None) -> None:
         if self._phase is not Phase.ENDED:
             self._enter(Phase.ENDED)
         parts = self._parts_or_none
@@ -326,7 +339,7 @@ class AsyncLLM(TellsUnserved):
             parts.adapters.wake_watchers()
             await parts.adapters.stop_following()
         self._abort(list(self._readers))
-        await self._supervisor.stop()
+        await self._supervisor.stop(timeout)
         if parts is not None:
             await parts.texts.close()
             await parts.adapters.close()
@@ -444,7 +457,6 @@ class AsyncLLM(TellsUnserved):
         readers = [_Reader(entry.user, grown) for entry in prepared]
         for reader in readers:
             self._readers[reader.user] = reader
-            self._idle.clear()
             reader.user.output_kind = kind or reader.user.output_kind
         texts = self._front_end.outputs
         unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
@@ -467,6 +479,8 @@ class AsyncLLM(TellsUnserved):
                 ]
                 if outputs:
                     yield outputs
+                for error in [reader.error for reader in readers if reader.error is not None]:
+                    raise error
                 if is_lost:
                     raise EngineUnavailable("the engine ended, and no other could go on with this request")
                 if submission is not None and submission.done():
@@ -561,14 +575,14 @@ class AsyncLLM(TellsUnserved):
         self._finish(self._front_end.outputs.remove(reader.user))
         self._parts.resumption.remove(reader.user.sample_ids)
         self._readers.pop(reader.user, None)
-        if not self._readers:
-            self._idle.set()
 
     def _finish(self, sample_ids: Sequence[int]) -> None:
         """Ends samples in the engine. Then adapters that they alone used may go."""
         if sample_ids:
             self._connection.send(FinishRequests(list(sample_ids)))
         self._adapters.settle()
+        if not self._front_end.outputs.num_unfinished:
+            self._finishing.set()
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests by their ids. Ids of unknown and of finished requests are fine."""
@@ -583,6 +597,19 @@ class AsyncLLM(TellsUnserved):
             self._finish(self._front_end.outputs.fail(user, reason))
             self._readers[user].grown.set()
 
+    def _end_if_unread(self, user: UserRequest | None) -> None:
+        if user is not None:
+            logger.warning("request %s was ended: nobody reads its outputs", user.request_id)
+            self._front_end.outputs.drop_news(user)
+            self._end_with(ReaderTooSlow("too many logprobs waited to be read; read faster, or ask for fewer"), [user])
+
+    def _end_with(self, error: Exception, users: Iterable[UserRequest]) -> None:
+        """Ends requests. Their readers raise the error after the outputs so far."""
+        for user in users:
+            self._finish(self._front_end.outputs.remove(user))
+            self._readers[user].error = error
+            self._readers[user].grown.set()
+
     def _abort_users(self, name: str, digests: Collection[str]) -> None:
         self._abort(self._front_end.outputs.users_of(name, digests))
 
@@ -591,6 +618,7 @@ class AsyncLLM(TellsUnserved):
             self._finish(progress.to_finish)
             for user in progress.grown:
                 self._readers[user].grown.set()
+            self._end_if_unread(furthest_behind(progress.grown, self._readers))
             await self._turns.take(progress.cost)
         self._adapters.note_unloaded(updates.unloaded)
         self._adapters.lose_pins(updates.unpinned)
@@ -743,7 +771,7 @@ class AsyncLLM(TellsUnserved):
         in or out."""
         self.check_integrity()
         num_left = len(self._readers) + self._front_end.outputs.num_unfinished
-        if num_left or not self._idle.is_set():
+        if num_left:
             raise RuntimeError(f"idle, but {num_left} requests and samples are left")
         self._adapters.check_idle()
 

@@ -39,6 +39,10 @@ class DeadlineExceeded(TimeoutError):
     """The deadline of a request has passed before its answer was complete. Its work has stopped."""
 
 
+class ReaderTooSlow(RuntimeError):
+    """A client does not read its stream, of which too much waits for it. The request was ended."""
+
+
 class EngineUnavailable(RuntimeError):
     """The engine is starting or draining, or has ended and cannot be started again; the same request may succeed later
     or elsewhere."""
@@ -91,6 +95,7 @@ __all__ = [
     "InvalidRequest",
     "MessageTooLarge",
     "QueueFull",
+    "ReaderTooSlow",
     "WrongEventLoop",
     "WrongProcess",
 ]

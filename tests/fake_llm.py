@@ -35,6 +35,7 @@ from blora.engine.outputs import (
 )
 from blora.engine.server.engine import ServedEngine
 from blora.engine.server.server import Server
+from blora.engine.server.times import DEFAULTS, ServerTimes
 from blora.proto.client import Client
 from blora.scheduler import RequestOutputKind, SamplingParams
 
@@ -76,7 +77,9 @@ class FakeLLM:
         self.adapters = {"alice": adapter_info("alice")}
         self.uploaded: tuple[list[UploadedFile], bytes] | None = None
         self.is_draining = False
+        self.is_out_of_time = False  # the time for a drain has passed
         self.has_shut_down = False
+        self.shutdown_timeout: float | None = None
         self.num_tokens_before_pause: int | None = None  # a request with so many tokens waits for `resume`
         self.resume = asyncio.Event()
         self._callbacks: list[Callable[[bool], None]] = []
@@ -95,13 +98,18 @@ class FakeLLM:
         self._raise()
         self.is_serving = True
 
-    async def drain(self) -> None:
+    async def drain(self, timeout: float | None = None) -> None:
         self.is_draining = True
-        while self._num_running:
-            await asyncio.sleep(0.01)
+        try:
+            async with asyncio.timeout(timeout):
+                while self._num_running:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            self.is_out_of_time = True
+            self.resume.set()
 
-    async def shutdown(self) -> None:
-        self.has_shut_down = True
+    async def shutdown(self, timeout: float | None = None) -> None:
+        self.has_shut_down, self.shutdown_timeout = True, timeout
 
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
         self._callbacks.append(callback)
@@ -164,6 +172,8 @@ class FakeLLM:
         for first, last in steps:
             if first == self.num_tokens_before_pause:
                 await self.resume.wait()
+                if self.is_out_of_time:
+                    raise EngineUnavailable("not finished in time")
             piece = prompt_pieces.pop(0) if prompt_pieces else 0
             yield RequestOutput(
                 request_id=request_id,
@@ -271,9 +281,9 @@ def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: Samplin
 
 
 @asynccontextmanager
-async def running(llm: ServedEngine) -> AsyncIterator[Server]:
+async def running(llm: ServedEngine, times: ServerTimes = DEFAULTS) -> AsyncIterator[Server]:
     """A real server on a free port, ready to serve."""
-    server = Server(llm, "127.0.0.1", 0)
+    server = Server(llm, "127.0.0.1", 0, times)
     await server.start()
     await server.follow_backend()
     try:

@@ -24,6 +24,7 @@ SERVE_FLAGS = {
     "--host": (Kind.OTHER_DEFAULT, "127.0.0.1; vLLM listens everywhere"),
     "--port": (Kind.OTHER_DEFAULT, "50051; vLLM's is 8000"),
     "--model": (Kind.SAME, "the argument MODEL is the same"),
+    "--shutdown-timeout": (Kind.OTHER_DEFAULT, "20 seconds; vLLM's is 0"),
     "--lora-modules": (Kind.SAME, "--adapter takes the same NAME=PATH"),
 }
 

@@ -233,7 +233,7 @@ class EngineArgs:
     ray_workers_use_nsight: bool = no_meaning(False, SHARDS)
     worker_cls: Any = not_served("auto", "no code of others runs in the engine")
     worker_extension_cls: str = not_served("", "no code of others runs in the engine")
-    shutdown_timeout: int = no_meaning(0, "requests finish, or end by their clients, before the server ends")
+    shutdown_timeout: int = no_meaning(0, "`blora serve` has the flag; in process, pass it to AsyncLLM.drain")
     enable_fault_tolerance: bool = no_meaning(False, "AsyncLLM always starts its engine again")
     fault_tolerance_config: Any = no_meaning(None, "AsyncLLM always starts its engine again")
     kv_transfer_config: Any = not_served(None, TRANSFER)

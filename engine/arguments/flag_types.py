@@ -5,10 +5,12 @@ Each raises argparse.ArgumentTypeError, which argparse prints beside the flag.
 
 import argparse
 import json
+import math
 from typing import Any
 
 from ..memory.budget import parse_memory
 
+MAX_SECONDS = 1_000_000  # eleven days; timers take no infinity
 UNITS = {"k": 1000, "m": 1000**2, "K": 1024, "M": 1024**2}
 
 
@@ -29,6 +31,16 @@ def port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {MAX_SECONDS}")
+    return value
 
 
 def memory(text: str) -> str:

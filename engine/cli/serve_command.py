@@ -3,6 +3,8 @@
 import argparse
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,8 +15,10 @@ from ..arguments.flag_types import lora_module, named_path, port, size
 from ..arguments.flags import add_flags
 from ..arguments.frontend_args import FrontendArgs
 from .failure import fail
+from .server_flags import FLAGS, add_server_flags, given_times
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
+OWN = ("model", *FLAGS)  # what the command takes itself
 ENGINE = "An option left out takes the engine's default. Other flags of `vllm serve` are accepted with one notice, or "
 ENGINE += "refused where ignoring them would change answers or open a door."
 
@@ -32,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
+    add_server_flags(parser)
     engine = parser.add_argument_group("engine", ENGINE)
-    add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name != "model"], with_defaults=False)
+    add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name not in OWN], with_defaults=False)
 
 
 def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +89,7 @@ def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the keyword arguments of AsyncLLM: the options given that have a meaning here, and those about adapters.
     Gives one notice for flags that have none. Raises ValueError for a flag that is not served."""
-    names = [entry.name for entry in fields(ServeArgs) if entry.name != "model"]
+    names = [entry.name for entry in fields(ServeArgs) if entry.name not in OWN]
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     adapters = {name: getattr(args, name) for name in ADAPTER_OPTIONS if getattr(args, name) is not None}
     return {**served_options(args.model, given, ServeArgs), **adapters, "adapter_roots": args.adapter_root}
@@ -116,15 +121,24 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from ..async_llm import AsyncLLM
     from ..errors import AdapterError, EngineStartError
     from ..server.server import serve
+    from ..server.times import ServerTimes
 
     def announce(address: str) -> None:
         print(f"blora is serving {args.model} on {address}", flush=True)
 
     async def serve_model() -> int:
         llm = AsyncLLM(args.model, **options)
-        return await serve(llm, args.host, args.port, announce)
+        times = ServerTimes(**given_times(args))
+        return await serve(llm, args.host, args.port, announce, times, _leave)
 
     try:
         return asyncio.run(serve_model())
     except (EngineStartError, AdapterError, OSError, ValueError) as error:
         return fail(str(error))
+
+
+def _leave(status: int) -> None:
+    """Ends the process here, with its connections open: see `serve`. All children have ended."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

@@ -53,6 +53,7 @@ class UserRequest:
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     samples: list[_Sample] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None  # of a stream: those that were not shown yet
+    num_unread_logprobs: int = 0  # of a stream: those that were not shown yet
     has_news: bool = False  # True if anything came since the last output was taken
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(time.time()))
@@ -159,6 +160,8 @@ class OutputProcessor:
         if entry is None:
             return  # ended while its logprobs were named
         request, sample = entry
+        if request.output_kind is RequestOutputKind.DELTA:
+            request.num_unread_logprobs += sum(map(len, named))
         if self._add(request, sample, update, named) and update.finish_reason is None:
             progress.to_finish.append(update.request_id)
         if sample.finish_reason is not None:
@@ -182,6 +185,13 @@ class OutputProcessor:
             return None
         request.has_news = False
         return self._output(request)
+
+    def drop_news(self, request: UserRequest) -> None:
+        """Drops what waits for the reader of a stream, which has to be told that it is incomplete."""
+        request.has_news, request.num_unread_logprobs = False, 0
+        request.prompt_logprobs = None
+        for sample in request.samples:
+            sample.logprobs = []
 
     def fail(self, request: UserRequest, reason: FinishReason, error: str | None = None) -> list[int]:
         """Ends all unfinished samples of a request; returns their ids, which the engine has to finish."""
@@ -231,6 +241,7 @@ class OutputProcessor:
         prompt_logprobs = request.prompt_logprobs
         if is_delta and prompt_logprobs is not None:
             request.prompt_logprobs = []
+        request.num_unread_logprobs = 0
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,

@@ -151,15 +151,21 @@ class Child(Generic[Incoming]):
         return 0.0
 
     async def stop(self, grace: float) -> None:
-        """Closes the channel, which asks the child to end, and kills it if it has not ended within `grace` seconds."""
+        """Closes the channel, which asks the child to end, and kills it if it has not ended within `grace` seconds, or
+        the wait is cancelled."""
         self.writer.close()
         self.descriptors.close()
         try:
-            await asyncio.wait_for(self.process.wait(), grace)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # the child has just ended by itself
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), grace)
+        finally:
+            self._kill()  # also if the caller is cancelled
+        await self.process.wait()
+
+    def _kill(self) -> None:
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                 self.process.kill()
-            await self.process.wait()
 
 
 async def start_child(module: str, incoming: Any) -> Child[Any]:

@@ -66,15 +66,15 @@ class EngineSupervisor:
         self._task = asyncio.create_task(self._supervise())
         self._task.add_done_callback(_log_failure)
 
-    async def stop(self) -> None:
-        """Ends the process for good. Idempotent."""
+    async def stop(self, grace: float | None = None) -> None:
+        """Ends the process for good. Idempotent. grace: seconds for it to end by itself, instead of GRACE."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         child = self._connection.close("the engine was shut down")
         if child is not None:
-            await child.stop(GRACE)
+            await child.stop(GRACE if grace is None else grace)
 
     async def _start_child(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
         child: Child[FromEngine] = await self._start_process("blora.engine.processes.engine", FromEngine)

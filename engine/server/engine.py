@@ -30,9 +30,12 @@ class ServedEngine(Protocol):
 
     async def start(self) -> None: ...
 
-    async def drain(self) -> None: ...
+    async def drain(self, timeout: float | None = None) -> None:
+        """Refuses new requests; returns when the running ones are finished, or were ended because the timeout has
+        passed."""
 
-    async def shutdown(self) -> None: ...
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """timeout: seconds for child processes to end by themselves; None leaves it to the engine."""
 
     def generate(
         self,

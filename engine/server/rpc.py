@@ -5,17 +5,20 @@ Knows no service.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
+from ..errors import ReaderTooSlow
 from .convert import parse
 from .message_sizes import check_size
 from .status import retry_metadata, status_of
+from .times import LAST_WORDS
 
 M = TypeVar("M", bound=Message)
+Fact = Callable[[grpc.aio.ServicerContext], Any]
 TENANT_KEY = "x-tenant-id"
 
 
@@ -29,46 +32,93 @@ class Response(Protocol):
     def SerializeToString(self) -> bytes: ...
 
 
-# most_bytes: of the message. facts: functions of the call's context; the method gets their results after the message.
+class Calls:
+    """Makes the handlers of all methods of a server, and knows how many calls are being answered."""
 
+    def __init__(self, most_bytes: int, slow_reader_timeout: float) -> None:
+        """most_bytes: of a message, but for the parts of a stream of messages. slow_reader_timeout: seconds that a
+        client may let a stream stand still."""
+        self._most_bytes, self._slow_reader_timeout = most_bytes, slow_reader_timeout
+        self._num_open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
 
-def unary(
-    request_type: type[M],
-    method: Callable[..., Awaitable[Response]],
-    most_bytes: int,
-    *facts: Callable[[grpc.aio.ServicerContext], Any],
-) -> grpc.RpcMethodHandler:
-    async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    async def wait_for_none(self, seconds: float) -> None:
+        """Returns when the answers of all calls are under way to their clients, at the latest after these seconds."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none_open.wait(), seconds)
+
+    # facts: functions of the call's context; the method gets their results after the message.
+
+    def unary(
+        self, request_type: type[M], method: Callable[..., Awaitable[Response]], *facts: Fact
+    ) -> grpc.RpcMethodHandler:
+        async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+            self._begin(context)
+            try:
+                response = await method(self._parse(request_type, data), *(fact(context) for fact in facts))
+                return response.SerializeToString()
+            except Exception as error:
+                await _refuse(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def streaming(
+        self, request_type: type[M], method: Callable[..., AsyncGenerator[Message, None]], *facts: Fact
+    ) -> grpc.RpcMethodHandler:
+        # The handler is a coroutine that writes, and no async generator. So a client that leaves raises CancelledError
+        # in this frame, wherever it waits. The engine's generator then closes before the handler ends, not when it is
+        # collected.
+        async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
+            self._begin(context)
+            try:
+                message = self._parse(request_type, data)
+                async with aclosing(method(message, *(fact(context) for fact in facts))) as responses:
+                    async for response in responses:
+                        await self._write(context, response)
+            except Exception as error:
+                await _refuse(context, error)
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def collecting(
+        self, request_type: type[M], method: Callable[[AsyncGenerator[M, None]], Awaitable[Response]]
+    ) -> grpc.RpcMethodHandler:
+        async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+            self._begin(context)
+            try:
+                async with aclosing(_parsed(request_type, requests)) as messages:
+                    response = await method(messages)
+                return response.SerializeToString()
+            except Exception as error:
+                await _refuse(context, error)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _parse(self, request_type: type[M], data: bytes) -> M:
+        check_size(data, self._most_bytes)
+        return parse(request_type, data)
+
+    def _begin(self, context: grpc.aio.ServicerContext) -> None:
+        self._num_open += 1
+        self._none_open.clear()
+        context.add_done_callback(self._end)  # comes after the answer, which a client may take slowly
+
+    def _end(self, _: grpc.aio.ServicerContext) -> None:
+        self._num_open -= 1
+        if not self._num_open:
+            self._none_open.set()
+
+    async def _write(self, context: grpc.aio.ServicerContext, response: Message) -> None:
+        """Raises ReaderTooSlow."""
         try:
-            check_size(data, most_bytes)
-            response = await method(parse(request_type, data), *(fact(context) for fact in facts))
-            return response.SerializeToString()
-        except Exception as error:
-            await _refuse(context, error)
-
-    return grpc.unary_unary_rpc_method_handler(handle)
-
-
-def streaming(
-    request_type: type[M],
-    method: Callable[..., AsyncGenerator[Message, None]],
-    most_bytes: int,
-    *facts: Callable[[grpc.aio.ServicerContext], Any],
-) -> grpc.RpcMethodHandler:
-    # The handler is a coroutine that writes, and no async generator. So a client that leaves raises CancelledError in
-    # this frame, wherever it waits. The engine's generator then closes before the handler ends, not when it is
-    # collected.
-    async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
-        try:
-            check_size(data, most_bytes)
-            message = parse(request_type, data)
-            async with aclosing(method(message, *(fact(context) for fact in facts))) as responses:
-                async for response in responses:
-                    await context.write(response.SerializeToString())
-        except Exception as error:
-            await _refuse(context, error)
-
-    return grpc.unary_stream_rpc_method_handler(handle)
+            async with asyncio.timeout(self._slow_reader_timeout):
+                await context.write(response.SerializeToString())
+        except TimeoutError:
+            raise ReaderTooSlow(
+                f"the client has read nothing for {self._slow_reader_timeout:g} s while messages of this stream waited "
+                "for it, so the request was ended; read faster, or ask for less"
+            ) from None
 
 
 def tenant_of(context: grpc.aio.ServicerContext) -> str:
@@ -82,20 +132,6 @@ def deadline_of(context: grpc.aio.ServicerContext) -> float | None:
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
 
 
-def collecting(
-    request_type: type[M], method: Callable[[AsyncGenerator[M, None]], Awaitable[Message]]
-) -> grpc.RpcMethodHandler:
-    async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
-        try:
-            async with aclosing(_parsed(request_type, requests)) as messages:
-                response = await method(messages)
-            return response.SerializeToString()
-        except Exception as error:
-            await _refuse(context, error)
-
-    return grpc.stream_unary_rpc_method_handler(handle)
-
-
 async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> AsyncGenerator[M, None]:
     async for data in requests:
         yield parse(request_type, data)
@@ -103,5 +139,7 @@ async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> Asyn
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:
     code, details = status_of(error)
-    await context.abort(code, details, retry_metadata(error, details))
+    # The status comes after the messages that wait for the client, who may never read them.
+    async with asyncio.timeout(LAST_WORDS):
+        await context.abort(code, details, retry_metadata(error, details))
     raise error  # abort() raises; this tells the type checker

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -17,10 +17,12 @@ from ..errors import EngineUnavailable
 from . import health
 from .engine import ServedEngine
 from .message_sizes import largest_message, largest_of_all
+from .rpc import Calls
 from .service import AdapterServicer, EngineServicer, GenerationServicer
+from .times import DEFAULTS, LAST_WORDS, ServerTimes
 
-# Seconds that a client that reads slowly has to receive a stream after the engine has finished it.
-LAST_WORDS = 5.0
+PARTING = 0.1  # seconds for what was written to leave the process
+ENDING = 0.5  # seconds for children to end at a second signal
 
 OPTIONS = (
     # By default Linux lets two servers listen on one port, and deals connections out between them.
@@ -44,11 +46,12 @@ SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
 class Server:
     """A server on one port. Create it inside a running event loop."""
 
-    def __init__(self, backend: ServedEngine, host: str, port: int) -> None:
-        self._backend = backend
+    def __init__(self, backend: ServedEngine, host: str, port: int, times: ServerTimes = DEFAULTS) -> None:
+        self._backend, self._times = backend, times
         self._has_started = False  # whether the backend has started
         self._host, self._port = host, port
         max_model_len = backend.max_model_len
+        self._calls = Calls(largest_message(max_model_len), times.slow_reader_timeout)
         # gRPC allocates memory for a message before the server can check it.
         largest = ("grpc.max_receive_message_length", largest_of_all(max_model_len))
         self._server = grpc.aio.server(options=(*OPTIONS, largest))
@@ -56,9 +59,7 @@ class Server:
         names = [service.NAME for service in services]
         self._health = health.Health(names)
         self._health.add_to(self._server)
-        self._server.add_generic_rpc_handlers(
-            tuple(service.handler(largest_message(max_model_len)) for service in services)
-        )
+        self._server.add_generic_rpc_handlers(tuple(service.handler(self._calls) for service in services))
         reflection.enable_server_reflection((*names, health.NAME, reflection.SERVICE_NAME), self._server)
 
     @property
@@ -90,35 +91,75 @@ class Server:
         await self._health.set(self._backend.is_serving)
 
     async def drain(self) -> None:
-        """Refuses new requests with UNAVAILABLE, finishes those that run, then stops."""
+        """Says NOT_SERVING; refuses new calls with UNAVAILABLE, until the process ends; finishes running requests, or
+        ends them with UNAVAILABLE when shutdown_timeout has passed; ends the engine, while slow readers have their last
+        words."""
+        loop, times = asyncio.get_running_loop(), self._times
+        end = loop.time() + times.shutdown_timeout
         await self._health.drain()
-        await self._backend.drain()
-        await self._server.stop(LAST_WORDS)
+        await asyncio.sleep(min(times.drain_grace, times.shutdown_timeout))
+        await self._backend.drain(max(end - loop.time(), 0.0))
+        await asyncio.gather(self._calls.wait_for_none(LAST_WORDS), _within(LAST_WORDS, self._backend.shutdown()))
+        await asyncio.sleep(PARTING)
 
     async def stop(self) -> None:
-        """Stops at once and cancels running requests. Idempotent."""
+        """Stops at once and cancels running calls. Idempotent."""
         await self._server.stop(None)
 
 
-async def serve(backend: ServedEngine, host: str, port: int, announce: Callable[[str], None]) -> int:
+async def serve(
+    backend: ServedEngine,
+    host: str,
+    port: int,
+    announce: Callable[[str], None],
+    times: ServerTimes = DEFAULTS,
+    leave: Callable[[int], object] | None = None,
+) -> int:
     """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Returns the exit status of the process.
 
-    announce: called with the address once the engine serves. Raises the errors of the engine's start, or OSError.
+    announce: called with the address once the engine serves. leave: called with the exit status when all is done but to
+    close the connections. A process that ends there leaves that to the kernel, and a client takes it for UNAVAILABLE;
+    gRPC's own way answers calls that come at this moment with CANCELLED. Raises the errors of the engine's start, or
+    OSError.
     """
-    server = Server(backend, host, port)
-    async with _signals() as (first, second):
-        try:
-            await server.start()
-            if await _finished(backend.start(), before=first):
-                await server.follow_backend()
-                _keep_what_the_start_made()
-                announce(server.address)
-                await first.wait()
-                return 0 if await _finished(server.drain(), before=second) else 1
-            return 0
-        finally:
-            await server.stop()
+    server = Server(backend, host, port, times)
+    try:
+        async with _signals() as (first, second):
+            if await _finished(_live(server, backend, announce, first), before=second):
+                status = 0
+            else:
+                status = 1
+                await _within(ENDING, backend.shutdown(0))
+        if leave is not None:
+            leave(status)
+        return status
+    finally:
+        await server.stop()
+
+
+async def _live(
+    server: Server, backend: ServedEngine, announce: Callable[[str], None], signalled: asyncio.Event
+) -> None:
+    """The life of a server until it is drained."""
+    try:
+        await server.start()
+        if await _finished(backend.start(), before=signalled):
+            await server.follow_backend()
+            _keep_what_the_start_made()
+            announce(server.address)
+            await signalled.wait()
+            await server.drain()
+        else:
             await backend.shutdown()
+    except Exception:
+        await backend.shutdown()
+        raise
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Cancels work that takes longer."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(work, seconds)
 
 
 def _keep_what_the_start_made() -> None:
@@ -143,7 +184,8 @@ async def _signals() -> AsyncGenerator[tuple[asyncio.Event, asyncio.Event], None
 
 
 async def _finished(work: Coroutine[Any, Any, None], *, before: asyncio.Event) -> bool:
-    """Returns whether `work` ended before the event; if it did not, cancels it. Raises the error of `work`."""
+    """Returns whether `work` ended before the event; if it did not, cancels it and gives it a moment. Raises the error
+    of `work`."""
     task, event = asyncio.ensure_future(work), asyncio.ensure_future(before.wait())
     try:
         await asyncio.wait({task, event}, return_when=asyncio.FIRST_COMPLETED)
@@ -153,4 +195,4 @@ async def _finished(work: Coroutine[Any, Any, None], *, before: asyncio.Event) -
     finally:
         for unfinished in (task, event):
             unfinished.cancel()
-        await asyncio.wait({task, event})
+        await asyncio.wait({task, event}, timeout=ENDING)

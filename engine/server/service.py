@@ -20,7 +20,7 @@ from . import convert
 from .convert_output import Answer, StreamConverter
 from .engine import ServedEngine
 from .pieces import cost, pieces
-from .rpc import collecting, deadline_of, streaming, tenant_of, unary
+from .rpc import Calls, deadline_of, tenant_of
 from .status import RequestFailed
 
 # Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
@@ -35,11 +35,11 @@ class GenerationServicer:
         self._get_backend = get_backend
         self._turns = Turns()
 
-    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
+    def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
-            "Generate": unary(generation_pb2.GenerateRequest, self.generate, most_bytes, tenant_of, deadline_of),
-            "GenerateStream": streaming(
-                generation_pb2.GenerateRequest, self.generate_stream, most_bytes, tenant_of, deadline_of
+            "Generate": calls.unary(generation_pb2.GenerateRequest, self.generate, tenant_of, deadline_of),
+            "GenerateStream": calls.streaming(
+                generation_pb2.GenerateRequest, self.generate_stream, tenant_of, deadline_of
             ),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
@@ -131,18 +131,18 @@ class AdapterServicer:
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
-    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
+    def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
-            "Load": unary(adapters_pb2.LoadAdapterRequest, self.load, most_bytes),
-            "Upload": collecting(adapters_pb2.UploadAdapterRequest, self.upload),
-            "Inspect": unary(adapters_pb2.InspectAdapterRequest, self.inspect, most_bytes),
-            "Activate": unary(adapters_pb2.ActivateAdapterRequest, self.activate, most_bytes),
-            "Warm": unary(adapters_pb2.WarmAdapterRequest, self.warm, most_bytes),
-            "Unload": unary(adapters_pb2.UnloadAdapterRequest, self.unload, most_bytes),
-            "List": unary(adapters_pb2.ListAdaptersRequest, self.list, most_bytes),
-            "Get": unary(adapters_pb2.GetAdapterRequest, self.get, most_bytes),
-            "Pin": unary(adapters_pb2.PinAdapterRequest, self.pin, most_bytes),
-            "Watch": streaming(adapters_pb2.WatchAdaptersRequest, self.watch, most_bytes),
+            "Load": calls.unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "Upload": calls.collecting(adapters_pb2.UploadAdapterRequest, self.upload),
+            "Inspect": calls.unary(adapters_pb2.InspectAdapterRequest, self.inspect),
+            "Activate": calls.unary(adapters_pb2.ActivateAdapterRequest, self.activate),
+            "Warm": calls.unary(adapters_pb2.WarmAdapterRequest, self.warm),
+            "Unload": calls.unary(adapters_pb2.UnloadAdapterRequest, self.unload),
+            "List": calls.unary(adapters_pb2.ListAdaptersRequest, self.list),
+            "Get": calls.unary(adapters_pb2.GetAdapterRequest, self.get),
+            "Pin": calls.unary(adapters_pb2.PinAdapterRequest, self.pin),
+            "Watch": calls.streaming(adapters_pb2.WatchAdaptersRequest, self.watch),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
@@ -195,10 +195,10 @@ class EngineServicer:
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
 
-    def handler(self, most_bytes: int) -> grpc.GenericRpcHandler:
+    def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
-            "GetInfo": unary(engine_pb2.GetInfoRequest, self.get_info, most_bytes),
-            "Abort": unary(engine_pb2.AbortRequest, self.abort, most_bytes),
+            "GetInfo": calls.unary(engine_pb2.GetInfoRequest, self.get_info),
+            "Abort": calls.unary(engine_pb2.AbortRequest, self.abort),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 

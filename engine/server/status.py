@@ -19,6 +19,7 @@ from ..errors import (
     InvalidRequest,
     MessageTooLarge,
     QueueFull,
+    ReaderTooSlow,
     WrongEventLoop,
     WrongProcess,
 )
@@ -38,6 +39,7 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     AdapterSetAside: grpc.StatusCode.FAILED_PRECONDITION,
     AdapterTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ReaderTooSlow: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineBroken: grpc.StatusCode.UNAVAILABLE,

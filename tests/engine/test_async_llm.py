@@ -32,6 +32,7 @@ from blora.engine import (
     SamplingParams,
     UserTokenizer,
 )
+from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
 from blora.engine.ipc.messages import DoneReply
 
@@ -551,6 +552,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
         stopped[child.process.pid] = child.process.returncode
 
     monkeypatch.setattr(Child, "stop", stop_noted)
+    monkeypatch.setattr(engine_supervisor, "GRACE", 200.0)  # on a busy machine an engine may take long to end
 
     async def drain() -> None:
         async with AsyncLLM(
@@ -561,7 +563,8 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
             with pytest.raises(QueueFull):
                 await last(llm, "too many", replace(GREEDY, n=4))
             running = asyncio.create_task(tokens(llm, "running", "mine", LONG))
-            await asyncio.sleep(0.05)
+            while not llm._front_end.outputs.num_unfinished:
+                await asyncio.sleep(0.01)
             draining = asyncio.create_task(llm.drain())
             await asyncio.sleep(0)
             assert not llm.is_serving
@@ -575,13 +578,21 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(
     runner.run(drain())
 
 
-def test_a_drain_before_the_start_is_refused_and_changes_nothing(runner: asyncio.Runner, tiny_model: Path) -> None:
+def test_a_drain_before_the_start_changes_nothing_and_one_without_time_ends_requests(
+    runner: asyncio.Runner, tiny_model: Path
+) -> None:
     async def drain_early() -> None:
         llm = AsyncLLM(tiny_model, **OPTIONS)
         with pytest.raises(EngineUnavailable, match=r"await start\(\) first"):
             await llm.drain()
         async with llm:
             assert len(await tokens(llm, "hello")) == 8
+            running = asyncio.create_task(tokens(llm, "not finished", sampling=LONG))
+            while not llm._front_end.outputs.num_unfinished:
+                await asyncio.sleep(0.01)
+            await llm.drain(0)
+            with pytest.raises(EngineUnavailable, match="within 0 s"):
+                await running
             await llm.drain()
 
     runner.run(drain_early())

@@ -16,7 +16,9 @@ from fake_llm import REPORT, FakeLLM, ask
 from blora.engine import EngineInfo
 from blora.engine.cli import main as cli
 from blora.engine.cli import serve_command
+from blora.engine.cli.server_flags import FLAGS, given_times
 from blora.engine.errors import AdapterNotFound, AdapterRejected, EngineStartError
+from blora.engine.server.times import ServerTimes
 
 
 def parse(*argv):
@@ -82,6 +84,21 @@ def test_memory(text, memory):
 def test_adapters_by_name():
     args = parse("serve", "m", "--adapter", "a=/x", "--adapter", "b=hub/id=1")
     assert serve_command.adapters_by_name(args.adapter) == {"a": "/x", "b": "hub/id=1"}
+
+
+def test_times_of_the_server_are_no_options_of_the_engine():
+    args = parse("serve", "m", "--shutdown-timeout", "0", "--slow-reader-timeout", "2.5")
+    assert given_times(args) == {"shutdown_timeout": 0.0, "slow_reader_timeout": 2.5}
+    assert given_times(parse("serve", "m")) == {}
+    assert serve_command.engine_options(args) == {"adapter_roots": []}
+    assert set(FLAGS) == {entry.name for entry in fields(ServerTimes)}
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "soon", "1e9"])
+def test_what_is_no_time_is_refused(value, capsys):
+    with pytest.raises(SystemExit):
+        parse("serve", "m", f"--shutdown-timeout={value}")
+    assert "is not a number of seconds" in capsys.readouterr().err
 
 
 def test_flags_of_vllm_serve_are_taken(caplog):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +17,15 @@ from blora.adapters.report import ModuleReport
 from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
 from blora.engine.ipc import messages as frames
-from blora.engine.ipc.channel import LENGTH, MAX_FRAME_BYTES, Channel, ChannelClosed, Child, receive_descriptor
+from blora.engine.ipc.channel import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    Channel,
+    ChannelClosed,
+    Child,
+    receive_descriptor,
+    start_child,
+)
 from blora.engine.outputs import AdapterState, EngineLoad
 from blora.engine.text.chat import Chat
 from blora.engine.text.text_work import TextOrder, TextTokens, TextWork
@@ -456,3 +465,15 @@ def test_the_parent_cannot_send_once_it_has_closed() -> None:
             child.send(frames.UnloadAdapter("a"))
 
     with_child(talk)
+
+
+def test_a_child_is_killed_when_whoever_waits_for_its_end_is_cancelled() -> None:
+    async def body() -> int | None:
+        child = await start_child("blora.engine.processes.lookout", Any)
+        os.kill(child.process.pid, signal.SIGSTOP)  # it will not end by itself
+        stop = asyncio.create_task(child.stop(3600))
+        await asyncio.sleep(0.05)
+        stop.cancel()
+        return await child.process.wait()
+
+    assert asyncio.run(asyncio.wait_for(body(), 100)) == -signal.SIGKILL

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blora.engine.errors import EngineStartError
 from blora.engine.server.server import Server, serve
+from blora.engine.server.times import ServerTimes
 from blora.proto.client import Client
 from blora.proto.v1 import generation_pb2, generation_pb2_grpc
 
@@ -111,6 +112,71 @@ def test_a_drain_refuses_new_requests_and_finishes_those_that_run():
 
     assert run(body()) == ["b", "c"]
     assert not llm.closed
+
+
+def test_a_drain_ends_what_does_not_finish_in_time():
+    llm = FakeLLM()
+    llm.num_tokens_before_pause = 1
+
+    async def body():
+        times = ServerTimes(shutdown_timeout=0.05)
+        async with running(llm, times) as server, grpc.aio.insecure_channel(server.address) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            runs = aiter(stub.GenerateStream(generation_pb2.GenerateRequest(text="abc")))
+            await anext(runs)
+            drain = asyncio.create_task(server.drain())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(runs)
+            await drain
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await stub.Generate(generation_pb2.GenerateRequest(text="abc"))
+            return [(error.value.code(), error.value.details()) for error in (caught, late)]
+
+    unavailable = grpc.StatusCode.UNAVAILABLE
+    assert run(body()) == [(unavailable, "not finished in time"), (unavailable, "the engine is draining")]
+    assert llm.has_shut_down
+
+
+def test_in_the_grace_health_says_no_and_requests_are_served():
+    async def body():
+        times = ServerTimes(drain_grace=60.0)
+        async with running(FakeLLM(), times) as server, grpc.aio.insecure_channel(server.address) as channel:
+            drain = asyncio.create_task(server.drain())
+            async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+                if answer.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                    break
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            answer = await stub.Generate(generation_pb2.GenerateRequest(text="abc"))
+            drain.cancel()
+            return answer.samples[0].text
+
+    assert run(body()) == "abc"
+
+
+def test_a_grace_is_a_part_of_the_timeout():
+    async def body():
+        async with running(FakeLLM(), ServerTimes(drain_grace=3600.0, shutdown_timeout=0.05)) as server:
+            await server.drain()
+
+    run(body())
+
+
+def test_whoever_leaves_does_so_before_the_connections_are_closed():
+    llm = FakeLLM()
+    left = []
+
+    async def body():
+        async def leave_at_once(address):
+            async with grpc.aio.insecure_channel(address) as channel:
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+                await stub.Generate(generation_pb2.GenerateRequest(text="a"))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        tasks = []
+        announce = lambda address: tasks.append(asyncio.create_task(leave_at_once(address)))  # noqa: E731
+        return await serve(llm, "127.0.0.1", 0, announce, leave=left.append)
+
+    assert (run(body()), left) == (0, [0])
 
 
 def test_before_the_engine_has_started_the_server_listens_and_says_so():
