@@ -505,6 +505,7 @@ class AsyncLLM(TellsUnserved):
             await self._load_missing(checked, looks)
             # They may have tokenizers and templates of their own.
             checked = await self._read([self._front_end.open_again(call) for call in checked])
+        await self._turns.take(sum(call.cost for call in checked))
         self._check_can_begin()  # much may have happened meanwhile
         self._check_label(label)
         prepared = [self._front_end.prepare(self._front_end.check_again(call), label) for call in checked]
@@ -513,7 +514,12 @@ class AsyncLLM(TellsUnserved):
 
     async def _read(self, calls: Sequence[Opened]) -> list[Checked]:
         """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them."""
-        return [self._front_end.check(call, await self._tokens(call)) for call in calls]
+        return [await self._read_one(call) for call in calls]
+
+    async def _read_one(self, call: Opened) -> Checked:
+        tokens = await self._tokens(call)
+        await self._turns.take(call.cost_of_check(tokens))
+        return self._front_end.check(call, tokens)
 
     async def _tokens(self, call: Opened) -> TextTokens:
         tokens = self._front_end.start_reading(call)

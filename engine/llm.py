@@ -262,7 +262,7 @@ class LLM(TellsUnserved):
             raise
         for entry in prepared:
             for request in entry.requests:
-                self._core.add_request(request)
+                self._core.add_request(request.to_request())
         return stream
 
     # Generation, step by step: vLLM's LLMEngine, and its queue.

@@ -70,18 +70,23 @@ class Request:
     num_told_prompt_logprobs: int = 0  # prompt positions with reported logprobs; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
-    logit_edits: LogitEdits = field(init=False)  # of sampling
+    known_edits: LogitEdits | None = field(init=False, default=None)  # of sampling, once they were asked for
     bad_words: BadWords = field(init=False)  # of bad_sequences
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
     all_stop_token_ids: frozenset[int] = field(init=False)  # EOS included even if it is ignored
 
     def __post_init__(self) -> None:
         self.token_ids = self.token_ids or list(self.prompt_token_ids)
-        self.logit_edits = LogitEdits(self.sampling)
         self.bad_words = BadWords(self.bad_sequences)
         named = frozenset(self.sampling.stop_token_ids or ())
         self.all_stop_token_ids = named | self.eos_token_ids
         self.stop_token_ids = named if self.sampling.ignore_eos else self.all_stop_token_ids
+
+    @property
+    def logit_edits(self) -> LogitEdits:
+        """Made when the request is scheduled: a whole vocabulary of them takes milliseconds."""
+        self.known_edits = self.known_edits or LogitEdits(self.sampling)
+        return self.known_edits
 
     def resume(self, history: History) -> None:
         """Makes a new request one that goes on after what was told of it: it computes the told tokens again, as it

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from blora.scheduler import DEFAULT_COSTS, Request, SamplingParams
+from blora.scheduler import DEFAULT_COSTS, SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
@@ -18,6 +18,7 @@ from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
 from ..errors import InvalidRequest, QueueFull
 from ..facts import Facts
+from ..ipc.messages import AddRequest
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
 from ..text.bad_words import drawable
@@ -43,6 +44,7 @@ from .validator import (
 )
 
 logger = logging.getLogger(__name__)
+TOKENS_PER_MICROSECOND, COST_PER_SAMPLE = 16, 10  # of the event loop's time; measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class Opened:
     tenant: str
     deadline: float | None
 
+    def cost_of_check(self, tokens: TextTokens) -> int:
+        """The microseconds that it takes to check them, about."""
+        return len(self.parts.token_ids or tokens.prompt) // TOKENS_PER_MICROSECOND
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -64,6 +70,11 @@ class Checked:
     opened: Opened
     token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
     bad_sequences: tuple[tuple[int, ...], ...]
+
+    @property
+    def cost(self) -> int:
+        """The microseconds that it takes to prepare and accept it, about."""
+        return len(self.token_ids) // TOKENS_PER_MICROSECOND + COST_PER_SAMPLE * self.sampling.n
 
     @property
     def sampling(self) -> SamplingParams:
@@ -83,7 +94,7 @@ class Prepared:
     """A checked call whose adapters are loaded: the user's side of it and the engine's."""
 
     user: UserRequest
-    requests: list[Request]  # one per sample
+    requests: list[AddRequest]  # one per sample; they share the prompt
 
 
 class FrontEnd:
@@ -213,18 +224,19 @@ class FrontEnd:
         label = str(ids[0]) if request_id is None else request_id
         return Prepared(_user_request(call, ids, label), requests)
 
-    def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int, activation: int) -> list[Request]:
+    def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int, activation: int) -> list[AddRequest]:
         """One request for each sample of a call, under these ids."""
         adapters, sampling = call.adapters, call.sampling
         eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
         bad = drawable(call.bad_sequences, adapters.facts.vocab_size)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
+        of_others = replace(sampling, prompt_logprobs=None)  # the first sample tells them
         return [
-            Request(
+            AddRequest(
                 request_id=sample_id,
                 prompt_token_ids=call.token_ids,
-                sampling=sampling if index == 0 else replace(sampling, prompt_logprobs=None),
+                sampling=sampling if index == 0 else of_others,
                 max_tokens=max_tokens,
                 seed=seed,
                 sample_index=index,
@@ -239,6 +251,7 @@ class FrontEnd:
                 bad_sequences=bad,
                 deadline=call.opened.deadline,
                 leader=None if index == 0 else ids[0],
+                num_alone=0,
             )
             for index, sample_id in enumerate(ids)
         ]

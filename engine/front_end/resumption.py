@@ -8,12 +8,12 @@ A request that came while there was no engine has no history yet, and is given w
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from blora.scheduler import Request
-
 from ..ipc.messages import AddRequest
 from .output_processor import OutputProcessor
 
-TOKENS_PER_TURN = 1 << 15  # of the messages that are made at a time: about a millisecond of the event loop
+# Of the messages that are made at a time: about a millisecond of the event loop. Each message costs as much as so many
+# tokens besides its own.
+TOKENS_PER_TURN, TOKENS_PER_MESSAGE = 1 << 15, 1 << 9
 
 
 class Resumption:
@@ -22,10 +22,10 @@ class Resumption:
         self._requests: dict[int, AddRequest] = {}  # by sample id, in order of acceptance: leaders before followers
         self._to_give: deque[int] = deque()  # samples that the engine does not have
 
-    def add(self, requests: Iterable[Request]) -> None:
+    def add(self, requests: Iterable[AddRequest]) -> None:
         """Takes accepted requests whose adapters any engine has."""
         for request in requests:
-            self._requests[request.request_id] = AddRequest.of(request)
+            self._requests[request.request_id] = request
             self._to_give.append(request.request_id)
 
     def remove(self, sample_ids: Iterable[int]) -> None:
@@ -49,7 +49,7 @@ class Resumption:
             request = self._next()
             if request is not None:
                 taken.append(request)
-                num_tokens += request.num_tokens
+                num_tokens += request.num_tokens + TOKENS_PER_MESSAGE
         return taken
 
     def _next(self) -> AddRequest | None:

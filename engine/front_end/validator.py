@@ -17,7 +17,8 @@ from ..text.tokenizer import is_encodable
 
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_PROMPT_LOGPROBS = 1 << 24  # of all positions of a prompt together: they take gigabytes
-MAX_LISTED_TOKENS = 1 << 22  # in one list, of all samples together: they take a hundred megabytes
+MAX_LISTED_TOKENS = 1 << 20  # in one list, of all samples together: the engine reads them for 50 ms beside its steps
+MAX_PROMPT_TOKENS = 1 << 23  # of all samples together, each of which has its prompt
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_SALT_BYTES = 128
@@ -208,8 +209,8 @@ def as_plain(params: SamplingParams) -> SamplingParams:
     values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
     values["bad_words"] = tuple(str(word) for word in params.bad_strings)
     allowed = params.allowed_token_ids
-    values["allowed_token_ids"] = None if allowed is None else tuple(sorted({int(token_id) for token_id in allowed}))
-    values["logit_bias"] = {int(token_id): float(bias) for token_id, bias in biases.items()} if biases else None
+    values["allowed_token_ids"] = None if allowed is None else tuple(sorted(set(map(int, allowed))))
+    values["logit_bias"] = dict(zip(map(int, biases), map(float, biases.values()), strict=True)) if biases else None
     return SamplingParams(**values)  # type: ignore[arg-type]
 
 
@@ -250,7 +251,10 @@ def _check_strings(name: str, value: str | Sequence[str] | None, max_number: int
 def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
     _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
     check_token_ids("logit_bias", biases, facts, facts.vocab_size)
-    for bias in biases.values():
+    values = biases.values()
+    if set(map(type, values)) <= {float} and all(map(math.isfinite, values)):  # without a Python loop over them
+        values = [min(values, default=0.0), max(values, default=0.0)]  # type: ignore[assignment]
+    for bias in values:
         _check_float("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
 
 
@@ -329,6 +333,10 @@ def resolve_max_tokens(
     check_token_ids("prompt", prompt, facts, facts.max_model_len)
     if not prompt:
         raise InvalidRequest("prompt", "has no token")
+    if len(prompt) * params.n > MAX_PROMPT_TOKENS:
+        raise InvalidRequest(
+            "n", f"{params.n} times {len(prompt)} tokens of the prompt are more than {MAX_PROMPT_TOKENS}"
+        )
     room = facts.max_model_len - len(prompt)
     if room < 1:
         limit = f"max_model_len, {facts.max_model_len} tokens"

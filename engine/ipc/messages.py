@@ -70,7 +70,8 @@ class AddRequest(Frame, frozen=True):
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + (0 if self.history is None else len(self.history.output_token_ids))
+        lists = (self.prompt_token_ids, self.sampling.logit_bias or (), self.sampling.allowed_token_ids or ())
+        return sum(map(len, lists)) + (0 if self.history is None else len(self.history.output_token_ids))
 
     def to_request(self) -> Request:
         fields = msgspec.structs.asdict(self)

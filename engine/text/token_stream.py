@@ -14,6 +14,7 @@ MAX_CHARACTER_TOKENS = 4  # a character of UTF-8 has at most four bytes
 MAX_CONTEXT_TOKENS = 8
 NUM_SEARCHED_TOKENS = 64  # last ones of the prompt, among which the context is looked for
 MAX_KEPT_TEXTS = 8192
+MAX_KEPT_CONTEXTS = 64
 INCOMPLETE = "\ufffd"  # how half a character is decoded, and bytes that form none
 
 
@@ -25,6 +26,8 @@ class TokenDecoder:
         self.decode = decode
         self.hidden = hidden
         self.clean_text_of_one = lru_cache(MAX_KEPT_TEXTS)(lambda token_id: self.clean_text([token_id]))
+        # The samples of a prompt have one.
+        self.context_in = lru_cache(MAX_KEPT_CONTEXTS)(lambda tokens: _context_in(self, list(tokens)))
 
     def clean_text(self, tokens: list[int]) -> str:
         """Returns the text of tokens that can be a context, and else nothing. They show something, and no part of a
@@ -88,7 +91,10 @@ def _context(decoder: TokenDecoder, known: Sequence[int]) -> list[int]:
     """Returns the last known tokens that have a clean text. Those of a character that a prompt does not complete are
     left out; what the answer adds to it forms no character."""
     shown = (token_id for token_id in reversed(known) if token_id not in decoder.hidden)
-    tokens = list(islice(shown, NUM_SEARCHED_TOKENS))[::-1]
+    return decoder.context_in(tuple(islice(shown, NUM_SEARCHED_TOKENS))[::-1])
+
+
+def _context_in(decoder: TokenDecoder, tokens: list[int]) -> list[int]:
     for end in range(len(tokens), 0, -1):
         for start in range(end - 1, max(end - MAX_CONTEXT_TOKENS, 0) - 1, -1):
             if decoder.clean_text(tokens[start:end]):

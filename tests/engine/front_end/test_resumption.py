@@ -7,7 +7,7 @@ import pytest
 
 from blora.engine.front_end import resumption
 from blora.engine.front_end.output_processor import OutputProcessor, UserRequest
-from blora.engine.front_end.resumption import Resumption
+from blora.engine.front_end.resumption import TOKENS_PER_MESSAGE, TOKENS_PER_TURN, Resumption
 from blora.engine.ipc.messages import AddRequest
 from blora.scheduler import FinishReason, History, Request, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
 
@@ -41,7 +41,7 @@ class Front:
         self.outputs.add(user)
         leaders = [None, *[sample_ids[0]] * (len(sample_ids) - 1)]
         self.resumption.add(
-            Request(sample_id, PROMPT, params, 4, 0, index, leader=leader)
+            AddRequest.of(Request(sample_id, PROMPT, params, 4, 0, index, leader=leader))
             for index, (sample_id, leader) in enumerate(zip(sample_ids, leaders, strict=True))
         )
         return user
@@ -113,6 +113,7 @@ def test_what_has_ended_is_not_given() -> None:
 
 def test_a_death_while_requests_are_given_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resumption, "TOKENS_PER_TURN", 5)
+    monkeypatch.setattr(resumption, "TOKENS_PER_MESSAGE", 0)
     front = Front()
     for sample_id in range(5):
         front.accept(sample_id)
@@ -120,3 +121,15 @@ def test_a_death_while_requests_are_given_begins_anew(monkeypatch: pytest.Monkey
     front.accept(5)
     front.resumption.lose_engine()
     assert [request.request_id for request in front.take_all()] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "lists", [{}, {"logit_bias": dict.fromkeys(range(9000), 1.0)}, {"allowed_token_ids": [1] * 9000}]
+)
+def test_a_turn_of_the_loop_gives_a_bounded_part_of_many_samples(lists: dict[str, Any]) -> None:
+    front = Front()
+    front.accept(*range(200), **lists)
+    largest = TOKENS_PER_TURN // (TOKENS_PER_MESSAGE + len(PROMPT) + sum(map(len, lists.values())))
+    taken = front.resumption.take()
+    assert len(taken) == largest + 1 < 70
+    assert [request.request_id for request in (*taken, *front.take_all())] == list(range(200))

@@ -12,6 +12,7 @@ import torch
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
+    MAX_PROMPT_TOKENS,
     WITHOUT_EFFECT,
     Limits,
     as_plain,
@@ -221,9 +222,23 @@ def test_long_lists_are_limited_for_all_samples_together() -> None:
     ids = range(1 << 13)
     values: dict[str, Any] = {"allowed_token_ids": ids, "logit_bias": dict.fromkeys(ids, 1.0)}
     for name, value in values.items():
-        check_sampling(SamplingParams(n=512, **{name: value}), wide)
-        more = SamplingParams(n=513, **{name: value})
+        check_sampling(SamplingParams(n=128, **{name: value}), wide)
+        more = SamplingParams(n=129, **{name: value})
         refused(lambda more=more: check_sampling(more, wide), name)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 4e38, -4e38])
+def test_one_bias_of_many_may_not_be_too_large(bad: float) -> None:
+    for place in (0, 7, VOCAB - 1):
+        biases = dict.fromkeys(range(VOCAB), 1.0) | {place: bad}
+        refused(lambda biases=biases: check_sampling(SamplingParams(logit_bias=biases), FACTS), "logit_bias")
+
+
+def test_the_prompts_of_all_samples_are_bounded() -> None:
+    facts = replace(FACTS, max_model_len=1 << 17, num_pages=1 << 17)
+    prompt, most = [1] * (1 << 16), MAX_PROMPT_TOKENS >> 16
+    assert resolve_max_tokens(prompt, SamplingParams(n=most, max_tokens=4), 0, facts) == 4
+    refused(lambda: resolve_max_tokens(prompt, SamplingParams(n=most + 1, max_tokens=4), 0, facts), "n")
 
 
 # Prompts.

@@ -124,3 +124,12 @@ def test_a_character_behind_many_replacement_characters_is_whole() -> None:
     ends = ("日", " the", "é", "👍🏽", "", "\ufffd")
     for text in ("\ufffd" * number + end for number in range(1, 30) for end in ends):
         assert shown(BYTE_FALLBACK, [], BYTE_FALLBACK.encode(text)) == text
+
+
+def test_the_samples_of_a_prompt_search_its_end_once() -> None:
+    """A prompt that ends in bytes of no character is searched for long."""
+    tokenizer = Tokenizer(KINDS["byte level"](), {}, None)
+    prompt = tokenizer.encode("日本語")[:-1] + tokenizer.encode("日")[:1] * 99
+    streams = [tokenizer.decode_stream(prompt, True) for _ in range(9)]
+    found = streams[0]._decoder.context_in.cache_info()
+    assert (found.misses, found.hits) == (1, 8)
