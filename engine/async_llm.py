@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from blora.adapters import AdapterReport
-from blora.scheduler import FinishReason, RequestOutputKind, SamplingParams
+from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams
 
 from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
@@ -35,6 +35,7 @@ from .front_end.output_processor import UserRequest
 from .front_end.resumption import Resumption
 from .front_end.unread import furthest_behind
 from .ipc.channel import Child, start_child
+from .ipc.death import Death
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
 from .ipc.home_loop import HomeLoop
@@ -159,6 +160,7 @@ class AsyncLLM(TellsUnserved):
             on_running=self._meet_engine,
             on_updates=self._take_updates,
             on_lost=self._lose_engine,
+            on_death=self._judge,
             on_given_up=self._give_up,
             equip=self._equip,
             start_child=self._start_child,
@@ -276,12 +278,29 @@ class AsyncLLM(TellsUnserved):
             self._start_child,
         )
         texts = TextClients(model, ready.facts, self._start_child)
-        return _Parts(ready, front_end, Resumption(front_end.outputs), adapters, texts)
+        return _Parts(ready, front_end, Resumption(front_end.outputs, front_end.suspects), adapters, texts)
 
     def _lose_engine(self) -> None:
         self._tell_serving()
         self._parts.resumption.lose_engine()
         self._adapters.lose_engine()
+
+    def _judge(self, death: Death) -> None:
+        """Sets aside what engines have crashed over; its requests end."""
+        verdict = self._front_end.suspects.judge(death, self._front_end.outputs.digests())
+        self._adapters.set_aside(verdict.adapters)
+        self._fail(verdict.requests)
+        self._fail(self._front_end.with_adapters_set_aside())
+
+    def _fail(self, reasons: Mapping[int, str]) -> None:
+        """Ends samples that no engine has, by their ids."""
+        rows = [
+            RowUpdate(sample_id, finish_reason=FinishReason.ERROR, error=reason)
+            for sample_id, reason in reasons.items()
+        ]
+        for progress in self._front_end.outputs.process(rows):
+            for user in progress.grown:
+                self._readers[user].grown.set()
 
     def _give_up(self) -> None:
         """Unfinished requests wait for no other engine: see `_run`."""
@@ -294,6 +313,7 @@ class AsyncLLM(TellsUnserved):
         await self._adapters.equip(engine)
 
     def _meet_engine(self) -> None:
+        self._fail(self._front_end.with_adapters_set_aside())  # by the failure to give them to this engine
         self._adapters.meet_engine()
         self._tell_serving()
         self._give()
@@ -626,6 +646,7 @@ class AsyncLLM(TellsUnserved):
                 self._readers[user].grown.set()
             self._end_if_unread(furthest_behind(progress.grown, self._readers))
             await self._turns.take(progress.cost)
+        self._front_end.suspects.forget_adapters(updates.unloaded)
         self._adapters.note_unloaded(updates.unloaded)
         self._adapters.lose_pins(updates.unpinned)
         if updates.residency:

@@ -70,6 +70,8 @@ class EngineConfig:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1  # shards that share the model, each in a process of its own
     threads: int | None = None
+    # Seconds without a sign of life, after which the engine process is replaced; a step may take as long as predicted.
+    stall_seconds: float = 5.0
     seed: int | None = None  # seed of requests without one; None draws a new one for each
     generation_config: str = "auto"  # "auto": defaults of the model's generation_config.json; "vllm": neutral ones
     adapter_copy_bytes: int = 64 << 20
@@ -103,6 +105,9 @@ class EngineConfig:
             is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if not is_count and not (value is None and name in OPTIONAL_COUNTS):
                 raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
+        stall = self.stall_seconds
+        if isinstance(stall, bool) or not isinstance(stall, int | float) or not 0.1 <= stall <= 3600:
+            raise ValueError(f"stall_seconds: {stall!r} is not a number of seconds from 0.1 to 3600")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise ValueError(f"max_logprobs: {self.max_logprobs!r} is neither a whole number nor -1, which is no limit")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):

@@ -249,3 +249,9 @@ class EngineInfo:
     num_host_hits: int = 0
     num_host_reads: int = 0
     num_host_failures: int = 0
+    # Engine processes that have ended, and what they were at; see Suspects. LLM has no engine process.
+    num_engine_deaths: int = 0
+    num_crashes: int = 0
+    num_stalls: int = 0
+    num_requests_set_aside: int = 0
+    num_adapters_set_aside: int = 0

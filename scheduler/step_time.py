@@ -84,15 +84,15 @@ class StepTime:
     def __init__(self) -> None:
         self.costs = DEFAULT_COSTS
         self._told = DEFAULT_COSTS  # the costs that `take_costs` returned last
-        self._num_noted = 0
+        self.num_noted = 0  # steps
         self._scales: tuple[float, ...] = DEFAULT_COSTS  # the default costs, scaled to this machine and model
         self._anchors: tuple[float, ...] = self._scales  # costs that the fit keeps to where steps tell none apart
         self._fits: dict[tuple[int, ...], _Fit] = {}  # the parts of a kind of steps -> those steps
 
     def note(self, work: StepWork, seconds: float) -> None:
         """Notes the seconds that work with rows took, without copies of adapters."""
-        self._num_noted += 1
-        if self._num_noted <= NUM_FIRST_STEPS:
+        self.num_noted += 1
+        if self.num_noted <= NUM_FIRST_STEPS:
             self._set_scale(seconds / DEFAULT_COSTS.seconds(work))
         for fit in self._fits.values():
             fit.weight *= OTHER_MEMORY
@@ -111,9 +111,9 @@ class StepTime:
 
     def _set_scale(self, scale: float) -> None:
         """Sets the scale of the default costs. The first steps are slow: they touch pages for the first time."""
-        if self._num_noted == 1 or scale < self._scales[0] / DEFAULT_COSTS.step_seconds:
+        if self.num_noted == 1 or scale < self._scales[0] / DEFAULT_COSTS.step_seconds:
             self._scales = self._anchors = tuple(scale * cost for cost in DEFAULT_COSTS)
-        if self._num_noted == 1:
+        if self.num_noted == 1:
             self.costs = StepCosts(*self._scales)
 
     def _descend(self, parts: Sequence[int]) -> None:

@@ -215,22 +215,21 @@ class AdapterCatalog:
     def forget(self, digest: str) -> None:
         """Erases the table and the text of an adapter that no version means. An unknown digest is fine."""
         self._tables.pop(digest, None)
-        self._set_aside.pop(digest, None)
         self._tokenizers.forget(digest)
 
     def set_aside(self, digest: str, reason: str) -> None:
-        """Refuses requests for an adapter until it has been unloaded, and pins it no more."""
+        """Refuses requests for an adapter, and pins it no more, until `take_back`."""
         self._set_aside[digest] = reason
         if len(self._set_aside) > MAX_SET_ASIDE:
             del self._set_aside[next(iter(self._set_aside))]
         self.end_pins(digest)
 
+    def take_back(self, digest: str) -> None:
+        """An adapter may be loaded again, even if it was set aside."""
+        self._set_aside.pop(digest, None)
+
     def why_set_aside(self, digest: str) -> str | None:
         return self._set_aside.get(digest)
-
-    @property
-    def num_set_aside(self) -> int:
-        return len(self._set_aside)
 
     def is_published(self, digest: str) -> bool:
         """Whether any version of any name means it."""

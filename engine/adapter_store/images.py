@@ -4,7 +4,7 @@ Owns their descriptors, and the folders of uploaded files. Which images are kept
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from tempfile import TemporaryDirectory
 
 from blora.adapters import ImageTable
@@ -21,15 +21,14 @@ class AdapterImages:
         self._descriptors: dict[str, int] = {}  # by digest
         self._uploads: dict[str, TemporaryDirectory[str]] = {}  # by digest: the files, to be read again
 
-    async def give(self, table: ImageTable, packed: PackedAdapter) -> None:
+    async def give(self, order: Callable[[int], LoadAdapter], digest: str, packed: PackedAdapter) -> None:
         """Gives the engine an adapter that was read, and keeps its image once the engine has it; on failure closes it.
-        table: the adapter's, without text. Raises EngineUnavailable, EngineFault."""
+        order: makes the message of a call id. Raises what `order` raises, EngineUnavailable, EngineFault."""
         try:
-            await self._connection.call(lambda call_id: LoadAdapter(call_id, table), packed.descriptor)
+            await self._connection.call(order, packed.descriptor)
         except BaseException:
             packed.close()
             raise
-        digest = table.digest
         self.drop(digest)
         self._descriptors[digest] = packed.descriptor
         if digest in self._uploads and self._uploads[digest].name != packed.source.folder:

@@ -130,8 +130,12 @@ class AsyncAdapters:
         return reply.is_done
 
     async def _give(self, table: ImageTable, packed: PackedAdapter) -> None:
+        def order(call_id: int) -> messages.LoadAdapter:
+            self._policy.check_not_set_aside(packed.source.path, table.digest)  # engines may have crashed over it
+            return messages.LoadAdapter(call_id, table)
+
         try:
-            await self._images.give(table, packed)
+            await self._images.give(order, table.digest, packed)
         except EngineFault as error:
             raise AdapterRejected(packed.source.path, [str(error)]) from None
 

@@ -52,14 +52,15 @@ class AdapterPolicy:
     def expect(self, path: str, table: ImageTable) -> ImageTable:
         """A load brings an adapter; `take_in` follows at once. Returns the table without the adapter's text, which the
         catalog keeps, and with all warnings. path: for messages. Raises AdapterRejected."""
-        self._check_not_set_aside(path, table.digest)
+        self.check_not_set_aside(path, table.digest)
         table = self._catalog.add_text(path, table)
         if self._stages.of(table.digest) in (Stage.ABSENT, Stage.UNLOADING):
             self._stages.move(table.digest, Stage.COMING)
         self._loads[table.digest] += 1
         return table
 
-    def _check_not_set_aside(self, path: str, digest: str) -> None:
+    def check_not_set_aside(self, path: str, digest: str) -> None:
+        """Raises AdapterRejected for an adapter that no engine is given. path: for messages."""
         reason = self._catalog.why_set_aside(digest)
         if reason is not None:
             raise AdapterRejected(path, [f"its content is set aside: {reason}"])
@@ -211,6 +212,7 @@ class AdapterPolicy:
             # An engine that has ended has freed it, and another one is not given it.
             self._stages.move(digest, Stage.UNLOADING if self._has_engine else Stage.ABSENT)
             self._catalog.forget(digest)
+            self._catalog.take_back(digest)
             self._ledger.forget(digest)
         return [Unload(digest) for digest in unused]
 

@@ -326,6 +326,7 @@ class EngineArgs:
     tenant_weights: Mapping[str, float] = own({})
     adapter_weights: Mapping[str, float] = own({})
     max_passed_over: int = own(OURS["max_passed_over"])
+    stall_seconds: float = own(OURS["stall_seconds"])
     max_n: int = own(OURS["max_n"])
     max_stops: int = own(OURS["max_stops"])
 

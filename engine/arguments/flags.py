@@ -79,6 +79,11 @@ SHOWN: dict[str, dict[str, Any]] = {
     "adapter_weights": WEIGHTS | {"help": "weights of adapters within their tenant's share (default: 1 each)"},
     "max_passed_over": TOKENS
     | {"help": "starvation bound: a waiting request goes first once others have received this many tokens"},
+    "stall_seconds": {
+        "type": float,
+        "metavar": "SECONDS",
+        "help": "an engine without a sign of life for so long is replaced; a step may take longer (default: 5)",
+    },
     "enable_prefix_caching": SWITCH | {"help": "share the KV of equal prefixes between requests (default: yes)"},
     "enforce_eager": SWITCH | {"help": "capture no CUDA graphs"},
     "seed": {"type": int, "help": "seed of requests without one"},

@@ -10,7 +10,7 @@ from .front_end import FrontEnd
 
 
 def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineLoad, front_end: FrontEnd) -> EngineInfo:
-    facts, usage, cache = front_end.facts, front_end.usage, front_end.ledger
+    facts, usage, cache, suspects = front_end.facts, front_end.usage, front_end.ledger, front_end.suspects
     return EngineInfo(
         model=config.model,
         dtype=dtype,
@@ -35,4 +35,9 @@ def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineL
         num_host_hits=cache.num_hits,
         num_host_reads=cache.num_reads,
         num_host_failures=cache.num_failures,
+        num_engine_deaths=suspects.num_deaths,
+        num_crashes=suspects.num_crashes,
+        num_stalls=suspects.num_stalls,
+        num_requests_set_aside=suspects.num_requests_set_aside,
+        num_adapters_set_aside=suspects.num_adapters_set_aside,
     )

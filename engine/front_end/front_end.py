@@ -29,6 +29,7 @@ from .calls import Call
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .prompts import PromptParts, PromptReader, check_has_rows
+from .suspects import Suspects
 from .validator import (
     WITHOUT_EFFECT,
     Limits,
@@ -112,6 +113,7 @@ class FrontEnd:
         self.ledger = ImageLedger(_host_bytes(config))
         self.policy = AdapterPolicy(self.adapters, self.ledger)
         self._prompts = PromptReader(facts)
+        self.suspects = Suspects()
         self.outputs = OutputProcessor(self._end, now)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self.step_costs = DEFAULT_COSTS  # as the engine predicts its steps
@@ -277,6 +279,15 @@ class FrontEnd:
             self.outputs.add(entry.user)
             for _, digest in entry.user.adapters:
                 self.ledger.use(digest)
+
+    def with_adapters_set_aside(self) -> dict[int, str]:
+        """Returns the unfinished samples that no engine can compute any more, each with the reason."""
+        return {
+            sample_id: f"an adapter of this request is set aside: {reason}"
+            for sample_id, digests in self.outputs.digests().items()
+            for reason in map(self.adapters.why_set_aside, digests)
+            if reason is not None
+        }
 
     def _end(self, user: UserRequest) -> None:
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)

@@ -116,6 +116,10 @@ class OutputProcessor:
         """Returns whether any sample of the request is still expected from the engine."""
         return any(sample_id in self._samples for sample_id in request.sample_ids)
 
+    def digests(self) -> dict[int, list[str]]:
+        """Returns the digests of the adapters of each expected sample."""
+        return {sample_id: [digest for _, digest in user.adapters] for sample_id, (user, _) in self._samples.items()}
+
     def expects(self, sample_id: int) -> bool:
         """Returns whether a sample is still expected from the engine."""
         return sample_id in self._samples

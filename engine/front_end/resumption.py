@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from ..ipc.messages import AddRequest
 from .output_processor import OutputProcessor
+from .suspects import Suspects
 
 # Of the messages that are made at a time: about a millisecond of the event loop. Each message costs as much as so many
 # tokens besides its own.
@@ -17,8 +18,8 @@ TOKENS_PER_TURN, TOKENS_PER_MESSAGE = 1 << 15, 1 << 9
 
 
 class Resumption:
-    def __init__(self, outputs: OutputProcessor) -> None:
-        self._outputs = outputs
+    def __init__(self, outputs: OutputProcessor, suspects: Suspects) -> None:
+        self._outputs, self._suspects = outputs, suspects
         self._requests: dict[int, AddRequest] = {}  # by sample id, in order of acceptance: leaders before followers
         self._to_give: deque[int] = deque()  # samples that the engine does not have
 
@@ -28,8 +29,9 @@ class Resumption:
             self._requests[request.request_id] = request
             self._to_give.append(request.request_id)
 
-    def remove(self, sample_ids: Iterable[int]) -> None:
+    def remove(self, sample_ids: Collection[int]) -> None:
         """Forgets samples that have ended. Unknown ids are fine."""
+        self._suspects.forget(sample_ids)
         for sample_id in sample_ids:
             self._requests.pop(sample_id, None)
 
@@ -58,7 +60,9 @@ class Resumption:
         request = self._requests.get(sample_id)
         if request is None or not self._outputs.expects(sample_id):
             return None
-        return request.after(self._outputs.history_of(sample_id))
+        digests = [digest for digest, _ in request.adapters]
+        num_alone = self._suspects.num_alone(sample_id, digests, request.max_tokens)
+        return request.after(self._outputs.history_of(sample_id), num_alone)
 
     def check_integrity(self, sample_ids: Collection[int]) -> None:
         """sample_ids: of the unfinished requests. Raises RuntimeError when anything else is kept."""

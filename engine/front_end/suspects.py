@@ -6,7 +6,7 @@ nothing. Synchronous; knows no process and no text.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..ipc.death import Death
@@ -28,7 +28,9 @@ class Verdict:
 
 class Suspects:
     def __init__(self) -> None:
-        self.num_crashes = 0
+        self.num_deaths = 0  # of engines
+        self.num_crashes = 0  # of these, those that nothing outside has caused
+        self.num_stalls = 0  # of these, those of engines that went on no more
         self.num_requests_set_aside = 0
         self.num_adapters_set_aside = 0
         self._accused: Counter[int] = Counter()  # request id -> crashes that accuse it
@@ -38,9 +40,11 @@ class Suspects:
     def judge(self, death: Death, adapters: Mapping[int, Sequence[str]]) -> Verdict:
         """Follows the death of an engine. adapters: the digests of the adapters of each unfinished sample, by the
         engine's id."""
+        self.num_deaths += 1
+        self.num_stalls += death.is_standing
+        self.num_crashes += death.is_crash
         if not death.is_crash:
             return Verdict({}, {})
-        self.num_crashes += 1
         named = [request_id for request_id in death.entry.request_ids if request_id in adapters]
         self._accused.update(named)
         requests, accused = {}, {}
@@ -81,14 +85,16 @@ class Suspects:
         is_suspect = count == NUM_CRASHES or any(digest in self._tainted for digest in digests)
         return min(NUM_ALONE, max_tokens) if is_suspect else 0
 
-    def forget(self, request_id: int) -> None:
-        """A request has ended."""
-        self._accused.pop(request_id, None)
+    def forget(self, request_ids: Iterable[int]) -> None:
+        """Requests have ended."""
+        for request_id in request_ids:
+            self._accused.pop(request_id, None)
 
-    def forget_adapter(self, digest: str) -> None:
-        """An adapter has been unloaded: if it is loaded again, it begins without blame."""
-        self._accused_adapters.pop(digest, None)
-        self._tainted.pop(digest, None)
+    def forget_adapters(self, digests: Iterable[str]) -> None:
+        """Adapters have been unloaded: if they are loaded again, they begin without blame."""
+        for digest in digests:
+            self._accused_adapters.pop(digest, None)
+            self._tainted.pop(digest, None)
 
 
 def _shorten(counts: Counter[str]) -> None:

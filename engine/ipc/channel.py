@@ -150,22 +150,24 @@ class Child(Generic[Incoming]):
             return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
         return 0.0
 
-    async def stop(self, grace: float) -> None:
+    async def stop(self, grace: float) -> bool:
         """Closes the channel, which asks the child to end, and kills it if it has not ended within `grace` seconds, or
-        the wait is cancelled."""
+        the wait is cancelled. Returns whether it has ended by itself."""
         self.writer.close()
         self.descriptors.close()
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.process.wait(), grace)
         finally:
-            self._kill()  # also if the caller is cancelled
+            has_ended = self.process.returncode is not None
+            if not has_ended:  # also if the caller is cancelled
+                self._kill()
         await self.process.wait()
+        return has_ended
 
     def _kill(self) -> None:
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                self.process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            self.process.kill()
 
 
 async def start_child(module: str, incoming: Any) -> Child[Any]:

@@ -14,6 +14,7 @@ class Death:
     how: str  # "ended with status 1", for the log and for messages
     is_crash: bool  # nothing outside the process ended it
     entry: Entry = Entry(Activity.WAITING)  # what it was at
+    is_standing: bool = False  # it was ended because it went on no more
 
 
 def death_of(status: int, entry: Entry) -> Death:

@@ -6,21 +6,25 @@ and adapters.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..config import EngineConfig
 from ..errors import EngineStartError
 from .channel import ChannelClosed, Child, StartChild, start_child
+from .death import Death
 from .engine_connection import EngineConnection
-from .messages import FromEngine, Ready, Start, StartFailed, Updates
+from .engine_process import EngineProcess, start_engine_process
+from .engine_watch import EngineStands, EngineWatch
+from .messages import FromEngine, Ready, Updates
+from .restart_waits import RestartWaits
 
 logger = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds for a child to end by itself
-RESTART_DELAYS = (0.0, 0.5, 2.0, 10.0)  # seconds before each attempt; the last one repeats
+MAX_START = 3600.0  # seconds for the first start: a large model may come over a network
 # Seconds without an engine after which requests wait for none any more: an engine that is well starts in a few seconds,
 # one of a large model within PATIENCE_STARTS times its first start.
 MIN_PATIENCE = 60.0
@@ -36,28 +40,32 @@ class EngineSupervisor:
         on_running: Callable[[], None],
         on_updates: Callable[[Updates], Awaitable[None]],
         on_lost: Callable[[], None],
+        on_death: Callable[[Death], None],
         on_given_up: Callable[[], None],
-        equip: Callable[[Child[FromEngine]], Awaitable[None]],
+        equip: Callable[[Child[FromEngine]], Coroutine[Any, Any, None]],
         start_child: StartChild = start_child,
     ) -> None:
         """on_running: called after an engine was attached to the connection. on_lost: called after it was detached.
-        on_given_up: called when requests should no longer wait for another one. equip: gives a new engine the state of
-        the one before, before it is attached."""
+        on_death: called when an engine has ended, which may be one that was never attached. on_given_up: called when
+        requests should no longer wait for another one. equip: gives a new engine the state of the one before, before
+        it is attached."""
         self._connection = connection
         self._config = config
         self._on_running, self._on_updates, self._equip = on_running, on_updates, equip
-        self._on_lost, self._on_given_up = on_lost, on_given_up
+        self._on_lost, self._on_death, self._on_given_up = on_lost, on_death, on_given_up
         self._start_process = start_child
         self._task: asyncio.Task[None] | None = None
+        self._waits = RestartWaits()
 
     async def start(self, model: Path) -> Ready:
         """Starts the first engine. model: a folder or .gguf file. Raises EngineStartError, ChannelClosed."""
         loop = asyncio.get_running_loop()
         self._model, began = model, loop.time()
-        child, ready = await self._start_child(self._config)
-        self._connection.attach(child)
+        self._engine = await self._start_within(MAX_START)
+        self._connection.attach(self._engine.child)
         self._patience = max(MIN_PATIENCE, PATIENCE_STARTS * (loop.time() - began))
         # The next engine gets the same size, because requests are checked against this one's.
+        ready = self._engine.ready
         self._config = replace(self._config, memory=ready.facts.num_pages * ready.page_bytes)
         return ready
 
@@ -76,79 +84,100 @@ class EngineSupervisor:
         if child is not None:
             await child.stop(GRACE if grace is None else grace)
 
-    async def _start_child(self, config: EngineConfig) -> tuple[Child[FromEngine], Ready]:
-        child: Child[FromEngine] = await self._start_process("blora.engine.processes.engine", FromEngine)
+    async def _start_within(self, seconds: float) -> EngineProcess:
+        """Raises EngineStartError."""
         try:
-            child.send(Start(config, str(self._model)))
-            answer = await child.receive()
-        except ChannelClosed:
-            answer = StartFailed("the engine process ended while it started")
-        except BaseException:
-            await child.stop(0)
-            raise
-        if not isinstance(answer, Ready):
-            await child.stop(0)
-            raise EngineStartError(answer.reason if isinstance(answer, StartFailed) else "the engine did not answer")
-        return child, answer
+            starting = start_engine_process(self._start_process, self._config, self._model)
+            return await asyncio.wait_for(starting, seconds)
+        except TimeoutError:
+            raise EngineStartError(f"the engine has not started within {seconds:.0f} s") from None
 
     async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
         num_fruitless = 0  # engines in a row that computed nothing
         while True:
+            began = loop.time()
             self._on_running()
-            num_fruitless = 0 if await self._read() else num_fruitless + 1
-            logger.error("the engine process ended unexpectedly; restarting it")
-            await self._bury()
+            self._has_computed = False
+            death = await self._live()
+            num_fruitless = 0 if self._has_computed else num_fruitless + 1
             if num_fruitless >= MAX_FRUITLESS:
                 logger.error("%d engines in a row ended before they computed anything", num_fruitless)
                 self._on_given_up()
-            await self._restart()
+            wait = self._waits.after(death, loop.time() - began, has_computed=self._has_computed)
+            await self._restart(wait)
 
-    async def _read(self) -> bool:
-        """Reads until the engine ends. Returns whether it has computed anything."""
-        has_computed = False
+    async def _live(self) -> Death:
+        """Reads the engine's messages until it ends or stands."""
+        engine, standing = self._engine, None
+        try:
+            await self._watch(engine).during(self._read())
+        except EngineStands as error:
+            standing = error.death
+        self._connection.lose()
+        self._on_lost()
+        return await self._bury(engine, standing)
+
+    def _watch(self, engine: EngineProcess) -> EngineWatch:
+        return EngineWatch(engine, self._config.stall_seconds)
+
+    async def _read(self) -> None:
         while True:
             try:
                 updates = await self._connection.receive()
             except ChannelClosed:
-                return has_computed
+                return
             await self._on_updates(updates)
-            has_computed |= bool(updates.rows)
+            self._has_computed |= bool(updates.rows)
 
-    async def _bury(self) -> None:
-        child = self._connection.lose()
-        self._on_lost()
-        if child is not None:
-            await child.stop(0)
+    async def _bury(self, engine: EngineProcess, standing: Death | None) -> Death:
+        """Ends an engine that stands, or that has closed its channel, and tells of its death."""
+        if standing is None:
+            death = await engine.bury(GRACE)
+        else:
+            await engine.child.stop(0)
+            death = standing
+        logger.error("the engine process %s (%s); another one is started", death.how, death.entry)
+        self._on_death(death)
+        return death
 
-    async def _restart(self) -> None:
+    async def _restart(self, wait: float) -> None:
         giving_up = asyncio.get_running_loop().call_later(self._patience, self._give_up)
         try:
-            await self._try_to_restart()
+            await asyncio.sleep(wait)
+            while not await self._has_restarted():
+                await asyncio.sleep(self._waits.after_failure())
         finally:
             giving_up.cancel()
 
-    async def _try_to_restart(self) -> None:
-        for attempt in count():
-            await asyncio.sleep(RESTART_DELAYS[min(attempt, len(RESTART_DELAYS) - 1)])
-            try:
-                self._connection.attach(await self._start_another())
-                return
-            except (EngineStartError, ChannelClosed, OSError) as error:
-                logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
+    async def _has_restarted(self) -> bool:
+        try:
+            self._engine = await self._start_another()
+        except (EngineStartError, ChannelClosed, OSError) as error:
+            logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
+            return False
+        self._connection.attach(self._engine.child)
+        return True
 
     def _give_up(self) -> None:
         """Goes on to try, but nobody waits any more."""
         self._connection.close(f"the engine ended, and none could be started for {self._patience:.0f} s")
         self._on_given_up()
 
-    async def _start_another(self) -> Child[FromEngine]:
-        child, _ = await self._start_child(self._config)
+    async def _start_another(self) -> EngineProcess:
+        engine = await self._start_within(self._patience)
         try:
-            await self._equip(child)
-        except BaseException:
-            await child.stop(0)
+            await self._watch(engine).during(self._equip(engine.child))
+        except ChannelClosed:
+            await self._bury(engine, None)
             raise
-        return child
+        except EngineStands as error:
+            await self._bury(engine, error.death)
+            raise EngineStartError(error.death.how) from None
+        except BaseException:
+            await engine.child.stop(0)
+            raise
+        return engine
 
 
 def _log_failure(task: "asyncio.Task[None]") -> None:

@@ -31,7 +31,7 @@ class Frame(msgspec.Struct, frozen=True, tag=True):
 
 
 class Start(Frame, frozen=True):
-    """The first message: the engine to start."""
+    """The first message: the engine to start. Carries the descriptor of its logbook."""
 
     config: EngineConfig
     model: str  # folder or .gguf file
@@ -64,9 +64,11 @@ class AddRequest(Frame, frozen=True):
             **{name: getattr(request, name) for name in AddRequest.__struct_fields__ if name != "history"}
         )
 
-    def after(self, history: History | None) -> "AddRequest":
+    def after(self, history: History | None, num_alone: int) -> "AddRequest":
         """The same request for another engine, which goes on after this history."""
-        return self if history is None else msgspec.structs.replace(self, history=history)
+        if history is None and not num_alone:
+            return self
+        return msgspec.structs.replace(self, history=history, num_alone=num_alone)
 
     @property
     def num_tokens(self) -> int:
@@ -124,6 +126,10 @@ class GetState(Frame, frozen=True):
     digests: list[str]
 
 
+class Nudge(Frame, frozen=True):
+    """Asks for a sign of life, which is a beat of the logbook."""
+
+
 ToEngine = (
     Start
     | AddRequest
@@ -135,6 +141,7 @@ ToEngine = (
     | PinAdapter
     | WarmAdapter
     | GetState
+    | Nudge
 )
 
 

@@ -30,6 +30,7 @@ from blora.scheduler import PageCopy, ScheduledRow, Step
 from ..config import EngineConfig
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed
+from ..ipc.death import FROM_OUTSIDE
 from ..ipc.home_process import HomeProcess
 from ..ipc.messages import (
     BuildShard,
@@ -127,6 +128,7 @@ class Shards:
         self._groups: list[ShardGroup] = []
         self._copies: list[PageCopy] = []  # copies that are still to be sent
         self._why_broken: str | None = None
+        self._were_killed = False
         self._close = weakref.finalize(self, _end_here, HomeProcess("LLM"), others, self._groups)  # runs at exit, too
 
     @property
@@ -181,6 +183,13 @@ class Shards:
         """Raises EngineBroken if a shard has ended."""
         for other in self.others:
             other.check_alive()
+
+    @property
+    def were_killed(self) -> bool:
+        """Whether something outside has ended one of the others: no fault of what they computed."""
+        if self._why_broken is not None:  # by now this shard has killed them itself
+            return self._were_killed
+        return any(-(other.process.returncode or 0) in FROM_OUTSIDE for other in self.others)
 
     def wait(self, is_done: Callable[[], bool]) -> None:
         """Waits until a condition holds that needs the other shards; returns at once if there are none. Raises
@@ -256,6 +265,7 @@ class Shards:
                 other.check_alive(ENDING)
             except EngineBroken as error:
                 why = str(error)
+        self._were_killed = self.were_killed
         self._why_broken = why
         for other in self.others:
             other.process.kill()

@@ -22,7 +22,7 @@ from blora.scheduler import FinishReason, RowUpdate
 
 from ..errors import EngineBroken, EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
-from ..ipc.logbook import Activity
+from ..ipc.logbook import Activity, open_logbook
 from ..ipc.messages import (
     AddRequest,
     CallFailed,
@@ -31,6 +31,7 @@ from ..ipc.messages import (
     FinishRequests,
     GetState,
     LoadAdapter,
+    Nudge,
     PinAdapter,
     Ready,
     ResetPrefixCache,
@@ -72,8 +73,13 @@ class EngineLoop:
     def run(self) -> None:
         """Runs until the channel closes. Raises EngineBroken if a shard ends or the GPU fails, and any other error that
         is nobody's own."""
-        while True:
-            self.turn()
+        try:
+            while True:
+                self.turn()
+        except Exception:
+            if self._shards.were_killed:
+                self._core.logbook.rest()
+            raise
 
     def turn(self) -> None:
         """Handles what has come, waiting for it if there is no work; then computes one step and sends its news."""
@@ -143,6 +149,8 @@ class EngineLoop:
                 self._answer(call_id, partial(core.warm_adapter, digest))
             case GetState(call_id, digests):
                 self._answer(call_id, partial(self._state, call_id, digests))
+            case Nudge():
+                pass  # to have been woken is the sign
             case Start():
                 raise RuntimeError("the engine has started already")
 
@@ -199,7 +207,7 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
     if not isinstance(first, Start) or rest:
         raise RuntimeError("the first message is not Start")
     try:
-        engine = start_engine(first.config, Path(first.model))
+        engine = start_engine(first.config, Path(first.model), open_logbook(channel.receive_descriptor()))
     except Exception as error:
         logger.debug("the engine cannot start", exc_info=True)
         is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type

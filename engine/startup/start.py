@@ -14,6 +14,7 @@ from blora.scheduler import AdapterResidency, BlockPool, Fairness, KVManager, Sc
 from ..config import EngineConfig
 from ..errors import EngineStartError
 from ..facts import Facts
+from ..ipc.logbook import Logbook
 from ..memory.budget import is_fraction, parse_memory, usable_memory
 from ..model.shard import module_cuts
 from ..model.shard_group import ShardGroup
@@ -21,9 +22,11 @@ from ..model_files.config import ModelConfig
 from ..parallel.shards import Shards, start_shards
 from ..step.backend import BackendChoice
 from ..step.core import EngineCore
+from ..step.expectation import NO_EXPECTATION, Expectation
 from .assembly import Assembly, Executor, ShardPlan, plan_shard
 
 logger = logging.getLogger(__name__)
+COMPILING = 12.0  # seconds that a GPU's kernels may take to compile, when a step first uses them
 DEFAULT_SHARE = 0.5  # share of the host's free memory, which other processes need, too
 
 
@@ -43,9 +46,9 @@ class StartedEngine:
         return module_cuts(self.model_config, self.shards.size)
 
 
-def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
-    """Starts the engine. model: a folder or a .gguf file. Raises EngineStartError for too little memory, and the errors
-    of loading a model."""
+def start_engine(config: EngineConfig, model: Path, logbook: Logbook | None = None) -> StartedEngine:
+    """Starts the engine. model: a folder or a .gguf file. logbook: where it notes what it is at. Raises
+    EngineStartError for too little memory, and the errors of loading a model."""
     plan = plan_shard(config, model, 0)
     max_model_len, device = plan.max_model_len, plan.choice.device
     num_pages = 0
@@ -70,13 +73,19 @@ def start_engine(config: EngineConfig, model: Path) -> StartedEngine:
         raise
     page_bytes = plan.page_bytes
     logger.info("%d pages of %d bytes (%.2f GiB)", num_pages, page_bytes, num_pages * page_bytes / (1 << 30))
-    core = make_core(plan, executor, num_pages, shards)
+    core = make_core(plan, executor, num_pages, shards, logbook=logbook, expectation=_expectation(plan))
     facts = Facts(plan.whole.vocab_size, max_model_len, config.block_size, num_pages)
     return StartedEngine(core, plan.whole, facts, plan.dtype, page_bytes, plan.choice.layout, shards)
 
 
 def make_core(
-    plan: ShardPlan, executor: Executor, num_pages: int, shards: Shards, now: Callable[[], float] = time.monotonic
+    plan: ShardPlan,
+    executor: Executor,
+    num_pages: int,
+    shards: Shards,
+    now: Callable[[], float] = time.monotonic,
+    logbook: Logbook | None = None,
+    expectation: Expectation = NO_EXPECTATION,
 ) -> EngineCore:
     """Joins the parts that decide with those that execute."""
     config, pool = plan.config, BlockPool(num_pages)
@@ -84,7 +93,12 @@ def make_core(
     kv = KVManager(pool, config.block_size, config.enable_prefix_caching)
     fairness = Fairness(config.max_passed_over)
     scheduler = Scheduler(plan.limits, pool, kv, residency, config.scheduling_policy, fairness)
-    return EngineCore(executor.arena, scheduler, residency, executor.adapters, executor.runner, shards, now)
+    pool_and_runner = executor.adapters, executor.runner
+    return EngineCore(executor.arena, scheduler, residency, *pool_and_runner, shards, now, logbook, expectation)
+
+
+def _expectation(plan: ShardPlan) -> Expectation:
+    return Expectation(plan.num_weight_bytes, 0.0 if plan.choice.device is None else COMPILING)
 
 
 def _connect(assembly: Assembly, shards: Shards) -> ShardGroup:

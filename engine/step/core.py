@@ -32,6 +32,7 @@ from ..memory.arena import Arena
 from ..outputs import AdapterState, EngineLoad
 from ..parallel.shards import NO_SHARDS, Shards
 from .copies import CopiesFailed
+from .expectation import NO_EXPECTATION, Expectation
 from .runner import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ class EngineCore:
         shards: Shards = NO_SHARDS,
         now: Callable[[], float] = time.monotonic,
         logbook: Logbook | None = None,
+        expectation: Expectation = NO_EXPECTATION,
     ) -> None:
         """logbook: where the core notes what it is at; None for one that nobody reads."""
+        self._expectation = expectation
         self.logbook = private_logbook(scheduler.limits.max_num_seqs) if logbook is None else logbook
         self.arena = arena
         self.scheduler = scheduler
@@ -146,19 +149,20 @@ class EngineCore:
         first, *others = ({digest for digest, _ in row.adapters} for row in step.rows)
         return self._num_fruitless >= MAX_FRUITLESS or (bool(others) and not first.intersection(*others))
 
-    def _note_rows(self, rows: Sequence[ScheduledRow]) -> None:
-        self.logbook.note(Activity.EXECUTING, [row.request_id for row in rows])
+    def _note_rows(self, step: Step) -> None:
+        expected = self._expectation.seconds(step, self.scheduler.step_time)
+        self.logbook.note(Activity.EXECUTING, [row.request_id for row in step.rows], expected=expected)
 
     def _execute(self, step: Step) -> dict[int, RowResult]:
         """Returns a result for each row. If the step fails, its rows run again in halves until the guilty row is alone;
         they can, because nothing is committed yet."""
         if not step.rows:
             return {}
-        self._note_rows(step.rows)
+        self._note_rows(step)
         try:
             return self._runner.execute(step)
         except EngineBroken:
-            self._note_rows(step.rows)  # copies may have run beside them
+            self._note_rows(step)  # copies may have run beside them
             raise
         except Exception:
             if len(step.rows) == 1:

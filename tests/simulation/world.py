@@ -25,6 +25,7 @@ from blora.adapters.device_pool import DevicePool
 from blora.engine.errors import EngineBroken
 from blora.engine.facts import Facts
 from blora.engine.ipc.channel import ChannelClosed, Child
+from blora.engine.ipc.logbook import open_logbook
 from blora.engine.ipc.messages import (
     AdapterInspected,
     AdapterLocated,
@@ -182,6 +183,7 @@ class World:
         await process.arrive()
         (start,) = process.receive(wait=True)
         assert isinstance(start, Start)
+        logbook = open_logbook(process.receive_descriptor())
         await asyncio.sleep(0.01 + self.seconds(0.05))
         if self.faults.num_failing_starts:
             self.faults.num_failing_starts -= 1
@@ -195,7 +197,7 @@ class World:
         plan = SimpleNamespace(config=start.config, num_copied_pages=sizes.copied_pages, limits=limits)
         copies = SimpleNamespace(is_beside=False)
         executor = SimpleNamespace(arena=None, copies=copies, adapters=runner.pool, runner=runner)
-        core = make_core(plan, executor, sizes.num_pages, NO_SHARDS, process.now)  # type: ignore[arg-type]
+        core = make_core(plan, executor, sizes.num_pages, NO_SHARDS, process.now, logbook)  # type: ignore[arg-type]
         self.engine, self.core, self.runner = process, core, runner
         self.num_engines += 1
         facts = Facts(VOCAB_SIZE, MAX_MODEL_LEN, BLOCK_SIZE, sizes.num_pages)

@@ -8,6 +8,7 @@ import pytest
 from blora.engine.front_end import resumption
 from blora.engine.front_end.output_processor import OutputProcessor, UserRequest
 from blora.engine.front_end.resumption import TOKENS_PER_MESSAGE, TOKENS_PER_TURN, Resumption
+from blora.engine.front_end.suspects import Suspects
 from blora.engine.ipc.messages import AddRequest
 from blora.scheduler import FinishReason, History, Request, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
 
@@ -24,7 +25,7 @@ class Front:
 
     def __init__(self) -> None:
         self.outputs = OutputProcessor(lambda _: None, now=lambda: 9.0)
-        self.resumption = Resumption(self.outputs)
+        self.resumption = Resumption(self.outputs, Suspects())
 
     def accept(self, *sample_ids: int, **sampling: Any) -> UserRequest:
         params = SamplingParams(n=len(sample_ids), detokenize=False, **sampling)

@@ -79,8 +79,8 @@ def test_what_has_ended_is_forgotten() -> None:
     for _ in range(2):
         suspects.judge(crash(1, 2), base(1, 2))
         suspects.judge(crash(digest="a"), {})
-    suspects.forget(1)
-    suspects.forget_adapter("a")
+    suspects.forget([1])
+    suspects.forget_adapters(["a"])
     assert alone(suspects, 1, 2) == [0, NUM_ALONE]
     assert suspects.judge(crash(3), base(1)) == NOBODY  # 3 has ended before the engine did
     assert alone(suspects, 3) == [0]

@@ -98,7 +98,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.AddRequest: [
         frames.AddRequest.of(REQUEST),
         frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0)),
-        frames.AddRequest.of(REQUEST).after(History([1, 2, 3], 4, 5, 6, 7.5)),
+        frames.AddRequest.of(REQUEST).after(History([1, 2, 3], 4, 5, 6, 7.5), 16),
     ],
     frames.FinishRequests: [frames.FinishRequests([]), frames.FinishRequests(list(range(1000)))],
     frames.LoadAdapter: [frames.LoadAdapter(7, TABLE)],
@@ -109,6 +109,7 @@ MESSAGES: dict[type, list[Any]] = {
     frames.WarmAdapter: [frames.WarmAdapter(1, "digest")],
     frames.ResetPrefixCache: [frames.ResetPrefixCache(2, True)],
     frames.GetState: [frames.GetState(2, ["a", "b"])],
+    frames.Nudge: [frames.Nudge()],
     frames.Ready: [frames.Ready(Facts(1000, 64, 4, 12), "float32", 4096, Layout.GPU, 2)],
     frames.StartFailed: [frames.StartFailed("no memory: é")],
     frames.Updates: [

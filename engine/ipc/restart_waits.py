@@ -1,0 +1,26 @@
+"""RestartWaits: how long to wait before another engine is started, when engines end again and again."""
+
+from .death import Death
+
+WAITS = (0.0, 0.5, 2.0, 10.0)  # seconds; the last one repeats
+GOOD_WHILE = 60.0  # seconds; an engine that lived so long has not ended again, but for the first time
+
+
+class RestartWaits:
+    def __init__(self) -> None:
+        self._num_failures = 0  # in a row
+
+    def after(self, death: Death, seconds: float, *, has_computed: bool) -> float:
+        """Returns the wait in seconds after an engine that lived for some seconds. One that computed something and was
+        ended from outside is no reason to wait."""
+        if seconds >= GOOD_WHILE:
+            self._num_failures = 0
+        if has_computed and not death.is_crash:
+            return 0.0
+        return self.after_failure()
+
+    def after_failure(self) -> float:
+        """Returns the wait after an engine that could not be started."""
+        wait = WAITS[min(self._num_failures, len(WAITS) - 1)]
+        self._num_failures += 1
+        return wait
