@@ -15,7 +15,6 @@ from ..errors import ReaderTooSlow
 from .convert import parse
 from .message_sizes import check_size
 from .status import retry_metadata, status_of
-from .times import LAST_WORDS
 
 M = TypeVar("M", bound=Message)
 Fact = Callable[[grpc.aio.ServicerContext], Any]
@@ -139,7 +138,7 @@ async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> Asyn
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:
     code, details = status_of(error)
-    # The status comes after the messages that wait for the client, who may never read them.
-    async with asyncio.timeout(LAST_WORDS):
-        await context.abort(code, details, retry_metadata(error, details))
+    # The status comes after the messages that wait for the client. If it never reads them, this frame is all that is
+    # left of the request, until the connection ends.
+    await context.abort(code, details, retry_metadata(error, details))
     raise error  # abort() raises; this tells the type checker

@@ -27,11 +27,13 @@ from blora.engine import (
     InvalidRequest,
     LoRARequest,
     QueueFull,
+    ReaderTooSlow,
     RequestOutput,
     RequestOutputKind,
     SamplingParams,
     UserTokenizer,
 )
+from blora.engine.front_end import unread
 from blora.engine.ipc import engine_supervisor
 from blora.engine.ipc.channel import ChannelClosed, Child, start_child
 from blora.engine.ipc.messages import DoneReply
@@ -540,6 +542,28 @@ def test_hundreds_of_adapters_survive_a_restart(
             assert len(await llm.list_adapters()) == num_adapters
 
     runner.run(asyncio.wait_for(restart(), 250))
+
+
+def test_a_stream_that_nobody_reads_ends_when_too_many_logprobs_wait(
+    runner: asyncio.Runner, llm: AsyncLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "MAX_UNREAD", 100)
+    monkeypatch.setattr(unread, "MAX_ALWAYS_ALLOWED", 5)
+    sampling = replace(LONG, logprobs=3, output_kind=RequestOutputKind.DELTA)
+
+    async def body() -> None:
+        stream = llm.generate("nobody reads this", sampling)
+        await anext(stream)
+        whole = await last(llm, "whoever does not stream has all", replace(LONG, logprobs=3))
+        assert len(whole.outputs[0].logprobs or ()) == 200
+        while llm._front_end.outputs.num_unfinished:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ReaderTooSlow, match="read faster"):
+            await anext(stream)
+        read = [output async for output in llm.generate("somebody reads this", sampling)]
+        assert sum(len(output.outputs[0].logprobs or ()) for output in read) == 200
+
+    runner.run(asyncio.wait_for(body(), 250))
 
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(
