@@ -74,7 +74,7 @@ class WrongEventLoop(RuntimeError):
 
 class EngineBroken(RuntimeError):
     """The engine cannot compute any more: one of its shards ended, or failed where the others did not; or its GPU
-    failed."""
+    failed. An `LLM` raises it. In an `AsyncLLM` and in a server another engine takes its place."""
 
 
 class EngineStartError(RuntimeError):

@@ -48,7 +48,7 @@ from .adapter_store.orders import (
 )
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
-from .errors import InvalidRequest
+from .errors import EngineBroken, InvalidRequest
 from .front_end.adapter_choice import Adapter, brings_path
 from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
@@ -70,6 +70,7 @@ from .text.tokenizer import load_tokenizer
 from .text.user_tokenizer import UserTokenizer
 from .unserved import TellsUnserved
 
+NO_OTHER_ENGINE = "An LLM has its engine in its own process, so none goes on with its requests: make another LLM"
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -93,6 +94,9 @@ class LLM(TellsUnserved):
     model: a Hugging Face folder, a hub id or a .gguf file. adapters: name -> PEFT folder or hub id, loaded at once.
     Other options are those of EngineConfig. An adapter whose image has left the host cache is read again by the call
     that needs it, before anything runs. Raises EngineStartError, AdapterRejected, ValueError for a bad option.
+
+    Its engine has no process of its own: what kills the engine kills the caller, and a call during which the engine
+    breaks raises EngineBroken. In an AsyncLLM and in a server another engine goes on with the requests.
     """
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
@@ -360,7 +364,11 @@ class LLM(TellsUnserved):
     # Steps.
 
     def _step(self) -> None:
-        for progress in self._front_end.outputs.process(self._core.step()):
+        try:
+            updates = self._core.step()
+        except EngineBroken as error:
+            raise EngineBroken(f"{error}. {NO_OTHER_ENGINE}") from error
+        for progress in self._front_end.outputs.process(updates):
             self._finish(progress.to_finish)
 
     def _finish(self, sample_ids: Sequence[int]) -> None:
