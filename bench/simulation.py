@@ -5,6 +5,7 @@ A step advances the clock by the time of its tokens and copies on the machine of
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from blora.scheduler import (
     AdapterResidency,
@@ -19,13 +20,15 @@ from blora.scheduler import (
     SamplingParams,
     Scheduler,
     Step,
+    StepCosts,
+    StepWork,
 )
 
 from .trace import Arrival
 
-STEP_SECONDS = 5e-3  # time of a step to read the weights once
 TOKEN_SECONDS = 0.28e-3  # time of a computed token
 PAGE_SECONDS = 0.1e-3  # time of a copied page
+COSTS = StepCosts(5e-3, TOKEN_SECONDS, TOKEN_SECONDS, 0.0, 0.0, 0.0, 0.0)
 BLOCK_SIZE = 16
 
 
@@ -36,6 +39,9 @@ class Machine:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     copied_pages_per_step: int = 170  # 64 MiB of SmolLM2-135M's pages
+    costs: StepCosts = COSTS
+    is_timed: bool = False  # see Limits of the scheduler
+    target_itl: float | None = None
 
 
 @dataclass(slots=True)
@@ -44,6 +50,9 @@ class Outcome:
 
     adapters: list[int] = field(default_factory=list)
     first_tokens: list[float] = field(default_factory=list)  # seconds from arrival to the first token
+    token_times: list[list[float]] = field(default_factory=list)  # seconds since the start of the trace
+    num_preemptions: list[int] = field(default_factory=list)
+    slowdowns: list[float] = field(default_factory=list)  # of each gap: its step's time by that of decoding rows alone
     seconds: float = 0.0  # time until all requests had finished
     copied_adapters: int = 0
     copied_pages: int = 0
@@ -52,30 +61,41 @@ class Outcome:
 
 
 def simulate(
-    trace: Sequence[Arrival], machine: Machine, policy: str, fairness: Fairness, rule: KeepRule | None = None
+    trace: Sequence[Arrival],
+    machine: Machine,
+    policy: str,
+    fairness: Fairness,
+    rule: KeepRule | None = None,
+    until: float = inf,
 ) -> Outcome:
-    """Serves a whole trace; returns its results."""
+    """Serves a whole trace, or as much of it as is served before a time; returns its results."""
     pool = BlockPool(machine.num_pages, rule or KeepRule(machine.num_pages, costs()))
     residency = AdapterResidency(pool, machine.copied_pages_per_step)
     kv = KVManager(pool, BLOCK_SIZE)
-    limits = Limits(machine.max_num_batched_tokens, machine.max_num_seqs)
+    limits = Limits(machine.max_num_batched_tokens, machine.max_num_seqs, machine.is_timed, machine.target_itl)
     scheduler = Scheduler(limits, pool, kv, residency, policy, fairness)
     for adapter, num_pages in enumerate(machine.adapter_pages):
         residency.register(str(adapter), num_pages)
-    outcome = Outcome([arrival.adapter for arrival in trace], [0.0] * len(trace))
+    times: list[list[float]] = [[] for _ in trace]
+    outcome = Outcome([arrival.adapter for arrival in trace], [0.0] * len(trace), times, [0] * len(trace))
     now, num_accepted = 0.0, 0
-    while num_accepted < len(trace) or scheduler.has_work:
+    while now < until and (num_accepted < len(trace) or scheduler.has_work):
         if not scheduler.has_work:
             now = max(now, trace[num_accepted].seconds)
         while num_accepted < len(trace) and trace[num_accepted].seconds <= now:
             scheduler.add(_request(num_accepted, trace[num_accepted]))
             num_accepted += 1
         step = scheduler.schedule(now)
-        now += _seconds(step)
+        copying, computing = _seconds(step, machine.costs)
+        outcome.slowdowns += _slowdown(step, machine.costs)
+        now += copying + computing
+        scheduler.note_seconds(step, copying, computing)
         results = {row.request_id: RowResult(1 if row.is_sampled else None) for row in step.rows}
         for update in scheduler.update(step, results):
             if not outcome.first_tokens[update.request_id]:
                 outcome.first_tokens[update.request_id] = now - trace[update.request_id].seconds
+            outcome.token_times[update.request_id].append(now)
+            outcome.num_preemptions[update.request_id] = update.num_preemptions
         outcome.computed_tokens += step.num_tokens
     scheduler.check_integrity()
     outcome.seconds = now
@@ -84,6 +104,13 @@ def simulate(
     outcome.copied_pages = counts.num_copied_pages
     outcome.cached_tokens = counts.num_cached_tokens
     return outcome
+
+
+def _slowdown(step: Step, costs: StepCosts) -> list[float]:
+    """Returns the step's time by that of its decoding rows alone, for each of these rows."""
+    decoding = [row.work for row in step.rows if row.num_output_tokens]
+    alone = costs.seconds(StepWork.total([StepWork(1), *decoding]))
+    return [costs.seconds(step.work) / alone for _ in decoding]
 
 
 def costs() -> ReturnCosts:
@@ -98,9 +125,11 @@ def _request(request_id: int, arrival: Arrival) -> Request:
         max_tokens=arrival.output_len,
         seed=0,
         adapters=((str(arrival.adapter), 1.0),),
+        tenant=arrival.tenant,
     )
 
 
-def _seconds(step: Step) -> float:
+def _seconds(step: Step, costs: StepCosts) -> tuple[float, float]:
+    """Returns the seconds of a step's copies and of its rows."""
     num_copied = sum(len(copy.page_ids) for copy in step.copies)
-    return STEP_SECONDS + TOKEN_SECONDS * step.num_tokens + PAGE_SECONDS * num_copied
+    return PAGE_SECONDS * num_copied, costs.seconds(step.work)

@@ -28,6 +28,7 @@ class Arrival:
     input_len: int  # tokens
     output_len: int
     prefix_len: int = 0
+    tenant: str = ""
 
 
 def make_trace(shape: TraceShape) -> list[Arrival]:

@@ -1,7 +1,7 @@
 """EngineConfig: the options of an engine that a user sets. Facts discovered at start-up are arguments, not config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blora.scheduler import POLICIES
 
@@ -22,6 +22,8 @@ COUNTS = (
     "tensor_parallel_size",
     *OPTIONAL_COUNTS,
 )
+STEP_BUDGETS = ("auto", "time", "tokens")
+MAX_TARGET_ITL = 60.0  # seconds; a larger number is one of milliseconds
 BACKENDS = ("auto", "cpu", *INSTRUCTION_SETS, "cuda", "reference")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
@@ -45,6 +47,12 @@ class EngineConfig:
     when a request asks for it. None sets no limit.
     scheduling_policy: "fcfs" serves in the order of arrival; "priority" serves lower priority values first; "fair" does
     too, and within a priority gives fair shares of service to tenants and to each tenant's adapters.
+    step_budget: "time" also cuts prompts such that a step with decoding rows takes at most twice as long as these rows
+    are predicted to take alone. "tokens" limits a step by max_num_batched_tokens only. Where answers can depend on how
+    a prompt is cut, on all backends but the native CPU kernels, they then do not depend on measured times. "auto" is
+    "time" for the native CPU kernels in AsyncLLM and the server, and where target_itl is set; else "tokens".
+    target_itl: seconds that steps may take from one token of a request to the next, in place of twice the time of their
+    decoding rows. No more requests run together than it allows. A block of a prompt is computed at any rate.
     backend: "cuda" is FlashInfer, "cpu" the native kernels, "reference" plain torch; "auto" takes the first of them
     that works. The name of an instruction set, such as "avx512bf16", takes that build of the native kernels: machines
     of different ability then compute the same bits.
@@ -60,6 +68,8 @@ class EngineConfig:
     max_model_len: int | None = None  # tokens of prompt and output together; None is the model's limit
     max_num_seqs: int = 128  # requests that run at once
     max_num_batched_tokens: int = 2048  # tokens in one step
+    step_budget: str = "auto"  # what else limits a step: "time" of its decoding rows, or "tokens" alone
+    target_itl: float | None = None  # seconds between tokens
     max_num_queued_reqs: int = 4096  # unfinished requests; the engine refuses more
     scheduling_policy: str = "fair"  # or "fcfs", "priority"
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # weights of tenants in fair shares; default 1
@@ -91,6 +101,10 @@ class EngineConfig:
             raise ValueError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
         if self.scheduling_policy not in POLICIES:
             raise ValueError(f"scheduling_policy: {self.scheduling_policy!r} is not one of {', '.join(POLICIES)}")
+        if self.step_budget not in STEP_BUDGETS:
+            raise ValueError(f"step_budget: {self.step_budget!r} is not one of {', '.join(STEP_BUDGETS)}")
+        if self.target_itl is not None:
+            _check_target(self.target_itl, self.step_budget)
         if self.host_cache is not None:
             parse_memory(self.host_cache, 1 << 40, "host_cache")
         for name in ("tenant_weights", "adapter_weights"):
@@ -112,6 +126,19 @@ class EngineConfig:
             raise ValueError(f"max_logprobs: {self.max_logprobs!r} is neither a whole number nor -1, which is no limit")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ValueError(f"seed: {self.seed!r} is not an integer")
+
+    def without_streams(self) -> "EngineConfig":
+        """The options where nobody reads the tokens as they come, so that no step needs to be short for them."""
+        is_open = self.step_budget == "auto" and self.target_itl is None
+        return replace(self, step_budget="tokens") if is_open else self
+
+
+def _check_target(seconds: float, step_budget: str) -> None:
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= MAX_TARGET_ITL:
+        raise ValueError(f"target_itl: {seconds!r} is not a number of seconds above 0 and up to {MAX_TARGET_ITL:g}")
+    if step_budget == "tokens":
+        raise ValueError('target_itl: needs step_budget="time" or "auto"; "tokens" is a fixed number of tokens')
 
 
 def _check_weights(name: str, weights: object) -> None:

@@ -101,7 +101,7 @@ class LLM(TellsUnserved):
 
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
         # As in vLLM, a script gives the same output each time it runs.
-        self._config = engine_config(model, **{"seed": 0} | options)
+        self._config = engine_config(model, **{"seed": 0} | options).without_streams()
         start_adapters = adapter_paths(adapters)
         folder = resolve_model(self._config.model, self._config.revision)
         self._base = BaseTensorFiles(folder)

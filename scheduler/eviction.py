@@ -35,21 +35,14 @@ class Kind(Enum):
 NUM_CLASSES = 3  # for each kind: things that came back never, once, or more often
 MAX_OUTCOMES = 2048  # outcomes counted for each class; older ones count less and less
 COST_MEMORY = 0.95  # fraction of the known cost that is kept when a new one is measured
-MIN_TOKENS = 64  # a step with fewer tokens does not measure the cost of prompt tokens
 
 
 @dataclass(slots=True)
 class ReturnCosts:
     """Measured seconds to bring back one page. The initial values are those of a small model on two cores."""
 
-    block: float = 4e-3  # to compute the tokens of a block again
+    block: float = 4e-3  # to compute the tokens of a block again; follows from the costs of steps
     adapter: float = 1e-4  # to copy one page of an adapter
-
-    def note_step(self, num_tokens: int, num_rows: int, seconds: float, block_size: int) -> None:
-        """Notes the time of a step without its copies. Steps that are not mostly prompts are ignored: they say little
-        about the cost of prompt tokens."""
-        if num_tokens >= MIN_TOKENS and num_tokens > 4 * num_rows:
-            self.block += (1 - COST_MEMORY) * (seconds / num_tokens * block_size - self.block)
 
     def note_copies(self, num_pages: int, seconds: float) -> None:
         if num_pages:

@@ -10,9 +10,9 @@ the next request of its flow starts a count of its own. So the k-th request of a
 when other flows have received k times the bound.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from .fair_share import FairShares, Share
 from .ordered import Ordered
@@ -140,12 +140,14 @@ class Lane:
         """Yields the overdue requests, oldest first: none of them may be passed over any more."""
         return iter(self._overdue)
 
-    def heads(self) -> Iterator[Request]:
-        """Yields the first request of each flow; the flow that is served next comes first."""
+    def heads(self, is_left_out: Callable[[Request], bool] | None = None) -> Iterator[Request]:
+        """Yields the first request of each flow; the flow that is served next comes first. is_left_out: tells from one
+        request of a tenant whether to leave all of them out."""
         for tenant in self._tenants:
-            for flow in tenant.flows:
-                if flow.head is not None:
-                    yield flow.head
+            heads = (flow.head for flow in tenant.flows if flow.head is not None)
+            for first in islice(heads, 1):
+                if is_left_out is None or not is_left_out(first):
+                    yield from chain([first], heads)
 
     def upcoming(self) -> Iterator[Request]:
         """Yields requests that are likely to be served next. Of all flows but one, the head suffices: where there are
@@ -158,6 +160,10 @@ class Lane:
     def knows(self, request: Request) -> bool:
         """Returns whether the request waits here, or was taken and is not forgotten."""
         return request.request_id in self._flows
+
+    @property
+    def has_waiting(self) -> bool:
+        return bool(self._overdue) or bool(self._dues)
 
     @property
     def is_unused(self) -> bool:

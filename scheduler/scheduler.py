@@ -13,9 +13,12 @@ from .block_pool import BlockPool
 from .deadlines import Deadlines
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
+from .pace import Pace
+from .prompt_turns import MAX_TENANTS, PromptTurns
 from .request import FinishReason, Request, Status
 from .residency import AdapterResidency
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step
+from .step_plan import StepPlan
 from .step_time import StepTime, StepWork
 from .waiting_queue import WaitingQueue
 
@@ -39,13 +42,15 @@ class Scheduler:
         self._requests: dict[int, Request] = {}  # every unfinished request
         self._waiting = WaitingQueue(policy, fairness)
         self._running: list[Request] = []  # in service order
-        self._turns = AloneTurns()
+        self._alone = AloneTurns()
+        self._prompts = PromptTurns(self._waiting.party)
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
         self._deadlines = Deadlines()
         self._ended: list[RowUpdate] = []  # news of requests that ended while a step was planned
         self.in_hand: Request | None = None  # the request whose turn it is, while a step is planned or committed
         self._num_accepted = 0
         self.step_time = StepTime()
+        self._pace = Pace(self.step_time, kv.block_size, limits.is_timed, limits.target_itl)
         self._launched = StepWork()  # work of steps since the last one that gave a token
         self._launched_seconds = 0.0
 
@@ -119,43 +124,58 @@ class Scheduler:
     # Plan.
 
     def schedule(self, now: float = 0.0) -> Step:
-        """Plans a step within the token budget: ends requests whose deadline has passed, continues running ones, those
-        that need one token first, then admits waiting ones.
+        """Plans a step within the budget of tokens and time: ends requests whose deadline has passed, continues running
+        ones, those that need one token first, then admits waiting ones.
 
         now: seconds by the caller's clock; the scheduler has none.
         """
         self.in_hand = None
         for request in self._deadlines.passed(now):
             self._end(request, FinishReason.DEADLINE)
-        alone = self._turns.next(self._running, has_others=bool(self._waiting))
-        plan = _Plan(self.limits.max_num_batched_tokens, now, alone)
-        self._residency.begin_plan()
-        # A long prompt must not hold up the requests that only need their next token.
-        for request in sorted(self._running, key=lambda request: request.num_missing_tokens > 1):
+        plan = self._begin_plan(now)
+        for request in [request for request in self._running if request.num_missing_tokens == 1]:
             self._schedule_row(request, plan)
-        while plan.budget and alone is None and self._admit_head(plan):
+        self._schedule_prompts(plan)
+        while plan.has_room and not plan.is_alone and self._admit_head(plan):
             pass
-        num_copied_at_most = self._residency.copy_budget.num_pages(bool(plan.rows))
+        seconds = self._pace.seconds(plan.work) if plan.rows else None
+        num_copied_at_most = self._residency.copy_budget.num_pages(seconds)
         self._prefetch(num_copied_at_most)
         copies = self._residency.plan_copies(num_copied_at_most)
         for request in list(self._running):  # requests whose last adapter page this step copies
             if request.request_id not in plan.rows:
                 self._schedule_row(request, plan)
-        rows = list(plan.rows.values())
-        digests = {digest for row in rows for digest, _ in row.adapters}
-        return Step(copies, rows, {digest: self._residency.page_table(digest) for digest in digests})
+        pages = {digest: self._residency.page_table(digest) for digest in plan.digests}
+        return Step(copies, list(plan.rows.values()), pages, plan.work)
 
-    def _schedule_row(self, request: Request, plan: "_Plan") -> None:
-        """Adds the request's next tokens to the plan, unless the request has to wait or is preempted."""
+    def _begin_plan(self, now: float) -> StepPlan:
+        self._residency.begin_plan()
+        alone = self._alone.next(self._running, has_others=bool(self._waiting))
+        return StepPlan(self.limits, self._pace, now, self._residency.num_pages, alone)
+
+    def _schedule_prompts(self, plan: StepPlan) -> None:
+        """Shares what the rows that decode leave of the step among the tenants whose prompts are or can be computed."""
+        if not plan.is_alone and plan.num_left:
+            self._admit_absent_tenants(plan)
+        prompts = [request for request in self._running if request.request_id not in plan.rows]
+        if prompts:
+            plan.limit_prompts()
+            self._prompts.share(prompts, lambda request: self._schedule_row(request, plan))
+
+    def _schedule_row(self, request: Request, plan: StepPlan) -> int:
+        """Adds the request's next tokens to the plan, unless the request has to wait or is preempted. Returns their
+        number."""
         self.in_hand = request
-        num_new = min(request.num_missing_tokens, plan.budget)
         can_run = request.status is Status.RUNNING and plan.admits(request)
-        if not num_new or not can_run or not self._residency.is_ready(request.adapters):
-            return
-        if self._make_room(request, request.num_computed_tokens + num_new, plan):
-            plan.add(request, num_new, self._kv.block_table(request))
+        if not can_run or not self._residency.is_ready(request.adapters):
+            return 0
+        num_new = plan.num_new_tokens(request)
+        if not num_new or not self._make_room(request, request.num_computed_tokens + num_new, plan):
+            return 0
+        plan.add(request, num_new, self._kv.block_table(request))
+        return num_new
 
-    def _make_room(self, request: Request, num_tokens: int, plan: "_Plan") -> bool:
+    def _make_room(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
         """Extends the request's blocks, preempting the last request in service order until they fit. Returns False when
         the request itself was preempted."""
         while not self._kv.extend(request, num_tokens):
@@ -167,7 +187,7 @@ class Scheduler:
                 return False
         return True
 
-    def _preempt(self, request: Request, plan: "_Plan") -> None:
+    def _preempt(self, request: Request, plan: StepPlan) -> None:
         """Takes back all that a request holds. The request waits again and recomputes all but its cached blocks."""
         plan.drop(request)
         self._leave(request)
@@ -177,19 +197,40 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.push(request)
 
-    def _admit_head(self, plan: "_Plan") -> bool:
+    def _admit_absent_tenants(self, plan: StepPlan) -> None:
+        """Admits a request of each waiting tenant that has no prompt that is being computed, so that it gets its turns
+        beside the prompts of others, however long these are."""
+        present = {self._waiting.party(request) for request in self._running if request.num_missing_tokens > 1}
+        while len(present) < MAX_TENANTS:
+            head = self._choose(self._waiting.choices(present))
+            if head is None or not self._has_seat(head) or not self._take_holdings(head):
+                return
+            self._admit(head, plan)
+            present.add(self._waiting.party(head))
+
+    def _has_seat(self, request: Request) -> bool:
+        if len(self._running) >= self.limits.max_num_seqs:
+            return False
+        uses = (use for other in (*self._running, request) for use in other.adapters)
+        return self._pace.has_seat(self._running, request, self._residency.num_pages(uses))
+
+    def _admit(self, request: Request, plan: StepPlan) -> None:
+        """Has a waiting request run that has taken its holdings."""
+        self._waiting.take(request)
+        if not request.was_admitted:  # tokens that are computed again were charged before
+            self._waiting.charge_input(request, request.num_prompt_tokens - request.num_cached_tokens)
+            request.was_admitted = True
+        request.status = Status.RUNNING
+        request.scheduled_ts = request.scheduled_ts or plan.now
+        bisect.insort(self._running, request, key=self._waiting.order)
+
+    def _admit_head(self, plan: StepPlan) -> bool:
         """Admits the next waiting request, or makes way for it. Returns False when the step can admit no other one."""
-        head = self._next_waiting()
-        if head is None or len(self._running) >= self.limits.max_num_seqs:
+        head = self._choose(self._waiting.choices())
+        if head is None or not self._has_seat(head):
             return False
         if self._take_holdings(head):
-            self._waiting.take(head)
-            if not head.was_admitted:  # tokens that are computed again were charged before
-                self._waiting.charge_input(head, head.num_prompt_tokens - head.num_cached_tokens)
-                head.was_admitted = True
-            head.status = Status.RUNNING
-            head.scheduled_ts = head.scheduled_ts or plan.now
-            bisect.insort(self._running, head, key=self._waiting.order)
+            self._admit(head, plan)
             self._schedule_row(head, plan)
         elif self._running and self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
             self._preempt(self._running[-1], plan)
@@ -199,11 +240,10 @@ class Scheduler:
             self._reject(head)
         return True
 
-    def _next_waiting(self) -> Request | None:
-        """Returns the next request in order of service. Where its adapter could only be copied by evicting something,
-        one of the next few requests whose adapter is resident goes first: its adapter might be evicted otherwise, and
-        would have to be copied again."""
-        choices = self._waiting.choices()
+    def _choose(self, choices: Sequence[Request]) -> Request | None:
+        """Returns the next of some requests in order of service. Where its adapter could only be copied by evicting
+        something, one of the next few requests whose adapter is resident goes first: its adapter might be evicted
+        otherwise, and would have to be copied again."""
         if not choices:
             return None
         first, *others = choices
@@ -294,6 +334,8 @@ class Scheduler:
             self.finish(request.request_id, FinishReason.ERROR)
             return RowUpdate(request.request_id, finish_reason=FinishReason.ERROR, error=result.error)
         request.num_computed_tokens = row.end
+        if row.num_new_tokens > 1:
+            self._prompts.charge(request, row.num_new_tokens)
         self._kv.publish(request)
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._release_followers(request.request_id)
@@ -327,13 +369,12 @@ class Scheduler:
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 
     def note_seconds(self, step: Step, copying: float, computing: float) -> None:
-        """Notes a step's time for copies and for rows, in seconds. StepTime learns from it how long steps take,
-        KeepRule the cost of bringing evicted things back, CopyBudget how much may be copied beside rows."""
+        """Notes a step's time for copies and for rows, in seconds. StepTime learns from it how long steps take, and
+        KeepRule the cost of bringing evicted things back."""
         self._residency.note_copy_seconds(step.copies, copying)
         self._pool.costs.note_copies(sum(len(copy.page_ids) for copy in step.copies), copying)
-        self._pool.costs.note_step(step.num_tokens, len(step.rows), computing, self._kv.block_size)
-        self._residency.copy_budget.note_step(len(step.rows), computing)
         self._note_computing(step, computing)
+        self._pool.costs.block = self._kv.block_size * self.step_time.costs.prompt_token_seconds
 
     def _note_computing(self, step: Step, seconds: float) -> None:
         """A backend may compute a step that gives no token while the next one is planned, so only the time up to the
@@ -404,41 +445,3 @@ class Scheduler:
             is_right = is_running if request.status is Status.RUNNING else is_waiting or is_following
             if not is_right or is_running and is_waiting:
                 raise RuntimeError(f"request {request.request_id} is {request.status}, but stands in another place")
-
-
-class _Plan:
-    """The rows of a step while it is being planned."""
-
-    def __init__(self, budget: int, now: float, alone: Request | None = None) -> None:
-        self.budget = budget  # tokens left
-        self.now = now  # seconds
-        self._alone = alone  # the request that the step belongs to; None if those share it that are not alone
-        self.rows: dict[int, ScheduledRow] = {}
-
-    def admits(self, request: Request) -> bool:
-        """Whether the step may compute a request."""
-        return not request.num_alone if self._alone is None else request is self._alone
-
-    def add(self, request: Request, num_new_tokens: int, block_table: Sequence[int]) -> None:
-        self.budget -= num_new_tokens
-        self.rows[request.request_id] = ScheduledRow(
-            request_id=request.request_id,
-            start=request.num_computed_tokens,
-            num_new_tokens=num_new_tokens,
-            token_ids=request.token_ids,
-            num_prompt_tokens=request.num_prompt_tokens,
-            block_table=block_table,
-            adapters=request.adapters,
-            activation=request.activation,
-            sampling=request.sampling,
-            seed=request.seed,
-            sample_index=request.sample_index,
-            stop_token_ids=request.all_stop_token_ids,
-            bad_words=request.bad_words,
-            known_edits=request.logit_edits,
-        )
-
-    def drop(self, request: Request) -> None:
-        row = self.rows.pop(request.request_id, None)
-        if row is not None:
-            self.budget += row.num_new_tokens

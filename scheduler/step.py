@@ -79,6 +79,7 @@ class Step:
     copies: Sequence[PageCopy]  # adapter pages to copy before anything is computed
     rows: Sequence[ScheduledRow]
     adapter_pages: Mapping[str, Sequence[int]]  # digest -> its pages, for every adapter the rows use
+    work: StepWork = StepWork()  # of the rows
 
     @property
     def num_tokens(self) -> int:
@@ -88,13 +89,6 @@ class Step:
     def is_sampled(self) -> bool:
         """Whether the step gives a token of any row."""
         return any(row.is_sampled for row in self.rows)
-
-    @property
-    def work(self) -> StepWork:
-        """The work of the step's rows."""
-        num_pages = sum(map(len, self.adapter_pages.values()))
-        shared = StepWork(num_steps=1, num_adapter_pages=num_pages)
-        return StepWork.total([shared, *(row.work for row in self.rows)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +152,5 @@ class Limits:
 
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 128
+    is_timed: bool = False  # whether prompts also leave decoding rows their pace; see pace.py
+    target_itl: float | None = None  # seconds from one token of a request to the next; None follows from the rows

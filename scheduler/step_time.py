@@ -21,7 +21,7 @@ OTHER_MEMORY = 0.997  # fraction that is kept when a step of another kind is not
 PROPORTIONS_WEIGHT = 0.001  # of the known proportions of the costs, in steps
 SURPRISE = 3.0
 NUM_FIRST_STEPS = 8  # steps that set the scale of the default costs: the fastest of them does
-MIN_SECONDS = 1e-9  # of a prediction
+MIN_SECONDS = 1e-9  # that a step takes, though the clock may not have moved
 NEWS = 0.05  # relative change of a prediction that is worth telling
 
 
@@ -64,6 +64,11 @@ class StepCosts(NamedTuple):
         """Predicts the time of the work."""
         return float(sum(map(mul, self, work)))
 
+    @property
+    def prompt_token_seconds(self) -> float:
+        """The time of a token of a prompt, in a step of a long chunk."""
+        return self.seconds(LONG_CHUNK) / LONG_CHUNK.num_read_tokens
+
     def differs(self, other: "StepCosts") -> bool:
         """Whether the two predict noticeably different times of some steps."""
         return any(
@@ -72,10 +77,11 @@ class StepCosts(NamedTuple):
 
 
 DEFAULT_COSTS = StepCosts()
+LONG_CHUNK = StepWork(1, 1, 511, 512, 511 * 256)
 EXAMPLES_OF_WORK = (  # a step that decodes, one with adapters, one with a prompt, one with a long context
     StepWork(1, 8, 0, 8 * 512),
     StepWork(1, 8, 0, 8 * 512, 0, 8 * 16, 8),
-    StepWork(1, 1, 511, 512, 511 * 256),
+    LONG_CHUNK,
     StepWork(1, 1, 511, 4608, 511 * 4352),
 )
 
@@ -91,6 +97,7 @@ class StepTime:
 
     def note(self, work: StepWork, seconds: float) -> None:
         """Notes the seconds that work with rows took, without copies of adapters."""
+        seconds = max(seconds, MIN_SECONDS)
         self.num_noted += 1
         if self.num_noted <= NUM_FIRST_STEPS:
             self._set_scale(seconds / DEFAULT_COSTS.seconds(work))

@@ -4,7 +4,7 @@ A request of a smaller priority value always comes first; each priority has a la
 has one flow, which is first come, first served.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from itertools import chain, islice
 
 from .fair_share import Fairness
@@ -12,6 +12,7 @@ from .lane import Lane
 from .request import Request
 
 ServiceOrder = tuple[int, bool, int]  # sort key of a request: a smaller one is served earlier
+Party = tuple[int, str]  # urgency, and the tenant if tenants have shares
 POLICIES = ("fair", "fcfs", "priority")
 LOOK_AHEAD = 16  # most requests that `choices` or `upcoming` returns
 
@@ -42,23 +43,31 @@ class WaitingQueue:
         lane.push(request, *self._flow(request))
         self._waiting.add(request.request_id)
 
+    def party(self, request: Request) -> Party:
+        """Returns the party that a request's service is counted for: urgency, and tenant if tenants have shares."""
+        return (self.urgency(request), request.tenant if self._is_fair else "")
+
     def _flow(self, request: Request) -> tuple[str, Hashable]:
         return (request.tenant, tuple(digest for digest, _ in request.adapters)) if self._is_fair else ("", ())
 
     def _lanes_in_order(self) -> Iterator[Lane]:
         return (self._lanes[urgency] for urgency in sorted(self._lanes))
 
-    def choices(self) -> list[Request]:
+    def choices(self, present: Collection[Party] = ()) -> list[Request]:
         """Returns the requests that may be served next, in order of service: the first requests of some flows of the
-        first lane with waiting requests. An overdue request leaves no choice: it alone is returned."""
-        for lane in self._lanes_in_order():
-            overdue = next(lane.overdue(), None)
-            if overdue is not None:
-                return [overdue]
-            heads = list(islice(lane.heads(), LOOK_AHEAD))
-            if heads:
-                return heads
-        return []
+        first lane with waiting requests. An overdue request leaves no choice but itself. present: parties whose
+        requests are left out."""
+        lane = next((lane for lane in self._lanes_in_order() if lane.has_waiting), None)
+        if lane is None:
+            return []
+
+        def is_left_out(request: Request) -> bool:
+            return self.party(request) in present
+
+        overdue = next(lane.overdue(), None)
+        if overdue is not None:
+            return [] if is_left_out(overdue) else [overdue]
+        return list(islice(lane.heads(is_left_out), LOOK_AHEAD))
 
     def upcoming(self) -> list[Request]:
         """Returns some of the requests that are likely to be served next."""

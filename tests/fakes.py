@@ -102,11 +102,13 @@ def make_scheduler(
     enable_prefix_caching: bool = True,
     fairness: Fairness = DEFAULT_FAIRNESS,
     are_copies_beside_rows: bool = False,
+    is_timed: bool = False,
+    target_itl: float | None = None,
 ) -> tuple[Scheduler, AdapterResidency, BlockPool]:
     pool = BlockPool(num_pages)
     residency = AdapterResidency(pool, copied_pages_per_step, are_copies_beside_rows)
     kv = KVManager(pool, block_size, enable_prefix_caching)
-    limits = Limits(max_num_batched_tokens, max_num_seqs)
+    limits = Limits(max_num_batched_tokens, max_num_seqs, is_timed, target_itl)
     return Scheduler(limits, pool, kv, residency, policy, fairness), residency, pool
 
 

@@ -5,7 +5,7 @@ from fakes import CheckingRunner, make_request, make_scheduler
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingParams, Status, Step
+from blora.scheduler import POLICIES, Fairness, FinishReason, Request, SamplingParams, Status, Step, StepWork
 
 DIGESTS = ["one", "two", "three"]
 BLOCK = 4
@@ -28,9 +28,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         max_passed_over=st.sampled_from([0.0, 5.0, 40.0]),
         copied_pages=st.integers(1, 3),
+        is_timed=st.booleans(),
+        target_itl=st.sampled_from([None, None, 1e-4, 0.02]),
     )
     def start(
-        self, num_pages: int, budget: int, policy: str, caching: bool, max_passed_over: float, copied_pages: int
+        self,
+        num_pages: int,
+        budget: int,
+        policy: str,
+        caching: bool,
+        max_passed_over: float,
+        copied_pages: int,
+        is_timed: bool,
+        target_itl: float | None,
     ) -> None:
         self.scheduler, self.residency, self.pool = make_scheduler(
             num_pages,
@@ -42,6 +52,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             fairness=Fairness(max_passed_over=max_passed_over),
             are_copies_beside_rows=self.are_copies_beside_rows,
+            is_timed=is_timed,
+            target_itl=target_itl,
         )
         self.runner = self.make_runner(num_pages, copied_pages)
         self.num_pages = num_pages
@@ -143,16 +155,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         others = [use for use in request.adapters if not self.residency.is_pinned(use[0])]
         return -(-request.num_tokens // BLOCK) + self.residency.num_pages(others)
 
-    @rule()
-    def step(self) -> None:
+    @rule(seconds=st.sampled_from([0.0, 1e-5, 1e-3, 0.02, 3.0]))
+    def step(self, seconds: float = 0.02) -> None:
         step = self._schedule()
         assert step.num_tokens <= self.scheduler.limits.max_num_batched_tokens
+        self._check_time(step)
+        self.scheduler.note_seconds(step, seconds / 10, seconds)
         self.runner.begin_copies(step)
         results = self.runner.execute(step)
         self.runner.finish_copies()
         for update in self.scheduler.update(step, results):
             if update.finish_reason is not None:
                 self._finished(update.request_id)
+
+    def _check_time(self, step: Step) -> None:
+        """Rows that decode wait for no more of prompts than their pace leaves, or a block."""
+        num_pages = sum(map(len, step.adapter_pages.values()))
+        assert step.work == StepWork.total([StepWork(1, num_adapter_pages=num_pages), *(row.work for row in step.rows)])
+        decoding = [row for row in step.rows if row.num_output_tokens and row.num_new_tokens == 1]
+        prompts = [row for row in step.rows if row not in decoding]
+        if not self.scheduler.limits.is_timed or not decoding or sum(row.num_new_tokens for row in prompts) <= BLOCK:
+            return
+        costs, target = self.scheduler.step_time.costs, self.scheduler.limits.target_itl
+        num_pages = self.residency.num_pages(use for row in decoding for use in row.adapters)
+        alone = StepWork.total([StepWork(1, num_adapter_pages=num_pages), *(row.work for row in decoding)])
+        limit = 2 * costs.seconds(alone) if target is None else target
+        one_token_rows = StepWork.total([StepWork(), *(row.work for row in prompts if row.num_new_tokens == 1)])
+        assert costs.seconds(step.work) <= limit + costs.seconds(one_token_rows) + 1e-9
 
     @rule()
     def step_that_fails(self) -> None:

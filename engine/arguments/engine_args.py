@@ -325,6 +325,8 @@ class EngineArgs:
     adapter_copy_bytes: int = own(OURS["adapter_copy_bytes"])
     tenant_weights: Mapping[str, float] = own({})
     adapter_weights: Mapping[str, float] = own({})
+    step_budget: str = own(OURS["step_budget"])
+    target_itl: float | None = own(OURS["target_itl"])
     max_passed_over: int = own(OURS["max_passed_over"])
     stall_seconds: float = own(OURS["stall_seconds"])
     max_n: int = own(OURS["max_n"])

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 
 from blora.scheduler import POLICIES
 
-from ..config import BACKENDS, DTYPES, KV_CACHE_DTYPES
+from ..config import BACKENDS, DTYPES, KV_CACHE_DTYPES, STEP_BUDGETS
 from . import flag_types
 from .meaning import default_of
 
@@ -59,6 +59,17 @@ SHOWN: dict[str, dict[str, Any]] = {
     },
     "max_num_seqs": NUMBER | {"help": "requests that run at once"},
     "max_num_batched_tokens": TOKENS | {"help": "tokens in one step"},
+    "step_budget": {
+        "choices": STEP_BUDGETS,
+        "help": "what limits the prompts in a step beside --max-num-batched-tokens: time, so that decoding rows keep "
+        "their pace, or tokens alone (default: auto, which is time for the native CPU kernels)",
+    },
+    "target_itl": {
+        "type": flag_types.seconds,
+        "metavar": "SECONDS",
+        "help": "time from one token of a request to the next that steps keep to (default: twice the time of their "
+        "decoding rows)",
+    },
     "max_num_queued_reqs": NUMBER | {"help": "unfinished requests; the server refuses more"},
     "max_adapter_versions": NUMBER | {"help": "versions to keep under each name, the active one included"},
     "max_logprobs": {

@@ -84,7 +84,15 @@ class ShardPlan:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.config.max_num_batched_tokens, self.config.max_num_seqs)
+        config = self.config
+        return Limits(config.max_num_batched_tokens, config.max_num_seqs, self._is_timed, config.target_itl)
+
+    @property
+    def _is_timed(self) -> bool:
+        """Whether the time of a step is limited, too. Chunks of prompts then depend on the clock."""
+        if self.config.step_budget == "auto":
+            return self.choice.is_batch_invariant or self.config.target_itl is not None
+        return self.config.step_budget == "time"
 
     @property
     def num_copied_pages(self) -> int:

@@ -63,7 +63,7 @@ def _choose_cpu(name: str, config: ModelConfig, dtype: torch.dtype, block_size: 
         _check_type(kernels, config, dtype, block_size, num_shards)
     if kernels is not None and obstacle is None:
         logger.info("native kernels: %s", kernels.instruction_set)
-        return BackendChoice(lambda *parts: build_cpu(kernels, *parts))
+        return BackendChoice(lambda *parts: build_cpu(kernels, *parts), is_batch_invariant=True)
     if name != "auto":
         raise EngineStartError(f"backend: the native kernels cannot be used: {obstacle}; use auto or reference")
     logger.warning("falling back to the reference kernels, which are many times slower: %s", obstacle)

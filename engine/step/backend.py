@@ -70,6 +70,7 @@ class BackendChoice:
     device: Device | None = None  # where the arena and the model are; None is the CPU's memory
     # Arguments: the backend, a page that no request gets, the pages of the longest row, those of all rows of a step.
     prepare_graphs: Callable[[Backend, int, int, int], StepGraphs] | None = None
+    is_batch_invariant: bool = False  # whether a row's bits do not depend on how its prompt is cut, nor on other rows
     kv_dtypes: Collection[torch.dtype] = ()  # data types that KV may have instead of the model's
 
     @property

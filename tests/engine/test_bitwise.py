@@ -75,6 +75,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
         "max_num_batched_tokens": rng.choice([8, 17, 64, 300]),
         "max_num_seqs": rng.choice([4, 12, 32]),
         "adapter_copy_bytes": rng.choice([20_000, 10_000_000]),
+        "step_budget": rng.choice(["time", "tokens"]),
     }
 
 

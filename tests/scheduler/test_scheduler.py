@@ -4,7 +4,6 @@ import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
 
 from blora.scheduler import CopyCounts, FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
-from blora.scheduler.scheduler import _Plan
 
 
 def run_step(scheduler: Scheduler, runner: CheckingRunner) -> tuple[Step, list[RowUpdate]]:
@@ -237,7 +236,7 @@ def test_recomputing_a_prompt_does_not_repeat_its_logprobs() -> None:
     told: list[object] = []
     for index in range(12):
         if index == 2:
-            scheduler._preempt(scheduler._running[0], _Plan(0, now=0.0))
+            scheduler._preempt(scheduler._running[0], scheduler._begin_plan(0.0))
         for update in run_step(scheduler, runner)[1]:
             told += update.prompt_logprobs
     assert told == list(range(1, 10))
