@@ -69,9 +69,14 @@ class Room:
             raise FileNotFoundError(f"{REAL_MODEL} is missing: run `make model`")
         return REAL_MODEL
 
+    @property
+    def adapter(self) -> Path:
+        """An adapter of the tiny model, of rank 4 on all modules, as PEFT writes it."""
+        return _made(CACHE / "adapter", lambda folder: make_adapter(self.tiny, folder))
+
     def adapters(self, count: int) -> dict[str, Path]:
         """Adapters of the tiny model, each with its own weights, large enough to change most tokens; ranks 1 to 8."""
-        source = _made(CACHE / "adapter", lambda folder: make_adapter(self.tiny, folder))
+        source = self.adapter
         return {
             f"a{seed}": _made(CACHE / f"adapters/{seed}", lambda folder, seed=seed: clone_adapter(source, folder, seed))  # type: ignore[misc]
             for seed in range(count)

@@ -11,11 +11,15 @@ NAMES = (
     "http2_abuse",
     "killed_clients",
     "leaving_clients",
+    "bad_adapters",
+    "churn",
+    "paths",
     "guilty_rows",
     "deaths",
     "standing_engine",
     "drain",
     "bad_starts",
+    "commands",
 )
 
 for name in NAMES:
