@@ -332,7 +332,9 @@ class AsyncLLM(TellsUnserved):
             async with asyncio.timeout(timeout):
                 await self._become_idle()
         except TimeoutError:
-            error = EngineUnavailable(f"the engine shuts down, and this request was not finished within {timeout:g} s")
+            error = EngineUnavailable(
+                f"the engine shuts down, and this request was not finished within {timeout:.1f} s"
+            )
             self._end_with(error, self._front_end.outputs.users())
 
     async def _become_idle(self) -> None:

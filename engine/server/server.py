@@ -21,6 +21,7 @@ from .rpc import Calls
 from .service import AdapterServicer, EngineServicer, GenerationServicer
 from .times import DEFAULTS, LAST_WORDS, ServerTimes
 
+ENGINE_GRACE = 4.0  # seconds for the engine to end by itself; that it is killed then takes a moment, too
 PARTING = 0.1  # seconds for what was written to leave the process
 ENDING = 0.5  # seconds for children to end at a second signal
 
@@ -99,7 +100,8 @@ class Server:
         await self._health.drain()
         await asyncio.sleep(min(times.drain_grace, times.shutdown_timeout))
         await self._backend.drain(max(end - loop.time(), 0.0))
-        await asyncio.gather(self._calls.wait_for_none(LAST_WORDS), _within(LAST_WORDS, self._backend.shutdown()))
+        shutdown = self._backend.shutdown(ENGINE_GRACE)
+        await asyncio.gather(self._calls.wait_for_none(LAST_WORDS), _within(LAST_WORDS, shutdown))
         await asyncio.sleep(PARTING)
 
     async def stop(self) -> None:
@@ -129,7 +131,8 @@ async def serve(
                 status = 0
             else:
                 status = 1
-                await _within(ENDING, backend.shutdown(0))
+                await _within(ENDING, _end_now(backend))
+                await asyncio.sleep(PARTING)
         if leave is not None:
             leave(status)
         return status
@@ -154,6 +157,12 @@ async def _live(
     except Exception:
         await backend.shutdown()
         raise
+
+
+async def _end_now(backend: ServedEngine) -> None:
+    with suppress(EngineUnavailable):  # it has not started
+        await backend.drain(0)
+    await backend.shutdown(0)
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:

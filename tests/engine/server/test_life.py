@@ -77,8 +77,9 @@ def test_the_second_signal_stops_at_once(start_server):
         with pytest.raises(grpc.RpcError):
             _generate_until_refused(client)
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError) as caught:
             next(stream)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     out, _ = process.communicate(timeout=100)
     assert (out, process.returncode) == ("shut down\n", 1)
 

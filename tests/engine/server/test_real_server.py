@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from processes import is_there
 from served import GREEDY, LONG, Served, refusal, serving, tokens
 
 from blora.engine import LLM, SamplingParams
@@ -224,3 +225,20 @@ def test_sigterm_finishes_what_was_accepted(tiny_model: Path) -> None:
         totals = [first + future.result() for first, future in zip(begun, running, strict=True)]
         assert totals == [LONG["max_tokens"]] * 8
         assert server.process.wait(timeout=100) == 0
+
+
+def test_a_standing_engine_holds_up_no_drain(tiny_model: Path) -> None:
+    with serving(tiny_model, "--shutdown-timeout", "0.5") as server, ThreadPoolExecutor(1) as pool:
+        engine = server.engine_pid()
+        stream = iter(server.client.generate_stream("accepted", n=8, **LONG))
+        next(stream)
+        os.kill(engine, signal.SIGSTOP)
+        ended = pool.submit(refusal, lambda: list(stream))
+        server.process.send_signal(signal.SIGTERM)
+        assert ended.result() == (
+            grpc.StatusCode.UNAVAILABLE,
+            "the engine shuts down, and this request was not finished within 0.5 s",
+        )
+        server.process.send_signal(signal.SIGTERM)  # or it would wait some seconds for the engine to end by itself
+        assert server.process.wait(timeout=100) == 1
+        assert not is_there(engine)
