@@ -251,7 +251,7 @@ class ShardStep(Frame, frozen=True):
 
 
 class TakeAdapter(Frame, frozen=True):
-    """Carries the descriptor of the sealed image."""
+    """Carries the descriptor of the sealed image. The only message of a running engine that a shard answers."""
 
     table: ImageTable
 
@@ -273,7 +273,13 @@ class ShardReady(Frame, frozen=True):
     """The shard has built its arena and backend and waits for steps."""
 
 
-FromShard = ShardLoaded | ShardReady | StartFailed
+class AdapterTaken(Frame, frozen=True):
+    """The answer to TakeAdapter."""
+
+    error: str | None = None  # the type of the error, if the shard cannot take it
+
+
+FromShard = ShardLoaded | ShardReady | StartFailed | AdapterTaken
 
 
 # Front end -> adapter loader and back.

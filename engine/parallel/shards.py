@@ -6,7 +6,7 @@ Owns their processes. They end with this process, however it ends.
 An error ends only its own request as long as the shards stay in step. They do for an error before the step is sent, and
 for one between or after the collectives, such as in sampling: the first shard completes the collectives before it
 raises it. When the shards lose step, the engine ends. That happens when
-- a shard ends, for example because it cannot map an adapter;
+- a shard ends;
 - the first shard fails inside the model, where the others wait for it and cannot be stopped;
 - the first shard is interrupted while it sends a message to the others.
 """
@@ -33,6 +33,7 @@ from ..ipc.channel import Channel, ChannelClosed
 from ..ipc.death import FROM_OUTSIDE
 from ..ipc.home_process import HomeProcess
 from ..ipc.messages import (
+    AdapterTaken,
     BuildShard,
     DropImage,
     ForgetAdapter,
@@ -86,6 +87,14 @@ class ShardProcess:
             raise self.ended_at_start() from None
         if isinstance(answer, StartFailed):
             raise EngineStartError(f"shard {self.index}: {answer.reason}")
+
+    def wait_until_taken(self) -> str | None:
+        """Waits for the answer to TakeAdapter; returns its error. Raises EngineBroken if the shard ends."""
+        try:
+            (answer,) = self.channel.receive(wait=True)
+        except ChannelClosed:
+            raise EngineBroken(self._ended()) from None
+        return answer.error if isinstance(answer, AdapterTaken) else type(answer).__name__
 
     def ended_at_start(self) -> EngineStartError:
         return EngineStartError(f"{self._ended()} while it started")
@@ -206,8 +215,18 @@ class Shards:
     # Steps and adapters: the others do as the first shard does.
 
     def load_adapter(self, table: ImageTable, descriptor: int) -> None:
-        """descriptor: the sealed image of all shards, which the caller closes."""
+        """Returns when all shards have the adapter. Raises RuntimeError if one cannot take it, which the others have to
+        forget then: a shard that has ended over it would be missed too late to know over what. descriptor: the sealed
+        image of all shards, which the caller closes."""
         self._tell(TakeAdapter(table), descriptor)
+        try:
+            errors = {other.index: other.wait_until_taken() for other in self.others}
+        except BaseException as error:
+            self._break(f"an answer of the other shards failed: {type(error).__name__}: {error}")
+            raise
+        for index, failure in errors.items():
+            if failure is not None:
+                raise RuntimeError(f"shard {index} cannot take adapter {table.digest}: {failure}")
 
     def drop_image(self, digest: str) -> None:
         self._send_copies()

@@ -8,6 +8,7 @@ so that an engine never outlives its front end.
 """
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -182,14 +183,22 @@ class EngineLoop:
     def _load(self, table: ImageTable, descriptor: int) -> bool:
         core = self._core
         core.logbook.note(Activity.REGISTERING, digest=table.digest)
-        self._shards.load_adapter(table, descriptor)
         try:
+            self._share(table, descriptor)
             image = map_sealed(descriptor, table.num_bytes)
             core.load_adapter(table, torch.from_numpy(image).view(-1, table.page_bytes))
         except Exception:
             core.refuse_adapter(table.digest)
             raise
         return True
+
+    def _share(self, table: ImageTable, descriptor: int) -> None:
+        """Gives the adapter to the other shards; on failure closes the descriptor."""
+        try:
+            self._shards.load_adapter(table, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def _pin(self, digest: str, is_pinned: bool) -> bool:
         if is_pinned:

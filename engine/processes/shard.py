@@ -1,7 +1,7 @@
 """The process of a shard other than the first: computes every step on its part of the model. Decides nothing.
 
-It ends when its channel or the lifeline closes, and so with the first shard. It also ends when a step or an adapter's
-image fails here, because it cannot know whether the other shards succeeded. The first shard notices its end at the next
+It ends when its channel or the lifeline closes, and so with the first shard. It also ends when a step fails here,
+because it cannot know whether the other shards succeeded. The first shard notices its end at the next
 collective or before.
 """
 
@@ -18,6 +18,7 @@ from blora.adapters import ImageTable
 from ..errors import EngineStartError
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.messages import (
+    AdapterTaken,
     BuildShard,
     DropImage,
     ForgetAdapter,
@@ -59,13 +60,22 @@ class ShardLoop:
             case ShardStep():
                 self._step(message)
             case TakeAdapter(table):
-                self._load(table, self._channel.receive_descriptor())
+                self._channel.send(AdapterTaken(self._take(table, self._channel.receive_descriptor())))
             case DropImage(digest):
                 self._pool.drop_image(digest)
             case ForgetAdapter(digest):
                 self._pool.remove(digest)
             case StartShard() | BuildShard():
                 raise RuntimeError("the shard has started already")
+
+    def _take(self, table: ImageTable, descriptor: int) -> str | None:
+        """Returns the type of the error, if there was one."""
+        try:
+            self._load(table, descriptor)
+        except Exception as error:
+            logger.exception("adapter %s cannot be taken", table.digest)
+            return type(error).__name__
+        return None
 
     def _load(self, table: ImageTable, descriptor: int) -> None:
         """Adds the adapter to the pool. The other shards' parts of the image are mapped, but never read."""

@@ -183,6 +183,7 @@ MESSAGES[frames.ShardStep] = [
 MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
 MESSAGES[frames.ShardLoaded] = [frames.ShardLoaded()]
 MESSAGES[frames.ShardReady] = [frames.ShardReady()]
+MESSAGES[frames.AdapterTaken] = [frames.AdapterTaken(), frames.AdapterTaken("MemoryError")]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,

@@ -254,8 +254,8 @@ def test_a_copy_that_fails_in_the_first_shard_is_made_again_in_all(
 
     with monkeypatch.context() as patch:
         patch.setattr(DevicePool, "copy", fail)
-        with pytest.raises(OSError, match="no copy"):
-            llm.generate(PROMPTS, GREEDY, lora_request="it", use_tqdm=False)
+        for output in llm.generate(PROMPTS, GREEDY, lora_request="it", use_tqdm=False):
+            assert "could not be copied" in str(output.outputs[0].error)
     one, two = (
         engine.generate(PROMPTS, GREEDY, lora_request=name, use_tqdm=False)
         for engine, name in ((world.one, "pattern"), (llm, "it"))
@@ -360,6 +360,43 @@ def test_no_descriptor_is_left_of_an_adapter_that_no_shard_takes(world: World) -
         with pytest.raises(EngineBroken, match="shard 1 has ended"):
             llm.load_adapter("it", world.adapters["plain"])
     assert num_descriptors() == before
+    llm.close()
+
+
+FORGETFUL_SHARD = """
+from blora.engine.processes import shard
+
+load, failures = shard.ShardLoop._load, [MemoryError]
+
+def fail_once(self, table, descriptor):
+    load(self, table, descriptor)
+    if failures:
+        raise failures.pop()
+
+shard.ShardLoop._load = fail_once
+shard.main()
+"""
+
+
+def test_an_adapter_that_one_shard_cannot_take_is_refused_and_the_engine_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forgetful_shard.py").write_text(FORGETFUL_SHARD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(shards_module, "MODULE", "forgetful_shard")
+    llm = start_two(world.model)
+    before = num_descriptors()
+    with pytest.raises(RuntimeError, match="shard 1 cannot take adapter [0-9a-f]+: MemoryError"):
+        llm.load_adapter("it", world.adapters["pattern"])
+    assert num_descriptors() == before
+    llm.load_adapter("it", world.adapters["pattern"])
+    one, two = (
+        engine.generate(PROMPTS, GREEDY, lora_request=name, use_tqdm=False)
+        for engine, name in ((world.one, "pattern"), (llm, "it"))
+    )
+    for expected, actual in zip(one, two, strict=True):
+        assert_same_tokens(expected.outputs[0], actual.outputs[0])
+    llm.check_idle()
     llm.close()
 
 
