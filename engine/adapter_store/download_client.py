@@ -12,8 +12,13 @@ from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
 from ..ipc.messages import AdapterLocated, AdapterUnreadable, FromDownload, LocateAdapter
 
 DOWNLOAD_TIMEOUT = 3600.0  # seconds
+STALL_TIMEOUT = 120.0  # seconds in which a download that gets any bytes works a little
 MAX_DOWNLOADS = 4  # at once; further ones wait
 MAX_WAITING = 64
+
+
+class Standstill(Exception):
+    """The process is there, and does nothing."""
 
 
 class DownloadClient:
@@ -44,7 +49,9 @@ class DownloadClient:
         try:
             self._check_open()
             child.send(LocateAdapter(path, self._max_file_bytes))
-            answer = await asyncio.wait_for(child.receive(), DOWNLOAD_TIMEOUT)
+            answer = await asyncio.wait_for(self._answer(child), DOWNLOAD_TIMEOUT)
+        except Standstill:
+            answer = AdapterUnreadable([f"downloading it went on no more for {STALL_TIMEOUT:g} s"])
         except TimeoutError:
             answer = AdapterUnreadable([f"downloading it took more than {DOWNLOAD_TIMEOUT:g} s"])
         except ChannelClosed:
@@ -56,6 +63,21 @@ class DownloadClient:
         if isinstance(answer, AdapterLocated):
             return answer.folder
         raise AdapterRejected(path, answer.problems)
+
+    async def _answer(self, child: Child[FromDownload]) -> FromDownload:
+        """Raises Standstill when the process has done nothing for a while, though it could have had a core."""
+        answer = asyncio.create_task(child.receive())
+        try:
+            while True:
+                at_work, without_core = child.seconds_at_work(), child.seconds_without_core()
+                await asyncio.wait({answer}, timeout=STALL_TIMEOUT)
+                if answer.done():
+                    return answer.result()
+                has_waited = child.seconds_without_core() - without_core > STALL_TIMEOUT / 2
+                if child.seconds_at_work() == at_work and not has_waited:
+                    raise Standstill
+        finally:
+            answer.cancel()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -12,6 +12,7 @@ from blora.adapters import AdapterRejected
 from ..errors import EngineUnavailable
 from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
 from ..ipc.messages import FoldersSeen, LookAt
+from ..ipc.patience import in_time
 
 LOOK_TIMEOUT = 60.0  # seconds
 
@@ -27,13 +28,16 @@ class LookoutClient:
     async def look_at(self, folders: Sequence[str]) -> dict[str, str]:
         """The fingerprints of adapters' files, by folder. Raises AdapterRejected for folders that do not answer,
         EngineUnavailable."""
+        answer = asyncio.create_task(self._answer(LookAt(list(folders))))
         try:
-            seen = await asyncio.wait_for(self._answer(LookAt(list(folders))), LOOK_TIMEOUT)
+            seen = await in_time(answer, LOOK_TIMEOUT, self._seconds_without_core)
             return dict(zip(folders, seen.fingerprints, strict=True))
         except TimeoutError:
             problem = f"looking whether its files have changed took more than {LOOK_TIMEOUT:g} s"
         except ChannelClosed:
             problem = "the lookout ended while looking whether its files have changed"
+        finally:
+            answer.cancel()
         await self._stop()
         self._check_open()
         raise AdapterRejected(", ".join(folders), [problem])
@@ -48,6 +52,9 @@ class LookoutClient:
                 raise ChannelClosed
         self._child.send(order)
         return await self._child.receive()
+
+    def _seconds_without_core(self) -> float:
+        return 0.0 if self._child is None else self._child.seconds_without_core()
 
     def _check_open(self) -> None:
         if self._is_closed:

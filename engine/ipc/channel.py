@@ -6,6 +6,7 @@ order of the frames that announce them.
 
 import asyncio
 import contextlib
+import os
 import selectors
 import socket
 import struct
@@ -148,6 +149,13 @@ class Child(Generic[Incoming]):
         does not say."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
+
+    def seconds_at_work(self) -> float:
+        """Returns the seconds for which threads of the child have had cores; 0 if the kernel does not say."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return 0.0
 
     async def stop(self, grace: float) -> bool:

@@ -17,6 +17,7 @@ from .messages import CallFailed, DoneReply, FromEngine, StateReply, Updates
 
 logger = logging.getLogger(__name__)
 RESTARTING = "the engine is being restarted"
+MAX_ENGINES = 4  # that a call is put to
 
 
 class EngineConnection:
@@ -89,10 +90,10 @@ class EngineConnection:
 
     async def call(self, message: Callable[[int], Any], descriptor: int | None = None) -> Any:
         """Sends the message made from a new call id, as soon as there is an engine, and returns the answer. If the
-        engine ends without one, the next engine is asked, by a message made for it. descriptor: what the message
-        announces. Raises EngineFault, EngineUnavailable."""
+        engine ends without one, the next engine is asked, by a message made for it; after MAX_ENGINES the call itself
+        may be what ends them. descriptor: what the message announces. Raises EngineFault, EngineUnavailable."""
         child: Child[FromEngine] | None = None
-        while True:
+        for _ in range(MAX_ENGINES):
             child = await self._wait_for_engine(after=child)
             call_id = self.next_call_id()
             with suppress(ChannelClosed):
@@ -101,6 +102,7 @@ class EngineConnection:
                 else:
                     await child.send_with(message(call_id), descriptor)
                 return await self.expect(call_id)
+        raise EngineUnavailable(f"{MAX_ENGINES} engines in a row ended without an answer to this call")
 
     def expect(self, call_id: int) -> "asyncio.Future[Any]":
         """Returns an awaitable of the answer to the message that was sent with this id. Raises ChannelClosed when the

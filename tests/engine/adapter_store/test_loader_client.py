@@ -303,6 +303,10 @@ def test_a_download_holds_up_nobody_and_ends_with_who_asked(
         await cancel(download)
         assert not is_there(child) and not children_that_run(DOWNLOAD)
         assert [info.name for info in await llm.list_adapters()] == ["quick"]
+        with monkeypatch.context() as patch:
+            patch.setattr(download_client, "STALL_TIMEOUT", 0.2)
+            with pytest.raises(AdapterRejected, match=r"downloading it went on no more for 0.2 s"):
+                await llm.load_adapter("slow", HUB_ID)
         monkeypatch.setattr(download_client, "DOWNLOAD_TIMEOUT", 0.1)
         with pytest.raises(AdapterRejected, match=r"downloading it took more than 0.1 s"):
             await llm.load_adapter("slow", HUB_ID)
