@@ -29,7 +29,7 @@ def load_tensors(
     device: where the weights go.
     progress: whether a bar is shown on stderr.
     shard: the shard to load; None: the whole model.
-    Raises CheckpointError that tells of tensors that are missing, unused or of another shape.
+    Raises CheckpointError that tells of tensors that are missing, unused, of another shape or not finite.
     """
     tensors = allocate(config, dtype, device, shard)
     wanted = places(tensors, config) if shard is None else shard_places(tensors, config, shard)
@@ -38,7 +38,16 @@ def load_tensors(
         raise CheckpointError(problems)
     for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=not progress):
         _fill(place, source, name)
+    spoilt = [name for name, place in wanted.items() if not _is_finite(place.view)]
+    if spoilt:
+        raise CheckpointError([f"{name} holds values that are not finite in {dtype}" for name in spoilt])
     return tensors
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all values are finite. The smallest and the largest tell: one that is not a number is both."""
+    least, most = torch.aminmax(tensor) if tensor.numel() else (tensor.new_zeros(()),) * 2
+    return bool(least.isfinite() and most.isfinite())
 
 
 def _fill(place: Place, source: TensorSource, name: str) -> None:

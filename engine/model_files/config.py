@@ -28,8 +28,24 @@ def read_json(path: Path) -> Any:
         if is_lfs_pointer(content):
             raise UnsupportedModel(f"{path} is {LFS_POINTER}")
         return json.loads(content)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # an integer of many thousand digits, too, is a ValueError
         raise UnsupportedModel(f"{path} cannot be read as JSON: {error}") from error
+
+
+# What a description may say at most, by the names of ModelConfig: several times what any model has. A larger one is a
+# fault or an attack, and would take long to plan for before anything is read.
+MOST = {"num_layers": 4096, "num_heads": 4096, "num_kv_heads": 4096, "head_dim": 4096}
+MOST_OF_OTHERS = 1 << 24  # of widths, the vocabulary and the length
+
+
+def check_bounded(what: str, name: str, value: object) -> int:
+    """Returns a positive integer. what: the field of the file, name: that of ModelConfig. Raises UnsupportedModel."""
+    most = MOST.get(name, MOST_OF_OTHERS)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedModel(f"{what}: {value!r:.80} is not a positive integer")
+    if value > most:
+        raise UnsupportedModel(f"{what}: {value!r:.20} is more than {most}, which no model has")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ The values of the tensors are read in `gguf.py`. Imports no torch.
 from pathlib import Path
 from typing import Any
 
-from .config import ModelConfig, RopeConfig, UnsupportedModel, unsupported
+from .config import ModelConfig, RopeConfig, UnsupportedModel, check_bounded, unsupported
 from .hf_fields import check_consistent
 from .hf_rope import yarn_attention_factor
 
@@ -57,7 +57,8 @@ class GGUFFile:
 def gguf_model_config(path: Path) -> ModelConfig:
     file = GGUFFile(path)
     _check_supported(file)
-    num_layers, num_heads = file.get("block_count"), file.get("attention.head_count")
+    num_layers = check_bounded("block_count", "num_layers", file.get("block_count"))
+    num_heads = file.get("attention.head_count")
     vocab_size, hidden_size = file.shape("token_embd.weight")
     head_dim = file.get("attention.key_length", hidden_size // num_heads)
     rope = _rope(file, head_dim)

@@ -6,10 +6,15 @@ The module knows fields, but no tensor. The rules of single architectures are in
 from collections.abc import Mapping
 from typing import Any
 
-from .config import ModelConfig, UnsupportedModel, unsupported
+from .config import ModelConfig, UnsupportedModel, check_bounded, unsupported
 from .hf_rope import extended_length, rope_config
 
 Fields = Mapping[str, Any]
+SIZES = {  # names of fields that ModelConfig has under other names
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -61,6 +66,7 @@ def check_supported(fields: Fields) -> None:
 
 
 def check_consistent(config: ModelConfig) -> None:
+    check_bounded("max_position_embeddings", "max_position_embeddings", config.max_position_embeddings)
     if config.num_heads % config.num_kv_heads:
         raise UnsupportedModel(f"{config.num_heads} heads cannot share {config.num_kv_heads} key-value heads evenly")
     if config.head_dim % 2:
@@ -72,10 +78,7 @@ def check_consistent(config: ModelConfig) -> None:
 def size(fields: Fields, name: str, default: int | None = None) -> int:
     """The value of a field, a positive integer. Null and an absent field mean the default."""
     value = fields.get(name)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnsupportedModel(f"{name}: {value!r} is not a positive integer")
-    return value
+    return check_bounded(name, SIZES.get(name, name), default if value is None else value)
 
 
 def windows_by_layer(fields: Fields) -> tuple[int | None, ...]:

@@ -54,6 +54,7 @@ def start_engine(config: EngineConfig, model: Path, logbook: Logbook | None = No
     num_pages = 0
     if device is None:  # a model that cannot fit is refused before it is read
         num_pages = _num_pages(plan)
+        _check_longest(plan, num_pages)
     taken = 0 if device is None else device.memory().taken
     shards = start_shards(config.tensor_parallel_size)
     try:
@@ -64,6 +65,7 @@ def start_engine(config: EngineConfig, model: Path, logbook: Logbook | None = No
         shards.attach(group)
         if device is not None:  # comes after the group is connected, because that takes memory of the GPU
             num_pages = assembly.choose_num_pages(taken)
+            _check_longest(plan, num_pages)
         shards.build(num_pages)
         executor = assembly.build(num_pages, group, shards)
         shards.wait_until_ready()
@@ -76,6 +78,17 @@ def start_engine(config: EngineConfig, model: Path, logbook: Logbook | None = No
     core = make_core(plan, executor, num_pages, shards, logbook=logbook, expectation=_expectation(plan))
     facts = Facts(plan.whole.vocab_size, max_model_len, config.block_size, num_pages)
     return StartedEngine(core, plan.whole, facts, plan.dtype, page_bytes, plan.choice.layout, shards)
+
+
+def _check_longest(plan: ShardPlan, num_pages: int) -> None:
+    """Says whether the longest request fits. Raises EngineStartError where its length was asked for."""
+    if plan.pages_per_row <= num_pages:
+        return
+    length, fitting = plan.max_model_len, num_pages * plan.config.block_size
+    told = f"a request of {length} tokens needs {plan.pages_per_row} pages, and the memory has {num_pages}"
+    if plan.config.max_model_len is not None:
+        raise EngineStartError(f"max_model_len: {told}: raise memory, or set max_model_len to {fitting}")
+    logger.warning("%s: longer requests than %d tokens are refused; raise memory to serve them", told, fitting)
 
 
 def make_core(

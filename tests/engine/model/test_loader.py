@@ -135,6 +135,20 @@ def test_weights_are_cast_on_the_way(tiny: Any) -> None:
     assert tiny.worst(model, [64]) <= 1e-4
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tiny: Any, value: float) -> None:
+    tiny.save("LlamaForCausalLM")
+    tensors = load_file(tiny.folder / "model.safetensors")
+    spoilt = [Q_PROJ, "model.embed_tokens.weight", "model.norm.weight"]
+    for index, name in enumerate(spoilt):
+        tensors[name].view(-1)[-1 - index] = value
+    rewrite(tiny.folder, dict(tensors))
+    with pytest.raises(CheckpointError) as caught:
+        tiny.driver()
+    told = {f"{name} holds values that are not finite in torch.float32" for name in spoilt}
+    assert set(caught.value.problems) == told
+
+
 def test_missing_files(tiny: Any, tmp_path: Path) -> None:
     model = tiny.save("LlamaForCausalLM")
     with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):

@@ -143,3 +143,16 @@ def test_the_front_end_needs_no_torch() -> None:
     modules = [*(f"model_files.{name}" for name in files), "model.targets"]
     imports = "; ".join(f"import blora.engine.{module}" for module in modules)
     subprocess.run([sys.executable, "-c", f"import sys; {imports}; assert 'torch' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize(
+    "field", ["num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings"]
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made_of_them(
+    tmp_path: Path, architecture: str, field: str
+) -> None:
+    for number in (1_000_000 if field.startswith("num") else 1 << 30, 10**15, 10**400):
+        with pytest.raises(UnsupportedModel, match=field) as caught:
+            load(tmp_path, of(architecture, num_key_value_heads=4, **{field: number}))
+        assert len(str(caught.value)) < 300
