@@ -18,6 +18,7 @@ from ..ipc import messages
 from ..ipc.channel import Child, StartChild, start_child
 from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import DoneReply, FromEngine, StateReply
+from ..ipc.turns import Turns
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterState
 from .catalog import AdapterCatalog, Looks, NamedAdapter
 from .feed import AdapterFeed
@@ -49,6 +50,8 @@ from .shared_looks import SharedLooks
 from .upload import UploadedFile
 from .watched_folder import FolderFollower
 
+DESCRIBE_COST = 50  # an estimate in microseconds, of a model of some dozens of layers
+
 
 class AsyncAdapters:
     """Methods that AsyncLLM has too are documented there."""
@@ -78,6 +81,7 @@ class AsyncAdapters:
         self._sources = sources
         self._abort_users = abort_users
         self._unloads: dict[str, asyncio.Future[None]] = {}  # by digest: what waits until it is freed
+        self._turns = Turns()
         self._feed = AdapterFeed(catalog, self.all, check_can_begin)
         self._follower: FolderFollower | None = None
 
@@ -335,7 +339,11 @@ class AsyncAdapters:
             return messages.GetState(call_id, [adapter.table.digest for adapter in adapters])
 
         reply: StateReply = await self._connection.call(ask)
-        return [self._describe(adapter, state) for adapter, state in zip(adapters, reply.adapters, strict=True)]
+        infos = []
+        for adapter, state in zip(adapters, reply.adapters, strict=True):  # there may be thousands
+            await self._turns.take(DESCRIBE_COST)
+            infos.append(self._describe(adapter, state))
+        return infos
 
     def _describe(self, adapter: NamedAdapter, state: AdapterState) -> AdapterInfo:
         return self._catalog.describe(adapter, state, not self._policy.missing([adapter.table.digest]))

@@ -23,7 +23,6 @@ from ..front_end.validator import check_count
 from ..outputs import (
     AdapterEvent,
     AdapterInfo,
-    AdapterSnapshot,
     EngineInfo,
     LoRARequest,
 )
@@ -202,9 +201,18 @@ def request_ids(request: engine_pb2.AbortRequest) -> list[str]:
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
     """Returns the message, whose fields have the names of AdapterInfo's; a test compares them. A report is sent beside
     it."""
-    return adapters_pb2.Adapter(
-        **{name: value for name, value in asdict(replace(info, report=None)).items() if name != "report"}
-    )
+    nested = {
+        "versions": [adapters_pb2.AdapterVersion(**_fields(version)) for version in info.versions],
+        "usage": adapters_pb2.AdapterUsage(**_fields(info.usage)),
+    }
+    values = _fields(info) | nested
+    del values["report"]
+    return adapters_pb2.Adapter(**values)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass. `asdict` copies deeply, which is slow where there are thousands."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def report(report: AdapterReport) -> adapters_pb2.AdapterReport:
@@ -238,10 +246,12 @@ def warmed(info: AdapterInfo) -> adapters_pb2.WarmAdapterResponse:
     return adapters_pb2.WarmAdapterResponse(adapter=adapter(info))
 
 
-def adapter_news(news: AdapterSnapshot | AdapterEvent) -> adapters_pb2.WatchAdaptersResponse:
-    if isinstance(news, AdapterSnapshot):
-        snapshot = adapters_pb2.AdapterSnapshot(adapters=map(adapter, news.adapters))
-        return adapters_pb2.WatchAdaptersResponse(revision=news.revision, snapshot=snapshot)
+def snapshot_part(revision: int, infos: Iterable[AdapterInfo]) -> adapters_pb2.WatchAdaptersResponse:
+    snapshot = adapters_pb2.AdapterSnapshot(adapters=map(adapter, infos))
+    return adapters_pb2.WatchAdaptersResponse(revision=revision, snapshot=snapshot)
+
+
+def adapter_event(news: AdapterEvent) -> adapters_pb2.WatchAdaptersResponse:
     event = adapters_pb2.AdapterEvent(
         kind=EVENT_KINDS[news.kind], name=news.name, version=news.version, digest=news.digest
     )
@@ -256,9 +266,8 @@ def found(info: AdapterInfo) -> adapters_pb2.GetAdapterResponse:
     return adapters_pb2.GetAdapterResponse(adapter=adapter(info))
 
 
-def listed(infos: Iterable[AdapterInfo]) -> adapters_pb2.ListAdaptersResponse:
-    ordered = sorted(infos, key=lambda info: info.name)
-    return adapters_pb2.ListAdaptersResponse(adapters=map(adapter, ordered))
+def listed_part(infos: Iterable[AdapterInfo]) -> adapters_pb2.ListAdaptersResponse:
+    return adapters_pb2.ListAdaptersResponse(adapters=map(adapter, infos))
 
 
 def engine_info(info: EngineInfo) -> engine_pb2.GetInfoResponse:

@@ -63,7 +63,7 @@ class Calls:
         return grpc.unary_unary_rpc_method_handler(handle)
 
     def streaming(
-        self, request_type: type[M], method: Callable[..., AsyncGenerator[Message, None]], *facts: Fact
+        self, request_type: type[M], method: Callable[..., AsyncGenerator[Response, None]], *facts: Fact
     ) -> grpc.RpcMethodHandler:
         # The handler is a coroutine that writes, and no async generator. So a client that leaves raises CancelledError
         # in this frame, wherever it waits. The engine's generator then closes before the handler ends, not when it is
@@ -108,7 +108,7 @@ class Calls:
         if not self._num_open:
             self._none_open.set()
 
-    async def _write(self, context: grpc.aio.ServicerContext, response: Message) -> None:
+    async def _write(self, context: grpc.aio.ServicerContext, response: Response) -> None:
         """Raises ReaderTooSlow."""
         try:
             async with asyncio.timeout(self._slow_reader_timeout):

@@ -7,6 +7,7 @@ code. A servicer asks for the backend at every call, because the server listens 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 import grpc
@@ -15,10 +16,11 @@ from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..ipc.turns import Turns
-from ..outputs import RequestOutput
+from ..outputs import AdapterSnapshot, RequestOutput
 from . import convert
 from .convert_output import Answer, StreamConverter
 from .engine import ServedEngine
+from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
 from .rpc import Calls, deadline_of, tenant_of
 from .status import RequestFailed
@@ -130,6 +132,7 @@ class AdapterServicer:
 
     def __init__(self, get_backend: GetEngine) -> None:
         self._get_backend = get_backend
+        self._turns = Turns()
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
@@ -173,13 +176,17 @@ class AdapterServicer:
 
     async def watch(
         self, _: adapters_pb2.WatchAdaptersRequest
-    ) -> AsyncGenerator[adapters_pb2.WatchAdaptersResponse, None]:
+    ) -> AsyncGenerator[adapters_pb2.WatchAdaptersResponse | ManyAdapters, None]:
         async with aclosing(self._get_backend().watch_adapters()) as news:
             async for item in news:
-                yield convert.adapter_news(item)
+                if isinstance(item, AdapterSnapshot):
+                    part = partial(convert.snapshot_part, item.revision)
+                    yield await ManyAdapters.convert(item.adapters, self._turns, part)
+                else:
+                    yield convert.adapter_event(item)
 
-    async def list(self, _: adapters_pb2.ListAdaptersRequest) -> adapters_pb2.ListAdaptersResponse:
-        return convert.listed(await self._get_backend().list_adapters())
+    async def list(self, _: adapters_pb2.ListAdaptersRequest) -> ManyAdapters:
+        return await ManyAdapters.convert(await self._get_backend().list_adapters(), self._turns, convert.listed_part)
 
     async def get(self, request: adapters_pb2.GetAdapterRequest) -> adapters_pb2.GetAdapterResponse:
         return convert.found(await self._get_backend().get_adapter(convert.adapter_name(request)))

@@ -44,6 +44,20 @@ def test_an_adapters_life():
     ask(question)
 
 
+def test_thousands_of_adapters_are_one_answer():
+    llm = FakeLLM()
+    names = [f"{index:04d}" for index in range(1000)]
+    llm.adapters = {name: adapter_info(name) for name in reversed(names)}
+    assert [adapter.name for adapter in ask(lambda client: client.list_adapters(), llm)] == names
+
+    def watch(client):
+        return next(client.watch_adapters())
+
+    first = ask(watch, llm)
+    assert [adapter.name for adapter in first.snapshot.adapters] == names
+    assert first.snapshot.adapters[7] == convert.adapter(llm.adapters["0007"])
+
+
 def test_adapters_are_listed_by_name():
     llm = FakeLLM()
     llm.adapters = {name: adapter_info(name) for name in "cab"}
