@@ -137,7 +137,7 @@ class Child(Generic[Incoming]):
             if length > MAX_FRAME_BYTES:
                 raise ChannelClosed
             return self.decoder.decode(await self.reader.readexactly(length))
-        except (asyncio.IncompleteReadError, OSError) as error:
+        except (asyncio.IncompleteReadError, OSError, msgspec.MsgspecError) as error:  # or it sends what it never would
             raise ChannelClosed from error
 
     def receive_descriptor(self) -> int:

@@ -72,7 +72,6 @@ class EngineSupervisor:
     def supervise(self) -> None:
         """Calls `on_updates`, and replaces an engine that dies, until `stop`."""
         self._task = asyncio.create_task(self._supervise())
-        self._task.add_done_callback(_log_failure)
 
     async def stop(self, grace: float | None = None) -> None:
         """Ends the process for good. Idempotent. grace: seconds for it to end by itself, instead of GRACE."""
@@ -93,6 +92,21 @@ class EngineSupervisor:
             raise EngineStartError(f"the engine has not started within {seconds:.0f} s") from None
 
     async def _supervise(self) -> None:
+        try:
+            await self._replace_engines()
+        except Exception:
+            logger.critical("the engine is no longer supervised: restart the server", exc_info=True)
+            await self._end_for_good()
+
+    async def _end_for_good(self) -> None:
+        """Nobody may wait for an engine that nobody would start."""
+        child = self._connection.close("the engine was ended by an error in the front end, which its log shows")
+        self._on_lost()
+        self._on_given_up()
+        if child is not None:
+            await child.stop(0)
+
+    async def _replace_engines(self) -> None:
         loop = asyncio.get_running_loop()
         num_fruitless = 0  # engines in a row that computed nothing
         while True:
@@ -178,8 +192,3 @@ class EngineSupervisor:
             await engine.child.stop(0)
             raise
         return engine
-
-
-def _log_failure(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("the engine is no longer supervised: it will not be restarted", exc_info=task.exception())
