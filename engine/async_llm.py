@@ -521,8 +521,9 @@ class AsyncLLM(TellsUnserved):
         looks = await self._adapters.look_at(self._front_end.folders_to_look_at(calls))
         self._check_can_begin()
         self._check_label(label)
-        checked = await self._read([self._front_end.open(call, looks) for call in calls])
-        self._front_end.check_room(checked)
+        opened = [self._front_end.open(call, looks) for call in calls]
+        self._front_end.check_queue(opened)  # before anything takes long
+        checked = await self._read(opened)
         if self._front_end.adapters_to_load(checked, looks):
             await self._load_missing(checked, looks)
             # They may have tokenizers and templates of their own.
@@ -653,8 +654,7 @@ class AsyncLLM(TellsUnserved):
         self._adapters.lose_pins(updates.unpinned)
         if updates.residency:
             self._adapters.note_residency(updates.residency)
-        if updates.step_costs is not None:
-            self._front_end.step_costs = updates.step_costs
+        self._front_end.admission.note_step(updates.step, updates.step_costs)
 
     # Adapters.
 

@@ -8,12 +8,13 @@ from blora.scheduler import POLICIES
 from .kernels.instruction_sets import INSTRUCTION_SETS
 from .memory.budget import parse_memory
 
-OPTIONAL_COUNTS = ("max_model_len", "threads")
+OPTIONAL_COUNTS = ("max_model_len", "max_num_queued_tokens", "threads")
 COUNTS = (
     "block_size",
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_num_queued_reqs",
+    "max_tenants",
     "adapter_copy_bytes",
     "max_passed_over",
     "max_adapter_versions",
@@ -71,6 +72,9 @@ class EngineConfig:
     step_budget: str = "auto"  # what else limits a step: "time" of its decoding rows, or "tokens" alone
     target_itl: float | None = None  # seconds between tokens
     max_num_queued_reqs: int = 4096  # unfinished requests; the engine refuses more
+    max_num_queued_tokens: int | None = None  # tokens of prompts that wait for their first token; None: no limit
+    max_queue_seconds: float | None = None  # that a request may be predicted to wait; None: no limit
+    max_tenants: int = 256  # tenants with unfinished requests; further ones share one
     scheduling_policy: str = "fair"  # or "fcfs", "priority"
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # weights of tenants in fair shares; default 1
     adapter_weights: Mapping[str, float] = field(default_factory=dict)  # weights of adapters within a tenant's share
@@ -124,6 +128,8 @@ class EngineConfig:
             raise ValueError(f"stall_seconds: {stall!r} is not a number of seconds from 0.1 to 3600")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise ValueError(f"max_logprobs: {self.max_logprobs!r} is neither a whole number nor -1, which is no limit")
+        if self.max_queue_seconds is not None and not _is_positive(self.max_queue_seconds):
+            raise ValueError(f"max_queue_seconds: {self.max_queue_seconds!r} is not a number above 0")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ValueError(f"seed: {self.seed!r} is not an integer")
 
@@ -139,6 +145,10 @@ def _check_target(seconds: float, step_budget: str) -> None:
         raise ValueError(f"target_itl: {seconds!r} is not a number of seconds above 0 and up to {MAX_TARGET_ITL:g}")
     if step_budget == "tokens":
         raise ValueError('target_itl: needs step_budget="time" or "auto"; "tokens" is a fixed number of tokens')
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _check_weights(name: str, weights: object) -> None:

@@ -237,7 +237,7 @@ class LLM(TellsUnserved):
     def _check(self, batch: Sequence[Call], looks: Looks, kind: RequestOutputKind | None) -> RowStream | list[Checked]:
         """Checks calls, and begins them where no adapter has to be loaded for them."""
         calls = [self._front_end.check(self._front_end.open(call, looks)) for call in batch]
-        self._front_end.check_room(calls)
+        self._front_end.check_queue([call.opened for call in calls])
         return calls if self._front_end.adapters_to_load(calls, looks) else self._begin(calls, kind)
 
     @in_turn

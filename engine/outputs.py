@@ -186,6 +186,15 @@ class EngineLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """The queue in front of the engine, with counts since LLM or AsyncLLM was started."""
+
+    num_queued_tokens: int  # of prompts that wait for their first token
+    num_refused: int  # requests refused because of a full queue or a long wait
+    num_expired: int  # requests ended by their deadline
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterEvent:
     """One change to a version of a name."""
 
@@ -255,3 +264,7 @@ class EngineInfo:
     num_stalls: int = 0
     num_requests_set_aside: int = 0
     num_adapters_set_aside: int = 0
+    # The queue, and its counts, since LLM or AsyncLLM was started; see QueueFacts.
+    num_queued_tokens: int = 0
+    num_refused: int = 0
+    num_expired: int = 0

@@ -15,6 +15,7 @@ from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
 from .scheduler import Scheduler
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
+from .step_report import StepReport
 from .step_time import DEFAULT_COSTS, StepCosts, StepTime, StepWork
 from .waiting_queue import POLICIES
 
@@ -49,6 +50,7 @@ __all__ = [
     "Status",
     "Step",
     "StepCosts",
+    "StepReport",
     "StepTime",
     "StepWork",
     "Thing",

@@ -19,6 +19,7 @@ from .request import FinishReason, Request, Status
 from .residency import AdapterResidency
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step
 from .step_plan import StepPlan
+from .step_report import StepReport
 from .step_time import StepTime, StepWork
 from .waiting_queue import WaitingQueue
 
@@ -146,7 +147,7 @@ class Scheduler:
             if request.request_id not in plan.rows:
                 self._schedule_row(request, plan)
         pages = {digest: self._residency.page_table(digest) for digest in plan.digests}
-        return Step(copies, list(plan.rows.values()), pages, plan.work)
+        return Step(copies, list(plan.rows.values()), pages, plan.work, is_full=not plan.has_room)
 
     def _begin_plan(self, now: float) -> StepPlan:
         self._residency.begin_plan()
@@ -388,6 +389,25 @@ class Scheduler:
             self._launched, self._launched_seconds = StepWork(), 0.0
 
     # Facts.
+
+    def report(self, step: Step, seconds: float) -> StepReport:
+        """Tells of a step before it is committed. seconds: of the whole step."""
+        prompts = [row.work for row in step.rows if row.start < row.num_prompt_tokens]
+        return StepReport(
+            seconds=seconds,
+            num_decoding_rows=len(step.rows) - len(prompts),
+            prompt_seconds=self.step_time.costs.seconds(StepWork.total([StepWork(), *prompts])),
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            is_cut=step.is_full and self._has_more_than(step),
+        )
+
+    def _has_more_than(self, step: Step) -> bool:
+        """Whether there are tokens to compute that a step did not take, though there may be memory for them."""
+        planned = {row.request_id: row.num_new_tokens for row in step.rows}
+        ready = (request for request in self._running if self._residency.is_ready(request.adapters))
+        is_left = (request.num_missing_tokens > planned.get(request.request_id, 0) for request in ready)
+        return bool(self._waiting) or any(is_left)
 
     @property
     def num_running(self) -> int:

@@ -80,6 +80,7 @@ class Step:
     rows: Sequence[ScheduledRow]
     adapter_pages: Mapping[str, Sequence[int]]  # digest -> its pages, for every adapter the rows use
     work: StepWork = StepWork()  # of the rows
+    is_full: bool = False  # whether there was no time, or there were no tokens, for more prompts
 
     @property
     def num_tokens(self) -> int:

@@ -142,7 +142,7 @@ class EngineArgs:
         OURS["scheduling_policy"], 'vLLM\'s is "fcfs"; with equal priorities and one tenant both are the same'
     )
     seed: int | None = same(0, "AsyncLLM(model) without EngineArgs draws a new one for each request")
-    max_num_queued_tokens: int | None = no_meaning(None, "use max_num_queued_reqs=")
+    max_num_queued_tokens: int | None = same(None, "`blora serve` has a limit by default")
     max_num_scheduled_tokens: int | None = no_meaning(None, "use max_num_batched_tokens=")
     enable_chunked_prefill: bool | None = no_meaning(
         None, "prompts are always computed in chunks that fit max_num_batched_tokens"
@@ -329,6 +329,8 @@ class EngineArgs:
     target_itl: float | None = own(OURS["target_itl"])
     max_passed_over: int = own(OURS["max_passed_over"])
     stall_seconds: float = own(OURS["stall_seconds"])
+    max_queue_seconds: float | None = own(OURS["max_queue_seconds"])
+    max_tenants: int = own(OURS["max_tenants"])
     max_n: int = own(OURS["max_n"])
     max_stops: int = own(OURS["max_stops"])
 

@@ -30,6 +30,7 @@ SHORT = {
 
 TOKENS: dict[str, Any] = {"type": flag_types.tokens, "metavar": "TOKENS"}
 NUMBER: dict[str, Any] = {"type": flag_types.count, "metavar": "N"}
+SECONDS: dict[str, Any] = {"type": flag_types.seconds, "metavar": "SECONDS"}
 SIZE: dict[str, Any] = {"type": flag_types.memory, "metavar": "SIZE"}
 WEIGHTS: dict[str, Any] = {"type": flag_types.weights, "metavar": "NAME=W,..."}
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
@@ -71,6 +72,11 @@ SHOWN: dict[str, dict[str, Any]] = {
         "decoding rows)",
     },
     "max_num_queued_reqs": NUMBER | {"help": "unfinished requests; the server refuses more"},
+    "max_num_queued_tokens": TOKENS
+    | {"help": "tokens of prompts that wait for their first token; the server refuses more (default: 262144)"},
+    "max_queue_seconds": SECONDS
+    | {"help": "seconds that a request may be predicted to wait; the server refuses it otherwise (default: 30)"},
+    "max_tenants": NUMBER | {"help": "tenants that have requests at a time; further ones count as one"},
     "max_adapter_versions": NUMBER | {"help": "versions to keep under each name, the active one included"},
     "max_logprobs": {
         "type": int,

@@ -19,6 +19,9 @@ from .server_flags import FLAGS, add_server_flags, given_times
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
 OWN = ("model", *FLAGS)  # what the command takes itself
+# Bounds that a server for anybody needs, and a program that asks for thousands of answers at once does not. Half a
+# minute is longer than people wait, and what a batch can bridge by trying again; the tokens take some 25 MB.
+SERVED_BY_DEFAULT = {"max_queue_seconds": 30.0, "max_num_queued_tokens": 1 << 18}
 ENGINE = "An option left out takes the engine's default. Other flags of `vllm serve` are accepted with one notice, or "
 ENGINE += "refused where ignoring them would change answers or open a door."
 
@@ -127,7 +130,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> int:
         print(f"blora is serving {args.model} on {address}", flush=True)
 
     async def serve_model() -> int:
-        llm = AsyncLLM(args.model, **options)
+        llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
         return await serve(llm, args.host, args.port, announce, times, _leave)
 

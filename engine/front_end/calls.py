@@ -64,6 +64,7 @@ class Call:
     priority: int = 0
     tenant: str = ""
     deadline: float | None = None  # time.monotonic(), from when on nobody waits for the answer
+    first_token_deadline: float | None = None  # from when on nobody waits for the first token
 
 
 def pair_up(
@@ -89,11 +90,20 @@ def pair_up(
 
 def first_deadline(calls: Sequence[Call]) -> float | None:
     """Returns the deadline that passes first, or None. Raises InvalidRequest."""
-    deadlines = [call.deadline for call in calls if call.deadline is not None]
-    for deadline in deadlines:
-        if isinstance(deadline, bool) or not isinstance(deadline, int | float) or not math.isfinite(deadline):
-            raise InvalidRequest("deadline", f"{deadline!r:.80} is not a time of the event loop in seconds")
-    return min(deadlines, default=None)
+    return _first("deadline", [call.deadline for call in calls])
+
+
+def first_token_deadline(calls: Sequence[Call]) -> float | None:
+    """The same for the deadlines of first tokens."""
+    return _first("first_token_deadline", [call.first_token_deadline for call in calls])
+
+
+def _first(name: str, times: Sequence[Any]) -> float | None:
+    given = [time for time in times if time is not None]
+    for time in given:
+        if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time):
+            raise InvalidRequest(name, f"{time!r:.80} is not a time of the event loop in seconds")
+    return min(given, default=None)
 
 
 def kept(sampling_params: Any) -> Any:

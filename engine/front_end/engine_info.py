@@ -40,4 +40,5 @@ def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineL
         num_stalls=suspects.num_stalls,
         num_requests_set_aside=suspects.num_requests_set_aside,
         num_adapters_set_aside=suspects.num_adapters_set_aside,
+        **asdict(front_end.admission.facts),
     )

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from blora.scheduler import DEFAULT_COSTS, SamplingParams
+from blora.scheduler import SamplingParams
 
 from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
 from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
-from ..errors import InvalidRequest, QueueFull
+from ..errors import InvalidRequest
 from ..facts import Facts
 from ..ipc.messages import AddRequest
 from ..memory.budget import parse_memory, usable_memory
@@ -25,7 +25,9 @@ from ..text.bad_words import drawable
 from ..text.text_work import TextOrder, TextTokens, TextWork, start_work, tokenize
 from ..text.tokenizer import Tokenizer
 from .adapter_choice import Adapter, ResolvedAdapters, folders_to_look_at, resolve, resolve_loaded
+from .admission import Admission, QueueLimits
 from .calls import Call
+from .demand import Demand, TextSizes, num_certain_tokens
 from .generation_config import GenerationDefaults
 from .output_processor import OutputProcessor, UserRequest
 from .prompts import PromptParts, PromptReader, check_has_rows
@@ -58,6 +60,7 @@ class Opened:
     priority: int
     tenant: str
     deadline: float | None
+    first_token_deadline: float | None
 
     def cost_of_check(self, tokens: TextTokens) -> int:
         """The microseconds that it takes to check them, about."""
@@ -96,6 +99,7 @@ class Prepared:
 
     user: UserRequest
     requests: list[AddRequest]  # one per sample; they share the prompt
+    demand: Demand
 
 
 class FrontEnd:
@@ -114,9 +118,18 @@ class FrontEnd:
         self.policy = AdapterPolicy(self.adapters, self.ledger)
         self._prompts = PromptReader(facts)
         self.suspects = Suspects()
-        self.outputs = OutputProcessor(self._end, now)
+        self.outputs = OutputProcessor(self._note_first_token, self._end, now)
         self.usage = AdapterUsage()  # of all requests, those for the base model included
-        self.step_costs = DEFAULT_COSTS  # as the engine predicts its steps
+        self.admission = Admission(
+            QueueLimits(
+                config.max_num_queued_reqs, config.max_num_queued_tokens, config.max_queue_seconds, config.max_tenants
+            ),
+            config.scheduling_policy,
+            config.max_num_seqs,
+            config.tenant_weights,
+            now,
+        )
+        self._sizes = TextSizes()
         self._config = config
         self._limits = Limits(
             default_max_tokens=self.defaults.sampling.max_tokens,
@@ -153,7 +166,7 @@ class FrontEnd:
         sampling = as_plain(sampling)
         work = TextWork(keep_last=num_kept_tokens(sampling, self.facts), bad_words=tuple(sampling.bad_strings))
         parts = self._prompts.take_apart(call.prompt, work)
-        return Opened(parts, sampling, adapters, priority, tenant, call.deadline)
+        return Opened(parts, sampling, adapters, priority, tenant, call.deadline, call.first_token_deadline)
 
     def start_reading(self, call: Opened) -> TextTokens | TextOrder:
         """Tokenises what is short; otherwise returns what another process is to do. Raises InvalidRequest."""
@@ -165,6 +178,8 @@ class FrontEnd:
         tokens = tokens or tokenize(call.parts.work, adapters.tokenizer, self.facts)
         token_ids = self._prompts.token_ids(call.parts, tokens, adapters.tokenizer)
         check_has_rows(token_ids, adapters.tokenizer, adapters.facts)
+        if call.parts.token_ids is None:
+            self._sizes.note(call.parts.work.weight, len(token_ids))
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(token_ids, call.sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
         return Checked(call, token_ids, tokens.bad_sequences)
@@ -200,15 +215,30 @@ class FrontEnd:
         InvalidRequest."""
         return replace(call.opened, adapters=resolve_loaded(call.adapters.requests, self.adapters))
 
-    def check_room(self, calls: Sequence[Checked]) -> None:
-        """Raises QueueFull when these calls would be too many beside the unfinished requests."""
-        self._check_room(sum(call.sampling.n for call in calls))
+    def check_queue(self, calls: Sequence[Opened]) -> None:
+        """Raises QueueFull when the queue would not take these calls, by the size of their texts where these are not
+        tokenised yet."""
+        self.admission.check([self._estimated(call) for call in calls])
 
-    def _check_room(self, num_new: int) -> None:
-        num_unfinished = self.outputs.num_unfinished
-        limit = self._config.max_num_queued_reqs
-        if num_unfinished + num_new > limit:
-            raise QueueFull(f"{num_unfinished} requests are unfinished, at most {limit}")
+    def _estimated(self, call: Opened) -> Demand:
+        tokens, room = call.parts.token_ids, self.facts.max_model_len
+        num_tokens = len(tokens) if tokens is not None else min(self._sizes.num_tokens(call.parts.work.weight), room)
+        most = max(room - num_tokens, 1)
+        return self._demand(call, num_tokens, min(call.sampling.max_tokens or most, most))
+
+    def _demand(self, call: Opened, num_prompt_tokens: int, max_tokens: int) -> Demand:
+        return Demand(
+            tenant=self.admission.tenant(call.tenant),
+            priority=call.priority,
+            flow=tuple(call.adapters.names),
+            weights=self._weights(call),
+            num_prompt_tokens=num_prompt_tokens,
+            num_samples=call.sampling.n,
+            max_tokens=max_tokens,
+            num_certain_tokens=num_certain_tokens(call.sampling, max_tokens),
+            deadline=call.deadline,
+            first_token_deadline=call.first_token_deadline,
+        )
 
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call whose adapters are loaded; changes nothing but the count of ids. Raises
@@ -224,12 +254,13 @@ class FrontEnd:
         self._next_id += sampling.n
         requests = self._requests(call, ids, max_tokens, activation)
         label = str(ids[0]) if request_id is None else request_id
-        return Prepared(_user_request(call, ids, label), requests)
+        demand = self._demand(call.opened, len(call.token_ids), max_tokens)
+        return Prepared(_user_request(call, ids, label), requests, demand)
 
     def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int, activation: int) -> list[AddRequest]:
         """One request for each sample of a call, under these ids."""
         adapters, sampling = call.adapters, call.sampling
-        eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call)
+        eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call.opened)
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
         bad = drawable(call.bad_sequences, adapters.facts.vocab_size)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
@@ -247,7 +278,7 @@ class FrontEnd:
                 adapters=adapters.uses,
                 activation=activation,
                 priority=call.opened.priority,
-                tenant=call.tenant,
+                tenant=self.admission.tenant(call.tenant),
                 weights=weights,
                 cache_salt=call.opened.parts.salt,
                 bad_sequences=bad,
@@ -267,15 +298,16 @@ class FrontEnd:
         all_of_them = self.defaults.eos_token_ids | ({eos} if eos is not None else set())
         return frozenset(token_id for token_id in all_of_them if token_id < facts.vocab_size)
 
-    def _weights(self, call: Checked) -> tuple[float, float]:
+    def _weights(self, call: Opened) -> tuple[float, float]:
         """The weight of the tenant among tenants, and of the adapters among the tenant's: the least of several."""
         weights = (self._config.adapter_weights.get(name, 1.0) for name in call.adapters.names)
         return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
         """Takes prepared calls in, all or none. Their adapters are held until they end. Raises QueueFull."""
-        self._check_room(sum(len(entry.requests) for entry in prepared))
+        self.admission.check([entry.demand for entry in prepared])
         for entry in prepared:
+            self.admission.enter(entry.user, entry.demand)
             self.outputs.add(entry.user)
             for _, digest in entry.user.adapters:
                 self.ledger.use(digest)
@@ -289,7 +321,11 @@ class FrontEnd:
             if reason is not None
         }
 
+    def _note_first_token(self, user: UserRequest) -> None:
+        self.admission.note_first_token(user, user.num_cached_tokens)
+
     def _end(self, user: UserRequest) -> None:
+        self.admission.leave(user, user.num_answer_tokens, user.is_too_late)
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, digest in user.adapters:
             self.ledger.release(digest)

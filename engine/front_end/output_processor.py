@@ -63,6 +63,14 @@ class UserRequest:
         return all(sample.finish_reason is not None for sample in self.samples)
 
     @property
+    def num_answer_tokens(self) -> int | None:
+        """The length of an answer that came to its own end, in the mean of the samples; None for any other."""
+        ends = {sample.finish_reason for sample in self.samples}
+        if not ends <= {FinishReason.STOP, FinishReason.LENGTH}:
+            return None
+        return sum(len(sample.token_ids) for sample in self.samples) // len(self.samples)
+
+    @property
     def is_too_late(self) -> bool:
         """Whether the deadline has ended it."""
         return any(sample.finish_reason is FinishReason.DEADLINE for sample in self.samples)
@@ -82,9 +90,15 @@ class Progress:
 
 
 class OutputProcessor:
-    def __init__(self, on_end: Callable[[UserRequest], None], now: Callable[[], float] = time.monotonic) -> None:
-        """on_end: called once for every added request, when all of its samples have finished."""
-        self._on_end, self._now = on_end, now
+    def __init__(
+        self,
+        on_first_token: Callable[[UserRequest], None],
+        on_end: Callable[[UserRequest], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """on_end: called once for every added request, when all of its samples have finished; on_first_token: before
+        that, if a token has come."""
+        self._on_first_token, self._on_end, self._now = on_first_token, on_end, now
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
     def add(self, request: UserRequest) -> None:
@@ -166,7 +180,11 @@ class OutputProcessor:
         request, sample = entry
         if request.output_kind is RequestOutputKind.DELTA:
             request.num_unread_logprobs += sum(map(len, named))
-        if self._add(request, sample, update, named) and update.finish_reason is None:
+        is_first = bool(update.token_ids) and not request.metrics.first_token_ts
+        does_stop = self._add(request, sample, update, named)
+        if is_first:
+            self._on_first_token(request)
+        if does_stop and update.finish_reason is None:
             progress.to_finish.append(update.request_id)
         if sample.finish_reason is not None:
             self._forget(update.request_id)

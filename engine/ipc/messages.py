@@ -15,6 +15,7 @@ from blora.scheduler import (
     SamplingParams,
     ScheduledRow,
     StepCosts,
+    StepReport,
 )
 
 from ..config import EngineConfig
@@ -168,6 +169,7 @@ class Updates(Frame, frozen=True):
     residency: dict[str, bool]  # digest -> whether it is resident now, for adapters whose residency changed
     step_costs: StepCosts | None = None  # None if they have hardly changed
     unpinned: list[str] = []  # digests of adapters whose pins have ended, because they could not be copied
+    step: StepReport | None = None  # None if no row was computed
 
 
 class DoneReply(Frame, frozen=True):

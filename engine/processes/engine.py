@@ -109,12 +109,12 @@ class EngineLoop:
     def _send_news(self, rows: list[RowUpdate]) -> None:
         core = self._core
         unloaded, residency, unpinned = core.take_unloaded(), core.take_residency_changes(), core.take_unpinned()
-        step_costs = core.take_step_costs()
-        if rows or unloaded or residency or unpinned or step_costs is not None:
+        step_costs, report = core.take_step_costs(), core.take_step_report()
+        if rows or unloaded or residency or unpinned or step_costs is not None or report is not None:
             *first, last = in_frames(rows)
             for part in first:
                 self._channel.send(Updates(part, [], {}))
-            self._channel.send(Updates(last, unloaded, residency, step_costs, unpinned))
+            self._channel.send(Updates(last, unloaded, residency, step_costs, unpinned, report))
 
     def _check_idle(self) -> None:
         """Checks the idle engine for leaks, at most every IDLE_CHECK_INTERVAL. A leak is a bug of blora: the log calls

@@ -24,6 +24,7 @@ from blora.scheduler import (
     Scheduler,
     Step,
     StepCosts,
+    StepReport,
 )
 
 from ..errors import EngineBroken
@@ -63,6 +64,7 @@ class EngineCore:
         self._runner = runner
         self._shards = shards
         self._now = now
+        self._report: StepReport | None = None  # of the last step, not yet taken
         self._dropping: set[str] = set()  # adapters whose image is dropped once it is copied
         self._unloaded: list[str] = []  # adapters that are gone, not yet reported by `take_unloaded`
         self._unpinned: list[str] = []  # adapters whose pins have ended by faults, not yet reported
@@ -93,8 +95,9 @@ class EngineCore:
     def step(self) -> list[RowUpdate]:
         """Plans, executes and commits one step; returns the updates of its rows. A row that cannot be computed ends
         only its own request."""
+        began = self._now()
         with self._at(Activity.PLANNING):
-            step = self.scheduler.schedule(self._now())
+            step = self.scheduler.schedule(began)
         planned = self._now()
         step, failed = self._begin_copies(step)
         self._shards.copy(step)  # comes second: copies that fail in this shard are left out
@@ -104,6 +107,7 @@ class EngineCore:
         self.scheduler.note_seconds(step, copying, self._now() - planned - copying)
         self.is_failing = self._is_fruitless(step)
         self._unpinned += [digest for digest in failed if self.scheduler.fail_copies(digest)]
+        self._report = self.scheduler.report(step, self._now() - began) if step.rows else None
         with self._at(Activity.COMMITTING):
             updates = self.scheduler.update(step, results)
         self._drop_unused()
@@ -231,6 +235,11 @@ class EngineCore:
     def take_residency_changes(self) -> dict[str, bool]:
         """Returns the result of AdapterResidency.take_changes."""
         return self._residency.take_changes()
+
+    def take_step_report(self) -> StepReport | None:
+        """Returns what is to be told of the last step, once."""
+        report, self._report = self._report, None
+        return report
 
     def take_step_costs(self) -> StepCosts | None:
         """Returns the result of StepTime.take_costs."""

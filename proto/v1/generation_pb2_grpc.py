@@ -33,8 +33,10 @@ class GenerationServiceStub:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
-    RESOURCE_EXHAUSTED  the queue is full, too much text waits to be read, or the message is larger than any that fits:
-    16 bytes for each token of the model's length, and 64 KiB
+    RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
+    google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
+    fits: 16 bytes for each token of the model's length, and 64 KiB
+    DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault
@@ -68,8 +70,10 @@ class GenerationServiceServicer:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
-    RESOURCE_EXHAUSTED  the queue is full, too much text waits to be read, or the message is larger than any that fits:
-    16 bytes for each token of the model's length, and 64 KiB
+    RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
+    google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
+    fits: 16 bytes for each token of the model's length, and 64 KiB
+    DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault
@@ -121,8 +125,10 @@ class GenerationService:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
-    RESOURCE_EXHAUSTED  the queue is full, too much text waits to be read, or the message is larger than any that fits:
-    16 bytes for each token of the model's length, and 64 KiB
+    RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
+    google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
+    fits: 16 bytes for each token of the model's length, and 64 KiB
+    DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
     INTERNAL            every sample failed, or the server has a fault

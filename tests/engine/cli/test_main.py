@@ -39,6 +39,7 @@ def test_every_flag_becomes_an_option_of_the_engine():
         --adapter-root /a --adapter-root /b --adapter-watch /w --adapter-upload-bytes 1KiB --port 0
         --host ::1 --adapter-hub
         --max-adapter-versions 3 --max-logprobs -1 --max-n 8 --max-stops 9
+        --max-num-queued-tokens 16k --max-queue-seconds 2.5 --max-tenants 5
         --tenant-weights gold=4,free=0.5 --adapter-weights sql=2 --max-passed-over 1000
     """
     args = parse(*line.split())
@@ -55,6 +56,9 @@ def test_every_flag_becomes_an_option_of_the_engine():
         "threads": 2,
         "revision": "main",
         "max_num_queued_reqs": 9,
+        "max_num_queued_tokens": 16000,
+        "max_queue_seconds": 2.5,
+        "max_tenants": 5,
         "generation_config": "vllm",
         "tenant_weights": {"gold": 4.0, "free": 0.5},
         "adapter_weights": {"sql": 2.0},

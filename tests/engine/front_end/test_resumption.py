@@ -24,7 +24,7 @@ class Front:
     """The parts of a front end that matter here."""
 
     def __init__(self) -> None:
-        self.outputs = OutputProcessor(lambda _: None, now=lambda: 9.0)
+        self.outputs = OutputProcessor(lambda _: None, lambda _: None, now=lambda: 9.0)
         self.resumption = Resumption(self.outputs, Suspects())
 
     def accept(self, *sample_ids: int, **sampling: Any) -> UserRequest:

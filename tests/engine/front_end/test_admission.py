@@ -1,0 +1,228 @@
+"""What admission counts, and what it says when it refuses."""
+
+from typing import Any
+
+import pytest
+
+from blora.engine.errors import QueueFull
+from blora.engine.front_end.admission import OTHERS, Admission, QueueLimits
+from blora.engine.front_end.backlog import Backlog, Load
+from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
+from blora.scheduler import SamplingParams, StepCosts, StepReport
+
+STEP = StepReport(
+    seconds=0.02, num_decoding_rows=4, prompt_seconds=0.01, num_running=4, num_waiting=1, is_cut=True
+)  # half of a step's time is left to prompts
+COSTS = StepCosts(step_seconds=0.006, row_seconds=0.001, token_seconds=0.001, read_seconds=0.0, pair_seconds=0.0)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(clock: Clock | None = None, **limits: Any) -> Admission:
+    named = ("gold",)
+    return Admission(QueueLimits(**{"max_requests": 1000} | limits), "fair", 64, named, clock or Clock())
+
+
+def measured(clock: Clock | None = None, **limits: Any) -> Admission:
+    admission = make(clock, **limits)
+    for _ in range(20):
+        admission.note_step(STEP, COSTS)
+    return admission
+
+
+def demand(num_prompt_tokens: int = 100, **fields: Any) -> Demand:
+    defaults: dict[str, Any] = {
+        "tenant": "", "priority": 0, "flow": (), "weights": (1.0, 1.0), "num_samples": 1, "max_tokens": 10,
+        "num_certain_tokens": 10, "deadline": None, "first_token_deadline": None,
+    }  # fmt: skip
+    return Demand(num_prompt_tokens=num_prompt_tokens, **defaults | fields)
+
+
+def fill(admission: Admission, num: int, **fields: Any) -> None:
+    for _ in range(num):
+        one = demand(**fields)
+        admission.check([one])
+        admission.enter(object(), one)
+
+
+def refusal(admission: Admission, *demands: Demand) -> QueueFull:
+    with pytest.raises(QueueFull) as raised:
+        admission.check(demands)
+    return raised.value
+
+
+def test_an_idle_engine_and_one_that_has_not_computed_refuse_nothing() -> None:
+    hopeless = demand(100_000, deadline=100.001, first_token_deadline=100.001)
+    measured(max_seconds=0.001).check([hopeless])
+    unmeasured = make(max_seconds=0.001)
+    fill(unmeasured, 50)
+    unmeasured.check([hopeless])
+
+
+def test_a_wait_that_is_too_long_is_refused_with_the_time_after_which_it_is_not() -> None:
+    clock = Clock()
+    admission = measured(clock, max_seconds=5.0)
+    # Each prompt takes 0.1 s, in ten chunks, with 7 ms of each step besides.
+    fill(admission, 27)
+    error = refusal(admission, demand())
+    assert "would wait for about 5." in str(error) and error.retry_after is not None and 0 < error.retry_after < 1
+    assert admission.facts.num_refused == 1 and admission.facts.num_queued_tokens == 2700
+    second = refusal(admission, demand())
+    assert second.retry_after is not None and second.retry_after > error.retry_after  # behind the first
+    clock.now += 60
+    assert refusal(admission, demand()).retry_after == error.retry_after
+
+
+@pytest.mark.parametrize(("patience", "is_refused"), [(0.2, True), (2.0, False)])
+def test_deadlines_of_first_tokens(patience: float, is_refused: bool) -> None:
+    admission = measured()
+    fill(admission, 3)
+    one = demand(first_token_deadline=100.0 + patience)
+    if is_refused:
+        assert "first token" in str(refusal(admission, one))
+    else:
+        admission.check([one])
+
+
+def test_a_deadline_leaves_time_for_the_answer() -> None:
+    admission = measured()
+    fill(admission, 1)
+    admission.check([demand(deadline=103.0, num_certain_tokens=10)])
+    error = refusal(admission, demand(deadline=103.0, num_certain_tokens=300, max_tokens=300))
+    assert "complete" in str(error)
+    # The length of an answer that may stop is that of others, once some have ended.
+    admission.enter("other", demand())
+    admission.note_first_token("other", 0)
+    admission.leave("other", 5, False)
+    admission.check([demand(deadline=103.0, num_certain_tokens=1, max_tokens=300)])
+
+
+def test_the_queue_is_bounded_in_requests_and_tokens() -> None:
+    admission = make(max_requests=4, max_tokens=350)
+    fill(admission, 3)
+    assert "300 tokens of prompts wait, at most 350" in str(refusal(admission, demand()))
+    fill(admission, 1, num_prompt_tokens=20, tenant="gold")
+    assert "4 requests are unfinished, at most 4" in str(refusal(admission, demand(1)))
+    assert admission.facts.num_refused == 2
+
+
+def test_a_prompt_longer_than_the_queue_is_taken_when_there_is_no_other() -> None:
+    admission = make(max_tokens=450)
+    admission.check([demand(1000)])
+
+
+def test_no_tenant_can_fill_the_queue() -> None:
+    admission = make(max_requests=100, max_tokens=10_000)
+    with pytest.raises(QueueFull, match="of this tenant"):
+        fill(admission, 100, tenant="greedy")
+    with pytest.raises(QueueFull, match="of this tenant"):
+        fill(admission, 100, tenant="another")
+    fill(admission, 3, tenant="modest")
+    admission.check_integrity()
+
+
+def test_a_batch_is_taken_whole_or_not_at_all() -> None:
+    admission = make(max_requests=10)
+    admission.check([demand()] * 10)
+    assert admission.facts.num_queued_tokens == 0
+    refusal(admission, *[demand()] * 11)
+    assert "0 requests are unfinished" in str(refusal(admission, demand(num_samples=11)))
+
+
+def test_invented_tenants_share_one() -> None:
+    admission = make(max_tenants=3)
+    for name in ("a", "b", "c"):
+        fill(admission, 1, tenant=admission.tenant(name))
+    assert [admission.tenant(name) for name in ("a", "d", "e", "gold", "")] == ["a", OTHERS, OTHERS, "gold", ""]
+
+
+def test_a_tenant_that_has_nothing_left_is_forgotten() -> None:
+    admission = make(max_tenants=1)
+    for number in range(50):
+        assert admission.tenant(f"tenant {number}") == f"tenant {number}"
+        admission.enter(number, demand(tenant=f"tenant {number}"))
+        if number % 2:
+            admission.note_first_token(number, 0)
+        admission.leave(number, None, number % 2 == 0)
+        admission.check_integrity()
+    assert admission.facts.num_expired == 25 and admission.facts.num_queued_tokens == 0
+
+
+# The order of service.
+
+
+def ahead(backlog: Backlog, priority: int = 0, tenant: str = "", flow: str = "", weight: float = 1.0) -> float:
+    own = Load(1, 10, 50, 10)
+    return backlog.ahead(backlog.place(priority, tenant, flow, (weight, 1.0)), own).num_prompt_tokens
+
+
+def put(backlog: Backlog, num: int, priority: int = 0, tenant: str = "", flow: str = "", weight: float = 1.0) -> None:
+    for _ in range(num):
+        backlog.add(backlog.place(priority, tenant, flow, (weight, 1.0)), Load(1, 10, 50, 10))
+
+
+def test_a_request_waits_for_more_urgent_ones_and_its_own_tenants() -> None:
+    backlog = Backlog("fair")
+    put(backlog, 3, priority=0)
+    put(backlog, 5, priority=1)
+    put(backlog, 7, priority=2)
+    assert [ahead(backlog, priority) for priority in (-1, 0, 1, 2)] == [0, 30, 80, 150]
+
+
+def test_a_tenant_waits_for_its_share_of_the_others() -> None:
+    backlog = Backlog("fair")
+    put(backlog, 100, tenant="flood")
+    assert ahead(backlog, tenant="alone") == 10  # as much of the flood as of its own
+    assert ahead(backlog, tenant="alone", weight=2.0) == 5
+    put(backlog, 2, tenant="small")
+    assert ahead(backlog, tenant="alone") == 20
+    put(backlog, 4, tenant="alone")
+    assert ahead(backlog, tenant="alone") == 40 + 50 + 20
+    assert ahead(backlog, tenant="flood") == 1000 + 40 + 20
+
+
+def test_within_a_tenant_the_same_holds_for_adapters() -> None:
+    backlog = Backlog("fair")
+    put(backlog, 100, flow="popular")
+    put(backlog, 1, flow="rare")
+    assert ahead(backlog, flow="rare") == 10 + 20
+    assert ahead(backlog, flow="new") == 10 + 10
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("fcfs", 60), ("priority", 30)])
+def test_other_policies_know_no_tenants(policy: str, expected: int) -> None:
+    backlog = Backlog(policy)
+    put(backlog, 3, priority=0, tenant="a")
+    put(backlog, 3, priority=1, tenant="b")
+    assert ahead(backlog, priority=0, tenant="c") == expected
+
+
+def test_what_leaves_the_backlog_leaves_nothing() -> None:
+    backlog = Backlog("fair")
+    places = [backlog.place(n % 3, f"tenant {n % 5}", n % 7, (1.0, 1.0)) for n in range(100)]
+    for place in places:
+        backlog.add(place, Load(1, 10, 50, 10))
+    backlog.check_integrity()
+    for place in places:
+        backlog.remove(place, Load(1, 10, 50, 10))
+        backlog.check_integrity()
+    assert backlog.load == Load() and not backlog._all.parts
+
+
+def test_the_certain_part_of_an_answer() -> None:
+    assert num_certain_tokens(SamplingParams(ignore_eos=True), 50) == 50
+    assert num_certain_tokens(SamplingParams(ignore_eos=True, stop=["x"]), 50) == 1
+    assert num_certain_tokens(SamplingParams(min_tokens=7), 50) == 7
+
+
+def test_sizes_of_texts_are_learned() -> None:
+    sizes = TextSizes()
+    assert sizes.num_tokens(400) == 100 and sizes.num_tokens(0) == 1
+    for _ in range(300):
+        sizes.note(100, 50)
+    assert sizes.num_tokens(400) == pytest.approx(200, abs=2)
