@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from blora.engine import AsyncLLM, LoRARequest, RequestOutput, SamplingParams
+from blora.engine.adapter_store.upload import UploadedFile
+from blora.scheduler import RequestOutputKind
+from simulation.names import NameHistory
 from simulation.oracle import TYPED, Sample, faults_of_prompt_logprobs, faults_of_sample
 from simulation.runner import FIRST_CHARACTER
 from simulation.world import AdapterFiles, World
@@ -198,6 +202,24 @@ class Generation(Call):
             was_computed = is_whole and self.samples[0].finish_reason in ("stop", "length")
             faults += faults_of_prompt_logprobs(self.prompt_logprobs, given[0], was_computed)
         return [f"{self.label}: {fault}" for fault in faults]
+
+    def faults_of_adapters(self, names: NameHistory, is_exact: bool) -> list[str]:
+        """What is wrong with the adapters that the engine was given for it. is_exact: a name has one version only, so
+        that a folder's files are always compared with those of the active one."""
+        given = self.world.requests.get(tuple(self.prompt), {})
+        if 0 not in given:
+            return []
+        wanted, found = self.values["adapters"], given[0].adapters
+        if "path" in self.values:
+            name, folder = self.values["path"]
+            could = self.world.digests_between(folder, self.started if is_exact else 0.0, self.ended)
+            is_right = len(found) == 1 and found[0][1] == 1.0 and found[0][0] in could
+        else:
+            is_right = [scale for _, scale in found] == [scale for _, scale in wanted] and all(
+                names.could_mean(name, digest, self.started, self.ended)
+                for (name, _), (digest, _) in zip(wanted, found, strict=True)
+            )
+        return [] if is_right else [f"{self.label}: adapters {found} for {self.values.get('path', wanted)}"]
 
 
 def _told(outcome: object) -> str:

@@ -130,7 +130,7 @@ def _any_call(draw: random.Random) -> dict[str, Any]:
     return {"call": draw.randrange(64)}
 
 
-FAULTS = ("kill_engine", "break_engine", "fail_steps", "fail_starts", "kill_child", "fault_child")
+FAULTS = ("kill_engine", "stand_still", "break_engine", "fail_steps", "fail_starts", "kill_child", "fault_child")
 KINDS: dict[str, tuple[float, Callable[[random.Random], dict[str, Any]]]] = {
     "generate": (40, _generate),
     "generate_by_path": (6, _generate_by_path),
@@ -148,7 +148,8 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], dict[str, Any]]]] = {
     "watch": (1, lambda draw: {"num_events": draw.randrange(1, 12)}),
     "info": (1, _nothing),
     "reset": (1, lambda draw: {"also_running": draw.random() < 0.5}),
-    "kill_engine": (1, lambda draw: {"frames": draw.choice((None, 0, 1, 3))}),
+    "kill_engine": (1, lambda draw: {"frames": draw.choice((None, 0, 1, 3)), "status": draw.choice((-9, -9, -11, 1))}),
+    "stand_still": (0.5, lambda draw: {"seconds": draw.choice((0.05, 1.0))}),
     "break_engine": (0.3, _nothing),
     "fail_steps": (1, lambda draw: {"count": draw.choice((1, 2, 5))}),
     "fail_starts": (0.3, lambda draw: {"count": draw.choice((1, 3))}),

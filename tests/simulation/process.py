@@ -30,7 +30,8 @@ class SimulatedProcess:
         self.returncode: int | None = None
         self.heed: Callable[[Any], None] = lambda _: None  # is told every message that the child gets
         self.ahead = 0.0  # seconds that the running turn has taken so far
-        self.frames_to_live: int | None = None  # it dies inside the frame after so many
+        self.frames_to_live: int | None = None  # it dies inside the frame after so many, with `last_status`
+        self.last_status = KILLED
         self._tap = tap
         self._loop = asyncio.get_running_loop()
         self._decoder = msgspec.msgpack.Decoder(outgoing)
@@ -138,7 +139,7 @@ class SimulatedProcess:
     def _send_due(self) -> None:
         while self._outbox and self._outbox[0][0] <= self._loop.time() + ROUNDING:
             if self._outbox[0][2]:
-                self.die(KILLED)
+                self.die(self.last_status)
                 return
             self._reader.feed_data(self._outbox.popleft()[1])
 

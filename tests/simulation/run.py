@@ -7,24 +7,25 @@ that fails prints its shortest trace.
 import argparse
 import asyncio
 import gc
-import json
 import logging
 import random
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from byte_tokenizer import make_tokenizer
+
+from blora.engine import AdapterInfo
+from blora.engine.errors import EngineUnavailable
 from simulation.client import Call, Generation
 from simulation.clock import Standstill
 from simulation.clock import run as run_in_virtual_time
-from simulation.operations import FOLDERS, INVOCATION, NAMES, Operation, operations
+from simulation.model import make_llm
+from simulation.names import NameHistory
+from simulation.operations import FAULTS, FOLDERS, INVOCATION, NAMES, Operation, operations
 from simulation.shrink import shortest
-from simulation.world import PAGE_BYTES, VOCAB_SIZE, AdapterFiles, Sizes, World
+from simulation.world import PAGE_BYTES, AdapterFiles, Sizes, World
 
 from blora.engine import AsyncLLM
 
@@ -39,30 +40,6 @@ class Outcome:
     trace: str  # the hash of all frames, outputs and outcomes with their times
     num_finished: int  # requests
     num_engines: int
-
-
-@cache
-def model_folder() -> str:
-    """A model without weights, which no simulated engine reads."""
-    folder = Path(tempfile.mkdtemp(prefix="blora-simulation-"))
-    config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "dtype": "float32",
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-6,
-        "eos_token_id": 256,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    make_tokenizer(folder)
-    return str(folder)
 
 
 class Simulation:
@@ -88,13 +65,16 @@ class Simulation:
             "adapters": dict(zip(NAMES, FOLDERS, strict=True)) if draw.random() < 0.8 else {},
         }
         self.end = draw.choice(ENDS)
+        self.starts_by_itself = not self.options["adapters"] and draw.random() < 0.5
+        self.kills_at_the_end = draw.random() < 0.2
+        self.ending_at = float("inf")
         self.calls: list[Call] = []
 
     def run(self) -> Outcome:
         self.world = World(self.seed, self.sizes)
         for folder in FOLDERS:
-            self.world.files[folder] = AdapterFiles(f"{folder.rpartition('/')[2]}0", 1 + len(folder) % 4)
-        watch = _Watch(self.world.violations)
+            self.world.write_files(folder, AdapterFiles(f"{folder.rpartition('/')[2]}0", 1 + len(folder) % 4), 0.0)
+        watch = _Watch(self.world)
         try:
             run_in_virtual_time(self._run)
         except (Standstill, TimeoutError) as error:
@@ -112,22 +92,25 @@ class Simulation:
         )
 
     async def _run(self) -> None:
-        class SimulatedLLM(AsyncLLM):
-            _start_child = staticmethod(self.world.start_child)
-
-        self.llm = SimulatedLLM(model_folder(), **self.options)
-        await self.llm.start()
+        self.llm = make_llm(self.world, **self.options)
+        if not self.starts_by_itself:
+            await self.llm.start()
         for number, operation in enumerate(self.script):
             await asyncio.sleep(operation.after)
             self._do(number, operation)
             self._check_front_end()
         async with asyncio.timeout(LONGEST):
+            if self.end != "shutdown":
+                await self.llm.start()
+            self.ending_at = asyncio.get_running_loop().time()
             await getattr(self, f"_end_by_{self.end}")()
         await asyncio.sleep(1.0)
         self._judge()
 
     def _do(self, number: int, operation: Operation) -> None:
         self.world.note(str(operation))
+        if operation.kind in FAULTS and self.llm._parts_or_none is None:
+            return  # a first start that fails is no engine to simulate
         values = operation.values
         match operation.kind:
             case "generate" | "generate_by_path":
@@ -140,6 +123,8 @@ class Simulation:
                 self._change_files(**values)
             case "kill_engine":
                 self._kill_engine(**values)
+            case "stand_still":
+                self._stand_still(**values)
             case "break_engine" | "fail_steps" | "fail_starts" | "kill_child" | "fault_child":
                 self._fault(operation)
             case _:
@@ -155,14 +140,20 @@ class Simulation:
         return running[index % len(running)] if running else -1
 
     def _change_files(self, folder: str, digest: str, num_pages: int, is_activated: bool, problem: str) -> None:
-        self.world.files[folder] = AdapterFiles(digest, num_pages, INVOCATION if is_activated else (), problem)
+        files = AdapterFiles(digest, num_pages, INVOCATION if is_activated else (), problem)
+        self.world.write_files(folder, files, asyncio.get_running_loop().time())
 
-    def _kill_engine(self, frames: int | None) -> None:
+    def _kill_engine(self, frames: int | None, status: int) -> None:
         for process in self.world.running("engine"):
             if frames is None:
-                process.kill()
+                process.die(status)
             else:
-                process.frames_to_live = frames
+                process.frames_to_live, process.last_status = frames, status
+
+    def _stand_still(self, seconds: float) -> None:
+        for process in self.world.running("engine"):
+            process.stand_still()
+            asyncio.get_running_loop().call_later(seconds, process.go_on)
 
     def _fault(self, operation: Operation) -> None:
         world, values = self.world, operation.values
@@ -209,6 +200,8 @@ class Simulation:
         await self.llm.shutdown()
 
     async def _end_by_drain(self) -> None:
+        if self.kills_at_the_end:
+            asyncio.get_running_loop().call_later(0.02, self._kill_engine, None, -9)
         await self.llm.drain()
         await self.llm.shutdown()
         await asyncio.gather(*(call.task for call in self.calls), return_exceptions=True)
@@ -220,7 +213,8 @@ class Simulation:
     # Checks.
 
     def _check_front_end(self) -> None:
-        self._check("the front end", self.llm.check_integrity)
+        if self.llm._parts_or_none is not None:
+            self._check("the front end", self.llm.check_integrity)
 
     def _check(self, what: str, check: Any) -> None:
         try:
@@ -229,8 +223,12 @@ class Simulation:
             self.world.violations.append(f"{what}: {error}")
 
     def _judge(self) -> None:
+        names = self._history()
         for call in self.calls:
             self.world.violations += call.faults()
+            self.world.violations += self._unfounded(call)
+            if isinstance(call, Generation):
+                self.world.violations += call.faults_of_adapters(names, self.options["max_adapter_versions"] == 1)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         if left:
             self.world.violations.append(f"tasks are left: {left}")
@@ -238,13 +236,47 @@ class Simulation:
         if running:
             self.world.violations.append(f"processes are left: {[process.name for process in running]}")
 
+    def _unfounded(self, call: Call) -> list[str]:
+        """Ends of a call for which nothing was the reason."""
+        kinds = {operation.kind for operation in self.script}
+        is_over = call.ended >= self.ending_at
+        found = []
+        if isinstance(call.outcome, EngineUnavailable) and not (is_over or self.world.was_given_up):
+            found.append(f"call {call.number} was refused: {call.outcome}")
+        if isinstance(call, Generation):
+            for sample in call.samples.values():
+                is_abort, is_error = sample.finish_reason == "abort", sample.finish_reason == "error"
+                if is_abort and not (is_over or {"abort", "unload"} & kinds):
+                    found.append(f"{call.label} was aborted by nobody")
+                if is_error and not ({"fail_steps", "break_engine"} & kinds or "pinned" in str(sample.error)):
+                    found.append(f"{call.label} failed for nothing: {sample.error}")
+        return found
+
+    def _history(self) -> NameHistory:
+        names, world = NameHistory(), self.world
+        for name, folder in self.options["adapters"].items():
+            names.note(name, 0.0, 0.0, world.digests_between(folder, 0.0, 0.0))
+        for call in self.calls:
+            name, ok = call.values.get("name", ""), isinstance(call.outcome, AdapterInfo)
+            end = call.ended if ok else float("inf")
+            if call.kind == "load":
+                folder = call.values["folder"]
+                names.note(name, call.started, end, world.digests_between(folder, call.started, call.ended))
+            elif call.kind == "upload":
+                names.note(name, call.started, end, {call.values["digest"]})
+            elif call.kind == "unload" and ok:
+                names.note(name, call.started, end, ())
+            elif call.kind == "activate":
+                names.note(name, call.started, float("inf"), world.all_digests())
+        return names
+
 
 class _Watch(logging.Handler):
     """What the log calls critical, or an error of asyncio, is a violation; nothing else is shown."""
 
-    def __init__(self, violations: list[str]) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
-        self._violations = violations
+        self._world, self._violations = world, world.violations
         self._loggers = [logging.getLogger("blora"), logging.getLogger("asyncio")]
         self._propagates = [logger.propagate for logger in self._loggers]
         for logger in self._loggers:
@@ -252,6 +284,7 @@ class _Watch(logging.Handler):
             logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        self._world.was_given_up |= "before they computed anything" in record.msg
         if record.levelno >= logging.CRITICAL or record.name == "asyncio":
             cause = record.exc_info[1] if record.exc_info else ""
             self._violations.append(f"log: {record.getMessage()} {cause!r}")

@@ -114,6 +114,7 @@ class World:
     def __init__(self, seed: int, sizes: Sizes) -> None:
         self.sizes = sizes
         self.files: dict[str, AdapterFiles] = {}  # by folder
+        self._contents: dict[str, list[tuple[float, str]]] = {}  # by folder: since when it holds which digest
         self.faults = Faults()
         self.violations: list[str] = []
         self.requests: dict[tuple[int, ...], dict[int, AddRequest]] = {}  # prompt -> sample -> what an engine got
@@ -121,6 +122,7 @@ class World:
         self.core: EngineCore | None = None
         self.runner: SimulatedRunner | None = None
         self.num_engines = 0
+        self.was_given_up = False  # too many engines in a row have computed nothing
         self._readers: dict[int, TextReader] = {}  # of text processes
         self.trace = hashlib.sha256()
         self._random = random.Random(f"world {seed}")
@@ -132,6 +134,24 @@ class World:
             "lookout": (LookAt, lambda process: self._serve(process, self._look_at)),
             "download": (LocateAdapter, lambda process: self._serve(process, self._locate)),
             "text": (ToText, lambda process: self._serve(process, self._read_text)),
+        }
+
+    def all_digests(self) -> set[str]:
+        uploads = {files.digest for files in self.files.values()}
+        return uploads | {digest for contents in self._contents.values() for _, digest in contents}
+
+    def write_files(self, folder: str, files: AdapterFiles, now: float) -> None:
+        self.files[folder] = files
+        self._contents.setdefault(folder, []).append((now, files.digest))
+
+    def digests_between(self, folder: str, start: float, end: float) -> set[str]:
+        """What the folder has held meanwhile."""
+        contents = self._contents.get(folder, [])
+        if not contents:
+            return set()
+        ends = [since for since, _ in contents[1:]] + [float("inf")]
+        return {
+            digest for (since, digest), until in zip(contents, ends, strict=True) if since <= end and until >= start
         }
 
     def note(self, *facts: object) -> None:
