@@ -58,11 +58,17 @@ def test_full_blocks_of_a_prompt_are_shared_and_the_last_token_is_computed() -> 
 
 @pytest.mark.parametrize(
     "other",
-    [{"cache_salt": b"mine"}, {"adapters": (("digest", 1.0),)}, {"adapters": (("digest", 0.5),)}],
+    [
+        {"cache_salt": b"mine"},
+        {"adapters": (("digest", 1.0),)},
+        {"adapters": (("digest", 0.5),)},
+        {"adapters": (("other", 2.0),)},
+    ],
 )
 def test_nothing_is_shared_across_salts_adapters_and_scales(other: dict[str, object]) -> None:
     scheduler, residency, _ = make_scheduler(num_pages=32)
     residency.register("digest", 1)
+    residency.register("other", 1)
     runner = CheckingRunner(4)
     scheduler.add(make_request(0, [7] * 9, 1, adapters=(("digest", 2.0),)))
     scheduler.add(make_request(1, [7] * 9, 1))
@@ -292,6 +298,16 @@ def test_requests_that_are_cancelled_while_they_wait_leave_nothing() -> None:
         scheduler.finish(request_id)
     assert len(scheduler._waiting) == 0 and scheduler.num_waiting == 0
     scheduler.check_integrity()
+
+
+def test_a_request_that_is_aborted_before_its_first_step_lets_its_adapter_go() -> None:
+    scheduler, residency, _ = make_scheduler()
+    residency.register("one", 3)
+    scheduler.add(make_request(0, [7] * 9, 5, adapters=(("one", 1.0),)))
+    scheduler.finish(0)
+    scheduler.check_integrity()
+    residency.unregister("one")
+    assert residency.take_gone() == ["one"]
 
 
 def test_an_adapter_is_copied_while_its_request_waits_for_a_seat() -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-
 from blora.engine import AdapterInfo
 from blora.engine.errors import EngineUnavailable
 from simulation.client import Call, Generation
