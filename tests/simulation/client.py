@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from blora.engine import AsyncLLM, LoRARequest, RequestOutput, SamplingParams
-from blora.engine.adapter_store.upload import UploadedFile
-from blora.scheduler import RequestOutputKind
 from simulation.names import NameHistory
 from simulation.oracle import TYPED, Sample, faults_of_prompt_logprobs, faults_of_sample
 from simulation.runner import FIRST_CHARACTER

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from byte_tokenizer import make_tokenizer
+from simulation.world import VOCAB_SIZE, World
 
 from blora.engine import AsyncLLM
-from simulation.world import VOCAB_SIZE, World
 
 
 def make_llm(world: World, **options: Any) -> AsyncLLM:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blora.engine import AdapterInfo
-from blora.engine.errors import EngineUnavailable
 from simulation.client import Call, Generation
 from simulation.clock import Standstill
 from simulation.clock import run as run_in_virtual_time
@@ -26,7 +24,8 @@ from simulation.operations import FAULTS, FOLDERS, INVOCATION, NAMES, Operation,
 from simulation.shrink import shortest
 from simulation.world import PAGE_BYTES, AdapterFiles, Sizes, World
 
-from blora.engine import AsyncLLM
+from blora.engine import AdapterInfo
+from blora.engine.errors import EngineUnavailable
 
 LONGEST = 3600.0  # virtual seconds for what is left to end
 ENDS = ("idle", "drain", "shutdown")

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from blora.engine import AsyncLLM, SamplingParams
 from simulation.clock import run
 from simulation.model import make_llm
 from simulation.world import Sizes, World
+
+from blora.engine import AsyncLLM, SamplingParams
 
 Body = Callable[[AsyncLLM, World], Awaitable[None]]
 SIZES = Sizes(num_pages=32, max_num_seqs=8, max_num_batched_tokens=64, copied_pages=2)
