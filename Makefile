@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos peers check format model train clean
+.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos mutants peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -58,6 +58,12 @@ SCALE := 1
 SEED := 0
 chaos: $(READY) model
 	cd tests && ../$(BIN)/python -m chaos $(PART) --scale $(SCALE) --seed $(SEED)
+
+# Has the tests notice the historical bugs of tests/mutants, which takes minutes, then the small changes of the files that
+# decide, which takes hours: at most MOST of each file.
+MOST := 100000
+mutants: $(READY) model
+	cd tests && ../$(BIN)/python -m mutants.run planted && ../$(BIN)/python -m mutants.run score --most $(MOST)
 
 # Compiles the GPU's LoRA kernels for every architecture and computes the roofline of a step. Needs no GPU; takes
 # minutes.

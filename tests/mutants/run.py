@@ -1,6 +1,6 @@
 """Mutants: bugs that tests have to notice.
 
-`PYTHONPATH=tests:. python -m mutants.run planted` applies each patch of this folder to a copy of its file, and has the
+In tests/, `python -m mutants.run planted` applies each patch of this folder to a copy of its file, and has the
 test that it names fail; a patch that no longer applies is a failure, too. `python -m mutants.run score` makes all small
 changes of the files in TARGETS, and writes into score.md how many of them tests notice.
 """

@@ -46,8 +46,7 @@ def test_an_engine_that_has_ended_serves_nothing_though_its_front_end_lives() ->
         llm.on_serving_change(told.append)
         assert llm.is_serving and world.engine is not None
         world.engine.kill()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asyncio.sleep(1e-3)
         assert not llm.is_serving and llm.is_running
         await asyncio.sleep(5.0)
         assert llm.is_serving and told == [False, True]
