@@ -54,3 +54,9 @@ def wait_until_ended(*pids: int) -> None:
     while left := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, f"{left} still run"
         time.sleep(0.02)
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Bytes in RAM of a process; of this one without a pid."""
+    pages = int(Path(f"/proc/{pid or os.getpid()}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -3,6 +3,7 @@ it: tokens, text and how it ended, and the beginning of an answer that was cut o
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ class Oracle:
         return [told for record in records if (told := self._difference(record))]
 
     def answer(self, planned: Planned) -> list[Answer]:
-        """Returns the samples of a request that runs alone. The same request is computed only once."""
+        """Returns the samples of a request that runs alone. The same one is computed only once."""
         key = json.dumps([planned.prompt, planned.adapter, planned.max_tokens, planned.sampling], sort_keys=True)
         if key not in self._known:
             self._known[key] = self._compute(planned)
@@ -40,8 +41,10 @@ class Oracle:
     def _difference(self, record: Record) -> str:
         if not record.answers:
             return "an answer without a sample" if record.status == OK else ""
-        for index, (found, alone) in enumerate(zip(record.answers, self.answer(record.planned), strict=False)):
-            is_whole, place = record.status == OK, len(found.token_ids)
+        is_whole, num_tokens = record.status == OK, max(len(answer.token_ids) for answer in record.answers)
+        asked = record.planned if is_whole else _cut(record.planned, num_tokens)
+        for index, (found, alone) in enumerate(zip(record.answers, self.answer(asked), strict=False)):
+            place = len(found.token_ids)
             if found.token_ids != (alone.token_ids if is_whole else alone.token_ids[:place]):
                 return f"sample {index} for {record.planned.adapter or 'the base model'}: other tokens than alone"
             pairs = list(zip(found.logprobs, alone.logprobs, strict=False))
@@ -63,6 +66,11 @@ class Oracle:
         return [
             Answer(list(s.token_ids), _logprobs(s), s.text, (s.finish_reason or "").upper()) for s in output.outputs
         ]
+
+
+def _cut(planned: Planned, num_tokens: int) -> Planned:
+    """The request for so many tokens, or a few more where it may not ask for less."""
+    return replace(planned, max_tokens=min(planned.max_tokens, max(num_tokens, planned.sampling.get("min_tokens", 1))))
 
 
 def _logprobs(sample: Any) -> list[float]:

@@ -1,9 +1,8 @@
 """ProcessFacts: memory, files and threads of a server and its children, from /proc."""
 
-import re
 from pathlib import Path
 
-from processes import children_of
+from processes import children_of, resident_bytes
 
 
 class ProcessFacts:
@@ -16,9 +15,7 @@ class ProcessFacts:
 
     def resident_bytes(self, pid: int | None = None) -> int:
         """Bytes in RAM of the front end, or of another process."""
-        status = Path(f"/proc/{pid or self.pid}/status").read_text()
-        found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
+        return resident_bytes(pid or self.pid)
 
     def num_files(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))

@@ -55,6 +55,14 @@ class Room:
         """A number of the gate at this run's scale."""
         return max(round(number * self.scale), least)
 
+    def some(self, records: Sequence[Record], most: int) -> list[Record]:
+        """At most so many of the records: first those whose streams paused longest, which are the ones that something
+        happened to, and as many drawn from all others."""
+        paused = sorted(records, key=lambda record: -max(record.gaps, default=0.0))[: most // 2]
+        known = set(map(id, paused))
+        others = [record for record in records if id(record) not in known]
+        return paused + self.rng.sample(others, min(most - len(paused), len(others)))
+
     def seconds(self, seconds: float, least: float = 3.0) -> float:
         return max(seconds * self.scale, least)
 

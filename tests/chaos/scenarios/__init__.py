@@ -19,6 +19,8 @@ NAMES = (
     "standing_engine",
     "drain",
     "bad_starts",
+    "endurance",
+    "keys",
     "commands",
 )
 

@@ -23,7 +23,7 @@ WAYS_OF_DYING = ("raise", "exit", "abort", "segv")
 
 @gate(
     "G2",
-    "failures",
+    "deaths",
     "the engine dies from inside 100 times under load: an error that belongs to no request, an exit, an abort, a wrong "
     "address",
     "every stream ends with the tokens that it has alone; health says NOT_SERVING within 250 ms (p99)",
@@ -37,7 +37,7 @@ def deaths_from_inside(room: Room) -> Iterator[Check]:
 
 @gate(
     "G3",
-    "failures",
+    "deaths",
     "the engine is killed 100 times under load, one time in five with SIGSEGV, one in five again while it comes back",
     "every stream ends with the tokens that it has alone; SERVING again within 10 s; no process is left over",
 )
@@ -82,8 +82,8 @@ def _rounds(
         yield none_of("critical lines in the log", server.log("CRITICAL"), rounds)
     statuses = [f"{r.status}: {r.details}" for r in records if r.status != "OK"]
     yield none_of("requests that did not end well", statuses, len(records))
-    wrong = room.oracle(room.tiny, adapters, memory="48MB", threads=1).differences(records)
-    yield none_of("wrong answers", wrong, len(records))
+    compared = room.some(records, 1200)
+    yield none_of("wrong answers", room.oracle(room.tiny, adapters).differences(compared), len(compared))
     yield at_most("NOT_SERVING after", max(noticed) * 1e3, NOTICED_MS, "ms")
     yield at_most("SERVING again after", max(served), SERVING_SECONDS, "s")
     yield shown("longest gap in a stream", max(gaps), "s")

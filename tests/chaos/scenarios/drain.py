@@ -60,6 +60,7 @@ def drain(room: Room) -> Iterator[Check]:
     for number in range(rounds):
         with room.server(room.tiny, *OPTIONS, adapters=adapters) as server:
             kind = KINDS[number % len(KINDS)]
+            print(f"  round {number}: {kind}", flush=True)
             _round(room, server, list(adapters), kind, drains)
     lost = [f"{r.status}: {r.details}" for r in drains.records if any(word in r.details for word in LOST)]
     yield none_of("accepted requests that were lost", lost, len(drains.records))
@@ -69,7 +70,8 @@ def drain(room: Room) -> Iterator[Check]:
     yield at_most("exit after a second signal", max(drains.quick_exits), SECOND_SIGNAL_SECONDS, "s")
     finished = [record for record in drains.records if record.status == "OK"]
     yield shown("finished", len(finished) / len(drains.records), "%")
-    yield none_of("wrong answers", room.oracle(room.tiny, adapters).differences(drains.records), len(drains.records))
+    compared = room.some([record for record in drains.records if record.num_tokens < 1000], 500)
+    yield none_of("wrong answers", room.oracle(room.tiny, adapters).differences(compared), len(compared))
 
 
 def _round(room: Room, server: Server, adapters: list[str], kind: str, drains: Drains) -> None:
@@ -106,8 +108,8 @@ def _round(room: Room, server: Server, adapters: list[str], kind: str, drains: D
 
 async def _refusal(target: GrpcTarget, drains: Drains) -> float:
     """Sends a request that comes too late; returns the seconds until it is refused."""
-    late = Record(Planned(seconds=0.0, prompt=[1], max_tokens=1))
     began = time.monotonic()
+    late = Record(Planned(seconds=began, prompt=[1], max_tokens=1, deadline=10.0))
     await target.ask(late, time.monotonic)
     if late.status != grpc.StatusCode.UNAVAILABLE.name:
         drains.faults.append(f"a late request got {late.status}")
