@@ -285,12 +285,13 @@ class AsyncLLM(TellsUnserved):
         self._parts.resumption.lose_engine()
         self._adapters.lose_engine()
 
-    def _judge(self, death: Death) -> None:
-        """Sets aside what engines have crashed over; its requests end."""
+    def _judge(self, death: Death) -> bool:
+        """Sets aside what engines have crashed over; its requests end. Returns whether that was anything."""
         verdict = self._front_end.suspects.judge(death, self._front_end.outputs.digests())
         self._adapters.set_aside(verdict.adapters)
         self._fail(verdict.requests)
         self._fail(self._front_end.with_adapters_set_aside())
+        return bool(verdict.requests or verdict.adapters)
 
     def _fail(self, reasons: Mapping[int, str]) -> None:
         """Ends samples that no engine has, by their ids."""

@@ -384,6 +384,7 @@ class AdapterCatalog:
             num_copied_bytes=state.num_copied_pages * table.page_bytes,
             copy_seconds=state.copy_seconds,
             invocation_tokens=table.invocation_tokens,
+            set_aside=self._set_aside.get(table.digest, ""),
         )
 
     def check_integrity(self, there: Collection[str], coming: Collection[str]) -> None:

@@ -66,10 +66,16 @@ def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:
 
 
 def _line(adapter: Adapter) -> tuple[str, ...]:
-    place = "pinned" if adapter.pinned else "yes" if adapter.resident else "no" if adapter.in_host_memory else "on disk"
     counts = (adapter.num_requests, adapter.usage.num_requests, adapter.usage.num_generated_tokens)
     ranks = ",".join(map(str, adapter.ranks))
-    return adapter.name, str(adapter.version), ranks, f"{adapter.num_bytes:,}", place, *map("{:,}".format, counts)
+    size, place = f"{adapter.num_bytes:,}", _place(adapter)
+    return adapter.name, str(adapter.version), ranks, size, place, *map("{:,}".format, counts)
+
+
+def _place(adapter: Adapter) -> str:
+    if adapter.set_aside:
+        return "set aside"
+    return "pinned" if adapter.pinned else "yes" if adapter.resident else "no" if adapter.in_host_memory else "on disk"
 
 
 def adapter_text(adapter: Adapter) -> str:
@@ -87,6 +93,7 @@ def adapter_text(adapter: Adapter) -> str:
     for kept in adapter.versions:
         state = "active" if kept.active else "kept"
         lines.append(f"version {kept.number}  {state:<6}  {kept.digest[:12]}  {_time(kept.loaded_at)}  {kept.path}")
+    lines += [f"set aside: {adapter.set_aside}"] if adapter.set_aside else []
     return "\n".join([*lines, *(f"warning: {warning}" for warning in adapter.warnings)])
 
 

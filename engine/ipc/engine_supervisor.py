@@ -40,15 +40,15 @@ class EngineSupervisor:
         on_running: Callable[[], None],
         on_updates: Callable[[Updates], Awaitable[None]],
         on_lost: Callable[[], None],
-        on_death: Callable[[Death], None],
+        on_death: Callable[[Death], bool],
         on_given_up: Callable[[], None],
         equip: Callable[[Child[FromEngine]], Coroutine[Any, Any, None]],
         start_child: StartChild = start_child,
     ) -> None:
         """on_running: called after an engine was attached to the connection. on_lost: called after it was detached.
-        on_death: called when an engine has ended, which may be one that was never attached. on_given_up: called when
-        requests should no longer wait for another one. equip: gives a new engine the state of the one before, before
-        it is attached."""
+        on_death: called when an engine has ended, which may be one that was never attached; returns whether the cause
+        will be kept from the next one. on_given_up: called when requests should no longer wait for another one. equip:
+        gives a new engine the state of the one before, before it is attached."""
         self._connection = connection
         self._config = config
         self._on_running, self._on_updates, self._equip = on_running, on_updates, equip
@@ -151,8 +151,9 @@ class EngineSupervisor:
         else:
             await engine.child.stop(0)
             death = standing
-        logger.error("the engine process %s (%s); another one is started", death.how, death.entry)
-        self._on_death(death)
+        logger.error("the engine process %s while it was %s; another one is started", death.how, death.entry)
+        if self._on_death(death):
+            self._waits.begin_anew()
         return death
 
     async def _restart(self, wait: float) -> None:

@@ -38,6 +38,13 @@ class Entry:
     request_ids: tuple[int, ...] = ()
     digest: str | None = None  # of an adapter
 
+    def __str__(self) -> str:
+        names = [*(f"request {request_id}" for request_id in self.request_ids[:8])]
+        more = len(self.request_ids) - len(names)
+        names += [f"{more} more"] if more > 0 else []
+        names += [f"adapter {self.digest}"] if self.digest else []
+        return " ".join([self.activity.name.lower(), ", ".join(names)]).strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Pulse:

@@ -19,6 +19,10 @@ class RestartWaits:
             return 0.0
         return self.after_failure()
 
+    def begin_anew(self) -> None:
+        """What ended engines has been set aside."""
+        self._num_failures = 0
+
     def after_failure(self) -> float:
         """Returns the wait after an engine that could not be started."""
         wait = WAITS[min(self._num_failures, len(WAITS) - 1)]

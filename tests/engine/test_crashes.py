@@ -146,7 +146,8 @@ def test_an_adapter_that_the_next_engine_cannot_take_does_not_keep_it_from_start
             await last(llm, [5, 6, 7], "bad")
         with pytest.raises(AdapterSetAside):
             await llm.pin_adapter("bad")
-        await llm.load_adapter("bad", tiny_adapters["r2"])
+        assert "could not take it" in (await llm.get_adapter("bad")).set_aside
+        assert not (await llm.load_adapter("bad", tiny_adapters["r2"])).set_aside
         assert (await last(llm, [5, 6, 7], "bad")).outputs[0].finish_reason == "length"
         faults.plant()
         await llm.unload_adapter("bad")

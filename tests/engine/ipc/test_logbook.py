@@ -24,6 +24,13 @@ def test_what_is_noted_is_read() -> None:
     assert logbook.entry() == Entry(Activity.WAITING)
 
 
+def test_an_entry_is_a_line_of_the_log() -> None:
+    assert str(Entry(Activity.WAITING)) == "waiting"
+    assert str(Entry(Activity.COPYING, (), "ab")) == "copying adapter ab"
+    assert str(Entry(Activity.EXECUTING, (1, 2))) == "executing request 1, request 2"
+    assert str(Entry(Activity.EXECUTING, tuple(range(10)))).endswith("request 7, 2 more")
+
+
 def test_names_that_do_not_fit_are_cut() -> None:
     logbook = private_logbook(2)
     logbook.note(Activity.EXECUTING, [1, 2, 3], digest=DIGEST + "cd")

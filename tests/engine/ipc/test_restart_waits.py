@@ -24,6 +24,14 @@ def test_an_engine_that_lived_for_a_good_while_begins_a_new_row() -> None:
     assert waits.after(CRASH, GOOD_WHILE, has_computed=True) == 0.0
 
 
+def test_a_cause_that_was_set_aside_ends_the_row() -> None:
+    waits = RestartWaits()
+    for _ in range(3):
+        waits.after(CRASH, 1.0, has_computed=True)
+    waits.begin_anew()
+    assert [waits.after(CRASH, 1.0, has_computed=True) for _ in range(2)] == [0.0, 0.5]
+
+
 def test_an_engine_that_worked_and_was_killed_is_replaced_at_once() -> None:
     waits = RestartWaits()
     assert [waits.after(KILL, 1.0, has_computed=True) for _ in range(9)] == [0.0] * 9
