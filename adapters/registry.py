@@ -58,6 +58,10 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
+    @property
+    def num_names(self) -> int:
+        return len(self._names)
+
     def names(self) -> list[str]:
         return sorted(self._names)
 

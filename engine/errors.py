@@ -43,6 +43,11 @@ class ReaderTooSlow(RuntimeError):
     """A client does not read its stream, of which too much waits for it. The request was ended."""
 
 
+class LimitReached(RuntimeError):
+    """The engine keeps as many things of a kind as it may: names of adapters, bytes of uploads, watchers. The message
+    says which."""
+
+
 class EngineUnavailable(RuntimeError):
     """The engine is starting or draining, or has ended and cannot be started again; the same request may succeed later
     or elsewhere."""
@@ -93,6 +98,7 @@ __all__ = [
     "EngineStartError",
     "EngineUnavailable",
     "InvalidRequest",
+    "LimitReached",
     "MessageTooLarge",
     "QueueFull",
     "ReaderTooSlow",

@@ -23,7 +23,7 @@ from blora.adapters import (
     is_valid_name,
 )
 
-from ..errors import AdapterSetAside, InvalidRequest
+from ..errors import AdapterSetAside, InvalidRequest, LimitReached
 from ..facts import Facts
 from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
 from ..text.adapter_tokenizers import AdapterTokenizers
@@ -33,6 +33,7 @@ from .source import Source
 logger = logging.getLogger(__name__)
 Looks = Mapping[str, str]  # folder -> the fingerprint that its files have now
 MAX_SET_ASIDE = 1024  # adapters; clients can bring new ones without end
+MAX_NAMES = 1 << 16  # loaded at once; the facts of one take tens of kilobytes
 MAX_EVENTS = 1024  # kept for clients that watch; a client that falls further behind starts again from a snapshot
 
 
@@ -117,9 +118,12 @@ class AdapterCatalog:
     # Checks of an adapter that is to be loaded.
 
     def check_name(self, name: str) -> None:
+        """Checks the name of an adapter to load. Raises InvalidRequest, LimitReached."""
         if not isinstance(name, str) or not is_valid_name(name):
             rule = "1 to 128 letters, digits, '.', '-', '_' or '/', with a letter or digit first and after each '/'"
             raise InvalidRequest("name", f"{name!r:.140} is not {rule}")
+        if name not in self._registry and self._registry.num_names >= MAX_NAMES:
+            raise LimitReached(f"{MAX_NAMES} names of adapters are loaded; unload some")
 
     def check_path(self, path: str | Path) -> None:
         """Raises InvalidRequest for a path that can name no file. Whether the file exists shows when it is read."""

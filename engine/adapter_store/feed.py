@@ -2,9 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
+from ..errors import LimitReached
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot
 from .catalog import AdapterCatalog
+
+MAX_WATCHERS = 256  # at once: each gets all news, and a fleet of front ends needs one each
 
 
 class AdapterFeed:
@@ -18,11 +22,23 @@ class AdapterFeed:
         self._catalog = catalog
         self._list_all = list_all
         self._check_can_begin = check_can_begin
+        self._num_watchers = 0
         self._changed = asyncio.Event()  # set by `wake`, which puts another one in its place
         catalog.on_change(self.wake)
 
     async def watch(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
         """See AsyncLLM.watch_adapters."""
+        if self._num_watchers >= MAX_WATCHERS:
+            raise LimitReached(f"{self._num_watchers} clients watch the adapters, at most {MAX_WATCHERS} do")
+        self._num_watchers += 1
+        try:
+            async with aclosing(self._news()) as news:
+                async for piece in news:
+                    yield piece
+        finally:
+            self._num_watchers -= 1
+
+    async def _news(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
         catalog = self._catalog
         revision: int | None = None
         while True:

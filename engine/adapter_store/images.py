@@ -5,7 +5,6 @@ Owns their descriptors, and the folders of uploaded files. Which images are kept
 
 import os
 from collections.abc import Callable, Collection
-from tempfile import TemporaryDirectory
 
 from blora.adapters import ImageTable
 
@@ -13,13 +12,14 @@ from ..ipc.channel import Child
 from ..ipc.engine_connection import EngineConnection
 from ..ipc.messages import CallFailed, FromEngine, LoadAdapter
 from .loader_client import PackedAdapter
+from .upload_space import UploadFolder
 
 
 class AdapterImages:
     def __init__(self, connection: EngineConnection) -> None:
         self._connection = connection
         self._descriptors: dict[str, int] = {}  # by digest
-        self._uploads: dict[str, TemporaryDirectory[str]] = {}  # by digest: the files, to be read again
+        self._uploads: dict[str, UploadFolder] = {}  # by digest: the files, to be read again
 
     async def give(self, order: Callable[[int], LoadAdapter], digest: str, packed: PackedAdapter) -> None:
         """Gives the engine an adapter that was read, and keeps its image once the engine has it; on failure closes it.

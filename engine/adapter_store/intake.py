@@ -15,6 +15,7 @@ from .catalog import AdapterCatalog
 from .loader_client import ANYWHERE, LoaderClient, PackedAdapter, Place
 from .source import is_hub_id
 from .upload import IncomingAdapter, UploadedFile
+from .upload_space import UploadSpace
 
 MAX_UPLOADS = 4  # at once: each may hold AdapterSources.upload_bytes of memory
 UPLOAD_TIMEOUT = 600.0  # seconds
@@ -47,6 +48,7 @@ class AdapterIntake:
         self._catalog = catalog
         self._check_can_read, self._check_can_begin = check_can_read, check_can_begin
         self._num_uploads = 0
+        self._space = UploadSpace(sources.upload_bytes)
 
     # Each read raises AdapterRejected, InvalidRequest, QueueFull, EngineUnavailable. The caller owns the PackedAdapter.
 
@@ -78,12 +80,13 @@ class AdapterIntake:
             raise AdapterRejected(name, ["no uploads are taken: start with --adapter-upload-bytes"])
         if self._num_uploads >= MAX_UPLOADS:
             raise QueueFull(f"{self._num_uploads} adapters are being uploaded, at most {MAX_UPLOADS}")
+        self._space.check_room(sum(file.num_bytes for file in files))
         incoming = IncomingAdapter(files, self._sources.upload_bytes)
         self._num_uploads += 1
         try:
             await _receive(incoming, chunks)
             self._check_can_read()
-            return await self._loader.read_uploaded(f"upload:{name}", incoming)
+            return await self._loader.read_uploaded(f"upload:{name}", incoming, self._space)
         finally:
             self._num_uploads -= 1
             incoming.close()
@@ -108,6 +111,7 @@ class AdapterIntake:
 
     async def close(self) -> None:
         await self._loader.close()
+        self._space.close()
 
 
 async def _receive(incoming: IncomingAdapter, chunks: AsyncIterable[bytes]) -> None:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
@@ -33,6 +32,7 @@ from ..memory.page_size import max_elements
 from .download_client import DownloadClient
 from .source import Source, is_hub_id
 from .upload import IncomingAdapter
+from .upload_space import UploadFolder, UploadSpace
 
 READ_TIMEOUT = 60.0  # seconds to read and pack one adapter
 MAX_WAITING = 256  # orders
@@ -48,7 +48,7 @@ class PackedAdapter:
     report: AdapterReport
     source: Source
     descriptor: int  # of the sealed image
-    upload: TemporaryDirectory[str] | None = None  # the folder of the source, where it is a copy of uploaded files
+    upload: UploadFolder | None = None  # the folder of the source, where it is a copy of uploaded files
 
     def close(self) -> None:
         """Closes the image and removes the files, for an owner that keeps neither."""
@@ -105,12 +105,12 @@ class LoaderClient:
         packed: PackedAdapter = await self._ask(lambda: self._exchange(source.path, order))
         return packed
 
-    async def read_uploaded(self, path: str, incoming: IncomingAdapter) -> PackedAdapter:
-        """Reads an adapter from uploaded files, which are kept to be read again. path: names the upload. Raises
-        AdapterRejected, QueueFull, EngineUnavailable."""
+    async def read_uploaded(self, path: str, incoming: IncomingAdapter, space: UploadSpace) -> PackedAdapter:
+        """Reads an adapter from uploaded files, which are kept in `space` to be read again. path: names the upload.
+        Raises AdapterRejected, QueueFull, LimitReached, EngineUnavailable."""
         # The exchange has a descriptor of its own: a caller that is cancelled closes `incoming`.
         packed: PackedAdapter = await self._ask(
-            lambda: self._exchange_uploaded(path, incoming, os.dup(incoming.descriptor))
+            lambda: self._exchange_uploaded(path, incoming, space, os.dup(incoming.descriptor))
         )
         return packed
 
@@ -169,12 +169,14 @@ class LoaderClient:
             exchange.add_done_callback(_close_answer)
             raise
 
-    async def _exchange_uploaded(self, path: str, incoming: IncomingAdapter, descriptor: int) -> Any:
+    async def _exchange_uploaded(
+        self, path: str, incoming: IncomingAdapter, space: UploadSpace, descriptor: int
+    ) -> Any:
         """Closes the descriptor."""
         files = [(file.name, file.num_bytes) for file in incoming.files]
         try:
             # The folder lies below no root. The front end owns it, because the loader may be killed while it writes.
-            folder = TemporaryDirectory(prefix="blora-upload-")
+            folder = space.take(incoming.num_bytes)
             try:
                 order = ReadUploaded(self._order(path, None), files, folder.name)
                 return replace(await self._exchange(path, order, descriptor), upload=folder)

@@ -16,6 +16,8 @@ from ..errors import InvalidRequest
 from ..ipc.sealed_memory import close_for_writing, create_memory, write_all
 from .source import FILE_PATTERNS, is_file_of_adapter
 
+# An upload is worth reading when its chunks hold bytes: so many for each, beside a number of chunks that is free.
+LEAST_CHUNK, NUM_FREE_CHUNKS = 4096, 1024
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -57,10 +59,16 @@ class IncomingAdapter:
         self._missing = [file.num_bytes for file in files]  # bytes that each file still lacks
         self._hashes = [hashlib.sha256() for _ in files]
         self._index = 0  # of the file that arrives now
+        self.num_bytes = sum(file.num_bytes for file in files)
+        self._num_chunks_left = NUM_FREE_CHUNKS + self.num_bytes // LEAST_CHUNK
 
     def add(self, chunk: bytes) -> None:
         """Takes the next bytes, which may belong to several files. Raises AdapterRejected for more bytes than were
-        announced."""
+        announced, InvalidRequest for ever more chunks with hardly any bytes."""
+        self._num_chunks_left -= 1
+        if self._num_chunks_left < 0:
+            reason = f"the chunks are too many for {self.num_bytes} bytes: send at least {LEAST_CHUNK} in each"
+            raise InvalidRequest("chunk", reason)
         rest = memoryview(chunk)
         while rest:
             if self._index == len(self.files):

@@ -19,6 +19,8 @@ from .status import retry_metadata, status_of
 M = TypeVar("M", bound=Message)
 Fact = Callable[[grpc.aio.ServicerContext], Any]
 TENANT_KEY = "x-tenant-id"
+# What gRPC raises in a call of a client that is gone, where the cancellation has not arrived yet.
+CALL_IS_OVER = (grpc.aio.InternalError, grpc.aio.UsageError)
 
 
 # Handlers are registered without a deserializer. With one, gRPC would answer INTERNAL to bytes that are no message, and
@@ -137,8 +139,13 @@ async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> Asyn
 
 
 async def _refuse(context: Any, error: Exception) -> NoReturn:
-    code, details = status_of(error)
-    # The status comes after the messages that wait for the client. If it never reads them, this frame is all that is
-    # left of the request, until the connection ends.
-    await context.abort(code, details, retry_metadata(error, details))
+    try:
+        if isinstance(error, CALL_IS_OVER):
+            raise error
+        code, details = status_of(error)
+        # The status comes after the messages that wait for the client. If it never reads them, this frame is all that
+        # is left of the request, until the connection ends.
+        await context.abort(code, details, retry_metadata(error, details))
+    except CALL_IS_OVER as over:  # the client has left, which is no error of the server
+        raise asyncio.CancelledError from over
     raise error  # abort() raises; this tells the type checker

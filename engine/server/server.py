@@ -38,7 +38,12 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # gRPC silently ignores the name with "recv" in it
     ("grpc.http2.max_ping_strikes", 0),
+    # An idle connection takes tens of kilobytes and a descriptor. More are closed at once.
+    ("grpc.max_allowed_incoming_connections", 4096),
 )
+# Calls at once, of all services; more get RESOURCE_EXHAUSTED. Twice as many as requests that may be unfinished: others
+# watch, ask or are refused.
+MAX_CALLS = 8192
 
 
 SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
@@ -55,7 +60,7 @@ class Server:
         self._calls = Calls(largest_message(max_model_len), times.slow_reader_timeout)
         # gRPC allocates memory for a message before the server can check it.
         largest = ("grpc.max_receive_message_length", largest_of_all(max_model_len))
-        self._server = grpc.aio.server(options=(*OPTIONS, largest))
+        self._server = grpc.aio.server(options=(*OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
         services = [servicer(self._get_backend) for servicer in SERVICERS]
         names = [service.NAME for service in services]
         self._health = health.Health(names)

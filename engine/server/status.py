@@ -17,6 +17,7 @@ from ..errors import (
     EngineFault,
     EngineUnavailable,
     InvalidRequest,
+    LimitReached,
     MessageTooLarge,
     QueueFull,
     ReaderTooSlow,
@@ -33,6 +34,7 @@ class RequestFailed(RuntimeError):
 
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    LimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     AdapterNotFound: grpc.StatusCode.NOT_FOUND,
     AdapterRejected: grpc.StatusCode.FAILED_PRECONDITION,

@@ -134,7 +134,7 @@ class AdapterServiceServicer:
         FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those in the
         header, or the adapter does not fit the model; the message lists the reasons. Or there is no
         room now to pin the adapter, as in Load
-        RESOURCE_EXHAUSTED  too many uploads run at once
+        RESOURCE_EXHAUSTED  too many uploads run at once, or those that are loaded take too much together
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,9 +21,10 @@ from blora.engine import (
     AsyncLLM,
     EngineUnavailable,
     InvalidRequest,
+    LimitReached,
     SamplingParams,
 )
-from blora.engine.adapter_store import catalog
+from blora.engine.adapter_store import catalog, feed
 from blora.engine.llm import RowStream
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot
 
@@ -329,6 +330,24 @@ def test_who_watches_gets_everything_and_then_what_happens(tiny_model: Path, tin
         assert [event.revision for event in events] == list(range(first.revision + 1, first.revision + 8))
 
     run(tiny_model, body, adapters={"r4": tiny_adapters["r4"]})
+
+
+def test_those_who_watch_and_the_names_are_bounded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "MAX_WATCHERS", 2)
+
+    async def body(llm: AsyncLLM) -> None:
+        watchers = [llm.watch_adapters() for _ in range(3)]
+        for watcher in watchers[:2]:
+            await anext(watcher)
+        with pytest.raises(LimitReached, match="2 clients watch"):
+            await anext(watchers[2])
+        await watchers[0].aclose()
+        await anext(llm.watch_adapters())
+        monkeypatch.setattr(catalog, "MAX_NAMES", 0)
+        with pytest.raises(LimitReached, match="0 names"):
+            await llm.load_adapter("more", "/nothing")
+
+    run(tiny_model, body)
 
 
 def test_who_watches_sees_where_adapters_are(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:

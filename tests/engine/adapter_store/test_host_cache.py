@@ -416,7 +416,7 @@ def test_uploads_are_read_again_from_a_folder_of_ours(
             yield part
 
     def spool() -> list[Path]:
-        return list(tmp_path.glob("blora-upload-*"))
+        return list(tmp_path.glob("blora-uploads-*/adapter-*"))
 
     async def body(llm: AsyncLLM) -> None:
         expected = await tokens(llm, "r8")

@@ -18,7 +18,7 @@ from shared_engine import run_alone, shared_engine
 from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, SamplingParams
 from blora.engine.adapter_store import intake as module
 from blora.engine.adapter_store import loader_client
-from blora.engine.adapter_store.upload import IncomingAdapter, UploadedFile
+from blora.engine.adapter_store.upload import NUM_FREE_CHUNKS, IncomingAdapter, UploadedFile
 
 pytestmark = pytest.mark.slow
 
@@ -141,11 +141,11 @@ def test_a_loader_that_is_killed_over_an_upload_leaves_nothing_behind(
         upload = asyncio.create_task(
             llm.upload_adapter("mine", announced(contents), pieces(b"".join(contents.values()), 500))
         )
-        while not list(tmp_path.glob("blora-upload-*")):
+        while not list(tmp_path.glob("blora-uploads-*/adapter-*")):
             await asyncio.sleep(0.01)
         with pytest.raises(AdapterRejected, match=r"reading it took more than 0.5 s"):
             await upload
-        assert not is_there(loader) and not list(tmp_path.glob("blora-upload-*"))
+        assert not is_there(loader) and not list(tmp_path.glob("blora-uploads-*/adapter-*"))
 
     shared_engine.run(tiny_model, body, {"r4": tiny_adapters["r4"]}, adapter_upload_bytes=MAX_BYTES)
 
@@ -193,3 +193,13 @@ def test_bytes_that_were_not_announced_are_refused() -> None:
         taken(files, b"x2345")
     with pytest.raises(AdapterRejected, match=r"(?s)adapter_config.json came without its last 2 bytes\n.*last 3 bytes"):
         taken(files, b"")
+
+
+def test_chunks_with_hardly_any_bytes_are_refused_before_they_cost_much() -> None:
+    file = UploadedFile("adapter_config.json", 8192, "0" * 64)
+    incoming = IncomingAdapter([file], MAX_BYTES)
+    for _ in range(NUM_FREE_CHUNKS + 2):
+        incoming.add(b"")
+    with pytest.raises(InvalidRequest, match="chunk: the chunks are too many for 8192 bytes"):
+        incoming.add(b"")
+    incoming.close()

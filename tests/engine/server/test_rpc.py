@@ -1,80 +1,49 @@
-"""Calls: a client that does not read ends its request, and open calls are waited for."""
+"""A client that has left is no error, wherever gRPC notices it first."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
 import pytest
 
+from blora.engine.errors import QueueFull
 from blora.engine.server.rpc import Calls
 from blora.proto.v1 import engine_pb2
 
-REQUEST = engine_pb2.GetInfoRequest().SerializeToString()
 
+class Gone:
+    """The context of a call whose client has left."""
 
-class Context:
-    """A call whose client reads a number of messages and then stands still."""
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
-    def __init__(self, num_read: int) -> None:
-        self.num_read = num_read
-        self.status: tuple[Any, ...] = ()
-        self.on_done: list[Callable[[Any], None]] = []
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        self.on_done.append(callback)
+    def add_done_callback(self, _: Any) -> None: ...
 
     async def write(self, _: bytes) -> None:
-        self.num_read -= 1
-        if self.num_read < 0:
-            await asyncio.get_running_loop().create_future()
+        raise self.error
 
-    async def abort(self, *status: Any) -> None:
-        self.status = status
-        raise grpc.aio.AbortError
-
-    def end(self) -> None:
-        for callback in self.on_done:
-            callback(self)
+    async def abort(self, *_: Any) -> None:
+        raise self.error
 
 
-def test_a_client_that_does_not_read_ends_its_request() -> None:
-    closed = []
-
-    async def method(_: Any) -> AsyncGenerator[engine_pb2.GetInfoResponse, None]:
-        try:
-            while True:
-                yield engine_pb2.GetInfoResponse()
-        finally:
-            closed.append(True)
-
-    context = Context(num_read=3)
-    handler = Calls(1000, slow_reader_timeout=0.01).streaming(engine_pb2.GetInfoRequest, method)
-    with pytest.raises(grpc.aio.AbortError):
-        asyncio.run(handler.unary_stream(REQUEST, context))
-    assert closed == [True]
-    assert context.status[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "read faster" in context.status[1]
+async def answers(_: Any) -> AsyncGenerator[engine_pb2.AbortResponse, None]:
+    yield engine_pb2.AbortResponse()
 
 
-def test_a_call_is_open_until_its_answer_has_been_sent() -> None:
-    async def method(_: Any) -> engine_pb2.GetInfoResponse:
-        return engine_pb2.GetInfoResponse()
+async def refuses(_: Any) -> Any:
+    raise QueueFull("full")
 
+
+@pytest.mark.parametrize("error", [grpc.aio.InternalError("over"), grpc.aio.UsageError("finished")], ids=["in", "us"])
+def test_a_call_that_is_over_is_cancelled_and_not_logged(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
-        calls = Calls(1000, slow_reader_timeout=1.0)
-        await asyncio.wait_for(calls.wait_for_none(3600), 60)
-        contexts = [Context(0), Context(0)]
-        handler = calls.unary(engine_pb2.GetInfoRequest, method)
-        for context in contexts:
-            await handler.unary_unary(REQUEST, context)
-        waiting = asyncio.create_task(calls.wait_for_none(3600))
-        for context in contexts:
-            await asyncio.sleep(0)
-            assert not waiting.done()
-            context.end()
-        await asyncio.wait_for(waiting, 60)
-        await handler.unary_unary(REQUEST, contexts[0])
-        await calls.wait_for_none(0.01)  # returns all the same
+        calls, request = Calls(100, 10.0), engine_pb2.AbortRequest
+        for handler in (calls.streaming(request, answers).unary_stream, calls.unary(request, refuses).unary_unary):
+            with pytest.raises(asyncio.CancelledError):
+                await handler(b"", Gone(error))
 
-    asyncio.run(body())
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(body())
+    assert not caplog.records

@@ -21,6 +21,7 @@ CASES = [
     (errors.AdapterRejected("bob", ["rank"]), grpc.StatusCode.FAILED_PRECONDITION, "rank"),
     (errors.AdapterTooLarge("too large"), grpc.StatusCode.FAILED_PRECONDITION, "too large"),
     (errors.QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
+    (errors.LimitReached("256 clients"), grpc.StatusCode.RESOURCE_EXHAUSTED, "256 clients"),
     (errors.MessageTooLarge("9 bytes"), grpc.StatusCode.RESOURCE_EXHAUSTED, "9 bytes"),
     (errors.DeadlineExceeded("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),
     (errors.EngineUnavailable("restarting"), grpc.StatusCode.UNAVAILABLE, "restarting"),
