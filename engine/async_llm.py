@@ -8,7 +8,7 @@ method that needs the engine runs `once_started`.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial, wraps
@@ -27,7 +27,7 @@ from .arguments.engine_args import EngineArgs, engine_config
 from .deadline import PASSED, Deadline
 from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, InvalidRequest, ReaderTooSlow
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Call, Conversation, Prompt, first_deadline, kept, pair_up
+from .front_end.calls import Call, Conversation, Prompt, first_deadline, first_token_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from .front_end.generation_config import load_generation_defaults
@@ -430,19 +430,21 @@ class AsyncLLM(TellsUnserved):
         priority: int = 0,
         tenant: str = "",
         deadline: float | None = None,
+        first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Generates for one prompt, yielding as sampling_params.output_kind says. Closing the generator aborts. The
         parameters are taken as they are at the call, whatever is assigned to them before the first iteration.
 
         lora_request: the name of a loaded adapter, or a LoRARequest, which loads its adapter if need be, once the call
         has no other fault; a sequence of adapters, or a mapping of names to scales, is their sum; None is the base
-        model. deadline: the time of the event loop, as its time() tells it, at which the request ends, complete or not.
-        Raises at the first iteration, before anything is allocated: InvalidRequest, AdapterNotFound, AdapterRejected,
-        QueueFull, EngineUnavailable. Raises later: AdapterRejected for an adapter that had to be read again and is no
-        longer what was loaded, EngineUnavailable when the engine died and no other could go on with
-        the request, DeadlineExceeded.
+        model. deadline: the time of the event loop, as its time() tells it, at which the request ends, complete or not;
+        first_token_deadline: at which it ends unless a token has come. Raises at the first iteration, before anything
+        is allocated: InvalidRequest, AdapterNotFound, AdapterRejected, QueueFull, EngineUnavailable. Raises later:
+        AdapterRejected for an adapter that had to be read again and is no longer what was loaded, EngineUnavailable
+        when the engine died and no other could go on with the request, DeadlineExceeded.
         """
-        call = Call(prompt, kept(sampling_params), lora_request, priority, tenant, deadline)
+        sampling = kept(sampling_params)
+        call = Call(prompt, sampling, lora_request, priority, tenant, deadline, first_token_deadline)
         return self._generate(call, request_id)
 
     async def _generate(self, call: Call, request_id: str | None) -> AsyncGenerator[RequestOutput, None]:
@@ -474,8 +476,8 @@ class AsyncLLM(TellsUnserved):
     ) -> AsyncGenerator[list[RequestOutput], None]:
         """Runs calls as rows that grow together. kind: None leaves each row its own kind and label; otherwise rows are
         shown so, under their index."""
-        deadline = Deadline(first_deadline(calls))
-        prepared = await deadline.bound(self._begin(calls, label))
+        end, first_token = first_deadline(calls), first_token_deadline(calls)
+        prepared = await Deadline(end, first_token).bound(self._begin(calls, label))
         grown = asyncio.Event()
         readers = [_Reader(entry.user, grown) for entry in prepared]
         for reader in readers:
@@ -484,7 +486,7 @@ class AsyncLLM(TellsUnserved):
         texts = self._front_end.outputs
         unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
         submission: asyncio.Task[None] | None = None
-        end_alarm = deadline.alarm(partial(self._abort, list(unfinished.values()), FinishReason.DEADLINE))
+        end_alarms = self._set_alarms(list(unfinished.values()), end, first_token)
         try:
             submission = self._submit(prepared, grown)
             while unfinished:
@@ -509,11 +511,24 @@ class AsyncLLM(TellsUnserved):
                 if submission is not None and submission.done():
                     submission.result()
         finally:
-            end_alarm()
+            end_alarms()
             if submission is not None:
                 submission.cancel()
             for reader in readers:
                 self._end(reader)
+
+    def _set_alarms(
+        self, users: Sequence[UserRequest], end: float | None, first_token: float | None
+    ) -> Callable[[], None]:
+        """Has requests end at their deadlines, unless the returned function is called before."""
+
+        def end_unbegun() -> None:
+            self._abort([user for user in users if not user.has_begun], FinishReason.DEADLINE)
+
+        alarms = ExitStack()
+        alarms.callback(Deadline(end).alarm(partial(self._abort, users, FinishReason.DEADLINE)))
+        alarms.callback(Deadline(first_token).alarm(end_unbegun))
+        return alarms.close
 
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
         """Checks and accepts calls, and loads adapters for them where they bring a path."""
@@ -829,6 +844,7 @@ class AsyncLLM(TellsUnserved):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str = "",
         deadline: float | None = None,
+        first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Does what `generate` does, for a conversation in the chat template of its adapter, or of the model where the
         adapter has none. The arguments of the template are those of `LLM.chat`."""
@@ -849,6 +865,7 @@ class AsyncLLM(TellsUnserved):
             priority=priority,
             tenant=tenant,
             deadline=deadline,
+            first_token_deadline=first_token_deadline,
         )
 
     def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:

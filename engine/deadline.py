@@ -11,10 +11,10 @@ PASSED = "the deadline passed before the answer was complete"
 
 
 class Deadline:
-    """In seconds, as the event loop tells time; None never passes."""
+    """The earliest of some times in seconds, as the event loop tells time; None never passes."""
 
-    def __init__(self, time: float | None) -> None:
-        self._time = time
+    def __init__(self, *times: float | None) -> None:
+        self._time = min((time for time in times if time is not None), default=None)
 
     async def bound(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Returns the result of work, which does not begin when the deadline has passed, and is cancelled when it

@@ -143,12 +143,15 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        max_first_token_seconds: float | None = None,
         **options: Any,
     ) -> generation_pb2.GenerateResponse:
         """Returns all samples at once. `options` are fields of the message SamplingParams, and for a conversation those
         of ChatMessages, such as `tools` and `chat_template_kwargs`, in Python's types; one that is missing or None has
-        its default. Raises ValueError naming a field whose value no message can hold."""
-        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options)
+        its default. max_first_token_seconds: how long the caller waits for the first token. Raises ValueError naming a
+        field whose value no message can hold."""
+        limit = max_first_token_seconds
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options, limit)
         response: generation_pb2.GenerateResponse = self._generation.Generate(
             request, timeout=self._timeout, metadata=self._metadata
         )
@@ -162,10 +165,12 @@ class Client:
         request_id: str = "",
         priority: int = 0,
         cache_salt: str = "",
+        max_first_token_seconds: float | None = None,
         **options: Any,
     ) -> GenerationStream:
         """Returns samples as their tokens come. The arguments are those of `generate`."""
-        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options)
+        limit = max_first_token_seconds
+        request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options, limit)
         call = self._generation.GenerateStream(request, timeout=self._timeout, metadata=self._metadata)
         return GenerationStream(call)
 
@@ -314,6 +319,7 @@ def _generate_request(
     priority: int,
     cache_salt: str,
     options: Mapping[str, Any],
+    max_first_token_seconds: float | None = None,
 ) -> generation_pb2.GenerateRequest:
     chat_options = {name: value for name, value in options.items() if name in CHAT_OPTIONS}
     sampling = {name: value for name, value in options.items() if name not in CHAT_OPTIONS}
@@ -324,6 +330,7 @@ def _generate_request(
         request_id=request_id,
         priority=priority,
         cache_salt=cache_salt,
+        max_first_token_seconds=max_first_token_seconds,
     )
 
 

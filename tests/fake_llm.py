@@ -140,10 +140,11 @@ class FakeLLM:
         priority: int = 0,
         tenant: str = "",
         deadline: float | None = None,
+        first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert sampling_params is not None and request_id is not None
         request = {"prompt": prompt, "sampling": sampling_params, "id": request_id}
-        whose = {"priority": priority, "tenant": tenant, "deadline": deadline}
+        whose = {"priority": priority, "tenant": tenant, "deadline": deadline, "first_token": first_token_deadline}
         self.requests.append(request | {"adapter": lora_request} | whose)
         self._raise()
         for adapter in read_adapters(lora_request):

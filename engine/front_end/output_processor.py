@@ -71,6 +71,11 @@ class UserRequest:
         return sum(len(sample.token_ids) for sample in self.samples) // len(self.samples)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a token has come."""
+        return bool(self.metrics.first_token_ts)
+
+    @property
     def is_too_late(self) -> bool:
         """Whether the deadline has ended it."""
         return any(sample.finish_reason is FinishReason.DEADLINE for sample in self.samples)

@@ -6,6 +6,7 @@ checks the values, for in-process callers too. Packed lists are small on the wir
 lengths are checked here, before a list is copied.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -54,6 +55,7 @@ class GenerateCall:
     label: str  # the client's request id, not unique
     adapter: Adapter
     priority: int
+    first_token_seconds: float | None  # that the client waits for the first token
 
 
 def parse(message_type: type[M], data: bytes) -> M:
@@ -76,6 +78,7 @@ def generate_call(
         label=_label(request.request_id),
         adapter=_adapter(request),
         priority=request.priority,
+        first_token_seconds=_first_token_seconds(request),
     )
 
 
@@ -128,6 +131,15 @@ def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:
 def _adapter_use(use: generation_pb2.AdapterUse) -> LoRARequest:
     name = _required("adapters.name", use.name)
     return LoRARequest(name, lora_scale=use.scale) if use.HasField("scale") else LoRARequest(name)
+
+
+def _first_token_seconds(request: generation_pb2.GenerateRequest) -> float | None:
+    if not request.HasField("max_first_token_seconds"):
+        return None
+    seconds = request.max_first_token_seconds
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest("max_first_token_seconds", f"{seconds} is not a number of seconds above 0")
+    return seconds
 
 
 def _label(request_id: str) -> str:

@@ -47,6 +47,7 @@ class ServedEngine(Protocol):
         priority: int = 0,
         tenant: str = "",
         deadline: float | None = None,
+        first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
 
     async def abort(self, request_id: str | Iterable[str]) -> None: ...

@@ -129,8 +129,12 @@ def tenant_of(context: grpc.aio.ServicerContext) -> str:
 
 def deadline_of(context: grpc.aio.ServicerContext) -> float | None:
     """Returns the time of the event loop at which the call's deadline passes, or None if it has none."""
-    remaining = context.time_remaining()
-    return None if remaining is None else asyncio.get_running_loop().time() + remaining
+    return time_after(context.time_remaining())
+
+
+def time_after(seconds: float | None) -> float | None:
+    """Returns the time of the event loop after so many seconds."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 async def _parsed(request_type: type[M], requests: AsyncIterator[bytes]) -> AsyncGenerator[M, None]:

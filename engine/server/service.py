@@ -22,7 +22,7 @@ from .convert_output import Answer, StreamConverter
 from .engine import ServedEngine
 from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
-from .rpc import Calls, deadline_of, tenant_of
+from .rpc import Calls, deadline_of, tenant_of, time_after
 from .status import RequestFailed
 
 # Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
@@ -86,6 +86,7 @@ class GenerationServicer:
             priority=call.priority,
             tenant=tenant,
             deadline=deadline,
+            first_token_deadline=time_after(call.first_token_seconds),
         )
         async with aclosing(generated) as outputs:
             async for output in outputs:

@@ -126,11 +126,18 @@ def test_a_request_ends_once_when_its_deadline_passes(runner: asyncio.Runner, ll
         try:
             with pytest.raises(DeadlineExceeded):
                 await last(llm, "x", replace(LONG, n=3), deadline=asyncio.get_running_loop().time() + 0.1)
+            begun = llm.generate("x", LONG, first_token_deadline=asyncio.get_running_loop().time() + 0.1)
+            with pytest.raises(DeadlineExceeded):
+                await anext(begun)
         finally:
             os.kill(engine, signal.SIGCONT)
+        begun = llm.generate("x", LONG, first_token_deadline=asyncio.get_running_loop().time() + 100)
+        assert [output async for output in begun][-1].finished
         for deadline in (float("nan"), "soon", True):
-            with pytest.raises(InvalidRequest, match="deadline"):
+            with pytest.raises(InvalidRequest, match="^deadline"):
                 await last(llm, "x", deadline=deadline)
+            with pytest.raises(InvalidRequest, match="first_token_deadline"):
+                await last(llm, "x", first_token_deadline=deadline)
 
     runner.run(check())
 

@@ -330,6 +330,28 @@ def test_the_deadline_comes_with_the_call():
     assert begun + 99 < first < second < ended + 105 and others == [None, None]
 
 
+def test_the_wait_for_the_first_token_comes_with_the_request():
+    llm = FakeLLM()
+
+    async def body():
+        async with running(llm) as server:
+            begun = asyncio.get_running_loop().time()
+            await asyncio.to_thread(generate_within, server.address)
+            return begun, asyncio.get_running_loop().time()
+
+    def generate_within(target):
+        with Client(target, timeout=100) as client:
+            client.generate("a", max_first_token_seconds=7.5)
+            list(client.generate_stream("a"))
+            for seconds in (0.0, -1.0, math.nan, math.inf):
+                with pytest.raises(grpc.RpcError, match="max_first_token_seconds"):
+                    client.generate("a", max_first_token_seconds=seconds)
+
+    begun, ended = run(body())
+    first, none = [request["first_token"] for request in llm.requests]
+    assert begun + 7.5 <= first <= ended + 7.5 and none is None
+
+
 def test_a_client_that_reads_slowly_and_leaves_closes_the_generator():
     """The handler waits in a write then, and not in the generator."""
     llm = FakeLLM()
