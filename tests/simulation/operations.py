@@ -149,7 +149,7 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], dict[str, Any]]]] = {
     "info": (1, _nothing),
     "reset": (1, lambda draw: {"also_running": draw.random() < 0.5}),
     "kill_engine": (1, lambda draw: {"frames": draw.choice((None, 0, 1, 3)), "status": draw.choice((-9, -9, -11, 1))}),
-    "stand_still": (0.5, lambda draw: {"seconds": draw.choice((0.05, 1.0))}),
+    "stand_still": (0.5, lambda draw: {"seconds": draw.choice((0.05, 1.0, 1e9))}),
     "break_engine": (0.3, _nothing),
     "fail_steps": (1, lambda draw: {"count": draw.choice((1, 2, 5))}),
     "fail_starts": (0.3, lambda draw: {"count": draw.choice((1, 3))}),
