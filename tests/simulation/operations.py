@@ -14,6 +14,7 @@ from simulation.runner import FIRST_CHARACTER, LETTERS
 NAMES = ("a", "b", "c", "d")  # loaded, replaced and unloaded by their owner
 PATH_NAMES = ("p", "q")  # loaded by the requests that bring their paths
 FOLDERS = tuple(f"/sim/{name}" for name in ("one", "two", "three", "four"))
+CHILDREN = ("loader", "lookout", "text")
 INVOCATION = tuple(LETTERS[:2])
 
 
@@ -130,7 +131,16 @@ def _any_call(draw: random.Random) -> dict[str, Any]:
     return {"call": draw.randrange(64)}
 
 
-FAULTS = ("kill_engine", "stand_still", "break_engine", "fail_steps", "fail_starts", "kill_child", "fault_child")
+FAULTS = (
+    "kill_engine",
+    "stand_still",
+    "break_engine",
+    "fail_steps",
+    "fail_starts",
+    "kill_child",
+    "fault_child",
+    "fail_copies",
+)
 KINDS: dict[str, tuple[float, Callable[[random.Random], dict[str, Any]]]] = {
     "generate": (40, _generate),
     "generate_by_path": (6, _generate_by_path),
@@ -152,7 +162,8 @@ KINDS: dict[str, tuple[float, Callable[[random.Random], dict[str, Any]]]] = {
     "stand_still": (0.5, lambda draw: {"seconds": draw.choice((0.05, 1.0, 1e9))}),
     "break_engine": (0.3, _nothing),
     "fail_steps": (1, lambda draw: {"count": draw.choice((1, 2, 5))}),
+    "fail_copies": (1, lambda draw: {"count": draw.choice((1, 2))}),
     "fail_starts": (0.3, lambda draw: {"count": draw.choice((1, 3))}),
-    "kill_child": (1, lambda draw: {"child": draw.choice(("loader", "lookout"))}),
-    "fault_child": (1, lambda draw: {"child": draw.choice(("loader", "lookout")), "hangs": draw.random() < 0.2}),
+    "kill_child": (1, lambda draw: {"child": draw.choice(CHILDREN)}),
+    "fault_child": (1, lambda draw: {"child": draw.choice(CHILDREN), "hangs": draw.random() < 0.2}),
 }

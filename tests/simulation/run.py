@@ -123,7 +123,7 @@ class Simulation:
                 self._kill_engine(**values)
             case "stand_still":
                 self._stand_still(**values)
-            case "break_engine" | "fail_steps" | "fail_starts" | "kill_child" | "fault_child":
+            case "break_engine" | "fail_steps" | "fail_copies" | "fail_starts" | "kill_child" | "fault_child":
                 self._fault(operation)
             case _:
                 self.calls.append(Call(number, operation.kind, values, self.llm, self.world))
@@ -160,6 +160,8 @@ class Simulation:
                 world.runner.is_broken = True
             case "fail_steps" if world.runner is not None:
                 world.runner.num_failing_steps = values["count"]
+            case "fail_copies" if world.runner is not None:
+                world.runner.num_failing_copies = values["count"]
             case "fail_starts":
                 world.faults.num_failing_starts = values["count"]
             case "kill_child":
@@ -246,7 +248,9 @@ class Simulation:
                 is_abort, is_error = sample.finish_reason == "abort", sample.finish_reason == "error"
                 if is_abort and not (is_over or {"abort", "unload"} & kinds):
                     found.append(f"{call.label} was aborted by nobody")
-                if is_error and not ({"fail_steps", "break_engine"} & kinds or "pinned" in str(sample.error)):
+                if is_error and not (
+                    {"fail_steps", "fail_copies", "break_engine"} & kinds or "pinned" in str(sample.error)
+                ):
                     found.append(f"{call.label} failed for nothing: {sample.error}")
         return found
 

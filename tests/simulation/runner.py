@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blora.adapters.device_pool import DevicePool
 from blora.engine.errors import EngineBroken
+from blora.engine.step.copies import CopiesBefore
 from blora.scheduler import RowResult, SamplingParams, ScheduledRow, Step, TokenLogprob
 
 EOS = 256  # as in tests/byte_tokenizer.py
@@ -57,10 +58,14 @@ class SimulatedRunner(CheckingRunner):
         self.pool: DevicePool | None = None
         self.is_broken = False  # the next step ends the engine
         self.num_failing_steps = 0  # so many calls of execute fail
+        self.num_failing_copies = 0  # so many calls of copy fail
         self._seconds = 0.0
 
     def copy(self, _pages: Tensor, page_ids: Sequence[int], images: Tensor) -> None:
         """Is the Copier of the pool."""
+        if self.num_failing_copies:
+            self.num_failing_copies -= 1
+            raise RuntimeError("a simulated fault of a copy")
         for page, image in zip(page_ids, images, strict=True):
             digest, index = bytes(image.numpy()).rstrip(b"\0").decode().rsplit(" ", 1)
             self._clear(page)
@@ -68,10 +73,9 @@ class SimulatedRunner(CheckingRunner):
 
     def begin_copies(self, step: Step) -> None:
         assert self.pool is not None
-        for copy in step.copies:
-            self.pool.copy(copy.digest, copy.first, copy.page_ids)
         self._seconds = SECONDS["page"] * sum(len(copy.page_ids) for copy in step.copies)
         self._spend(self._seconds)
+        CopiesBefore(self.pool).begin(step)
 
     def finish_copies(self) -> float:  # type: ignore[override]
         return self._seconds
