@@ -8,17 +8,8 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
-PARTS = (
-    "overload",
-    "clients",
-    "adapters",
-    "failures",
-    "endurance",
-    "requests",
-    "inside",
-)  # each takes at most 30 minutes
-
-
+# Each takes at most 30 minutes.
+PARTS = ("overload", "clients", "adapters", "failures", "deaths", "endurance", "requests", "inside")
 MOST_TOLD = 4  # different examples of what should not be
 
 
