@@ -63,7 +63,8 @@ class EngineSupervisor:
         self._model, began = model, loop.time()
         self._engine = await self._start_within(MAX_START)
         self._connection.attach(self._engine.child)
-        self._patience = max(MIN_PATIENCE, PATIENCE_STARTS * (loop.time() - began))
+        self._start = loop.time() - began  # seconds that the engine took to start
+        self._patience = max(MIN_PATIENCE, PATIENCE_STARTS * self._start)
         # The next engine gets the same size, because requests are checked against this one's.
         ready = self._engine.ready
         self._config = replace(self._config, memory=ready.facts.num_pages * ready.page_bytes)
@@ -118,8 +119,8 @@ class EngineSupervisor:
             if num_fruitless >= MAX_FRUITLESS:
                 logger.error("%d engines in a row ended before they computed anything", num_fruitless)
                 self._on_given_up()
-            wait = self._waits.after(death, loop.time() - began, has_computed=self._has_computed)
-            await self._restart(wait)
+            life, has_computed = loop.time() - began, self._has_computed
+            await self._restart(self._waits.after(death, start=self._start, life=life, has_computed=has_computed))
 
     async def _live(self) -> Death:
         """Reads the engine's messages until it ends or stands."""
@@ -166,12 +167,15 @@ class EngineSupervisor:
             giving_up.cancel()
 
     async def _has_restarted(self) -> bool:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             self._engine = await self._start_another()
         except (EngineStartError, ChannelClosed, OSError) as error:
             logger.error("the engine cannot be restarted: %s", error or type(error).__name__)
             return False
         self._connection.attach(self._engine.child)
+        self._start = loop.time() - began
         return True
 
     def _give_up(self) -> None:

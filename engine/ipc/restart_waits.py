@@ -3,17 +3,17 @@
 from .death import Death
 
 WAITS = (0.0, 0.5, 2.0, 10.0)  # seconds; the last one repeats
-GOOD_WHILE = 60.0  # seconds; an engine that lived so long has not ended again, but for the first time
 
 
 class RestartWaits:
     def __init__(self) -> None:
         self._num_failures = 0  # in a row
 
-    def after(self, death: Death, seconds: float, *, has_computed: bool) -> float:
-        """Returns the wait in seconds after an engine that lived for some seconds. One that computed something and was
-        ended from outside is no reason to wait."""
-        if seconds >= GOOD_WHILE:
+    def after(self, death: Death, *, start: float, life: float, has_computed: bool) -> float:
+        """Returns the wait in seconds after the death of an engine. start, life: the seconds that it took to start, and
+        those that it lived then. One that lived for longer than it took to start was worth it, and begins a new row.
+        One that computed something and was ended from outside is no reason to wait."""
+        if life >= start:
             self._num_failures = 0
         if has_computed and not death.is_crash:
             return 0.0

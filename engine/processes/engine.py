@@ -239,7 +239,7 @@ def main() -> None:
     except ChannelClosed:
         pass
     except Exception as error:
-        logger.critical("the engine ends: %s", error, exc_info=not isinstance(error, EngineBroken))
+        logger.error("the engine ends: %s", error, exc_info=not isinstance(error, EngineBroken))
         channel.close()  # comes first: a hanging GPU may block the exit, and the front end then kills this process
         sys.exit(1)
 
