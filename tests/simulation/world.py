@@ -62,7 +62,9 @@ PAGE_BYTES = 64
 BLOCK_SIZE = 4
 VOCAB_SIZE = 260
 MAX_MODEL_LEN = 96
-TEMPORARY = re.compile(r"blora-(upload|simulation)-\w+")  # folders whose names the system draws
+TEMPORARY = re.compile(
+    r"blora-(uploads?|simulation)-\w+|(?<=/)adapter-\w{8}(?!\w)"
+)  # folders whose names the system draws
 
 
 @dataclass(frozen=True, slots=True)
