@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from ..errors import QueueFull
 
+MAX_TENANTS = 256  # that wait at once; clients can invent more, and those take turns as one
+OTHERS = "(others)"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Place:
@@ -39,6 +42,7 @@ class TenantTurns:
             self._pass_on()
 
     async def _wait(self, tenant: str, size: int) -> None:
+        tenant = tenant if tenant in self._places or len(self._places) < MAX_TENANTS else OTHERS
         num_waiting = self._sizes.total()
         if num_waiting + size > self._most or self._sizes[tenant] + size > self._most // 2:
             raise QueueFull(f"{num_waiting} characters of {self._what} wait; at most {self._most} do, half of a tenant")
@@ -55,10 +59,9 @@ class TenantTurns:
             raise
 
     def _remove(self, place: _Place) -> None:
-        places = self._places.pop(place.tenant)
-        places.remove(place)
-        if places:  # the tenant has had its turn, and goes to the end
-            self._places[place.tenant] = places
+        self._places[place.tenant].remove(place)
+        if not self._places[place.tenant]:
+            del self._places[place.tenant]
         self._sizes[place.tenant] -= place.size
         if not self._sizes[place.tenant]:
             del self._sizes[place.tenant]
@@ -66,8 +69,11 @@ class TenantTurns:
     def _pass_on(self) -> None:
         self._is_taken = False
         while self._places and not self._is_taken:
-            place = next(iter(self._places.values()))[0]
+            tenant, places = next(iter(self._places.items()))
+            place = places[0]
             self._remove(place)
             if not place.is_next.cancelled():
                 self._is_taken = True
                 place.is_next.set_result(None)
+                if places:  # the tenant goes to the end
+                    self._places[tenant] = self._places.pop(tenant)

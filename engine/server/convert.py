@@ -27,7 +27,7 @@ from ..outputs import (
     EngineInfo,
     LoRARequest,
 )
-from ..text.wire_chat import WireChat, chat_prompt
+from ..text.wire_chat import WireChat, chat_prompt, check_num_items
 
 M = TypeVar("M", bound=Message)
 
@@ -89,16 +89,19 @@ def _prompt(request: generation_pb2.GenerateRequest, most_listed: Mapping[str, i
             return {"prompt": request.text, **salt}
         case "token_ids":
             return {"prompt_token_ids": _token_ids(request, most_listed["prompt_token_ids"]), **salt}
-        case "chat" if request.chat.ByteSize() > MOST_CHAT_HERE:
-            return {"wire_chat": WireChat.of(request.chat), **salt}
         case "chat":
-            return {**chat_prompt(request.chat), **salt}
+            return {**_chat(request.chat), **salt}
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
+
+
+def _chat(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
+    check_num_items(len(chat.messages))  # before anything looks at each of them
+    return chat_prompt(chat) if chat.ByteSize() <= MOST_CHAT_HERE else {"wire_chat": WireChat.of(chat)}
 
 
 def _token_ids(request: generation_pb2.GenerateRequest, most: int) -> list[int]:
     if request.sampling.HasField("truncate_prompt_tokens"):
-        return list(request.token_ids.ids[-most - 1 :])  # one too many is enough to be refused
+        return request.token_ids.ids[-most - 1 :]  # a list; one too many is enough to be refused
     check_count("prompt_token_ids", len(request.token_ids.ids), most)
     return list(request.token_ids.ids)
 

@@ -50,11 +50,16 @@ def chat_prompt(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
     return {"messages": [_message(f"[{index}]", message) for index, message in enumerate(chat.messages)], **given}
 
 
+def check_num_items(num_items: int) -> None:
+    """Raises InvalidRequest for more messages, parts and tools than are read."""
+    if num_items > MAX_ITEMS:
+        raise InvalidRequest("chat", f"has {num_items} messages, parts and tools; at most {MAX_ITEMS} are read")
+
+
 def _check_size(chat: generation_pb2.ChatMessages) -> None:
     num_items = len(chat.tools) + len(chat.messages)
     num_items += sum(len(message.parts) + len(message.tool_calls) for message in chat.messages)
-    if num_items > MAX_ITEMS:
-        raise InvalidRequest("chat", f"has {num_items} messages, parts and tools; at most {MAX_ITEMS} are read")
+    check_num_items(num_items)
     num_characters = sum(map(len, chat.tools)) + len(chat.chat_template_kwargs)
     for message in chat.messages:
         num_characters += len(message.other_fields) + sum(map(len, message.tool_calls))

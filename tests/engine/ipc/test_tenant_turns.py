@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from blora.engine.errors import QueueFull
+from blora.engine.ipc import tenant_turns
 from blora.engine.ipc.tenant_turns import TenantTurns
 
 
@@ -51,6 +52,41 @@ def test_one_tenant_fills_half_and_another_finds_room() -> None:
                 await wait("c", 1)
         await asyncio.gather(*waiting)
         await wait("a", 100)
+
+    run(body())
+
+
+def test_invented_tenants_take_turns_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_turns, "MAX_TENANTS", 2)
+
+    async def body() -> None:
+        turns, served = TenantTurns("texts", 1000), []
+
+        async def work(tenant: str) -> None:
+            async with turns.turn(tenant, 1):
+                served.append(tenant)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*map(work, ("first", "a", "b", "x1", "x2", "x3", "a", "b")))
+        assert served == ["first", "a", "b", "x1", "a", "b", "x2", "x3"]
+
+    run(body())
+
+
+def test_a_tenant_whose_request_leaves_keeps_its_place() -> None:
+    async def body() -> None:
+        turns, served = TenantTurns("texts", 1000), []
+
+        async def work(name: str) -> None:
+            async with turns.turn(name[0], 1):
+                served.append(name)
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(work(name)) for name in ("first", "a0", "a1", "b0")]
+        await asyncio.sleep(0)
+        tasks[2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert served == ["first", "a0", "b0"]
 
     run(body())
 
