@@ -77,6 +77,7 @@ def test_the_next_engine_gets_what_was_told() -> None:
     request = again[0].to_request()
     assert (request.prompt_token_ids, request.token_ids) == (PROMPT, [5, 6, 7, 8, 9])
     assert (request.num_output_tokens, request.num_missing_tokens) == (2, 5)
+    assert (request.num_cached_tokens, request.num_preemptions, request.scheduled_ts) == (2, 1, 3.5)
 
 
 def test_prompt_logprobs_that_were_told_are_counted_once() -> None:
