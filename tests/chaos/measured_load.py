@@ -21,7 +21,7 @@ VOCAB_SIZE = 250  # ids that both models have
 PROMPT_LEN, OUTPUT_LEN = (16, 112), (16, 48)
 WARM_SECONDS = 5.0  # at the beginning of a run, which do not count
 FIRST_RATE, GROWTH = 3.0, 1.25  # requests/s
-PROBE_SECONDS = 20.0
+PROBE_SECONDS = 25.0
 
 _found: dict[tuple[int, float], tuple[float, float]] = {}
 
@@ -80,17 +80,16 @@ def capacity(room: Room, server: Server) -> tuple[float, float]:
 
 
 def _find_capacity(room: Room, server: Server) -> tuple[float, float]:
-    """Raises the rate until goodput falls well behind its best."""
-    seconds = room.seconds(PROBE_SECONDS, least=2 * WARM_SECONDS)
-    rate, best = FIRST_RATE, (FIRST_RATE, 0.0)
-    while True:
+    """Raises the rate until goodput falls well behind its best twice in a row."""
+    seconds = room.seconds(PROBE_SECONDS, least=WARM_SECONDS + 10)
+    rate, best, num_behind = FIRST_RATE, (FIRST_RATE, 0.0), 0
+    while num_behind < 2:
         reached = goodput(drive_at(room, server, rate, seconds).records, WARM_SECONDS, seconds)
         print(f"  {reached:.2f} good requests/s at {rate:.2f}/s", flush=True)
-        if reached > best[1]:
-            best = rate, reached
-        elif reached < 0.9 * best[1] and reached < 0.8 * rate:
-            return best
+        num_behind = num_behind + 1 if reached < 0.9 * best[1] or reached < 0.5 * rate else 0
+        best = max(best, (rate, reached), key=lambda found: found[1])
         rate *= GROWTH
+    return best
 
 
 def p(values: Iterable[float | None], percent: float) -> float:

@@ -14,6 +14,7 @@ NAMES = (
     "bad_adapters",
     "churn",
     "paths",
+    "nth_failures",
     "guilty_rows",
     "deaths",
     "standing_engine",

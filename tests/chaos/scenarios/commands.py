@@ -1,4 +1,4 @@
-"""A2, J1, J2: gates that other programs of this repository prove; their commands run at the gate's numbers."""
+"""A2, A3, J1, J2: gates that other programs of this repository prove; their commands run at the gate's numbers."""
 
 import os
 import subprocess
@@ -18,6 +18,16 @@ from ..room import ROOT, Room
 )
 def simulated(room: Room) -> Iterator[Check]:
     yield _python("simulation", "simulation.run", "--seeds", str(room.scaled(2000, least=5)), "--steps", "300")
+
+
+@gate(
+    "A3",
+    "inside",
+    "the 18 historical bugs are planted, one at a time",
+    "each is noticed by the test that it names (`make mutants` measures the score over small changes, for hours)",
+)
+def planted_bugs(_: Room) -> Iterator[Check]:
+    yield _python("planted bugs", "mutants.run", "planted")
 
 
 @gate(
