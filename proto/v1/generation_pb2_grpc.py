@@ -35,7 +35,8 @@ class GenerationServiceStub:
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
     google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
-    fits: 16 bytes for each token of the model's length, and 64 KiB
+    fits: 16 bytes for each token of the model's length, and 64 KiB. Or the client does not read its
+    stream
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
@@ -72,7 +73,8 @@ class GenerationServiceServicer:
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
     google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
-    fits: 16 bytes for each token of the model's length, and 64 KiB
+    fits: 16 bytes for each token of the model's length, and 64 KiB. Or the client does not read its
+    stream
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
@@ -127,7 +129,8 @@ class GenerationService:
     FAILED_PRECONDITION the adapter cannot be used
     RESOURCE_EXHAUSTED  the queue is full, or the request would wait too long; the status details have a
     google.rpc.RetryInfo. Or too much text waits to be read, or the message is larger than any that
-    fits: 16 bytes for each token of the model's length, and 64 KiB
+    fits: 16 bytes for each token of the model's length, and 64 KiB. Or the client does not read its
+    stream
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
