@@ -23,7 +23,8 @@ class CheckpointError(EngineStartError, ValueError):
         self.problems = problems
 
     def __str__(self) -> str:
-        return f"{len(self.problems)} problem(s) with the weights:\n" + "\n".join(self.problems)
+        between = " " if len(self.problems) == 1 else "\n"  # one fits into the last line of a log
+        return between.join([f"{len(self.problems)} problem(s) with the weights:", *self.problems])
 
 
 class TensorSource(ABC):

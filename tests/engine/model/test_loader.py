@@ -147,6 +147,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tiny: Any, value: float
         tiny.driver()
     told = {f"{name} holds values that are not finite in torch.float32" for name in spoilt}
     assert set(caught.value.problems) == told
+    assert len(str(caught.value).splitlines()) == 4 and len(str(CheckpointError(["one"])).splitlines()) == 1
 
 
 def test_missing_files(tiny: Any, tmp_path: Path) -> None:
