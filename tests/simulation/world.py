@@ -62,9 +62,8 @@ PAGE_BYTES = 64
 BLOCK_SIZE = 4
 VOCAB_SIZE = 260
 MAX_MODEL_LEN = 96
-TEMPORARY = re.compile(
-    r"blora-(uploads?|simulation)-\w+|(?<=/)adapter-\w{8}(?!\w)"
-)  # folders whose names the system draws
+TURNS_PER_CHECK = 3
+TEMPORARY = re.compile(rb"blora-(uploads?|simulation)-\w+|(?<=/)adapter-\w{8}(?!\w)")  # names that the system draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +128,7 @@ class World:
         self.trace = hashlib.sha256()
         self._random = random.Random(f"world {seed}")
         self._num_processes = 0
+        self._num_turns = 0  # of engines
         self._processes: list[SimulatedProcess] = []
         self._bodies: dict[str, tuple[Any, Callable[[SimulatedProcess], Coroutine[Any, Any, None]]]] = {
             "engine": (ToEngine, self._run_engine),
@@ -158,8 +158,11 @@ class World:
 
     def note(self, *facts: object) -> None:
         """Adds to the trace."""
-        text = TEMPORARY.sub("folder", repr((asyncio.get_running_loop().time(), facts)))
-        self.trace.update(text.encode())
+        self.trace.update(repr((asyncio.get_running_loop().time(), facts)).encode())
+
+    def _note_frame(self, what: str, pid: int, content: bytes) -> None:
+        self.note(what, pid)
+        self.trace.update(TEMPORARY.sub(b"folder", content) if b"blora-" in content else content)
 
     def seconds(self, most: float) -> float:
         return self._random.random() * most
@@ -169,7 +172,7 @@ class World:
         name = module.rpartition(".")[2]
         outgoing, body = self._bodies[name]
         await asyncio.sleep(self.seconds(0.02))
-        process = SimulatedProcess(self._num_processes, name, incoming, outgoing, self.note)
+        process = SimulatedProcess(self._num_processes, name, incoming, outgoing, self._note_frame)
         self._num_processes += 1
         self._processes.append(process)
         process.run(body(process))
@@ -187,13 +190,19 @@ class World:
                 if not self.core.has_work:
                     await process.arrive()
                 loop.turn()
-                self.core.check_integrity()
+                self._check_now_and_then(self.core)
                 await process.pass_time()
         except (ChannelClosed, EngineBroken):
             raise
         except Exception as error:
             self.violations.append(f"the engine raised {type(error).__name__}: {error}")
             raise
+
+    def _check_now_and_then(self, core: EngineCore) -> None:
+        """The check looks at every page and request, which takes longer than the turn."""
+        self._num_turns += 1
+        if self._num_turns % TURNS_PER_CHECK == 0:
+            core.check_integrity()
 
     def _heed(self, message: Any) -> None:
         if isinstance(message, AddRequest):
