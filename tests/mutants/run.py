@@ -30,7 +30,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "scheduler/scheduler.py": SCHEDULER,
     "adapters/registry.py": ("tests/adapters/test_registry.py",),
     "engine/adapter_store/catalog.py": STORE,
-    "engine/front_end/validator.py": ("tests/engine/front_end/test_validator.py",),
+    "engine/front_end/validator.py": (
+        "tests/engine/front_end/test_validator.py",
+        "tests/engine/front_end/test_prompts.py",
+    ),
     "engine/front_end/admission.py": ("tests/engine/front_end/test_admission.py",),
 }
 

@@ -12,6 +12,7 @@ import torch
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.validator import (
+    MAX_PROMPT_LOGPROBS,
     MAX_PROMPT_TOKENS,
     WITHOUT_EFFECT,
     Limits,
@@ -207,6 +208,13 @@ def test_the_whole_vocabulary_is_a_number_in_the_end() -> None:
     few = SamplingParams(logprobs=3)
     assert with_all_logprobs(few, 10, FACTS) == few
     refused(lambda: with_all_logprobs(SamplingParams(prompt_logprobs=-1), 1 << 20, FACTS), "prompt_logprobs")
+
+
+def test_logprobs_of_a_prompt_are_limited_for_all_of_its_tokens_together() -> None:
+    four, none = SamplingParams(prompt_logprobs=4), SamplingParams(logprobs=4)
+    assert with_all_logprobs(four, MAX_PROMPT_LOGPROBS // 4, FACTS) == four
+    refused(lambda: with_all_logprobs(four, MAX_PROMPT_LOGPROBS // 4 + 1, FACTS), "prompt_logprobs")
+    assert with_all_logprobs(none, MAX_PROMPT_LOGPROBS + 1, FACTS) == none
 
 
 def test_samples_and_stops_are_limited_by_options() -> None:
