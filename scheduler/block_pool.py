@@ -87,8 +87,9 @@ class BlockPool:
                 self._rule.take(page.key)
             page.ref_count += 1
 
-    def release(self, page_ids: Iterable[int]) -> None:
-        """Drops a reference to each page. Callers pass a sequence's pages last first: its tail is evicted first."""
+    def release(self, page_ids: Iterable[int], is_awaited: bool = False) -> None:
+        """Drops a reference to each page. Callers pass a sequence's pages last first: its tail is evicted first.
+        is_awaited: a waiting request will want the blocks again."""
         for page_id in page_ids:
             page = self._pages[page_id]
             if page.ref_count < 1:
@@ -99,10 +100,13 @@ class BlockPool:
             if page.key is None:
                 self._empty.append(page_id)
             else:
-                self._rule.add(page.key, Kind.BLOCK, 1)
+                self._rule.add(page.key, Kind.BLOCK, 1, is_awaited)
 
     def is_held(self, page_id: int) -> bool:
         return self._pages[page_id].ref_count > 0
+
+    def is_shared(self, page_id: int) -> bool:
+        return self._pages[page_id].ref_count > 1
 
     def publish(self, page_id: int, key: bytes) -> None:
         """Makes a full, used KV block findable by its key. A key that has a page already keeps it."""

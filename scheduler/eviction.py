@@ -14,8 +14,10 @@ again from adapters that many requests use.) An evicted thing is remembered by n
 arena's worth of pages was evicted after it. If it is wanted in that time, it counts as wanted; otherwise a class that
 was once found worthless would stay so for ever.
 
+The blocks of a preempted request are awaited: they are wanted again with certainty, and are a class of their own.
+
 Things of one class differ only in the time at which they became idle. So each class is a queue, and the next thing to
-go is at the head of one of six queues.
+go is at the head of one of eight queues.
 """
 
 from collections import OrderedDict
@@ -33,6 +35,7 @@ class Kind(Enum):
 
 
 NUM_CLASSES = 3  # for each kind: things that came back never, once, or more often
+AWAITED = NUM_CLASSES  # a further class: things that somebody waits for
 MAX_OUTCOMES = 2048  # outcomes counted for each class; older ones count less and less
 COST_MEMORY = 0.95  # fraction of the known cost that is kept when a new one is measured
 
@@ -52,13 +55,14 @@ class ReturnCosts:
 @dataclass(slots=True, eq=False)
 class _Class:
     kind: Kind
+    is_awaited: bool = False
     idle: OrderedDict[Thing, float] = field(default_factory=OrderedDict)  # thing -> the clock when it became idle
     num_wanted: float = 0.0  # outcomes: things that were wanted again
     num_unwanted: float = 0.0  # outcomes: things that were not
 
     @property
     def chance(self) -> float:
-        return (self.num_wanted + 1) / (self.num_wanted + self.num_unwanted + 2)
+        return 1.0 if self.is_awaited else (self.num_wanted + 1) / (self.num_wanted + self.num_unwanted + 2)
 
     def note(self, is_wanted: bool) -> None:
         if is_wanted:
@@ -77,6 +81,7 @@ class _Known:
     kind: Kind
     num_pages: int
     num_returns: int = 0
+    is_awaited: bool = False  # somebody waits for the thing, or did when it became idle
     is_missed: bool = False  # the thing was evicted and is wanted again, but may never be here again
 
 
@@ -87,19 +92,20 @@ class KeepRule:
         self.num_evicted = dict.fromkeys(Kind, 0)
         self.costs = costs
         self._clock = 0.0  # seconds per page
-        self._classes = {kind: [_Class(kind) for _ in range(NUM_CLASSES)] for kind in Kind}
+        self._classes = {kind: [_Class(kind, index == AWAITED) for index in range(NUM_CLASSES + 1)] for kind in Kind}
         self._known: dict[Thing, _Known] = {}
         self._gone: OrderedDict[Thing, None] = OrderedDict()  # evicted things, oldest first
         self._num_gone_pages = 0
         self._max_gone_pages = num_pages
 
     def _class_of(self, known: _Known) -> _Class:
-        return self._classes[known.kind][min(known.num_returns, NUM_CLASSES - 1)]
+        return self._classes[known.kind][AWAITED if known.is_awaited else min(known.num_returns, NUM_CLASSES - 1)]
 
-    def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
-        """Adds a thing in use to the idle things."""
+    def add(self, thing: Thing, kind: Kind, num_pages: int, is_awaited: bool = False) -> None:
+        """Adds a thing in use to the idle things. is_awaited: it is certain that it will be wanted again."""
         self.arrive(thing)
         known = self._known.setdefault(thing, _Known(kind, num_pages))
+        known.is_awaited = is_awaited
         self._class_of(known).idle[thing] = self._clock
         self.num_idle_pages += num_pages
 
@@ -123,8 +129,10 @@ class KeepRule:
             self._known[thing].is_missed = False
 
     def _come_back(self, known: _Known) -> None:
-        self._class_of(known).note(is_wanted=True)
-        known.num_returns += 1
+        if not known.is_awaited:  # which says nothing about what nobody waits for
+            self._class_of(known).note(is_wanted=True)
+            known.num_returns += 1
+        known.is_awaited = False
 
     def drop(self, thing: Thing) -> None:
         """Forgets a thing for good, whatever its state. Unknown things are allowed."""

@@ -39,8 +39,22 @@ class KVManager:
 
     def num_needed(self, request: Request) -> int:
         """Returns the number of free pages that admitting the request takes."""
-        num_held = sum(self._pool.is_held(page_id) for page_id in self.find_prefix(request))
-        return self.blocks_for(request.num_tokens) - num_held
+        return self.blocks_for(request.num_tokens) - self.num_held(request)
+
+    def num_held(self, request: Request) -> int:
+        """Returns the number of blocks that a waiting request would share with running ones."""
+        return sum(self._pool.is_held(page_id) for page_id in self.find_prefix(request))
+
+    @property
+    def num_entries(self) -> int:
+        """Number of blocks of all running requests; a block that several of them share counts for each."""
+        return sum(map(len, self._tables.values()))
+
+    def num_lost_tokens(self, request: Request) -> int:
+        """Returns the number of computed tokens that only this running request holds, and may have to compute again if
+        it gives its blocks back."""
+        num_kept = sum(self._pool.is_shared(page_id) for page_id in self._tables[request.request_id])
+        return max(request.num_computed_tokens - num_kept * self.block_size, 0)
 
     def admit(self, request: Request) -> int | None:
         """Takes blocks for all known tokens, cached ones first. Returns the number of cached tokens, or None, with
@@ -80,10 +94,10 @@ class KVManager:
             self._pool.publish(table[index], request.block_keys[index])
         self._num_published[request.request_id] = max(num_full, self._num_published[request.request_id])
 
-    def release(self, request: Request) -> None:
-        """Gives back the request's blocks; full blocks stay findable until they are evicted. A request without blocks
-        is allowed."""
-        self._pool.release(reversed(self._tables.pop(request.request_id, [])))
+    def release(self, request: Request, is_coming_back: bool = False) -> None:
+        """Gives back the request's blocks; full blocks stay findable until they are evicted, last of all if the request
+        is coming back. A request without blocks is allowed."""
+        self._pool.release(reversed(self._tables.pop(request.request_id, [])), is_coming_back)
         self._num_published.pop(request.request_id, None)
 
     def retract(self, request: Request) -> None:

@@ -5,12 +5,13 @@ long as these rows alone. `target_itl` sets the limit outright. It then limits h
 so many rows would take longer even without a prompt. A step without decoding rows has no limit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from .request import Request
+from .request import AdapterUse, Request
 from .step_time import StepTime, StepWork
 
 SLOWDOWN = 2.0
+NumPages = Callable[[Iterable[AdapterUse]], int]  # counts the pages of all distinct adapters of a list
 
 
 class Pace:
@@ -36,9 +37,11 @@ class Pace:
         """Returns the seconds that a step may take. decoding: the work of its rows that decode."""
         return SLOWDOWN * self.seconds(decoding) if self._target_itl is None else self._target_itl
 
-    def has_seat(self, running: Sequence[Request], request: Request, num_pages: int) -> bool:
-        """Whether a request may run beside others. num_pages: pages of all their adapters."""
+    def has_seat(self, running: Sequence[Request], request: Request, num_pages: NumPages) -> bool:
+        """Whether a request may run beside others."""
         if self._target_itl is None or not running:
             return True
-        rows = [StepWork.of_row(other.num_tokens, 1, len(other.adapters)) for other in (*running, request)]
-        return self.seconds(StepWork.total([StepWork(1, num_adapter_pages=num_pages), *rows])) <= self._target_itl
+        requests = [*running, request]
+        rows = [StepWork.of_row(other.num_tokens, 1, len(other.adapters)) for other in requests]
+        shared = StepWork(1, num_adapter_pages=num_pages(use for other in requests for use in other.adapters))
+        return self.seconds(StepWork.total([shared, *rows])) <= self._target_itl

@@ -68,6 +68,7 @@ class AdapterResidency:
         self.num_misses = 0  # uses by admitted requests for which the adapter had to be copied
         self.num_copied_pages = 0
         self.copy_seconds = 0.0
+        self.num_held_pages = 0  # of adapters in use, pinned or being copied
         self._adapters: dict[str, _Adapter] = {}
         self._copying: dict[str, _Adapter] = {}  # held and not ready, oldest first
         self._prefetched: dict[str, None] = {}  # digests in _copying, copied ahead for requests that still wait
@@ -248,6 +249,7 @@ class AdapterResidency:
         if page_ids is None:
             return False
         adapter.page_ids = page_ids
+        self.num_held_pages += len(page_ids)
         adapter.num_copied = adapter.num_planned = 0 if parked is None else adapter.num_pages
         if parked is None:
             self._pool.note_miss(digest)
@@ -260,6 +262,7 @@ class AdapterResidency:
         if adapter.is_wanted:
             return
         page_ids, adapter.page_ids = adapter.page_ids, []
+        self.num_held_pages -= len(page_ids)
         self._copying.pop(digest, None)
         self._prefetched.pop(digest, None)
         if not adapter.is_ready:
@@ -386,6 +389,8 @@ class AdapterResidency:
             raise RuntimeError(
                 f"{list(self._prefetched)} are copied ahead, but only {list(self._copying)} are being copied"
             )
+        if self.num_held_pages != len(list(self.owned_pages())):
+            raise RuntimeError(f"adapters hold {len(list(self.owned_pages()))} pages, not {self.num_held_pages}")
         for digest, adapter in self._adapters.items():
             if (adapter.num_requests, adapter.num_users) != (requests[digest], users[digest]):
                 raise RuntimeError(

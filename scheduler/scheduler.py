@@ -12,6 +12,7 @@ from .alone import AloneTurns
 from .block_pool import BlockPool
 from .deadlines import Deadlines
 from .fair_share import DEFAULT_FAIRNESS, Fairness
+from .forecast import MemoryForecast
 from .kv_manager import KVManager
 from .pace import Pace
 from .prompt_turns import MAX_TENANTS, PromptTurns
@@ -51,6 +52,7 @@ class Scheduler:
         self.in_hand: Request | None = None  # the request whose turn it is, while a step is planned or committed
         self._num_accepted = 0
         self.step_time = StepTime()
+        self._forecast = MemoryForecast(kv.block_size)
         self._pace = Pace(self.step_time, kv.block_size, limits.is_timed, limits.target_itl)
         self._launched = StepWork()  # work of steps since the last one that gave a token
         self._launched_seconds = 0.0
@@ -80,6 +82,7 @@ class Scheduler:
         if reason is FinishReason.ERROR:
             self._kv.retract(request)
         self._deadlines.forget(request)
+        self._forecast.note_end(request)
         self._waiting.forget(request)
         self._leave(request)
         self._residency.forget(request.adapters)
@@ -92,11 +95,11 @@ class Scheduler:
             if follower.status is Status.WAITING and follower.request_id in self._requests:
                 self._waiting.push(follower)
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Request, is_coming_back: bool = False) -> None:
         """The one place where a running request gives back its blocks and its adapters."""
         if request.status is Status.RUNNING:
             self._running.remove(request)
-            self._kv.release(request)
+            self._kv.release(request, is_coming_back)
             self._residency.release(request.adapters)
 
     def reset_prefix_cache(self, also_running: bool) -> bool:
@@ -177,21 +180,36 @@ class Scheduler:
         return num_new
 
     def _make_room(self, request: Request, num_tokens: int, plan: StepPlan) -> bool:
-        """Extends the request's blocks, preempting the last request in service order until they fit. Returns False when
-        the request itself was preempted."""
+        """Extends the request's blocks, preempting requests until they fit. Returns False when the request itself was
+        preempted."""
         while not self._kv.extend(request, num_tokens):
             if self._residency.cancel_prefetches() or self._residency.cancel_warming():
                 continue
-            victim = self._running[-1]
+            victim = self._victim()
             self._preempt(victim, plan)
             if victim is request:
                 return False
         return True
 
+    def _victim(self) -> Request:
+        """Returns the running request that makes way for others: of the last in service order the one that loses
+        least. An overdue request loses its turn last of its priority, the oldest one last of all."""
+        last = self._running[-1]
+        if last.is_overdue:
+            return last
+        equals = [
+            request
+            for request in self._running
+            if self._waiting.urgency(request) == self._waiting.urgency(last) and not request.is_overdue
+        ]
+        return min(equals, key=lambda request: (self._kv.num_lost_tokens(request), -request.arrival))
+
     def _preempt(self, request: Request, plan: StepPlan) -> None:
-        """Takes back all that a request holds. The request waits again and recomputes all but its cached blocks."""
+        """Takes back all that a request holds. The request waits again, first in line, and recomputes all but its
+        cached blocks: who waits behind it would only take these from it."""
         plan.drop(request)
-        self._leave(request)
+        self._leave(request, is_coming_back=True)
+        request.is_overdue = True
         request.status = Status.WAITING
         request.num_computed_tokens = 0
         request.num_preemptions += 1
@@ -212,8 +230,7 @@ class Scheduler:
     def _has_seat(self, request: Request) -> bool:
         if len(self._running) >= self.limits.max_num_seqs:
             return False
-        uses = (use for other in (*self._running, request) for use in other.adapters)
-        return self._pace.has_seat(self._running, request, self._residency.num_pages(uses))
+        return self._pace.has_seat(self._running, request, self._residency.num_pages)
 
     def _admit(self, request: Request, plan: StepPlan) -> None:
         """Has a waiting request run that has taken its holdings."""
@@ -233,8 +250,8 @@ class Scheduler:
         if self._take_holdings(head):
             self._admit(head, plan)
             self._schedule_row(head, plan)
-        elif self._running and self._waiting.urgency(self._running[-1]) > self._waiting.urgency(head):
-            self._preempt(self._running[-1], plan)
+        elif self._is_less_urgent(head) and self._will_have_room(head):
+            self._preempt(self._victim(), plan)
         elif self._running or self._residency.is_warming:  # running requests end, and warm adapters can be evicted
             return False
         else:
@@ -252,9 +269,26 @@ class Scheduler:
             return first
         return next((request for request in others if self._residency.has_pages(request.adapters)), first)
 
+    def _is_less_urgent(self, request: Request) -> bool:
+        """Whether a running request is less urgent than this one."""
+        return bool(self._running) and self._waiting.urgency(self._running[-1]) > self._waiting.urgency(request)
+
     def _has_room(self, request: Request) -> bool:
         num_needed = self._kv.num_needed(request) + self._residency.num_needed(request.adapters)
         return num_needed + len(self._running) <= self._pool.num_free
+
+    def _will_have_room(self, request: Request) -> bool:
+        """Whether a request and those that it cannot displace are expected to fit until they end."""
+        urgency = self._waiting.urgency(request)
+        others = [other for other in self._running if self._waiting.urgency(other) <= urgency]
+        if not others:
+            return True
+        num_for_adapters = self._residency.num_held_pages
+        num_for_blocks = self._pool.num_pages - self._pool.num_free - num_for_adapters
+        num_shared = self._kv.num_entries - num_for_blocks + self._kv.num_held(request)
+        num_new = self._residency.num_needed(request.adapters)
+        num_blocks = self._forecast.num_blocks([*others, request]) - num_shared
+        return num_blocks + num_for_adapters + num_new <= self._pool.num_pages
 
     def _prefetch(self, num_copied_at_most: int) -> None:
         """Looks ahead in the queue and begins to copy the adapters of requests that wait only for a seat or for tokens
@@ -276,7 +310,9 @@ class Scheduler:
         # admitted. Counting first keeps a request that does not fit from evicting other pages at every step.
         if not self._has_room(request) and self._residency.cancel_prefetches():
             return self._take_holdings(request)
-        if not self._has_room(request) or not self._residency.acquire(request.adapters):
+        if not self._has_room(request) or not self._will_have_room(request):
+            return False
+        if not self._residency.acquire(request.adapters):
             return False
         num_found = self._kv.admit(request)
         if num_found is None:

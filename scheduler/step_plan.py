@@ -1,15 +1,13 @@
 """StepPlan: the rows of a step while it is being planned, and what is left of its budget of tokens and seconds."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
-from .pace import Pace
+from .pace import NumPages, Pace
 from .request import AdapterUse, Request
 from .step import Limits, ScheduledRow
 from .step_time import StepWork
-
-NumPages = Callable[[Iterable[AdapterUse]], int]  # counts the pages of all distinct adapters of a list
 
 
 class StepPlan:

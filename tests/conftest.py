@@ -24,6 +24,7 @@ from tiny import make_adapter, make_model
 from tiny_transformers import Tiny
 
 from blora.engine import LLM
+from blora.scheduler.forecast import MemoryForecast
 
 # A busy machine must not make a test fail.
 settings.register_profile("few", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -133,6 +134,12 @@ def make_llm(tiny_model: Path, backend: str) -> Iterator[Callable[..., LLM]]:
         llm.check_idle()
     made.clear()
     gc.collect()
+
+
+@pytest.fixture
+def blind_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has engines in this process foresee no need of memory, so that they admit requests that have to be preempted."""
+    monkeypatch.setattr(MemoryForecast, "num_blocks", lambda *_: 0)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Stand-ins that need no model: a runner that records in each KV cell what was written there."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from blora.scheduler import (
     DEFAULT_FAIRNESS,
@@ -18,6 +18,7 @@ from blora.scheduler import (
     Scheduler,
     Step,
 )
+from blora.scheduler.forecast import MemoryForecast
 
 VOCAB = 50
 
@@ -92,6 +93,14 @@ def next_token(row: ScheduledRow) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) % VOCAB
 
 
+class BlindForecast(MemoryForecast):
+    """Foresees no need, so that requests are admitted that have to be preempted."""
+
+    def num_blocks(self, requests: Iterable[Request]) -> int:
+        del requests
+        return 0
+
+
 def make_scheduler(
     num_pages: int = 16,
     block_size: int = 4,
@@ -104,12 +113,16 @@ def make_scheduler(
     are_copies_beside_rows: bool = False,
     is_timed: bool = False,
     target_itl: float | None = None,
+    is_blind: bool = False,
 ) -> tuple[Scheduler, AdapterResidency, BlockPool]:
     pool = BlockPool(num_pages)
     residency = AdapterResidency(pool, copied_pages_per_step, are_copies_beside_rows)
     kv = KVManager(pool, block_size, enable_prefix_caching)
     limits = Limits(max_num_batched_tokens, max_num_seqs, is_timed, target_itl)
-    return Scheduler(limits, pool, kv, residency, policy, fairness), residency, pool
+    scheduler = Scheduler(limits, pool, kv, residency, policy, fairness)
+    if is_blind:
+        scheduler._forecast = BlindForecast(block_size)
+    return scheduler, residency, pool
 
 
 def make_request(request_id: int, prompt: list[int], max_tokens: int = 4, **fields: object) -> Request:

@@ -30,6 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         copied_pages=st.integers(1, 3),
         is_timed=st.booleans(),
         target_itl=st.sampled_from([None, None, 1e-4, 0.02]),
+        is_blind=st.booleans(),
     )
     def start(
         self,
@@ -41,6 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         copied_pages: int,
         is_timed: bool,
         target_itl: float | None,
+        is_blind: bool,
     ) -> None:
         self.scheduler, self.residency, self.pool = make_scheduler(
             num_pages,
@@ -54,6 +56,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             are_copies_beside_rows=self.are_copies_beside_rows,
             is_timed=is_timed,
             target_itl=target_itl,
+            is_blind=is_blind,
         )
         self.runner = self.make_runner(num_pages, copied_pages)
         self.num_pages = num_pages

@@ -83,6 +83,7 @@ def test_prompt_logprobs_before_the_invocation_are_the_base_models(
     assert not any(same[start + 1 :])
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_rows_in_any_batch_are_their_solo_runs(
     make_llm: Callable[..., LLM], activated: dict[str, str], backend: str
 ) -> None:

@@ -11,7 +11,7 @@ from tiny import make_adapter, make_model
 
 from blora.engine import LLM, CompletionOutput
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blind_forecast")]
 
 # Models wide enough that threads share the work of a step, with gate and up of whole panels or not.
 MODELS: dict[str, dict[str, Any]] = {

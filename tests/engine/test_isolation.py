@@ -12,6 +12,7 @@ from blora.engine import LLM, SamplingParams
 
 
 @pytest.mark.grid
+@pytest.mark.usefixtures("blind_forecast")
 def test_rows_of_random_mixed_batches_equal_their_solo_runs(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:

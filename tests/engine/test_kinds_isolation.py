@@ -15,7 +15,7 @@ from tiny import make_adapter
 from blora.engine import LLM
 from blora.engine.text.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blind_forecast")]
 
 INVOCATION = "<go>"
 SUMMABLE = ("plain", "bias-all", "bias-lora-only", "lora-bias", "embedding", "head", "both")

@@ -400,6 +400,7 @@ def test_metrics_say_when(make_llm: Callable[..., LLM]) -> None:
     assert (metrics.num_generation_tokens, metrics.num_preemptions) == (10, 0)
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_metrics_count_preemptions(make_llm: Callable[..., LLM]) -> None:
     outputs = make_llm(memory="20KB").generate(["a" * 20, "b" * 20], replace(GREEDY, max_tokens=30), use_tqdm=False)
     assert sum(output.metrics.num_preemptions for output in outputs if output.metrics) > 0
@@ -593,6 +594,7 @@ def test_cached_tokens_are_those_found_before_the_first_sample(make_llm: Callabl
     assert (first.num_cached_tokens, again.num_cached_tokens) == (0, 20)
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_prompt_logprobs_come_once_through_preemptions(make_llm: Callable[..., LLM]) -> None:
     sampling = SamplingParams(temperature=0, max_tokens=30, prompt_logprobs=1, ignore_eos=True)
     prompts = [f"row {index} of a batch that does not fit" for index in range(6)]

@@ -103,6 +103,7 @@ def test_tokens_beyond_the_models_are_refused(make_llm: Callable[..., LLM], fiel
         llm.generate("a", greedy(**{field: value}), use_tqdm=False)
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_each_row_of_a_mixed_batch_is_its_solo_run(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], backend: str
 ) -> None:

@@ -16,7 +16,7 @@ from tiny import make_adapter
 
 from blora.engine import LLM, RequestOutput, SamplingParams
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("blind_forecast")]
 
 INVOCATION = "<go>"
 BLOCK = 4

@@ -18,8 +18,8 @@ MEMORY = sum(PAGES) // 50  # pages; room for 40 adapters
 class LeastRecentlyUsed(KeepRule):
     """Evicts the thing that has been idle for longest."""
 
-    def add(self, thing: Thing, kind: Kind, num_pages: int) -> None:
-        super().add(thing, kind, num_pages)
+    def add(self, thing: Thing, kind: Kind, num_pages: int, is_awaited: bool = False) -> None:
+        super().add(thing, kind, num_pages, is_awaited)
         self._clock += 1
 
     def _priority(self, group: object) -> float:

@@ -100,10 +100,11 @@ class Oracle(WaitingQueue):
         self.waiting: dict[int, Request] = {}
         self.running: dict[int, Request] = {}
         self.passed: Counter[int] = Counter()  # priced tokens
+        self.preempted: set[int] = set()
         self.num_bounded = 0
 
     def is_overdue(self, request: Request) -> bool:
-        return self.passed[request.request_id] >= self.bound
+        return self.passed[request.request_id] >= self.bound or request.request_id in self.preempted
 
     def flow(self, request: Request) -> object:
         return (request.priority, request.tenant, request.adapters)
@@ -118,8 +119,10 @@ class Oracle(WaitingQueue):
 
     def push(self, request: Request) -> None:
         super().push(request)
-        if self.running.pop(request.request_id, None) is not None and self.is_overdue(request):
-            self.check_preemption(request)
+        if self.running.pop(request.request_id, None) is not None:
+            if self.is_overdue(request):
+                self.check_preemption(request)
+            self.preempted.add(request.request_id)
         self.waiting[request.request_id] = request
 
     def check_preemption(self, victim: Request) -> None:
@@ -168,6 +171,7 @@ def run_trace(seed: int) -> int:
         num_pages=draw.randint(12, 24),
         max_num_seqs=draw.randint(1, 6),
         max_num_batched_tokens=draw.randint(4, 24),
+        is_blind=draw.random() < 0.7,
     )
     oracle = scheduler._waiting = Oracle(draw.choice([0.5, 10.0, 40.0, 150.0]))
     sizes = [draw.randint(1, 4) for _ in range(5)]

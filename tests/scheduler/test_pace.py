@@ -22,7 +22,7 @@ def run_step(scheduler: Scheduler) -> Step:
 
 def start_decoding(scheduler: Scheduler, num_rows: int) -> None:
     for request_id in range(1000, 1000 + num_rows):
-        scheduler.add(make_request(request_id, [request_id], 1000))
+        scheduler.add(make_request(request_id, [request_id], 200))
     run_step(scheduler)
 
 

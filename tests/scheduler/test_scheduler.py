@@ -88,8 +88,8 @@ def test_prompt_logprobs_skip_hits() -> None:
     assert scheduled(run_step(scheduler, runner)[0]) == {1: 9}
 
 
-def test_the_newest_is_preempted_and_recomputes_the_same_tokens() -> None:
-    scheduler, *_ = make_scheduler(num_pages=6, max_num_batched_tokens=64)
+def test_a_preempted_request_recomputes_the_same_tokens() -> None:
+    scheduler, *_ = make_scheduler(num_pages=6, max_num_batched_tokens=64, is_blind=True)
     runner = CheckingRunner(4)
     prompts = {0: [1, 2, 3, 4, 5], 1: [5, 6, 7, 8, 9], 2: [3, 3, 3]}
     for request_id, prompt in prompts.items():

@@ -97,6 +97,7 @@ def test_architectures(make_pair: Pair, tmp_path: Path, case: str) -> None:
     assert_same(generate(reference, PROMPTS, nobody), generate(cuda, PROMPTS, nobody))
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
     """The memory holds a part of the rows, and the same prompts come twice."""
     reference, cuda = make_pair(wide_model, memory=24 * PAGE_BYTES, max_num_batched_tokens=48)
@@ -109,6 +110,7 @@ def test_prefix_hits_and_preemption(make_pair: Pair, wide_model: Path) -> None:
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False])
+@pytest.mark.usefixtures("blind_forecast")
 def test_prefixes_that_many_rows_share(
     make_pair: Pair, wide_model: Path, flashinfer: FakeFlashInfer, monkeypatch: pytest.MonkeyPatch, enforce_eager: bool
 ) -> None:

@@ -170,6 +170,7 @@ def off_by(expected: Sequence[CompletionOutput], actual: Sequence[CompletionOutp
 EXACT: dict[str, Any] = {"backend": "reference", "dtype": "float16", "memory": "8MB", "block_size": 4}
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_small_kv_is_found_again_and_made_again(make_pair: Pair, wide_model: Path) -> None:
     """With prefix hits and preemption, other rows read KV of 8 bits, and a second computation gives the same."""
     small = {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 48}

@@ -76,6 +76,7 @@ def test_a_sum_in_any_batch_is_its_solo_run(
                 assert sample.logprobs == expected.logprobs, use
 
 
+@pytest.mark.usefixtures("blind_forecast")
 def test_a_preempted_sum_goes_on_as_it_was(make_llm: Callable[..., LLM], adapters: dict[str, str]) -> None:
     sampling = dataclasses.replace(GREEDY, max_tokens=40)
     uses = [{"r1": 0.5, "r2": 2.0}, {"r2": 2.0, "r1": 0.5}, None] * 3

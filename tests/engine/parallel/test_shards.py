@@ -111,6 +111,7 @@ def test_adapters_add_no_communication(world: World, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.grid
+@pytest.mark.usefixtures("blind_forecast")
 def test_rows_in_random_batches_equal_their_runs_in_one_process(world: World, cases: Callable[[int, int], int]) -> None:
     names = [name for name in world.adapters if name != "activated"]
     sizes = sorted(world.two.get_adapter(name).num_bytes // 2 for name in names)
