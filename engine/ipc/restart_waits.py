@@ -3,6 +3,7 @@
 from .death import Death
 
 WAITS = (0.0, 0.5, 2.0, 10.0)  # seconds; the last one repeats
+MOST_AFTER_WORK = 2.0  # seconds, after an engine that got requests on
 
 
 class RestartWaits:
@@ -17,7 +18,8 @@ class RestartWaits:
             self._num_failures = 0
         if has_computed and not death.is_crash:
             return 0.0
-        return self.after_failure()
+        wait = self.after_failure()
+        return min(wait, MOST_AFTER_WORK) if has_computed else wait
 
     def begin_anew(self) -> None:
         """What ended engines has been set aside."""
