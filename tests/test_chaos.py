@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from chaos import scenarios
 from chaos.gates import GATES, PARTS, Check, Gate, at_least, at_most, none_of
 from chaos.results import PAGE, page_with, read_results, summary_of, table_of, try_gate, write_results
@@ -49,3 +51,9 @@ def test_results_are_kept_by_gate(tmp_path: Path) -> None:
     write_results({"G3": result, "of old": result}, tmp_path / "results.json")
     assert read_results(tmp_path / "results.json") == {"G3": result}
     assert "| not run |" in table_of({})
+
+
+@pytest.mark.slow
+def test_a_scenario_runs_from_its_server_to_its_oracle() -> None:
+    result = try_gate(GATES["G1"], seed=3, scale=0.01)
+    assert result["is_passed"], result["checks"]
