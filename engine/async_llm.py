@@ -809,6 +809,7 @@ class AsyncLLM(TellsUnserved):
         """Raises RuntimeError when an adapter, its image in host memory, or a reference to one has no owner."""
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._adapters.check_integrity(uses)
+        self._front_end.admission.check_integrity(self._front_end.outputs.users())
         self._parts.resumption.check_integrity([sample for user in self._readers for sample in user.sample_ids])
 
     def check_idle(self) -> None:

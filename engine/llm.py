@@ -627,6 +627,7 @@ class LLM(TellsUnserved):
         self._core.check_integrity()
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._policy.check_integrity(uses, self._core.images())
+        self._front_end.admission.check_integrity(self._front_end.outputs.users())
 
     @in_turn
     def check_idle(self) -> None:

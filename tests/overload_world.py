@@ -70,12 +70,15 @@ class OverloadWorld:
         num_seats: int = 64,
         num_batched_tokens: int = 256,
         num_pages: int = 4096,
+        target_itl: float | None = None,
         noise: float = 0.1,
         costs: StepCosts = MACHINE,
     ) -> None:
         self.now = 0.0
         self._costs, self._noise, self._draw = costs, noise, random.Random(0)
-        self.scheduler, _, _ = make_scheduler(num_pages, 16, num_batched_tokens, num_seats, is_timed=True)
+        self.scheduler, _, _ = make_scheduler(
+            num_pages, 16, num_batched_tokens, num_seats, is_timed=True, target_itl=target_itl
+        )
         limits = QueueLimits(max_requests, max_tokens, max_seconds)
         self.admission = Admission(limits, "fair", num_seats, (), lambda: self.now)
         self._asked: dict[int, Asked] = {}  # unfinished
@@ -99,7 +102,7 @@ class OverloadWorld:
             self.now = end
             self._commit(step, seconds)
             self._end_late(end)
-        self.admission.check_integrity()
+        self.admission.check_integrity(self._asked)
         assert not self._asked and self.admission.facts.num_queued_tokens == 0
 
     def _ask(self, request_id: int, asked: Asked) -> None:

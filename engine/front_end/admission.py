@@ -5,7 +5,7 @@ wait longer than the server or its own deadlines allow. Synchronous, without I/O
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from blora.scheduler import DEFAULT_FAIRNESS, StepCosts, StepReport
@@ -209,9 +209,12 @@ class Admission:
     def facts(self) -> QueueFacts:
         return QueueFacts(self._tokens.total(), self._num_refused, self._num_expired)
 
-    def check_integrity(self) -> None:
-        """Raises RuntimeError when a count is not that of the requests in the queue."""
+    def check_integrity(self, unfinished: Iterable[Hashable]) -> None:
+        """Raises RuntimeError when a count is not that of the requests in the queue, or these are not the unfinished
+        ones."""
         self._backlog.check_integrity()
+        if self._entries.keys() != set(unfinished):
+            raise RuntimeError("the queue holds other requests than the unfinished ones")
         waiting = [entry.demand for entry in self._entries.values() if entry.first_token is None]
         requests, tokens = Counter[str](), Counter[str]()
         for entry in self._entries.values():

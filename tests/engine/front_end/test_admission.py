@@ -123,7 +123,7 @@ def test_no_tenant_can_fill_the_queue() -> None:
     with pytest.raises(QueueFull, match="of this tenant"):
         fill(admission, 100, tenant="another")
     fill(admission, 3, tenant="modest")
-    admission.check_integrity()
+    admission.check_integrity(admission._entries)
 
 
 def test_a_batch_is_taken_whole_or_not_at_all() -> None:
@@ -149,8 +149,18 @@ def test_a_tenant_that_has_nothing_left_is_forgotten() -> None:
         if number % 2:
             admission.note_first_token(number, 0)
         admission.leave(number, None, number % 2 == 0)
-        admission.check_integrity()
+        admission.check_integrity(admission._entries)
     assert admission.facts.num_expired == 25 and admission.facts.num_queued_tokens == 0
+
+
+def test_a_count_that_is_wrong_is_noticed() -> None:
+    admission = make()
+    admission.enter("one", demand())
+    with pytest.raises(RuntimeError, match="other requests than the unfinished"):
+        admission.check_integrity([])
+    admission._tokens[""] += 1
+    with pytest.raises(RuntimeError, match="counts other requests"):
+        admission.check_integrity(["one"])
 
 
 # The order of service.

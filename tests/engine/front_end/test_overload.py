@@ -33,6 +33,7 @@ CASES: dict[str, tuple[float, dict[str, Any], dict[str, Any]]] = {  # longest wa
     "tight deadlines": (9.0, {"patience": 0.6}, {}),
     "the server's own limit": (1.0, {}, {"max_seconds": 1.0}),
     "few seats": (1.0, {"first_token_patience": 1.0}, {"num_seats": 8}),
+    "a pace to keep": (1.0, {}, {"max_seconds": 0.8, "target_itl": 0.03, "num_batched_tokens": 2048}),
     "little memory": (1.0, {"first_token_patience": 1.0}, {"num_pages": 100}),
 }
 
