@@ -77,13 +77,13 @@ CASES: dict[str, tuple[Any, str | None, Callable[[Tokenizer], str]]] = {
     "short text": ("a text", None, lambda _: "a text"),
     "long text": (LONG, None, lambda _: LONG),
     "short chat": (said("hello"), None, lambda tokenizer: tokenizer.render(Chat.read(said("hello")))),
-    "long chat": (said(LONG), None, lambda tokenizer: tokenizer.render(Chat.read(said(LONG)))),
     "long chat on the wire": (on_the_wire(LONG), None, lambda tokenizer: tokenizer.render(Chat.read(said(LONG)))),
     "template of a request": (said("a", chat_template=LOUD), None, lambda _: "a" * 300),
     "template of an adapter": (said("hello"), "own", lambda _: "[hello]"),
 }
 
 
+@pytest.mark.slow
 def test_long_texts_and_strange_templates_are_read_elsewhere_into_the_same_tokens(
     model: Path, adapter: Path, read_here: list[int]
 ) -> None:
