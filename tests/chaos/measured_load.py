@@ -14,7 +14,7 @@ OBJECTIVE = Objective(ttft=1.0, itl=0.1)
 # What an operator with this objective tells the server.
 OPTIONS = (
     *("--memory", "512MB", "--block-size", "16", "--threads", "2", "--max-num-batched-tokens", "2048"),
-    *("--max-queue-seconds", str(OBJECTIVE.ttft / 2), "--target-itl", str(OBJECTIVE.itl)),
+    *("--max-queue-seconds", str(OBJECTIVE.ttft / 2)),
 )
 ADAPTERS = ("a0", "a1", "a2", "a3")
 VOCAB_SIZE = 250  # ids that both models have

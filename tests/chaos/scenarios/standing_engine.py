@@ -45,13 +45,14 @@ def standing_engine(room: Room) -> Iterator[Check]:
                     noticed.append(await health.wait(False, stopped))
                     await health.wait(True, stopped + noticed[-1])
 
-            plan = mixed_plan(room, list(adapters), RATE, SECONDS + 2, deadline=90.0)
+            plan = mixed_plan(room, list(adapters), RATE, SECONDS + 2, output_len=(100, 600), deadline=90.0)
             records += room.drive(server, plan, stand).records
         server.settle()
     yield at_most("NOT_SERVING after", max(noticed), NOTICED_SECONDS, "s")
     statuses = [f"{r.status}: {r.details}" for r in records if r.status != "OK"]
     yield none_of("requests that did not end well", statuses, len(records))
-    yield none_of("wrong answers", room.oracle(room.tiny, adapters).differences(records), len(records))
+    compared = room.some(records, 300)
+    yield none_of("wrong answers", room.oracle(room.tiny, adapters).differences(compared), len(compared))
     yield shown("longest gap in a stream", max(gap for record in records for gap in record.gaps), "s")
 
 
