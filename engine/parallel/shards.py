@@ -229,12 +229,16 @@ class Shards:
                 raise RuntimeError(f"shard {index} cannot take adapter {table.digest}: {failure}")
 
     def drop_image(self, digest: str) -> None:
-        self._send_copies()
-        self._tell(DropImage(digest))
+        self._let_go(DropImage(digest))
 
     def forget_adapter(self, digest: str) -> None:
-        self._send_copies()
-        self._tell(ForgetAdapter(digest))
+        self._let_go(ForgetAdapter(digest))
+
+    def _let_go(self, message: DropImage | ForgetAdapter) -> None:
+        """Shards that were ended hold nothing any more: what undoes a failed load must not hide why it failed."""
+        if self._why_broken is None:
+            self._send_copies()
+            self._tell(message)
 
     def copy(self, step: Step) -> None:
         """Sends the step's copies with its rows, or alone if it has no rows."""
