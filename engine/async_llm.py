@@ -1,22 +1,22 @@
 """AsyncLLM: the engine in a child process, for asyncio. It outlives its engine, restarts it and gives it the adapters.
 
-Owns the phase of its life and the requests that are being read. An EngineSupervisor keeps the process alive, and
-AsyncAdapters has the adapters. Computes nothing and imports no torch. It belongs to one event loop of one process; a
+Owns the phase of its life. An EngineSupervisor keeps the process alive, AsyncAdapters has the adapters, and
+AsyncRequests the requests. Computes nothing and imports no torch. It belongs to one event loop of one process; a
 method that needs the engine runs `once_started`.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from blora.adapters import AdapterReport
-from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate, SamplingParams
+from blora.scheduler import RequestOutputKind, SamplingParams
 
 from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
@@ -24,16 +24,14 @@ from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
-from .deadline import PASSED, Deadline
-from .errors import DeadlineExceeded, EngineStartError, EngineUnavailable, InvalidRequest, ReaderTooSlow
+from .async_requests import AsyncRequests
+from .deadline import Deadline
+from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Conversation, Prompt, first_deadline, first_token_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
-from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
+from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
-from .front_end.output_processor import UserRequest
-from .front_end.resumption import Resumption
-from .front_end.unread import furthest_behind
 from .ipc.channel import Child, start_child
 from .ipc.death import Death
 from .ipc.engine_connection import EngineConnection
@@ -42,7 +40,6 @@ from .ipc.home_loop import HomeLoop
 from .ipc.home_process import HomeProcess
 from .ipc.messages import (
     DoneReply,
-    FinishRequests,
     FromEngine,
     GetState,
     Ready,
@@ -52,13 +49,11 @@ from .ipc.messages import (
 )
 from .ipc.sealed_memory import raise_descriptor_limit
 from .ipc.text_client import TextClients
-from .ipc.turns import Turns
 from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
-from .text.text_work import TextTokens
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.user_tokenizer import UserTokenizer
 from .unserved import TellsUnserved
@@ -93,18 +88,9 @@ class _Parts:
 
     ready: Ready
     front_end: FrontEnd
-    resumption: Resumption
     adapters: AsyncAdapters
+    requests: AsyncRequests
     texts: TextClients
-
-
-@dataclass(slots=True)
-class _Reader:
-    """A user's request that is being read."""
-
-    user: UserRequest
-    grown: asyncio.Event  # set when there is news for the reader; the rows of a stream share it
-    error: Exception | None = None  # what ended the request before its time
 
 
 def once_started(
@@ -171,10 +157,7 @@ class AsyncLLM(TellsUnserved):
         self._guard: asyncio.Task[None] | None = None  # shuts down when the event loop ends
         self._parts_or_none: _Parts | None = None
         self._on_serving_change: list[Callable[[bool], None]] = []
-        self._readers: dict[UserRequest, _Reader] = {}
         self._loading = asyncio.Lock()
-        self._turns = Turns()
-        self._finishing = asyncio.Event()  # set when the last unfinished request may have ended
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> "AsyncLLM":
@@ -278,46 +261,35 @@ class AsyncLLM(TellsUnserved):
             self._start_child,
         )
         texts = TextClients(model, ready.facts, self._start_child)
-        return _Parts(ready, front_end, Resumption(front_end.outputs, front_end.suspects), adapters, texts)
+        requests = AsyncRequests(
+            self._connection, front_end, adapters, texts, self._check_can_begin, self._load_missing
+        )
+        return _Parts(ready, front_end, adapters, requests, texts)
 
     def _lose_engine(self) -> None:
         self._tell_serving()
-        self._parts.resumption.lose_engine()
+        self._requests.lose_engine()
         self._adapters.lose_engine()
 
     def _judge(self, death: Death) -> bool:
         """Sets aside what engines have crashed over; its requests end. Returns whether that was anything."""
         verdict = self._front_end.suspects.judge(death, self._front_end.outputs.digests())
         self._adapters.set_aside(verdict.adapters)
-        self._fail(verdict.requests)
-        self._fail(self._front_end.with_adapters_set_aside())
+        self._requests.fail(verdict.requests)
+        self._requests.fail(self._front_end.with_adapters_set_aside())
         return bool(verdict.requests or verdict.adapters)
 
-    def _fail(self, reasons: Mapping[int, str]) -> None:
-        """Ends samples that no engine has, by their ids."""
-        rows = [
-            RowUpdate(sample_id, finish_reason=FinishReason.ERROR, error=reason)
-            for sample_id, reason in reasons.items()
-        ]
-        for progress in self._front_end.outputs.process(rows):
-            for user in progress.grown:
-                self._readers[user].grown.set()
-
     def _give_up(self) -> None:
-        """Unfinished requests wait for no other engine: see `_run`."""
-        for reader in list(self._readers.values()):
-            self._front_end.outputs.remove(reader.user)
-            reader.grown.set()
-        self._adapters.settle()
+        self._requests.give_up()
 
     async def _equip(self, engine: Child[FromEngine]) -> None:
         await self._adapters.equip(engine)
 
     def _meet_engine(self) -> None:
-        self._fail(self._front_end.with_adapters_set_aside())  # by the failure to give them to this engine
+        self._requests.fail(self._front_end.with_adapters_set_aside())  # by the failure to give them to this engine
         self._adapters.meet_engine()
         self._tell_serving()
-        self._give()
+        self._requests.give()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Refuses new requests with EngineUnavailable and returns when the running ones are finished, whether or not
@@ -331,17 +303,12 @@ class AsyncLLM(TellsUnserved):
         self._tell_serving()
         try:
             async with asyncio.timeout(timeout):
-                await self._become_idle()
+                await self._requests.become_idle()
         except TimeoutError:
             error = EngineUnavailable(
                 f"the engine shuts down, and this request was not finished within {timeout:.1f} s"
             )
-            self._end_with(error, self._front_end.outputs.users())
-
-    async def _become_idle(self) -> None:
-        while self._front_end.outputs.num_unfinished:
-            self._finishing.clear()
-            await self._finishing.wait()
+            self._requests.end_all_with(error)
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Ends the child processes; running requests are aborted. Idempotent. The end of the event loop does so too.
@@ -361,7 +328,7 @@ class AsyncLLM(TellsUnserved):
         if parts is not None:
             parts.adapters.wake_watchers()
             await parts.adapters.stop_following()
-        self._abort(list(self._readers))
+            parts.requests.abort_all()
         await self._supervisor.stop(timeout)
         if parts is not None:
             await parts.texts.close()
@@ -415,6 +382,10 @@ class AsyncLLM(TellsUnserved):
         return self._parts.front_end
 
     @property
+    def _requests(self) -> AsyncRequests:
+        return self._parts.requests
+
+    @property
     def _adapters(self) -> AsyncAdapters:
         return self._parts.adapters
 
@@ -448,7 +419,8 @@ class AsyncLLM(TellsUnserved):
         return self._generate(call, request_id)
 
     async def _generate(self, call: Call, request_id: str | None) -> AsyncGenerator[RequestOutput, None]:
-        async with aclosing(self._run([call], request_id)) as news:
+        requests = await self._requests_for([call])
+        async with aclosing(requests.run([call], request_id)) as news:
             async for outputs in news:
                 for output in outputs:
                     yield output
@@ -467,135 +439,17 @@ class AsyncLLM(TellsUnserved):
         return self._stream(partial(pair_up, prompts, kept(sampling_params), lora_request, priority, tenant))
 
     async def _stream(self, pair: Callable[[], list[Call]]) -> AsyncGenerator[list[RequestOutput], None]:
-        async with aclosing(self._run(pair(), None, RequestOutputKind.DELTA)) as news:
+        calls = pair()
+        requests = await self._requests_for(calls)
+        async with aclosing(requests.run(calls, None, RequestOutputKind.DELTA)) as news:
             async for outputs in news:
                 yield outputs
 
-    async def _run(
-        self, calls: Sequence[Call], label: str | None, kind: RequestOutputKind | None = None
-    ) -> AsyncGenerator[list[RequestOutput], None]:
-        """Runs calls as rows that grow together. kind: None leaves each row its own kind and label; otherwise rows are
-        shown so, under their index."""
-        end, first_token = first_deadline(calls), first_token_deadline(calls)
-        prepared = await Deadline(end, first_token).bound(self._begin(calls, label))
-        grown = asyncio.Event()
-        readers = [_Reader(entry.user, grown) for entry in prepared]
-        for reader in readers:
-            self._readers[reader.user] = reader
-            reader.user.output_kind = kind or reader.user.output_kind
-        texts = self._front_end.outputs
-        unfinished = {str(index): reader.user for index, reader in enumerate(readers)}
-        submission: asyncio.Task[None] | None = None
-        end_alarms = self._set_alarms(list(unfinished.values()), end, first_token)
-        try:
-            submission = self._submit(prepared, grown)
-            while unfinished:
-                await grown.wait()
-                grown.clear()
-                news = {index: texts.take(user) for index, user in unfinished.items()}
-                unfinished = {index: user for index, user in unfinished.items() if not user.is_finished}
-                if any(reader.user.is_too_late for reader in readers):
-                    raise DeadlineExceeded(PASSED)
-                is_lost = not all(texts.is_known(user) for user in unfinished.values())
-                outputs = [
-                    output if kind is None else replace(output, request_id=index)
-                    for index, output in news.items()
-                    if output is not None
-                ]
-                if outputs:
-                    yield outputs
-                for error in [reader.error for reader in readers if reader.error is not None]:
-                    raise error
-                if is_lost:
-                    raise EngineUnavailable("the engine ended, and no other could go on with this request")
-                if submission is not None and submission.done():
-                    submission.result()
-        finally:
-            end_alarms()
-            if submission is not None:
-                submission.cancel()
-            for reader in readers:
-                self._end(reader)
-
-    def _set_alarms(
-        self, users: Sequence[UserRequest], end: float | None, first_token: float | None
-    ) -> Callable[[], None]:
-        """Has requests end at their deadlines, unless the returned function is called before."""
-
-        def end_unbegun() -> None:
-            self._abort([user for user in users if not user.has_begun], FinishReason.DEADLINE)
-
-        alarms = ExitStack()
-        alarms.callback(Deadline(end).alarm(partial(self._abort, users, FinishReason.DEADLINE)))
-        alarms.callback(Deadline(first_token).alarm(end_unbegun))
-        return alarms.close
-
-    async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
-        """Checks and accepts calls, and loads adapters for them where they bring a path."""
-        await self._become_ready()
-        self._check_can_begin()
-        looks = await self._adapters.look_at(self._front_end.folders_to_look_at(calls))
-        self._check_can_begin()
-        self._check_label(label)
-        opened = [self._front_end.open(call, looks) for call in calls]
-        self._front_end.check_queue(opened)  # before anything takes long
-        checked = await self._read(opened)
-        if self._front_end.adapters_to_load(checked, looks):
-            await self._load_missing(checked, looks)
-            # They may have tokenizers and templates of their own.
-            checked = await self._read([self._front_end.open_again(call) for call in checked])
-        await self._turns.take(sum(call.cost for call in checked))
-        self._check_can_begin()  # much may have happened meanwhile
-        self._check_label(label)
-        prepared = [self._front_end.prepare(self._front_end.check_again(call), label) for call in checked]
-        self._front_end.accept(prepared)
-        return prepared
-
-    async def _read(self, calls: Sequence[Opened]) -> list[Checked]:
-        """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them."""
-        return [await self._read_one(call) for call in calls]
-
-    async def _read_one(self, call: Opened) -> Checked:
-        tokens = await self._tokens(call)
-        await self._turns.take(call.cost_of_check(tokens))
-        return self._front_end.check(call, tokens)
-
-    async def _tokens(self, call: Opened) -> TextTokens:
-        tokens = self._front_end.start_reading(call)
-        return tokens if isinstance(tokens, TextTokens) else await self._parts.texts.read(tokens, call.tenant)
-
-    def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
-        """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read
-        again first."""
-        digests = dict.fromkeys(digest for entry in prepared for _, digest in entry.user.adapters)
-        if not self._adapters.is_missing(digests):
-            self._send(prepared)
-            return None
-        submission = asyncio.create_task(self._send_when_read(prepared, digests))
-        submission.add_done_callback(partial(_wake, grown))
-        return submission
-
-    async def _send_when_read(self, prepared: Sequence[Prepared], digests: Iterable[str]) -> None:
-        await self._adapters.bring_back(digests)
-        self._send(prepared)
-
-    def _send(self, prepared: Sequence[Prepared]) -> None:
-        is_giving = self._parts.resumption.has_to_give
-        for entry in prepared:
-            if self._front_end.outputs.is_known(entry.user):  # it may have ended while its adapter was read
-                self._parts.resumption.add(entry.requests)
-        if not is_giving:
-            self._give()
-
-    def _give(self) -> None:
-        """Gives the engine the requests that it does not have: some now, the others in the next turns of the loop. They
-        wait while there is no engine."""
-        resumption = self._parts.resumption
-        if self._connection.is_open:
-            for request in resumption.take():
-                self._connection.send(request)
-            if resumption.has_to_give:
-                asyncio.get_running_loop().call_soon(self._give)
+    async def _requests_for(self, calls: Sequence[Call]) -> AsyncRequests:
+        """Waits for the start of the engine, until the deadlines of calls. Raises as `_become_ready` does, and
+        DeadlineExceeded."""
+        await Deadline(first_deadline(calls), first_token_deadline(calls)).bound(self._become_ready())
+        return self._requests
 
     async def _load_missing(self, calls: Sequence[Checked], looks: Looks) -> None:
         """vLLM's way: a path comes with the request. Calls that come together load an adapter once."""
@@ -610,61 +464,20 @@ class AsyncLLM(TellsUnserved):
         if self._phase in (Phase.DRAINING, Phase.ENDED):
             raise EngineUnavailable("the engine is shutting down")
 
-    def _check_label(self, label: str | None) -> None:
-        if label is not None and not isinstance(label, str):
-            raise InvalidRequest("request_id", f"{label!r:.140} is not a text")
-        if label is not None and any(user.request_id == label for user in self._readers):
-            raise InvalidRequest("request_id", f"{label!r:.140} is the id of an unfinished request")
-
-    def _end(self, reader: _Reader) -> None:
-        self._finish(self._front_end.outputs.remove(reader.user))
-        self._parts.resumption.remove(reader.user.sample_ids)
-        self._readers.pop(reader.user, None)
-
-    def _finish(self, sample_ids: Sequence[int]) -> None:
-        """Ends samples in the engine. Then adapters that they alone used may go."""
-        if sample_ids:
-            self._connection.send(FinishRequests(list(sample_ids)))
-        self._adapters.settle()
-        if not self._front_end.outputs.num_unfinished:
-            self._finishing.set()
-
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """Ends requests by their ids. Ids of unknown and of finished requests are fine."""
         self._check_place()
         if not isinstance(request_id, Iterable):
             raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
-        self._abort([user for user in self._readers if user.request_id in labels])
-
-    def _abort(self, users: Iterable[UserRequest], reason: FinishReason = FinishReason.ABORT) -> None:
-        for user in users:
-            self._finish(self._front_end.outputs.fail(user, reason))
-            self._readers[user].grown.set()
-
-    def _end_if_unread(self, user: UserRequest | None) -> None:
-        if user is not None:
-            logger.warning("request %s was ended: nobody reads its outputs", user.request_id)
-            self._front_end.outputs.drop_news(user)
-            self._end_with(ReaderTooSlow("too many logprobs waited to be read; read faster, or ask for fewer"), [user])
-
-    def _end_with(self, error: Exception, users: Iterable[UserRequest]) -> None:
-        """Ends requests. Their readers raise the error after the outputs so far."""
-        for user in users:
-            self._finish(self._front_end.outputs.remove(user))
-            self._readers[user].error = error
-            self._readers[user].grown.set()
+        if self._parts_or_none is not None:
+            self._requests.abort_labels(labels)
 
     def _abort_users(self, name: str, digests: Collection[str]) -> None:
-        self._abort(self._front_end.outputs.users_of(name, digests))
+        self._requests.abort_users(name, digests)
 
     async def _take_updates(self, updates: Updates) -> None:
-        for progress in self._front_end.outputs.process(updates.rows):
-            self._finish(progress.to_finish)
-            for user in progress.grown:
-                self._readers[user].grown.set()
-            self._end_if_unread(furthest_behind(progress.grown, self._readers))
-            await self._turns.take(progress.cost)
+        await self._requests.take_rows(updates.rows)
         self._front_end.suspects.forget_adapters(updates.unloaded)
         self._adapters.note_unloaded(updates.unloaded)
         self._adapters.lose_pins(updates.unpinned)
@@ -810,15 +623,13 @@ class AsyncLLM(TellsUnserved):
         uses = [digest for user in self._front_end.outputs.users() for _, digest in user.adapters]
         self._adapters.check_integrity(uses)
         self._front_end.admission.check_integrity(self._front_end.outputs.users())
-        self._parts.resumption.check_integrity([sample for user in self._readers for sample in user.sample_ids])
+        self._requests.check_integrity()
 
     def check_idle(self) -> None:
         """Raises RuntimeError unless, with no request unfinished, nothing of one is left and no adapter is on its way
         in or out."""
         self.check_integrity()
-        num_left = len(self._readers) + self._front_end.outputs.num_unfinished
-        if num_left:
-            raise RuntimeError(f"idle, but {num_left} requests and samples are left")
+        self._requests.check_idle()
         self._adapters.check_idle()
 
     @once_started
@@ -879,10 +690,3 @@ class AsyncLLM(TellsUnserved):
 
 
 AsyncLLMEngine = AsyncLLM  # the name that it had in vLLM before
-
-
-def _wake(grown: asyncio.Event, submission: "asyncio.Task[None]") -> None:
-    """Wakes the reader of a request whose submission has ended."""
-    if not submission.cancelled():
-        submission.exception()  # asyncio would report it when the reader has gone, and does not if it was looked at
-    grown.set()

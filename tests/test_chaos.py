@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from chaos import scenarios
 from chaos.gates import GATES, PARTS, Check, Gate, at_least, at_most, none_of
 from chaos.results import PAGE, page_with, read_results, summary_of, table_of, try_gate, write_results
