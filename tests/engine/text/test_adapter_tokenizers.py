@@ -294,18 +294,19 @@ def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
     tiny_model: Path, tooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine takes the second load late. Meanwhile the first name, and with it the content, is dropped."""
-    send_with = EngineConnection.send_with
+    call = EngineConnection.call
 
     async def body(llm: AsyncLLM) -> None:
         is_held, is_free = asyncio.Event(), asyncio.Event()
 
-        async def held(connection: EngineConnection, message: Any, descriptor: int) -> None:
-            is_held.set()
-            await is_free.wait()
-            await send_with(connection, message, descriptor)
+        async def held(connection: EngineConnection, message: Any, descriptor: int | None = None) -> Any:
+            if descriptor is not None:  # of an image
+                is_held.set()
+                await is_free.wait()
+            return await call(connection, message, descriptor)
 
         await llm.load_adapter("first", tooled)
-        monkeypatch.setattr(EngineConnection, "send_with", held)
+        monkeypatch.setattr(EngineConnection, "call", held)
         second = asyncio.create_task(llm.load_adapter("second", tooled))
         await is_held.wait()
         await llm.unload_adapter("first")
