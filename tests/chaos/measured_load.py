@@ -20,10 +20,11 @@ ADAPTERS = ("a0", "a1", "a2", "a3")
 VOCAB_SIZE = 250  # ids that both models have
 PROMPT_LEN, OUTPUT_LEN = (16, 112), (16, 48)
 WARM_SECONDS = 5.0  # at the beginning of a run, which do not count
-FIRST_RATE, GROWTH = 3.0, 1.25  # requests/s
+FIRST_RATE, GROWTH = 3.0, 1.4  # requests/s
+FULL = 0.8
 PROBE_SECONDS = 25.0
 
-_found: dict[tuple[int, float], tuple[float, float]] = {}
+_found: dict[tuple[int, float], float] = {}
 
 
 @contextmanager
@@ -71,23 +72,24 @@ def drive_at(room: Room, server: Server, rate: float, seconds: float) -> Load:
     return room.drive(server, make_plan(traffic(room, rate, seconds)))
 
 
-def capacity(room: Room, server: Server) -> tuple[float, float]:
-    """Returns the rate at which goodput is highest, and that goodput. It is found once for all gates of a run."""
+def capacity(room: Room, server: Server) -> float:
+    """Returns the requests/s that the server can serve well. It is found once for all gates of a run."""
     key = room.seed, room.scale
     if key not in _found:
         _found[key] = _find_capacity(room, server)
     return _found[key]
 
 
-def _find_capacity(room: Room, server: Server) -> tuple[float, float]:
-    """Raises the rate until goodput falls well behind its best twice in a row."""
+def _find_capacity(room: Room, server: Server) -> float:
+    """Raises the rate until less than FULL of what arrives is good, twice in a row. The highest goodput on the way is
+    the capacity; a rate beyond it would measure how fast requests are refused."""
     seconds = room.seconds(PROBE_SECONDS, least=WARM_SECONDS + 10)
-    rate, best, num_behind = FIRST_RATE, (FIRST_RATE, 0.0), 0
-    while num_behind < 2:
+    rate, best, num_full = FIRST_RATE, 0.0, 0
+    while num_full < 2:
         reached = goodput(drive_at(room, server, rate, seconds).records, WARM_SECONDS, seconds)
         print(f"  {reached:.2f} good requests/s at {rate:.2f}/s", flush=True)
-        num_behind = num_behind + 1 if reached < 0.9 * best[1] or reached < 0.5 * rate else 0
-        best = max(best, (rate, reached), key=lambda found: found[1])
+        num_full = num_full + 1 if reached < FULL * rate else 0
+        best = max(best, reached)
         rate *= GROWTH
     return best
 

@@ -28,7 +28,7 @@ NUM_TOKENS = 200  # of the streams that decode without prompts beside them
 )
 def neighbour(room: Room) -> Iterator[Check]:
     with measured_server(room) as server:
-        rate, _ = capacity(room, server)
+        rate = capacity(room, server)
         seconds = room.seconds(RUN_SECONDS, least=3 * WARM_SECONDS)
         share = LOAD * rate / (len(TENANTS) + 1)
         fair = [

@@ -39,11 +39,11 @@ MIB = 1 << 20
 )
 def overload(room: Room) -> Iterator[Check]:
     with measured_server(room) as server:
-        rate, peak = capacity(room, server)
+        peak = capacity(room, server)
         yield shown("peak", peak, "good/s")
         for times, share in SHARES.items():
             seconds = room.seconds(RUN_SECONDS, least=2 * WARM_SECONDS)
-            records = drive_at(room, server, times * rate, seconds).records
+            records = drive_at(room, server, times * peak, seconds).records
             yield at_least(f"goodput at {times}x", goodput(records, WARM_SECONDS, seconds) / peak, share, "%")
             refused = [record for record in records if record.status == "RESOURCE_EXHAUSTED"]
             if refused:
@@ -66,7 +66,7 @@ def overload(room: Room) -> Iterator[Check]:
 )
 def spike(room: Room) -> Iterator[Check]:
     with measured_server(room) as server:
-        rate, _ = capacity(room, server)
+        rate = capacity(room, server)
         calm, high = room.seconds(CALM_SECONDS, least=8.0), room.seconds(SPIKE_SECONDS, least=5.0)
         plan = make_plan(
             traffic(room, CALM * rate, calm),
@@ -89,7 +89,7 @@ def spike(room: Room) -> Iterator[Check]:
 )
 def memory_under_overload(room: Room) -> Iterator[Check]:
     with measured_server(room) as server:
-        rate, _ = capacity(room, server)
+        rate = capacity(room, server)
         drive_at(room, server, rate, WARM_SECONDS)
         pids = server.facts.pid, server.engine_pid()
 
