@@ -172,12 +172,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self._finished(update.request_id)
 
     def _check_time(self, step: Step) -> None:
-        """Rows that decode wait for no more of prompts than their pace leaves, or a block."""
+        """Rows that decode wait for no more of prompts than their pace leaves, or a block; last tokens go along."""
         num_pages = sum(map(len, step.adapter_pages.values()))
         assert step.work == StepWork.total([StepWork(1, num_adapter_pages=num_pages), *(row.work for row in step.rows)])
         decoding = [row for row in step.rows if row.num_output_tokens and row.num_new_tokens == 1]
         prompts = [row for row in step.rows if row not in decoding]
-        if not self.scheduler.limits.is_timed or not decoding or sum(row.num_new_tokens for row in prompts) <= BLOCK:
+        num_chunked = sum(row.num_new_tokens for row in prompts if row.num_new_tokens > 1)
+        if not self.scheduler.limits.is_timed or not decoding or num_chunked <= BLOCK:
             return
         costs, target = self.scheduler.step_time.costs, self.scheduler.limits.target_itl
         num_pages = self.residency.num_pages(use for row in decoding for use in row.adapters)
