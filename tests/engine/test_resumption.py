@@ -42,7 +42,9 @@ def kill_engine() -> None:
 
 def test_every_stream_ends_as_if_no_engine_had_been_killed(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:
     async def body(llm: AsyncLLM) -> None:
+        before = (await llm.get_info()).num_engine_deaths
         await kill_under_load(llm, kill_engine, list(tiny_adapters), seed=0, num_kills=2, num_jobs=24)
+        assert (await llm.get_info()).num_engine_deaths == before + 2
 
     shared_engine.run(tiny_model, body, tiny_adapters)
 

@@ -49,7 +49,7 @@ if not child:
     os._exit(0 if torch.equal(multiply(20), y) else 1)
 assert os.waitpid(child, 0)[1] == 0
 kernels.num_threads = 1
-assert torch.equal(multiply(20), y)
+print(torch.equal(multiply(20), y))
 """
 
 
@@ -75,4 +75,4 @@ def test_where_it_is_refused_the_next_best_build_is_taken() -> None:
 
 
 def test_it_holds_for_older_threads_and_for_children() -> None:
-    _run(GRANTED)
+    assert _run(GRANTED) == ["True"]

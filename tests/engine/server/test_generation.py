@@ -370,6 +370,7 @@ def test_a_client_that_reads_slowly_and_leaves_closes_the_generator():
             await _until(lambda: llm.closed)
 
     run(body())
+    assert len(llm.closed) == 1
 
 
 def test_a_closed_stream_of_the_client_closes_the_generator():

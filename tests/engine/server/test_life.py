@@ -155,11 +155,14 @@ def test_in_the_grace_health_says_no_and_requests_are_served():
 
 
 def test_a_grace_is_a_part_of_the_timeout():
+    llm = FakeLLM()
+
     async def body():
-        async with running(FakeLLM(), ServerTimes(drain_grace=3600.0, shutdown_timeout=0.05)) as server:
+        async with running(llm, ServerTimes(drain_grace=3600.0, shutdown_timeout=0.05)) as server:
             await server.drain()
 
     run(body())
+    assert llm.is_draining
 
 
 def test_whoever_leaves_does_so_before_the_connections_are_closed():

@@ -35,7 +35,7 @@ class RecordingAttention(AttentionBackend):
         return Planned(rows=rows)
 
     def run(self, *_: Any) -> Tensor:
-        raise NotImplementedError
+        raise AssertionError("planning computes nothing")
 
 
 class RecordingLoRA(LoRABackend):
@@ -46,10 +46,10 @@ class RecordingLoRA(LoRABackend):
         return False
 
     def run(self, *_: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError("planning computes nothing")
 
     def embed(self, *_: Any) -> None:
-        raise NotImplementedError
+        raise AssertionError("planning computes nothing")
 
 
 def make_row(
