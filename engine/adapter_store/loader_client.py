@@ -12,8 +12,9 @@ from typing import Any
 
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable, TargetModule
 
-from ..errors import EngineUnavailable, QueueFull
-from ..ipc.channel import ChannelClosed, Child, StartChild, start_child
+from ..errors import QueueFull
+from ..ipc.channel import ChannelClosed, StartChild, start_child
+from ..ipc.kept_child import KeptChild
 from ..ipc.messages import (
     AdapterInspected,
     AdapterRead,
@@ -85,12 +86,10 @@ class LoaderClient:
         num_pages = engine.facts.num_pages
         self._max_elements = max_elements(num_pages, engine.page_bytes, engine.dtype) * engine.num_shards
         arena_bytes = num_pages * engine.num_shards * engine.page_bytes
-        self._start_child = start_child
         self._downloads = DownloadClient(max(DOWNLOAD_ROOM * arena_bytes, LEAST_DOWNLOAD), start_child)
-        self._child: Child[FromLoader] | None = None
+        self._child: KeptChild[FromLoader] = KeptChild("blora.engine.processes.loader", FromLoader, start_child)
         self._turn = asyncio.Lock()
         self._num_orders = 0
-        self._is_closed = False
 
     async def read(self, path: str, place: Place) -> PackedAdapter:
         """Reads an adapter for a client. Raises AdapterRejected, QueueFull, EngineUnavailable."""
@@ -188,27 +187,21 @@ class LoaderClient:
 
     async def _exchange(self, path: str, order: ToLoader, descriptor: int | None = None) -> Any:
         """Sends an order and returns its answer. A loader that fails over it is stopped."""
-        if self._is_closed:
-            raise EngineUnavailable("the engine was shut down")
         answer = asyncio.create_task(self._answer(path, order, descriptor))
         try:
-            return await in_time(answer, READ_TIMEOUT, self._seconds_without_core)
+            return await in_time(answer, READ_TIMEOUT, self._child.seconds_without_core)
         except TimeoutError:
             problem = f"reading it took more than {READ_TIMEOUT:g} s"
         except ChannelClosed:
             problem = "the loader ended while reading it"
         finally:
             answer.cancel()
-        await self.stop()
-        if self._is_closed:
-            raise EngineUnavailable("the engine was shut down")
+        await self._child.stop()
+        self._child.check_open()
         raise AdapterRejected(path, [problem])
 
-    def _seconds_without_core(self) -> float:
-        return 0.0 if self._child is None else self._child.seconds_without_core()
-
     async def _answer(self, path: str, order: ToLoader, descriptor: int | None) -> Any:
-        child = await self._running_child()
+        child = await self._child.running()
         if descriptor is None:
             child.send(order)
         else:
@@ -224,27 +217,10 @@ class LoaderClient:
             case AdapterUnreadable(problems):
                 raise AdapterRejected(path, problems)
 
-    async def _running_child(self) -> Child[FromLoader]:
-        """The loader, started if none runs. Raises ChannelClosed when the client was closed meanwhile."""
-        if self._child is not None and self._child.process.returncode is not None:
-            await self.stop()  # it ended while it was idle, which is no fault of the adapter to be read now
-        if self._child is None:
-            self._child = await self._start_child("blora.engine.processes.loader", FromLoader)
-            if self._is_closed:
-                raise ChannelClosed
-        return self._child
-
     async def close(self) -> None:
         """Ends the client for good: running and waiting orders raise EngineUnavailable."""
-        self._is_closed = True
         await self._downloads.close()
-        await self.stop()
-
-    async def stop(self) -> None:
-        """Ends the loader. The next order starts another one."""
-        child, self._child = self._child, None
-        if child is not None:
-            await child.stop(0)
+        await self._child.close()
 
 
 def _source(path: str, order: ToLoader) -> Source:

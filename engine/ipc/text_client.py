@@ -6,10 +6,11 @@ Has done what would hold up all streams in the front end: long texts, and the te
 import asyncio
 from pathlib import Path
 
-from ..errors import EngineUnavailable, InvalidRequest
+from ..errors import InvalidRequest
 from ..facts import Facts
 from ..text.text_work import TextOrder, TextTokens
-from .channel import ChannelClosed, Child, StartChild, start_child
+from .channel import ChannelClosed, StartChild, start_child
+from .kept_child import KeptChild
 from .messages import FromText, ReadText, StartText, TextRefused
 from .patience import in_time
 from .tenant_turns import TenantTurns
@@ -26,11 +27,9 @@ class TextClient:
 
     def __init__(self, model: Path, facts: Facts, niceness: int, start_child: StartChild = start_child) -> None:
         """model: folder or .gguf file."""
-        self._start = StartText(str(model), facts, niceness)
-        self._start_child = start_child
-        self._child: Child[FromText] | None = None
+        first = StartText(str(model), facts, niceness)
+        self._child: KeptChild[FromText] = KeptChild("blora.engine.processes.text", FromText, start_child, first)
         self._turns = TenantTurns("texts", MAX_WAITING)
-        self._is_closed = False
 
     async def read(self, order: TextOrder, tenant: str) -> TextTokens:
         """Raises InvalidRequest, QueueFull, EngineUnavailable."""
@@ -43,11 +42,11 @@ class TextClient:
     async def _answer(self, order: TextOrder) -> FromText:
         answer = asyncio.create_task(self._exchange(order))
         try:
-            told: FromText = await in_time(answer, WORK_TIMEOUT, self._seconds_without_core)
+            told: FromText = await in_time(answer, WORK_TIMEOUT, self._child.seconds_without_core)
             return told
         except (ChannelClosed, TimeoutError):
             await self._give_up(answer)
-            self._check_open()
+            self._child.check_open()
             return TextRefused(order.work.field, "takes too long or too much memory")
         except BaseException:  # the caller has gone, for one
             try:
@@ -59,39 +58,16 @@ class TextClient:
     async def _give_up(self, answer: "asyncio.Task[FromText]") -> None:
         """Ends a process that has not answered: its answer would be taken for that to the next order."""
         if answer.cancel() or answer.exception() is not None:
-            await self._stop()
+            await self._child.stop()
 
     async def _exchange(self, order: TextOrder) -> FromText:
-        child = await self._running_child()
+        child = await self._child.running()
         child.send(ReadText(order))
         return await child.receive()
 
-    async def _running_child(self) -> Child[FromText]:
-        self._check_open()
-        if self._child is not None and self._child.process.returncode is not None:
-            await self._stop()  # it ended while it was idle, which is no fault of the work to be done now
-        if self._child is None:
-            self._child = await self._start_child("blora.engine.processes.text", FromText)
-            self._check_open()
-            self._child.send(self._start)
-        return self._child
-
-    def _seconds_without_core(self) -> float:
-        return 0.0 if self._child is None else self._child.seconds_without_core()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineUnavailable("the engine was shut down")
-
     async def close(self) -> None:
         """Ends the process for good: running and waiting calls raise EngineUnavailable."""
-        self._is_closed = True
-        await self._stop()
-
-    async def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            await child.stop(0)
+        await self._child.close()
 
 
 class TextClients:
