@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         RequestOutput,
         SampleLogprobs,
     )
-    from .row_stream import RowStream
+    from .requests.row_stream import RowStream
     from .text.chat import Chat, Message
     from .text.token_stream import TokenStream
     from .text.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ _NAMES = {
     ),
     ".text.chat": ("Chat", "Message"),
     ".text.token_stream": ("TokenStream",),
-    ".row_stream": ("RowStream",),
+    ".requests.row_stream": ("RowStream",),
     ".text.tokenizer": ("Tokenizer",),
     ".text.user_tokenizer": ("TokenizedText", "UserTokenizer"),
 }

@@ -24,8 +24,7 @@ from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
 from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
-from .async_requests import AsyncRequests
-from .deadline import Deadline
+from .arguments.unserved import TellsUnserved
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Conversation, Prompt, first_deadline, first_token_deadline, kept, pair_up
@@ -33,6 +32,7 @@ from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
 from .ipc.channel import Child, start_child
+from .ipc.deadline import Deadline
 from .ipc.death import Death
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
@@ -54,9 +54,9 @@ from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
 from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
+from .requests.async_requests import AsyncRequests
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.user_tokenizer import UserTokenizer
-from .unserved import TellsUnserved
 
 logger = logging.getLogger(__name__)
 Parameters = ParamSpec("Parameters")

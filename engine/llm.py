@@ -48,6 +48,7 @@ from .adapter_store.orders import (
 )
 from .adapter_store.source import Source, resolve_adapter
 from .arguments.engine_args import EngineArgs, engine_config
+from .arguments.unserved import TellsUnserved
 from .errors import EngineBroken, InvalidRequest
 from .front_end.adapter_choice import Adapter, brings_path
 from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
@@ -63,12 +64,11 @@ from .model_files.base_tensors import BaseTensorFiles
 from .model_files.hub import resolve_model
 from .options import adapter_paths
 from .outputs import AdapterInfo, EngineInfo, LoRARequest, RequestOutput
-from .row_stream import RowStream
+from .requests.row_stream import RowStream
 from .startup.start import start_engine
 from .step.driver import Driver
 from .text.tokenizer import load_tokenizer
 from .text.user_tokenizer import UserTokenizer
-from .unserved import TellsUnserved
 
 NO_OTHER_ENGINE = "An LLM has its engine in its own process, so none goes on with its requests: make another LLM"
 Parameters = ParamSpec("Parameters")

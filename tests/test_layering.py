@@ -17,8 +17,8 @@ PACKAGES = ("scheduler", "adapters", "proto", "engine")
 # The inside of engine/, from the ground up: a room imports only from floors below its own, inside functions too, so
 # that no circle can hide there. A file at the top of engine/ is a room of its own.
 FLOORS = (
-    ("control_groups", "errors", "facts", "outputs", "unserved"),
-    ("deadline", "kernels", "metrics", "model_files"),
+    ("errors", "facts", "outputs"),
+    ("kernels", "metrics", "model_files"),
     ("memory", "text"),
     ("config",),
     ("arguments", "options", "attention"),
@@ -29,7 +29,7 @@ FLOORS = (
     ("cpu", "cuda", "adapter_store"),
     ("startup", "front_end"),
     ("processes",),
-    ("row_stream", "async_requests"),
+    ("requests",),
     ("llm", "async_llm"),
     ("server",),
     ("cli",),
@@ -42,7 +42,7 @@ ROOMS_OF = {
         *("startup", "step"),
     },
     "grpc": {"server", "cli"},
-    "asyncio": {"adapter_store", "async_llm", "async_requests", "cli", "deadline", "ipc", "server"},
+    "asyncio": {"adapter_store", "async_llm", "cli", "ipc", "requests", "server"},
     "msgspec": {"ipc"},
     "tokenizers": {"text"},
     "jinja2": {"text"},

@@ -10,7 +10,7 @@ import blora.engine
 from blora.engine import EngineArgs
 from blora.engine.arguments.frontend_args import FrontendArgs
 from blora.engine.arguments.meaning import Kind, default_of, meaning_of
-from blora.engine.unserved import UNSERVED
+from blora.engine.arguments.unserved import UNSERVED
 
 from .markdown import code, page, prose, table
 from .vllm_names import FIELDS, IGNORED, LACKING, METHODS, NOTES, REQUIRED

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..control_groups import ControlGroup, control_groups
+from ..memory.control_groups import ControlGroup, control_groups
 
 
 def choose_num_threads(wanted: int | None, num_shards: int) -> int:

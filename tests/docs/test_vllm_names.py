@@ -10,7 +10,7 @@ from blora.engine import LLM, AsyncLLM, EngineArgs, InvalidRequest, SamplingPara
 from blora.engine.arguments.engine_args import engine_config
 from blora.engine.arguments.frontend_args import FrontendArgs
 from blora.engine.arguments.meaning import Kind, default_of, meaning_of, with_meaning
-from blora.engine.unserved import UNSERVED
+from blora.engine.arguments.unserved import UNSERVED
 from docs.generators.vllm import make, parameters_of
 from docs.generators.vllm_names import FIELDS, IGNORED, LACKING, METHODS, NOTES
 

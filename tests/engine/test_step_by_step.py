@@ -8,7 +8,7 @@ import pytest
 from tqdm import tqdm
 
 from blora.engine import LLM, AsyncLLM, Counter, Gauge, InvalidRequest, RequestOutput, RequestOutputKind, SamplingParams
-from blora.engine.unserved import UNSERVED
+from blora.engine.arguments.unserved import UNSERVED
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
 

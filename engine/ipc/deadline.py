@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from .errors import DeadlineExceeded
+from ..errors import DeadlineExceeded
 
 Result = TypeVar("Result")
 PASSED = "the deadline passed before the answer was complete"

@@ -13,21 +13,21 @@ from functools import partial
 
 from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate
 
-from .adapter_store.catalog import Looks
-from .adapter_store.lifecycle import AsyncAdapters
-from .deadline import PASSED, Deadline
-from .errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, ReaderTooSlow
-from .front_end.calls import Call, first_deadline, first_token_deadline
-from .front_end.front_end import Checked, FrontEnd, Opened, Prepared
-from .front_end.output_processor import UserRequest
-from .front_end.resumption import Resumption
-from .front_end.unread import furthest_behind
-from .ipc.engine_connection import EngineConnection
-from .ipc.messages import FinishRequests
-from .ipc.text_client import TextClients
-from .ipc.turns import Turns
-from .outputs import RequestOutput
-from .text.text_work import TextTokens
+from ..adapter_store.catalog import Looks
+from ..adapter_store.lifecycle import AsyncAdapters
+from ..errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, ReaderTooSlow
+from ..front_end.calls import Call, first_deadline, first_token_deadline
+from ..front_end.front_end import Checked, FrontEnd, Opened, Prepared
+from ..front_end.output_processor import UserRequest
+from ..front_end.resumption import Resumption
+from ..front_end.unread import furthest_behind
+from ..ipc.deadline import PASSED, Deadline
+from ..ipc.engine_connection import EngineConnection
+from ..ipc.messages import FinishRequests
+from ..ipc.text_client import TextClients
+from ..ipc.turns import Turns
+from ..outputs import RequestOutput
+from ..text.text_work import TextTokens
 
 logger = logging.getLogger(__name__)
 

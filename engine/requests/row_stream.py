@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
 
-from .errors import EngineUnavailable
-from .front_end.output_processor import OutputProcessor, UserRequest
-from .outputs import RequestOutput
-from .step.driver import Driver
+from ..errors import EngineUnavailable
+from ..front_end.output_processor import OutputProcessor, UserRequest
+from ..outputs import RequestOutput
+from ..step.driver import Driver
 
 News = list[tuple[UserRequest, RequestOutput]]
 
