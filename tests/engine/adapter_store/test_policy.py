@@ -276,7 +276,7 @@ class World(RuleBasedStateMachine):
         self.folders[folder] = content
         table = self.policy.expect(folder, table_of(content))
         Task(self, self.policy.take_in(name, table, content, Source(folder, folder)))
-        if is_quick:
+        if is_quick and self.tasks[-1] in self.can_be_answered():
             self.answer_order(self.tasks[-1], has_room=True)
 
     @rule(folder=st.sampled_from(FOLDERS), content=st.sampled_from(CONTENTS))
