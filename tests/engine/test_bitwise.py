@@ -42,7 +42,7 @@ def backend() -> str:
 def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
     make_llm: Callable[..., LLM], tmp_path: Path, dtype: str, cases: Callable[[int, int], int]
 ) -> None:
-    num_batches = cases(12, 40)  # 12 have all memories with one thread and two
+    num_batches, least, seed = cases(12, 40), cases(5, 21), 0  # 12 have all memories with one thread and two
     model = make_model(tmp_path / "model", **MODELS[dtype])
     adapters = {
         name: str(make_adapter(model, tmp_path / name, seed, **fields))
@@ -52,7 +52,7 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
     solo = Solo(make_llm(adapters=adapters, enable_prefix_caching=False, **options))
     page_bytes = solo.llm.get_info().page_bytes
     num_compared, troubles = 0, Troubles()
-    for seed in range(num_batches):
+    while seed < num_batches or (not troubles.are_many(least) and seed < 4 * num_batches):
         rng = random.Random(seed)
         num_pages, names = MEMORY[dtype][seed % 3]
         loaded = {name: adapters[name] for name in names}
@@ -66,8 +66,9 @@ def test_logprobs_of_random_mixed_batches_are_those_of_solo_runs(
             assert_same_bits(solo.run(rows[index]), output, (seed, rows[index]))
         num_compared += len(outputs)
         troubles.count(llm)
+        seed += 1
     assert num_compared >= 12 * num_batches, num_compared
-    troubles.assert_many(cases(5, 21))
+    troubles.assert_many(least)
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:

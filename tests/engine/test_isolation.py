@@ -16,11 +16,11 @@ from blora.engine import LLM, SamplingParams
 def test_rows_of_random_mixed_batches_equal_their_solo_runs(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:
-    num_batches = cases(14, 40)
+    num_batches, least, seed = cases(14, 40), cases(5, 21), 0
     adapters = {name: str(path) for name, path in tiny_adapters.items()}
     solo = Solo(make_llm(adapters=adapters, enable_prefix_caching=False))
     num_compared, troubles = 0, Troubles()
-    for seed in range(num_batches):
+    while seed < num_batches or (not troubles.are_many(least) and seed < 4 * num_batches):
         rng = random.Random(seed)
         # Ample memory; so little that adapters are swapped; so little that requests are preempted.
         memory, names = rng.choice([("2MB", [*adapters]), ("180KB", [*adapters]), ("60KB", ["r1", "r2"])])
@@ -37,8 +37,9 @@ def test_rows_of_random_mixed_batches_equal_their_solo_runs(
             assert_same_tokens(solo.run(rows[index]), output, (seed, rows[index]))
             num_compared += 1
         troubles.count(llm)
+        seed += 1
     assert num_compared >= 12 * num_batches, num_compared
-    troubles.assert_many(cases(5, 21))
+    troubles.assert_many(least)
 
 
 def test_base_rows_equal_an_engine_that_never_saw_an_adapter(

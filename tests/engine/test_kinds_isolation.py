@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from adapter_kinds import make_kinds
 from compare import assert_same_tokens
-from mixed_batches import Row, Solo, Troubles, random_row, run_batch
+from mixed_batches import Row, Solo, random_row, run_batch
 from tiny import make_adapter
 
 from blora.engine import LLM
@@ -49,8 +49,8 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
         make_llm(memory="32MB", max_num_batched_tokens=200, **options),
         make_llm(memory=scarce(solo.llm), **options),
     ]
-    num_compared, troubles, rng = 0, Troubles(), random.Random(0)
-    while num_compared < cases(200, 1000):
+    num_compared, rng = 0, random.Random(0)
+    while num_compared < cases(200, 1000) or (num_evicted(llms) <= 20 and num_compared < 2000):
         rows = [random_use(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
         for index, output in run_batch(rng.choice(llms), rows, rng).items():
             expected = solo.run(rows[index])
@@ -58,9 +58,13 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
                 assert (output.token_ids, output.logprobs) == (expected.token_ids, expected.logprobs), rows[index]
             assert_same_tokens(expected, output, rows[index])
             num_compared += 1
-    for llm in llms:
-        troubles.count(llm)
-    assert min(troubles.num_cached, troubles.num_evicted) > 20, troubles
+    assert num_evicted(llms) > 20
+    assert sum(llm.get_info().num_cached_tokens for llm in llms) > 20
+
+
+def num_evicted(llms: Sequence[LLM]) -> int:
+    """How many adapters were evicted so far depends on the speed of copies."""
+    return sum(llm.get_info().num_evicted_adapters for llm in llms)
 
 
 def scarce(llm: LLM) -> int:

@@ -99,8 +99,8 @@ def test_every_row_of_a_random_batch_is_its_solo_run(
     solo = make_llm(adapters=adapters, enable_prefix_caching=False)
     expected: dict[str, RequestOutput] = {}
     is_bitwise = backend == "cpu"
-    num_compared, troubles, seed = 0, Troubles(), 0
-    while num_compared < cases(150, 500):  # samples
+    num_compared, troubles, seed, least = 0, Troubles(), 0, cases(5, 21)
+    while num_compared < cases(150, 500) or (not troubles.are_many(least) and seed < 100):  # samples
         rng = random.Random(seed)
         memory, loaded = MEMORY[seed % 3]
         llm = make_llm(
@@ -123,7 +123,7 @@ def test_every_row_of_a_random_batch_is_its_solo_run(
                 num_compared += 1
         troubles.count(llm)
         seed += 1
-    troubles.assert_many(cases(5, 21))
+    troubles.assert_many(least)
 
 
 class ExpectedHits:
