@@ -91,6 +91,7 @@ peers: $(READY) model
 check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/buf lint proto
 	$(BIN)/mypy -p blora.scheduler -p blora.adapters -p blora.proto -p blora.engine
 	$(BIN)/mypy bench docs examples
 	$(BIN)/python -m pytest tests/test_layering.py tests/docs/test_generated.py

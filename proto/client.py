@@ -171,58 +171,59 @@ class Client:
         """Returns samples as their tokens come. The arguments are those of `generate`."""
         limit = max_first_token_seconds
         request = _generate_request(prompt, adapter, request_id, priority, cache_salt, options, limit)
-        call = self._generation.GenerateStream(request, timeout=self._timeout, metadata=self._metadata)
+        streamed = generation_pb2.GenerateStreamRequest(request=request)
+        call = self._generation.GenerateStream(streamed, timeout=self._timeout, metadata=self._metadata)
         return GenerationStream(call)
 
     def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> adapters_pb2.Adapter:
         """Loads or replaces an adapter from a folder of the server, or from the hub if the server allows it. The answer
         has the report of the load."""
         request = adapters_pb2.LoadAdapterRequest(name=name, path=path, pinned=pinned)
-        return _loaded(self._adapters.Load(request, timeout=self._timeout))
+        return _loaded(self._adapters.LoadAdapter(request, timeout=self._timeout))
 
     def upload_adapter(self, name: str, folder: str | Path, *, pinned: bool = False) -> adapters_pb2.Adapter:
         """Loads or replaces an adapter from a folder of this machine, by sending its files: those of the folder, or of
         its only checkpoint-N. Raises OSError if the configuration or the weights are missing."""
         contents = {file.name: file.read_bytes() for file in _adapter_files(Path(folder))}
-        return _loaded(self._adapters.Upload(_upload(name, contents, pinned), timeout=self._timeout))
+        return _loaded(self._adapters.UploadAdapter(_upload(name, contents, pinned), timeout=self._timeout))
 
     def inspect_adapter(self, path: str) -> adapters_pb2.AdapterReport:
         """Reports the result of loading a folder of the server, without loading it."""
         request = adapters_pb2.InspectAdapterRequest(path=path)
-        report: adapters_pb2.AdapterReport = self._adapters.Inspect(request, timeout=self._timeout).report
+        report: adapters_pb2.AdapterReport = self._adapters.InspectAdapter(request, timeout=self._timeout).report
         return report
 
     def activate_adapter(self, name: str, version: int) -> adapters_pb2.Adapter:
         """Makes a name mean a version that the server keeps, such as the one before."""
         request = adapters_pb2.ActivateAdapterRequest(name=name, version=version)
-        return _adapter(self._adapters.Activate(request, timeout=self._timeout))
+        return _adapter(self._adapters.ActivateAdapter(request, timeout=self._timeout))
 
     def warm_adapter(self, name: str) -> adapters_pb2.Adapter:
         """Starts to copy an adapter into the engine's memory, where it may be evicted again."""
-        return _adapter(self._adapters.Warm(adapters_pb2.WarmAdapterRequest(name=name), timeout=self._timeout))
+        return _adapter(self._adapters.WarmAdapter(adapters_pb2.WarmAdapterRequest(name=name), timeout=self._timeout))
 
     def unload_adapter(self, name: str, *, abort: bool = False) -> adapters_pb2.Adapter:
         """Unloads an adapter, or with "name@2" one version. Returns when the requests that use it are finished, or
         aborted."""
         request = adapters_pb2.UnloadAdapterRequest(name=name, abort=abort)
-        return _adapter(self._adapters.Unload(request, timeout=self._timeout))
+        return _adapter(self._adapters.UnloadAdapter(request, timeout=self._timeout))
 
     def watch_adapters(self) -> Any:
         """Returns an iterator over WatchAdaptersResponse: a snapshot, then events. Its `cancel()` ends it."""
-        return self._adapters.Watch(adapters_pb2.WatchAdaptersRequest(), timeout=self._timeout)
+        return self._adapters.WatchAdapters(adapters_pb2.WatchAdaptersRequest(), timeout=self._timeout)
 
     def pin_adapter(self, name: str, pinned: bool = True) -> adapters_pb2.Adapter:
         """Pins an adapter in the engine's memory, or ends its pin."""
         request = adapters_pb2.PinAdapterRequest(name=name, pinned=pinned)
-        return _adapter(self._adapters.Pin(request, timeout=self._timeout))
+        return _adapter(self._adapters.PinAdapter(request, timeout=self._timeout))
 
     def get_adapter(self, name: str) -> adapters_pb2.Adapter:
         """Returns one adapter."""
-        return _adapter(self._adapters.Get(adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout))
+        return _adapter(self._adapters.GetAdapter(adapters_pb2.GetAdapterRequest(name=name), timeout=self._timeout))
 
     def list_adapters(self) -> list[adapters_pb2.Adapter]:
         """Returns the active version of every name, by name."""
-        return list(self._adapters.List(adapters_pb2.ListAdaptersRequest(), timeout=self._timeout).adapters)
+        return list(self._adapters.ListAdapters(adapters_pb2.ListAdaptersRequest(), timeout=self._timeout).adapters)
 
     def info(self) -> engine_pb2.GetInfoResponse:
         """Returns facts about the engine and its load."""

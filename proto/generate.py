@@ -7,29 +7,31 @@ module's output.
 import tempfile
 from pathlib import Path
 
-PACKAGE = Path("blora/proto/v1")
 FOLDER = Path(__file__).resolve().parent / "v1"
+SCHEMA = FOLDER.parent / "schema"
+SOURCES = SCHEMA / "blora" / "v1"
 
 # The output of protoc does not pass mypy's strict checks, which would report it wherever it is imported.
 UNCHECKED = "# mypy: ignore-errors\n"
+# The folders of the .proto files are those of the package blora.v1, as other languages' tools expect; the stubs are
+# modules of blora.proto.v1.
+IMPORTED, IMPORTED_AS = "from blora.v1 import", "from blora.proto.v1 import"
 
 
 def generate_stubs() -> dict[str, str]:
     """Returns file name -> content of every stub."""
     with tempfile.TemporaryDirectory() as out:
-        _run_protoc(out)
-        return {path.name: UNCHECKED + path.read_text() for path in (Path(out) / PACKAGE).iterdir()}
+        run_protoc(*(f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")))
+        stubs = sorted((Path(out) / "blora" / "v1").iterdir())
+        return {path.name: UNCHECKED + path.read_text().replace(IMPORTED, IMPORTED_AS) for path in stubs}
 
 
-def _run_protoc(out: str) -> None:
+def run_protoc(*outputs: str) -> None:
+    """outputs: options of protoc that say what to make of the .proto files."""
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
-    # With this virtual path, the stubs import each other as blora.proto.v1. Without it, they use a name that can be
-    # imported only while this folder is on sys.path.
-    root = f"-Iblora/proto={FOLDER.parent}"
-    outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
-    sources = [str(PACKAGE / path.name) for path in sorted(FOLDER.glob("*.proto"))]
-    if protoc.main(["protoc", root, *outputs, *sources]) != 0:
+    sources = [str(path.relative_to(SCHEMA)) for path in sorted(SOURCES.glob("*.proto"))]
+    if protoc.main(["protoc", f"-I{SCHEMA}", *outputs, *sources]) != 0:
         raise SystemExit("protoc failed")
 
 

@@ -38,7 +38,7 @@ class GrpcTarget:
 
     async def ask(self, record: Record, clock: Clock) -> None:
         planned = record.planned
-        request = message_of(planned).SerializeToString()
+        request = generation_pb2.GenerateStreamRequest(request=message_of(planned)).SerializeToString()
         metadata = (("x-tenant-id", planned.tenant),) if planned.tenant else ()
         record.sent = now = clock()
         timeout = None if planned.deadline is None else max(planned.seconds + planned.deadline - now, LEAST_TIMEOUT)

@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from blora.proto.generate import FOLDER, PACKAGE
+from blora.proto.generate import run_protoc
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,7 @@ def _plain(comment: str) -> str:
 
 
 def _descriptors() -> FileDescriptorSet:
-    from grpc_tools import protoc  # type: ignore[import-untyped]
-
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "descriptors"
-        sources = [str(PACKAGE / path.name) for path in sorted(FOLDER.glob("*.proto"))]
-        options = [f"-Iblora/proto={FOLDER.parent}", f"--descriptor_set_out={out}", "--include_source_info"]
-        if protoc.main(["protoc", *options, *sources]) != 0:
-            raise SystemExit("protoc failed")
+        run_protoc(f"--descriptor_set_out={out}", "--include_source_info")
         return FileDescriptorSet.FromString(out.read_bytes())

@@ -29,7 +29,7 @@ SCALARS = {
 def make() -> str:
     return page(
         "gRPC reference",
-        "`proto/v1/*.proto`",
+        "`proto/schema/blora/v1/*.proto`",
         "The package is `blora.v1`. The server also has `grpc.health.v1.Health` and reflection. Stubs are in "
         "`blora.proto.v1`; a small synchronous client is `blora.proto.client.Client` ([Python API](python.md)). "
         "[Errors](errors.md) explains the status codes.",

@@ -18,7 +18,7 @@ def make() -> str:
     adapters = descriptor_of("adapters").message_types_by_name
     return page(
         "Metrics",
-        "`proto/v1/*.proto` and `engine/outputs.py`",
+        "`proto/schema/blora/v1/*.proto` and `engine/outputs.py`",
         "`blora info`, `Client.info()` and `get_info()` of `LLM` and `AsyncLLM` tell facts and counts of an engine. "
         "`blora adapters show NAME`, `Client.get_adapter(name)` and `get_adapter(name)` of `LLM` and `AsyncLLM` tell "
         "those of an adapter. Counts only grow; a rate is the difference of two readings.",

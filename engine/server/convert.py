@@ -65,6 +65,12 @@ def parse(message_type: type[M], data: bytes) -> M:
         raise InvalidRequest("message", f"is not a valid {message_type.DESCRIPTOR.full_name}") from None
 
 
+def streamed(request: generation_pb2.GenerateStreamRequest) -> generation_pb2.GenerateRequest:
+    if not request.HasField("request"):
+        raise InvalidRequest("request", "is missing")
+    return request.request
+
+
 def generate_call(
     request: generation_pb2.GenerateRequest,
     defaults: SamplingParams,

@@ -41,7 +41,7 @@ class GenerationServicer:
         methods = {
             "Generate": calls.unary(generation_pb2.GenerateRequest, self.generate, tenant_of, deadline_of),
             "GenerateStream": calls.streaming(
-                generation_pb2.GenerateRequest, self.generate_stream, tenant_of, deadline_of
+                generation_pb2.GenerateStreamRequest, self.generate_stream, tenant_of, deadline_of
             ),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
@@ -57,10 +57,10 @@ class GenerationServicer:
         return answer
 
     async def generate_stream(
-        self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None
+        self, request: generation_pb2.GenerateStreamRequest, tenant: str, deadline: float | None
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
         outcome, converter = Outcome(), StreamConverter()
-        async with aclosing(self._run(request, tenant, deadline, outcome, is_streamed=True)) as parts:
+        async with aclosing(self._run(convert.streamed(request), tenant, deadline, outcome, is_streamed=True)) as parts:
             async for piece in parts:
                 yield converter.response(piece)
         outcome.check()
@@ -137,16 +137,16 @@ class AdapterServicer:
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
-            "Load": calls.unary(adapters_pb2.LoadAdapterRequest, self.load),
-            "Upload": calls.collecting(adapters_pb2.UploadAdapterRequest, self.upload),
-            "Inspect": calls.unary(adapters_pb2.InspectAdapterRequest, self.inspect),
-            "Activate": calls.unary(adapters_pb2.ActivateAdapterRequest, self.activate),
-            "Warm": calls.unary(adapters_pb2.WarmAdapterRequest, self.warm),
-            "Unload": calls.unary(adapters_pb2.UnloadAdapterRequest, self.unload),
-            "List": calls.unary(adapters_pb2.ListAdaptersRequest, self.list),
-            "Get": calls.unary(adapters_pb2.GetAdapterRequest, self.get),
-            "Pin": calls.unary(adapters_pb2.PinAdapterRequest, self.pin),
-            "Watch": calls.streaming(adapters_pb2.WatchAdaptersRequest, self.watch),
+            "LoadAdapter": calls.unary(adapters_pb2.LoadAdapterRequest, self.load),
+            "UploadAdapter": calls.collecting(adapters_pb2.UploadAdapterRequest, self.upload),
+            "InspectAdapter": calls.unary(adapters_pb2.InspectAdapterRequest, self.inspect),
+            "ActivateAdapter": calls.unary(adapters_pb2.ActivateAdapterRequest, self.activate),
+            "WarmAdapter": calls.unary(adapters_pb2.WarmAdapterRequest, self.warm),
+            "UnloadAdapter": calls.unary(adapters_pb2.UnloadAdapterRequest, self.unload),
+            "ListAdapters": calls.unary(adapters_pb2.ListAdaptersRequest, self.list),
+            "GetAdapter": calls.unary(adapters_pb2.GetAdapterRequest, self.get),
+            "PinAdapter": calls.unary(adapters_pb2.PinAdapterRequest, self.pin),
+            "WatchAdapters": calls.streaming(adapters_pb2.WatchAdaptersRequest, self.watch),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 

@@ -4,7 +4,7 @@
 import grpc
 import warnings
 
-from blora.proto.v1 import adapters_pb2 as blora_dot_proto_dot_v1_dot_adapters__pb2
+from blora.proto.v1 import adapters_pb2 as blora_dot_v1_dot_adapters__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -19,7 +19,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in blora/proto/v1/adapters_pb2_grpc.py depends on'
+        + ' but the generated code in blora/v1/adapters_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -34,11 +34,11 @@ class AdapterServiceStub:
     were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
     Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
-    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
-    were loaded. The server keeps the files of uploaded adapters for that.
+    its source when a request, ActivateAdapter, WarmAdapter or PinAdapter needs it: FAILED_PRECONDITION if its files are no
+    longer those that were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
+    UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
     def __init__(self, channel):
@@ -47,55 +47,55 @@ class AdapterServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Load = channel.unary_unary(
-                '/blora.v1.AdapterService/Load',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+        self.LoadAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/LoadAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
                 _registered_method=True)
-        self.Upload = channel.stream_unary(
-                '/blora.v1.AdapterService/Upload',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
+        self.UploadAdapter = channel.stream_unary(
+                '/blora.v1.AdapterService/UploadAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
                 _registered_method=True)
-        self.Inspect = channel.unary_unary(
-                '/blora.v1.AdapterService/Inspect',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
+        self.InspectAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/InspectAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
                 _registered_method=True)
-        self.Activate = channel.unary_unary(
-                '/blora.v1.AdapterService/Activate',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
+        self.ActivateAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/ActivateAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
                 _registered_method=True)
-        self.Warm = channel.unary_unary(
-                '/blora.v1.AdapterService/Warm',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
+        self.WarmAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/WarmAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
                 _registered_method=True)
-        self.Unload = channel.unary_unary(
-                '/blora.v1.AdapterService/Unload',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.FromString,
+        self.UnloadAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/UnloadAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.FromString,
                 _registered_method=True)
-        self.List = channel.unary_unary(
-                '/blora.v1.AdapterService/List',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersResponse.FromString,
+        self.ListAdapters = channel.unary_unary(
+                '/blora.v1.AdapterService/ListAdapters',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
-        self.Get = channel.unary_unary(
-                '/blora.v1.AdapterService/Get',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterResponse.FromString,
+        self.GetAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/GetAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.GetAdapterResponse.FromString,
                 _registered_method=True)
-        self.Pin = channel.unary_unary(
-                '/blora.v1.AdapterService/Pin',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
+        self.PinAdapter = channel.unary_unary(
+                '/blora.v1.AdapterService/PinAdapter',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
                 _registered_method=True)
-        self.Watch = channel.unary_stream(
-                '/blora.v1.AdapterService/Watch',
-                request_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
+        self.WatchAdapters = channel.unary_stream(
+                '/blora.v1.AdapterService/WatchAdapters',
+                request_serializer=blora_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
                 _registered_method=True)
 
 
@@ -107,14 +107,14 @@ class AdapterServiceServicer:
     were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
     Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
-    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
-    were loaded. The server keeps the files of uploaded adapters for that.
+    its source when a request, ActivateAdapter, WarmAdapter or PinAdapter needs it: FAILED_PRECONDITION if its files are no
+    longer those that were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
+    UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
-    def Load(self, request, context):
+    def LoadAdapter(self, request, context):
         """Loads an adapter from a folder of the server, as the active version of its name. A name that exists gets the new
         weights in one moment: running requests are not disturbed and finish on the old weights. Weights that a kept version
         has make no second one, and make that version active.
@@ -127,31 +127,31 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Upload(self, request_iterator, context):
+    def UploadAdapter(self, request_iterator, context):
         """Loads an adapter from bytes: a header, then the bytes of all files, one after another, in chunks of up to 1 MiB. The
         bytes are checked as files are, and never written below an --adapter-root.
         INVALID_ARGUMENT    the header is malformed
         FAILED_PRECONDITION uploads are not allowed (--adapter-upload-bytes), the bytes are too many or not those in the
         header, or the adapter does not fit the model; the message lists the reasons. Or there is no
-        room now to pin the adapter, as in Load
+        room now to pin the adapter, as in LoadAdapter
         RESOURCE_EXHAUSTED  too many uploads run at once, or those that are loaded take too much together
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Inspect(self, request, context):
-        """Reports the result of Load without loading anything. An adapter that Load would refuse is no error: its report has
+    def InspectAdapter(self, request, context):
+        """Reports the result of LoadAdapter without loading anything. An adapter that LoadAdapter would refuse is no error: its report has
         problems.
         INVALID_ARGUMENT    the path is malformed
         FAILED_PRECONDITION the server was started without an --adapter-root
-        RESOURCE_EXHAUSTED  as in Load
+        RESOURCE_EXHAUSTED  as in LoadAdapter
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Activate(self, request, context):
+    def ActivateAdapter(self, request, context):
         """Makes a name mean a version that is kept, such as the one before. Running requests finish on the version with which
         they began. The pin of the version that was active ends.
         FAILED_PRECONDITION the version had to be read again, and its files are no longer those that were loaded
@@ -160,16 +160,16 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Warm(self, request, context):
+    def WarmAdapter(self, request, context):
         """Starts to copy an adapter into the engine's memory, so that its first request need not wait. The adapter may be
-        evicted again. Get reports whether it is resident.
+        evicted again. GetAdapter reports whether it is resident.
         FAILED_PRECONDITION running requests leave no room for the adapter now
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Unload(self, request, context):
+    def UnloadAdapter(self, request, context):
         """Removes a name with all its versions at once, or one version that is not active. Answers when the requests that use
         these versions are finished or aborted.
         INVALID_ARGUMENT    the version is the active one of several
@@ -178,21 +178,21 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def List(self, request, context):
+    def ListAdapters(self, request, context):
         """Returns the active version of every name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Get(self, request, context):
+    def GetAdapter(self, request, context):
         """Returns one adapter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Pin(self, request, context):
+    def PinAdapter(self, request, context):
         """Pins an adapter in the engine's memory, or ends its pin.
         FAILED_PRECONDITION the memory cannot hold it
         """
@@ -200,7 +200,7 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Watch(self, request, context):
+    def WatchAdapters(self, request, context):
         """For routers: sends a snapshot of all loaded adapters, then every event, until the call is cancelled. Another
         snapshot follows when a reader was so slow that events were dropped (1,024 are kept), or when the engine was
         started again; it replaces everything that was known. Events may repeat facts of a snapshot. Ends with UNAVAILABLE
@@ -213,55 +213,55 @@ class AdapterServiceServicer:
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Load': grpc.unary_unary_rpc_method_handler(
-                    servicer.Load,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.LoadAdapterResponse.SerializeToString,
             ),
-            'Upload': grpc.stream_unary_rpc_method_handler(
-                    servicer.Upload,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.SerializeToString,
+            'UploadAdapter': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.UploadAdapterResponse.SerializeToString,
             ),
-            'Inspect': grpc.unary_unary_rpc_method_handler(
-                    servicer.Inspect,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.SerializeToString,
+            'InspectAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.InspectAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.InspectAdapterResponse.SerializeToString,
             ),
-            'Activate': grpc.unary_unary_rpc_method_handler(
-                    servicer.Activate,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.SerializeToString,
+            'ActivateAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.SerializeToString,
             ),
-            'Warm': grpc.unary_unary_rpc_method_handler(
-                    servicer.Warm,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.SerializeToString,
+            'WarmAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.WarmAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.WarmAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.WarmAdapterResponse.SerializeToString,
             ),
-            'Unload': grpc.unary_unary_rpc_method_handler(
-                    servicer.Unload,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.SerializeToString,
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.SerializeToString,
             ),
-            'List': grpc.unary_unary_rpc_method_handler(
-                    servicer.List,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersResponse.SerializeToString,
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.ListAdaptersResponse.SerializeToString,
             ),
-            'Get': grpc.unary_unary_rpc_method_handler(
-                    servicer.Get,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterResponse.SerializeToString,
+            'GetAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.GetAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.GetAdapterResponse.SerializeToString,
             ),
-            'Pin': grpc.unary_unary_rpc_method_handler(
-                    servicer.Pin,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.SerializeToString,
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.PinAdapterRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.PinAdapterResponse.SerializeToString,
             ),
-            'Watch': grpc.unary_stream_rpc_method_handler(
-                    servicer.Watch,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.SerializeToString,
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=blora_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,15 +279,15 @@ class AdapterService:
     were active last, --max-adapter-versions in all (2 by default); running requests keep their version in any case.
 
     Unused adapters stay in host memory as far as --host-cache allows. An adapter that had to leave it is read again from
-    its source when a request, Activate, Warm or Pin needs it: FAILED_PRECONDITION if its files are no longer those that
-    were loaded. The server keeps the files of uploaded adapters for that.
+    its source when a request, ActivateAdapter, WarmAdapter or PinAdapter needs it: FAILED_PRECONDITION if its files are no
+    longer those that were loaded. The server keeps the files of uploaded adapters for that.
 
-    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except Load and Upload.
-    UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+    Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
+    UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
     """
 
     @staticmethod
-    def Load(request,
+    def LoadAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -300,9 +300,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Load',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
+            '/blora.v1.AdapterService/LoadAdapter',
+            blora_dot_v1_dot_adapters__pb2.LoadAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.LoadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -314,7 +314,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Upload(request_iterator,
+    def UploadAdapter(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -327,9 +327,9 @@ class AdapterService:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/blora.v1.AdapterService/Upload',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
+            '/blora.v1.AdapterService/UploadAdapter',
+            blora_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.UploadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -341,7 +341,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Inspect(request,
+    def InspectAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -354,9 +354,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Inspect',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
+            '/blora.v1.AdapterService/InspectAdapter',
+            blora_dot_v1_dot_adapters__pb2.InspectAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.InspectAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -368,7 +368,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Activate(request,
+    def ActivateAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -381,9 +381,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Activate',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
+            '/blora.v1.AdapterService/ActivateAdapter',
+            blora_dot_v1_dot_adapters__pb2.ActivateAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.ActivateAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -395,7 +395,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Warm(request,
+    def WarmAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -408,9 +408,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Warm',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
+            '/blora.v1.AdapterService/WarmAdapter',
+            blora_dot_v1_dot_adapters__pb2.WarmAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.WarmAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -422,7 +422,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Unload(request,
+    def UnloadAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -435,9 +435,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Unload',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.FromString,
+            '/blora.v1.AdapterService/UnloadAdapter',
+            blora_dot_v1_dot_adapters__pb2.UnloadAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -449,7 +449,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def List(request,
+    def ListAdapters(request,
             target,
             options=(),
             channel_credentials=None,
@@ -462,9 +462,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/List',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.ListAdaptersResponse.FromString,
+            '/blora.v1.AdapterService/ListAdapters',
+            blora_dot_v1_dot_adapters__pb2.ListAdaptersRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -476,7 +476,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Get(request,
+    def GetAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -489,9 +489,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Get',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.GetAdapterResponse.FromString,
+            '/blora.v1.AdapterService/GetAdapter',
+            blora_dot_v1_dot_adapters__pb2.GetAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.GetAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -503,7 +503,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Pin(request,
+    def PinAdapter(request,
             target,
             options=(),
             channel_credentials=None,
@@ -516,9 +516,9 @@ class AdapterService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/blora.v1.AdapterService/Pin',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
+            '/blora.v1.AdapterService/PinAdapter',
+            blora_dot_v1_dot_adapters__pb2.PinAdapterRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.PinAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -530,7 +530,7 @@ class AdapterService:
             _registered_method=True)
 
     @staticmethod
-    def Watch(request,
+    def WatchAdapters(request,
             target,
             options=(),
             channel_credentials=None,
@@ -543,9 +543,9 @@ class AdapterService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/blora.v1.AdapterService/Watch',
-            blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
+            '/blora.v1.AdapterService/WatchAdapters',
+            blora_dot_v1_dot_adapters__pb2.WatchAdaptersRequest.SerializeToString,
+            blora_dot_v1_dot_adapters__pb2.WatchAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

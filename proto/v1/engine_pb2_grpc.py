@@ -4,7 +4,7 @@
 import grpc
 import warnings
 
-from blora.proto.v1 import engine_pb2 as blora_dot_proto_dot_v1_dot_engine__pb2
+from blora.proto.v1 import engine_pb2 as blora_dot_v1_dot_engine__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -19,7 +19,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in blora/proto/v1/engine_pb2_grpc.py depends on'
+        + ' but the generated code in blora/v1/engine_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -39,13 +39,13 @@ class EngineServiceStub:
         """
         self.GetInfo = channel.unary_unary(
                 '/blora.v1.EngineService/GetInfo',
-                request_serializer=blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
+                request_serializer=blora_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
                 _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/blora.v1.EngineService/Abort',
-                request_serializer=blora_dot_proto_dot_v1_dot_engine__pb2.AbortRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_engine__pb2.AbortResponse.FromString,
+                request_serializer=blora_dot_v1_dot_engine__pb2.AbortRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_engine__pb2.AbortResponse.FromString,
                 _registered_method=True)
 
 
@@ -75,13 +75,13 @@ def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInfo,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoResponse.SerializeToString,
+                    request_deserializer=blora_dot_v1_dot_engine__pb2.GetInfoRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_engine__pb2.GetInfoResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_engine__pb2.AbortRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_engine__pb2.AbortResponse.SerializeToString,
+                    request_deserializer=blora_dot_v1_dot_engine__pb2.AbortRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_engine__pb2.AbortResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -111,8 +111,8 @@ class EngineService:
             request,
             target,
             '/blora.v1.EngineService/GetInfo',
-            blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
+            blora_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
+            blora_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -138,8 +138,8 @@ class EngineService:
             request,
             target,
             '/blora.v1.EngineService/Abort',
-            blora_dot_proto_dot_v1_dot_engine__pb2.AbortRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_engine__pb2.AbortResponse.FromString,
+            blora_dot_v1_dot_engine__pb2.AbortRequest.SerializeToString,
+            blora_dot_v1_dot_engine__pb2.AbortResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,7 @@
 import grpc
 import warnings
 
-from blora.proto.v1 import generation_pb2 as blora_dot_proto_dot_v1_dot_generation__pb2
+from blora.proto.v1 import generation_pb2 as blora_dot_v1_dot_generation__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -19,7 +19,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in blora/proto/v1/generation_pb2_grpc.py depends on'
+        + ' but the generated code in blora/v1/generation_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -29,7 +29,7 @@ if _version_not_supported:
 class GenerationServiceStub:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take the same request and fail alike:
+    Both RPCs take a GenerateRequest and fail alike:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -54,20 +54,20 @@ class GenerationServiceStub:
         """
         self.Generate = channel.unary_unary(
                 '/blora.v1.GenerationService/Generate',
-                request_serializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+                request_serializer=blora_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
         self.GenerateStream = channel.unary_stream(
                 '/blora.v1.GenerationService/GenerateStream',
-                request_serializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+                request_serializer=blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
 
 
 class GenerationServiceServicer:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take the same request and fail alike:
+    Both RPCs take a GenerateRequest and fail alike:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -104,13 +104,13 @@ def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_unary_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+                    request_deserializer=blora_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
             ),
             'GenerateStream': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateStream,
-                    request_deserializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
-                    response_serializer=blora_dot_proto_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
+                    request_deserializer=blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -123,7 +123,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 class GenerationService:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take the same request and fail alike:
+    Both RPCs take a GenerateRequest and fail alike:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -155,8 +155,8 @@ class GenerationService:
             request,
             target,
             '/blora.v1.GenerationService/Generate',
-            blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            blora_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
+            blora_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -182,8 +182,8 @@ class GenerationService:
             request,
             target,
             '/blora.v1.GenerationService/GenerateStream',
-            blora_dot_proto_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
-            blora_dot_proto_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+            blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
+            blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -104,7 +104,8 @@ def test_percentiles_are_numpys(count: int) -> None:
 class Generation:
     """A server that answers with the prompt's tokens, one a message, or with a status."""
 
-    async def answer(self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext) -> None:
+    async def answer(self, message: generation_pb2.GenerateStreamRequest, context: grpc.aio.ServicerContext) -> None:
+        request = message.request
         if request.adapter == "missing":
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
         for place, token in enumerate(request.token_ids.ids):
@@ -120,7 +121,7 @@ async def ask_generation(plan: list[Planned]) -> list[Record]:
     server = grpc.aio.server()
     handler = grpc.unary_stream_rpc_method_handler(
         Generation().answer,
-        request_deserializer=generation_pb2.GenerateRequest.FromString,
+        request_deserializer=generation_pb2.GenerateStreamRequest.FromString,
         response_serializer=generation_pb2.GenerateStreamResponse.SerializeToString,
     )
     handlers = grpc.method_handlers_generic_handler("blora.v1.GenerationService", {"GenerateStream": handler})

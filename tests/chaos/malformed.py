@@ -18,11 +18,11 @@ TOO_LARGE, UNKNOWN_METHOD = frozenset({"RESOURCE_EXHAUSTED"}), frozenset({"UNIMP
 GENERATION, ADAPTERS, ENGINE = (f"/blora.v1.{name}Service/" for name in ("Generation", "Adapter", "Engine"))
 METHODS: Sequence[tuple[str, type[Message]]] = (
     (f"{GENERATION}Generate", generation_pb2.GenerateRequest),
-    (f"{GENERATION}GenerateStream", generation_pb2.GenerateRequest),
-    (f"{ADAPTERS}Load", adapters_pb2.LoadAdapterRequest),
-    (f"{ADAPTERS}Get", adapters_pb2.GetAdapterRequest),
-    (f"{ADAPTERS}Pin", adapters_pb2.PinAdapterRequest),
-    (f"{ADAPTERS}Activate", adapters_pb2.ActivateAdapterRequest),
+    (f"{GENERATION}GenerateStream", generation_pb2.GenerateStreamRequest),
+    (f"{ADAPTERS}LoadAdapter", adapters_pb2.LoadAdapterRequest),
+    (f"{ADAPTERS}GetAdapter", adapters_pb2.GetAdapterRequest),
+    (f"{ADAPTERS}PinAdapter", adapters_pb2.PinAdapterRequest),
+    (f"{ADAPTERS}ActivateAdapter", adapters_pb2.ActivateAdapterRequest),
     (f"{ENGINE}Abort", engine_pb2.AbortRequest),
 )
 NAN, INFINITY = float("nan"), float("inf")
@@ -80,7 +80,8 @@ def _random_bytes(draw: random.Random) -> Malformed:
 
 
 def _mutated(draw: random.Random) -> Malformed:
-    data = bytearray(_good(draw).SerializeToString())
+    method, message = METHODS[draw.randrange(2)]
+    data = bytearray(_as(message, _good(draw)).SerializeToString())
     for _ in range(draw.randint(1, 6)):
         place = draw.randrange(len(data))
         match draw.randrange(4):
@@ -93,7 +94,6 @@ def _mutated(draw: random.Random) -> Malformed:
             case _:
                 data += data[place:]
         data = data or bytearray(1)
-    method, message = METHODS[draw.randrange(2)]
     return _judged(method, message, bytes(data))
 
 
@@ -111,7 +111,12 @@ def _out_of_bounds(draw: random.Random) -> Malformed:
         request.sampling.MergeFrom(generation_pb2.SamplingParams(**draw.choice(BAD_SAMPLING)))
     else:
         request = generation_pb2.GenerateRequest(**draw.choice(BAD_FIELDS))
-    return Malformed(METHODS[draw.randrange(2)][0], request.SerializeToString(), REFUSED)
+    method, message = METHODS[draw.randrange(2)]
+    return Malformed(method, _as(message, request).SerializeToString(), REFUSED)
+
+
+def _as(kind: type[Message], request: generation_pb2.GenerateRequest) -> Message:
+    return request if kind is generation_pb2.GenerateRequest else kind(request=request)
 
 
 def _unknown_method(draw: random.Random) -> Malformed:

@@ -28,7 +28,10 @@ def test_services_and_methods():
     services = {service.name: service for file in FILES for service in file.services_by_name.values()}
     assert {name: [method.name for method in service.methods] for name, service in services.items()} == {
         "GenerationService": ["Generate", "GenerateStream"],
-        "AdapterService": ["Load", "Upload", "Inspect", "Activate", "Warm", "Unload", "List", "Get", "Pin", "Watch"],
+        "AdapterService": [
+            *("LoadAdapter", "UploadAdapter", "InspectAdapter", "ActivateAdapter", "WarmAdapter"),
+            *("UnloadAdapter", "ListAdapters", "GetAdapter", "PinAdapter", "WatchAdapters"),
+        ],
         "EngineService": ["GetInfo", "Abort"],
     }
     answers = [method.output_type.name for service in services.values() for method in service.methods]
@@ -53,7 +56,7 @@ def test_enums_start_unspecified_and_are_prefixed():
         assert all(value.name.startswith(prefix) for value in enum.values)
 
 
-@pytest.mark.parametrize("path", sorted(generate.FOLDER.glob("*.proto")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(generate.SOURCES.glob("*.proto")), ids=lambda path: path.name)
 def test_every_line_that_says_something_is_explained(path: Path):
     """A comment stands above every field, value, rpc and service, except fields that are explained by their type."""
     lines = [line.strip() for line in path.read_text().splitlines()]

@@ -38,7 +38,7 @@ def test_only_the_first_message_tells_of_the_prompt():
     async def body():
         async with running(FakeLLM()) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            return [message async for message in stub.GenerateStream(generation_pb2.GenerateRequest(text="abc"))]
+            return [message async for message in stub.GenerateStream(streamed(text="abc"))]
 
     assert [message.HasField("prompt") for message in run(body())] == [True, False, False]
 
@@ -77,7 +77,7 @@ def test_without_logprobs_there_are_none():
 
 def test_prompt_logprobs_of_a_stream_come_in_pieces_and_in_order():
     async def body():
-        request = generation_pb2.GenerateRequest(text="abcd", sampling={"prompt_logprobs": 0})
+        request = streamed(text="abcd", sampling={"prompt_logprobs": 0})
         async with running(FakeLLM()) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             return [message async for message in stub.GenerateStream(request)]
@@ -190,7 +190,7 @@ def test_a_count_wider_than_32_bits_is_not_cut_short():
     llm.error = InvalidRequest("n", "is out of range")
     for n in ((1 << 32) + 1, (1 << 64) - 1):
         text = b"\x12\x01a"
-        run(_call_with_bytes(llm, text + _sampling_bytes(n), "GenerateStream"))
+        run(_call_with_bytes(llm, text + _sampling_bytes(n), "Generate"))
     assert [request["sampling"].n for request in llm.requests] == [(1 << 32) + 1, -1]
 
 
@@ -202,6 +202,10 @@ def _sampling_bytes(n):
         n >>= 7
     inner = b"\x08" + varint + bytes([n])
     return b"\x32" + bytes([len(inner)]) + inner
+
+
+def streamed(**fields):
+    return generation_pb2.GenerateStreamRequest(request=generation_pb2.GenerateRequest(**fields))
 
 
 async def _call_with_bytes(llm, data, method):
@@ -263,9 +267,16 @@ def test_a_conversation_is_left_to_the_engine_which_knows_the_adapters_template(
 )
 def test_malformed_requests(request_message):
     llm = FakeLLM()
-    error = run(_call_with_bytes(llm, request_message.SerializeToString(), "GenerateStream"))
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    in_stream = generation_pb2.GenerateStreamRequest(request=request_message)
+    for method, message in [("Generate", request_message), ("GenerateStream", in_stream)]:
+        error = run(_call_with_bytes(llm, message.SerializeToString(), method))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert not llm.requests
+
+
+def test_a_stream_without_its_request():
+    error = run(_call_with_bytes(FakeLLM(), b"", "GenerateStream"))
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "request: is missing")
 
 
 def test_labels_are_made_unique():
@@ -284,7 +295,7 @@ def test_a_client_that_cancels_closes_the_generator():
     async def body():
         async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            call = stub.GenerateStream(generation_pb2.GenerateRequest(text="abc"))
+            call = stub.GenerateStream(streamed(text="abc"))
             await call.read()
             call.cancel()
             await _until(lambda: llm.closed)
@@ -295,6 +306,7 @@ def test_a_client_that_cancels_closes_the_generator():
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 def test_a_deadline_closes_the_generator(method):
+    message = streamed(text="abc") if method == "GenerateStream" else generation_pb2.GenerateRequest(text="abc")
     llm = FakeLLM()
     llm.num_tokens_before_pause = 0
 
@@ -302,7 +314,7 @@ def test_a_deadline_closes_the_generator(method):
         async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
             call = channel.unary_unary(f"/blora.v1.GenerationService/{method}")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call(generation_pb2.GenerateRequest(text="abc").SerializeToString(), timeout=0.2)
+                await call(message.SerializeToString(), timeout=0.2)
             await _until(lambda: llm.closed)
             return caught.value.code()
 
@@ -360,9 +372,7 @@ def test_a_client_that_reads_slowly_and_leaves_closes_the_generator():
     async def body():
         async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            request = generation_pb2.GenerateRequest(
-                token_ids={"ids": prompt}, sampling={"max_tokens": len(prompt), "logprobs": 2}
-            )
+            request = streamed(token_ids={"ids": prompt}, sampling={"max_tokens": len(prompt), "logprobs": 2})
             call = stub.GenerateStream(request)
             await call.read()
             await asyncio.sleep(0.5)

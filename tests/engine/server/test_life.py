@@ -98,7 +98,7 @@ def test_a_drain_refuses_new_requests_and_finishes_those_that_run():
         async with running(llm) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             request = generation_pb2.GenerateRequest(text="abc")
-            runs = aiter(stub.GenerateStream(request))
+            runs = aiter(stub.GenerateStream(generation_pb2.GenerateStreamRequest(request=request)))
             await anext(runs)
             drain = asyncio.create_task(server.drain())
             await asyncio.sleep(0.05)
@@ -123,7 +123,8 @@ def test_a_drain_ends_what_does_not_finish_in_time():
         times = ServerTimes(shutdown_timeout=0.05)
         async with running(llm, times) as server, grpc.aio.insecure_channel(server.address) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
-            runs = aiter(stub.GenerateStream(generation_pb2.GenerateRequest(text="abc")))
+            request = generation_pb2.GenerateRequest(text="abc")
+            runs = aiter(stub.GenerateStream(generation_pb2.GenerateStreamRequest(request=request)))
             await anext(runs)
             drain = asyncio.create_task(server.drain())
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -104,7 +104,7 @@ HEADER = adapters_pb2.UploadHeader(name="bob", files=[adapters_pb2.UploadedFile(
 def test_malformed_uploads(parts, field):
     def question(client):
         with grpc.insecure_channel(client.target) as channel, pytest.raises(grpc.RpcError) as caught:
-            upload = adapters_pb2_grpc.AdapterServiceStub(channel).Upload
+            upload = adapters_pb2_grpc.AdapterServiceStub(channel).UploadAdapter
             upload(adapters_pb2.UploadAdapterRequest(**part) for part in parts)
         return caught.value
 

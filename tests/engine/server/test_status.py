@@ -112,7 +112,7 @@ async def _codes(methods, data):
 
 
 LARGEST, OF_ALL = largest_message(FakeLLM.max_model_len), largest_of_all(FakeLLM.max_model_len)
-UPLOAD = "/blora.v1.AdapterService/Upload"  # takes chunks of a megabyte
+UPLOAD = "/blora.v1.AdapterService/UploadAdapter"  # takes chunks of a megabyte
 
 
 @pytest.mark.parametrize(
