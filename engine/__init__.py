@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blora.adapters import AdapterReport, AdapterText, AddedToken, LayerReport, ModuleReport
-    from blora.scheduler import RequestOutputKind, SamplingParams
+    from blora.scheduler import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     from .adapter_store.upload import UploadedFile
     from .arguments.engine_args import AsyncEngineArgs, EngineArgs
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 # Module -> its public names.
 _NAMES = {
     "blora.adapters": ("AdapterReport", "AdapterText", "AddedToken", "LayerReport", "ModuleReport"),
-    "blora.scheduler": ("RequestOutputKind", "SamplingParams"),
+    "blora.scheduler": ("RequestOutputKind", "SamplingParams", "StructuredOutputsParams"),
     ".adapter_store.upload": ("UploadedFile",),
     ".arguments.engine_args": ("AsyncEngineArgs", "EngineArgs"),
     ".arguments.parser": ("FlexibleArgumentParser",),
@@ -173,6 +173,7 @@ __all__ = [
     "RowStream",
     "SampleLogprobs",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokenArray",
     "TokenStream",

@@ -17,6 +17,7 @@ from .scheduler import Scheduler
 from .step import CacheCounts, Limits, RowResult, RowUpdate, ScheduledRow, Step, TokenLogprob
 from .step_report import StepReport
 from .step_time import DEFAULT_COSTS, StepCosts, StepTime, StepWork
+from .structured_outputs import StructuredOutputsParams
 from .waiting_queue import POLICIES
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "StepReport",
     "StepTime",
     "StepWork",
+    "StructuredOutputsParams",
     "Thing",
     "TokenLogprob",
 ]

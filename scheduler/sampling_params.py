@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from .structured_outputs import StructuredOutputsParams
+
 # Fields whose values may be changed from outside. Those of fields that are not served matter to nobody.
 CONTAINERS = ("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids")
 MAX_BIAS = 100.0  # to which `from_optional` cuts the biases of an OpenAI client
@@ -40,8 +42,9 @@ class SamplingParams:
     truncate_prompt_tokens: a longer prompt is cut to its last tokens, this many; -1 cuts it to what leaves room for
     max_tokens.
     stream_interval: tokens that each streamed output has at least; the first and the last one come at once.
+    structured_outputs: what the text has to match, such as a JSON schema.
     spaces_between_special_tokens and the fields up to skip_reading_prefix_cache: vLLM's, accepted without effect.
-    structured_outputs and the fields after it: vLLM's, not served: a request that sets one is refused.
+    extra_args and the fields after it: vLLM's, not served: a request that sets one is refused.
     """
 
     n: int = 1
@@ -69,11 +72,11 @@ class SamplingParams:
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
     truncate_prompt_tokens: int | None = None
     stream_interval: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     spaces_between_special_tokens: bool = True
     skip_clone: bool = False
     routed_experts_prompt_start: int = 0
     skip_reading_prefix_cache: bool | None = None
-    structured_outputs: Any = None
     extra_args: Mapping[str, Any] | None = None
     flat_logprobs: bool = False
     logprob_token_ids: Sequence[int] | None = None
@@ -98,6 +101,8 @@ class SamplingParams:
         clone = copy(self)
         for name in CONTAINERS:
             setattr(clone, name, _own(getattr(self, name)))
+        if isinstance(self.structured_outputs, StructuredOutputsParams):
+            clone.structured_outputs = self.structured_outputs.clone()
         return clone
 
     @property

@@ -20,6 +20,7 @@ FLOORS = (
     ("errors", "facts", "outputs"),
     ("kernels", "metrics", "model_files"),
     ("memory", "text"),
+    ("grammar",),
     ("config",),
     ("arguments", "options", "attention"),
     ("model",),

@@ -16,7 +16,7 @@ from .source import alias_as_written, doc_of, fields_as_written, functions_of
 GROUPS: dict[str, Sequence[str]] = {
     "Engines": ("LLM", "LLMEngine", "AsyncLLM", "AsyncLLMEngine"),
     "Options under vLLM's names": ("EngineArgs", "AsyncEngineArgs", "EngineConfig", "FlexibleArgumentParser"),
-    "Requests": ("SamplingParams", "RequestOutputKind", "LoRARequest"),
+    "Requests": ("SamplingParams", "StructuredOutputsParams", "RequestOutputKind", "LoRARequest"),
 }
 
 

@@ -18,6 +18,7 @@ from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
 from ..errors import InvalidRequest
 from ..facts import Facts
+from ..grammar.source import source_of
 from ..ipc.messages import AddRequest
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
@@ -162,6 +163,9 @@ class FrontEnd:
         tenant = check_tenant(call.tenant)
         adapters = resolve(call.adapter, self.adapters, looks)
         check_sampling(sampling, adapters.facts, self._limits)
+        if sampling.structured_outputs is not None:
+            source_of(sampling.structured_outputs)
+            raise InvalidRequest("structured_outputs", "is not served yet; leave it out")
         self._notice(sampling)
         sampling = as_plain(sampling)
         work = TextWork(keep_last=num_kept_tokens(sampling, self.facts), bad_words=tuple(sampling.bad_strings))

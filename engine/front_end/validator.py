@@ -7,9 +7,10 @@ import math
 import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from typing import Any
 
 from blora.adapters import MAX_ADDED_TOKENS
-from blora.scheduler import RequestOutputKind, SamplingParams
+from blora.scheduler import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from ..errors import InvalidRequest
 from ..facts import Facts
@@ -56,7 +57,6 @@ FLAGS = (
 OPTIONAL = ("max_tokens", "logprobs", "prompt_logprobs", "seed", "stream_interval", "truncate_prompt_tokens")
 # Fields of vLLM that are not served -> their values that ask for nothing.
 UNSERVED: dict[str, tuple[object, ...]] = {
-    "structured_outputs": (None,),
     "extra_args": (None, {}),
     "flat_logprobs": (None, False),
     "logprob_token_ids": (None,),
@@ -112,6 +112,8 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
         if not _is_one_of(getattr(params, name), neutral):
             raise InvalidRequest(name, "is not supported; leave it out")
     _check_type("output_kind", params.output_kind, RequestOutputKind, "a RequestOutputKind")
+    if params.structured_outputs is not None:
+        _check_type("structured_outputs", params.structured_outputs, StructuredOutputsParams, "StructuredOutputsParams")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens and not _is_left_to_us(params, limits):
         raise InvalidRequest("min_tokens", f"{params.min_tokens} is more than max_tokens, {params.max_tokens}")
     if params.truncate_prompt_tokens == 0:
@@ -190,7 +192,7 @@ def check_sampled_tokens(params: SamplingParams, facts: Facts, limits: Limits = 
             raise InvalidRequest("allowed_token_ids", "is empty; None allows all tokens")
 
 
-def _check_type(name: str, value: object, kind: type, what: str) -> None:
+def _check_type(name: str, value: object, kind: Any, what: str) -> None:
     if not isinstance(value, kind):
         raise InvalidRequest(name, f"{value!r:.80} is not {what}")
 

@@ -139,7 +139,7 @@ BAD: dict[str, list[Any]] = {
     "output_kind": [None, "delta", 1],
     "allowed_token_ids": [[], [-1], [VOCAB], [2**31], ["1"], [1.0], [True], [None], 0, "1", {1: 2}, [1] * (VOCAB + 1)],
     "bad_words": ["", [""], ["x", ""], "x" * 257, ["x"] * 513, [None], [1], 1, b"x", "\ud800"],
-    "structured_outputs": [{"json": {}}, object],
+    "structured_outputs": [{"json": {}}, object, "x"],
     "truncate_prompt_tokens": [0, -2, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "stream_interval": [0, -1, 1 << 31, 1.0, *NOT_FINITE, *NOT_NUMBERS],
     "extra_args": [{"kv_transfer_params": 1}],

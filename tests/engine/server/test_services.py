@@ -197,6 +197,7 @@ def test_abort_passes_the_ids_on():
 
 
 IN_PROCESS = {
+    "structured_outputs",
     "output_kind",
     "stream_interval",
     "spaces_between_special_tokens",
