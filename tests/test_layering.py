@@ -19,7 +19,7 @@ PACKAGES = ("scheduler", "adapters", "proto", "engine")
 FLOORS = (
     ("errors", "facts", "outputs"),
     ("kernels", "metrics", "model_files"),
-    ("memory", "text"),
+    ("answers", "memory", "text"),
     ("grammar",),
     ("config",),
     ("arguments", "options", "attention"),
