@@ -1,8 +1,8 @@
 """A small synchronous client for back-end services: `Client(target)`.
 
-Needs only grpcio and protobuf, and knows nothing of the engine. Answers are the protobuf messages themselves. Failures
-are grpc.RpcError; the .proto files explain its `code()` and `details()`. For asyncio, use the stubs in `blora.proto.v1`
-with a grpc.aio channel.
+Needs only grpcio, protobuf and googleapis-common-protos, and knows nothing of the engine. Answers are the protobuf
+messages themselves. Failures are grpc.RpcError; the .proto files explain its `code()` and `details()`. For asyncio, use
+the stubs in `blora.proto.v1` with a grpc.aio channel.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import grpc
 
-from blora.proto.retry_info import retry_after
+from blora.proto.rich_errors import details_of
 from blora.proto.v1 import generation_pb2
 
 from .driver import Clock
@@ -47,7 +47,7 @@ class GrpcTarget:
             await _read(call, record, clock)
         except grpc.aio.AioRpcError as error:
             record.note_end(clock(), error.code().name, error.details() or "")
-            record.retry_after = retry_after(error.trailing_metadata())
+            record.retry_after = details_of(error).retry_after
         finally:
             call.cancel()
 

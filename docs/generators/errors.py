@@ -21,7 +21,9 @@ def make() -> str:
         "Errors",
         "`engine/errors.py` and `engine/server/status.py`",
         "In process, blora raises these types of `blora.engine`. Over gRPC, a client receives the status code, with "
-        "the same text in the status details. All checks of a request come before any allocation for it.",
+        "the same text. Its status details have a `google.rpc.ErrorInfo`, whose reason is the error's name, such as "
+        "`INVALID_REQUEST`, and a `google.rpc.BadRequest` with the field that is wrong; "
+        "`blora.proto.rich_errors.details_of` reads them. All checks of a request come before any allocation for it.",
         table(("error", "status code", "meaning"), _rows()),
         "If all samples of a request fail, the request fails with `INTERNAL` and the first reason. A sample that fails "
         "beside others ends with the `finish_reason` `error`.",

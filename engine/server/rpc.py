@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from ..errors import ReaderTooSlow
 from .convert import parse
 from .message_sizes import check_size
-from .status import retry_metadata, status_of
+from .status import status_of, trailers
 
 M = TypeVar("M", bound=Message)
 Fact = Callable[[grpc.aio.ServicerContext], Any]
@@ -149,7 +149,7 @@ async def _refuse(context: Any, error: Exception) -> NoReturn:
         code, details = status_of(error)
         # The status comes after the messages that wait for the client. If it never reads them, this frame is all that
         # is left of the request, until the connection ends.
-        await context.abort(code, details, retry_metadata(error, details))
+        await context.abort(code, details, trailers(error, code, details))
     except CALL_IS_OVER as over:  # the client has left, which is no error of the server
         raise asyncio.CancelledError from over
     raise error  # abort() raises; this tells the type checker

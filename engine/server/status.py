@@ -2,10 +2,14 @@
 
 import logging
 import math
+import re
+from collections.abc import Iterator
 
 import grpc
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 
-from blora.proto import retry_info
+from blora.proto import rich_errors
 
 from ..errors import (
     AdapterNotFound,
@@ -54,9 +58,9 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
 # The text of an unexpected error can hold paths, addresses and prompts, so it goes to the log and not to the client.
 UNEXPECTED = "internal error; the server's log says more"
 
-# The text travels in the trailers, percent-encoded (up to three bytes for one). Clients accept 8 KiB of trailers; for a
-# longer text they would report that limit instead of the error.
-MAX_DETAILS_BYTES = 2000
+# The text travels in the trailers twice: percent-encoded (up to three bytes for one), and in the status details in
+# base64. Clients accept 8 KiB of trailers; for a longer text they would report that limit instead of the error.
+MAX_DETAILS_BYTES = 1500
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -68,17 +72,33 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, UNEXPECTED
 
 
-def retry_metadata(error: Exception, details: str) -> tuple[tuple[str, str | bytes], ...]:
-    """Returns the trailing metadata that says when to try again: RetryInfo, which clients read, and gRPC's own number,
+def rich_status(error: Exception, code: grpc.StatusCode, text: str) -> status_pb2.Status:
+    """Returns code and text as a message, with what programs read: the reason, the field that is wrong, the time after
+    which to try again."""
+    return rich_errors.status(code.value[0], text, _details_of(error))
+
+
+def trailers(error: Exception, code: grpc.StatusCode, text: str) -> tuple[tuple[str, str | bytes], ...]:
+    """Returns the trailing metadata of a failed call: the status details, and gRPC's own number for when to try again,
     which channels obey that retry by a service config."""
+    details = ((rich_errors.KEY, rich_status(error, code, text).SerializeToString()),)
     if not isinstance(error, QueueFull) or error.retry_after is None:
-        return ()
-    number, _ = grpc.StatusCode.RESOURCE_EXHAUSTED.value
-    milliseconds = str(math.ceil(error.retry_after * 1e3))
-    return (
-        (retry_info.KEY, retry_info.status_details(number, details, error.retry_after)),
-        ("grpc-retry-pushback-ms", milliseconds),
-    )
+        return details
+    return (*details, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1e3))))
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the name of the error's type in the table, such as "QUEUE_FULL": programs may rely on it."""
+    kind = next((kind for kind in type(error).__mro__ if kind in STATUS_CODES), None)
+    return "INTERNAL" if kind is None else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).upper()
+
+
+def _details_of(error: Exception) -> Iterator[Message]:
+    yield rich_errors.error_info(reason_of(error))
+    if isinstance(error, InvalidRequest):
+        yield rich_errors.bad_request(error.field, error.reason)
+    if isinstance(error, QueueFull) and error.retry_after is not None:
+        yield rich_errors.retry_info(error.retry_after)
 
 
 def _shortened(text: str) -> str:

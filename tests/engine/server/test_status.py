@@ -7,12 +7,13 @@ import time
 import grpc
 import pytest
 from fake_llm import FakeLLM, ask, run, running
+from google.rpc import status_pb2
 
 from blora.engine import errors
 from blora.engine.server import rpc, status
 from blora.engine.server.message_sizes import largest_message, largest_of_all
 from blora.proto.client import Client
-from blora.proto.retry_info import retry_after
+from blora.proto.rich_errors import KEY, ErrorDetails, details_in, details_of
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
 CASES = [
@@ -139,9 +140,10 @@ def test_a_refusal_says_when_to_try_again(call):
     llm = FakeLLM()
     llm.error = errors.QueueFull("queue is full", 2.5)
     metadata = dict(ask(question, llm))
-    assert retry_after(metadata.items()) == 2.5 and metadata["grpc-retry-pushback-ms"] == "2500"
+    assert details_in(metadata.items()) == ErrorDetails("QUEUE_FULL", {}, 2.5)
+    assert metadata["grpc-retry-pushback-ms"] == "2500"
     llm.error = errors.QueueFull("queue is full")
-    assert retry_after(ask(question, llm)) is None
+    assert details_in(ask(question, llm)) == ErrorDetails("QUEUE_FULL")
 
 
 @pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
@@ -176,3 +178,34 @@ class ReluctantLLM(FakeLLM):
         self.asked.append(time.monotonic())
         if self.delays:
             raise errors.QueueFull("wait", self.delays.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("error", "details"),
+    [
+        (errors.InvalidRequest("n", "is too large"), ErrorDetails("INVALID_REQUEST", {"n": "is too large"})),
+        (errors.AdapterNotFound("bob"), ErrorDetails("ADAPTER_NOT_FOUND")),
+        (errors.EngineUnavailable("restarting"), ErrorDetails("ENGINE_UNAVAILABLE")),
+        (ZeroDivisionError("secret"), ErrorDetails("INTERNAL")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_programs_read_the_reason_and_the_field(error, details):
+    def question(client):
+        with pytest.raises(grpc.RpcError) as caught:
+            client.info()
+        return caught.value
+
+    llm = FakeLLM()
+    llm.error = error
+    failed = ask(question, llm)
+    assert details_of(failed) == details
+    packed = status_pb2.Status.FromString(dict(failed.trailing_metadata())[KEY])
+    assert (packed.code, packed.message) == (failed.code().value[0], failed.details())  # as grpcio-status wants it
+
+
+def test_the_longest_refusal_fits_into_the_trailers():
+    llm = FakeLLM()
+    llm.error = errors.InvalidRequest("é" * 1000, "é" * 10_000)
+    code, _ = refusal(CALLS["info"], llm)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
