@@ -18,6 +18,14 @@ class InvalidRequest(ValueError):
         return f"{self.field}: {self.reason}"
 
 
+class Unauthenticated(RuntimeError):
+    """A call to a server brings no token, or none that is known."""
+
+
+class PermissionDenied(RuntimeError):
+    """The caller is known, and may not do this. The message says which right he lacks."""
+
+
 class MessageTooLarge(ValueError):
     """A message is larger than any that fits the model's length."""
 
@@ -100,8 +108,10 @@ __all__ = [
     "InvalidRequest",
     "LimitReached",
     "MessageTooLarge",
+    "PermissionDenied",
     "QueueFull",
     "ReaderTooSlow",
+    "Unauthenticated",
     "WrongEventLoop",
     "WrongProcess",
 ]

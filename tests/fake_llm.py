@@ -22,6 +22,7 @@ from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidReque
 from blora.engine.facts import Facts
 from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.front_end.validator import Limits, most_listed
+from blora.engine.identity.identities import ANYBODY, Identities
 from blora.engine.outputs import (
     AdapterEvent,
     AdapterInfo,
@@ -282,9 +283,11 @@ def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: Samplin
 
 
 @asynccontextmanager
-async def running(llm: ServedEngine, times: ServerTimes = DEFAULTS) -> AsyncIterator[Server]:
+async def running(
+    llm: ServedEngine, times: ServerTimes = DEFAULTS, identities: Identities = ANYBODY
+) -> AsyncIterator[Server]:
     """A real server on a free port, ready to serve."""
-    server = Server(llm, "127.0.0.1", 0, times)
+    server = Server(llm, "127.0.0.1", 0, times, identities)
     await server.start()
     await server.follow_backend()
     try:

@@ -21,7 +21,7 @@ FLOORS = (
     ("kernels", "metrics", "model_files"),
     ("answers", "memory", "text"),
     ("grammar",),
-    ("config",),
+    ("config", "identity"),
     ("arguments", "options", "attention"),
     ("model",),
     ("ipc",),

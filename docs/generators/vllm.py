@@ -25,6 +25,7 @@ SERVE_FLAGS = {
     "--port": (Kind.OTHER_DEFAULT, "50051; vLLM's is 8000"),
     "--model": (Kind.SAME, "the argument MODEL is the same"),
     "--shutdown-timeout": (Kind.OTHER_DEFAULT, "20 seconds; vLLM's is 0"),
+    "--api-key": (Kind.SAME, "it takes a file with the keys, since flags can be read by everybody"),
     "--lora-modules": (Kind.SAME, "--adapter takes the same NAME=PATH"),
 }
 

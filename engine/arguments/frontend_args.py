@@ -6,16 +6,15 @@ from typing import Any
 from .meaning import no_meaning, not_served
 
 HTTP = "blora serves gRPC"
-PROXY = "the server has no authentication and no TLS of its own; put a proxy in front of it"
+PROXY = "the server has no TLS of its own; put a proxy in front of it"
 TEXTS = "the texts of a conversation are the model's"
 TOOLS = "blora returns the whole text; parse calls of tools out of it"
 
 
 @dataclass(kw_only=True)
 class FrontendArgs:
-    """The flags of a server, but for --host, --port and --lora-modules, which are served."""
+    """The flags of a server, but for --host, --port, --lora-modules and --api-key, which are served."""
 
-    api_key: list[str] | None = not_served(None, PROXY)
     ssl_keyfile: str | None = not_served(None, PROXY)
     ssl_certfile: str | None = not_served(None, PROXY)
     ssl_ca_certs: str | None = not_served(None, PROXY)

@@ -18,6 +18,7 @@ from ..arguments.parser import FlexibleArgumentParser
 from . import adapters_flags, serve_command
 from .adapters_flags import add_target
 from .failure import fail
+from .identity_flags import API_KEY_VARIABLE
 
 INSTALL = "pip install '.[engine]'"
 OWN_COMMANDS = ("serve", "client", "adapters", "info")
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, parser: argparse.ArgumentParser, further: Mapping[str, Any]) -> int:
     match args.command:
         case "serve":
-            return serve_command.run(args, parser)
+            # Children have no use for the key.
+            return serve_command.run(args, parser, os.environ.pop(API_KEY_VARIABLE, ""))
         case "client":
             return _client(args, parser)
         case "adapters":

@@ -15,6 +15,7 @@ from ..arguments.flag_types import lora_module, named_path, port, size
 from ..arguments.flags import add_flags
 from ..arguments.frontend_args import FrontendArgs
 from .failure import fail
+from .identity_flags import add_identity_flags, identities
 from .server_flags import FLAGS, add_server_flags, given_times
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
     add_server_flags(parser)
+    add_identity_flags(parser)
     engine = parser.add_argument_group("engine", ENGINE)
     add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name not in OWN], with_defaults=False)
 
@@ -108,7 +110,8 @@ def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return adapters
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser, api_key: str = "") -> int:
+    """api_key: that of the environment, "" if it has none."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if "model" not in args:
         parser.error("the following arguments are required: MODEL")
@@ -117,10 +120,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options = {"adapters": adapters, **engine_options(args)}
     except ValueError as error:
         parser.error(str(error))
-    return _serve(args, options)
+    return _serve(args, options, api_key)
 
 
-def _serve(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> int:
     from ..async_llm import AsyncLLM
     from ..errors import AdapterError, EngineStartError
     from ..server.server import serve
@@ -130,9 +133,10 @@ def _serve(args: argparse.Namespace, options: dict[str, Any]) -> int:
         print(f"blora is serving {args.model} on {address}", flush=True)
 
     async def serve_model() -> int:
+        known = identities(args, api_key)
         llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
-        return await serve(llm, args.host, args.port, announce, times, _leave)
+        return await serve(llm, args.host, args.port, announce, times, _leave, known)
 
     try:
         return asyncio.run(serve_model())

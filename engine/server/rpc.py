@@ -1,4 +1,4 @@
-"""Turns a method that takes and returns messages into a gRPC handler: parsing, status codes, cancellation.
+"""Turns a method that takes and returns messages into a gRPC handler: who calls, parsing, status codes, cancellation.
 
 Knows no service.
 """
@@ -11,14 +11,17 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from ..errors import ReaderTooSlow
+from ..errors import InvalidRequest, ReaderTooSlow, Unauthenticated
+from ..identity.caller import Caller
+from ..identity.identities import Identities, bearer
 from .convert import parse
 from .message_sizes import check_size
 from .status import status_of, trailers
 
 M = TypeVar("M", bound=Message)
 Fact = Callable[[grpc.aio.ServicerContext], Any]
-TENANT_KEY = "x-tenant-id"
+TENANT_KEYS = ("x-tenant-id", "x-llm-d-inference-fairness-id")  # the second one is that of llm-d's gateways
+AUTHORIZATION_KEY = "authorization"
 # What gRPC raises in a call of a client that is gone, where the cancellation has not arrived yet.
 CALL_IS_OVER = (grpc.aio.InternalError, grpc.aio.UsageError)
 
@@ -36,9 +39,10 @@ class Response(Protocol):
 class Calls:
     """Makes the handlers of all methods of a server, and knows how many calls are being answered."""
 
-    def __init__(self, most_bytes: int, slow_reader_timeout: float) -> None:
+    def __init__(self, identities: Identities, most_bytes: int, slow_reader_timeout: float) -> None:
         """most_bytes: of a message, but for the parts of a stream of messages. slow_reader_timeout: seconds that a
         client may let a stream stand still."""
+        self._identities = identities
         self._most_bytes, self._slow_reader_timeout = most_bytes, slow_reader_timeout
         self._num_open = 0
         self._none_open = asyncio.Event()
@@ -49,7 +53,7 @@ class Calls:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), seconds)
 
-    # facts: functions of the call's context; the method gets their results after the message.
+    # A method gets the message and the caller, then the results of facts, which are functions of the call's context.
 
     def unary(
         self, request_type: type[M], method: Callable[..., Awaitable[Response]], *facts: Fact
@@ -57,7 +61,8 @@ class Calls:
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             self._begin(context)
             try:
-                response = await method(self._parse(request_type, data), *(fact(context) for fact in facts))
+                caller = self._caller(context)  # before anything of a stranger is parsed
+                response = await method(self._parse(request_type, data), caller, *(fact(context) for fact in facts))
                 return response.SerializeToString()
             except Exception as error:
                 await _refuse(context, error)
@@ -73,8 +78,9 @@ class Calls:
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> None:
             self._begin(context)
             try:
+                caller = self._caller(context)
                 message = self._parse(request_type, data)
-                async with aclosing(method(message, *(fact(context) for fact in facts))) as responses:
+                async with aclosing(method(message, caller, *(fact(context) for fact in facts))) as responses:
                     async for response in responses:
                         await self._write(context, response)
             except Exception as error:
@@ -83,18 +89,23 @@ class Calls:
         return grpc.unary_stream_rpc_method_handler(handle)
 
     def collecting(
-        self, request_type: type[M], method: Callable[[AsyncGenerator[M, None]], Awaitable[Response]]
+        self, request_type: type[M], method: Callable[[AsyncGenerator[M, None], Caller], Awaitable[Response]]
     ) -> grpc.RpcMethodHandler:
         async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
             self._begin(context)
             try:
+                caller = self._caller(context)
                 async with aclosing(_parsed(request_type, requests)) as messages:
-                    response = await method(messages)
+                    response = await method(messages, caller)
                 return response.SerializeToString()
             except Exception as error:
                 await _refuse(context, error)
 
         return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
+        """Raises Unauthenticated, PermissionDenied."""
+        return self._identities.of(token_of(context), tenant_of(context))
 
     def _parse(self, request_type: type[M], data: bytes) -> M:
         check_size(data, self._most_bytes)
@@ -122,9 +133,25 @@ class Calls:
             ) from None
 
 
+def token_of(context: grpc.aio.ServicerContext) -> str | None:
+    """Returns the token in the call's metadata, or None if there is none. Raises Unauthenticated."""
+    values = _values(context, AUTHORIZATION_KEY)
+    if len(values) > 1:
+        raise Unauthenticated("the call has several authorizations; send one")
+    return bearer(values[0] if values else None)
+
+
 def tenant_of(context: grpc.aio.ServicerContext) -> str:
-    """Returns the tenant that the call's metadata names, or "" if it names none."""
-    return next((str(value) for key, value in context.invocation_metadata() or () if key == TENANT_KEY), "")
+    """Returns the tenant that the call's metadata names, or "" if it names none. Raises InvalidRequest if it names
+    several."""
+    named = {value for value in _values(context, *TENANT_KEYS) if value}
+    if len(named) > 1:
+        raise InvalidRequest("tenant", f"several are named in {' and '.join(TENANT_KEYS)}; name one")
+    return next(iter(named), "")
+
+
+def _values(context: grpc.aio.ServicerContext, *keys: str) -> list[str]:
+    return [str(value) for key, value in context.invocation_metadata() or () if key in keys]
 
 
 def deadline_of(context: grpc.aio.ServicerContext) -> float | None:

@@ -14,7 +14,10 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from ..errors import EngineUnavailable
+from ..identity.caller import Caller
+from ..identity.identities import ANYBODY, Identities
 from . import health
+from .callers_engine import CallersEngine
 from .engine import ServedEngine
 from .message_sizes import largest_message, largest_of_all
 from .rpc import Calls
@@ -52,16 +55,23 @@ SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
 class Server:
     """A server on one port. Create it inside a running event loop."""
 
-    def __init__(self, backend: ServedEngine, host: str, port: int, times: ServerTimes = DEFAULTS) -> None:
+    def __init__(
+        self,
+        backend: ServedEngine,
+        host: str,
+        port: int,
+        times: ServerTimes = DEFAULTS,
+        identities: Identities = ANYBODY,
+    ) -> None:
         self._backend, self._times = backend, times
         self._has_started = False  # whether the backend has started
         self._host, self._port = host, port
         max_model_len = backend.max_model_len
-        self._calls = Calls(largest_message(max_model_len), times.slow_reader_timeout)
+        self._calls = Calls(identities, largest_message(max_model_len), times.slow_reader_timeout)
         # gRPC allocates memory for a message before the server can check it.
         largest = ("grpc.max_receive_message_length", largest_of_all(max_model_len))
         self._server = grpc.aio.server(options=(*OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
-        services = [servicer(self._get_backend) for servicer in SERVICERS]
+        services = [servicer(self._engine_of) for servicer in SERVICERS]
         names = [service.NAME for service in services]
         self._health = health.Health(names)
         self._health.add_to(self._server)
@@ -85,10 +95,10 @@ class Server:
             ) from None
         await self._server.start()
 
-    def _get_backend(self) -> ServedEngine:
+    def _engine_of(self, caller: Caller) -> CallersEngine:
         if not self._has_started:
             raise EngineUnavailable("the engine is starting")
-        return self._backend
+        return CallersEngine(self._backend, caller)
 
     async def follow_backend(self) -> None:
         """Passes requests to the engine, which has started, and reports its health from now on."""
@@ -121,6 +131,7 @@ async def serve(
     announce: Callable[[str], None],
     times: ServerTimes = DEFAULTS,
     leave: Callable[[int], object] | None = None,
+    identities: Identities = ANYBODY,
 ) -> int:
     """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Returns the exit status of the process.
 
@@ -129,7 +140,7 @@ async def serve(
     gRPC's own way answers calls that come at this moment with CANCELLED. Raises the errors of the engine's start, or
     OSError.
     """
-    server = Server(backend, host, port, times)
+    server = Server(backend, host, port, times, identities)
     try:
         async with _signals() as (first, second):
             if await _finished(_live(server, backend, announce, first), before=second):

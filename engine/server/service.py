@@ -1,7 +1,8 @@
 """The three gRPC services. Each method converts, asks the engine and converts back; policy lives in the engine.
 
 `handler()` is registered with the server. A method raises the error of a request, and `rpc` turns it into a status
-code. A servicer asks for the backend at every call, because the server listens before the engine has started.
+code. A servicer asks for its caller's engine at every call, because the server listens before the engine has
+started.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -15,40 +16,39 @@ import grpc
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 from blora.scheduler import RequestOutputKind, SamplingParams
 
+from ..identity.caller import Caller
 from ..ipc.turns import Turns
 from ..outputs import AdapterSnapshot, RequestOutput
 from . import convert
+from .callers_engine import CallersEngine
 from .convert_output import Answer, StreamConverter
-from .engine import ServedEngine
 from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
-from .rpc import Calls, deadline_of, tenant_of, time_after
+from .rpc import Calls, deadline_of, time_after
 from .status import RequestFailed
 
 # Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
 COLLECTED_TOKENS = 16
-GetEngine = Callable[[], ServedEngine]  # raises EngineUnavailable until the engine has started
+EngineOf = Callable[[Caller], CallersEngine]  # raises EngineUnavailable until the engine has started
 
 
 class GenerationServicer:
     NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-    def __init__(self, get_backend: GetEngine) -> None:
-        self._get_backend = get_backend
+    def __init__(self, engine_of: EngineOf) -> None:
+        self._engine_of = engine_of
         self._turns = Turns()
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
-            "Generate": calls.unary(generation_pb2.GenerateRequest, self.generate, tenant_of, deadline_of),
-            "GenerateStream": calls.streaming(
-                generation_pb2.GenerateStreamRequest, self.generate_stream, tenant_of, deadline_of
-            ),
+            "Generate": calls.unary(generation_pb2.GenerateRequest, self.generate, deadline_of),
+            "GenerateStream": calls.streaming(generation_pb2.GenerateStreamRequest, self.generate_stream, deadline_of),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def generate(self, request: generation_pb2.GenerateRequest, tenant: str, deadline: float | None) -> Answer:
+    async def generate(self, request: generation_pb2.GenerateRequest, caller: Caller, deadline: float | None) -> Answer:
         outcome, answer = Outcome(), Answer()
-        async with aclosing(self._run(request, tenant, deadline, outcome, is_streamed=False)) as parts:
+        async with aclosing(self._run(request, caller, deadline, outcome, is_streamed=False)) as parts:
             async for piece in parts:
                 answer.add(piece)
         outcome.check()
@@ -57,10 +57,10 @@ class GenerationServicer:
         return answer
 
     async def generate_stream(
-        self, request: generation_pb2.GenerateStreamRequest, tenant: str, deadline: float | None
+        self, request: generation_pb2.GenerateStreamRequest, caller: Caller, deadline: float | None
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
         outcome, converter = Outcome(), StreamConverter()
-        async with aclosing(self._run(convert.streamed(request), tenant, deadline, outcome, is_streamed=True)) as parts:
+        async with aclosing(self._run(convert.streamed(request), caller, deadline, outcome, is_streamed=True)) as parts:
             async for piece in parts:
                 yield converter.response(piece)
         outcome.check()
@@ -68,23 +68,22 @@ class GenerationServicer:
     async def _run(
         self,
         request: generation_pb2.GenerateRequest,
-        tenant: str,
+        caller: Caller,
         deadline: float | None,
         outcome: "Outcome",
         *,
         is_streamed: bool,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yields the outputs of a request in pieces, each in a turn of the event loop that has time for it."""
-        backend = self._get_backend()
-        defaults, most_listed = backend.get_default_sampling_params(), backend.most_listed()
+        engine = self._engine_of(caller)
+        defaults, most_listed = engine.get_default_sampling_params(), engine.most_listed()
         call = convert.generate_call(request, defaults, RequestOutputKind.DELTA, most_listed)
-        generated = backend.generate(
+        generated = engine.generate(
             call.prompt,
             call.sampling_params if is_streamed else collected(call.sampling_params),
             unique_request_id(call.label),
             lora_request=call.adapter,
             priority=call.priority,
-            tenant=tenant,
             deadline=deadline,
             first_token_deadline=time_after(call.first_token_seconds),
         )
@@ -131,8 +130,8 @@ class Outcome:
 class AdapterServicer:
     NAME = adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name
 
-    def __init__(self, get_backend: GetEngine) -> None:
-        self._get_backend = get_backend
+    def __init__(self, engine_of: EngineOf) -> None:
+        self._engine_of = engine_of
         self._turns = Turns()
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
@@ -150,35 +149,41 @@ class AdapterServicer:
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def load(self, request: adapters_pb2.LoadAdapterRequest) -> adapters_pb2.LoadAdapterResponse:
+    async def load(self, request: adapters_pb2.LoadAdapterRequest, caller: Caller) -> adapters_pb2.LoadAdapterResponse:
         name, path, pinned = convert.load_arguments(request)
-        return convert.loaded(await self._get_backend().load_adapter(name, path, pinned=pinned))
+        return convert.loaded(await self._engine_of(caller).load_adapter(name, path, pinned=pinned))
 
     async def upload(
-        self, requests: AsyncGenerator[adapters_pb2.UploadAdapterRequest, None]
+        self, requests: AsyncGenerator[adapters_pb2.UploadAdapterRequest, None], caller: Caller
     ) -> adapters_pb2.UploadAdapterResponse:
         name, files, pinned = convert.upload_arguments(await anext(requests, None))
         chunks = (convert.upload_chunk(request) async for request in requests)
-        return convert.uploaded(await self._get_backend().upload_adapter(name, files, chunks, pinned=pinned))
+        return convert.uploaded(await self._engine_of(caller).upload_adapter(name, files, chunks, pinned=pinned))
 
-    async def inspect(self, request: adapters_pb2.InspectAdapterRequest) -> adapters_pb2.InspectAdapterResponse:
-        return convert.inspected(await self._get_backend().inspect_adapter(convert.adapter_path(request)))
+    async def inspect(
+        self, request: adapters_pb2.InspectAdapterRequest, caller: Caller
+    ) -> adapters_pb2.InspectAdapterResponse:
+        return convert.inspected(await self._engine_of(caller).inspect_adapter(convert.adapter_path(request)))
 
-    async def activate(self, request: adapters_pb2.ActivateAdapterRequest) -> adapters_pb2.ActivateAdapterResponse:
+    async def activate(
+        self, request: adapters_pb2.ActivateAdapterRequest, caller: Caller
+    ) -> adapters_pb2.ActivateAdapterResponse:
         name, version = convert.activate_arguments(request)
-        return convert.activated(await self._get_backend().activate_adapter(name, version))
+        return convert.activated(await self._engine_of(caller).activate_adapter(name, version))
 
-    async def unload(self, request: adapters_pb2.UnloadAdapterRequest) -> adapters_pb2.UnloadAdapterResponse:
+    async def unload(
+        self, request: adapters_pb2.UnloadAdapterRequest, caller: Caller
+    ) -> adapters_pb2.UnloadAdapterResponse:
         name, abort = convert.unload_arguments(request)
-        return convert.unloaded(await self._get_backend().unload_adapter(name, abort=abort))
+        return convert.unloaded(await self._engine_of(caller).unload_adapter(name, abort=abort))
 
-    async def warm(self, request: adapters_pb2.WarmAdapterRequest) -> adapters_pb2.WarmAdapterResponse:
-        return convert.warmed(await self._get_backend().warm_adapter(convert.adapter_name(request)))
+    async def warm(self, request: adapters_pb2.WarmAdapterRequest, caller: Caller) -> adapters_pb2.WarmAdapterResponse:
+        return convert.warmed(await self._engine_of(caller).warm_adapter(convert.adapter_name(request)))
 
     async def watch(
-        self, _: adapters_pb2.WatchAdaptersRequest
+        self, _: adapters_pb2.WatchAdaptersRequest, caller: Caller
     ) -> AsyncGenerator[adapters_pb2.WatchAdaptersResponse | ManyAdapters, None]:
-        async with aclosing(self._get_backend().watch_adapters()) as news:
+        async with aclosing(self._engine_of(caller).watch_adapters()) as news:
             async for item in news:
                 if isinstance(item, AdapterSnapshot):
                     part = partial(convert.snapshot_part, item.revision)
@@ -186,22 +191,24 @@ class AdapterServicer:
                 else:
                     yield convert.adapter_event(item)
 
-    async def list(self, _: adapters_pb2.ListAdaptersRequest) -> ManyAdapters:
-        return await ManyAdapters.convert(await self._get_backend().list_adapters(), self._turns, convert.listed_part)
+    async def list(self, _: adapters_pb2.ListAdaptersRequest, caller: Caller) -> ManyAdapters:
+        return await ManyAdapters.convert(
+            await self._engine_of(caller).list_adapters(), self._turns, convert.listed_part
+        )
 
-    async def get(self, request: adapters_pb2.GetAdapterRequest) -> adapters_pb2.GetAdapterResponse:
-        return convert.found(await self._get_backend().get_adapter(convert.adapter_name(request)))
+    async def get(self, request: adapters_pb2.GetAdapterRequest, caller: Caller) -> adapters_pb2.GetAdapterResponse:
+        return convert.found(await self._engine_of(caller).get_adapter(convert.adapter_name(request)))
 
-    async def pin(self, request: adapters_pb2.PinAdapterRequest) -> adapters_pb2.PinAdapterResponse:
+    async def pin(self, request: adapters_pb2.PinAdapterRequest, caller: Caller) -> adapters_pb2.PinAdapterResponse:
         name, pinned = convert.pin_arguments(request)
-        return convert.pinned(await self._get_backend().pin_adapter(name, pinned))
+        return convert.pinned(await self._engine_of(caller).pin_adapter(name, pinned))
 
 
 class EngineServicer:
     NAME = engine_pb2.DESCRIPTOR.services_by_name["EngineService"].full_name
 
-    def __init__(self, get_backend: GetEngine) -> None:
-        self._get_backend = get_backend
+    def __init__(self, engine_of: EngineOf) -> None:
+        self._engine_of = engine_of
 
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
@@ -210,9 +217,9 @@ class EngineServicer:
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def get_info(self, _: engine_pb2.GetInfoRequest) -> engine_pb2.GetInfoResponse:
-        return convert.engine_info(await self._get_backend().get_info())
+    async def get_info(self, _: engine_pb2.GetInfoRequest, caller: Caller) -> engine_pb2.GetInfoResponse:
+        return convert.engine_info(await self._engine_of(caller).get_info())
 
-    async def abort(self, request: engine_pb2.AbortRequest) -> engine_pb2.AbortResponse:
-        await self._get_backend().abort(convert.request_ids(request))
+    async def abort(self, request: engine_pb2.AbortRequest, caller: Caller) -> engine_pb2.AbortResponse:
+        await self._engine_of(caller).abort(convert.request_ids(request))
         return convert.aborted()

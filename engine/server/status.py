@@ -23,8 +23,10 @@ from ..errors import (
     InvalidRequest,
     LimitReached,
     MessageTooLarge,
+    PermissionDenied,
     QueueFull,
     ReaderTooSlow,
+    Unauthenticated,
     WrongEventLoop,
     WrongProcess,
 )
@@ -38,6 +40,8 @@ class RequestFailed(RuntimeError):
 
 STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     LimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
     MessageTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     AdapterNotFound: grpc.StatusCode.NOT_FOUND,

@@ -140,7 +140,6 @@ def test_flags_of_vllm_serve_are_taken(caplog):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--api-key", "secret"],
         ["--ssl-keyfile", "key.pem"],
         ["--chat-template", "mine.jinja"],
         ["--middleware", "my.Authentication"],

@@ -22,6 +22,8 @@ CASES = [
     (errors.AdapterRejected("bob", ["rank"]), grpc.StatusCode.FAILED_PRECONDITION, "rank"),
     (errors.AdapterTooLarge("too large"), grpc.StatusCode.FAILED_PRECONDITION, "too large"),
     (errors.QueueFull("queue is full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
+    (errors.Unauthenticated("no token"), grpc.StatusCode.UNAUTHENTICATED, "no token"),
+    (errors.PermissionDenied("not yours"), grpc.StatusCode.PERMISSION_DENIED, "not yours"),
     (errors.LimitReached("256 clients"), grpc.StatusCode.RESOURCE_EXHAUSTED, "256 clients"),
     (errors.MessageTooLarge("9 bytes"), grpc.StatusCode.RESOURCE_EXHAUSTED, "9 bytes"),
     (errors.DeadlineExceeded("too late"), grpc.StatusCode.DEADLINE_EXCEEDED, "too late"),

@@ -1,0 +1,47 @@
+"""The flags that say who may call a server."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..identity.identities import Identities
+
+API_KEY_VARIABLE = "BLORA_API_KEY"
+
+
+def add_identity_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "identity", "Secrets come from files or the environment: everybody can read flags."
+    )
+    group.add_argument(
+        "--api-key",
+        type=Path,
+        metavar="FILE",
+        help="file with the keys of which every call has to bring one as its bearer token, one key on each line; each "
+        f"gives all rights; the variable {API_KEY_VARIABLE} holds a key, too (default: no key is asked for)",
+    )
+
+
+def identities(args: argparse.Namespace, environment_key: str) -> "Identities":
+    """environment_key: the value of the variable, or "". Raises ValueError."""
+    from ..identity.identities import Anybody, ApiKeys
+
+    keys = [] if args.api_key is None else _keys_of(args.api_key)
+    keys += [environment_key] if environment_key else []
+    return ApiKeys(keys) if keys else Anybody()
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Raises ValueError, which does not repeat the value of the flag: in vLLM it is the key itself."""
+    from ..identity.identities import read_api_keys
+
+    try:
+        keys = read_api_keys(path)
+    except OSError as error:
+        raise ValueError(
+            f"--api-key takes a file that holds the keys, and it cannot be read: {error.strerror}"
+        ) from None
+    if not keys:
+        raise ValueError("--api-key: there is no key in the file")
+    return keys
