@@ -16,8 +16,9 @@ from .text_reader import SPACES, Reading, TextReader, Waiting
 
 ARGUMENTS = ("arguments", "parameters")
 OTHER_KEYS = ("id", "type")  # which models write beside them
-IN_STRING = re.compile(r'[^"\\]+')
-IN_VALUE = re.compile(r'[^"{}\[\]<]+')
+IN_STRING = re.compile(r'(?s)(?:[^"\\]|\\.)+')
+STRUCTURE = re.compile(r'[^"<]+')  # of an object or a list, outside its strings
+BRACKET = re.compile(r"[{}\[\]]")
 IN_SCALAR = re.compile(r'[^\s"{}\[\]<,:]+')
 NO_ARGUMENTS = "{}"
 
@@ -44,7 +45,7 @@ def read_call(text: TextReader, index: int, rules: CallRules) -> Reading[bool]:
 def read_calls(text: TextReader, index: int, rules: CallRules) -> Reading[int]:
     """Reads a list of calls, at its bracket, and returns the index after the last of them. Text has to be held; what is
     no call becomes content."""
-    text.take_one()
+    text.take_next(1)
     yield from text.take_all(SPACES)
     while (yield from read_call(text, index, rules)):
         index += 1
@@ -175,34 +176,42 @@ def _value(text: TextReader, end: str) -> Parts:
     while char := (yield from text.peek()):
         if char == '"':
             yield from _string(text)
-        elif char in "{[":
-            depth += 1
-            yield text.take_one()
-        elif char in "}]":
-            if depth == 0:
+        elif char == "<":
+            if not depth or (end and (yield from text.is_next(end))):
                 return
-            depth -= 1
-            yield text.take_one()
-        elif char == "<" and end:
-            if (yield from text.is_next(end)):
-                return
-            yield text.take_one()
-        elif not (part := text.take_some(IN_VALUE if depth else IN_SCALAR)):
-            if not depth:
-                return
-            yield text.take_one()
+            yield text.take_next(1)
+        elif depth or char in "{[":
+            number, depth = _inside(text.look(STRUCTURE), depth)
+            yield text.take_next(number)
         else:
-            yield part
-            continue
-        if depth == 0:
+            yield from _scalar(text)
             return
+        if not depth:
+            return
+
+
+def _inside(structure: str, depth: int) -> tuple[int, int]:
+    """Returns how many characters are inside a value, and how deep it is open after them."""
+    for bracket in BRACKET.finditer(structure):
+        depth += 1 if bracket[0] in "{[" else -1
+        if not depth:
+            return bracket.end(), depth
+    return len(structure), depth
+
+
+def _scalar(text: TextReader) -> Parts:
+    while (yield from text.peek()) and (part := text.take_some(IN_SCALAR)):
+        yield part
 
 
 def _string(text: TextReader) -> Parts:
-    yield text.take_one()
+    yield text.take_next(1)
     while char := (yield from text.peek()):
-        yield text.take_some(IN_STRING) or text.take_one()
+        if part := text.take_some(IN_STRING):
+            yield part
+            continue
+        yield text.take_next(1)
         if char == '"':
             return
-        if char == "\\" and (yield from text.peek()):
-            yield text.take_one()
+        if (yield from text.peek()):  # the other half of an escape
+            yield text.take_next(1)

@@ -13,7 +13,8 @@ from .text_reader import SPACES, Reading, TextReader
 
 TAG = "<|python_tag|>"
 TAGGED = CallRules()
-PLAIN = re.compile(r"[^\s{<]+")
+LINE = re.compile(r"[^\n{<]+")
+LINE_ENDS = re.compile(r"\n+")
 
 
 def llama_calls(text: TextReader, names: Collection[str] | None) -> Reading[None]:
@@ -28,14 +29,12 @@ def llama_calls(text: TextReader, names: Collection[str] | None) -> Reading[None
             begins_line = has_call
             yield from _separator(text) if has_call else _held(text)
             index += has_call
-        elif spaces := text.take_some(SPACES):
-            text.release()
-            begins_line = begins_line or "\n" in spaces
-            yield Content(spaces)
         else:
             text.release()
-            begins_line = False
-            yield Content(text.take_some(PLAIN) or text.take_one())
+            ends = text.take_some(LINE_ENDS)
+            words = ends or text.take_some(LINE) or text.take_next(1)
+            begins_line = bool(ends) or (begins_line and words.isspace())
+            yield Content(words)
 
 
 def _separator(text: TextReader) -> Reading[None]:

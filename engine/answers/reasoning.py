@@ -28,10 +28,10 @@ def read_reasoning(text: TextReader, marks: Marks, is_open: bool) -> Reading[Non
         return
     yield from text.take_all(SPACES)
     while (yield from text.peek()):
-        if before := text.take_until(marks.end):
+        if before := text.take_before(marks.end):
             yield Reasoning(before)
         elif (yield from text.take(marks.end)):
             break
         else:
-            yield Reasoning(text.take_one())
+            yield Reasoning(text.take_next(1))
     yield from text.take_all(SPACES)

@@ -64,14 +64,26 @@ class TextReader:
         found = run.match(self._part, self._at)
         return self._take(found.end()) if found else ""
 
-    def take_one(self) -> str:
-        """Takes the character that `peek` has seen."""
-        return self._take(self._at + 1)
+    def take_before(self, literal: str) -> str:
+        """Takes of the characters that have come those before a literal, and before what may become it."""
+        at = self._part.find(literal, self._at)
+        return self._take(at if at >= 0 else len(self._part) - self._num_beginning(literal))
 
-    def take_until(self, literal: str) -> str:
-        """Takes of the characters that have come those before the first one with which the literal can begin."""
-        at = self._part.find(literal[0], self._at)
-        return self._take(len(self._part) if at < 0 else at)
+    def look(self, run: re.Pattern[str]) -> str:
+        """Returns what `take_some` would take."""
+        found = run.match(self._part, self._at)
+        return found[0] if found else ""
+
+    def take_next(self, number: int) -> str:
+        """Takes so many characters, which have come."""
+        return self._take(self._at + number)
+
+    def _num_beginning(self, literal: str) -> int:
+        """Returns the length of the longest end of what has come with which a longer literal begins."""
+        most = min(len(literal) - 1, len(self._part) - self._at)
+        if literal[0] not in self._part[len(self._part) - most :]:
+            return 0
+        return next((number for number in range(most, 0, -1) if self._part.endswith(literal[:number])), 0)
 
     def _could_become(self, literal: str) -> bool:
         rest = self._part[self._at : self._at + len(literal)]
@@ -99,12 +111,12 @@ class TextReader:
 def content_until(text: TextReader, marker: str) -> Reading[bool]:
     """Yields the content before a marker. Then it holds the marker; False at the end of the text."""
     while (yield from text.peek()):
-        if before := text.take_until(marker):
+        if before := text.take_before(marker):
             yield Content(before)
             continue
         text.hold()
         if (yield from text.take(marker)):
             return True
         text.release()
-        yield Content(text.take_one())
+        yield Content(text.take_next(1))
     return False

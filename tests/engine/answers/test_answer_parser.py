@@ -1,5 +1,6 @@
 """AnswerParser: what each format means, and that a stream gives what the whole text gives, however it is cut."""
 
+import json
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -50,6 +51,10 @@ def answer(content: str | None, *calls: tuple[str, str], reasoning: str | None =
         (
             '<tool_call>{"name": "weather", "arguments": {"a": "</tool_call> \\" }"}}</tool_call>',
             answer(None, ("weather", '{"a": "</tool_call> \\" }"}')),
+        ),
+        (
+            r'<tool_call>{"name": "time", "arguments": {"a": "\"b", "\\": "\\\""}}</tool_call>',
+            answer(None, ("time", r'{"a": "\"b", "\\": "\\\""}')),
         ),
         # JSON in JSON, no arguments, null, and what models write besides
         ('<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>', answer(None, ("time", '{"a": 1}'))),
@@ -250,6 +255,26 @@ def test_a_stream_gives_what_the_whole_text_gives(name: str, text: str, data: st
     by_character = PARSERS[name]()
     singles = [piece for character in text for piece in by_character.push(character)] + by_character.finish()
     assert whole(pieces) == whole(singles) == PARSERS[name]().parse(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('"\\{}[]<,: \n</tool_call>é'), max_size=8),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=3), values, max_size=3),
+    max_leaves=8,
+)
+WRITTEN = {
+    "hermes": '<tool_call>\n{"name": "time", "arguments": %s}\n</tool_call>',
+    "llama3_json": '{"name": "time", "parameters": %s}',
+    "mistral": "[TOOL_CALLS]time[ARGS]%s",
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(arguments=st.dictionaries(st.text(max_size=3), JSON, max_size=3), indent=st.sampled_from([None, 1]))
+def test_arguments_are_the_text_that_the_model_wrote(arguments: dict[str, Any], indent: int | None) -> None:
+    written = json.dumps(arguments, indent=indent, ensure_ascii=False)
+    for name, text in WRITTEN.items():
+        assert parsed(name, text % written) == answer(None, ("time", written))
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
