@@ -8,7 +8,7 @@ method that needs the engine runs `once_started`.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial, wraps
@@ -26,6 +26,7 @@ from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .arguments.unserved import TellsUnserved
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
+from .front_end import statistics
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import Call, Conversation, Prompt, first_deadline, first_token_deadline, kept, pair_up
 from .front_end.engine_info import engine_info
@@ -59,6 +60,7 @@ from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.user_tokenizer import UserTokenizer
 
 logger = logging.getLogger(__name__)
+PATIENCE_FOR_INFO = 1.0  # seconds for the engine to answer; in a long step it does so at its end
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
@@ -483,7 +485,7 @@ class AsyncLLM(TellsUnserved):
         self._adapters.lose_pins(updates.unpinned)
         if updates.residency:
             self._adapters.note_residency(updates.residency)
-        self._front_end.admission.note_step(updates.step, updates.step_costs)
+        self._front_end.note_step(updates.step, updates.step_costs)
 
     # Adapters.
 
@@ -639,6 +641,19 @@ class AsyncLLM(TellsUnserved):
         return engine_info(
             self._config, self._parts.ready.dtype, self._parts.ready.page_bytes, state.load, self._front_end
         )
+
+    async def get_statistics(self) -> statistics.Statistics:
+        """What metrics and load reports are made of. While there is no engine, and from one that gives no answer within
+        a second, there are only the facts of the front end. Raises EngineUnavailable at once before the engine has
+        started, WrongEventLoop, WrongProcess."""
+        self._check_place()
+        front_end = self._front_end
+        info = None
+        if self._connection.is_open:
+            with suppress(TimeoutError, EngineUnavailable):
+                async with asyncio.timeout(PATIENCE_FOR_INFO):
+                    info = await self.get_info()
+        return statistics.statistics_of(self._config, front_end, info, self.is_serving, self._requests.num_resumed)
 
     def chat(
         self,

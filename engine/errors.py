@@ -32,12 +32,21 @@ class MessageTooLarge(ValueError):
 
 class QueueFull(RuntimeError):
     """The engine has more to do than a request can wait for, or the queue is full. `retry_after`: seconds after which
-    the same request is expected to be accepted; None if that is not predicted."""
+    the same request is expected to be accepted; None if that is not predicted. `cause`: what there is too much of, in a
+    word, by which refusals are counted: requests, tokens, tenant, wait, deadline, or work of another kind."""
+
+    cause = "work"
 
     def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason, retry_after)
         self.reason = reason
         self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, cause: str, reason: str, retry_after: float | None) -> "QueueFull":
+        full = cls(reason, retry_after)
+        full.cause = cause
+        return full
 
     def __str__(self) -> str:
         return self.reason if self.retry_after is None else f"{self.reason}; try again in {self.retry_after} s"

@@ -1,6 +1,10 @@
-"""Metrics: the counts of an engine under the names that vLLM gives them."""
+"""Metrics: the counts of an engine under the names that vLLM gives them, and tallies, which count values by size.
 
-from collections.abc import Mapping
+Plain data. Who exposes it, and in which format, is the matter of telemetry/.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .outputs import EngineInfo
@@ -45,3 +49,24 @@ def metrics_of(info: EngineInfo) -> list[Metric]:
         *(Gauge(name, labels, value) for name, value in gauges.items()),
         *(Counter(name, labels, value) for name, value in counters.items()),
     ]
+
+
+class Tally:
+    """The data of a histogram: how many values lie up to each bound and above the one before, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """bounds: ascending; values above the last one are counted, too."""
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def note(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def num(self) -> int:
+        """The number of values."""
+        return sum(self.counts)

@@ -435,6 +435,7 @@ class Scheduler:
             prompt_seconds=self.step_time.costs.seconds(StepWork.total([StepWork(), *prompts])),
             num_running=self.num_running,
             num_waiting=self.num_waiting,
+            num_tokens=sum(row.num_new_tokens for row in step.rows),
             is_cut=step.is_full and self._has_more_than(step),
         )
 

@@ -9,4 +9,5 @@ class StepReport(NamedTuple):
     prompt_seconds: float  # that the other rows were predicted to take
     num_running: int  # requests that held memory
     num_waiting: int
+    num_tokens: int  # of prompts and answers that it computed
     is_cut: bool  # whether tokens were left that the step did not take, for which there was memory

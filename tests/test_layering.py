@@ -32,6 +32,7 @@ FLOORS = (
     ("processes",),
     ("requests",),
     ("llm", "async_llm"),
+    ("telemetry",),
     ("server",),
     ("cli",),
 )
@@ -43,8 +44,9 @@ ROOMS_OF = {
         *("startup", "step"),
     },
     "grpc": {"server", "cli"},
-    "asyncio": {"adapter_store", "async_llm", "cli", "ipc", "requests", "server"},
+    "asyncio": {"adapter_store", "async_llm", "cli", "ipc", "requests", "server", "telemetry"},
     "msgspec": {"ipc"},
+    "prometheus_client": {"telemetry"},
     "tokenizers": {"text"},
     "jinja2": {"text"},
     "transformers": {"text"},

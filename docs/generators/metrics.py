@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from google.protobuf.descriptor import Descriptor
 
 from blora.engine.outputs import RequestMetrics
+from blora.engine.telemetry.families import FAMILIES, Family
 
 from .comments import proto_comments
 from .grpc_services import HEAD, descriptor_of, message_rows
@@ -18,7 +19,7 @@ def make() -> str:
     adapters = descriptor_of("adapters").message_types_by_name
     return page(
         "Metrics",
-        "`proto/schema/blora/v1/*.proto` and `engine/outputs.py`",
+        "`proto/schema/blora/v1/*.proto`, `engine/outputs.py` and `engine/telemetry/families.py`",
         "`blora info`, `Client.info()` and `get_info()` of `LLM` and `AsyncLLM` tell facts and counts of an engine. "
         "`blora adapters show NAME`, `Client.get_adapter(name)` and `get_adapter(name)` of `LLM` and `AsyncLLM` tell "
         "those of an adapter. Counts only grow; a rate is the difference of two readings.",
@@ -29,12 +30,26 @@ def make() -> str:
         table(HEAD, message_rows(adapters["AdapterUsage"])),
         "Its size, its unfinished requests and its copies into the arena, fields of `Adapter`:",
         table(HEAD, (row for row in message_rows(adapters["Adapter"]) if row[0].strip("`") in COPYING)),
+        "## On /metrics",
+        "What Prometheus reads ([telemetry](../operations/telemetry.md)), each name after `blora:` or the prefix of "
+        "`--metrics-prefix`, with the labels `model_name` and `engine` first. Counters end in `_total`, "
+        "and histograms `_bucket`, `_sum` and `_count`. Names of vLLM:",
+        table(METRICS_HEAD, map(_metric_row, (family for family in FAMILIES if family.is_vllm))),
+        "Names of blora:",
+        table(METRICS_HEAD, map(_metric_row, (family for family in FAMILIES if not family.is_vllm))),
         "## Of a request",
         "`RequestOutput.metrics`, in process. Times are seconds: `arrival_time` is `time.time()`, names that end in "
         "`_ts` are `time.monotonic()`, and 0 means not yet. `first_token_latency` is the time from `queued_ts` to "
         "`first_token_ts`.",
         table(HEAD, ((code(f.name), code(f.type), sentence(f.comment)) for f in fields_of(RequestMetrics))),
     )
+
+
+METRICS_HEAD = ("name", "kind", "labels", "meaning")
+
+
+def _metric_row(family: Family) -> tuple[str, str, str, str]:
+    return code(family.name), family.kind, ", ".join(map(code, family.labels)), family.help
 
 
 def _groups(message: Descriptor) -> Iterator[str]:

@@ -64,6 +64,7 @@ class AdapterCatalog:
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
         self._on_change: Callable[[], None] = lambda: None
+        self.resident: set[str] = set()  # digests of what the engine has in its arena
         self._told_pins: set[tuple[str, int]] = set()  # name and number of the pinned versions that events tell of
         self._tokenizers = AdapterTokenizers(tokenizer, facts.vocab_size)
         self._set_aside: dict[str, str] = {}  # digest -> reason, also of adapters whose first load it ended
@@ -220,6 +221,7 @@ class AdapterCatalog:
         """Erases the table and the text of an adapter that no version means. An unknown digest is fine."""
         self._tables.pop(digest, None)
         self._tokenizers.forget(digest)
+        self.resident.discard(digest)
 
     def set_aside(self, digest: str, reason: str) -> None:
         """Refuses requests for an adapter, and pins it no more, until `take_back`."""
@@ -304,11 +306,13 @@ class AdapterCatalog:
     def note_residency(self, changes: Mapping[str, bool]) -> None:
         """Tells clients which contents have become resident, or are so no longer: digest -> whether it is resident."""
         for digest, is_resident in changes.items():
+            (self.resident.add if is_resident else self.resident.discard)(digest)
             for name, number in self._registry.aliases(digest):
                 self._note("resident" if is_resident else "evicted", name, number, digest)
 
     def break_off_events(self) -> None:
         """Too much has happened to be told event by event: all clients start again from a snapshot."""
+        self.resident.clear()
         self._events.clear()
         self.revision += 1
         self._on_change()
@@ -351,6 +355,10 @@ class AdapterCatalog:
     def published(self) -> set[str]:
         """The digests of all adapters that versions mean."""
         return self._registry.digests()
+
+    @property
+    def num_names(self) -> int:
+        return self._registry.num_names
 
     def aliases(self, digest: str) -> list[tuple[str, int]]:
         """Name and number of every version that means a content."""

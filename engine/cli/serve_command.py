@@ -17,6 +17,7 @@ from ..arguments.frontend_args import FrontendArgs
 from .failure import fail
 from .identity_flags import add_identity_flags, identities
 from .server_flags import FLAGS, add_server_flags, given_times
+from .telemetry_flags import add_telemetry_flags
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
 OWN = ("model", *FLAGS)  # what the command takes itself
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_adapter_flags(parser)
     add_server_flags(parser)
     add_identity_flags(parser)
+    add_telemetry_flags(parser)
     engine = parser.add_argument_group("engine", ENGINE)
     add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name not in OWN], with_defaults=False)
 
@@ -128,15 +130,18 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
     from ..errors import AdapterError, EngineStartError
     from ..server.server import serve
     from ..server.times import ServerTimes
-
-    def announce(address: str) -> None:
-        print(f"blora is serving {args.model} on {address}", flush=True)
+    from .telemetry_command import told_by
 
     async def serve_model() -> int:
         known = identities(args, api_key)
         llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
-        return await serve(llm, args.host, args.port, announce, times, _leave, known)
+        async with told_by(llm, args) as further:
+
+            def announce(address: str) -> None:
+                print("\n".join([f"blora is serving {args.model} on {address}", *further]), flush=True)
+
+            return await serve(llm, args.host, args.port, announce, times, _leave, known)
 
     try:
         return asyncio.run(serve_model())

@@ -15,6 +15,7 @@ from ..outputs import QueueFacts
 from .backlog import NOTHING, Backlog, Load, Place
 from .demand import Demand
 from .forecast import Forecast, Prediction
+from .outcomes import Outcomes
 
 # A tenant may have this many times what is free. So one tenant alone can fill four fifths of the queue, and any number
 # of tenants leave some of it to the next one.
@@ -63,6 +64,7 @@ class Admission:
         self._num_decoding = 0  # samples whose first token has come
         self._refused_seconds, self._refused_at = 0.0, now()  # work that was refused and may come again, at this time
         self._num_refused = self._num_expired = 0
+        self.outcomes = Outcomes.none()
 
     # Decisions.
 
@@ -86,21 +88,21 @@ class Admission:
         for demand in demands:
             requests[self.tenant(demand.tenant)] += demand.num_samples
             tokens[self.tenant(demand.tenant)] += demand.num_prompt_tokens
-        self._check_bound("requests are unfinished", self._requests, requests, self._limits.max_requests)
+        self._check_bound("requests", "are unfinished", self._requests, requests, self._limits.max_requests)
         if self._limits.max_tokens is not None and self._entries:
-            self._check_bound("tokens of prompts wait", self._tokens, tokens, self._limits.max_tokens)
+            self._check_bound("tokens", "of prompts wait", self._tokens, tokens, self._limits.max_tokens)
 
-    def _check_bound(self, what: str, held: Counter[str], asked: Counter[str], limit: int) -> None:
-        total = held.total()
+    def _check_bound(self, unit: str, state: str, held: Counter[str], asked: Counter[str], limit: int) -> None:
+        total, what = held.total(), f"{unit} {state}"
         if total + asked.total() > limit:
-            raise QueueFull(f"{total} {what}, at most {limit}", self._retry_after(0.0, NOTHING))
+            raise QueueFull.of(unit, f"{total} {what}, at most {limit}", self._retry_after(0.0, NOTHING))
         most = SHARE_OF_FREE * (limit - total)
         for tenant, num in asked.items():
             if held[tenant] and held[tenant] + num > most:
                 reason = (
                     f"{held[tenant]} {what} of this tenant, at most {most} while others have {total - held[tenant]}"
                 )
-                raise QueueFull(reason, self._retry_after(0.0, NOTHING))
+                raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
 
     def _check_time(self, demand: Demand) -> None:
         """Predicts nothing for an idle engine, or for one that has hardly computed yet: it has to learn."""
@@ -114,7 +116,8 @@ class Admission:
         num_later = self._num_answer_tokens(demand) - 1
         end = first + self._forecast.token_caution.of(num_later * prediction.token)
         if self._limits.max_seconds is not None and wait > self._limits.max_seconds:
-            self._refuse(demand, f"the request would wait for about {wait:.1f} s", wait - self._limits.max_seconds)
+            reason = f"the request would wait for about {wait:.1f} s"
+            self._refuse(demand, reason, wait - self._limits.max_seconds, "wait")
         self._check_deadline(demand, demand.first_token_deadline, first, "the first token would come", wait)
         self._check_deadline(demand, demand.deadline, end, "the answer would be complete", wait)
 
@@ -124,10 +127,10 @@ class Admission:
         left = deadline - self._now()
         if seconds > left:
             reason = f"{what} in about {seconds:.2f} s, and the deadline passes in {left:.2f} s"
-            self._refuse(demand, reason, min(seconds - left, wait))
+            self._refuse(demand, reason, min(seconds - left, wait), "deadline")
 
-    def _refuse(self, demand: Demand, reason: str, seconds: float) -> None:
-        raise QueueFull(reason, self._retry_after(seconds, self._load(demand)))
+    def _refuse(self, demand: Demand, reason: str, seconds: float, cause: str) -> None:
+        raise QueueFull.of(cause, reason, self._retry_after(seconds, self._load(demand)))
 
     def _predict(self, demand: Demand) -> Prediction | None:
         if not self._entries or not self._forecast.is_measured:
@@ -175,6 +178,7 @@ class Admission:
         if entry.prediction is not None:
             predicted = entry.prediction.wait + entry.prediction.prompt
             self._forecast.first_token_caution.note(predicted, now - entry.entered)
+            self.outcomes.note(predicted, now - entry.entered)
 
     def _stop_waiting(self, entry: _Entry) -> None:
         self._backlog.remove(entry.place, entry.load)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from blora.scheduler import SamplingParams
+from blora.scheduler import SamplingParams, StepCosts, StepReport
 
 from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
@@ -30,6 +30,7 @@ from .admission import Admission, QueueLimits
 from .calls import Call
 from .demand import Demand, TextSizes, num_certain_tokens
 from .generation_config import GenerationDefaults
+from .observations import Observations
 from .output_processor import OutputProcessor, UserRequest
 from .prompts import PromptParts, PromptReader, check_has_rows
 from .suspects import Suspects
@@ -119,7 +120,9 @@ class FrontEnd:
         self.policy = AdapterPolicy(self.adapters, self.ledger)
         self._prompts = PromptReader(facts)
         self.suspects = Suspects()
-        self.outputs = OutputProcessor(self._note_first_token, self._end, now)
+        self.observations = Observations(facts.max_model_len, tuple(config.tenant_weights))
+        self.outputs = OutputProcessor(self._note_first_token, self._end, now, self.observations.note_tokens)
+        self._now = now
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self.admission = Admission(
             QueueLimits(
@@ -327,9 +330,17 @@ class FrontEnd:
 
     def _note_first_token(self, user: UserRequest) -> None:
         self.admission.note_first_token(user, user.num_cached_tokens)
+        self.observations.note_first_token(user)
+
+    def note_step(self, step: StepReport | None, costs: StepCosts | None) -> None:
+        """Notes what the engine tells of a step; None for what it does not tell."""
+        self.admission.note_step(step, costs)
+        if step is not None:
+            self.observations.note_step(step)
 
     def _end(self, user: UserRequest) -> None:
         self.admission.leave(user, user.num_answer_tokens, user.is_too_late)
+        self.observations.note_end(user, self._now())
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, digest in user.adapters:
             self.ledger.release(digest)
@@ -354,6 +365,7 @@ def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:
         sample_ids=ids,
         tokenizer=adapters.tokenizer,
         adapters=tuple(zip(adapters.names, adapters.digests, strict=True)),
+        tenant=call.tenant,
     )
 
 

@@ -32,6 +32,7 @@ class _Sample:
     stop_reason: int | str | None = None
     error: str | None = None
     num_preemptions: int = 0
+    last_token_ts: float = 0.0  # as RequestMetrics has it, of this sample
     num_told_prompt_logprobs: int = 0
     num_shown_tokens: int = 0
     num_shown_characters: int = 0
@@ -51,6 +52,7 @@ class UserRequest:
     sample_ids: list[int]  # the engine's ids, one per sample
     tokenizer: Tokenizer  # the model's, or that of one of its adapters
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
+    tenant: str = ""
     samples: list[_Sample] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None  # of a stream: those that were not shown yet
     num_unread_logprobs: int = 0  # of a stream: those that were not shown yet
@@ -100,10 +102,12 @@ class OutputProcessor:
         on_first_token: Callable[[UserRequest], None],
         on_end: Callable[[UserRequest], None],
         now: Callable[[], float] = time.monotonic,
+        on_tokens: Callable[[int, float | None], object] = lambda _num, _seconds: None,
     ) -> None:
         """on_end: called once for every added request, when all of its samples have finished; on_first_token: before
-        that, if a token has come."""
-        self._on_first_token, self._on_end, self._now = on_first_token, on_end, now
+        that, if a token has come; on_tokens: with a number of new tokens of a sample, and the
+        seconds since its tokens before, if there were any."""
+        self._on_first_token, self._on_end, self._now, self._on_tokens = on_first_token, on_end, now, on_tokens
         self._samples: dict[int, tuple[UserRequest, _Sample]] = {}
 
     def add(self, request: UserRequest) -> None:
@@ -238,7 +242,7 @@ class OutputProcessor:
         if request.prompt_logprobs is not None:
             request.prompt_logprobs += named[: len(update.prompt_logprobs)]
         num_used = self._add_text(request, sample, update)
-        _measure(request.metrics, sample, update, num_used, self._now)
+        self._measure(request.metrics, sample, update, num_used)
         sample.token_ids += update.token_ids[:num_used]
         sample.logprobs += named[len(update.prompt_logprobs) :][:num_used]
         for entry in update.logprobs[:num_used]:
@@ -249,6 +253,18 @@ class OutputProcessor:
         if stop_string is not None:
             sample.finish_reason, sample.stop_reason = FinishReason.STOP, stop_string
         return stop_string is not None
+
+    def _measure(self, metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int) -> None:
+        metrics.scheduled_ts = metrics.scheduled_ts or update.scheduled_ts
+        num_preemptions = max(update.num_preemptions, sample.num_preemptions)  # an update of an error counts none
+        metrics.num_preemptions += num_preemptions - sample.num_preemptions
+        sample.num_preemptions = num_preemptions
+        metrics.num_generation_tokens += num_tokens
+        if update.token_ids:
+            now = self._now()
+            self._on_tokens(num_tokens, now - sample.last_token_ts if sample.last_token_ts else None)
+            sample.last_token_ts = metrics.last_token_ts = now
+            metrics.first_token_ts = metrics.first_token_ts or now
 
     def _add_text(self, request: UserRequest, sample: _Sample, update: RowUpdate) -> int:
         """Returns how many of the tokens belong to the text."""
@@ -302,19 +318,6 @@ class OutputProcessor:
             lora_request=request.lora_request,
             error=sample.error,
         )
-
-
-def _measure(
-    metrics: RequestMetrics, sample: _Sample, update: RowUpdate, num_tokens: int, now: Callable[[], float]
-) -> None:
-    metrics.scheduled_ts = metrics.scheduled_ts or update.scheduled_ts
-    num_preemptions = max(update.num_preemptions, sample.num_preemptions)  # an update of an error counts none
-    metrics.num_preemptions += num_preemptions - sample.num_preemptions
-    sample.num_preemptions = num_preemptions
-    metrics.num_generation_tokens += num_tokens
-    if update.token_ids:
-        metrics.last_token_ts = now()
-        metrics.first_token_ts = metrics.first_token_ts or metrics.last_token_ts
 
 
 def _is_held_back(request: UserRequest) -> bool:

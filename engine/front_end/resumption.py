@@ -21,6 +21,7 @@ class Resumption:
     def __init__(self, outputs: OutputProcessor, suspects: Suspects) -> None:
         self._outputs, self._suspects = outputs, suspects
         self._requests: dict[int, AddRequest] = {}  # by sample id, in order of acceptance: leaders before followers
+        self.num_resumed = 0  # samples that another engine has gone on with
         self._to_give: deque[int] = deque()  # samples that the engine does not have
 
     def add(self, requests: Iterable[AddRequest]) -> None:
@@ -62,7 +63,9 @@ class Resumption:
             return None
         digests = [digest for digest, _ in request.adapters]
         num_alone = self._suspects.num_alone(sample_id, digests, request.max_tokens)
-        return request.after(self._outputs.history_of(sample_id), num_alone)
+        history = self._outputs.history_of(sample_id)
+        self.num_resumed += history is not None
+        return request.after(history, num_alone)
 
     def check_integrity(self, sample_ids: Collection[int]) -> None:
         """sample_ids: of the unfinished requests. Raises RuntimeError when anything else is kept."""

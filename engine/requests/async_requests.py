@@ -72,7 +72,11 @@ class AsyncRequests:
         """Runs calls as rows that grow together. kind: None leaves each row its own kind and label; otherwise rows are
         shown so, under their index."""
         end, first_token = first_deadline(calls), first_token_deadline(calls)
-        prepared = await Deadline(end, first_token).bound(self._begin(calls, label))
+        try:
+            prepared = await Deadline(end, first_token).bound(self._begin(calls, label))
+        except Exception as refusal:
+            self._front_end.observations.note_refusal(refusal)
+            raise
         grown = asyncio.Event()
         readers = [_Reader(entry.user, grown) for entry in prepared]
         for reader in readers:
@@ -279,6 +283,11 @@ class AsyncRequests:
         while self._front_end.outputs.num_unfinished:
             self._finishing.clear()
             await self._finishing.wait()
+
+    @property
+    def num_resumed(self) -> int:
+        """Samples that another engine has gone on with."""
+        return self._resumption.num_resumed
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when a request that has ended is kept for the next engine."""

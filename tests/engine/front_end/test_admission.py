@@ -11,7 +11,7 @@ from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
 from blora.scheduler import SamplingParams, StepCosts, StepReport
 
 STEP = StepReport(
-    seconds=0.02, num_decoding_rows=4, prompt_seconds=0.01, num_running=4, num_waiting=1, is_cut=True
+    seconds=0.02, num_decoding_rows=4, prompt_seconds=0.01, num_running=4, num_waiting=1, num_tokens=8, is_cut=True
 )  # half of a step's time is left to prompts
 COSTS = StepCosts(step_seconds=0.006, row_seconds=0.001, token_seconds=0.001, read_seconds=0.0, pair_seconds=0.0)
 

@@ -1,0 +1,30 @@
+"""The flags of `blora serve` about what a server tells of itself."""
+
+import argparse
+import re
+
+from ..arguments.flag_types import port
+
+
+def add_telemetry_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("telemetry")
+    group.add_argument(
+        "--metrics-port",
+        type=port,
+        metavar="PORT",
+        help="port of --host that serves /metrics for Prometheus, beside gRPC; 0 takes a free one (default: none)",
+    )
+    group.add_argument(
+        "--metrics-prefix",
+        type=prefix,
+        default="blora",
+        metavar="NAME",
+        help="first part of the names of metrics; vllm makes vLLM's boards and routers work unchanged "
+        "(default: %(default)s)",
+    )
+
+
+def prefix(text: str) -> str:
+    if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name of letters, digits and '_'")
+    return text
