@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from blora.adapters import AdapterReport
-from blora.scheduler import RequestOutputKind, SamplingParams
+from blora.scheduler import SamplingParams
 
 from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
@@ -28,7 +28,16 @@ from .arguments.unserved import TellsUnserved
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .front_end import statistics
 from .front_end.adapter_choice import Adapter
-from .front_end.calls import Call, Conversation, Prompt, first_deadline, first_token_deadline, kept, pair_up
+from .front_end.calls import (
+    Call,
+    Conversation,
+    Prompt,
+    first_deadline,
+    first_token_deadline,
+    kept,
+    kind_of_stream,
+    pair_up,
+)
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
@@ -434,16 +443,27 @@ class AsyncLLM(TellsUnserved):
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
         tenant: str | Sequence[str] = "",
+        *,
+        request_id: str | None = None,
+        deadline: float | None = None,
+        first_token_deadline: float | None = None,
     ) -> AsyncGenerator[list[RequestOutput], None]:
-        """Yields what is new of every row that grew; request_id is the row's index in prompts. Lists pair one to one
-        with prompts. All prompts are accepted or none; raises as `generate` does. Closing the generator aborts.
-        """
-        return self._stream(partial(pair_up, prompts, kept(sampling_params), lora_request, priority, tenant))
+        """Yields what is new of every row that grew, or, where the parameters of all say FINAL_ONLY, each row once; the
+        request_id of an output is the row's index in prompts. Lists pair one to one with prompts. All prompts are
+        accepted or none; raises as `generate` does. Closing the generator aborts.
 
-    async def _stream(self, pair: Callable[[], list[Call]]) -> AsyncGenerator[list[RequestOutput], None]:
+        request_id: by which `abort` ends all rows. The deadlines are those of each row.
+        """
+        sampling, deadlines = kept(sampling_params), (deadline, first_token_deadline)
+        pair = partial(pair_up, prompts, sampling, lora_request, priority, tenant, *deadlines)
+        return self._stream(pair, request_id)
+
+    async def _stream(
+        self, pair: Callable[[], list[Call]], request_id: str | None
+    ) -> AsyncGenerator[list[RequestOutput], None]:
         calls = pair()
         requests = await self._requests_for(calls)
-        async with aclosing(requests.run(calls, None, RequestOutputKind.DELTA)) as news:
+        async with aclosing(requests.run(calls, request_id, kind_of_stream(calls))) as news:
             async for outputs in news:
                 yield outputs
 

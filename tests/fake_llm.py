@@ -12,9 +12,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
+
+import httpx
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.adapter_store.upload import UploadedFile
@@ -35,6 +37,7 @@ from blora.engine.outputs import (
     RequestOutput,
 )
 from blora.engine.server.engine import ServedEngine
+from blora.engine.server.http.options import HttpOptions
 from blora.engine.server.server import Server
 from blora.engine.server.times import DEFAULTS, ServerTimes
 from blora.proto.client import Client
@@ -162,6 +165,35 @@ class FakeLLM:
             if not is_done:
                 self.closed.append(request_id)
 
+    async def stream(
+        self,
+        prompts: Sequence[Any],
+        sampling_params: SamplingParams,
+        lora_request: Sequence[Any],
+        priority: Sequence[int],
+        tenant: str,
+        *,
+        request_id: str | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        for index, prompt in enumerate(prompts):
+            outputs = self.generate(
+                prompt,
+                sampling_params,
+                request_id,
+                lora_request=lora_request[index],
+                priority=priority[index],
+                tenant=tenant,
+                deadline=deadline,
+            )
+            async with aclosing(outputs) as news:
+                async for output in news:
+                    yield [replace(output, request_id=str(index))]
+
+    def get_tokenizer(self, lora_request: Any = None) -> Any:
+        read_adapters(lora_request)
+        return FakeTokenizer()
+
     async def _echo(
         self, prompt: list[int], sampling: SamplingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -263,6 +295,13 @@ class FakeLLM:
         return INFO
 
 
+class FakeTokenizer:
+    """A token is the number of its character."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+
 def _token_ids(prompt: Any) -> list[int]:
     if "messages" in prompt:
         return _encode_chat(prompt["messages"])
@@ -284,16 +323,34 @@ def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: Samplin
 
 @asynccontextmanager
 async def running(
-    llm: ServedEngine, times: ServerTimes = DEFAULTS, identities: Identities = ANYBODY
+    llm: ServedEngine,
+    times: ServerTimes = DEFAULTS,
+    identities: Identities = ANYBODY,
+    http: HttpOptions | None = None,
 ) -> AsyncIterator[Server]:
     """A real server on a free port, ready to serve."""
-    server = Server(llm, "127.0.0.1", 0, times, identities)
+    server = Server(llm, "127.0.0.1", 0, times, identities, http)
     await server.start()
     await server.follow_backend()
     try:
         yield server
     finally:
         await server.stop()
+
+
+HTTP = HttpOptions(host="127.0.0.1", port=0, model="/models/fake", model_names=["fake"])
+
+
+@asynccontextmanager
+async def running_http(
+    llm: ServedEngine, options: HttpOptions = HTTP, times: ServerTimes = DEFAULTS, identities: Identities = ANYBODY
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a real server on a free port."""
+    async with (
+        running(llm, times, identities, options) as server,
+        httpx.AsyncClient(base_url=server.addresses[1]) as client,
+    ):
+        yield client
 
 
 def ask(question: Callable[[Client], T], llm: FakeLLM | None = None) -> T:

@@ -45,7 +45,7 @@ ROOMS_OF = {
     },
     "grpc": {"server", "cli"},
     "asyncio": {"adapter_store", "async_llm", "cli", "ipc", "requests", "server", "telemetry"},
-    "msgspec": {"ipc"},
+    "msgspec": {"ipc", "server"},
     "prometheus_client": {"telemetry"},
     "tokenizers": {"text"},
     "jinja2": {"text"},

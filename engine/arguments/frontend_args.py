@@ -47,7 +47,6 @@ class FrontendArgs:
     grpc: bool = no_meaning(False, "blora always serves gRPC")
     root_path: str | None = no_meaning(None, HTTP)
     allow_credentials: bool = no_meaning(False, HTTP)
-    allowed_origins: list[str] | None = no_meaning(None, HTTP)
     allowed_methods: list[str] | None = no_meaning(None, HTTP)
     allowed_headers: list[str] | None = no_meaning(None, HTTP)
     enable_request_id_headers: bool = no_meaning(False, HTTP)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NotRequired, Protocol, TypedDict, cast
 
-from blora.scheduler import SamplingParams
+from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..errors import InvalidRequest
 from ..outputs import LoRARequest
@@ -73,6 +73,8 @@ def pair_up(
     lora_request: Adapter | Sequence[Adapter],
     priority: Sequence[int] | None,
     tenant: str | Sequence[str] = "",
+    deadline: float | None = None,
+    first_token_deadline: float | None = None,
 ) -> list[Call]:
     """Returns one Call for each prompt. A list pairs one to one with the prompts; a single value goes with each.
     Raises InvalidRequest naming the argument.
@@ -85,7 +87,14 @@ def pair_up(
     priorities = _pair("priority", 0 if priority is None else priority, len(batch), int)
     tenants = _pair("tenant", tenant, len(batch), str)
     _check_paths(adapters)
-    return list(map(Call, batch, samplings, adapters, priorities, tenants))
+    rows = zip(batch, samplings, adapters, priorities, tenants, strict=True)
+    return [Call(*row, deadline, first_token_deadline) for row in rows]
+
+
+def kind_of_stream(calls: Sequence[Call]) -> RequestOutputKind:
+    """Returns how the rows of a stream are shown."""
+    kinds = {None if call.sampling is None else call.sampling.output_kind for call in calls}
+    return RequestOutputKind.FINAL_ONLY if kinds == {RequestOutputKind.FINAL_ONLY} else RequestOutputKind.DELTA
 
 
 def first_deadline(calls: Sequence[Call]) -> float | None:

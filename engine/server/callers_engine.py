@@ -14,12 +14,17 @@ from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
 from ..identity.caller import Caller
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from ..text.user_tokenizer import UserTokenizer
 from .engine import ServedEngine
 
 
 class CallersEngine:
     def __init__(self, engine: ServedEngine, caller: Caller) -> None:
         self._engine, self._caller = engine, caller
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.max_model_len
 
     def most_listed(self) -> Mapping[str, int]:
         return self._engine.most_listed()
@@ -48,6 +53,29 @@ class CallersEngine:
             deadline=deadline,
             first_token_deadline=first_token_deadline,
         )
+
+    def stream(
+        self,
+        prompts: Sequence[Any],
+        sampling_params: SamplingParams,
+        lora_request: Sequence[Adapter],
+        priority: Sequence[int],
+        *,
+        request_id: str | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        return self._engine.stream(
+            prompts,
+            sampling_params,
+            lora_request,
+            priority,
+            self._caller.tenant,
+            request_id=request_id,
+            deadline=deadline,
+        )
+
+    def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:
+        return self._engine.get_tokenizer(lora_request)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         await self._engine.abort(request_id)

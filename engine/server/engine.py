@@ -13,6 +13,7 @@ from blora.scheduler import SamplingParams
 from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from ..text.user_tokenizer import UserTokenizer
 
 
 class ServedEngine(Protocol):
@@ -49,6 +50,21 @@ class ServedEngine(Protocol):
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
+
+    def stream(
+        self,
+        prompts: Sequence[Any],
+        sampling_params: SamplingParams,
+        lora_request: Sequence[Adapter],
+        priority: Sequence[int],
+        tenant: str,
+        *,
+        request_id: str | None = None,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[list[RequestOutput], None]:
+        """Generates for several prompts, all or none. The request_id of an output is the index of its prompt."""
+
+    def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer: ...
 
     async def abort(self, request_id: str | Iterable[str]) -> None: ...
 

@@ -5,7 +5,7 @@ Knows no service.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -16,6 +16,7 @@ from ..identity.caller import Caller
 from ..identity.identities import Identities, bearer
 from .convert import parse
 from .message_sizes import check_size
+from .open_calls import OpenCalls
 from .status import status_of, trailers
 
 M = TypeVar("M", bound=Message)
@@ -44,14 +45,11 @@ class Calls:
         client may let a stream stand still."""
         self._identities = identities
         self._most_bytes, self._slow_reader_timeout = most_bytes, slow_reader_timeout
-        self._num_open = 0
-        self._none_open = asyncio.Event()
-        self._none_open.set()
+        self._open = OpenCalls()
 
     async def wait_for_none(self, seconds: float) -> None:
         """Returns when the answers of all calls are under way to their clients, at the latest after these seconds."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._none_open.wait(), seconds)
+        await self._open.wait_for_none(seconds)
 
     # A method gets the message and the caller, then the results of facts, which are functions of the call's context.
 
@@ -112,14 +110,11 @@ class Calls:
         return parse(request_type, data)
 
     def _begin(self, context: grpc.aio.ServicerContext) -> None:
-        self._num_open += 1
-        self._none_open.clear()
+        self._open.begin()
         context.add_done_callback(self._end)  # comes after the answer, which a client may take slowly
 
     def _end(self, _: grpc.aio.ServicerContext) -> None:
-        self._num_open -= 1
-        if not self._num_open:
-            self._none_open.set()
+        self._open.end()
 
     async def _write(self, context: grpc.aio.ServicerContext, response: Response) -> None:
         """Raises ReaderTooSlow."""

@@ -19,6 +19,8 @@ from ..identity.identities import ANYBODY, Identities
 from . import health
 from .callers_engine import CallersEngine
 from .engine import ServedEngine
+from .http.door import HttpDoor
+from .http.options import HttpOptions
 from .message_sizes import largest_message, largest_of_all
 from .rpc import Calls
 from .service import AdapterServicer, EngineServicer, GenerationServicer
@@ -62,9 +64,12 @@ class Server:
         port: int,
         times: ServerTimes = DEFAULTS,
         identities: Identities = ANYBODY,
+        http: HttpOptions | None = None,
     ) -> None:
+        """http: None serves gRPC only."""
         self._backend, self._times = backend, times
         self._has_started = False  # whether the backend has started
+        self._is_leaving = False  # whether clients are to look elsewhere
         self._host, self._port = host, port
         max_model_len = backend.max_model_len
         self._calls = Calls(identities, largest_message(max_model_len), times.slow_reader_timeout)
@@ -77,11 +82,22 @@ class Server:
         self._health.add_to(self._server)
         self._server.add_generic_rpc_handlers(tuple(service.handler(self._calls) for service in services))
         reflection.enable_server_reflection((*names, health.NAME, reflection.SERVICE_NAME), self._server)
+        self._http: HttpDoor | None = None
+        if http is not None:
+            self._http = HttpDoor(http, max_model_len, times, identities, self._engine_of, self._is_ready)
 
     @property
     def address(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{host}:{self._port}"
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those of gRPC and of HTTP, if it is served."""
+        return [self.address] if self._http is None else [self.address, self._http.address]
+
+    def _is_ready(self) -> bool:
+        return self._has_started and not self._is_leaving and self._backend.is_serving
 
     async def start(self) -> None:
         """Begins to listen, with the status NOT_SERVING. Port 0 takes a free one. Raises OSError if the port is not
@@ -94,6 +110,8 @@ class Server:
                 f"cannot listen on {self.address}: the port is taken, or the host is no address of this machine"
             ) from None
         await self._server.start()
+        if self._http is not None:
+            self._http.start()
 
     def _engine_of(self, caller: Caller) -> CallersEngine:
         if not self._has_started:
@@ -112,15 +130,23 @@ class Server:
         words."""
         loop, times = asyncio.get_running_loop(), self._times
         end = loop.time() + times.shutdown_timeout
+        self._is_leaving = True
         await self._health.drain()
         await asyncio.sleep(min(times.drain_grace, times.shutdown_timeout))
         await self._backend.drain(max(end - loop.time(), 0.0))
         shutdown = self._backend.shutdown(ENGINE_GRACE)
-        await asyncio.gather(self._calls.wait_for_none(LAST_WORDS), _within(LAST_WORDS, shutdown))
+        await asyncio.gather(self._wait_for_none(), _within(LAST_WORDS, shutdown))
         await asyncio.sleep(PARTING)
+
+    async def _wait_for_none(self) -> None:
+        await self._calls.wait_for_none(LAST_WORDS)
+        if self._http is not None:
+            await self._http.wait_for_none(LAST_WORDS)
 
     async def stop(self) -> None:
         """Stops at once and cancels running calls. Idempotent."""
+        if self._http is not None:
+            await self._http.stop()
         await self._server.stop(None)
 
 
@@ -132,15 +158,16 @@ async def serve(
     times: ServerTimes = DEFAULTS,
     leave: Callable[[int], object] | None = None,
     identities: Identities = ANYBODY,
+    http: HttpOptions | None = None,
 ) -> int:
     """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Returns the exit status of the process.
 
-    announce: called with the address once the engine serves. leave: called with the exit status when all is done but to
-    close the connections. A process that ends there leaves that to the kernel, and a client takes it for UNAVAILABLE;
-    gRPC's own way answers calls that come at this moment with CANCELLED. Raises the errors of the engine's start, or
-    OSError.
+    announce: called with the addresses of all doors once the engine serves. leave: called with the exit status when all
+    is done but to close the connections. A process that ends there leaves that to the kernel, and a client takes it for
+    UNAVAILABLE; gRPC's own way answers calls that come at this moment with CANCELLED. Raises the errors of the engine's
+    start, or OSError.
     """
-    server = Server(backend, host, port, times, identities)
+    server = Server(backend, host, port, times, identities, http)
     try:
         async with _signals() as (first, second):
             if await _finished(_live(server, backend, announce, first), before=second):
@@ -165,7 +192,7 @@ async def _live(
         if await _finished(backend.start(), before=signalled):
             await server.follow_backend()
             _keep_what_the_start_made()
-            announce(server.address)
+            announce(" and ".join(server.addresses))
             await signalled.wait()
             await server.drain()
         else:

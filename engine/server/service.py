@@ -7,14 +7,12 @@ started.
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
-from uuid import uuid4
 
 import grpc
 
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
-from blora.scheduler import RequestOutputKind, SamplingParams
+from blora.scheduler import RequestOutputKind
 
 from ..identity.caller import Caller
 from ..ipc.turns import Turns
@@ -22,13 +20,12 @@ from ..outputs import AdapterSnapshot, RequestOutput
 from . import convert
 from .callers_engine import CallersEngine
 from .convert_output import Answer, StreamConverter
+from .generation import Outcome, collected, unique_request_id
 from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
 from .rpc import Calls, deadline_of, time_after
 from .status import RequestFailed
 
-# Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
-COLLECTED_TOKENS = 16
 EngineOf = Callable[[Caller], CallersEngine]  # raises EngineUnavailable until the engine has started
 
 
@@ -70,7 +67,7 @@ class GenerationServicer:
         request: generation_pb2.GenerateRequest,
         caller: Caller,
         deadline: float | None,
-        outcome: "Outcome",
+        outcome: Outcome,
         *,
         is_streamed: bool,
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -93,38 +90,6 @@ class GenerationServicer:
                 for piece in pieces(output):
                     await self._turns.take(cost(piece))
                     yield piece
-
-
-def collected(sampling: SamplingParams) -> SamplingParams:
-    """Returns the parameters of a request that is answered at once. Logprobs are converted while they come: in the end
-    that would take long, and until then they would take many times the memory of a message."""
-    if sampling.logprobs is None and sampling.prompt_logprobs is None:
-        return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
-    return replace(sampling, stream_interval=COLLECTED_TOKENS)
-
-
-def unique_request_id(label: str) -> str:
-    """Returns a request id that no client can guess. A client that chose ids could abort, or collide with, the request
-    of another."""
-    return f"{label}-{uuid4().hex}" if label else uuid4().hex
-
-
-class Outcome:
-    """How the samples of one request ended."""
-
-    def __init__(self) -> None:
-        self._errors: dict[int, str | None] = {}  # index of a finished sample -> its error, None for a good end
-
-    def note(self, output: RequestOutput) -> None:
-        for sample in output.outputs:
-            if sample.finished():
-                failed = sample.finish_reason == "error"
-                self._errors[sample.index] = (sample.error or "no reason given") if failed else None
-
-    def check(self) -> None:
-        """Raises RequestFailed if there were samples and all of them failed."""
-        if self._errors and None not in self._errors.values():
-            raise RequestFailed(f"every sample failed: {next(iter(self._errors.values()))}")
 
 
 class AdapterServicer:

@@ -1,12 +1,12 @@
-"""Protobuf messages of a conversation -> the dict that the engine takes as a prompt.
+"""A conversation as it came over a wire, protobuf or JSON -> the dict that the engine takes as a prompt.
 
-Values of any type are JSON on the wire. What they may be is checked with the conversation, for in-process callers too.
+Values of any type are JSON in protobuf. What they may be is checked with the conversation, for in-process callers too.
 A long conversation stays bytes until a process that no other request waits for converts it.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from blora.proto.v1 import generation_pb2
 
@@ -16,14 +16,16 @@ from ..errors import InvalidRequest
 MAX_ITEMS = 1 << 15  # messages, parts, tools and tool calls
 MAX_JSON = 1 << 20  # characters
 OWN_FIELDS = frozenset(("role", "content", "name", "tool_calls", "tool_call_id"))
+TEMPLATE_VARIABLES = ("documents", "reasoning_effort")  # have fields of their own in JSON
 
 
 @dataclass(frozen=True, slots=True)
 class WireChat:
     """A conversation as it came over the wire, in a prompt under "wire_chat"."""
 
-    data: bytes  # of a blora.v1.ChatMessages
+    data: bytes  # of a blora.v1.ChatMessages, or of a JSON object with the arguments of `chat`
     has_template: bool
+    form: Literal["protobuf", "json"] = "protobuf"
 
     @staticmethod
     def of(chat: generation_pb2.ChatMessages) -> "WireChat":
@@ -31,7 +33,19 @@ class WireChat:
 
     def arguments(self) -> dict[str, Any]:
         """Raises InvalidRequest."""
+        if self.form == "json":
+            return _json_chat(self.data)
         return chat_prompt(generation_pb2.ChatMessages.FromString(self.data))
+
+
+def _json_chat(data: bytes) -> dict[str, Any]:
+    """Returns "messages" and the arguments, with the variables of the template among each other."""
+    given = _parsed("messages", "", data)
+    own = {name: given.pop(name) for name in TEMPLATE_VARIABLES if name in given}
+    others = given.get("chat_template_kwargs")
+    if own and isinstance(others, dict | None):
+        given["chat_template_kwargs"] = own | (others or {})
+    return dict(given)
 
 
 def chat_prompt(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
@@ -93,7 +107,7 @@ def _others(place: str, text: str) -> dict[str, Any]:
     return others
 
 
-def _parsed(field: str, place: str, text: str) -> Any:
+def _parsed(field: str, place: str, text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # a number of many thousand digits, too, is a ValueError

@@ -117,6 +117,7 @@ def test_flags_of_vllm_serve_are_taken(caplog):
         --lora-modules a=/x {"name":"b","path":"hub/id","base_model_name":"m"}
     """
     args = parse(*line.split())
+    assert (args.served_model_name, args.allowed_origins) == (["a", "b"], [["*"]])
     assert args.lora_modules == [("a", "/x"), ("b", "hub/id")]
     with caplog.at_level(logging.WARNING):
         assert serve_command.engine_options(args) == {
@@ -127,7 +128,6 @@ def test_flags_of_vllm_serve_are_taken(caplog):
     (record,) = caplog.records
     for name in (
         "uvicorn_log_level",
-        "allowed_origins",
         "tool_call_parser",
         "enable_lora",
         "max_loras",

@@ -244,7 +244,7 @@ def test_an_address_of_ipv6_is_bracketed():
     [
         ("blora.engine.cli.main", ["torch", "transformers", "numpy", "msgspec", "grpc", "google"]),
         ("blora.engine.cli.client_command", ["torch", "transformers", "numpy", "msgspec", "grpc_health"]),
-        ("blora.engine.server.server", ["torch", "transformers", "msgspec"]),
+        ("blora.engine.server.server", ["torch", "transformers"]),
     ],
 )
 def test_imports_do_without(module, absent):

@@ -1,0 +1,50 @@
+"""What the doors share of a request for tokens: its id, its parameters where it is answered at once, and its end.
+
+Knows no wire.
+"""
+
+from dataclasses import replace
+from uuid import uuid4
+
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+from ..outputs import RequestOutput
+from .status import RequestFailed
+
+# Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
+COLLECTED_TOKENS = 16
+
+
+def collected(sampling: SamplingParams) -> SamplingParams:
+    """Returns the parameters of a request that is answered at once. Logprobs are converted while they come: in the end
+    that would take long, and until then they would take many times the memory of a message."""
+    if sampling.logprobs is None and sampling.prompt_logprobs is None:
+        return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+    return replace(sampling, stream_interval=COLLECTED_TOKENS)
+
+
+def unique_request_id(label: str) -> str:
+    """Returns a request id that no client can guess. A client that chose ids could abort, or collide with, the request
+    of another."""
+    return f"{label}-{uuid4().hex}" if label else uuid4().hex
+
+
+class Outcome:
+    """How the samples of a request ended, of all its prompts."""
+
+    def __init__(self) -> None:
+        # The request and the index of a finished sample -> its error, None for a good end.
+        self._errors: dict[tuple[str, int], str | None] = {}
+        self.is_empty = True  # whether there was no output
+
+    def note(self, output: RequestOutput) -> None:
+        self.is_empty = False
+        for sample in output.outputs:
+            if sample.finished():
+                failed = sample.finish_reason == "error"
+                self._errors[output.request_id, sample.index] = (sample.error or "no reason given") if failed else None
+
+    def check(self) -> None:
+        """Raises RequestFailed if there were samples and all of them failed."""
+        if self._errors and None not in self._errors.values():
+            raise RequestFailed(f"every sample failed: {next(iter(self._errors.values()))}")

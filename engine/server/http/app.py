@@ -1,0 +1,64 @@
+"""The application: which route is answered by what."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..open_calls import OpenCalls
+from .adapters import load_adapter, unload_adapter
+from .chat import chat
+from .completions import completions
+from .errors import error_body
+from .exchange import Endpoint, Exchange
+from .models import list_models, show_model
+from .probes import health, load, show_version
+from .site import Site
+
+Answer = Callable[[Site, Exchange], Coroutine[Any, Any, None]]
+
+GENERATING: dict[str, Answer] = {"/v1/chat/completions": chat, "/v1/completions": completions}
+POSTED: dict[str, Answer] = {
+    "/v1/load_lora_adapter": load_adapter,
+    "/v1/unload_lora_adapter": unload_adapter,
+}
+GOTTEN: dict[str, Answer] = {
+    "/v1/models": list_models,
+    "/v1/models/{model:path}": show_model,
+    "/health": health,
+    "/ready": health,
+    "/ping": health,
+    "/version": show_version,
+    "/load": load,
+}
+
+
+def make_app(site: Site, allowed_origins: Sequence[str]) -> Starlette:
+    others = OpenCalls()
+    routes = [_route(site, path, ["POST"], answer, site.calls) for path, answer in GENERATING.items()]
+    routes += [_route(site, path, ["POST"], answer, others) for path, answer in POSTED.items()]
+    routes += [_route(site, path, _methods(path), answer, others) for path, answer in GOTTEN.items()]
+    cors = [Middleware(CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"])]
+    handlers: Any = {HTTPException: _refuse}
+    return Starlette(routes=routes, middleware=cors if allowed_origins else [], exception_handlers=handlers)
+
+
+def _methods(path: str) -> list[str]:
+    return ["GET", "POST"] if path == "/ping" else ["GET"]  # as SageMaker's and vLLM's
+
+
+def _route(site: Site, path: str, methods: list[str], answer: Answer, calls: OpenCalls) -> Route:
+    endpoint = Endpoint(partial(answer, site), calls, site.slow_reader_timeout)
+    return Route(path, endpoint, methods=methods)
+
+
+async def _refuse(_: Request, error: HTTPException) -> Response:
+    text = f"{error.detail}; the guide to HTTP lists the routes" if error.status_code == 404 else error.detail
+    return Response(error_body(error.status_code, text), error.status_code, error.headers, "application/json")

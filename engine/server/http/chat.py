@@ -1,0 +1,164 @@
+"""/v1/chat/completions: a conversation, and the shape of its answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+from ...errors import InvalidRequest
+from ...outputs import CompletionOutput, RequestOutput
+from ...text.wire_chat import WireChat
+from .answers import ChatAnswer, ChatChoice, ChatChunk, ChatMessage, Delta, DeltaChoice, Usage, UsageCount
+from .exchange import Exchange, unless_gone
+from .logprobs import chat_logprobs, prompt_logprobs
+from .pieces_of_json import items, joined
+from .requests import ChatBody, check_served, is_given, read
+from .responding import Head, check_streamed, generation, respond
+from .sampling import sampling_params
+from .site import Site
+from .sse import event
+from .usage_options import usage_options
+
+CHAT_FIELDS = (
+    *("messages", "tools", "documents", "reasoning_effort", "chat_template_kwargs"),
+    *("add_generation_prompt", "continue_final_message"),
+)
+MOST_CHAT_HERE = 4096  # bytes of a conversation that is read here; a longer one stays as it came
+
+
+async def chat(site: Site, exchange: Exchange) -> None:
+    engine, body = site.engine(exchange), read(ChatBody, await exchange.body(site.most_body_bytes))
+    check_served(body)
+    check_streamed(body)
+    sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
+    call = generation(site, exchange, engine, body, "chatcmpl", [_prompt(body)], sampling)
+    await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head)))
+
+
+def _sampling(body: ChatBody, defaults: SamplingParams, most_listed: Mapping[str, int]) -> SamplingParams:
+    defaults.output_kind = RequestOutputKind.DELTA
+    if defaults.max_tokens == SamplingParams().max_tokens:  # the model's files say nothing: as much as fits
+        defaults.max_tokens = None
+    return sampling_params(body, defaults, most_listed, logprobs=_num_logprobs(body), **_max_tokens(body))
+
+
+def _max_tokens(body: ChatBody) -> dict[str, int | None]:
+    return {} if body.max_completion_tokens is None else {"max_tokens": body.max_completion_tokens}
+
+
+def _num_logprobs(body: ChatBody) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("top_logprobs", "is given without logprobs; set logprobs to true")
+    return None
+
+
+def _prompt(body: ChatBody) -> dict[str, Any]:
+    """Returns the conversation. A long one is read where it holds up nobody."""
+    if not is_given(body.messages):
+        raise InvalidRequest("messages", "are missing")
+    given = {name: getattr(body, name) for name in CHAT_FIELDS if is_given(getattr(body, name))}
+    chat = WireChat(msgspec.json.encode(given), has_template=False, form="json")
+    salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
+    return salt | (chat.arguments() if len(chat.data) <= MOST_CHAT_HERE else {"wire_chat": chat})
+
+
+class ChatShape:
+    """The choices of one conversation."""
+
+    def __init__(self, body: ChatBody, head: Head) -> None:
+        self._head = head
+        self._num_top = body.top_logprobs or 0
+        self._shows_tokens = bool(body.return_token_ids)
+        self._usage = usage_options(body)
+        self._prompt_positions: list[bytes] = []
+        self._prompt_token_ids: list[int] | None = None
+        self._choices: dict[int, _Choice] = {}
+        self._begun: set[int] = set()  # choices of a stream
+
+    # In one answer.
+
+    def add(self, piece: RequestOutput) -> None:
+        self._prompt_token_ids = piece.prompt_token_ids
+        if piece.prompt_logprobs:
+            self._prompt_positions.append(items(prompt_logprobs(piece.prompt_logprobs)))
+        for sample in piece.outputs:
+            self._choices.setdefault(sample.index, _Choice()).add(sample, self._num_top)
+
+    def answer(self, usage: Usage) -> ChatAnswer:
+        return ChatAnswer(
+            id=self._head.id,
+            object="chat.completion",
+            created=self._head.created,
+            model=self._head.model,
+            choices=[choice.shown(self._shows_tokens) for _, choice in sorted(self._choices.items())],
+            usage=usage,
+            prompt_logprobs=joined(self._prompt_positions) if self._prompt_positions else None,
+            prompt_token_ids=self._prompt_token_ids if self._shows_tokens else None,
+        )
+
+    # In a stream.
+
+    def events(self, piece: RequestOutput, usage: UsageCount) -> bytes:
+        counts = self._usage.of_chunk(usage)
+        return b"".join(event(self._chunk([self._delta(sample)], counts)) for sample in piece.outputs)
+
+    def last_events(self, usage: UsageCount) -> bytes:
+        return event(self._chunk([], usage.usage())) if self._usage.at_end else b""
+
+    def _chunk(self, choices: list[DeltaChoice], usage: Usage | None) -> ChatChunk:
+        head = self._head
+        return ChatChunk(
+            id=head.id,
+            object="chat.completion.chunk",
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            usage=usage,
+        )
+
+    def _delta(self, sample: CompletionOutput) -> DeltaChoice:
+        is_first = sample.index not in self._begun
+        self._begun.add(sample.index)
+        return DeltaChoice(
+            index=sample.index,
+            delta=Delta(role="assistant" if is_first else None, content=sample.text),
+            logprobs=chat_logprobs(sample, self._num_top),
+            finish_reason=sample.finish_reason,
+            stop_reason=sample.stop_reason,
+            token_ids=sample.token_ids if self._shows_tokens else None,
+        )
+
+
+class _Choice:
+    """One choice, whose parts are kept while they come. There may be megabytes of logprobs, which are encoded once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[bytes] = []
+        self._last: CompletionOutput | None = None
+
+    def add(self, part: CompletionOutput, num_top: int) -> None:
+        self._texts.append(part.text)
+        self._token_ids += part.token_ids
+        logprobs = chat_logprobs(part, num_top)
+        if logprobs is not None:
+            self._logprobs.append(items(logprobs.content))
+        self._last = part
+
+    def shown(self, shows_tokens: bool) -> ChatChoice:
+        last = self._last
+        assert last is not None  # a choice is made for its first part
+        return ChatChoice(
+            index=last.index,
+            message=ChatMessage(role="assistant", content="".join(self._texts), refusal=None),
+            logprobs=Raw(b'{"content":%b}' % bytes(joined(self._logprobs))) if self._logprobs else None,
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            token_ids=self._token_ids if shows_tokens else None,
+        )

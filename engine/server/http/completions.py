@@ -1,0 +1,243 @@
+"""/v1/completions: prompts of text or tokens, and the shape of their answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import Raw
+
+from blora.scheduler import RequestOutputKind, SamplingParams
+
+from ...errors import InvalidRequest
+from ...outputs import CompletionOutput, RequestOutput
+from ...text.user_tokenizer import UserTokenizer
+from .answers import Completion, CompletionChoice, CompletionLogprobs, Usage, UsageCount
+from .exchange import Exchange, unless_gone
+from .logprobs import CompletionPositions, prompt_logprobs
+from .pieces_of_json import items, joined
+from .requests import CompletionBody, check_served, is_given, listed, read
+from .responding import Head, check_streamed, generation, respond
+from .sampling import sampling_params
+from .site import Site
+from .sse import event
+from .usage_options import usage_options
+
+MAX_PROMPTS = 4096  # as many as may be unfinished
+MAX_ENTRIES = 1 << 18  # of all lists of a prompt: tokens, or texts
+NUMBER = frozenset(b"0123456789-")
+
+
+async def completions(site: Site, exchange: Exchange) -> None:
+    engine, body = site.engine(exchange), read(CompletionBody, await exchange.body(site.most_body_bytes))
+    check_served(body)
+    check_streamed(body)
+    sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
+    prompts = read_prompts(body.prompt)
+    salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
+    call = generation(site, exchange, engine, body, "cmpl", [_form(prompt) | salt for prompt in prompts], sampling)
+    echo = Echo(prompts, engine.get_tokenizer(call.adapter)) if body.echo else None
+    await unless_gone(exchange, respond(site, exchange, call, CompletionShape(body, call.head, sampling.n, echo)))
+
+
+def _sampling(body: CompletionBody, defaults: SamplingParams, most_listed: Mapping[str, int]) -> SamplingParams:
+    defaults.output_kind = RequestOutputKind.DELTA
+    own: dict[str, int | None] = {"logprobs": body.logprobs}
+    if body.echo and body.logprobs is not None:
+        own["prompt_logprobs"] = body.logprobs
+    if body.echo and body.max_tokens == 0:
+        own["max_tokens"] = 1  # which is not shown
+    return sampling_params(body, defaults, most_listed, **own)
+
+
+Given = str | list[int]
+
+
+def read_prompts(raw: Raw) -> list[Given]:
+    """Returns the prompts of a request: a text, tokens, or a list of these. Raises InvalidRequest."""
+    if not is_given(raw):
+        raise InvalidRequest("prompt", "is missing")
+    data = bytes(raw)
+    if not data.startswith(b"["):
+        return [listed("prompt", raw, str)]
+    if data.count(b",") >= MAX_ENTRIES:
+        raise InvalidRequest("prompt", f"has more than {MAX_ENTRIES} entries")
+    if data[1:].lstrip()[:1] in (b"", b"]"):
+        raise InvalidRequest("prompt", "is an empty list")
+    if data[1:].lstrip()[0] in NUMBER:
+        return [listed("prompt", raw, list[int])]
+    prompts: list[Given] = listed("prompt", raw, list[str | list[int]])
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest("prompt", f"is a list of {len(prompts)} prompts; at most {MAX_PROMPTS} are taken")
+    return prompts
+
+
+class Echo:
+    """The texts of prompts, with which the choices begin."""
+
+    def __init__(self, prompts: Sequence[Given], tokenizer: UserTokenizer) -> None:
+        self._prompts, self._tokenizer = prompts, tokenizer
+
+    def text(self, index: int) -> str:
+        prompt = self._prompts[index]
+        return prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
+
+    def spell(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
+
+
+def _form(prompt: Given) -> dict[str, Any]:
+    return {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is new of one choice."""
+
+    number: int  # of the choice
+    text: str
+    token_ids: list[int]
+    logprobs: CompletionLogprobs | None
+    sample: CompletionOutput | None = None  # None for a part of the prompt
+
+
+class CompletionShape:
+    """The choices of all prompts of a request: those of the first prompt come first."""
+
+    def __init__(self, body: CompletionBody, head: Head, num_samples: int, echo: Echo | None) -> None:
+        """echo: None where answers do not begin with their prompts."""
+        self._head, self._num_samples, self._echo = head, num_samples, echo
+        self._num_top = body.logprobs
+        self._shows_tokens = bool(body.return_token_ids)
+        self._says = not (body.echo and body.max_tokens == 0)
+        self._shows_prompt = body.prompt_logprobs is not None
+        self._usage = usage_options(body)
+        self._prompts: dict[int, _Prompt] = {}
+        self._positions: dict[int, CompletionPositions] = {}
+        self._choices: dict[int, _Choice] = {}
+
+    def _parts(self, piece: RequestOutput) -> Iterator[Part]:
+        prompt = int(piece.request_id)
+        if self._echo is not None:
+            yield from self._prompt_parts(piece, prompt, self._echo)
+        for sample in piece.outputs:
+            number = prompt * self._num_samples + sample.index
+            if self._says:
+                logprobs = self._logprobs(number, sample.token_ids, sample.logprobs)
+                yield Part(number, sample.text, sample.token_ids, logprobs, sample)
+            else:
+                yield Part(number, "", [], None, sample)
+
+    def _prompt_parts(self, piece: RequestOutput, prompt: int, echo: Echo) -> Iterator[Part]:
+        """A part of the prompt for each of its choices: the text comes first, the logprobs in their pieces."""
+        is_first = prompt not in self._prompts
+        first, last = self._prompts.setdefault(prompt, _Prompt()).take(piece)
+        token_ids = piece.prompt_token_ids[first:last]
+        text = echo.text(prompt) if is_first else ""
+        for number in range(prompt * self._num_samples, (prompt + 1) * self._num_samples):
+            logprobs = self._logprobs(number, token_ids, piece.prompt_logprobs or None)
+            if is_first or logprobs is not None:
+                yield Part(number, text, [], logprobs)
+
+    def _logprobs(self, number: int, token_ids: Sequence[int], positions: Any) -> CompletionLogprobs | None:
+        if self._num_top is None or positions is None:
+            return None
+        if number not in self._positions:
+            spell = str if self._echo is None else self._echo.spell
+            self._positions[number] = CompletionPositions(self._num_top, spell)
+        return self._positions[number].of(token_ids, positions)
+
+    # In one answer.
+
+    def add(self, piece: RequestOutput) -> None:
+        for part in self._parts(piece):
+            self._choices.setdefault(part.number, _Choice()).add(part)
+        if self._echo is None:
+            self._prompts.setdefault(int(piece.request_id), _Prompt()).take(piece)
+        if self._shows_prompt and piece.prompt_logprobs:
+            self._prompts[int(piece.request_id)].logprobs.append(items(prompt_logprobs(piece.prompt_logprobs)))
+
+    def answer(self, usage: Usage) -> Completion:
+        return self._completion([self._shown(number) for number in sorted(self._choices)], usage)
+
+    def _shown(self, number: int) -> CompletionChoice:
+        choice, prompt = self._choices[number], self._prompts[number // self._num_samples]
+        assert choice.last is not None  # an answer is given when all choices have ended
+        return CompletionChoice(
+            index=number,
+            text="".join(choice.texts),
+            logprobs=choice.logprobs() if self._num_top is not None else None,
+            finish_reason=choice.last.finish_reason if self._says else "length",
+            stop_reason=choice.last.stop_reason,
+            token_ids=choice.token_ids if self._shows_tokens else None,
+            prompt_token_ids=prompt.token_ids if self._shows_tokens else None,
+            prompt_logprobs=joined(prompt.logprobs) if self._shows_prompt else None,
+        )
+
+    # In a stream.
+
+    def events(self, piece: RequestOutput, usage: UsageCount) -> bytes:
+        counts = self._usage.of_chunk(usage)
+        return b"".join(event(self._completion([self._chunk(part)], counts)) for part in self._parts(piece))
+
+    def _chunk(self, part: Part) -> CompletionChoice:
+        sample = part.sample
+        return CompletionChoice(
+            index=part.number,
+            text=part.text,
+            logprobs=part.logprobs,
+            finish_reason=None if sample is None else sample.finish_reason,
+            stop_reason=None if sample is None else sample.stop_reason,
+            token_ids=part.token_ids if self._shows_tokens else None,
+        )
+
+    def last_events(self, usage: UsageCount) -> bytes:
+        return event(self._completion([], usage.usage())) if self._usage.at_end else b""
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | None) -> Completion:
+        head = self._head
+        return Completion(
+            id=head.id,
+            object="text_completion",
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            usage=usage,
+        )
+
+
+class _Prompt:
+    """How much of a prompt has been shown."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.logprobs: list[bytes] = []  # in vLLM's form
+        self._num_positions = 0
+
+    def take(self, piece: RequestOutput) -> tuple[int, int]:
+        """Returns the positions whose logprobs come with the next piece."""
+        self.token_ids = piece.prompt_token_ids
+        first = self._num_positions
+        self._num_positions += len(piece.prompt_logprobs or ())
+        return first, self._num_positions
+
+
+class _Choice:
+    """One choice, whose parts are kept while they come. There may be megabytes of logprobs, which are encoded once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.token_ids: list[int] = []
+        self.last: CompletionOutput | None = None
+        self._lists: dict[str, list[bytes]] = {name: [] for name in CompletionLogprobs.__struct_fields__}
+
+    def add(self, part: Part) -> None:
+        self.texts.append(part.text)
+        self.token_ids += part.token_ids
+        self.last = part.sample or self.last
+        for name, parts in self._lists.items():
+            if part.logprobs is not None:
+                parts.append(items(getattr(part.logprobs, name)))
+
+    def logprobs(self) -> Raw:
+        lists = (b'"%b":%b' % (name.encode(), bytes(joined(parts))) for name, parts in self._lists.items())
+        return Raw(b"{%b}" % b",".join(lists))

@@ -1,0 +1,417 @@
+"""OpenAI's API over HTTP, around an engine that echoes: what requests become, and what answers look like."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import httpx
+import pytest
+from fake_llm import HTTP, FakeLLM, run, running, running_http
+
+from blora.engine import errors
+from blora.engine.server.message_sizes import largest_body
+from blora.scheduler import RequestOutputKind
+
+HELLO = [{"role": "user", "content": "hi"}]
+HELLO_IDS = [ord(character) for character in "<user>hi<assistant>"]
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def post(path, body, llm=None, headers=None, **options):
+    """Returns the answer to one request."""
+
+    async def conversation():
+        async with running_http(llm or FakeLLM(), **options) as client:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            return await client.post(path, content=data, headers=headers)
+
+    return run(conversation())
+
+
+def get(path, llm=None):
+    async def conversation():
+        async with running_http(llm or FakeLLM()) as client:
+            return await client.get(path)
+
+    return run(conversation())
+
+
+def events(response):
+    """Returns the chunks of a stream, which has to end as such streams do."""
+    assert response.status_code == 200 and response.headers["content-type"].startswith("text/event-stream")
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""] and all(line.startswith("data: ") for line in lines[:-1])
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+
+
+def refused(response):
+    assert response.headers["content-type"] == "application/json"
+    assert response.json().keys() == {"error"}
+    return response.status_code, response.json()["error"]
+
+
+def test_a_chat():
+    llm = FakeLLM()
+    answer = post(CHAT, {"model": "fake", "messages": HELLO, "max_tokens": 6}, llm).json()
+    assert answer["object"] == "chat.completion" and answer["model"] == "fake" and answer["id"].startswith("chatcmpl-")
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "<user>", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": len(HELLO_IDS),
+        "completion_tokens": 6,
+        "total_tokens": len(HELLO_IDS) + 6,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+    assert llm.requests[0]["sampling"].output_kind is RequestOutputKind.FINAL_ONLY
+
+
+def test_a_streamed_chat():
+    body = {"messages": HELLO, "max_tokens": 3, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events(post(CHAT, body))
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in (*chunks, last)}) == 1
+    for index in (0, 1):
+        own = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert [choice["delta"].get("role") for choice in own] == ["assistant", None, None]
+        assert "".join(choice["delta"]["content"] for choice in own) == "<us"
+        assert [choice["finish_reason"] for choice in own] == [None, None, "length"]
+    assert last["choices"] == [] and last["usage"]["completion_tokens"] == 6
+
+
+def test_counts_in_every_chunk():
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = events(post(CHAT, {"messages": HELLO, "max_tokens": 2, "stream": True, "stream_options": options}))
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 2]
+
+
+def test_options_of_a_stream_without_a_stream_are_refused():
+    status, error = refused(post(CHAT, {"messages": HELLO, "stream_options": {"include_usage": True}}))
+    assert (status, error["param"]) == (400, "stream_options")
+
+
+def test_completions_of_several_prompts():
+    body = {"prompt": ["ab", "cde"], "max_tokens": 2, "n": 2}
+    answer = post(COMPLETIONS, body).json()
+    assert answer["object"] == "text_completion" and answer["id"].startswith("cmpl-")
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "ab"), (1, "ab"), (2, "cd"), (3, "cd")
+    ]  # fmt: skip
+    assert answer["usage"]["prompt_tokens"] == 5 and answer["usage"]["completion_tokens"] == 8
+    texts = {}
+    for chunk in events(post(COMPLETIONS, body | {"stream": True})):
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    assert texts == {0: "ab", 1: "ab", 2: "cd", 3: "cd"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "forms"),
+    [
+        ("ab", [{"prompt": "ab"}]),
+        ([97, 98], [{"prompt_token_ids": [97, 98]}]),
+        ([[97], [98, 99]], [{"prompt_token_ids": [97]}, {"prompt_token_ids": [98, 99]}]),
+        (["a", [98]], [{"prompt": "a"}, {"prompt_token_ids": [98]}]),
+    ],
+)
+def test_forms_of_prompts(prompt, forms):
+    llm = FakeLLM()
+    assert post(COMPLETIONS, {"prompt": prompt}, llm).status_code == 200
+    assert [request["prompt"] for request in llm.requests] == forms
+
+
+@pytest.mark.parametrize("prompt", [None, [], {}, 7, [None], ["a", 1], [1, "a"], [[1.5]], [True], [[[1]]]])
+def test_what_is_no_prompt(prompt):
+    status, error = refused(post(COMPLETIONS, {"prompt": prompt}))
+    assert status == 400 and error["param"].startswith("prompt") and error["type"] == "BadRequestError"
+
+
+def test_echo_shows_the_prompt_and_its_logprobs():
+    body = {"prompt": [97, 98, 99], "max_tokens": 2, "echo": True, "logprobs": 1}
+    (choice,) = post(COMPLETIONS, body).json()["choices"]
+    assert choice["text"] == "abcab" and choice["logprobs"]["tokens"][0] == "a"
+    assert sorted(choice["logprobs"]["token_logprobs"][1:]) == [-1.5, -1.5, -0.5, -0.25]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    streamed = events(post(COMPLETIONS, body | {"stream": True}))
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == "abcab"
+    assert post(COMPLETIONS, body | {"max_tokens": 0}).json()["choices"][0]["text"] == "abc"
+
+
+def test_logprobs_of_a_chat():
+    body = {"messages": HELLO, "max_tokens": 1, "logprobs": True, "top_logprobs": 2}
+    shown = [post(CHAT, body).json()["choices"][0]["logprobs"]]
+    shown += [chunk["choices"][0]["logprobs"] for chunk in events(post(CHAT, body | {"stream": True}))]
+    seven = {"token": "seven", "logprob": -0.5, "bytes": list(b"seven")}
+    own = {"token": "", "logprob": -1.5, "bytes": []}
+    assert shown == 2 * [{"content": [own | {"top_logprobs": [seven, {"token": "", "logprob": -1.0, "bytes": []}]}]}]
+
+
+def test_logprobs_of_a_completion():
+    (choice,) = post(COMPLETIONS, {"prompt": "ab", "max_tokens": 2, "logprobs": 1}).json()["choices"]
+    assert choice["logprobs"] == {
+        "text_offset": [0, 0],
+        "token_logprobs": [-1.5, -1.5],
+        "tokens": ["", ""],
+        "top_logprobs": 2 * [{"seven": -0.5, "": -1.5}],
+    }
+
+
+def test_fields_of_vllm_reach_the_engine():
+    llm = FakeLLM()
+    fields = {
+        "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.5, "stop_token_ids": [3], "ignore_eos": True,
+        "min_tokens": 2, "include_stop_str_in_output": True, "skip_special_tokens": False, "seed": 3,
+        "bad_words": ["x"], "allowed_token_ids": [1, 2], "temperature": 0, "top_p": 0.5, "presence_penalty": 1,
+    }  # fmt: skip
+    body = {"prompt": "ab", "logit_bias": {"7": 1.5}, "stop": "x", "priority": 3, "cache_salt": "s", "nonsense": [1]}
+    post(COMPLETIONS, body | fields, llm, {"x-tenant-id": "t"})
+    (request,) = llm.requests
+    assert {name: getattr(request["sampling"], name) for name in fields} == fields
+    assert request["sampling"].logit_bias == {7: 1.5} and request["sampling"].stop == "x"
+    assert (request["priority"], request["tenant"]) == (3, "t")
+    assert request["prompt"] == {"prompt": "ab", "cache_salt": "s"}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        (CHAT, {}, None),
+        (CHAT, {"max_tokens": 5}, 5),
+        (CHAT, {"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        (COMPLETIONS, {}, 16),
+        (COMPLETIONS, {"max_tokens": 5}, 5),
+    ],
+)
+def test_how_many_tokens(path, fields, expected):
+    llm = FakeLLM()
+    post(path, {"messages": HELLO, "prompt": "a"} | fields, llm)
+    assert llm.requests[0]["sampling"].max_tokens == expected
+
+
+@pytest.mark.parametrize("field", ["use_beam_search", "suffix", "prompt_embeds", "chat_template", "vllm_xargs"])
+def test_fields_that_would_change_an_answer_are_refused(field):
+    status, error = refused(post(COMPLETIONS, {"prompt": "a", field: {"x": 1}}))
+    assert (status, error["param"]) == (400, field)
+    assert post(COMPLETIONS, {"prompt": "a", field: None}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "uses"),
+    [
+        ({}, []),
+        ({"model": "fake"}, []),
+        ({"model": "alice"}, [("alice", 1.0)]),
+        ({"model": "alice:0.5+bob:2"}, [("alice", 0.5), ("bob", 2.0)]),
+        ({"model": "alice+bob"}, [("alice", 1.0), ("bob", 1.0)]),
+        ({"lora": {"alice": 1, "bob": -0.5}}, [("alice", 1.0), ("bob", -0.5)]),
+        ({"model": "fake", "lora": {"alice": 0.25}}, [("alice", 0.25)]),
+    ],
+)
+def test_what_a_model_means(body, uses):
+    llm = FakeLLM()
+    llm.adapters["bob"] = llm.adapters["alice"]
+    assert post(COMPLETIONS, {"prompt": "a"} | body, llm).status_code == 200
+    from blora.engine.front_end.adapter_choice import read_adapters
+
+    requests = read_adapters(llm.requests[0]["adapter"])
+    assert [(request.lora_name, request.lora_scale) for request in requests] == uses
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "nobody"}, 404, "model"),
+        ({"model": "alice:x"}, 400, "model"),
+        ({"model": "alice+"}, 400, "model"),
+        ({"model": "alice+alice"}, 400, "model"),
+        ({"model": "+".join("abcdefghij")}, 400, "model"),
+        ({"model": "alice", "lora": {"alice": 1}}, 400, "lora"),
+        ({"lora": {}}, 400, "model"),
+        ({"lora": {"alice": "x"}}, 400, "lora[...]"),
+        ({"lora": {"alice": 1e9}}, 400, "model"),
+    ],
+)
+def test_what_a_model_cannot_mean(body, status, param):
+    seen, error = refused(post(COMPLETIONS, {"prompt": "a"} | body))
+    assert (seen, error["param"], error["code"]) == (status, param, status)
+
+
+def test_ids():
+    llm = FakeLLM()
+    answer = post(COMPLETIONS, {"prompt": "a"}, llm, {"x-request-id": "mine"})
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.json()["id"] == llm.requests[0]["id"] and answer.json()["id"].startswith("cmpl-mine-")
+    assert refused(post(COMPLETIONS, {"prompt": "a"}, headers={"x-request-id": "x" * 200}))[0] == 400
+
+
+def test_deadlines():
+    llm = FakeLLM()
+    post(COMPLETIONS, {"prompt": "a"}, llm, {"x-request-timeout-ms": "100000"})
+    assert llm.requests[0]["deadline"] is not None
+    for bad in ("0", "-5", "soon", "1.5", "9" * 40):
+        assert refused(post(COMPLETIONS, {"prompt": "a"}, headers={"x-request-timeout-ms": bad}))[0] == 400
+
+
+ERRORS = [
+    (errors.InvalidRequest("n", "is too large"), 400, "n"),
+    (errors.AdapterNotFound("bob"), 404, "model"),
+    (errors.AdapterRejected("bob", ["rank"]), 400, None),
+    (errors.DeadlineExceeded("too late"), 408, None),
+    (errors.QueueFull("queue is full", 1.5), 429, None),
+    (errors.EngineUnavailable("restarting"), 503, None),
+    (ValueError("/secret/path"), 500, None),
+]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(("error", "status", "param"), ERRORS, ids=[type(case[0]).__name__ for case in ERRORS])
+def test_errors(error, status, param, is_streamed):
+    llm = FakeLLM()
+    llm.error = error
+    response = post(COMPLETIONS, {"prompt": "a", "stream": is_streamed}, llm)
+    seen, told = refused(response)
+    assert (seen, told["param"], told["code"]) == (status, param, status) and "secret" not in told["message"]
+    retry = (response.headers.get("retry-after"), response.headers.get("retry-after-ms"))
+    assert retry == (("2", "1500") if status == 429 else (None, None))
+
+
+def test_an_error_in_a_stream_is_its_last_event():
+    llm = FakeLLM()
+    llm.failed_samples = {0}
+    *chunks, last = events(post(COMPLETIONS, {"prompt": "ab", "stream": True}, llm))
+    assert chunks[-1]["choices"][0]["finish_reason"] == "error"
+    assert last["error"]["code"] == 500 and "not finite" in last["error"]["message"]
+    assert refused(post(COMPLETIONS, {"prompt": "ab"}, llm))[0] == 500
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"x", b"[]", b"\xff", b'{"prompt": "a"', b'{"prompt": "a", "n": NaN}', b'{"a": ' + b"[" * 100000]
+)
+def test_what_is_no_body(body):
+    assert refused(post(COMPLETIONS, body))[0] == 400
+
+
+def test_a_body_that_is_too_large_is_not_read():
+    most = largest_body(FakeLLM.max_model_len)
+    assert refused(post(COMPLETIONS, b" " * (most + 1)))[0] == 413
+
+    async def in_chunks():
+        async with running_http(FakeLLM()) as client:
+
+            async def chunks():
+                for _ in range(most // 1000):
+                    yield b" " * 1024
+
+            return await client.post(COMPLETIONS, content=chunks())
+
+    assert run(in_chunks()).status_code == 413
+
+
+def test_a_client_that_leaves_ends_its_request():
+    llm = FakeLLM()
+    llm.num_tokens_before_pause = 1
+
+    async def body():
+        async with running_http(llm) as client:
+            for is_streamed in (True, False):
+                with pytest.raises(httpx.ReadTimeout):
+                    async with asyncio.timeout(50):
+                        await client.post(
+                            COMPLETIONS, json={"prompt": "ab", "stream": is_streamed, "logprobs": 0}, timeout=0.2
+                        )
+            while len(llm.closed) < 2:
+                await asyncio.sleep(0.01)
+
+    run(body())
+
+
+def test_models():
+    llm = FakeLLM()
+    base, alice = get("/v1/models", llm).json()["data"]
+    assert (base["id"], base["root"], base["parent"]) == ("fake", "/models/fake", None)
+    assert (alice["id"], alice["root"], alice["parent"]) == ("alice", "/adapters/some", "fake")
+    assert alice["created"] == 2_000_000_000 and base["max_model_len"] == llm.max_model_len
+    assert get("/v1/models/fake").json()["id"] == "fake" and get("/v1/models/alice").json() == alice
+    assert refused(get("/v1/models/no/body"))[0] == 404
+
+
+def test_adapters_are_loaded_and_unloaded():
+    llm = FakeLLM()
+    load = {"lora_name": "bob", "lora_path": "/adapters/bob"}
+    loaded = post("/v1/load_lora_adapter", load, llm)
+    assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'bob' added successfully.")
+    assert refused(post("/v1/load_lora_adapter", load, llm))[0] == 400
+    assert post("/v1/load_lora_adapter", load | {"load_inplace": True}, llm).status_code == 200
+    assert refused(post("/v1/load_lora_adapter", load | {"lora_name": "fake"}, llm))[0] == 400
+    assert refused(post("/v1/load_lora_adapter", {"lora_name": "eve"}, llm))[0] == 400
+    unloaded = post("/v1/unload_lora_adapter", {"lora_name": "bob"}, llm)
+    assert (unloaded.status_code, unloaded.text) == (200, "Success: LoRA adapter 'bob' removed successfully.")
+    assert refused(post("/v1/unload_lora_adapter", {"lora_name": "bob"}, llm))[0] == 404
+    assert llm.adapters.keys() == {"alice"}
+
+
+def test_probes():
+    llm = FakeLLM()
+
+    async def body():
+        async with running_http(llm) as client:
+            paths = ("/health", "/ready", "/ping")
+            assert [(await client.get(path)).status_code for path in paths] == [200, 200, 200]
+            llm.set_serving(False)
+            assert [(await client.get(path)).status_code for path in paths] == [503, 503, 503]
+            assert (await client.get("/version")).json()["version"]
+            assert (await client.get("/load")).json() == {"server_load": 0}
+
+    run(body())
+
+
+def test_other_routes_and_methods():
+    assert refused(get("/v1/nothing"))[0] == 404
+    assert refused(get(CHAT))[0] == 405
+
+
+def test_a_drain_finishes_streams_and_refuses_new_requests():
+    llm = FakeLLM()
+    llm.num_tokens_before_pause = 1
+
+    async def ends_well(server, client, stream):
+        lines = stream.aiter_lines()
+        first = await anext(lines)
+        drain = asyncio.create_task(server.drain())
+        await asyncio.sleep(0.05)
+        refusal = await client.post(COMPLETIONS, json={"prompt": "abc"})
+        assert refusal.status_code == 503 and (await client.get("/health")).status_code == 503
+        assert not drain.done()
+        llm.resume.set()
+        rest = [line async for line in lines if line]
+        await drain
+        assert "error" not in first and rest[-1] == "data: [DONE]" and len(rest) == 3
+
+    async def body():
+        async with (
+            running(llm, http=HTTP) as server,
+            httpx.AsyncClient(base_url=server.addresses[1]) as client,
+            client.stream("POST", COMPLETIONS, json={"prompt": "abc", "stream": True}) as stream,
+        ):
+            await ends_well(server, client, stream)
+
+    run(body())
+    assert not llm.closed
+
+
+def test_pages_of_a_named_origin_may_ask():
+    options = replace(HTTP, allowed_origins=["https://a.example"])
+    ask = {"origin": "https://a.example", "access-control-request-method": "POST"}
+
+    async def body():
+        async with running_http(FakeLLM(), options=options) as client:
+            asked = await client.options(CHAT, headers=ask)
+            other = await client.options(CHAT, headers=ask | {"origin": "https://b.example"})
+            return asked.headers.get("access-control-allow-origin"), other.headers.get("access-control-allow-origin")
+
+    assert run(body()) == ("https://a.example", None)
