@@ -10,6 +10,7 @@ from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .logit_edits import LogitEdits
+from .prompt_shares import PROMPT_CREDIT, PromptShares
 from .request import AdapterUse, FinishReason, History, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy
 from .sampling_params import RequestOutputKind, SamplingParams
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_FAIRNESS",
     "NO_BAD_WORDS",
     "POLICIES",
+    "PROMPT_CREDIT",
     "AdapterResidency",
     "AdapterUse",
     "BadWords",
@@ -40,6 +42,7 @@ __all__ = [
     "Limits",
     "LogitEdits",
     "PageCopy",
+    "PromptShares",
     "Request",
     "RequestOutputKind",
     "ReturnCosts",

@@ -13,6 +13,7 @@ from blora.scheduler import DEFAULT_FAIRNESS, StepCosts, StepReport
 from ..errors import QueueFull
 from ..outputs import QueueFacts
 from .backlog import NOTHING, Backlog, Load, Place
+from .caution import Cautions
 from .demand import Demand
 from .forecast import Forecast, Prediction
 from .outcomes import Outcomes
@@ -58,6 +59,7 @@ class Admission:
         """policy: one of the scheduler's POLICIES. named_tenants: those that always count as themselves."""
         self._limits, self._named, self._now = limits, frozenset(named_tenants), now
         self._backlog, self._forecast = Backlog(policy), Forecast(num_seats)
+        self._cautions = Cautions(limits.max_tenants)
         self._entries: dict[Hashable, _Entry] = {}
         self._requests: Counter[str] = Counter()  # tenant -> its unfinished samples
         self._tokens: Counter[str] = Counter()  # tenant -> tokens of its prompts that wait for their first token
@@ -110,11 +112,11 @@ class Admission:
         prediction = None if limits == (None, None, None) else self._predict(demand)
         if prediction is None:
             return
-        caution = self._forecast.first_token_caution
-        wait = caution.of(prediction.wait)
-        first = caution.of(prediction.wait + prediction.prompt)
+        caution = self._cautions.of_tenant(self.tenant(demand.tenant))
+        wait = caution.first_token.of(prediction.wait)
+        first = caution.first_token.of(prediction.wait + prediction.prompt)
         num_later = self._num_answer_tokens(demand) - 1
-        end = first + self._forecast.token_caution.of(num_later * prediction.token)
+        end = first + caution.token.of(num_later * prediction.token)
         if self._limits.max_seconds is not None and wait > self._limits.max_seconds:
             reason = f"the request would wait for about {wait:.1f} s"
             self._refuse(demand, reason, wait - self._limits.max_seconds, "wait")
@@ -172,12 +174,14 @@ class Admission:
     def note_first_token(self, key: Hashable, num_cached_tokens: int) -> None:
         entry, now = self._entries[key], self._now()
         entry.first_token = now
+        self._backlog.serve(entry.place, entry.load)
         self._stop_waiting(entry)
         self._num_decoding += entry.demand.num_samples
         self._forecast.note_prompt(entry.demand.num_prompt_tokens, num_cached_tokens)
         if entry.prediction is not None:
             predicted = entry.prediction.wait + entry.prediction.prompt
-            self._forecast.first_token_caution.note(predicted, now - entry.entered)
+            caution = self._cautions.of_tenant(entry.demand.tenant).first_token
+            caution.note(predicted, now - entry.entered, entry.entered, now)
             self.outcomes.note(predicted, now - entry.entered)
 
     def _stop_waiting(self, entry: _Entry) -> None:
@@ -197,8 +201,10 @@ class Admission:
         if num_tokens is not None:
             self._forecast.note_answer(num_tokens)
             if entry.prediction is not None and num_tokens > 1:
-                seconds = (self._now() - entry.first_token) / (num_tokens - 1)
-                self._forecast.token_caution.note(entry.prediction.token, seconds)
+                now = self._now()
+                seconds = (now - entry.first_token) / (num_tokens - 1)
+                caution = self._cautions.of_tenant(entry.demand.tenant).token
+                caution.note(entry.prediction.token, seconds, entry.entered, now)
 
     def note_step(self, step: StepReport | None, costs: StepCosts | None) -> None:
         """Notes what the engine tells of a step; None for what it does not tell."""

@@ -1,12 +1,17 @@
 """Backlog: the requests that wait for their first token, as loads in the order in which the scheduler serves them.
 
 It mirrors that order: a smaller priority value first; within a priority fair shares of the tenants, and of the adapters
-of each tenant. So a request waits for the share of the others only, however much they have sent. Knows no time.
+of each tenant. So a request waits for the share of the others only, however much they have sent. Tenants share two
+things: the tokens of prompts that steps compute, where the counters of what each has received decide and a tenant that
+asked for less goes first (the scheduler's PromptShares); and seats, by the whole service of the requests. Knows no
+time.
 """
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from blora.scheduler import PromptShares
 
 
 class Load(NamedTuple):
@@ -35,6 +40,10 @@ class Place(NamedTuple):
     flow: Hashable  # its adapters
     weights: tuple[float, float]  # of the tenant among tenants, of the flow among the tenant's
 
+    @property
+    def party(self) -> tuple[int, str]:
+        return (self.urgency, self.tenant)
+
 
 @dataclass(slots=True)
 class _Party:
@@ -57,6 +66,7 @@ class Backlog:
         self._has_priorities = policy != "fcfs"
         self._is_fair = policy == "fair"
         self._all = _Party()
+        self._shares = PromptShares()
 
     @property
     def load(self) -> Load:
@@ -67,9 +77,14 @@ class Backlog:
         return Place(urgency, tenant, flow, weights) if self._is_fair else Place(urgency, "", (), (1.0, 1.0))
 
     def add(self, place: Place, load: Load) -> None:
+        self._shares.enter(place.party, place.weights[0])
         for party in self._path(place):
             party.load = party.load.plus(load)
             party.num_requests += 1
+
+    def serve(self, place: Place, load: Load) -> None:
+        """Counts a load that was computed for its tenant."""
+        self._shares.charge(place.party, load.num_prompt_tokens)
 
     def remove(self, place: Place, load: Load) -> None:
         """Removes a load that was added."""
@@ -80,6 +95,8 @@ class Backlog:
         for whole, key, part in zip(path, _keys(place), path[1:], strict=False):
             if not part.num_requests:
                 del whole.parts[key]
+        if place.tenant not in self._lane(place).parts:
+            self._shares.leave(place.party)
 
     def _path(self, place: Place) -> Iterator[_Party]:
         yield self._all
@@ -87,21 +104,37 @@ class Backlog:
         yield (tenant := lane.part(place.tenant, place.weights[0]))
         yield tenant.part(place.flow, place.weights[1])
 
+    def _lane(self, place: Place) -> _Party:
+        return self._all.parts.get(place.urgency, _Party())
+
     def ahead(self, place: Place, own: Load) -> Load:
         """Returns the load that is served before a new request of this place has been. own: of the request."""
         load = NOTHING
         for urgency, party in self._all.parts.items():
             if isinstance(urgency, int) and urgency < place.urgency:
                 load = load.plus(party.load)
-        lane = self._all.parts.get(place.urgency, _Party())
+        lane = self._lane(place)
         tenant = lane.parts.get(place.tenant, _Party())
         flow = tenant.parts.get(place.flow, _Party())
         of_tenant = flow.load.plus(_served_meanwhile(tenant, place.flow, flow.load.plus(own), place.weights[1]))
-        of_lane = of_tenant.plus(_served_meanwhile(lane, place.tenant, of_tenant.plus(own), place.weights[0]))
-        return load.plus(of_lane)
+        return load.plus(of_tenant).plus(self._served_meanwhile(lane, place, of_tenant.plus(own)))
+
+    def _served_meanwhile(self, lane: _Party, place: Place, served: Load) -> Load:
+        """Returns the load of other tenants that is served while a place's tenant is served a load."""
+        of_seats = _served_meanwhile(lane, place.tenant, served, place.weights[0])
+        received = self._shares.received(place.party) + served.num_prompt_tokens / place.weights[0]
+        num_tokens = num_pairs = 0.0
+        for tenant, party in lane.parts.items():
+            if isinstance(tenant, str) and tenant != place.tenant:
+                behind = max(received - self._shares.received((place.urgency, tenant)), 0.0)
+                part = min(1.0, behind * party.weight / max(party.load.num_prompt_tokens, 1.0))
+                num_tokens += part * party.load.num_prompt_tokens
+                num_pairs += part * party.load.num_pairs
+        return of_seats._replace(num_prompt_tokens=num_tokens, num_pairs=num_pairs)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when a party counts other requests than its parts do."""
+        self._shares.check_integrity()
         _check(self._all)
 
 

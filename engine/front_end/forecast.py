@@ -2,7 +2,7 @@
 
 Prompts that wait get a part of each step, their *chunk*, which is measured where a step left some of them. Where steps
 leave none and requests wait all the same, seats are missing (or memory, which is the same here), and a seat becomes
-free when an answer ends. A prediction is never exact, so each kind has a factor that keeps most outcomes below it.
+free when an answer ends. A prediction is never exact: see caution.py.
 """
 
 import math
@@ -17,7 +17,6 @@ NUM_FIRST_STEPS = 8  # before so many steps nothing is predicted: the first ones
 STEP_MEMORY = 0.9  # weight of a mean over steps that is kept when another step follows
 ANSWER_MEMORY = 0.97  # the same for a mean over requests
 SEAT_GROWTH = 0.1  # seats that are expected back with each step that keeps nobody waiting
-SLACK = 0.01  # seconds of messages between processes and of turns of the event loop
 
 
 class Prediction(NamedTuple):
@@ -26,25 +25,6 @@ class Prediction(NamedTuple):
     wait: float  # until the request's own prompt is computed
     prompt: float  # from then to its first token
     token: float  # of each later token
-
-
-class Caution:
-    """The factor below which most outcomes of predictions stay. It moves by a step after each outcome: up when the
-    outcome exceeds it, and down so little otherwise that both balance when 1 of 32 does."""
-
-    STEP, SHARE, LEAST, MOST = 0.04, 32, 1.05, 3.0
-
-    def __init__(self) -> None:
-        self.factor = 1.1
-
-    def of(self, seconds: float) -> float:
-        """Returns what most outcomes of a prediction do not exceed."""
-        return seconds * self.factor + SLACK
-
-    def note(self, predicted: float, seconds: float) -> None:
-        is_exceeded = seconds > self.of(predicted)
-        change = 1 + self.STEP if is_exceeded else (1 + self.STEP) ** (-1 / (self.SHARE - 1))
-        self.factor = min(max(self.factor * change, self.LEAST), self.MOST)
 
 
 @dataclass(slots=True)
@@ -62,7 +42,6 @@ class Forecast:
     def __init__(self, num_seats: int) -> None:
         """num_seats: requests that run at once, at most."""
         self.costs: StepCosts = DEFAULT_COSTS
-        self.first_token_caution, self.token_caution = Caution(), Caution()
         self._num_seats = num_seats
         self._seats = float(num_seats)  # that there is memory for
         self._num_steps = 0

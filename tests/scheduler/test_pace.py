@@ -9,7 +9,16 @@ from fakes import make_request, make_scheduler
 
 from blora.bench.simulation import Machine, Outcome, simulate
 from blora.bench.trace import Arrival, TraceShape, make_trace
-from blora.scheduler import DEFAULT_FAIRNESS, Request, RowResult, Scheduler, Step, StepWork
+from blora.scheduler import (
+    DEFAULT_FAIRNESS,
+    PROMPT_CREDIT,
+    Request,
+    RowResult,
+    Scheduler,
+    Step,
+    StepWork,
+)
+from blora.scheduler.fair_share import FairShares, Share
 
 PACED = {"num_pages": 4000, "max_num_batched_tokens": 2048, "max_num_seqs": 64, "is_timed": True}
 
@@ -101,8 +110,55 @@ def test_a_tenant_with_many_long_prompts_does_not_keep_another_waiting() -> None
     chunk_sizes(scheduler, 10)
     scheduler.add(prompt(100, 60, "few"))
     chunks = chunk_sizes(scheduler, 9)
-    assert sum(chunk.get(100, 0) for chunk in chunks) == 60 + 1  # and one step of decoding or more
-    assert [chunk for chunk in chunks if chunk.get(100, 0) > 1][:1] == chunks[:1]
+    first = [chunk for chunk in chunks if chunk.get(100, 0) > 1]
+    assert first == chunks[: len(first)] and sum(chunk[100] for chunk in first) == 60
+
+
+def test_a_tenant_goes_first_only_up_to_its_credit() -> None:
+    scheduler, *_ = make_scheduler(**PACED)
+    start_decoding(scheduler, 1)
+    for request_id in range(20):
+        scheduler.add(prompt(request_id, 500, "many"))
+    chunk_sizes(scheduler, 60)
+    scheduler.add(prompt(100, 2500, "one"))
+    computed: Counter[str] = Counter()
+    while computed["many"] < PROMPT_CREDIT:
+        for request_id, num_tokens in chunk_sizes(scheduler, 1)[0].items():
+            computed["one" if request_id == 100 else "many"] += num_tokens if num_tokens > 1 else 0
+    assert computed["one"] - computed["many"] == pytest.approx(PROMPT_CREDIT, abs=64)
+
+
+def test_a_credit_is_counted_from_a_level_that_never_falls() -> None:
+    shares = FairShares[str, Share](Share, credit=10.0)
+    busy = shares["busy"]
+    shares.start_waiting(busy)
+    shares.charge(busy, 100.0)
+    for number in range(50):
+        share = shares[f"tenant {number}"]
+        shares.start_waiting(share)
+        assert share.counter == shares.counter_at_start(f"tenant {number}") == 90.0 == shares.counter_at_start("new")
+        shares.charge(share, 4.0)
+        if number > 2:  # so that somebody with a credit always waits
+            shares.stop_waiting(share)
+    assert shares.counter_at_start("tenant 49") == 94.0  # its credit is not whole again yet
+    for number in range(3):
+        shares.stop_waiting(shares[f"tenant {number}"])
+    shares.charge(busy, 1000.0)
+    shares.stop_waiting(busy)
+    assert shares.counter_at_start("tenant 49") == 1090.0
+
+
+@pytest.mark.parametrize("credit", [0.0, 10.0])
+def test_names_without_end_are_forgotten(credit: float) -> None:
+    shares = FairShares[int, Share](Share, credit)
+    shares.start_waiting(shares[0])
+    for number in range(1, 5000):
+        share = shares[number]
+        shares.start_waiting(share)
+        shares.charge(share, 4.0)
+        shares.stop_waiting(share)
+    assert len(shares._parties) <= 3000 and 0 in shares._parties and 4999 in shares._parties
+    shares.check_integrity()
 
 
 @pytest.mark.parametrize(("weight", "ratio"), [(1.0, 1.0), (3.0, 3.0)])

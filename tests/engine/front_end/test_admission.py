@@ -1,5 +1,6 @@
 """What admission counts, and what it says when it refuses."""
 
+import random
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from blora.engine.errors import QueueFull
 from blora.engine.front_end.admission import OTHERS, Admission, QueueLimits
 from blora.engine.front_end.backlog import Backlog, Load
+from blora.engine.front_end.caution import Caution, Cautions
 from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
-from blora.scheduler import SamplingParams, StepCosts, StepReport
+from blora.scheduler import PROMPT_CREDIT, SamplingParams, StepCosts, StepReport
 
 STEP = StepReport(
     seconds=0.02, num_decoding_rows=4, prompt_seconds=0.01, num_running=4, num_waiting=1, num_tokens=8, is_cut=True
@@ -196,6 +198,23 @@ def test_a_tenant_waits_for_its_share_of_the_others() -> None:
     assert ahead(backlog, tenant="flood") == 1000 + 40 + 20
 
 
+def test_a_tenant_that_asked_for_less_waits_for_less() -> None:
+    """Up to the credit that it has saved up, and by what it has received since."""
+    backlog = Backlog("fair")
+    flood, alone, own = (backlog.place(0, tenant, "", (1.0, 1.0)) for tenant in ("flood", "alone", "own"))
+    put(backlog, 3, tenant="flood")
+    backlog.add(flood, Load(1, 1000, 0, 1000))
+    backlog.serve(flood, Load(1, 1000, 0, 1000))
+    assert ahead(backlog, tenant="new") == 0
+    assert backlog.ahead(own, Load(1, PROMPT_CREDIT + 10, 0, 0)).num_prompt_tokens == 10
+    put(backlog, 1, tenant="alone")
+    assert ahead(backlog, tenant="new") == 10
+    backlog.serve(alone, Load(1, 7, 0, 0))
+    assert ahead(backlog, tenant="new") == 3
+    assert backlog.ahead(flood, Load(1, 10, 0, 10)).num_prompt_tokens == 1030 + 10
+    backlog.check_integrity()
+
+
 def test_within_a_tenant_the_same_holds_for_adapters() -> None:
     backlog = Backlog("fair")
     put(backlog, 100, flow="popular")
@@ -236,3 +255,34 @@ def test_sizes_of_texts_are_learned() -> None:
     for _ in range(300):
         sizes.note(100, 50)
     assert sizes.num_tokens(400) == pytest.approx(200, abs=2)
+
+
+# Caution.
+
+
+def test_one_of_32_outcomes_exceeds_the_margin() -> None:
+    caution, draw, num_late = Caution(), random.Random(0), 0
+    for number in range(4000):
+        outcome = draw.uniform(0.5, 2.0)
+        num_late += number >= 1000 and outcome > caution.of(1.0)
+        caution.note(1.0, outcome, number, number + 0.5)
+    assert num_late / 3000 == pytest.approx(1 / 32, rel=0.3)
+
+
+def test_what_is_late_together_counts_once() -> None:
+    """A machine that stood still for 5 s says little about the next wait."""
+    caution = Caution()
+    for number in range(1000):
+        caution.note(0.1, 5.0, predicted_at=number / 1000, now=6.0 + number / 1000)
+    assert caution.factor < 1.15
+
+
+def test_a_tenants_errors_are_its_own_and_tenants_are_forgotten() -> None:
+    cautions = Cautions(max_tenants=3)
+    cautions.of_tenant("flood").first_token.note(0.1, 5.0, 0.0, 1.0)
+    assert cautions.of_tenant("calm").first_token.factor == Caution().factor
+    for number in range(50):
+        cautions.of_tenant(f"tenant {number}")
+        cautions.of_tenant("flood")
+    assert len(cautions._tenants) == 3
+    assert cautions.of_tenant("flood").first_token.factor > Caution().factor

@@ -4,12 +4,15 @@
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 from typing import Any
 
 import pytest
 from overload_world import EXPIRED, OK, REFUSED, Asked, OverloadWorld, arrivals
+
+from blora.scheduler import StepCosts
 
 CAPACITY = 30.0  # requests a second
 WARM = 3.0  # seconds at half of the capacity, from which the pace is known
@@ -92,6 +95,41 @@ def test_a_flood_does_not_keep_others_out() -> None:
         assert mean(one.wait for one in settled if one.status == OK) < 0.7
     statuses = Counter(one.status for one in flood)
     assert statuses[REFUSED] > 0.8 * len(flood) and statuses[OK] > 0.2 * CAPACITY * SECONDS
+
+
+DEFAULT_MODEL = StepCosts(10e-3, 0.55e-3, 5.6e-4, 0.0, 0.0)  # about as the default model takes on two cores
+NEIGHBOURS = ("a", "b", "c", "d")
+
+
+def beside_a_flood(times: float, seconds: float = 25.0) -> tuple[list[Asked], OverloadWorld]:
+    """Gate E4 of docs/reliability.md: four tenants with a fifth of 80 % of the capacity each, and one that sends so
+    many times as many requests, of 400 tokens. Returns the requests of the four."""
+    share, answer = 0.8 * 12.0 / 5, (16, 48)
+    others = [
+        one
+        for seed, tenant in enumerate(NEIGHBOURS)
+        for one in arrivals(share, seconds, seed=seed, tenant=tenant, prompt=(16, 112), answer=answer)
+    ]
+    flood: Sequence[Asked] = ()
+    if times:
+        flood = list(arrivals(times * share, seconds, seed=9, tenant="flood", prompt=(300, 500), answer=answer))
+    world = OverloadWorld(max_seconds=0.5, num_seats=256, num_batched_tokens=2048, num_pages=4000, costs=DEFAULT_MODEL)
+    world.run([*others, *flood])
+    return [one for one in others if one.arrival > 3.0], world
+
+
+def late(asked: Sequence[Asked], share: float) -> float:
+    waits = sorted(one.wait for one in asked if one.status == OK)
+    return waits[int(share * len(waits))]
+
+
+@pytest.mark.parametrize("times", [1, 20])
+def test_the_others_keep_their_goodput_beside_a_flood_of_long_prompts(times: float) -> None:
+    calm, _ = beside_a_flood(0)
+    beside, world = beside_a_flood(times)
+    assert num_good(beside, 1.0) >= 0.95 * num_good(calm, 1.0)
+    assert late(beside, 0.95) <= 2 * late(calm, 0.95)
+    assert world.num_steps > 500
 
 
 def test_urgent_requests_do_not_wait_for_the_others() -> None:
