@@ -75,6 +75,9 @@ class FakeLLM:
         self.failed_samples: set[int] = set()
         self.finish_reason = "length"
         self.stop_reason: int | str | None = None
+        self.said: str | None = None  # what every sample says instead of its prompt
+        self.tokenizer = FakeTokenizer()
+        self.prompt_end = "<assistant>"  # of conversations
         self.requests: list[dict[str, Any]] = []  # the arguments of every `generate`
         self.closed: list[str] = []  # ids of requests whose generator was closed before its end
         self.aborted: list[str] = []
@@ -157,7 +160,7 @@ class FakeLLM:
         self._num_running += 1
         is_done = False
         try:
-            async for output in self._echo(_token_ids(prompt), sampling_params, request_id):
+            async for output in self._echo(_token_ids(prompt, self.prompt_end), sampling_params, request_id):
                 yield output
             is_done = True
         finally:
@@ -192,12 +195,12 @@ class FakeLLM:
 
     def get_tokenizer(self, lora_request: Any = None) -> Any:
         read_adapters(lora_request)
-        return FakeTokenizer()
+        return self.tokenizer
 
     async def _echo(
         self, prompt: list[int], sampling: SamplingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
-        said = prompt[: sampling.max_tokens]
+        said = (prompt if self.said is None else list(map(ord, self.said)))[: sampling.max_tokens]
         if sampling.output_kind is RequestOutputKind.FINAL_ONLY:
             steps, prompt_pieces = [(0, len(said))], [len(prompt)]
         else:  # the logprobs of the prompt come in two pieces
@@ -298,20 +301,26 @@ class FakeLLM:
 class FakeTokenizer:
     """A token is the number of its character."""
 
+    chat_template = ""
+    all_special_tokens = ("</s>", "[TOOL_CALLS]")
+
+    def get_chat_template(self, **_: Any) -> str:
+        return self.chat_template
+
     def decode(self, token_ids: Sequence[int]) -> str:
         return "".join(map(chr, token_ids))
 
 
-def _token_ids(prompt: Any) -> list[int]:
+def _token_ids(prompt: Any, end: str) -> list[int]:
     if "messages" in prompt:
-        return _encode_chat(prompt["messages"])
+        return _encode_chat(prompt["messages"], end)
     return list(prompt["prompt_token_ids"]) if "prompt_token_ids" in prompt else [ord(c) for c in prompt["prompt"]]
 
 
-def _encode_chat(messages: Sequence[Mapping[str, str]]) -> list[int]:
+def _encode_chat(messages: Sequence[Mapping[str, str]], end: str) -> list[int]:
     if messages[0]["role"] == "refused":
         raise InvalidRequest("messages", "the chat template refuses them")
-    text = "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+    text = "".join(f"<{message['role']}>{message['content']}" for message in messages) + end
     return [ord(character) for character in text]
 
 

@@ -8,7 +8,7 @@ from .meaning import no_meaning, not_served
 HTTP = "blora serves gRPC"
 PROXY = "the server has no TLS of its own; put a proxy in front of it"
 TEXTS = "the texts of a conversation are the model's"
-TOOLS = "blora returns the whole text; parse calls of tools out of it"
+PLUGINS = "no code of others runs in the server; --tool-call-parser has the formats"
 
 
 @dataclass(kw_only=True)
@@ -30,11 +30,10 @@ class FrontendArgs:
     default_chat_template_kwargs: dict[str, Any] | None = not_served(None, TEXTS)
     response_role: str = no_meaning("assistant", HTTP)
     trust_request_chat_template: bool = no_meaning(False, "the template of a request runs in a sandbox")
-    enable_auto_tool_choice: bool = no_meaning(False, TOOLS)
-    exclude_tools_when_tool_choice_none: bool = no_meaning(False, TOOLS)
-    tool_call_parser: str | None = no_meaning(None, TOOLS)
-    tool_parser_plugin: str = no_meaning("", TOOLS)
-    tool_server: str | None = no_meaning(None, TOOLS)
+    enable_auto_tool_choice: bool = no_meaning(False, "calls are read wherever a request has tools")
+    exclude_tools_when_tool_choice_none: bool = no_meaning(False, "the chat template gets the tools that a request has")
+    tool_parser_plugin: str = not_served("", PLUGINS)
+    tool_server: str | None = not_served(None, "the client runs the tools")
     return_tokens_as_token_ids: bool = no_meaning(False, "an answer has texts and token ids")
     enable_prompt_tokens_details: bool = no_meaning(False, "an answer always tells its cached tokens")
     enable_force_include_usage: bool = no_meaning(False, "an answer always tells its counts")

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..arguments.flag_types import port
+from .answer_flags import answer_formats
 
 if TYPE_CHECKING:
     from ..server.http.options import HttpOptions
@@ -55,6 +56,7 @@ def http_options(args: argparse.Namespace) -> "HttpOptions | None":
     return HttpOptions(
         host=args.http_host or args.host,
         port=args.http_port,
+        formats=answer_formats(args),
         model=args.model,
         model_names=names_of_model(args.model, args.served_model_name),
         allowed_origins=list(chain.from_iterable(args.allowed_origins)),

@@ -14,6 +14,7 @@ from ..arguments.engine_args import AsyncEngineArgs, served_options
 from ..arguments.flag_types import lora_module, named_path, port, size
 from ..arguments.flags import add_flags
 from ..arguments.frontend_args import FrontendArgs
+from .answer_flags import ANSWER_FLAGS, add_answer_flags
 from .failure import fail
 from .http_flags import HTTP_FLAGS, add_http_flags, http_options
 from .identity_flags import add_identity_flags, identities
@@ -21,7 +22,7 @@ from .server_flags import FLAGS, add_server_flags, given_times
 from .telemetry_flags import add_telemetry_flags
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
-OWN = ("model", *FLAGS, *HTTP_FLAGS)  # what the command takes itself
+OWN = ("model", *FLAGS, *HTTP_FLAGS, *ANSWER_FLAGS)  # what the command takes itself
 # Bounds that a server for anybody needs, and a program that asks for thousands of answers at once does not. Half a
 # minute is longer than people wait, and what a batch can bridge by trying again; the tokens take some 25 MB.
 SERVED_BY_DEFAULT = {"max_queue_seconds": 30.0, "max_num_queued_tokens": 1 << 18}
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
     add_http_flags(parser)
+    add_answer_flags(parser)
     add_server_flags(parser)
     add_identity_flags(parser)
     add_telemetry_flags(parser)

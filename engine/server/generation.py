@@ -15,10 +15,12 @@ from .status import RequestFailed
 COLLECTED_TOKENS = 16
 
 
-def collected(sampling: SamplingParams) -> SamplingParams:
-    """Returns the parameters of a request that is answered at once. Logprobs are converted while they come: in the end
-    that would take long, and until then they would take many times the memory of a message."""
-    if sampling.logprobs is None and sampling.prompt_logprobs is None:
+def collected(sampling: SamplingParams, in_parts: bool = False) -> SamplingParams:
+    """Returns the parameters of a request that is answered at once. in_parts: whether its text is read while it comes.
+
+    Logprobs are converted while they come: in the end that would take long, and until then they would take many times
+    the memory of a message."""
+    if sampling.logprobs is None and sampling.prompt_logprobs is None and not in_parts:
         return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
     return replace(sampling, stream_interval=COLLECTED_TOKENS)
 

@@ -203,6 +203,14 @@ class UserTokenizer:
 
     # Conversations.
 
+    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
+        """Returns the template that renders a conversation with these tools. Raises InvalidRequest if there is none."""
+        own = self._tool_template if tools is not None and self._tool_template is not None else self._chat_template
+        source = own if chat_template is None else chat_template
+        if source is None:
+            raise InvalidRequest("chat_template", "the model has no chat template; give one as an argument")
+        return source
+
     def apply_chat_template(
         self,
         conversation: Sequence[Any],
@@ -224,10 +232,7 @@ class UserTokenizer:
         _refuse({name: variables.pop(name) for name in TOKENIZING if name in variables})
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest("continue_final_message", "cannot be true together with add_generation_prompt")
-        own = self._tool_template if tools is not None and self._tool_template is not None else self._chat_template
-        source = own if chat_template is None else chat_template
-        if source is None:
-            raise InvalidRequest("chat_template", "the model has no chat template; give one as an argument")
+        source = self.get_chat_template(chat_template, tools)
         if not conversation:
             raise InvalidRequest("conversation", "has no message")
         given = {"tools": _schemas(tools), "documents": documents, **self.special_tokens_map, **variables}

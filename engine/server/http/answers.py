@@ -41,10 +41,36 @@ class CompletionLogprobs(Struct):
     top_logprobs: list[dict[str, float] | None]
 
 
+class Function(Struct, kw_only=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class FunctionDelta(Struct, kw_only=True, omit_defaults=True):
+    arguments: str
+    name: str | None = None
+
+
+class ToolCallDelta(Struct, kw_only=True, omit_defaults=True):
+    index: int
+    function: FunctionDelta
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class ChatMessage(Struct, kw_only=True, omit_defaults=True):
     role: str
     content: str | None
     refusal: str | None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, under vLLM's name
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Struct, kw_only=True, omit_defaults=True):
@@ -70,6 +96,9 @@ class ChatAnswer(Struct, kw_only=True, omit_defaults=True):
 class Delta(Struct, kw_only=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class DeltaChoice(Struct, kw_only=True, omit_defaults=True):

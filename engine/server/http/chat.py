@@ -11,7 +11,9 @@ from blora.scheduler import RequestOutputKind, SamplingParams
 from ...errors import InvalidRequest
 from ...outputs import CompletionOutput, RequestOutput
 from ...text.wire_chat import WireChat
-from .answers import ChatAnswer, ChatChoice, ChatChunk, ChatMessage, Delta, DeltaChoice, Usage, UsageCount
+from .answers import ChatAnswer, ChatChoice, ChatChunk, Delta, DeltaChoice, Usage, UsageCount
+from .chat_view import TextView, View
+from .division import Division, divide
 from .exchange import Exchange, unless_gone
 from .logprobs import chat_logprobs, prompt_logprobs
 from .pieces_of_json import items, joined
@@ -26,6 +28,7 @@ CHAT_FIELDS = (
     *("messages", "tools", "documents", "reasoning_effort", "chat_template_kwargs"),
     *("add_generation_prompt", "continue_final_message"),
 )
+NOTHING = Delta()
 MOST_CHAT_HERE = 4096  # bytes of a conversation that is read here; a longer one stays as it came
 
 
@@ -34,8 +37,10 @@ async def chat(site: Site, exchange: Exchange) -> None:
     check_served(body)
     check_streamed(body)
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
-    call = generation(site, exchange, engine, body, "chatcmpl", [_prompt(body)], sampling)
-    await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head)))
+    division = divide(site, body, engine.get_tokenizer(site.names.adapter(body.model, body.lora)), sampling)
+    is_divided = division is not None
+    call = generation(site, exchange, engine, body, "chatcmpl", [_prompt(body)], sampling, comes_in_parts=is_divided)
+    await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head, division)))
 
 
 def _sampling(body: ChatBody, defaults: SamplingParams, most_listed: Mapping[str, int]) -> SamplingParams:
@@ -70,15 +75,17 @@ def _prompt(body: ChatBody) -> dict[str, Any]:
 class ChatShape:
     """The choices of one conversation."""
 
-    def __init__(self, body: ChatBody, head: Head) -> None:
+    def __init__(self, body: ChatBody, head: Head, division: Division | None) -> None:
+        """division: None where the text is the content."""
         self._head = head
+        self._division = division
         self._num_top = body.top_logprobs or 0
         self._shows_tokens = bool(body.return_token_ids)
         self._usage = usage_options(body)
         self._prompt_positions: list[bytes] = []
         self._prompt_token_ids: list[int] | None = None
         self._choices: dict[int, _Choice] = {}
-        self._begun: set[int] = set()  # choices of a stream
+        self._views: dict[int, View] = {}  # of the choices of a stream
 
     # In one answer.
 
@@ -87,7 +94,12 @@ class ChatShape:
         if piece.prompt_logprobs:
             self._prompt_positions.append(items(prompt_logprobs(piece.prompt_logprobs)))
         for sample in piece.outputs:
-            self._choices.setdefault(sample.index, _Choice()).add(sample, self._num_top)
+            if sample.index not in self._choices:
+                self._choices[sample.index] = _Choice(self._view(piece))
+            self._choices[sample.index].add(sample, self._num_top)
+
+    def _view(self, piece: RequestOutput) -> View:
+        return TextView() if self._division is None else self._division.view(piece.prompt_token_ids)
 
     def answer(self, usage: Usage) -> ChatAnswer:
         return ChatAnswer(
@@ -105,7 +117,8 @@ class ChatShape:
 
     def events(self, piece: RequestOutput, usage: UsageCount) -> bytes:
         counts = self._usage.of_chunk(usage)
-        return b"".join(event(self._chunk([self._delta(sample)], counts)) for sample in piece.outputs)
+        choices = (self._delta(piece, sample) for sample in piece.outputs)
+        return b"".join(event(self._chunk([choice], counts)) for choice in choices if choice is not None)
 
     def last_events(self, usage: UsageCount) -> bytes:
         return event(self._chunk([], usage.usage())) if self._usage.at_end else b""
@@ -121,14 +134,22 @@ class ChatShape:
             usage=usage,
         )
 
-    def _delta(self, sample: CompletionOutput) -> DeltaChoice:
-        is_first = sample.index not in self._begun
-        self._begun.add(sample.index)
+    def _delta(self, piece: RequestOutput, sample: CompletionOutput) -> DeltaChoice | None:
+        """Returns None for a part that shows nothing yet."""
+        is_first = sample.index not in self._views
+        if is_first:
+            self._views[sample.index] = self._view(piece)
+        view = self._views[sample.index]
+        delta = view.delta(sample)
+        if is_first:
+            delta.role, delta.content = "assistant", delta.content or ""
+        elif delta == NOTHING and not (sample.finished() or sample.logprobs or self._shows_tokens):
+            return None
         return DeltaChoice(
             index=sample.index,
-            delta=Delta(role="assistant" if is_first else None, content=sample.text),
+            delta=delta,
             logprobs=chat_logprobs(sample, self._num_top),
-            finish_reason=sample.finish_reason,
+            finish_reason=view.finish_reason(sample.finish_reason),
             stop_reason=sample.stop_reason,
             token_ids=sample.token_ids if self._shows_tokens else None,
         )
@@ -137,14 +158,14 @@ class ChatShape:
 class _Choice:
     """One choice, whose parts are kept while they come. There may be megabytes of logprobs, which are encoded once."""
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._token_ids: list[int] = []
         self._logprobs: list[bytes] = []
         self._last: CompletionOutput | None = None
 
     def add(self, part: CompletionOutput, num_top: int) -> None:
-        self._texts.append(part.text)
+        self._view.add(part)
         self._token_ids += part.token_ids
         logprobs = chat_logprobs(part, num_top)
         if logprobs is not None:
@@ -156,9 +177,9 @@ class _Choice:
         assert last is not None  # a choice is made for its first part
         return ChatChoice(
             index=last.index,
-            message=ChatMessage(role="assistant", content="".join(self._texts), refusal=None),
+            message=self._view.message(),
             logprobs=Raw(b'{"content":%b}' % bytes(joined(self._logprobs))) if self._logprobs else None,
-            finish_reason=last.finish_reason,
+            finish_reason=self._view.finish_reason(last.finish_reason),
             stop_reason=last.stop_reason,
             token_ids=self._token_ids if shows_tokens else None,
         )

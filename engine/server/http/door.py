@@ -32,6 +32,7 @@ class HttpDoor:
             engine_of=engine_of,
             is_ready=is_ready,
             names=ModelNames(options.model_names, options.model),
+            formats=options.formats,
             most_body_bytes=largest_body(max_model_len),
             slow_reader_timeout=times.slow_reader_timeout,
             calls=self._calls,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from ...answers.answer_form import AnswerFormats
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
@@ -11,6 +13,7 @@ class HttpOptions:
     port: int  # 0 takes a free one
     model: str  # path or hub id
     model_names: Sequence[str]  # of the base model in requests; answers have the first one
+    formats: AnswerFormats = AnswerFormats()  # of reasoning and of calls of tools
     allowed_origins: Sequence[str] = ()  # of pages in browsers that may ask; "*" is any
 
 

@@ -49,6 +49,7 @@ class Generation:
     engine: CallersEngine
     deadline: float | None
     is_streamed: bool
+    comes_in_parts: bool  # whether parts of an answer that is given at once are worked on while they come
 
 
 class Shape(Protocol):
@@ -71,6 +72,7 @@ def generation(
     kind: str,
     prompts: Sequence[Any],
     sampling: SamplingParams,
+    comes_in_parts: bool = False,
 ) -> Generation:
     """kind: the first part of the ids of such answers. Raises InvalidRequest."""
     label = unique_request_id(exchange.label() or body.request_id or "")
@@ -83,6 +85,7 @@ def generation(
         engine=engine,
         deadline=exchange.deadline(),
         is_streamed=bool(body.stream),
+        comes_in_parts=comes_in_parts,
     )
 
 
@@ -139,7 +142,7 @@ async def _outputs(site: Site, call: Generation, outcome: Outcome) -> AsyncGener
     """Yields the outputs of a request in pieces, each in a turn of the event loop that has time for it."""
     generated = call.engine.stream(
         call.prompts,
-        call.sampling if call.is_streamed else collected(call.sampling),
+        call.sampling if call.is_streamed else collected(call.sampling, call.comes_in_parts),
         [call.adapter] * len(call.prompts),
         [call.priority] * len(call.prompts),
         request_id=call.head.id,

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ...answers.answer_form import AnswerFormats
 from ...errors import InvalidRequest, Unauthenticated
 from ...identity.caller import Caller
 from ...identity.identities import Identities, bearer
@@ -23,6 +24,7 @@ class Site:
     engine_of: Callable[[Caller], CallersEngine]  # raises EngineUnavailable until the engine has started
     is_ready: Callable[[], bool]
     names: ModelNames
+    formats: AnswerFormats
     most_body_bytes: int
     slow_reader_timeout: float
     calls: OpenCalls

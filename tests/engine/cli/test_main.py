@@ -128,7 +128,7 @@ def test_flags_of_vllm_serve_are_taken(caplog):
     (record,) = caplog.records
     for name in (
         "uvicorn_log_level",
-        "tool_call_parser",
+        "enable_auto_tool_choice",
         "enable_lora",
         "max_loras",
         "max_cpu_loras",

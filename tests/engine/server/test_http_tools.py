@@ -1,0 +1,165 @@
+"""Tools and reasoning over HTTP, as OpenAI's own client sees them, around an engine that says what a test wants."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+from fake_llm import HTTP, FakeLLM, run, running
+
+QWEN = r"<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call> <think> </think>"
+MISTRAL = '{{- "[TOOL_CALLS] [" }}'
+HELLO: list[Any] = [{"role": "user", "content": "hi"}]
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": "weather", "parameters": CITY}},
+    {"type": "function", "function": {"name": "time"}},
+]
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+TWO_CALLS = (
+    'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+THOUGHT = "<think>\nHm.\n</think>\n\nYes."
+
+
+def saying(text: str, template: str = QWEN) -> FakeLLM:
+    llm = FakeLLM()
+    llm.said, llm.finish_reason = text, "stop"
+    llm.tokenizer.chat_template = template
+    return llm
+
+
+@asynccontextmanager
+async def served(llm: FakeLLM) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        running(llm, http=HTTP) as server,
+        openai.AsyncOpenAI(base_url=f"{server.addresses[1]}/v1", api_key="none", max_retries=0) as client,
+    ):
+        yield client
+
+
+def ask(llm: FakeLLM, **arguments: Any) -> Any:
+    """Returns the choice of one answer, after it was compared with the sum of a stream."""
+
+    async def conversation() -> Any:
+        async with served(llm) as client:
+            given = {"model": "fake", "messages": HELLO, "max_completion_tokens": 1000} | arguments
+            answer = await client.chat.completions.create(**given)
+            async with client.chat.completions.stream(**given) as stream:
+                async for _ in stream:
+                    pass
+                streamed = await stream.get_final_completion()
+        return answer.choices[0], streamed.choices[0]
+
+    whole, streamed = run(conversation())
+    assert streamed.finish_reason == whole.finish_reason
+    assert (streamed.message.content or None) == (whole.message.content or None)
+    assert _calls(streamed.message) == _calls(whole.message)
+    assert getattr(streamed.message, "reasoning_content", None) == getattr(whole.message, "reasoning_content", None)
+    return whole
+
+
+def _calls(message: Any) -> list[tuple[str, str]]:
+    return [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+
+
+def refused(llm: FakeLLM, **arguments: Any) -> openai.BadRequestError:
+    async def conversation() -> None:
+        async with served(llm) as client:
+            await client.chat.completions.create(model="fake", messages=HELLO, **arguments)
+
+    with pytest.raises(openai.BadRequestError) as error:
+        run(conversation())
+    return error.value
+
+
+def test_the_model_calls_tools() -> None:
+    choice = ask(saying(TWO_CALLS), tools=TOOLS)
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "I look."
+    assert _calls(choice.message) == [("weather", '{"city": "Bonn"}'), ("time", "{}")]
+    assert len({call.id for call in choice.message.tool_calls}) == 2
+
+
+def test_an_answer_without_calls_is_content() -> None:
+    choice = ask(saying("Hello."), tools=TOOLS)
+    assert (choice.finish_reason, choice.message.content) == ("stop", "Hello.")
+    assert choice.message.tool_calls is None
+
+
+def test_without_tools_a_call_is_text() -> None:
+    assert ask(saying(TWO_CALLS)).message.content == TWO_CALLS
+    assert ask(saying(TWO_CALLS), tools=TOOLS, tool_choice="none").message.content == TWO_CALLS
+
+
+def test_one_call_only() -> None:
+    choice = ask(saying(TWO_CALLS), tools=TOOLS, parallel_tool_calls=False)
+    assert _calls(choice.message) == [("weather", '{"city": "Bonn"}')]
+
+
+def test_a_call_that_is_cut_short_ends_with_length() -> None:
+    text = '<tool_call>{"name": "weather", "arguments": {"city": "Bo'
+    llm = saying(text)
+    llm.finish_reason = "length"
+
+    async def conversation() -> Any:
+        async with served(llm) as client:
+            return await client.chat.completions.create(model="fake", messages=HELLO, tools=TOOLS, max_tokens=1000)
+
+    choice = run(conversation()).choices[0]
+    assert choice.finish_reason == "length" and _calls(choice.message) == [("weather", '{"city": "Bo')]
+
+
+def test_special_tokens_are_shown_where_they_begin_calls() -> None:
+    llm = saying('[TOOL_CALLS]weather[ARGS]{"city": "Bonn"}', MISTRAL)
+    choice = ask(llm, tools=TOOLS)
+    assert _calls(choice.message) == [("weather", '{"city": "Bonn"}')]
+    assert len(choice.message.tool_calls[0].id) == 9  # Mistral's templates refuse other ids
+    assert not llm.requests[0]["sampling"].skip_special_tokens
+    ask(llm)
+    assert llm.requests[-1]["sampling"].skip_special_tokens
+
+
+def test_demanded_calls() -> None:
+    llm = saying('[{"name": "weather", "parameters": {"city": "Bonn"}}]', "")
+    choice = ask(llm, tools=TOOLS, tool_choice="required")
+    assert choice.finish_reason == "tool_calls" and _calls(choice.message) == [("weather", '{"city": "Bonn"}')]
+    assert llm.requests[0]["sampling"].structured_outputs.json["minItems"] == 1
+    llm = saying('{"city": "Bonn"}', "")
+    choice = ask(llm, tools=TOOLS, tool_choice=NAMED)
+    assert choice.finish_reason == "stop" and _calls(choice.message) == [("weather", '{"city": "Bonn"}')]
+    assert llm.requests[0]["sampling"].structured_outputs.json == CITY
+
+
+def test_wrong_tools_are_refused() -> None:
+    assert refused(saying(""), tools=[{"type": "function", "function": {}}]).param == "tools"
+    assert refused(saying(""), tools=TOOLS, tool_choice="perhaps").param == "tool_choice"
+    assert "--tool-call-parser" in refused(saying("", ""), tools=TOOLS).message
+
+
+def test_reasoning_stands_beside_the_content() -> None:
+    message = ask(saying(THOUGHT)).message
+    assert (message.content, message.reasoning_content, message.reasoning) == ("Yes.", "Hm.", "Hm.")
+    hidden = ask(saying(THOUGHT), extra_body={"include_reasoning": False}).message
+    assert hidden.content == "Yes." and not hasattr(hidden, "reasoning_content")
+
+
+def test_a_prompt_may_end_inside_the_reasoning() -> None:
+    llm = saying("Hm.</think>Yes.")
+    llm.prompt_end = "<assistant><think>\n"
+    message = ask(llm).message
+    assert (message.content, message.reasoning_content) == ("Yes.", "Hm.")
+
+
+def test_calls_go_back_into_the_conversation() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+    ]
+    llm = saying("Sunny.")
+    assert ask(llm, messages=messages, tools=TOOLS).message.content == "Sunny."
+    prompt = llm.requests[0]["prompt"]
+    assert prompt["messages"][1]["tool_calls"] == [call] and prompt["messages"][2]["tool_call_id"] == "call_1"
