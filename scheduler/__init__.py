@@ -9,7 +9,7 @@ from .block_pool import BlockPool
 from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
-from .logit_edits import LogitEdits
+from .logit_edits import NO_EDITS, LogitEdits
 from .prompt_shares import PROMPT_CREDIT, PromptShares
 from .request import AdapterUse, FinishReason, History, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy
@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_COSTS",
     "DEFAULT_FAIRNESS",
     "NO_BAD_WORDS",
+    "NO_EDITS",
     "POLICIES",
     "PROMPT_CREDIT",
     "AdapterResidency",

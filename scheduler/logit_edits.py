@@ -1,19 +1,22 @@
-"""LogitEdits: what a request's parameters change of its logits in every step, in arrays that are read without a copy.
+"""LogitEdits: what a request changes of its logits in every step, as bytes that are sent and read without a loop.
 
-The whole vocabulary may be named. Made once for a request, its lists cost a step no more than a look at the logits.
+The whole vocabulary may be named. Packed once for a call, its lists cost a step no more than a look at the logits.
 """
 
-from array import array
+from dataclasses import dataclass, field
 
-from .sampling_params import SamplingParams
+TOKEN_BYTES = 8  # of a token id, an int64 as an index of torch is
 
 
+@dataclass(frozen=True, slots=True)
 class LogitEdits:
-    __slots__ = ("allowed", "biased", "biases")
+    allowed: bytearray | None = None  # token ids, int64: at least one; None allows all
+    biased: bytearray = field(default_factory=bytearray)  # token ids, int64
+    biases: bytearray = field(default_factory=bytearray)  # numbers, float32: one for each of them
 
-    def __init__(self, sampling: SamplingParams) -> None:
-        biases = sampling.logit_bias or {}
-        self.biased = array("q", biases)  # token ids
-        self.biases = array("f", biases.values())  # one for each of them
-        allowed = sampling.allowed_token_ids
-        self.allowed = None if allowed is None else array("q", allowed)  # at least one token id; None allows all
+    @property
+    def num_tokens(self) -> int:
+        return (len(self.allowed or b"") + len(self.biased)) // TOKEN_BYTES
+
+
+NO_EDITS = LogitEdits()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .bad_words import BadWords
-from .logit_edits import LogitEdits
+from .logit_edits import NO_EDITS, LogitEdits
 from .sampling_params import SamplingParams
 
 AdapterUse = tuple[str, float]  # (digest, request scale)
@@ -55,6 +55,7 @@ class Request:
     weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
     cache_salt: bytes = b""  # requests of different salts share no cached prefix
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
+    edits: LogitEdits = NO_EDITS  # of sampling.allowed_token_ids and sampling.logit_bias, which are left empty
     deadline: float | None = None  # seconds by the caller's clock, from when on nobody waits for an answer
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     num_alone: int = 0  # tokens that the request has still to generate in steps of its own; see alone.py
@@ -70,7 +71,6 @@ class Request:
     num_told_prompt_logprobs: int = 0  # prompt positions with reported logprobs; recomputing must not repeat them
     token_ids: list[int] = field(default_factory=list)  # prompt and output
     block_keys: list[bytes] = field(default_factory=list)  # prefix keys of the full blocks of token_ids
-    known_edits: LogitEdits | None = field(init=False, default=None)  # of sampling, once they were asked for
     bad_words: BadWords = field(init=False)  # of bad_sequences
     stop_token_ids: frozenset[int] = field(init=False)  # tokens that end the request, EOS included unless it is ignored
     all_stop_token_ids: frozenset[int] = field(init=False)  # EOS included even if it is ignored
@@ -81,12 +81,6 @@ class Request:
         named = frozenset(self.sampling.stop_token_ids or ())
         self.all_stop_token_ids = named | self.eos_token_ids
         self.stop_token_ids = named if self.sampling.ignore_eos else self.all_stop_token_ids
-
-    @property
-    def logit_edits(self) -> LogitEdits:
-        """Made when the request is scheduled: a whole vocabulary of them takes milliseconds."""
-        self.known_edits = self.known_edits or LogitEdits(self.sampling)
-        return self.known_edits
 
     def resume(self, history: History) -> None:
         """Makes a new request one that goes on after what was told of it: it computes the told tokens again, as it

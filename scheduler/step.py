@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .bad_words import NO_BAD_WORDS, BadWords
-from .logit_edits import LogitEdits
+from .logit_edits import NO_EDITS, LogitEdits
 from .request import AdapterUse, FinishReason
 from .residency import PageCopy
 from .sampling_params import SamplingParams
@@ -28,11 +28,7 @@ class ScheduledRow:
     sample_index: int
     stop_token_ids: frozenset[int]  # EOS included; none of them can be drawn before sampling.min_tokens
     bad_words: BadWords = NO_BAD_WORDS
-    known_edits: LogitEdits | None = None  # None if they are still to be made of sampling
-
-    @property
-    def logit_edits(self) -> LogitEdits:
-        return self.known_edits or LogitEdits(self.sampling)
+    edits: LogitEdits = NO_EDITS
 
     @property
     def end(self) -> int:

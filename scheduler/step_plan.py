@@ -100,7 +100,7 @@ class StepPlan:
             sample_index=request.sample_index,
             stop_token_ids=request.all_stop_token_ids,
             bad_words=request.bad_words,
-            known_edits=request.logit_edits,
+            edits=request.edits,
         )
 
     def drop(self, request: Request) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from blora.scheduler import SamplingParams, StepCosts, StepReport
+from blora.scheduler import LogitEdits, SamplingParams, StepCosts, StepReport
 
 from ..adapter_store.catalog import AdapterCatalog, Looks
 from ..adapter_store.image_ledger import ImageLedger
@@ -34,6 +34,7 @@ from .observations import Observations
 from .output_processor import OutputProcessor, UserRequest
 from .prompts import PromptParts, PromptReader, check_has_rows
 from .suspects import Suspects
+from .token_lists import TokenLists, check_edits
 from .validator import (
     WITHOUT_EFFECT,
     Limits,
@@ -57,7 +58,8 @@ class Opened:
     """A call with checked arguments, whose text is still to be tokenised."""
 
     parts: PromptParts
-    sampling: SamplingParams
+    sampling: SamplingParams  # without `lists`
+    lists: TokenLists
     adapters: ResolvedAdapters
     priority: int
     tenant: str
@@ -76,6 +78,7 @@ class Checked:
     opened: Opened
     token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
     bad_sequences: tuple[tuple[int, ...], ...]
+    edits: LogitEdits
 
     @property
     def cost(self) -> int:
@@ -170,17 +173,17 @@ class FrontEnd:
             source_of(sampling.structured_outputs)
             raise InvalidRequest("structured_outputs", "is not served yet; leave it out")
         self._notice(sampling)
-        sampling = as_plain(sampling)
+        lists, sampling = TokenLists.of(sampling), as_plain(sampling)
         work = TextWork(keep_last=num_kept_tokens(sampling, self.facts), bad_words=tuple(sampling.bad_strings))
         parts = self._prompts.take_apart(call.prompt, work)
-        return Opened(parts, sampling, adapters, priority, tenant, call.deadline, call.first_token_deadline)
+        return Opened(parts, sampling, lists, adapters, priority, tenant, call.deadline, call.first_token_deadline)
 
     def start_reading(self, call: Opened) -> TextTokens | TextOrder:
         """Tokenises what is short; otherwise returns what another process is to do. Raises InvalidRequest."""
         return start_work(call.parts.work, call.adapters.tokenizer, self.adapters.base_tokenizer, self.facts)
 
-    def check(self, call: Opened, tokens: TextTokens | None = None) -> Checked:
-        """Checks the tokens of a call, which are made here if they are not given. Raises InvalidRequest."""
+    def check(self, call: Opened, tokens: TextTokens | None = None, edits: LogitEdits | None = None) -> Checked:
+        """Checks the tokens of a call, which are made and packed here if they are not given. Raises InvalidRequest."""
         adapters = call.adapters
         tokens = tokens or tokenize(call.parts.work, adapters.tokenizer, self.facts)
         token_ids = self._prompts.token_ids(call.parts, tokens, adapters.tokenizer)
@@ -189,7 +192,8 @@ class FrontEnd:
             self._sizes.note(call.parts.work.weight, len(token_ids))
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(token_ids, call.sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
-        return Checked(call, token_ids, tokens.bad_sequences)
+        edits = call.lists.pack_at_once(adapters.facts) if edits is None else edits
+        return Checked(call, token_ids, tokens.bad_sequences, edits)
 
     def _notice(self, sampling: SamplingParams) -> None:
         """Says once of each field without effect why it has none."""
@@ -215,7 +219,7 @@ class FrontEnd:
         read the prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
         opened = self.open_again(call)
         has_same = opened.adapters.tokenizer is call.adapters.tokenizer
-        return replace(call, opened=opened) if has_same else self.check(opened)
+        return replace(call, opened=opened) if has_same else self.check(opened, edits=call.edits)
 
     def open_again(self, call: Checked) -> Opened:
         """A call whose adapters have been loaded: names mean what they mean now. Raises AdapterNotFound,
@@ -252,6 +256,7 @@ class FrontEnd:
         InvalidRequest for a call that does not fit beside its adapters, or does not invoke an activated LoRA."""
         adapters, sampling = call.adapters, call.sampling
         check_sampled_tokens(sampling, adapters.facts, self._limits)
+        check_edits(call.edits, adapters.facts)
         num_adapter_pages = self.adapters.num_pages(adapters.digests)
         max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
         sampling = with_all_logprobs(sampling, len(call.token_ids), adapters.facts)
@@ -289,6 +294,7 @@ class FrontEnd:
                 weights=weights,
                 cache_salt=call.opened.parts.salt,
                 bad_sequences=bad,
+                edits=call.edits,
                 deadline=call.opened.deadline,
                 leader=None if index == 0 else ids[0],
                 num_alone=0,

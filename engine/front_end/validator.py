@@ -5,7 +5,7 @@ A range is checked as `not (low <= value <= high)`, because NaN is neither below
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..text.tokenizer import is_encodable
 
 MAX_STOP_STRING_LENGTH = 256  # characters
 MAX_PROMPT_LOGPROBS = 1 << 24  # of all positions of a prompt together: they take gigabytes
-MAX_LISTED_TOKENS = 1 << 20  # in one list, of all samples together: the engine reads them for 50 ms beside its steps
+MAX_LISTED_TOKENS = 1 << 20  # in one list, of all samples together: the engine looks at them for 6 ms of each step
 MAX_PROMPT_TOKENS = 1 << 23  # of all samples together, each of which has its prompt
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_LENGTH = 256  # characters
@@ -120,19 +120,30 @@ def check_sampling(params: SamplingParams, facts: Facts, limits: Limits = Limits
         raise InvalidRequest("truncate_prompt_tokens", "0 would leave no token of the prompt")
     if params.n > limits.max_n:
         raise InvalidRequest("n", f"{params.n} is more than the {limits.max_n} of the option max_n")
-    _check_lists(params)
+    _check_lists(params, facts)
     _check_logprobs(params, facts, limits)
     _check_stops(params, limits)
     _check_strings("bad_words", params.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
     check_sampled_tokens(params, facts, limits)
 
 
-def _check_lists(params: SamplingParams) -> None:
-    """Checks the sizes of lists that each sample has for itself."""
-    for name in ("allowed_token_ids", "logit_bias"):
-        value = getattr(params, name)
-        if isinstance(value, Sized) and len(value) * params.n > MAX_LISTED_TOKENS:
-            raise InvalidRequest(name, f"{len(value)} tokens for {params.n} samples are more than {MAX_LISTED_TOKENS}")
+def _check_lists(params: SamplingParams, facts: Facts) -> None:
+    """Checks types and sizes of lists that each sample has for itself. Their entries are checked in `token_lists`."""
+    allowed, biases = params.allowed_token_ids, params.logit_bias
+    if allowed is not None:
+        _check_type("allowed_token_ids", allowed, Sequence, "a list of token ids")
+        _check_size("allowed_token_ids", len(allowed), params.n, facts)
+        if not len(allowed):
+            raise InvalidRequest("allowed_token_ids", "is empty; None allows all tokens")
+    if biases is not None:
+        _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
+        _check_size("logit_bias", len(biases), params.n, facts)
+
+
+def _check_size(name: str, number: int, num_samples: int, facts: Facts) -> None:
+    check_count(name, number, facts.vocab_size)
+    if number * num_samples > MAX_LISTED_TOKENS:
+        raise InvalidRequest(name, f"{number} tokens for {num_samples} samples are more than {MAX_LISTED_TOKENS}")
 
 
 def _check_logprobs(params: SamplingParams, facts: Facts, limits: Limits) -> None:
@@ -183,13 +194,6 @@ def check_sampled_tokens(params: SamplingParams, facts: Facts, limits: Limits = 
     if params.stop_token_ids is not None:
         _check_type("stop_token_ids", params.stop_token_ids, Sequence, "a list of token ids")
         check_token_ids("stop_token_ids", params.stop_token_ids, facts, limits.max_stops)
-    if params.logit_bias is not None:
-        _check_logit_bias(params.logit_bias, facts)
-    if params.allowed_token_ids is not None:
-        _check_type("allowed_token_ids", params.allowed_token_ids, Sequence, "a list of token ids")
-        check_token_ids("allowed_token_ids", params.allowed_token_ids, facts, facts.vocab_size)
-        if not params.allowed_token_ids:
-            raise InvalidRequest("allowed_token_ids", "is empty; None allows all tokens")
 
 
 def _check_type(name: str, value: object, kind: Any, what: str) -> None:
@@ -199,20 +203,17 @@ def _check_type(name: str, value: object, kind: Any, what: str) -> None:
 
 def as_plain(params: SamplingParams) -> SamplingParams:
     """Returns a copy of checked parameters in plain types, which can be sent: a numpy float becomes a float, a range a
-    tuple. What the user assigns to the fields later does not reach it."""
+    tuple. What the user assigns to the fields later does not reach it. The long lists, which go as LogitEdits, are left
+    out."""
     values: dict[str, object] = {name: float(getattr(params, name)) for name in FLOAT_RANGES}
     for name in INT_RANGES:
         value = getattr(params, name)
         most = MOST_TOKENS if name in ("max_tokens", "truncate_prompt_tokens") else math.inf
         values[name] = None if value is None else min(int(value), most)
-    biases = params.logit_bias
     values |= {name: getattr(params, name) for name in (*FLAGS, "output_kind")}
     values["stop"] = tuple(str(stop) for stop in params.stop_strings)
     values["stop_token_ids"] = tuple(int(token_id) for token_id in params.stop_token_ids or ())
     values["bad_words"] = tuple(str(word) for word in params.bad_strings)
-    allowed = params.allowed_token_ids
-    values["allowed_token_ids"] = None if allowed is None else tuple(sorted(set(map(int, allowed))))
-    values["logit_bias"] = dict(zip(map(int, biases), map(float, biases.values()), strict=True)) if biases else None
     return SamplingParams(**values)  # type: ignore[arg-type]
 
 
@@ -250,8 +251,8 @@ def _check_strings(name: str, value: str | Sequence[str] | None, max_number: int
             raise InvalidRequest(name, "is not valid Unicode: it holds a lone surrogate")
 
 
-def _check_logit_bias(biases: Mapping[int, float], facts: Facts) -> None:
-    _check_type("logit_bias", biases, Mapping, "a mapping from token ids to numbers")
+def check_biases(biases: Mapping[int, float], facts: Facts) -> None:
+    """Checks entries of logit_bias. Raises InvalidRequest."""
     check_token_ids("logit_bias", biases, facts, facts.vocab_size)
     values = biases.values()
     if set(map(type, values)) <= {float} and all(map(math.isfinite, values)):  # without a Python loop over them

@@ -9,6 +9,7 @@ from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
 from blora.scheduler import (
     AdapterUse,
     History,
+    LogitEdits,
     PageCopy,
     Request,
     RowUpdate,
@@ -54,6 +55,7 @@ class AddRequest(Frame, frozen=True):
     weights: tuple[float, float]
     cache_salt: bytes
     bad_sequences: tuple[tuple[int, ...], ...]
+    edits: LogitEdits
     deadline: float | None  # time.monotonic(), which all processes of a machine share
     leader: int | None
     num_alone: int
@@ -73,8 +75,8 @@ class AddRequest(Frame, frozen=True):
 
     @property
     def num_tokens(self) -> int:
-        lists = (self.prompt_token_ids, self.sampling.logit_bias or (), self.sampling.allowed_token_ids or ())
-        return sum(map(len, lists)) + (0 if self.history is None else len(self.history.output_token_ids))
+        num_told = 0 if self.history is None else len(self.history.output_token_ids)
+        return len(self.prompt_token_ids) + self.edits.num_tokens + num_told
 
     def to_request(self) -> Request:
         fields = msgspec.structs.asdict(self)

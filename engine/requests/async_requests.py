@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
-from blora.scheduler import FinishReason, RequestOutputKind, RowUpdate
+from blora.scheduler import FinishReason, LogitEdits, RequestOutputKind, RowUpdate
 
 from ..adapter_store.catalog import Looks
 from ..adapter_store.lifecycle import AsyncAdapters
@@ -154,9 +154,19 @@ class AsyncRequests:
         return [await self._read_one(call) for call in calls]
 
     async def _read_one(self, call: Opened) -> Checked:
+        edits = await self._edits(call)
         tokens = await self._tokens(call)
         await self._turns.take(call.cost_of_check(tokens))
-        return self._front_end.check(call, tokens)
+        return self._front_end.check(call, tokens, edits)
+
+    async def _edits(self, call: Opened) -> LogitEdits:
+        pieces = call.lists.pack(call.adapters.facts)
+        while True:
+            try:
+                await self._turns.take(next(pieces))
+            except StopIteration as end:
+                edits: LogitEdits = end.value
+                return edits
 
     async def _tokens(self, call: Opened) -> TextTokens:
         tokens = self._front_end.start_reading(call)

@@ -28,6 +28,7 @@ from ..outputs import (
     LoRARequest,
 )
 from ..text.wire_chat import WireChat, chat_prompt, check_num_items
+from .long_lists import LONG_LISTS
 
 M = TypeVar("M", bound=Message)
 
@@ -76,11 +77,12 @@ def generate_call(
     defaults: SamplingParams,
     output_kind: RequestOutputKind,
     most_listed: Mapping[str, int],
+    lists: Mapping[str, Any],
 ) -> GenerateCall:
-    """most_listed: the most entries of each list, by the name of its field."""
+    """most_listed: the most entries of each list, by the name of its field. lists: from `long_lists`."""
     return GenerateCall(
         prompt=_prompt(request, most_listed),
-        sampling_params=replace(defaults, **_given(request.sampling, most_listed), output_kind=output_kind),
+        sampling_params=replace(defaults, **_given(request.sampling, most_listed), **lists, output_kind=output_kind),
         label=_label(request.request_id),
         adapter=_adapter(request),
         priority=request.priority,
@@ -113,8 +115,13 @@ def _token_ids(request: generation_pb2.GenerateRequest, most: int) -> list[int]:
 
 
 def _given(message: generation_pb2.SamplingParams, most_listed: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the fields that the client has set, by their names, which message and SamplingParams share."""
-    given = {field.name: _plain(field.name, value, most_listed) for field, value in message.ListFields()}
+    """Returns the fields that the client has set, by their names, which message and SamplingParams share, but for the
+    long lists."""
+    given = {
+        field.name: _plain(field.name, value, most_listed)
+        for field, value in message.ListFields()
+        if field.name not in LONG_LISTS
+    }
     for name in ("logprobs", "prompt_logprobs"):
         if given.get(name, 0) < 0:  # a parser may have cut it; and the whole vocabulary would not fit a message
             raise InvalidRequest(name, f"{given[name]} is below 0; the whole vocabulary is reported in process only")
@@ -125,7 +132,7 @@ def _plain(name: str, value: Any, most_listed: Mapping[str, int]) -> Any:
     if isinstance(value, str | int | float):
         return value
     check_count(name, len(value), most_listed[name])
-    return dict(value) if isinstance(value, Mapping) else tuple(value)
+    return tuple(value)
 
 
 def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:

@@ -22,6 +22,7 @@ from .callers_engine import CallersEngine
 from .convert_output import Answer, StreamConverter
 from .generation import Outcome, collected, unique_request_id
 from .many_adapters import ManyAdapters
+from .long_lists import long_lists
 from .pieces import cost, pieces
 from .rpc import Calls, deadline_of, time_after
 from .status import RequestFailed
@@ -74,7 +75,8 @@ class GenerationServicer:
         """Yields the outputs of a request in pieces, each in a turn of the event loop that has time for it."""
         engine = self._engine_of(caller)
         defaults, most_listed = engine.get_default_sampling_params(), engine.most_listed()
-        call = convert.generate_call(request, defaults, RequestOutputKind.DELTA, most_listed)
+        lists = await long_lists(request.sampling, most_listed, self._turns)
+        call = convert.generate_call(request, defaults, RequestOutputKind.DELTA, most_listed, lists)
         generated = engine.generate(
             call.prompt,
             call.sampling_params if is_streamed else collected(call.sampling_params),

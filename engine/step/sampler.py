@@ -145,19 +145,19 @@ def _has_constraints(row: ScheduledRow) -> bool:
     """Returns whether `_apply_constraints` can change anything."""
     params = row.sampling
     is_penalised = params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
-    return bool(params.logit_bias) or is_penalised or _is_masked(row)
+    return bool(row.edits.biased) or is_penalised or _is_masked(row)
 
 
 def _is_masked(row: ScheduledRow) -> bool:
     """Returns whether there can be tokens that may not be drawn."""
-    params = row.sampling
-    return params.allowed_token_ids is not None or bool(row.bad_words) or row.num_output_tokens < params.min_tokens
+    is_short = row.num_output_tokens < row.sampling.min_tokens
+    return row.edits.allowed is not None or bool(row.bad_words) or is_short
 
 
 def _apply_constraints(logits: Tensor, row: ScheduledRow) -> None:
     """Applies biases, then penalties, as vLLM does. Tokens that may not be drawn come last, so that nothing brings them
     back."""
-    edits = row.logit_edits
+    edits = row.edits
     if edits.biased:
         ids = torch.frombuffer(edits.biased, dtype=torch.int64).to(logits.device)
         biases = torch.frombuffer(edits.biases, dtype=torch.float32).to(logits.device)

@@ -70,7 +70,7 @@ def said(content: str, **arguments: Any) -> dict[str, Any]:
 def on_the_wire(content: str) -> Any:
     message = generation_pb2.ChatMessage(role="user", content=content)
     request = generation_pb2.GenerateRequest(chat=generation_pb2.ChatMessages(messages=[message]))
-    return convert.generate_call(request, ONE, RequestOutputKind.DELTA, FakeLLM().most_listed()).prompt
+    return convert.generate_call(request, ONE, RequestOutputKind.DELTA, FakeLLM().most_listed(), {}).prompt
 
 
 CASES: dict[str, tuple[Any, str | None, Callable[[Tokenizer], str]]] = {

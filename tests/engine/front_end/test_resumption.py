@@ -10,7 +10,17 @@ from blora.engine.front_end.output_processor import OutputProcessor, UserRequest
 from blora.engine.front_end.resumption import TOKENS_PER_MESSAGE, TOKENS_PER_TURN, Resumption
 from blora.engine.front_end.suspects import Suspects
 from blora.engine.ipc.messages import AddRequest
-from blora.scheduler import FinishReason, History, Request, RequestOutputKind, RowUpdate, SamplingParams, TokenLogprob
+from blora.scheduler import (
+    NO_EDITS,
+    FinishReason,
+    History,
+    LogitEdits,
+    Request,
+    RequestOutputKind,
+    RowUpdate,
+    SamplingParams,
+    TokenLogprob,
+)
 
 PROMPT = [5, 6, 7]
 
@@ -27,7 +37,7 @@ class Front:
         self.outputs = OutputProcessor(lambda _: None, lambda _: None, now=lambda: 9.0)
         self.resumption = Resumption(self.outputs, Suspects())
 
-    def accept(self, *sample_ids: int, **sampling: Any) -> UserRequest:
+    def accept(self, *sample_ids: int, edits: LogitEdits = NO_EDITS, **sampling: Any) -> UserRequest:
         params = SamplingParams(n=len(sample_ids), detokenize=False, **sampling)
         user = UserRequest(
             request_id="user",
@@ -42,7 +52,7 @@ class Front:
         self.outputs.add(user)
         leaders = [None, *[sample_ids[0]] * (len(sample_ids) - 1)]
         self.resumption.add(
-            AddRequest.of(Request(sample_id, PROMPT, params, 4, 0, index, leader=leader))
+            AddRequest.of(Request(sample_id, PROMPT, params, 4, 0, index, leader=leader, edits=edits))
             for index, (sample_id, leader) in enumerate(zip(sample_ids, leaders, strict=True))
         )
         return user
@@ -126,12 +136,12 @@ def test_a_death_while_requests_are_given_begins_anew(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "lists", [{}, {"logit_bias": dict.fromkeys(range(9000), 1.0)}, {"allowed_token_ids": [1] * 9000}]
+    "edits", [LogitEdits(), LogitEdits(bytearray(8 * 9000)), LogitEdits(None, bytearray(8 * 9000), bytearray(4 * 9000))]
 )
-def test_a_turn_of_the_loop_gives_a_bounded_part_of_many_samples(lists: dict[str, Any]) -> None:
+def test_a_turn_of_the_loop_gives_a_bounded_part_of_many_samples(edits: LogitEdits) -> None:
     front = Front()
-    front.accept(*range(200), **lists)
-    largest = TOKENS_PER_TURN // (TOKENS_PER_MESSAGE + len(PROMPT) + sum(map(len, lists.values())))
+    front.accept(*range(200), edits=edits)
+    largest = TOKENS_PER_TURN // (TOKENS_PER_MESSAGE + len(PROMPT) + edits.num_tokens)
     taken = front.resumption.take()
     assert len(taken) == largest + 1 < 70
     assert [request.request_id for request in (*taken, *front.take_all())] == list(range(200))

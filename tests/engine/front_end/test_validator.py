@@ -11,6 +11,7 @@ import torch
 
 from blora.engine.errors import InvalidRequest
 from blora.engine.facts import Facts
+from blora.engine.front_end.token_lists import TokenLists
 from blora.engine.front_end.validator import (
     MAX_PROMPT_LOGPROBS,
     MAX_PROMPT_TOKENS,
@@ -167,14 +168,20 @@ def refused(check: Callable[[], object], field: str) -> str:
     return caught.value.reason
 
 
+def check_all(params: SamplingParams) -> None:
+    """Checks the entries of the long lists, too."""
+    check_sampling(params, FACTS)
+    TokenLists.of(params).pack_at_once(FACTS)
+
+
 @pytest.mark.parametrize(("name", "value"), cases(GOOD))
 def test_values_up_to_the_bound_are_taken(name: str, value: Any) -> None:
-    check_sampling(SamplingParams(**{name: value}), FACTS)
+    check_all(SamplingParams(**{name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_values_beyond_the_bound_are_refused(name: str, value: Any) -> None:
-    refused(lambda: check_sampling(SamplingParams(**{name: value}), FACTS), name)
+    refused(lambda: check_all(SamplingParams(**{name: value})), name)
 
 
 def test_every_field_has_bounds() -> None:
@@ -239,7 +246,7 @@ def test_long_lists_are_limited_for_all_samples_together() -> None:
 def test_one_bias_of_many_may_not_be_too_large(bad: float) -> None:
     for place in (0, 7, VOCAB - 1):
         biases = dict.fromkeys(range(VOCAB), 1.0) | {place: bad}
-        refused(lambda biases=biases: check_sampling(SamplingParams(logit_bias=biases), FACTS), "logit_bias")
+        refused(lambda biases=biases: check_all(SamplingParams(logit_bias=biases)), "logit_bias")
 
 
 def test_the_prompts_of_all_samples_are_bounded() -> None:
@@ -384,7 +391,7 @@ INTEGERS: list[Any] = [np.int64(7), np.uint8(7), np.array(7), torch.tensor(7)]
 @pytest.mark.parametrize("seven", INTEGERS, ids=repr)
 def test_integers_of_other_libraries_are_taken_as_ints(seven: Any) -> None:
     assert as_token_ids("prompt", [1, seven]) == [1, 7]
-    params = SamplingParams(seed=seven, max_tokens=seven, stop_token_ids=[seven], logit_bias={int(seven): 1.0})
+    params = SamplingParams(seed=seven, max_tokens=seven, stop_token_ids=[seven])
     check_sampling(params, FACTS)
     plain = as_plain(params)
     assert (plain.seed, plain.max_tokens, plain.stop_token_ids) == (7, 7, (7,))

@@ -164,7 +164,7 @@ def test_every_sampling_parameter_arrives_as_it_was_given():
         "prompt_logprobs": 1,
         "skip_special_tokens": False,
         "detokenize": False,
-        "allowed_token_ids": (5, 3),
+        "allowed_token_ids": [5, 3],
         "bad_words": ("no", " never"),
         "truncate_prompt_tokens": -1,
     }
@@ -442,7 +442,7 @@ def test_adapters_that_cannot_be_meant_are_refused(fields, field):
 
 def test_an_adapter_use_without_a_scale_has_scale_one():
     request = generation_pb2.GenerateRequest(text="x", adapters=[{"name": "a"}, {"name": "b", "scale": 0.0}])
-    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed())
+    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed(), {})
     assert [use.lora_scale for use in call.adapter] == [1.0, 0.0]
 
 

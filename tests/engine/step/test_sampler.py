@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from blora.engine.facts import Facts
+from blora.engine.front_end.token_lists import TokenLists
 from blora.engine.step.sampler import (
     GOLDEN,
     HEAD,
@@ -27,6 +29,7 @@ from blora.engine.step.sampler import (
 from blora.scheduler import BadWords, RowResult, SamplingParams, ScheduledRow
 
 VOCAB = 40
+FACTS = Facts(vocab_size=VOCAB, max_model_len=64, block_size=4, num_pages=12)
 FEW = 16
 
 
@@ -50,6 +53,7 @@ def make_row(
         adapters=(),
         activation=0,
         sampling=SamplingParams(**sampling),
+        edits=TokenLists.of(SamplingParams(**sampling)).pack_at_once(FACTS),
         seed=seed,
         sample_index=sample_index,
         stop_token_ids=frozenset(stop_token_ids),
