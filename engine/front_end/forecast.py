@@ -17,6 +17,7 @@ NUM_FIRST_STEPS = 8  # before so many steps nothing is predicted: the first ones
 STEP_MEMORY = 0.9  # weight of a mean over steps that is kept when another step follows
 ANSWER_MEMORY = 0.97  # the same for a mean over requests
 SEAT_GROWTH = 0.1  # seats that are expected back with each step that keeps nobody waiting
+MIN_SECONDS = 1e-9  # of a step: the costs may be found to be all in contexts and adapters
 
 
 class Prediction(NamedTuple):
@@ -110,4 +111,5 @@ class Forecast:
 
     def _rows_seconds(self, num_rows: float) -> float:
         """Predicts the time of a step with so many rows that decode."""
-        return self.costs.seconds(StepWork(num_steps=1, num_rows=max(1, round(min(num_rows, self._seats)))))
+        work = StepWork(num_steps=1, num_rows=max(1, round(min(num_rows, self._seats))))
+        return max(self.costs.seconds(work), MIN_SECONDS)

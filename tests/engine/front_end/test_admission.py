@@ -66,6 +66,16 @@ def test_an_idle_engine_and_one_that_has_not_computed_refuse_nothing() -> None:
     unmeasured.check([hopeless])
 
 
+def test_costs_that_are_all_in_the_context_still_predict() -> None:
+    """The fit may leave nothing to steps and rows. Then a step is predicted to take what steps took."""
+    admission = make(max_seconds=5.0)
+    for _ in range(20):
+        admission.note_step(STEP, StepCosts(0.0, 0.0, 0.001, 0.001, 0.0))
+    fill(admission, 5)
+    late = refusal(admission, demand(deadline=100.1, num_certain_tokens=1000, max_tokens=1000))
+    assert "the answer would be complete in about 2" in str(late)
+
+
 def test_a_wait_that_is_too_long_is_refused_with_the_time_after_which_it_is_not() -> None:
     clock = Clock()
     admission = measured(clock, max_seconds=5.0)
