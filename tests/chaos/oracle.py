@@ -10,6 +10,7 @@ from typing import Any, Self
 from blora.bench.load import Planned, Record
 from blora.bench.load.record import OK, Answer
 
+ABORTED = "ABORT"
 TOLERANCE = 1e-6  # of logprobs, which the wire rounds to float32
 OPTIONS = {"block_size": 4, "threads": 1}  # as the servers have them: sums are cut at the ends of blocks
 
@@ -41,7 +42,9 @@ class Oracle:
     def _difference(self, record: Record) -> str:
         if not record.answers:
             return "an answer without a sample" if record.status == OK else ""
-        is_whole, num_tokens = record.status == OK, max(len(answer.token_ids) for answer in record.answers)
+        is_aborted = any(answer.finish_reason == ABORTED for answer in record.answers)
+        is_whole = record.status == OK and not is_aborted  # whoever unloads an adapter can end its users
+        num_tokens = max(len(answer.token_ids) for answer in record.answers)
         asked = record.planned if is_whole else _cut(record.planned, num_tokens)
         for index, (found, alone) in enumerate(zip(record.answers, self.answer(asked), strict=False)):
             place = len(found.token_ids)

@@ -29,7 +29,7 @@ CACHE = ROOT / ".cache/chaos"
 REAL_MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
 PLANTED = Path(__file__).parent / "planted"
 SHOWN_LINES = 15  # of the log of a server with which a scenario failed
-TINY: dict[str, Any] = {"num_hidden_layers": 4, "max_position_embeddings": 4096}
+MODEL_LENGTH = 4096  # of the tiny model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 # All load of the program runs in one event loop: gRPC's threads go on calling the first one that they served.
@@ -41,6 +41,7 @@ Beside = Callable[[Load], Coroutine[Any, Any, None]]
 class Room:
     def __init__(self, name: str, seed: int, scale: float) -> None:
         self.seed, self.scale = seed, scale
+        self.num_layers = 4  # of the tiny model
         self.rng = random.Random(f"{name} {seed}")
         self._stack = ExitStack()
 
@@ -68,8 +69,13 @@ class Room:
 
     @property
     def tiny(self) -> Path:
-        """A random Llama of 4 layers in float32; a step of one row takes less than a millisecond."""
-        return _made(CACHE / "tiny", lambda folder: make_model(folder, **TINY))
+        """A random Llama of a few layers in float32; a step of one row takes less than a millisecond."""
+        fields = {"num_hidden_layers": self.num_layers, "max_position_embeddings": MODEL_LENGTH}
+        return _made(self._cache / "model", lambda folder: make_model(folder, **fields))
+
+    @property
+    def _cache(self) -> Path:
+        return CACHE / f"tiny-{self.num_layers}-layers"
 
     @property
     def real(self) -> Path:
@@ -80,13 +86,13 @@ class Room:
     @property
     def adapter(self) -> Path:
         """An adapter of the tiny model, of rank 4 on all modules, as PEFT writes it."""
-        return _made(CACHE / "adapter", lambda folder: make_adapter(self.tiny, folder))
+        return _made(self._cache / "adapter", lambda folder: make_adapter(self.tiny, folder))
 
     def adapters(self, count: int) -> dict[str, Path]:
         """Adapters of the tiny model, each with its own weights, large enough to change most tokens; ranks 1 to 8."""
         source = self.adapter
         return {
-            f"a{seed}": _made(CACHE / f"adapters/{seed}", lambda folder, seed=seed: clone_adapter(source, folder, seed))  # type: ignore[misc]
+            f"a{seed}": _made(self._cache / f"adapters/{seed}", lambda folder, seed=seed: clone_adapter(source, folder, seed))  # type: ignore[misc]
             for seed in range(count)
         }
 
