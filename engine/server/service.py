@@ -21,8 +21,8 @@ from . import convert
 from .callers_engine import CallersEngine
 from .convert_output import Answer, StreamConverter
 from .generation import Outcome, collected, unique_request_id
-from .many_adapters import ManyAdapters
 from .long_lists import long_lists
+from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
 from .rpc import Calls, deadline_of, time_after
 from .status import RequestFailed

@@ -92,7 +92,9 @@ class Room:
         """Adapters of the tiny model, each with its own weights, large enough to change most tokens; ranks 1 to 8."""
         source = self.adapter
         return {
-            f"a{seed}": _made(self._cache / f"adapters/{seed}", lambda folder, seed=seed: clone_adapter(source, folder, seed))  # type: ignore[misc]
+            f"a{seed}": _made(
+                self._cache / f"adapters/{seed}", lambda folder, seed=seed: clone_adapter(source, folder, seed)
+            )  # type: ignore[misc]
             for seed in range(count)
         }
 

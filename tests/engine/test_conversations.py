@@ -84,7 +84,8 @@ def over_the_wire(prompt: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def converted(request: generation_pb2.GenerateRequest) -> dict[str, Any]:
     """A long conversation is converted in another process."""
-    prompt = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed(), {}).prompt
+    call = convert.generate_call(request, SamplingParams(), RequestOutputKind.DELTA, FakeLLM().most_listed(), {})
+    prompt = call.prompt
     return prompt["wire_chat"].arguments() if "wire_chat" in prompt else prompt
 
 
