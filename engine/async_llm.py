@@ -26,6 +26,7 @@ from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .arguments.unserved import TellsUnserved
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
+from .events import tell
 from .front_end import statistics
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import (
@@ -287,6 +288,8 @@ class AsyncLLM(TellsUnserved):
         verdict = self._front_end.suspects.judge(death, self._front_end.outputs.digests())
         self._adapters.set_aside(verdict.adapters)
         self._requests.fail(verdict.requests)
+        for reason in verdict.requests.values():
+            tell(logger, "request_set_aside", f"a request is set aside: {reason}", logging.ERROR, reason=reason)
         self._requests.fail(self._front_end.with_adapters_set_aside())
         return bool(verdict.requests or verdict.adapters)
 
@@ -311,6 +314,8 @@ class AsyncLLM(TellsUnserved):
             raise self._connection.unavailable()
         if self._phase is Phase.RUNNING:
             self._enter(Phase.DRAINING)
+            num = self._front_end.outputs.num_unfinished
+            tell(logger, "draining", f"the engine drains; {num} samples are unfinished", num_unfinished=num)
         self._tell_serving()
         try:
             async with asyncio.timeout(timeout):

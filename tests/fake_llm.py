@@ -23,6 +23,9 @@ from blora.engine.adapter_store.upload import UploadedFile
 from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
 from blora.engine.facts import Facts
 from blora.engine.front_end.adapter_choice import read_adapters
+from blora.engine.front_end.observations import Observations
+from blora.engine.front_end.outcomes import Outcomes
+from blora.engine.front_end.statistics import AdapterPlaces, Deaths, QueuePlaces, Statistics
 from blora.engine.front_end.validator import Limits, most_listed
 from blora.engine.identity.identities import ANYBODY, Identities
 from blora.engine.outputs import (
@@ -66,6 +69,24 @@ def adapter_info(name: str, path: str = "/adapters/some") -> AdapterInfo:
         num_copied_bytes=1 << 41, copy_seconds=0.25,
         versions=(AdapterVersion(1, "cd" * 32, path, 1e9, False), AdapterVersion(2, "ab" * 32, path, 2e9, True)),
     )  # fmt: skip
+
+
+def statistics(is_serving: bool = True) -> Statistics:
+    """Of an engine that has done nothing."""
+    return Statistics(
+        model="fake",
+        max_model_len=INFO.max_model_len,
+        block_size=INFO.block_size,
+        num_pages=INFO.num_pages,
+        is_prefix_caching=True,
+        is_serving=is_serving,
+        info=INFO,
+        observations=Observations(INFO.max_model_len),
+        outcomes=Outcomes.none(),
+        queue=QueuePlaces(num_unfinished=0, num_queued_tokens=0, num_expired=0),
+        adapters=AdapterPlaces(1, 1, 1, ("alice",), (), num_fitting=2),
+        deaths=Deaths(0, 0, 0, 0, 0, 0),
+    )
 
 
 class FakeLLM:
@@ -296,6 +317,9 @@ class FakeLLM:
     async def get_info(self) -> EngineInfo:
         self._raise()
         return INFO
+
+    async def get_statistics(self) -> Statistics:
+        return statistics(self.is_serving)
 
 
 class FakeTokenizer:

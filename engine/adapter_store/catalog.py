@@ -24,6 +24,7 @@ from blora.adapters import (
 )
 
 from ..errors import AdapterSetAside, InvalidRequest, LimitReached
+from ..events import tell
 from ..facts import Facts
 from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
 from ..text.adapter_tokenizers import AdapterTokenizers
@@ -285,6 +286,8 @@ class AdapterCatalog:
     def _note(self, kind: str, name: str, number: int, digest: str) -> None:
         self.revision += 1
         self._events.append(AdapterEvent(self.revision, kind, name, number, digest))
+        text, level = f"adapter {name}@{number} is {kind}", logging.DEBUG if kind == "resident" else logging.INFO
+        tell(logger, f"adapter_{kind}", text, level, adapter=name, version=number, digest=digest)
         self._on_change()
 
     def note_pin(self, reference: str) -> None:

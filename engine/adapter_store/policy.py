@@ -13,6 +13,7 @@ from typing import Any
 
 from blora.adapters import AdapterNotFound, AdapterRejected, AdapterTooLarge, ImageTable, base_name
 
+from ..events import tell
 from .catalog import AdapterCatalog, NamedAdapter
 from .image_ledger import ImageLedger
 from .orders import (
@@ -262,7 +263,8 @@ class AdapterPolicy:
     def set_aside(self, digest: str, reason: str) -> None:
         """No engine is given an adapter any more, until it has been unloaded. There is no engine now that has it."""
         names = ", ".join(f"{name}@{number}" for name, number in self._catalog.aliases(digest))
-        logger.error("adapter %s (%s) is set aside: %s", digest, names or "not loaded", reason)
+        text = f"adapter {digest} ({names or 'not loaded'}) is set aside: {reason}"
+        tell(logger, "adapter_set_aside", text, logging.ERROR, digest=digest, names=names, reason=reason)
         self._catalog.set_aside(digest, reason)
         self._ledger.note_free()
 

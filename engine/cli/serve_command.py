@@ -19,10 +19,10 @@ from .failure import fail
 from .http_flags import HTTP_FLAGS, add_http_flags, http_options
 from .identity_flags import add_identity_flags, identities
 from .server_flags import FLAGS, add_server_flags, given_times
-from .telemetry_flags import add_telemetry_flags
+from .telemetry_flags import TELEMETRY_FLAGS, add_telemetry_flags
 
 ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
-OWN = ("model", *FLAGS, *HTTP_FLAGS, *ANSWER_FLAGS)  # what the command takes itself
+OWN = ("model", *FLAGS, *HTTP_FLAGS, *ANSWER_FLAGS, *TELEMETRY_FLAGS)  # what the command takes itself
 # Bounds that a server for anybody needs, and a program that asks for thousands of answers at once does not. Half a
 # minute is longer than people wait, and what a batch can bridge by trying again; the tokens take some 25 MB.
 SERVED_BY_DEFAULT = {"max_queue_seconds": 30.0, "max_num_queued_tokens": 1 << 18}
@@ -118,7 +118,9 @@ def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser, api_key: str = "") -> int:
     """api_key: that of the environment, "" if it has none."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from ..telemetry.logs import set_up
+
+    set_up(args.log_format, args.log_level)
     if "model" not in args:
         parser.error("the following arguments are required: MODEL")
     try:

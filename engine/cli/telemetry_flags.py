@@ -3,7 +3,9 @@
 import argparse
 import re
 
-from ..arguments.flag_types import port
+from ..arguments.flag_types import port, seconds
+
+TELEMETRY_FLAGS = ("disable_log_stats",)  # names that EngineArgs has, too
 
 
 def add_telemetry_flags(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +23,30 @@ def add_telemetry_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="first part of the names of metrics; vllm makes vLLM's boards and routers work unchanged "
         "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--disable-log-stats",
+        action="store_true",
+        help="write no line of throughput and load to the log each ten seconds",
+    )
+    group.add_argument(
+        "--log-stats-interval",
+        type=seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="time between two of these lines (default: %(default)s)",
+    )
+    group.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the log on standard error (default: %(default)s)",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="least level of the records in the log (default: %(default)s)",
     )
 
 

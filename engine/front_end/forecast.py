@@ -107,7 +107,8 @@ class Forecast:
         alone = self._rows_seconds(num_rows)
         if self._decoding.value is None or self._rows.value is None:
             return alone
-        return max(alone, self._decoding.value * alone / self._rows_seconds(self._rows.value))
+        now = self._rows_seconds(self._rows.value)  # 0 where a fit gave all of a step's time to other parts
+        return max(alone, self._decoding.value * (alone / now if now else 1.0))
 
     def _rows_seconds(self, num_rows: float) -> float:
         """Predicts the time of a step with so many rows that decode."""

@@ -115,9 +115,11 @@ class Observations:
         self.step_tokens.note(step.num_tokens)
         self.prompt_seconds += min(step.prompt_seconds, step.seconds)
 
-    def note_refusal(self, error: Exception) -> None:
-        """Notes a request that has not begun."""
-        self.refusals[reason_of(error)] += 1
+    def note_refusal(self, error: Exception) -> str:
+        """Notes a request that has not begun. Returns the name of the reason."""
+        reason = reason_of(error)
+        self.refusals[reason] += 1
+        return reason
 
 
 def reason_of(error: Exception) -> str:

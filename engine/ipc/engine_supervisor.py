@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..errors import EngineStartError
+from ..events import tell
 from .channel import ChannelClosed, Child, StartChild, start_child
 from .death import Death
 from .engine_connection import EngineConnection
@@ -152,7 +153,8 @@ class EngineSupervisor:
         else:
             await engine.child.stop(0)
             death = standing
-        logger.error("the engine process %s while it was %s; another one is started", death.how, death.entry)
+        text = f"the engine process {death.how} while it was {death.entry}; another one is started"
+        tell(logger, "engine_died", text, logging.ERROR, how=death.how, is_crash=death.is_crash)
         if self._on_death(death):
             self._waits.begin_anew()
         return death
@@ -176,6 +178,9 @@ class EngineSupervisor:
             return False
         self._connection.attach(self._engine.child)
         self._start = loop.time() - began
+        tell(
+            logger, "engine_restarted", f"another engine runs, after {self._start:.1f} s", seconds=round(self._start, 3)
+        )
         return True
 
     def _give_up(self) -> None:

@@ -16,6 +16,7 @@ from blora.scheduler import FinishReason, LogitEdits, RequestOutputKind, RowUpda
 from ..adapter_store.catalog import Looks
 from ..adapter_store.lifecycle import AsyncAdapters
 from ..errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, ReaderTooSlow
+from ..events import tell
 from ..front_end.calls import Call, first_deadline, first_token_deadline
 from ..front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from ..front_end.output_processor import UserRequest
@@ -75,7 +76,7 @@ class AsyncRequests:
         try:
             prepared = await Deadline(end, first_token).bound(self._begin(calls, label))
         except Exception as refusal:
-            self._front_end.observations.note_refusal(refusal)
+            self._note_refusal(refusal, calls, label)
             raise
         grown = asyncio.Event()
         readers = [_Reader(entry.user, grown) for entry in prepared]
@@ -128,6 +129,12 @@ class AsyncRequests:
         alarms.callback(Deadline(end).alarm(partial(self._abort, users, FinishReason.DEADLINE)))
         alarms.callback(Deadline(first_token).alarm(end_unbegun))
         return alarms.close
+
+    def _note_refusal(self, error: Exception, calls: Sequence[Call], label: str | None) -> None:
+        reason = self._front_end.observations.note_refusal(error)
+        name, tenant = f"{label or ''}"[:80], f"{calls[0].tenant if calls else ''}"[:80]
+        text = f"request {name!r} of tenant {tenant!r} is refused: {reason}"
+        tell(logger, "refused", text, request_id=name, tenant=tenant, reason=reason)
 
     async def _begin(self, calls: Sequence[Call], label: str | None) -> list[Prepared]:
         """Checks and accepts calls, and loads adapters for them where they bring a path."""
@@ -264,7 +271,8 @@ class AsyncRequests:
 
     def _end_if_unread(self, user: UserRequest | None) -> None:
         if user is not None:
-            logger.warning("request %s was ended: nobody reads its outputs", user.request_id)
+            reason = f"request {user.request_id!r:.80} was ended: nobody reads its outputs"
+            tell(logger, "unread", reason, logging.WARNING, request_id=user.request_id[:80])
             self._front_end.outputs.drop_news(user)
             self._end_with(ReaderTooSlow("too many logprobs waited to be read; read faster, or ask for fewer"), [user])
 

@@ -12,6 +12,7 @@ from blora.scheduler import SamplingParams
 
 from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
+from ..front_end.statistics import Statistics
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from ..text.user_tokenizer import UserTokenizer
 
@@ -95,3 +96,6 @@ class ServedEngine(Protocol):
     async def get_adapter(self, name: str) -> AdapterInfo: ...
 
     async def get_info(self) -> EngineInfo: ...
+
+    async def get_statistics(self) -> Statistics:
+        """What metrics are made of; also while there is no engine process."""

@@ -296,3 +296,13 @@ def test_a_tenants_errors_are_its_own_and_tenants_are_forgotten() -> None:
         cautions.of_tenant("flood")
     assert len(cautions._tenants) == 3
     assert cautions.of_tenant("flood").first_token.factor > Caution().factor
+
+
+def test_a_fit_that_leaves_no_time_to_rows_still_predicts() -> None:
+    """Costs may all be given to the tokens of prompts, where no step tells them apart."""
+    admission = make(max_seconds=100.0)
+    nothing = StepCosts(step_seconds=0.0, row_seconds=0.0, token_seconds=0.001, read_seconds=0.0, pair_seconds=0.0)
+    for _ in range(10):
+        admission.note_step(STEP, nothing)
+    for number in range(3):
+        admission.enter(number, demand())

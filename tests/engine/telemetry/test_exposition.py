@@ -13,6 +13,7 @@ from blora.engine.telemetry.exposition import MetricsApp, render
 from blora.engine.telemetry.families import FAMILIES
 from blora.engine.telemetry.metrics_port import metrics_port
 
+pytestmark = pytest.mark.slow
 GREEDY = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, n=2)
 
 
