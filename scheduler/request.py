@@ -25,6 +25,7 @@ class FinishReason(Enum):
     ABORT = "abort"
     ERROR = "error"
     DEADLINE = "deadline"
+    UNBEGUN = "unbegun"  # waited too long to be begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Request:
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
     edits: LogitEdits = NO_EDITS  # of sampling.allowed_token_ids and sampling.logit_bias, which are left empty
     deadline: float | None = None  # seconds by the caller's clock, from when on nobody waits for an answer
+    begin_by: float | None = None  # by the same clock: what is not admitted by then is dropped; None from then on
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     num_alone: int = 0  # tokens that the request has still to generate in steps of its own; see alone.py
     arrival: int = 0  # order of acceptance, set by the scheduler

@@ -47,7 +47,8 @@ class Scheduler:
         self._alone = AloneTurns()
         self._prompts = PromptTurns(self._waiting.party)
         self._followers: dict[int, list[Request]] = {}  # leader -> samples that wait for its prompt's blocks
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(lambda request: request.deadline)
+        self._unbegun = Deadlines(lambda request: request.begin_by)
         self._ended: list[RowUpdate] = []  # news of requests that ended while a step was planned
         self.in_hand: Request | None = None  # the request whose turn it is, while a step is planned or committed
         self._num_accepted = 0
@@ -66,6 +67,7 @@ class Scheduler:
         self._residency.expect(request.adapters)
         self._requests[request.request_id] = request
         self._deadlines.add(request)
+        self._unbegun.add(request)
         leader = self._requests.get(request.leader) if request.leader is not None else None
         is_shareable = self._kv.is_caching and leader is not None
         if leader is not None and is_shareable and leader.num_computed_tokens < leader.num_prompt_tokens:
@@ -82,6 +84,7 @@ class Scheduler:
         if reason is FinishReason.ERROR:
             self._kv.retract(request)
         self._deadlines.forget(request)
+        self._unbegun.forget(request)
         self._forecast.note_end(request)
         self._waiting.forget(request)
         self._leave(request)
@@ -128,14 +131,16 @@ class Scheduler:
     # Plan.
 
     def schedule(self, now: float = 0.0) -> Step:
-        """Plans a step within the budget of tokens and time: ends requests whose deadline has passed, continues running
-        ones, those that need one token first, then admits waiting ones.
+        """Plans a step within the budget of tokens and time: ends requests whose deadline has passed and those that
+        have waited too long, continues running ones, those that need one token first, then admits waiting ones.
 
         now: seconds by the caller's clock; the scheduler has none.
         """
         self.in_hand = None
         for request in self._deadlines.passed(now):
             self._end(request, FinishReason.DEADLINE)
+        for request in self._unbegun.passed(now):
+            self._end(request, FinishReason.UNBEGUN)
         plan = self._begin_plan(now)
         for request in [request for request in self._running if request.num_missing_tokens == 1]:
             self._schedule_row(request, plan)
@@ -238,9 +243,17 @@ class Scheduler:
         if not request.was_admitted:  # tokens that are computed again were charged before
             self._waiting.charge_input(request, request.num_prompt_tokens - request.num_cached_tokens)
             request.was_admitted = True
+            self._begin(request)
         request.status = Status.RUNNING
         request.scheduled_ts = request.scheduled_ts or plan.now
         bisect.insort(self._running, request, key=self._waiting.order)
+
+    def _begin(self, request: Request) -> None:
+        """Notes that a request waits no more to be begun, nor do the other samples of its prompt."""
+        others = self._requests.values() if request.sampling.n > 1 else ()
+        for sample in (request, *(other for other in others if other.leader == request.request_id)):
+            self._unbegun.forget(sample)
+            sample.begin_by = None
 
     def _admit_head(self, plan: StepPlan) -> bool:
         """Admits the next waiting request, or makes way for it. Returns False when the step can admit no other one."""
@@ -487,6 +500,7 @@ class Scheduler:
         stands in one place."""
         self._waiting.check_integrity()
         self._deadlines.check_integrity(self._requests.values())
+        self._unbegun.check_integrity(self._requests.values())
         owned = [*self._kv.owned_pages(), *self._residency.owned_pages()]
         self._pool.check_integrity(owned, self._residency.in_use())
         accepted = (use for request in self._requests.values() for use in request.adapters)

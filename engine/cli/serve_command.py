@@ -25,7 +25,7 @@ ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of
 OWN = ("model", *FLAGS, *HTTP_FLAGS, *ANSWER_FLAGS, *TELEMETRY_FLAGS)  # what the command takes itself
 # Bounds that a server for anybody needs, and a program that asks for thousands of answers at once does not. Half a
 # minute is longer than people wait, and what a batch can bridge by trying again; the tokens take some 25 MB.
-SERVED_BY_DEFAULT = {"max_queue_seconds": 30.0, "max_num_queued_tokens": 1 << 18}
+SERVED_BY_DEFAULT = {"max_queue_seconds": 10.0, "max_num_queued_tokens": 1 << 18}
 ENGINE = "An option left out takes the engine's default. Other flags of `vllm serve` are accepted with one notice, or "
 ENGINE += "refused where ignoring them would change answers or open a door."
 

@@ -22,6 +22,7 @@ from .outcomes import Outcomes
 # of tenants leave some of it to the next one.
 SHARE_OF_FREE = 4
 OTHERS = "(others)"  # the tenant of requests whose own would be one too many
+PATIENCE = 2.0  # how many times the longest predicted wait an accepted request may wait to be begun
 LEAST_RETRY, MOST_RETRY = 0.1, 30.0  # seconds that a refusal asks to wait
 
 
@@ -161,6 +162,16 @@ class Admission:
         self._refused_seconds, self._refused_at = min(before + work, MOST_RETRY), now
         return round(min(max(seconds + before, LEAST_RETRY), MOST_RETRY), 3)
 
+    def begin_by(self) -> float | None:
+        """Returns when a request that is accepted now has waited too long, unless it has been begun."""
+        return None if self._limits.max_seconds is None else self._now() + PATIENCE * self._limits.max_seconds
+
+    def waited_too_long(self) -> QueueFull:
+        """Makes the error of a request that was dropped for that."""
+        limit = PATIENCE * (self._limits.max_seconds or 0.0)
+        reason = f"the request has waited {limit:.1f} s to be begun, longer than predicted"
+        return QueueFull(reason, self._retry_after(0.0, NOTHING))
+
     # What happens in the queue.
 
     def enter(self, key: Hashable, demand: Demand) -> None:
@@ -190,7 +201,7 @@ class Admission:
 
     def leave(self, key: Hashable, num_tokens: int | None, is_too_late: bool) -> None:
         """Lets a request go. num_tokens: of its answer, in the mean of its samples; None for one that did not come to
-        its own end."""
+        its own end. is_too_late: whether a deadline, or its wait, has ended it."""
         entry = self._entries.pop(key)
         _subtract(self._requests, entry.demand.tenant, entry.demand.num_samples)
         self._num_expired += is_too_late

@@ -296,6 +296,7 @@ class FrontEnd:
                 bad_sequences=bad,
                 edits=call.edits,
                 deadline=call.opened.deadline,
+                begin_by=None,
                 leader=None if index == 0 else ids[0],
                 num_alone=0,
             )
@@ -345,7 +346,7 @@ class FrontEnd:
             self.observations.note_step(step)
 
     def _end(self, user: UserRequest) -> None:
-        self.admission.leave(user, user.num_answer_tokens, user.is_too_late)
+        self.admission.leave(user, user.num_answer_tokens, user.is_too_late or user.has_waited_too_long)
         self.observations.note_end(user, self._now())
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, digest in user.adapters:

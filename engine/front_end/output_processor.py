@@ -82,6 +82,11 @@ class UserRequest:
         """Whether the deadline has ended it."""
         return any(sample.finish_reason is FinishReason.DEADLINE for sample in self.samples)
 
+    @property
+    def has_waited_too_long(self) -> bool:
+        """Whether it was dropped because it was not begun in time."""
+        return any(sample.finish_reason is FinishReason.UNBEGUN for sample in self.samples)
+
 
 @dataclass(slots=True)
 class Progress:

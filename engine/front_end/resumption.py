@@ -37,7 +37,8 @@ class Resumption:
             self._requests.pop(sample_id, None)
 
     def lose_engine(self) -> None:
-        """The next engine has none of them."""
+        """The next engine has none of them. It drops none for the time that they have waited: a death is a pause."""
+        self._requests = {key: request.to_begin_by(None) for key, request in self._requests.items()}
         self._to_give = deque(self._requests)
 
     @property

@@ -57,6 +57,7 @@ class AddRequest(Frame, frozen=True):
     bad_sequences: tuple[tuple[int, ...], ...]
     edits: LogitEdits
     deadline: float | None  # time.monotonic(), which all processes of a machine share
+    begin_by: float | None  # the same
     leader: int | None
     num_alone: int
     history: History | None = None  # what an engine that has ended told of it
@@ -72,6 +73,9 @@ class AddRequest(Frame, frozen=True):
         if history is None and not num_alone:
             return self
         return msgspec.structs.replace(self, history=history, num_alone=num_alone)
+
+    def to_begin_by(self, deadline: float | None) -> "AddRequest":
+        return self if deadline == self.begin_by else msgspec.structs.replace(self, begin_by=deadline)
 
     @property
     def num_tokens(self) -> int:

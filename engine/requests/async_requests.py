@@ -94,8 +94,7 @@ class AsyncRequests:
                 grown.clear()
                 news = {index: texts.take(user) for index, user in unfinished.items()}
                 unfinished = {index: user for index, user in unfinished.items() if not user.is_finished}
-                if any(reader.user.is_too_late for reader in readers):
-                    raise DeadlineExceeded(PASSED)
+                self._check_in_time(readers)
                 is_lost = not all(texts.is_known(user) for user in unfinished.values())
                 outputs = [
                     output if kind is None else replace(output, request_id=index)
@@ -116,6 +115,12 @@ class AsyncRequests:
                 submission.cancel()
             for reader in readers:
                 self._end(reader)
+
+    def _check_in_time(self, readers: Iterable[_Reader]) -> None:
+        if any(reader.user.is_too_late for reader in readers):
+            raise DeadlineExceeded(PASSED)
+        if any(reader.user.has_waited_too_long for reader in readers):
+            raise self._front_end.admission.waited_too_long()
 
     def _set_alarms(
         self, users: Sequence[UserRequest], end: float | None, first_token: float | None
@@ -196,9 +201,11 @@ class AsyncRequests:
 
     def _send(self, prepared: Sequence[Prepared]) -> None:
         is_giving = self._resumption.has_to_give
+        # Calls of a batch wait for one another.
+        begin_by = self._front_end.admission.begin_by() if len(prepared) == 1 else None
         for entry in prepared:
             if self._front_end.outputs.is_known(entry.user):  # it may have ended while its adapter was read
-                self._resumption.add(entry.requests)
+                self._resumption.add(request.to_begin_by(begin_by) for request in entry.requests)
         if not is_giving:
             self.give()
 

@@ -3,7 +3,7 @@
 import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
 
-from blora.scheduler import FinishReason, RowUpdate, Scheduler
+from blora.scheduler import FinishReason, RowUpdate, SamplingParams, Scheduler
 
 
 def run_step(scheduler: Scheduler, runner: CheckingRunner, now: float) -> list[RowUpdate]:
@@ -63,3 +63,57 @@ def test_what_ends_before_its_deadline_is_told_once(is_running: bool) -> None:
         run_step(scheduler, CheckingRunner(4), 0.0)
     scheduler.finish(0)
     assert run_step(scheduler, CheckingRunner(4), 2.0) == [] and not scheduler.has_work
+
+
+# Requests that wait too long to be begun.
+
+
+def test_what_is_not_begun_in_time_is_dropped_before_it_is_computed() -> None:
+    scheduler, _, pool = make_scheduler(max_num_seqs=1)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2, 3], 3, begin_by=1.0))
+    scheduler.add(make_request(1, [4, 5, 6], 3, begin_by=2.0))
+    scheduler.add(make_request(2, [7, 8, 9], 1, begin_by=9.0))
+    seen = [ends(run_step(scheduler, runner, now)) for now in (0.5, 1.5, 2.5, 3.0)]
+    assert seen == [{}, {}, {1: FinishReason.UNBEGUN, 0: FinishReason.LENGTH}, {2: FinishReason.LENGTH}]
+    assert not any(token in (4, 5, 6) for token, *_ in runner.cells.values())  # type: ignore[misc]
+    assert not scheduler.has_work and pool.num_free == pool.num_pages
+
+
+@pytest.mark.parametrize("has_cache", [False, True])
+def test_samples_are_begun_with_their_leader(has_cache: bool) -> None:
+    scheduler, *_ = make_scheduler(max_num_seqs=1, enable_prefix_caching=has_cache)
+    runner = CheckingRunner(4)
+    for number in range(3):
+        leader = None if number == 0 else 0
+        sampling = SamplingParams(n=3)
+        scheduler.add(make_request(number, [1, 2, 3], 2, leader=leader, sampling=sampling, begin_by=1.0))
+    scheduler.add(make_request(9, [1, 2, 3], 2, begin_by=1.0))
+    told = [ends(run_step(scheduler, runner, float(now))) for now in range(7)]
+    assert {key: reason for entry in told for key, reason in entry.items()} == {
+        0: FinishReason.LENGTH,
+        1: FinishReason.LENGTH,
+        2: FinishReason.LENGTH,
+        9: FinishReason.UNBEGUN,
+    }
+
+
+def test_no_sample_is_computed_whose_leader_was_not_begun_in_time() -> None:
+    scheduler, *_ = make_scheduler(max_num_seqs=1)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(7, [1, 2, 3], 5))
+    for number in range(3):
+        leader, sampling = None if number == 0 else 0, SamplingParams(n=3)
+        scheduler.add(make_request(number, [4, 5, 6], 2, leader=leader, sampling=sampling, begin_by=1.0))
+    told = [ends(run_step(scheduler, runner, float(now))) for now in range(2)]
+    assert told[1] == dict.fromkeys(range(3), FinishReason.UNBEGUN)
+
+
+def test_what_was_preempted_has_been_begun() -> None:
+    scheduler, *_ = make_scheduler()
+    runner = CheckingRunner(4)
+    request = make_request(0, [1, 2, 3], 3, begin_by=1.0)
+    scheduler.add(request)
+    run_step(scheduler, runner, 0.0)
+    scheduler._preempt(request, scheduler._begin_plan(0.0))
+    assert [ends(run_step(scheduler, runner, float(now))) for now in (5, 6)] == [{}, {0: FinishReason.LENGTH}]

@@ -50,6 +50,7 @@ class Simulation:
             "scheduling_policy": draw.choice(("fair", "fair", "fcfs", "priority")),
             "max_num_queued_reqs": draw.choice((8, 64)),
             "max_passed_over": draw.choice((16, 65536)),
+            "max_queue_seconds": draw.choice((None, None, 0.05, 1.0)),
             "max_adapter_versions": draw.choice((1, 2, 3)),
             "host_cache": draw.choice((None, 2 * PAGE_BYTES, 8 * PAGE_BYTES)),
             "adapter_upload_bytes": 4096,

@@ -2,22 +2,25 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
+import pytest
 from simulation.clock import run
 from simulation.model import make_llm
 from simulation.world import Sizes, World
 
-from blora.engine import AsyncLLM, SamplingParams
+from blora.engine import AsyncLLM, QueueFull, SamplingParams
 
 Body = Callable[[AsyncLLM, World], Awaitable[None]]
 SIZES = Sizes(num_pages=32, max_num_seqs=8, max_num_batched_tokens=64, copied_pages=2)
 LONG = SamplingParams(max_tokens=80, ignore_eos=True, seed=0)
 
 
-def simulate(body: Body) -> None:
+def simulate(body: Body, sizes: Sizes = SIZES, **options: Any) -> None:
     async def main() -> None:
-        world = World(0, SIZES)
-        async with make_llm(world, block_size=4) as llm:
+        world = World(0, sizes)
+        async with make_llm(world, block_size=4, **options) as llm:
             await body(llm, world)
         assert not world.violations
 
@@ -63,3 +66,55 @@ def test_a_request_that_is_done_leaves_nothing() -> None:
         llm.check_idle()
 
     simulate(body)
+
+
+ONE_SEAT = replace(SIZES, max_num_seqs=1)
+
+
+async def stand_still(world: World, seconds: float) -> None:
+    assert world.engine is not None
+    world.engine.stand_still()
+    await asyncio.sleep(seconds)
+    world.engine.go_on()
+
+
+def test_what_outlives_the_limit_of_the_queue_is_dropped_before_it_is_computed() -> None:
+    async def body(llm: AsyncLLM, world: World) -> None:
+        running = asyncio.create_task(answer(llm, "runs"))
+        await asyncio.sleep(0.02)
+        waiting = [asyncio.create_task(answer(llm, f"waits {number}")) for number in range(2)]
+        await asyncio.sleep(0.01)
+        await stand_still(world, 2.5)
+        assert await running == "length"
+        for call in waiting:
+            with pytest.raises(QueueFull, match="has waited 2.0 s to be begun") as raised:
+                await call
+            assert raised.value.retry_after
+        info = await llm.get_info()
+        assert (info.num_expired, info.num_waiting, info.num_running) == (2, 0, 0)
+        assert await answer(llm, "later") == "length"
+
+    simulate(body, ONE_SEAT, max_queue_seconds=1.0)
+
+
+def test_the_death_of_an_engine_is_no_reason_to_drop_what_waits() -> None:
+    async def body(llm: AsyncLLM, world: World) -> None:
+        calls = [asyncio.create_task(answer(llm, str(number))) for number in range(3)]
+        await asyncio.sleep(0.02)
+        assert world.engine is not None
+        world.engine.kill()
+        await asyncio.sleep(5.0)
+        assert await asyncio.gather(*calls) == ["length"] * 3
+
+    simulate(body, ONE_SEAT, max_queue_seconds=0.5)
+
+
+def test_calls_of_a_batch_wait_for_one_another() -> None:
+    async def body(llm: AsyncLLM, _: World) -> None:
+        prompts = [{"prompt_token_ids": [1, 2, number]} for number in range(20)]
+        ends = [
+            row.outputs[0].finish_reason async for rows in llm.stream(prompts, LONG) for row in rows if row.finished
+        ]
+        assert ends == ["length"] * 20
+
+    simulate(body, ONE_SEAT, max_queue_seconds=0.1)

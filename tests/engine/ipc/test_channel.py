@@ -84,6 +84,7 @@ REQUEST = Request(
     cache_salt=b"\xff\0",
     edits=LogitEdits(bytearray(16), bytearray(b"\xff" * 8), bytearray(4)),
     deadline=12.5,
+    begin_by=13.5,
     leader=4,
     num_alone=16,
 )
