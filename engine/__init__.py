@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from .front_end.adapter_choice import Adapter
     from .front_end.calls import Conversation, Prompt, TextPrompt, TokenArray, TokensPrompt
+    from .identity.tenant import Quotas, Tenant
     from .llm import LLM, LLMEngine
     from .metrics import Counter, Gauge, Metric
     from .model_files.config import UnsupportedModel
@@ -96,6 +97,7 @@ _NAMES = {
     ),
     ".front_end.adapter_choice": ("Adapter",),
     ".front_end.calls": ("Conversation", "Prompt", "TextPrompt", "TokenArray", "TokensPrompt"),
+    ".identity.tenant": ("Quotas", "Tenant"),
     ".llm": ("LLM", "LLMEngine"),
     ".metrics": ("Counter", "Gauge", "Metric"),
     ".model_files.config": ("UnsupportedModel",),
@@ -171,6 +173,7 @@ __all__ = [
     "Prompt",
     "PromptLogprobs",
     "QueueFull",
+    "Quotas",
     "ReaderTooSlow",
     "RequestMetrics",
     "RequestOutput",
@@ -179,6 +182,7 @@ __all__ = [
     "SampleLogprobs",
     "SamplingParams",
     "StructuredOutputsParams",
+    "Tenant",
     "TextPrompt",
     "TokenArray",
     "TokenStream",

@@ -42,6 +42,7 @@ from .front_end.calls import (
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
+from .identity.tenant import Tenant
 from .ipc.channel import Child, start_child
 from .ipc.deadline import Deadline
 from .ipc.death import Death
@@ -415,7 +416,7 @@ class AsyncLLM(TellsUnserved):
         *,
         lora_request: Adapter = None,
         priority: int = 0,
-        tenant: str = "",
+        tenant: str | Tenant = "",
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -447,7 +448,7 @@ class AsyncLLM(TellsUnserved):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         lora_request: Adapter | Sequence[Adapter] = None,
         priority: Sequence[int] | None = None,
-        tenant: str | Sequence[str] = "",
+        tenant: str | Tenant | Sequence[str | Tenant] = "",
         *,
         request_id: str | None = None,
         deadline: float | None = None,
@@ -486,19 +487,26 @@ class AsyncLLM(TellsUnserved):
                 await self.load_adapter(request.lora_name, request.lora_path)
                 self._front_end.adapters.note_int_id(request)
 
+    @once_started
+    async def share_prompts(self, texts: Sequence[str]) -> None:
+        """Names all the beginnings of prompts, such as system prompts, whose cached prefixes tenants share that share
+        nothing else: see `Tenant`. Raises EngineUnavailable."""
+        await self._requests.share_prompts(texts)
+
     def _check_can_begin(self) -> None:
         self._connection.check_expected()
         if self._phase in (Phase.DRAINING, Phase.ENDED):
             raise EngineUnavailable("the engine is shutting down")
 
-    async def abort(self, request_id: str | Iterable[str]) -> None:
-        """Ends requests by their ids. Ids of unknown and of finished requests are fine."""
+    async def abort(self, request_id: str | Iterable[str], *, tenant: str | None = None) -> None:
+        """Ends requests by their ids, those of one tenant only if it is named. Ids of unknown and of finished requests
+        are fine."""
         self._check_place()
         if not isinstance(request_id, Iterable):
             raise InvalidRequest("request_id", f"{request_id!r:.80} is neither an id nor ids")
         labels = {request_id} if isinstance(request_id, str) else set(request_id)
         if self._parts_or_none is not None:
-            self._requests.abort_labels(labels)
+            self._requests.abort_labels(labels, tenant)
 
     def _abort_users(self, name: str, digests: Collection[str]) -> None:
         self._requests.abort_users(name, digests)
@@ -515,27 +523,38 @@ class AsyncLLM(TellsUnserved):
     # Adapters.
 
     @once_started
-    async def load_adapter(self, name: str, path: str | Path, *, pinned: bool = False) -> AdapterInfo:
+    async def load_adapter(
+        self, name: str, path: str | Path, *, pinned: bool = False, owner: Tenant | None = None
+    ) -> AdapterInfo:
         """Loads a PEFT folder as the active version of a name; running requests finish on the version they began with.
         The least recently active versions go when there are more than `max_adapter_versions`. The returned info has a
         report.
+
+        owner: the tenant for which it is loaded; it may load new names, and change what it has loaded itself. None may
+        change everything. Methods that change an adapter take it, and raise PermissionDenied.
 
         Raises AdapterRejected with everything that does not fit, AdapterTooLarge, InvalidRequest, EngineUnavailable.
         When there is no room now to pin the adapter, AdapterTooLarge is raised too, and the adapter is loaded all the
         same, without a pin.
         """
-        return await self._adapters.load(name, path, pinned=pinned)
+        return await self._adapters.load(name, path, pinned=pinned, owner=owner)
 
     @once_started
     async def upload_adapter(
-        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+        self,
+        name: str,
+        files: Sequence[UploadedFile],
+        chunks: AsyncIterable[bytes],
+        *,
+        pinned: bool = False,
+        owner: Tenant | None = None,
     ) -> AdapterInfo:
         """Does what `load_adapter` does, from the bytes of all files, one after another, in chunks of any size.
 
         Raises as `load_adapter` does, InvalidRequest for a bad list of files, AdapterRejected for bytes that differ
         from the announced ones, QueueFull for too many uploads at once.
         """
-        return await self._adapters.upload(name, files, chunks, pinned=pinned)
+        return await self._adapters.upload(name, files, chunks, pinned=pinned, owner=owner)
 
     @once_started
     async def inspect_adapter(self, path: str | Path) -> AdapterReport:
@@ -544,29 +563,29 @@ class AsyncLLM(TellsUnserved):
         return await self._adapters.inspect(path)
 
     @once_started
-    async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
+    async def activate_adapter(self, name: str, version: int, *, owner: Tenant | None = None) -> AdapterInfo:
         """Makes a name mean a version that is kept, such as the one before. Running requests finish on the version they
         began with. Raises AdapterNotFound, AdapterRejected for a version that had to be read again and is no longer
         what was loaded."""
-        return await self._adapters.activate(name, version)
+        return await self._adapters.activate(name, version, owner=owner)
 
     @once_started
-    async def warm_adapter(self, name: str) -> AdapterInfo:
+    async def warm_adapter(self, name: str, *, owner: Tenant | None = None) -> AdapterInfo:
         """Starts to make an adapter resident in the arena, where it may be evicted again. Raises AdapterTooLarge when
         running requests leave no room now."""
-        return await self._adapters.warm(name)
+        return await self._adapters.warm(name, owner=owner)
 
     @once_started
-    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
+    async def unload_adapter(self, name: str, *, abort: bool = False, owner: Tenant | None = None) -> AdapterInfo:
         """Refuses new requests for the name at once; returns when the running ones are finished, or aborted, and the
         adapter is freed. "name@2" takes one version away; the active one of several is not, which raises
         InvalidRequest."""
-        return await self._adapters.unload(name, abort=abort)
+        return await self._adapters.unload(name, abort=abort, owner=owner)
 
     @once_started
-    async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
+    async def pin_adapter(self, name: str, pinned: bool = True, *, owner: Tenant | None = None) -> AdapterInfo:
         """Keeps an adapter resident in the arena. Raises AdapterTooLarge when running requests leave no room now."""
-        return await self._adapters.pin(name, pinned)
+        return await self._adapters.pin(name, pinned, owner=owner)
 
     # Adapters by the lora_int_id of the LoRARequest that loaded them, as in vLLM.
 
@@ -694,7 +713,7 @@ class AsyncLLM(TellsUnserved):
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        tenant: str = "",
+        tenant: str | Tenant = "",
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:

@@ -159,6 +159,7 @@ class AdapterInfo:
     copy_seconds: float = 0.0  # seconds of steps, for which all rows waited
     invocation_tokens: tuple[int, ...] = ()  # tokens that a prompt must contain, for an activated LoRA
     in_host_memory: bool = True  # if False, the engine reads it again when a request asks for it
+    owner: str = ""  # the tenant that has loaded the name; empty for the owner of the engine
     set_aside: str = ""  # why no engine is given it any more, and requests for it are refused; empty if they are not
     report: AdapterReport | None = None  # only from the call that loaded it
 

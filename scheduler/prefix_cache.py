@@ -7,6 +7,9 @@ The list is the one in force for the block's tokens. A block that ends before th
 (aLoRA) has the key of a base model's block and is shared with base requests. The context of the block in which the
 adapters are activated also holds the number of its base tokens, which come before the activation. In all later blocks
 this number is 0, as it is for adapters that are always active.
+
+The salt is that of the request. Blocks that lie wholly in the beginning that a request shares with everybody (a system
+prompt that the operator names) have no salt; the salt begins with the next block, and every key after it depends on it.
 """
 
 import hashlib
@@ -42,14 +45,16 @@ def extend_block_keys(request: Request, block_size: int) -> None:
         return
     active = context_digest(request.adapters, request.cache_salt)
     for index in range(len(keys), num_full):
-        num_base = request.activation - index * block_size
-        context = active if num_base <= 0 else _context_before(request, min(num_base, block_size), block_size)
+        num_base = min(max(request.activation - index * block_size, 0), block_size)
+        is_salted = (index + 1) * block_size > request.num_unsalted_tokens
+        context = active if is_salted and not num_base else _context(request, num_base, block_size, is_salted)
         tokens = request.token_ids[index * block_size : (index + 1) * block_size]
         keys.append(block_key(keys[-1] if keys else ROOT, context, tokens))
 
 
-def _context_before(request: Request, num_base_tokens: int, block_size: int) -> bytes:
-    """Returns the context of a block of which the adapters change only the last tokens, or none."""
+def _context(request: Request, num_base_tokens: int, block_size: int, is_salted: bool) -> bytes:
+    """Returns the context of a block of which the adapters do not change the first tokens."""
+    salt = request.cache_salt if is_salted else b""
     if num_base_tokens == block_size:
-        return context_digest((), request.cache_salt)
-    return context_digest(request.adapters, request.cache_salt, num_base_tokens)
+        return context_digest((), salt)
+    return context_digest(request.adapters, salt, num_base_tokens)

@@ -55,6 +55,7 @@ class Request:
     tenant: str = ""  # owner of the fair share that the request's service comes from
     weights: tuple[float, float] = (1.0, 1.0)  # of the tenant among tenants, of the adapters among the tenant's
     cache_salt: bytes = b""  # requests of different salts share no cached prefix
+    num_unsalted_tokens: int = 0  # of the prompt's beginning; blocks that lie in them are shared whatever the salt
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # tokens of sampling.bad_words
     edits: LogitEdits = NO_EDITS  # of sampling.allowed_token_ids and sampling.logit_bias, which are left empty
     deadline: float | None = None  # seconds by the caller's clock, from when on nobody waits for an answer

@@ -20,7 +20,7 @@ import httpx
 
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.adapter_store.upload import UploadedFile
-from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest
+from blora.engine.errors import AdapterNotFound, EngineUnavailable, InvalidRequest, PermissionDenied
 from blora.engine.facts import Facts
 from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.front_end.observations import Observations
@@ -28,6 +28,7 @@ from blora.engine.front_end.outcomes import Outcomes
 from blora.engine.front_end.statistics import AdapterPlaces, Deaths, QueuePlaces, Statistics
 from blora.engine.front_end.validator import Limits, most_listed
 from blora.engine.identity.identities import ANYBODY, Identities
+from blora.engine.identity.tenant import Tenant
 from blora.engine.outputs import (
     AdapterEvent,
     AdapterInfo,
@@ -102,6 +103,8 @@ class FakeLLM:
         self.requests: list[dict[str, Any]] = []  # the arguments of every `generate`
         self.closed: list[str] = []  # ids of requests whose generator was closed before its end
         self.aborted: list[str] = []
+        self.aborting_tenant: str | None = None
+        self.shared_prompts: list[str] = []
         self.adapters = {"alice": adapter_info("alice")}
         self.uploaded: tuple[list[UploadedFile], bytes] | None = None
         self.is_draining = False
@@ -166,13 +169,18 @@ class FakeLLM:
         *,
         lora_request: Any = None,
         priority: int = 0,
-        tenant: str = "",
+        tenant: str | Tenant = "",
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         assert sampling_params is not None and request_id is not None
         request = {"prompt": prompt, "sampling": sampling_params, "id": request_id}
-        whose = {"priority": priority, "tenant": tenant, "deadline": deadline, "first_token": first_token_deadline}
+        whose = {
+            "priority": priority,
+            "tenant": tenant if isinstance(tenant, str) else tenant.name,
+            "deadline": deadline,
+            "first_token": first_token_deadline,
+        }
         self.requests.append(request | {"adapter": lora_request} | whose)
         self._raise()
         for adapter in read_adapters(lora_request):
@@ -258,33 +266,54 @@ class FakeLLM:
                 output.finish_reason, output.error = "error", "the logits of this row are not finite"
         return output
 
-    async def abort(self, request_id: str | Iterable[str]) -> None:
+    async def share_prompts(self, texts: Sequence[str]) -> None:
+        self.shared_prompts = list(texts)
+
+    async def abort(self, request_id: str | Iterable[str], *, tenant: str | None = None) -> None:
         self._raise()
+        self.aborting_tenant = tenant
         self.aborted += [request_id] if isinstance(request_id, str) else list(request_id)
 
     # Adapters and facts.
 
-    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+    def _check_owner(self, name: str, owner: Tenant | None) -> None:
+        info = self.adapters.get(name)
+        if owner is not None and info is not None and info.owner != owner.name:
+            raise PermissionDenied("not loaded by this tenant")
+
+    async def load_adapter(
+        self, name: str, path: str, *, pinned: bool = False, owner: Tenant | None = None
+    ) -> AdapterInfo:
         self._raise()
-        self.adapters[name] = replace(adapter_info(name, path), pinned=pinned)
+        self._check_owner(name, owner)
+        loaded = replace(adapter_info(name, path), pinned=pinned, owner="" if owner is None else owner.name)
+        self.adapters[name] = loaded
         return replace(self.adapters[name], report=REPORT)
 
     async def upload_adapter(
-        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+        self,
+        name: str,
+        files: Sequence[UploadedFile],
+        chunks: AsyncIterable[bytes],
+        *,
+        pinned: bool = False,
+        owner: Tenant | None = None,
     ) -> AdapterInfo:
         self._raise()
         self.uploaded = (list(files), b"".join([chunk async for chunk in chunks]))
-        return await self.load_adapter(name, f"upload:{name}", pinned=pinned)
+        return await self.load_adapter(name, f"upload:{name}", pinned=pinned, owner=owner)
 
     async def inspect_adapter(self, path: str) -> AdapterReport:
         self._raise()
         return REPORT if path == REPORT.path else AdapterReport(path, ("a tensor is missing", "so is another"))
 
-    async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
+    async def activate_adapter(self, name: str, version: int, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._check_owner(name, owner)
         self.adapters[name] = replace(await self.get_adapter(name), version=version)
         return self.adapters[name]
 
-    async def warm_adapter(self, name: str) -> AdapterInfo:
+    async def warm_adapter(self, name: str, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._check_owner(name, owner)
         self.adapters[name] = replace(await self.get_adapter(name), resident=True)
         return self.adapters[name]
 
@@ -295,12 +324,14 @@ class FakeLLM:
             yield AdapterEvent(revision, kind, "alice", 2, "ab" * 32)
         await self.resume.wait()
 
-    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
+    async def unload_adapter(self, name: str, *, abort: bool = False, owner: Tenant | None = None) -> AdapterInfo:
+        self._check_owner(name, owner)
         info = replace(await self.get_adapter(name), num_requests=0 if abort else 3)
         del self.adapters[name]
         return info
 
-    async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
+    async def pin_adapter(self, name: str, pinned: bool = True, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._check_owner(name, owner)
         self.adapters[name] = replace(await self.get_adapter(name), pinned=pinned)
         return self.adapters[name]
 

@@ -26,9 +26,11 @@ from blora.adapters import (
 from ..errors import AdapterSetAside, InvalidRequest, LimitReached
 from ..events import tell
 from ..facts import Facts
+from ..identity.tenant import Tenant
 from ..outputs import AdapterEvent, AdapterInfo, AdapterState, AdapterUsage, AdapterVersion, LoRARequest, RequestMetrics
 from ..text.adapter_tokenizers import AdapterTokenizers
 from ..text.tokenizer import Tokenizer, is_encodable
+from .owners import AdapterOwners
 from .source import Source
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class AdapterCatalog:
         self._sources: dict[tuple[str, int], Source] = {}  # by name and number of each version
         self._int_ids: dict[str, set[int]] = {}  # name -> each lora_int_id for which its weights were found to be these
         self._usage: dict[str, AdapterUsage] = {}  # by name
+        self._owners = AdapterOwners(lambda name: name in self._registry)
         self._events: deque[AdapterEvent] = deque(maxlen=MAX_EVENTS)
         self.revision = 0  # number of events so far
         self._on_change: Callable[[], None] = lambda: None
@@ -170,6 +173,7 @@ class AdapterCatalog:
         self._tables[table.digest] = table
         if name in self._registry and self._registry.resolve(name) != table.digest:
             self._int_ids.pop(name, None)
+        self._owners.note_published(name)
         with self._noting(name):
             lost = self._registry.publish(name, table.digest, source.path, time.time())
             self._sources[name, self._registry.find(name)[1].number] = source
@@ -217,6 +221,7 @@ class AdapterCatalog:
             if name not in self._registry:
                 self._usage.pop(name, None)
                 self._int_ids.pop(name, None)
+                self._owners.forget(name)
 
     def forget(self, digest: str) -> None:
         """Erases the table and the text of an adapter that no version means. An unknown digest is fine."""
@@ -255,6 +260,14 @@ class AdapterCatalog:
         for name, number in self._registry.aliases(digest):
             self.set_pinned(f"{name}@{number}", False)
             self._note_lost_pins(name)
+
+    def claiming(self, name: str, owner: Tenant | None) -> contextlib.AbstractContextManager[None]:
+        """See AdapterOwners."""
+        return self._owners.claiming(name, owner)
+
+    def check_owner(self, reference: str, owner: Tenant | None) -> None:
+        """Raises AdapterNotFound, PermissionDenied unless the adapter is this tenant's; None is for everything."""
+        self._owners.check(self._registry.find(reference)[0], owner)
 
     # Events.
 
@@ -400,6 +413,7 @@ class AdapterCatalog:
             copy_seconds=state.copy_seconds,
             invocation_tokens=table.invocation_tokens,
             set_aside=self._set_aside.get(table.digest, ""),
+            owner=self._owners.of(adapter.name),
         )
 
     def check_integrity(self, there: Collection[str], coming: Collection[str]) -> None:
@@ -407,8 +421,8 @@ class AdapterCatalog:
         RuntimeError unless the catalog knows these and no others, and counts the usage of existing names only."""
         if lost := self._tables.keys() ^ set(there) | self._tokenizers.digests() - {*there, *coming}:
             raise RuntimeError(f"adapters {lost} are known and not there, or there and not known")
-        if nameless := {*self._usage, *self._int_ids} - set(self._registry.names()):
-            raise RuntimeError(f"usage or ids are kept of {nameless}, which no version has")
+        if nameless := {*self._usage, *self._int_ids, *self._owners.names()} - set(self._registry.names()):
+            raise RuntimeError(f"usage, ids or owners are kept of {nameless}, which no version has")
         versions = {alias for digest in self._registry.digests() for alias in self._registry.aliases(digest)}
         if versions != self._sources.keys():
             raise RuntimeError(

@@ -14,6 +14,7 @@ from typing import Any
 from blora.adapters import AdapterRejected, AdapterReport, ImageTable
 
 from ..errors import EngineFault
+from ..identity.tenant import Tenant
 from ..ipc import messages
 from ..ipc.channel import Child, StartChild, start_child
 from ..ipc.engine_connection import EngineConnection
@@ -251,19 +252,29 @@ class AsyncAdapters:
 
     # Adapters come.
 
-    async def load(self, name: str, path: str | Path, *, pinned: bool) -> AdapterInfo:
-        report = await self._take_in(name, await self._intake.read(name, path))
-        return await self._report(name, report, pinned)
+    # owner: the tenant for which an adapter is loaded or changed; None is for everything.
+
+    async def load(self, name: str, path: str | Path, *, pinned: bool, owner: Tenant | None) -> AdapterInfo:
+        with self._catalog.claiming(name, owner):
+            report = await self._take_in(name, await self._intake.read(name, path))
+        return await self._report(name, report, pinned, owner)
 
     async def load_from_anywhere(self, name: str, path: str | Path) -> None:
         """Loads an adapter for the owner of the engine: roots limit clients only."""
         await self._take_in(name, await self._intake.read_from_anywhere(name, path))
 
     async def upload(
-        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool
+        self,
+        name: str,
+        files: Sequence[UploadedFile],
+        chunks: AsyncIterable[bytes],
+        *,
+        pinned: bool,
+        owner: Tenant | None,
     ) -> AdapterInfo:
-        report = await self._take_in(name, await self._intake.read_uploaded(name, files, chunks))
-        return await self._report(name, report, pinned)
+        with self._catalog.claiming(name, owner):
+            report = await self._take_in(name, await self._intake.read_uploaded(name, files, chunks))
+        return await self._report(name, report, pinned, owner)
 
     async def _take_in(self, name: str, packed: PackedAdapter) -> AdapterReport:
         table = self._expect(packed)
@@ -279,8 +290,8 @@ class AsyncAdapters:
             packed.close()
             raise
 
-    async def _report(self, name: str, report: AdapterReport, pinned: bool) -> AdapterInfo:
-        info = await (self.pin(name) if pinned else self.get(name))
+    async def _report(self, name: str, report: AdapterReport, pinned: bool, owner: Tenant | None) -> AdapterInfo:
+        info = await (self.pin(name, owner=owner) if pinned else self.get(name))
         return replace(info, report=report)
 
     async def inspect(self, path: str | Path) -> AdapterReport:
@@ -306,20 +317,24 @@ class AsyncAdapters:
 
     # Adapters that are there.
 
-    async def activate(self, name: str, version: int) -> AdapterInfo:
+    async def activate(self, name: str, version: int, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._catalog.check_owner(name, owner)
         await self._carry_out(self._policy.activate(name, version))
         return await self.get(name)
 
-    async def warm(self, name: str) -> AdapterInfo:
+    async def warm(self, name: str, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._catalog.check_owner(name, owner)
         await self._carry_out(self._policy.warm(name))
         return await self.get(name)
 
-    async def pin(self, name: str, pinned: bool = True) -> AdapterInfo:
+    async def pin(self, name: str, pinned: bool = True, *, owner: Tenant | None = None) -> AdapterInfo:
+        self._catalog.check_owner(name, owner)
         reference = await self._carry_out(self._policy.pin(name) if pinned else self._policy.unpin(name))
         return await self.get(reference)
 
-    async def unload(self, name: str, *, abort: bool = False) -> AdapterInfo:
+    async def unload(self, name: str, *, abort: bool = False, owner: Tenant | None = None) -> AdapterInfo:
         info = await self.get(name)
+        self._catalog.check_owner(name, owner)
         await self._carry_out(self._policy.unload(name, abort=abort))
         return info
 

@@ -15,6 +15,19 @@ def add_identity_flags(parser: argparse.ArgumentParser) -> None:
         "identity", "Secrets come from files or the environment: everybody can read flags."
     )
     group.add_argument(
+        "--identities",
+        type=Path,
+        metavar="FILE",
+        help="YAML file that says whose each token is and what it gives: the tenant, its weight and quotas, the "
+        "adapters that it may use, whether it is an operator's; read again when it changes (default: none)",
+    )
+    group.add_argument(
+        "--share-prefixes",
+        action="store_true",
+        help="let the tenants of --identities share cached prefixes; then each can find out, by the time of an answer, "
+        "what others have sent (default: each tenant has its own)",
+    )
+    group.add_argument(
         "--api-key",
         type=Path,
         metavar="FILE",
@@ -27,9 +40,25 @@ def identities(args: argparse.Namespace, environment_key: str) -> "Identities":
     """environment_key: the value of the variable, or "". Raises ValueError."""
     from ..identity.identities import Anybody, ApiKeys
 
+    if args.identities is not None:
+        if args.api_key is not None or environment_key:
+            raise ValueError(f"--identities takes the place of --api-key and {API_KEY_VARIABLE}: give one of them")
+        return _filed(args)
+    if args.share_prefixes:
+        raise ValueError("--share-prefixes is about the tenants of --identities, which are not given")
     keys = [] if args.api_key is None else _keys_of(args.api_key)
     keys += [environment_key] if environment_key else []
     return ApiKeys(keys) if keys else Anybody()
+
+
+def _filed(args: argparse.Namespace) -> "Identities":
+    from ..identity.filed_identities import FiledIdentities
+    from ..identity.identities_file import IdentitiesFile
+
+    try:
+        return FiledIdentities(IdentitiesFile(args.identities, args.share_prefixes))
+    except OSError as error:
+        raise ValueError(f"--identities: {args.identities} cannot be read: {error.strerror}") from None
 
 
 def _keys_of(path: Path) -> list[str]:

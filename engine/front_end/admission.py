@@ -71,9 +71,9 @@ class Admission:
 
     # Decisions.
 
-    def tenant(self, name: str) -> str:
+    def tenant(self, name: str, is_proven: bool = False) -> str:
         """Returns the tenant that a request of this one counts for: clients could invent names without end."""
-        is_known = not name or name in self._named or name in self._requests
+        is_known = is_proven or not name or name in self._named or name in self._requests
         return name if is_known or len(self._requests) < self._limits.max_tenants else OTHERS
 
     def check(self, demands: Sequence[Demand]) -> None:
@@ -89,11 +89,22 @@ class Admission:
     def _check_room(self, demands: Sequence[Demand]) -> None:
         requests, tokens = Counter[str](), Counter[str]()
         for demand in demands:
-            requests[self.tenant(demand.tenant)] += demand.num_samples
-            tokens[self.tenant(demand.tenant)] += demand.num_prompt_tokens
+            tenant = self._tenant_of(demand)
+            requests[tenant] += demand.num_samples
+            tokens[tenant] += demand.num_prompt_tokens
+            self._check_quota("requests", self._requests[tenant] + requests[tenant], demand.quotas.requests)
+            self._check_quota("queued tokens", self._tokens[tenant] + tokens[tenant], demand.quotas.queued_tokens)
         self._check_bound("requests", "are unfinished", self._requests, requests, self._limits.max_requests)
         if self._limits.max_tokens is not None and self._entries:
             self._check_bound("tokens", "of prompts wait", self._tokens, tokens, self._limits.max_tokens)
+
+    def _tenant_of(self, demand: Demand) -> str:
+        return self.tenant(demand.tenant, demand.is_proven)
+
+    def _check_quota(self, what: str, number: int, most: int | None) -> None:
+        if most is not None and number > most:
+            reason = f"the tenant would have {number} {what}, and its quota is {most}"
+            raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
 
     def _check_bound(self, unit: str, state: str, held: Counter[str], asked: Counter[str], limit: int) -> None:
         total, what = held.total(), f"{unit} {state}"
@@ -148,7 +159,7 @@ class Admission:
         return Load(demand.num_samples, num_tokens, num_tokens**2 // 2, round(service))
 
     def _place(self, demand: Demand) -> Place:
-        return self._backlog.place(demand.priority, self.tenant(demand.tenant), demand.flow, demand.weights)
+        return self._backlog.place(demand.priority, self._tenant_of(demand), demand.flow, demand.weights)
 
     def _num_answer_tokens(self, demand: Demand) -> float:
         return self._forecast.num_answer_tokens(demand.num_certain_tokens, demand.max_tokens)

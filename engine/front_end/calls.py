@@ -9,6 +9,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, cast
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ..errors import InvalidRequest
+from ..identity.tenant import Tenant
 from ..outputs import LoRARequest
 from ..text.chat import Message
 from .adapter_choice import Adapter, named_in
@@ -62,7 +63,7 @@ class Call:
     sampling: SamplingParams | None = None
     adapter: Adapter = None
     priority: int = 0
-    tenant: str = ""
+    tenant: str | Tenant = ""
     deadline: float | None = None  # time.monotonic(), from when on nobody waits for the answer
     first_token_deadline: float | None = None  # from when on nobody waits for the first token
 
@@ -72,7 +73,7 @@ def pair_up(
     sampling_params: SamplingParams | Sequence[SamplingParams] | None,
     lora_request: Adapter | Sequence[Adapter],
     priority: Sequence[int] | None,
-    tenant: str | Sequence[str] = "",
+    tenant: str | Tenant | Sequence[str | Tenant] = "",
     deadline: float | None = None,
     first_token_deadline: float | None = None,
 ) -> list[Call]:
@@ -85,7 +86,7 @@ def pair_up(
     samplings = _pair("sampling_params", sampling_params, len(batch), SamplingParams)
     adapters = _pair("lora_request", lora_request, len(batch), LoRARequest | str)
     priorities = _pair("priority", 0 if priority is None else priority, len(batch), int)
-    tenants = _pair("tenant", tenant, len(batch), str)
+    tenants = _pair("tenant", tenant, len(batch), str | Tenant)
     _check_paths(adapters)
     rows = zip(batch, samplings, adapters, priorities, tenants, strict=True)
     return [Call(*row, deadline, first_token_deadline) for row in rows]

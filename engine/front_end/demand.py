@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from blora.scheduler import SamplingParams
 
+from ..identity.tenant import Quotas
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
@@ -12,6 +14,8 @@ class Demand:
     priority: int
     flow: Hashable  # the adapters
     weights: tuple[float, float]  # of the tenant, and of the adapters within the tenant's share
+    quotas: Quotas = Quotas()  # of the tenant
+    is_proven: bool = False  # whether credentials prove the tenant
     num_prompt_tokens: int
     num_samples: int
     max_tokens: int

@@ -19,6 +19,7 @@ from ..config import EngineConfig
 from ..errors import InvalidRequest
 from ..facts import Facts
 from ..grammar.source import source_of
+from ..identity.tenant import Tenant
 from ..ipc.messages import AddRequest
 from ..memory.budget import parse_memory, usable_memory
 from ..outputs import AdapterUsage, LoRARequest
@@ -33,6 +34,7 @@ from .generation_config import GenerationDefaults
 from .observations import Observations
 from .output_processor import OutputProcessor, UserRequest
 from .prompts import PromptParts, PromptReader, check_has_rows
+from .shared_prompts import SharedPrompts, salted
 from .suspects import Suspects
 from .token_lists import TokenLists, check_edits
 from .validator import (
@@ -62,7 +64,7 @@ class Opened:
     lists: TokenLists
     adapters: ResolvedAdapters
     priority: int
-    tenant: str
+    tenant: Tenant
     deadline: float | None
     first_token_deadline: float | None
 
@@ -94,7 +96,7 @@ class Checked:
         return self.opened.adapters
 
     @property
-    def tenant(self) -> str:
+    def tenant(self) -> Tenant:
         return self.opened.tenant
 
 
@@ -136,6 +138,7 @@ class FrontEnd:
             config.tenant_weights,
             now,
         )
+        self.shared_prompts = SharedPrompts()
         self._sizes = TextSizes()
         self._config = config
         self._limits = Limits(
@@ -239,9 +242,11 @@ class FrontEnd:
 
     def _demand(self, call: Opened, num_prompt_tokens: int, max_tokens: int) -> Demand:
         return Demand(
-            tenant=self.admission.tenant(call.tenant),
+            tenant=self.admission.tenant(call.tenant.name, call.tenant.is_proven),
             priority=call.priority,
             flow=tuple(call.adapters.names),
+            quotas=call.tenant.quotas,
+            is_proven=call.tenant.is_proven,
             weights=self._weights(call),
             num_prompt_tokens=num_prompt_tokens,
             num_samples=call.sampling.n,
@@ -276,6 +281,7 @@ class FrontEnd:
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
         bad = drawable(call.bad_sequences, adapters.facts.vocab_size)
         seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
+        num_shared = 0 if call.opened.parts.salt else self.shared_prompts.num_tokens(call.token_ids)
         of_others = replace(sampling, prompt_logprobs=None)  # the first sample tells them
         return [
             AddRequest(
@@ -290,9 +296,10 @@ class FrontEnd:
                 adapters=adapters.uses,
                 activation=activation,
                 priority=call.opened.priority,
-                tenant=self.admission.tenant(call.tenant),
+                tenant=self.admission.tenant(call.tenant.name, call.tenant.is_proven),
                 weights=weights,
-                cache_salt=call.opened.parts.salt,
+                cache_salt=salted(call.tenant, call.opened.parts.salt),
+                num_unsalted_tokens=num_shared,
                 bad_sequences=bad,
                 edits=call.edits,
                 deadline=call.opened.deadline,
@@ -314,8 +321,10 @@ class FrontEnd:
 
     def _weights(self, call: Opened) -> tuple[float, float]:
         """The weight of the tenant among tenants, and of the adapters among the tenant's: the least of several."""
+        tenant = call.tenant
+        weight = self._config.tenant_weights.get(tenant.name, 1.0) if tenant.weight is None else tenant.weight
         weights = (self._config.adapter_weights.get(name, 1.0) for name in call.adapters.names)
-        return self._config.tenant_weights.get(call.tenant, 1.0), min(weights, default=1.0)
+        return weight, min(weights, default=1.0)
 
     def accept(self, prepared: Sequence[Prepared]) -> None:
         """Takes prepared calls in, all or none. Their adapters are held until they end. Raises QueueFull."""
@@ -372,7 +381,7 @@ def _user_request(call: Checked, ids: list[int], label: str) -> UserRequest:
         sample_ids=ids,
         tokenizer=adapters.tokenizer,
         adapters=tuple(zip(adapters.names, adapters.digests, strict=True)),
-        tenant=call.tenant,
+        tenant=call.tenant.name,
     )
 
 

@@ -14,6 +14,7 @@ from blora.scheduler import RequestOutputKind, SamplingParams, StructuredOutputs
 
 from ..errors import InvalidRequest
 from ..facts import Facts
+from ..identity.tenant import Tenant
 from ..text.tokenizer import is_encodable
 
 MAX_STOP_STRING_LENGTH = 256  # characters
@@ -299,7 +300,15 @@ def _as_integer(value: object) -> int | None:
         return None
 
 
-def check_tenant(tenant: object) -> str:
+def check_tenant(tenant: object) -> Tenant:
+    """The tenant that a call names, or was given by a door. Raises InvalidRequest."""
+    if isinstance(tenant, Tenant):
+        _check_tenant_name(tenant.name)
+        return tenant
+    return Tenant(_check_tenant_name(tenant))
+
+
+def _check_tenant_name(tenant: object) -> str:
     if not isinstance(tenant, str) or len(tenant) > MAX_TENANT_LENGTH or not tenant.isprintable():
         raise InvalidRequest("tenant", f"is not a printable text of at most {MAX_TENANT_LENGTH} characters")
     return tenant

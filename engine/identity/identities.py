@@ -5,36 +5,54 @@ A token is looked up by its hash, so that the time of an answer tells nothing ab
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import Unauthenticated
 from .caller import OPERATOR, Caller
+from .tenant import Tenant
 
 LEAST_KEY_LENGTH = 16  # characters; a shorter one can be guessed
 MOST_TOKEN_BYTES = 4096  # that are hashed
 
 
 class Identities(Protocol):
+    @property
+    def shared_prompts(self) -> Sequence[str]:
+        """Texts with which prompts begin, whose cached prefixes all tenants share."""
+
+    def refresh(self) -> bool:
+        """Looks at the files behind it; returns whether anything is new. Errors go to the log, and what was known
+        stays."""
+
     def of(self, token: str | None, claimed_tenant: str = "") -> Caller:
         """The caller with this token, None for a call without one. claimed_tenant: the tenant that the call says it is
         for. Raises Unauthenticated, PermissionDenied."""
 
 
-class Anybody:
+class Unchanging:
+    """What is the same for identities that do not come from a file that may change."""
+
+    shared_prompts: Sequence[str] = ()
+
+    def refresh(self) -> bool:
+        return False
+
+
+class Anybody(Unchanging):
     """No credentials are asked for: everybody is an operator, and of the tenant that he names."""
 
     def of(self, token: str | None, claimed_tenant: str = "") -> Caller:
         del token
-        return replace(OPERATOR, tenant=claimed_tenant)
+        return replace(OPERATOR, tenant=Tenant(claimed_tenant))
 
 
 ANYBODY = Anybody()
 
 
-class ApiKeys:
+class ApiKeys(Unchanging):
     """Who has one of the keys is an operator, and of the tenant that he names."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -47,7 +65,7 @@ class ApiKeys:
         given = hash_of_given(token)
         if not any(hmac.compare_digest(given, known) for known in self._hashes):
             raise Unauthenticated("the token is not known")
-        return replace(OPERATOR, tenant=claimed_tenant)
+        return replace(OPERATOR, tenant=Tenant(claimed_tenant))
 
 
 def read_api_keys(path: Path) -> list[str]:

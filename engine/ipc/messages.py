@@ -54,6 +54,7 @@ class AddRequest(Frame, frozen=True):
     tenant: str
     weights: tuple[float, float]
     cache_salt: bytes
+    num_unsalted_tokens: int
     bad_sequences: tuple[tuple[int, ...], ...]
     edits: LogitEdits
     deadline: float | None  # time.monotonic(), which all processes of a machine share

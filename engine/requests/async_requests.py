@@ -7,9 +7,10 @@ says whether a request can begin.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from blora.scheduler import FinishReason, LogitEdits, RequestOutputKind, RowUpdate
 
@@ -21,6 +22,7 @@ from ..front_end.calls import Call, first_deadline, first_token_deadline
 from ..front_end.front_end import Checked, FrontEnd, Opened, Prepared
 from ..front_end.output_processor import UserRequest
 from ..front_end.resumption import Resumption
+from ..front_end.shared_prompts import beginnings, num_common
 from ..front_end.unread import furthest_behind
 from ..ipc.deadline import PASSED, Deadline
 from ..ipc.engine_connection import EngineConnection
@@ -161,6 +163,17 @@ class AsyncRequests:
         self._front_end.accept(prepared)
         return prepared
 
+    async def share_prompts(self, texts: Iterable[str]) -> None:
+        """See AsyncLLM. A conversation that the chat template refuses is none that clients can send."""
+        shared = []
+        for pair in chain.from_iterable(map(beginnings, texts)):
+            with suppress(InvalidRequest):
+                one, other = [
+                    (await self._read_one(self._front_end.open(Call(prompt), {}))).token_ids for prompt in pair
+                ]
+                shared.append(one[: num_common(one, other)])
+        self._front_end.shared_prompts.replace(shared)
+
     async def _read(self, calls: Sequence[Opened]) -> list[Checked]:
         """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them."""
         return [await self._read_one(call) for call in calls]
@@ -182,7 +195,7 @@ class AsyncRequests:
 
     async def _tokens(self, call: Opened) -> TextTokens:
         tokens = self._front_end.start_reading(call)
-        return tokens if isinstance(tokens, TextTokens) else await self._texts.read(tokens, call.tenant)
+        return tokens if isinstance(tokens, TextTokens) else await self._texts.read(tokens, call.tenant.name)
 
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
         """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read
@@ -290,8 +303,10 @@ class AsyncRequests:
             self._readers[user].error = error
             self._readers[user].grown.set()
 
-    def abort_labels(self, labels: Collection[str]) -> None:
-        self._abort([user for user in self._readers if user.request_id in labels])
+    def abort_labels(self, labels: Collection[str], tenant: str | None) -> None:
+        """tenant: whose requests alone are meant; None means all."""
+        users = [user for user in self._readers if user.request_id in labels]
+        self._abort([user for user in users if tenant is None or user.tenant == tenant])
 
     def abort_users(self, name: str, digests: Collection[str]) -> None:
         """Ends the requests that named this adapter and got one of these digests."""

@@ -1,26 +1,34 @@
 """CallersEngine: the engine as one caller may use it. All doors give it their calls, so that his rights are the same
 through each.
 
-It has the methods of a ServedEngine that a call can reach, without the tenant, which is the caller's.
+It has the methods of a ServedEngine that a call can reach, without the tenant, which is the caller's. An adapter that a
+caller may not use is for him one that does not exist. What it shows of others is in `sight`.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from blora.adapters import AdapterNotFound, base_name
 from blora.adapters.report import AdapterReport
 from blora.scheduler import SamplingParams
 
 from ..adapter_store.upload import UploadedFile
-from ..front_end.adapter_choice import Adapter
+from ..errors import LimitReached, PermissionDenied
+from ..front_end.adapter_choice import Adapter, named_in
 from ..identity.caller import Caller
-from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from ..identity.tenant import Tenant
+from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
 from ..text.user_tokenizer import UserTokenizer
 from .engine import ServedEngine
+from .sight import Sight, facts_alone
 
 
 class CallersEngine:
     def __init__(self, engine: ServedEngine, caller: Caller) -> None:
-        self._engine, self._caller = engine, caller
+        self._engine, self._caller, self._sight = engine, caller, Sight(caller)
+
+    # Requests.
 
     @property
     def max_model_len(self) -> int:
@@ -43,6 +51,9 @@ class CallersEngine:
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
+        """Raises AdapterNotFound, PermissionDenied at once."""
+        self._check_priority(priority)
+        self._check_adapter(lora_request)
         return self._engine.generate(
             prompt,
             sampling_params,
@@ -64,6 +75,11 @@ class CallersEngine:
         request_id: str | None = None,
         deadline: float | None = None,
     ) -> AsyncGenerator[list[RequestOutput], None]:
+        """As `generate`."""
+        for one in priority:
+            self._check_priority(one)
+        for adapter in lora_request:
+            self._check_adapter(adapter)
         return self._engine.stream(
             prompts,
             sampling_params,
@@ -75,42 +91,97 @@ class CallersEngine:
         )
 
     def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:
+        self._check_adapter(lora_request)
         return self._engine.get_tokenizer(lora_request)
 
+    def _check_priority(self, priority: object) -> None:
+        least, most = self._caller.priorities
+        if isinstance(priority, int) and not least <= priority <= most:
+            raise PermissionDenied(f"priority {priority} is not from {least} to {most}, which this caller may ask for")
+
+    def _check_adapter(self, adapter: Adapter) -> None:
+        for part in named_in(adapter):
+            self._check_part(part)
+
+    def _check_part(self, part: Any) -> None:
+        if isinstance(part, LoRARequest) and part.lora_path:
+            self._check_operator("load an adapter by its path")
+        name = part.lora_name if isinstance(part, LoRARequest) else part
+        if isinstance(name, str):  # other values are the validator's matter
+            self._check_may_use(name)
+
     async def abort(self, request_id: str | Iterable[str]) -> None:
-        await self._engine.abort(request_id)
+        """Ends requests of the caller's tenant, or of all tenants for an operator."""
+        await self._engine.abort(request_id, tenant=None if self._caller.is_operator else self._caller.tenant.name)
+
+    # Adapters.
 
     async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+        self._check_operator("load an adapter from a folder of the server or the hub")
         return await self._engine.load_adapter(name, path, pinned=pinned)
 
     async def upload_adapter(
         self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
     ) -> AdapterInfo:
-        return await self._engine.upload_adapter(name, files, chunks, pinned=pinned)
+        if not self._caller.may_upload_as(name):
+            raise PermissionDenied(f"this caller may not upload an adapter as {name!r:.140}")
+        self._check_upload_size(files)
+        info = await self._engine.upload_adapter(name, files, chunks, pinned=pinned, owner=self._owner())
+        return self._sight.of(info)
+
+    def _check_upload_size(self, files: Sequence[UploadedFile]) -> None:
+        num_bytes, most = sum(file.num_bytes for file in files), self._caller.tenant.quotas.upload_bytes
+        if most is not None and num_bytes > most:
+            raise LimitReached(f"the files have {num_bytes} bytes, and this tenant may upload {most} at once")
 
     async def inspect_adapter(self, path: str) -> AdapterReport:
+        self._check_operator("inspect folders of the server")
         return await self._engine.inspect_adapter(path)
 
     async def activate_adapter(self, name: str, version: int) -> AdapterInfo:
-        return await self._engine.activate_adapter(name, version)
+        self._check_may_use(name)
+        return self._sight.of(await self._engine.activate_adapter(name, version, owner=self._owner()))
 
     async def warm_adapter(self, name: str) -> AdapterInfo:
-        return await self._engine.warm_adapter(name)
+        self._check_may_use(name)
+        return self._sight.of(await self._engine.warm_adapter(name, owner=self._owner()))
 
     async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo:
-        return await self._engine.unload_adapter(name, abort=abort)
+        self._check_may_use(name)
+        return self._sight.of(await self._engine.unload_adapter(name, abort=abort, owner=self._owner()))
 
     async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo:
-        return await self._engine.pin_adapter(name, pinned)
+        self._check_may_use(name)
+        return self._sight.of(await self._engine.pin_adapter(name, pinned, owner=self._owner()))
 
-    def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
-        return self._engine.watch_adapters()
+    async def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]:
+        async with aclosing(self._engine.watch_adapters()) as news:
+            async for item in self._sight.of_news(news):
+                yield item
 
     async def list_adapters(self) -> list[AdapterInfo]:
-        return await self._engine.list_adapters()
+        return self._sight.of_all(await self._engine.list_adapters())
 
     async def get_adapter(self, name: str) -> AdapterInfo:
-        return await self._engine.get_adapter(name)
+        self._check_may_use(name)
+        return self._sight.of(await self._engine.get_adapter(name))
+
+    # Facts.
 
     async def get_info(self) -> EngineInfo:
-        return await self._engine.get_info()
+        info = await self._engine.get_info()
+        return info if self._caller.is_operator else facts_alone(info)
+
+    # Rights.
+
+    def _owner(self) -> Tenant | None:
+        return None if self._caller.is_operator else self._caller.tenant
+
+    def _check_operator(self, what: str) -> None:
+        if not self._caller.is_operator:
+            raise PermissionDenied(f"only an operator may {what}")
+
+    def _check_may_use(self, reference: str) -> None:
+        """Raises the error of an adapter that does not exist."""
+        if not self._caller.may_use(base_name(reference)):
+            raise AdapterNotFound(reference)

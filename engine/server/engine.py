@@ -13,6 +13,7 @@ from blora.scheduler import SamplingParams
 from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
 from ..front_end.statistics import Statistics
+from ..identity.tenant import Tenant
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
 from ..text.user_tokenizer import UserTokenizer
 
@@ -47,7 +48,7 @@ class ServedEngine(Protocol):
         *,
         lora_request: Adapter = None,
         priority: int = 0,
-        tenant: str = "",
+        tenant: str | Tenant = "",
         deadline: float | None = None,
         first_token_deadline: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]: ...
@@ -58,7 +59,7 @@ class ServedEngine(Protocol):
         sampling_params: SamplingParams,
         lora_request: Sequence[Adapter],
         priority: Sequence[int],
-        tenant: str,
+        tenant: str | Tenant,
         *,
         request_id: str | None = None,
         deadline: float | None = None,
@@ -67,29 +68,41 @@ class ServedEngine(Protocol):
 
     def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer: ...
 
-    async def abort(self, request_id: str | Iterable[str]) -> None: ...
+    async def abort(self, request_id: str | Iterable[str], *, tenant: str | None = None) -> None: ...
+
+    async def share_prompts(self, texts: Sequence[str]) -> None: ...
 
     def get_default_sampling_params(self) -> SamplingParams: ...
 
-    async def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> AdapterInfo:
+    # owner: the tenant for which an adapter is changed, which may change only its own; None may change all.
+
+    async def load_adapter(
+        self, name: str, path: str, *, pinned: bool = False, owner: Tenant | None = None
+    ) -> AdapterInfo:
         """Loads an adapter; the result has a report."""
 
     async def upload_adapter(
-        self, name: str, files: Sequence[UploadedFile], chunks: AsyncIterable[bytes], *, pinned: bool = False
+        self,
+        name: str,
+        files: Sequence[UploadedFile],
+        chunks: AsyncIterable[bytes],
+        *,
+        pinned: bool = False,
+        owner: Tenant | None = None,
     ) -> AdapterInfo:
         """Loads an adapter from uploaded files; the result has a report."""
 
     async def inspect_adapter(self, path: str) -> AdapterReport: ...
 
-    async def activate_adapter(self, name: str, version: int) -> AdapterInfo: ...
+    async def activate_adapter(self, name: str, version: int, *, owner: Tenant | None = None) -> AdapterInfo: ...
 
-    async def warm_adapter(self, name: str) -> AdapterInfo: ...
+    async def warm_adapter(self, name: str, *, owner: Tenant | None = None) -> AdapterInfo: ...
 
-    async def unload_adapter(self, name: str, *, abort: bool = False) -> AdapterInfo: ...
+    async def unload_adapter(self, name: str, *, abort: bool = False, owner: Tenant | None = None) -> AdapterInfo: ...
 
     def watch_adapters(self) -> AsyncGenerator[AdapterSnapshot | AdapterEvent, None]: ...
 
-    async def pin_adapter(self, name: str, pinned: bool = True) -> AdapterInfo: ...
+    async def pin_adapter(self, name: str, pinned: bool = True, *, owner: Tenant | None = None) -> AdapterInfo: ...
 
     async def list_adapters(self) -> list[AdapterInfo]: ...
 

@@ -27,6 +27,7 @@ from .service import AdapterServicer, EngineServicer, GenerationServicer
 from .times import DEFAULTS, LAST_WORDS, ServerTimes
 
 ENGINE_GRACE = 4.0  # seconds for the engine to end by itself; that it is killed then takes a moment, too
+LOOK_INTERVAL = 2.0  # seconds between looks at the files of identities
 PARTING = 0.1  # seconds for what was written to leave the process
 ENDING = 0.5  # seconds for children to end at a second signal
 
@@ -68,6 +69,8 @@ class Server:
     ) -> None:
         """http: None serves gRPC only."""
         self._backend, self._times = backend, times
+        self._identities = identities
+        self._following: asyncio.Task[None] | None = None  # the files behind the identities
         self._has_started = False  # whether the backend has started
         self._is_leaving = False  # whether clients are to look elsewhere
         self._host, self._port = host, port
@@ -123,6 +126,16 @@ class Server:
         self._has_started = True
         self._backend.on_serving_change(self._health.set_soon)
         await self._health.set(self._backend.is_serving)
+        if self._identities.shared_prompts:
+            await self._backend.share_prompts(self._identities.shared_prompts)
+        self._following = asyncio.create_task(self._follow_identities())
+
+    async def _follow_identities(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL)
+            if await asyncio.to_thread(self._identities.refresh):
+                with suppress(EngineUnavailable):  # the server drains
+                    await self._backend.share_prompts(self._identities.shared_prompts)
 
     async def drain(self) -> None:
         """Says NOT_SERVING; refuses new calls with UNAVAILABLE, until the process ends; finishes running requests, or
@@ -145,6 +158,8 @@ class Server:
 
     async def stop(self) -> None:
         """Stops at once and cancels running calls. Idempotent."""
+        if self._following is not None:
+            self._following.cancel()
         if self._http is not None:
             await self._http.stop()
         await self._server.stop(None)

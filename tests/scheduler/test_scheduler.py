@@ -499,3 +499,35 @@ def test_suspects_get_the_tokens_that_they_get_in_company() -> None:
         scheduler.add(make_request(request_id, prompt, 5, num_alone=request_id * 2))
     tokens = run_all(scheduler, CheckingRunner(4))
     assert [tokens[index] for index in range(3)] == [solo(prompt, 5) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("num_unsalted", "num_cached"),
+    [(0, 0), (3, 0), (4, 4), (7, 4), (8, 8), (9, 8), (99, 12)],
+)
+def test_whole_blocks_of_a_beginning_that_is_shared_have_no_salt(num_unsalted: int, num_cached: int) -> None:
+    """Before the first block that is not wholly in it, requests of all salts share; from there on each salt is alone,
+    also where a beginning of another length is shared."""
+    scheduler, *_ = make_scheduler(num_pages=64)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 13, 1, cache_salt=b"red", num_unsalted_tokens=num_unsalted))
+    run_all(scheduler, runner)
+    scheduler.add(make_request(1, [7] * 13, 1, cache_salt=b"blue", num_unsalted_tokens=num_unsalted))
+    _, updates = run_step(scheduler, runner)
+    assert [update.num_cached_tokens for update in updates] == [num_cached]
+    scheduler.add(make_request(2, [7] * 13, 1, cache_salt=b"blue", num_unsalted_tokens=num_unsalted))
+    _, updates = run_step(scheduler, runner)
+    assert [update.num_cached_tokens for update in updates] == [12]
+
+
+@pytest.mark.parametrize(("activation", "num_cached"), [(0, 0), (6, 4), (8, 8), (10, 8)])
+def test_adapters_keep_a_shared_beginning_apart_from_the_base_model(activation: int, num_cached: int) -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=64)
+    residency.register("digest", 1)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [7] * 13, 1, cache_salt=b"red", num_unsalted_tokens=8))
+    run_all(scheduler, runner)
+    adapted = {"adapters": (("digest", 1.0),), "activation": activation}
+    scheduler.add(make_request(1, [7] * 13, 1, cache_salt=b"blue", num_unsalted_tokens=8, **adapted))
+    _, updates = run_step(scheduler, runner)
+    assert [update.num_cached_tokens for update in updates] == [num_cached]

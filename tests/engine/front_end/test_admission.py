@@ -10,6 +10,7 @@ from blora.engine.front_end.admission import OTHERS, Admission, QueueLimits
 from blora.engine.front_end.backlog import Backlog, Load
 from blora.engine.front_end.caution import Caution, Cautions
 from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
+from blora.engine.identity.tenant import Quotas
 from blora.scheduler import PROMPT_CREDIT, SamplingParams, StepCosts, StepReport
 
 STEP = StepReport(
@@ -306,3 +307,21 @@ def test_a_fit_that_leaves_no_time_to_rows_still_predicts() -> None:
         admission.note_step(STEP, nothing)
     for number in range(3):
         admission.enter(number, demand())
+
+
+def test_a_quota_bounds_a_tenant_and_nobody_else() -> None:
+    admission, quotas = make(), Quotas(requests=3, queued_tokens=1000)
+    fill(admission, 2, tenant="acme", quotas=quotas)
+    assert "4 requests" in str(refusal(admission, demand(tenant="acme", quotas=quotas, num_samples=2)))
+    assert "1001 queued tokens" in str(refusal(admission, demand(801, tenant="acme", quotas=quotas)))
+    two = [demand(tenant="acme", quotas=quotas)] * 2
+    assert refusal(admission, *two).cause == "tenant"
+    admission.check([demand(800, tenant="acme", quotas=quotas), demand(5000, tenant="other", num_samples=9)])
+
+
+def test_a_tenant_that_credentials_prove_counts_as_itself_however_many_there_are() -> None:
+    admission = make(max_tenants=2)
+    fill(admission, 1, tenant="a")
+    fill(admission, 1, tenant="b")
+    assert admission.tenant("c") == OTHERS and admission.tenant("c", is_proven=True) == "c"
+    admission.check([demand(tenant="c", is_proven=True, quotas=Quotas(requests=1))])

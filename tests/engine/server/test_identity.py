@@ -11,6 +11,7 @@ from blora.engine.cli.main import build_parser
 from blora.engine.errors import Unauthenticated
 from blora.engine.identity.caller import Caller
 from blora.engine.identity.identities import ApiKeys, bearer, read_api_keys
+from blora.engine.identity.tenant import Tenant
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
 KEY, OTHER = "k" * 32, "o" * 32
@@ -103,7 +104,7 @@ def test_the_command_line_takes_keys_from_a_file_and_the_environment(tmp_path):
         both.of("x" * 32)
     with pytest.raises(Unauthenticated):
         known(tmp_path, environment=OTHER).of(None)
-    assert known(tmp_path).of(None, "acme") == Caller(tenant="acme", is_operator=True)
+    assert known(tmp_path).of(None, "acme") == Caller(tenant=Tenant("acme"), is_operator=True)
 
 
 def test_a_key_on_the_command_line_is_refused_and_not_repeated():
