@@ -54,6 +54,7 @@ class UserRequest:
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     tenant: str = ""
     samples: list[_Sample] = field(default_factory=list)
+    num_expected: int = 0  # samples that are expected from the engine
     prompt_logprobs: PromptLogprobs | None = None  # of a stream: those that were not shown yet
     num_unread_logprobs: int = 0  # of a stream: those that were not shown yet
     has_news: bool = False  # True if anything came since the last output was taken
@@ -124,6 +125,7 @@ class OutputProcessor:
             )
             sample = _Sample(index, detokenizer)
             request.samples.append(sample)
+            request.num_expected += 1
             self._samples[sample_id] = (request, sample)
         if sampling.prompt_logprobs is not None:
             request.prompt_logprobs = [None]  # nothing precedes the first token
@@ -137,12 +139,13 @@ class OutputProcessor:
 
     def _forget(self, sample_id: int) -> None:
         request, _ = self._samples.pop(sample_id)
-        if not self.is_known(request):
+        request.num_expected -= 1
+        if not request.num_expected:
             self._on_end(request)
 
     def is_known(self, request: UserRequest) -> bool:
         """Returns whether any sample of the request is still expected from the engine."""
-        return any(sample_id in self._samples for sample_id in request.sample_ids)
+        return request.num_expected > 0
 
     def digests(self) -> dict[int, list[str]]:
         """Returns the digests of the adapters of each expected sample."""

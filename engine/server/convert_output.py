@@ -4,13 +4,14 @@ Outputs come in pieces, whose conversion takes about a millisecond each; an answ
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blora.proto.v1 import generation_pb2
 
+from ..ipc.turns import Turns
 from ..outputs import CompletionOutput, Logprob, RequestOutput
+from .pieces import MAX_SAMPLES, SAMPLE_COST
 
 FINISH_REASONS = {
     None: generation_pb2.FINISH_REASON_UNSPECIFIED,
@@ -60,11 +61,23 @@ class Answer:
         for sample in piece.outputs:
             self._samples.setdefault(sample.index, _SampleParts()).add(sample)
 
+    async def whole(self, turns: Turns) -> "WholeAnswer":
+        """Puts it together, in several turns of the event loop if it has many samples."""
+        parts = [generation_pb2.GenerateResponse(prompt=self._prompt).SerializeToString()]
+        for number, index in enumerate(sorted(self._samples), 1):
+            parts += self._samples[index].serialized()
+            if number % MAX_SAMPLES == 0:
+                await turns.take(SAMPLE_COST * MAX_SAMPLES)
+        return WholeAnswer(b"".join([*parts, *self._prompt_logprobs]))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    content: bytes
+
     def SerializeToString(self) -> bytes:
         """Has the name that messages have."""
-        samples = chain.from_iterable(parts.serialized() for _, parts in sorted(self._samples.items()))
-        prompt = generation_pb2.GenerateResponse(prompt=self._prompt).SerializeToString()
-        return b"".join([prompt, *samples, *self._prompt_logprobs])
+        return self.content
 
 
 class _SampleParts:

@@ -13,16 +13,21 @@ from .status import RequestFailed
 
 # Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
 COLLECTED_TOKENS = 16
+LONGEST = (1 << 31) - 1  # tokens: each sample is shown when it begins and when it ends
+COLLECTED_SAMPLES = 64  # that are shown at once when all of them have ended
 
 
 def collected(sampling: SamplingParams, in_parts: bool = False) -> SamplingParams:
     """Returns the parameters of a request that is answered at once. in_parts: whether its text is read while it comes.
 
-    Logprobs are converted while they come: in the end that would take long, and until then they would take many times
-    the memory of a message."""
-    if sampling.logprobs is None and sampling.prompt_logprobs is None and not in_parts:
-        return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
-    return replace(sampling, stream_interval=COLLECTED_TOKENS)
+    Logprobs and many samples are converted while they come: in the end that would take long, and until then logprobs
+    would take many times the memory of a message."""
+    has_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+    if has_logprobs or in_parts:
+        return replace(sampling, stream_interval=COLLECTED_TOKENS)
+    if sampling.n > COLLECTED_SAMPLES:
+        return replace(sampling, stream_interval=LONGEST)
+    return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
 def unique_request_id(label: str) -> str:

@@ -9,15 +9,31 @@ from typing import Any
 
 from ..outputs import CompletionOutput, Logprob, PromptLogprobs, RequestOutput, SampleLogprobs
 
-# A piece has at most so many reported logprobs, where a position has no more; and so many tokens and characters of one
-# sample. It takes about a millisecond, and a message of it has some 100 kB; clients take 4 MiB by default.
-MAX_LOGPROBS, MAX_TOKENS, MAX_CHARACTERS = 1000, 1 << 14, 1 << 16
+# A piece has at most so many samples; so many reported logprobs, where a position has no more; and so many tokens and
+# characters of one sample. It takes about a millisecond, and a message of it has some 100 kB; clients take 4 MiB by
+# default.
+MAX_SAMPLES, MAX_LOGPROBS, MAX_TOKENS, MAX_CHARACTERS = 32, 1000, 1 << 14, 1 << 16
 # Estimates in microseconds of the time to convert and to send.
-MESSAGE_COST, LOGPROB_COST = 200, 2
+MESSAGE_COST, SAMPLE_COST, LOGPROB_COST = 200, 30, 2
 
 
 def pieces(output: RequestOutput) -> Iterator[RequestOutput]:
     """Cuts an output into pieces, which say the same one after another. Most outputs are one piece."""
+    for part in _few_samples(output):
+        yield from _small_pieces(part)
+
+
+def _few_samples(output: RequestOutput) -> Iterator[RequestOutput]:
+    """Facts about the prompt come with the first samples."""
+    if len(output.outputs) <= MAX_SAMPLES:
+        yield output
+        return
+    for at in range(0, len(output.outputs), MAX_SAMPLES):
+        told = output.prompt_logprobs if at == 0 else None
+        yield replace(output, outputs=output.outputs[at : at + MAX_SAMPLES], prompt_logprobs=told)
+
+
+def _small_pieces(output: RequestOutput) -> Iterator[RequestOutput]:
     if _is_small(output):
         yield output
         return
@@ -29,7 +45,7 @@ def pieces(output: RequestOutput) -> Iterator[RequestOutput]:
 
 
 def cost(piece: RequestOutput) -> int:
-    return MESSAGE_COST + LOGPROB_COST * _num_logprobs(piece)
+    return MESSAGE_COST + SAMPLE_COST * len(piece.outputs) + LOGPROB_COST * _num_logprobs(piece)
 
 
 def _is_small(output: RequestOutput) -> bool:

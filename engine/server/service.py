@@ -19,7 +19,7 @@ from ..ipc.turns import Turns
 from ..outputs import AdapterSnapshot, RequestOutput
 from . import convert
 from .callers_engine import CallersEngine
-from .convert_output import Answer, StreamConverter
+from .convert_output import Answer, StreamConverter, WholeAnswer
 from .generation import Outcome, collected, unique_request_id
 from .long_lists import long_lists
 from .many_adapters import ManyAdapters
@@ -44,7 +44,9 @@ class GenerationServicer:
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
-    async def generate(self, request: generation_pb2.GenerateRequest, caller: Caller, deadline: float | None) -> Answer:
+    async def generate(
+        self, request: generation_pb2.GenerateRequest, caller: Caller, deadline: float | None
+    ) -> WholeAnswer:
         outcome, answer = Outcome(), Answer()
         async with aclosing(self._run(request, caller, deadline, outcome, is_streamed=False)) as parts:
             async for piece in parts:
@@ -52,7 +54,7 @@ class GenerationServicer:
         outcome.check()
         if answer.is_empty:
             raise RequestFailed("the request ended without an answer")
-        return answer
+        return await answer.whole(self._turns)
 
     async def generate_stream(
         self, request: generation_pb2.GenerateStreamRequest, caller: Caller, deadline: float | None

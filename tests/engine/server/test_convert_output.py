@@ -1,11 +1,13 @@
 """Outputs in pieces: small ones, which say together what the whole output says."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blora.engine.ipc.turns import SHARE, Turns
 from blora.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from blora.engine.server import convert_output, pieces
 from blora.engine.server.convert_output import Answer, StreamConverter
@@ -63,12 +65,16 @@ def answer_of(parts: list[RequestOutput]) -> generation_pb2.GenerateResponse:
     answer = Answer()
     for part in parts:
         answer.add(part)
-    return generation_pb2.GenerateResponse.FromString(answer.SerializeToString())
+    return generation_pb2.GenerateResponse.FromString(asyncio.run(_content(answer)))
+
+
+async def _content(answer: Answer) -> bytes:
+    return (await answer.whole(Turns())).SerializeToString()
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MAX_LOGPROBS": 10, "MAX_TOKENS": 3, "MAX_CHARACTERS": 4}.items():
+    for name, value in {"MAX_SAMPLES": 2, "MAX_LOGPROBS": 10, "MAX_TOKENS": 3, "MAX_CHARACTERS": 4}.items():
         monkeypatch.setattr(pieces, name, value)
 
 
@@ -114,6 +120,16 @@ def test_outputs_of_a_stream_are_one_answer() -> None:
     assert [sample.cumulative_logprob for sample in answer.samples] == [-2.0, -3.0]
     assert [len(sample.logprobs) for sample in answer.samples] == [2, 2]
     assert answer.prompt.num_cached_tokens == 1
+
+
+def test_a_thousand_samples_are_many_pieces_and_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    many = [CompletionOutput(index, "ab", [5, 6], finish_reason="length") for index in range(1000)]
+    output = RequestOutput("id", None, [1, 2], many, True, prompt_logprobs=[None, candidates(2, 1)])
+    parts = list(pieces.pieces(output))
+    assert max(map(pieces.cost, parts)) <= SHARE
+    assert len(parts) > 20
+    assert answer_of(parts) == whole(output)
 
 
 def test_long_fields_have_long_lengths() -> None:
