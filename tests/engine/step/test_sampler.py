@@ -19,6 +19,7 @@ from blora.engine.step.sampler import (
     MASK64,
     MIX1,
     MIX2,
+    SCORED_ROWS,
     Draw,
     _candidates,
     draw_key,
@@ -389,6 +390,13 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
     assert result.logprob.token_ids == (5, *order[:4])
     assert result.logprob.ranks == (order.index(5) + 1, 1, 2, 3, 4)
     torch.testing.assert_close(torch.tensor(result.logprob.logprobs), expected[[5, *order[:4]]])
+
+
+def test_logprobs_of_many_rows_are_those_of_each_alone() -> None:
+    logits, token_ids = make_logits(2 * SCORED_ROWS + 1), [row % VOCAB for row in range(2 * SCORED_ROWS + 1)]
+    alone = [token_logprobs(row[None], [token_id], 3)[0] for row, token_id in zip(logits, token_ids, strict=True)]
+    assert token_logprobs(logits, token_ids, 3) == alone
+    assert token_logprobs(logits[:0], [], 3) == []
 
 
 def test_no_alternatives_still_give_the_token_itself() -> None:
