@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos mutants peers check format model train clean
+.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos mutants interop peers check format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -81,6 +81,11 @@ $(VENV)/.cuda: $(READY)
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'torch finds no GPU here')"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --constraint flashinfer.txt --editable '.[dev,cuda]'
 	touch $@
+
+# Runs programs of others against a server, in environments of their own, some 700 MB; takes minutes. Writes
+# docs/interop.md. PROGRAM is one of them, such as openai.
+interop: $(READY) model
+	cd tests && ../$(BIN)/python -m interop $(PROGRAM)
 
 # Runs the same work on other engines: makes their environments (some GB), then takes most of an hour.
 peers: $(READY) model
