@@ -250,7 +250,7 @@ class EngineInfo:
     adapted_token_seconds: float = 0.0
     # Sums over all requests that have ended, for adapters and the base model, across restarts of the engine.
     num_requests: int = 0
-    num_generated_tokens: int = 0
+    num_generated_tokens: int = 0  # those of unfinished requests included
     queue_seconds: float = 0.0
     # Counts of the host cache, since LLM or AsyncLLM was started; see ImageLedger.
     num_host_adapters: int = 0

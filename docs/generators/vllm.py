@@ -26,6 +26,7 @@ SERVE_FLAGS = {
     "--model": (Kind.SAME, "the argument MODEL is the same"),
     "--shutdown-timeout": (Kind.OTHER_DEFAULT, "20 seconds; vLLM's is 0"),
     "--api-key": (Kind.SAME, "it takes a file with the keys, since flags can be read by everybody"),
+    "--config": (Kind.SAME, ""),
     "--lora-modules": (Kind.SAME, "--adapter takes the same NAME=PATH"),
 }
 

@@ -24,7 +24,6 @@ class FrontendArgs:
     middleware: list[str] | None = not_served(None, PROXY)
     uds: str | None = not_served(None, "the server listens on --host and --port")
     headless: bool = not_served(False, "a server is one engine and its front end")
-    config: str | None = not_served(None, "give every flag on the command line")
     chat_template: str | None = not_served(None, TEXTS)
     chat_template_content_format: str = no_meaning("auto", TEXTS)
     default_chat_template_kwargs: dict[str, Any] | None = not_served(None, TEXTS)

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from blora.proto.client import Client
 
 from . import terminal
+from .connection_flags import open_client
 from .printing import adapter_text, adapters_text, news_text, report_text
 
 
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 def _act(args: argparse.Namespace) -> int:
     if args.action == "inspect":
         return _inspect_here(args) if args.target is None else _inspect_there(args)
-    with Client(args.target) as client:
+    with open_client(args, args.target) as client:
         for line in _answers(client, args):
             print(line, flush=True)
     return 0
@@ -64,7 +65,7 @@ def _inspect_here(args: argparse.Namespace) -> int:
 
 
 def _inspect_there(args: argparse.Namespace) -> int:
-    with Client(args.target) as client:
+    with open_client(args, args.target) as client:
         report = client.inspect_adapter(args.path)
     print(json.dumps(_fields(report), indent=2) if args.json else report_text(report))
     return 1 if report.problems else 0

@@ -4,6 +4,7 @@ import argparse
 
 from ..arguments.flag_types import count
 from ..config import DTYPES
+from .connection_flags import add_credentials, add_target
 
 ACTIONS = {
     "list": "list all loaded adapters",
@@ -21,12 +22,6 @@ INSPECT = (
     "Checks an adapter without loading it. Prints the tensors applied, ranks, bytes and per-layer norms, or every "
     "problem found."
 )
-
-
-def add_target(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--target", default="127.0.0.1:50051", metavar="HOST:PORT", help="server to ask (default: %(default)s)"
-    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +59,7 @@ def _add_inspect(inspect: argparse.ArgumentParser) -> None:
     place = inspect.add_mutually_exclusive_group(required=True)
     place.add_argument("--model", help="model to check against, without a server: folder, hub id or .gguf file")
     place.add_argument("--target", metavar="HOST:PORT", help="server to ask; PATH is on the server")
+    add_credentials(inspect.add_argument_group("connection", "For --target."))
     inspect.add_argument(
         "--dtype",
         choices=DTYPES,

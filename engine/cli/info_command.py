@@ -2,18 +2,17 @@
 
 import argparse
 
-from blora.proto.client import Client
-
 from . import terminal
+from .connection_flags import open_client
 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit status. args: those of the command `info` in main.py."""
-    return terminal.guarded(lambda: _print_info(args.target))
+    return terminal.guarded(lambda: _print_info(args))
 
 
-def _print_info(target: str) -> int:
-    with Client(target) as client:
+def _print_info(args: argparse.Namespace) -> int:
+    with open_client(args, args.target) as client:
         info = client.info()
     for field in info.DESCRIPTOR.fields:  # protobuf's own text leaves out fields that are 0
         print(f"{field.name}: {getattr(info, field.name)}")

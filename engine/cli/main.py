@@ -13,15 +13,16 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points, version
 from typing import Any
 
-from ..arguments.flag_types import count, scaled_name
 from ..arguments.parser import FlexibleArgumentParser
-from . import adapters_flags, serve_command
-from .adapters_flags import add_target
+from . import adapters_flags, chat_flags, client_flags, serve_command, top_flags
+from .config_file import ConfigError, add_config_flag, with_config
+from .connection_flags import add_target
 from .failure import fail
 from .identity_flags import API_KEY_VARIABLE
 
 INSTALL = "pip install '.[engine]'"
-OWN_COMMANDS = ("serve", "client", "adapters", "info")
+WITH_CONFIG = ("serve", "chat", "client", "top")
+OWN_COMMANDS = ("serve", "chat", "client", "adapters", "info", "top", "collect-env")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,12 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The modules of further commands are imported only to run one of them, or for a help text that lists them.
     further = {} if argv and argv[0] in OWN_COMMANDS else further_commands()
     parser = build_parser(further)
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(_expanded(argv, parser))
+    except (ConfigError, OSError) as error:
+        parser.error(str(error))
+    args.environment_key = os.environ.get(API_KEY_VARIABLE, "")
     _add_tools()
     try:
         return _run(args, parser, further)
     except ModuleNotFoundError as error:
-        purpose = {"serve": "a server", "adapters": "--model"}.get(args.command, args.command)
+        purpose = {"serve": "a server", "adapters": "--model", "chat": "a model in process"}.get(
+            args.command, args.command
+        )
         return fail(f"the module {error.name} is missing; {purpose} needs, in a checkout of blora: {INSTALL}")
 
 
@@ -53,7 +60,27 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser, further: Map
             from . import info_command
 
             return info_command.run(args)
+        case "chat":
+            from . import chat_command
+
+            return chat_command.run(args, parser)
+        case "top":
+            from . import top_command
+
+            return top_command.run(args)
+        case "collect-env":
+            from . import collect_env_command
+
+            return collect_env_command.run(args)
     return int(further[args.command].run(args))
+
+
+def _expanded(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments with those of a --config of a command that takes one. Raises ConfigError, OSError."""
+    if not argv or argv[0] not in WITH_CONFIG:
+        return list(argv)
+    (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return [argv[0], *with_config(argv[1:], commands[argv[0]])]
 
 
 def _add_tools() -> None:
@@ -77,31 +104,17 @@ def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentP
     metavar = ",".join([*OWN_COMMANDS, *further])
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{metavar}}}")
     serve_command.add_arguments(commands.add_parser("serve", help="serve a model over gRPC"))
-    _add_client(commands.add_parser("client", help="send a prompt to a server and print the answer"))
+    chat_flags.add_arguments(commands.add_parser("chat", help="have a conversation with a model or an adapter"))
+    client_flags.add_arguments(commands.add_parser("client", help="send a prompt to a server and print the answer"))
     adapters_flags.add_arguments(commands.add_parser("adapters", help="check, load, list and unload adapters"))
     add_target(commands.add_parser("info", help="show the limits, load and counters of a server's engine"))
+    top_flags.add_arguments(commands.add_parser("top", help="show a server's load, live"))
+    commands.add_parser("collect-env", help="print what a report of a bug needs")
+    for name in WITH_CONFIG:
+        add_config_flag(commands.choices[name])
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
     return parser
-
-
-def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue")
-    add_target(parser)
-    parser.add_argument(
-        "--adapter",
-        type=scaled_name,
-        action="append",
-        default=[],
-        metavar="NAME[=SCALE]",
-        help="adapter to use; may be repeated, and the changes of all are summed (default: the base model)",
-    )
-    parser.add_argument("--chat", action="store_true", help="send PROMPT as a user's message in a conversation")
-    parser.add_argument(
-        "--max-tokens", type=count, default=256, metavar="N", help="tokens to generate at most (default: %(default)s)"
-    )
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the model's own value)")
-    parser.add_argument("--seed", type=int, help="seed of the random draws (default: the server's)")
 
 
 def _client(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -26,7 +26,7 @@ def engine_info(config: EngineConfig, dtype: str, page_bytes: int, load: EngineL
         **asdict(load.counts),
         **load.step_costs._asdict(),
         num_requests=usage.num_requests,
-        num_generated_tokens=usage.num_generated_tokens,
+        num_generated_tokens=front_end.observations.num_answer_tokens,
         queue_seconds=usage.queue_seconds,
         num_host_adapters=cache.num_images,
         num_host_bytes=cache.num_bytes,

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 WRITTEN = [*ROOT.glob("*.md"), ROOT / "bench/README.md", *(ROOT / "docs").rglob("*.md")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:engine|scheduler|adapters|proto|bench|tests|docs|examples)/[\w./*-]*)`")
+COMMAND = "blora(?: [a-z_]+(?:-[a-z]+)*)+"
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 PERFORMANCE = (ROOT / "docs/performance.md").read_text()
 
@@ -61,7 +62,7 @@ def test_named_commands_exist(page: Path) -> None:
 
 def commands_in(text: str) -> list[str]:
     blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
-    return re.findall(r"`(blora [a-z_ ]+)", without_code(text)) + re.findall(r"^(blora [a-z_ ]+)", blocks, re.MULTILINE)
+    return re.findall(f"`({COMMAND})", without_code(text)) + re.findall(f"^({COMMAND})", blocks, re.MULTILINE)
 
 
 def test_an_installation_is_spelt_in_one_way() -> None:
