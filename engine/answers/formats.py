@@ -33,14 +33,18 @@ class ReasoningFormat:
     is_always_open: bool = False  # an answer begins inside the reasoning, though its prompt does not show it
 
 
+# A template may print a call in several parts, whose quotes and braces stand between.
 HERMES = CallFormat(
-    "hermes", HERMES_START, lambda _: hermes_calls, re.compile(r"<tool_call>(?:\\n|\s)*\{+\\?[\"'](?:name|arguments)\b")
+    "hermes",
+    HERMES_START,
+    lambda _: hermes_calls,
+    re.compile(r"<tool_call>[\s\\n\"'{}\-]*\{\s*\\?[\"'](?:name|arguments)\b"),
 )
 LLAMA = CallFormat(
     "llama3_json",
     TAG,
     lambda names: partial(llama_calls, names=names),
-    re.compile(re.escape(TAG) + r"|\{\\?\"name\\?\": function name, \\?\"parameters\\?\":"),
+    re.compile(r"\{\\?\"name\\?\": function name, \\?\"parameters\\?\":"),
 )
 MISTRAL = CallFormat(
     "mistral", MISTRAL_START, lambda _: mistral_calls, re.compile(re.escape(MISTRAL_START)), has_short_ids=True
@@ -57,7 +61,7 @@ REASONING_FORMATS = {
         ReasoningFormat("mistral", Marks("[THINK]", "[/THINK]")),
     )
 }
-# Formats that share a marker with one of ours.
+# Of formats that share a marker with one of these.
 OTHERS = re.compile("<function=|<arg_key>|<parameter=")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InvalidRequest
 
 MODES = ("none", "auto", "required")
+MAX_TOOLS = 1024  # of a request; OpenAI takes 128
 MAX_NAME_LENGTH = 256  # characters; OpenAI takes 64
 
 
@@ -64,6 +65,8 @@ def _functions(tools: Any) -> tuple[Mapping[str, Any], ...]:
         return ()
     if isinstance(tools, str | bytes) or not isinstance(tools, Sequence):
         raise InvalidRequest("tools", "is not a list of tools")
+    if len(tools) > MAX_TOOLS:
+        raise InvalidRequest("tools", f"are {len(tools)}; at most {MAX_TOOLS} are taken")
     functions = tuple(_function(f"[{index}]", tool) for index, tool in enumerate(tools))
     names = [function["name"] for function in functions]
     if len(set(names)) < len(names):

@@ -18,10 +18,12 @@ QWEN = (
     r"\n</tool_call>{{- '<think>\n' + reasoning_content + '\n</think>\n\n' }}"
 )
 HERMES = r"For each call return JSON:\n<tool_call>\n{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>"
-LLAMA = "Environment: ipython {{- \"<|python_tag|>\" + tool_call.name + '.call(' }}"
-LLAMA_SMALL = 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
+HERMES_IN_PARTS = """{{- "<tool_call>\n" }}
+    {{- '{"name": <function-name>, "arguments": <args-dict>}\n' }}"""
+LLAMA = 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
 MISTRAL = '{{- "[TOOL_CALLS] [" }}'
 QWEN_CODER = "<tool_call>\n<function=example_function_name>\n<parameter=example>"
+GLM = '<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key> {"name": 1}'
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
@@ -30,16 +32,17 @@ PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
     [
         (QWEN, "hermes", "qwen3"),
         (HERMES, "hermes", None),
+        (HERMES_IN_PARTS, "hermes", None),
         (LLAMA, "llama3_json", None),
-        (LLAMA_SMALL, "llama3_json", None),
         (MISTRAL, "mistral", None),
         (QWEN_CODER, None, None),
+        (GLM, None, None),
         (MISTRAL + LLAMA, None, None),
         (PLAIN, None, None),
         ("{{ message.content.split('</think>')[-1] }}", None, "qwen3"),
         (None, None, None),
     ],
-    ids=["qwen", "hermes", "llama", "small llama", "mistral", "qwen coder", "two", "plain", "deepseek", "none"],
+    ids=["qwen", "hermes", "parts", "llama", "mistral", "qwen coder", "glm", "two", "plain", "deepseek", "none"],
 )
 def test_a_template_shows_the_format(template: str | None, calls: str | None, reasoning: str | None) -> None:
     found = call_format(template), reasoning_format(template)
@@ -84,6 +87,7 @@ def test_the_choice_of_tools(tools: Any, choice: Any, mode: Mode) -> None:
         ([tool("a" * 300)], None, None, "tools"),
         ([tool("weather", parameters=[])], None, None, "tools"),
         ([tool("weather"), tool("weather")], None, None, "tools"),
+        ([tool(f"t{number}") for number in range(1025)], None, None, "tools"),
         (TOOLS, "any", None, "tool_choice"),
         (TOOLS, 3, None, "tool_choice"),
         (TOOLS, {"type": "function"}, None, "tool_choice"),
