@@ -27,7 +27,6 @@ from blora.engine.front_end.observations import Observations
 from blora.engine.front_end.outcomes import Outcomes
 from blora.engine.front_end.statistics import AdapterPlaces, Deaths, QueuePlaces, Statistics
 from blora.engine.front_end.validator import Limits, most_listed
-from blora.engine.identity.identities import ANYBODY, Identities
 from blora.engine.identity.tenant import Tenant
 from blora.engine.outputs import (
     AdapterEvent,
@@ -40,6 +39,7 @@ from blora.engine.outputs import (
     Logprob,
     RequestOutput,
 )
+from blora.engine.server.access import OPEN, Access
 from blora.engine.server.engine import ServedEngine
 from blora.engine.server.http.options import HttpOptions
 from blora.engine.server.server import Server
@@ -389,11 +389,11 @@ def _prompt_logprobs(prompt: list[int], first: int, last: int, sampling: Samplin
 async def running(
     llm: ServedEngine,
     times: ServerTimes = DEFAULTS,
-    identities: Identities = ANYBODY,
+    access: Access = OPEN,
     http: HttpOptions | None = None,
 ) -> AsyncIterator[Server]:
     """A real server on a free port, ready to serve."""
-    server = Server(llm, "127.0.0.1", 0, times, identities, http)
+    server = Server(llm, "127.0.0.1", 0, times, access, http)
     await server.start()
     await server.follow_backend()
     try:
@@ -407,11 +407,11 @@ HTTP = HttpOptions(host="127.0.0.1", port=0, model="/models/fake", model_names=[
 
 @asynccontextmanager
 async def running_http(
-    llm: ServedEngine, options: HttpOptions = HTTP, times: ServerTimes = DEFAULTS, identities: Identities = ANYBODY
+    llm: ServedEngine, options: HttpOptions = HTTP, times: ServerTimes = DEFAULTS, access: Access = OPEN
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a real server on a free port."""
     async with (
-        running(llm, times, identities, options) as server,
+        running(llm, times, access, options) as server,
         httpx.AsyncClient(base_url=server.addresses[1]) as client,
     ):
         yield client

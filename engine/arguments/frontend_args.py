@@ -6,21 +6,19 @@ from typing import Any
 from .meaning import no_meaning, not_served
 
 HTTP = "blora serves gRPC"
-PROXY = "the server has no TLS of its own; put a proxy in front of it"
+PROXY = "put a proxy in front of the server"
 TEXTS = "the texts of a conversation are the model's"
 PLUGINS = "no code of others runs in the server; --tool-call-parser has the formats"
 
 
 @dataclass(kw_only=True)
 class FrontendArgs:
-    """The flags of a server, but for --host, --port, --lora-modules and --api-key, which are served."""
+    """The flags of a server, but for those that are served: --host, --port, --lora-modules, --api-key, --ssl-certfile,
+    --ssl-keyfile and --ssl-ca-certs."""
 
-    ssl_keyfile: str | None = not_served(None, PROXY)
-    ssl_certfile: str | None = not_served(None, PROXY)
-    ssl_ca_certs: str | None = not_served(None, PROXY)
-    ssl_cert_reqs: int = not_served(0, PROXY)
-    ssl_ciphers: str | None = not_served(None, PROXY)
-    enable_ssl_refresh: bool = not_served(False, PROXY)
+    ssl_cert_reqs: int = not_served(0, "with --ssl-ca-certs, clients have to show a certificate")
+    ssl_ciphers: str | None = not_served(None, "the server takes what TLS 1.2 and 1.3 recommend")
+    enable_ssl_refresh: bool = no_meaning(False, "files of certificates are always read again when they change")
     middleware: list[str] | None = not_served(None, PROXY)
     uds: str | None = not_served(None, "the server listens on --host and --port")
     headless: bool = not_served(False, "a server is one engine and its front end")

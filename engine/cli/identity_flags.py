@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..arguments.flag_types import port
 
 if TYPE_CHECKING:
     from ..identity.identities import Identities
+    from ..server.access import Access
+    from ..server.tls import Tls
 
 API_KEY_VARIABLE = "BLORA_API_KEY"
 
@@ -34,6 +38,44 @@ def add_identity_flags(parser: argparse.ArgumentParser) -> None:
         help="file with the keys of which every call has to bring one as its bearer token, one key on each line; each "
         f"gives all rights; the variable {API_KEY_VARIABLE} holds a key, too (default: no key is asked for)",
     )
+
+    group.add_argument(
+        "--admin-port",
+        type=operators_address,
+        metavar="PORT|unix:PATH",
+        help="address for operators: whoever reaches this port of 127.0.0.1, or this socket, which only its owner may "
+        "open, has all rights over gRPC, and needs no token; at the other ports nobody is an operator (default: none)",
+    )
+    files: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+    group.add_argument("--ssl-certfile", **files, help="certificate of the server, in PEM, for gRPC and HTTP over TLS")
+    group.add_argument("--ssl-keyfile", **files, help="its key; both are read again when they change")
+    group.add_argument(
+        "--ssl-ca-certs", **files, help="certificates of authorities; clients have to show one that these have signed"
+    )
+
+
+def operators_address(text: str) -> str:
+    """The address of --admin-port. Raises ArgumentTypeError."""
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return text
+    return f"127.0.0.1:{port(text)}"
+
+
+def access(args: argparse.Namespace, environment_key: str) -> "Access":
+    """environment_key: the value of the variable, or "". Raises ValueError."""
+    from ..server.access import Access
+
+    return Access(identities=identities(args, environment_key), tls=_tls(args), operators_address=args.admin_port)
+
+
+def _tls(args: argparse.Namespace) -> "Tls | None":
+    from ..server.tls import Tls, TlsFiles
+
+    if args.ssl_certfile is None and args.ssl_keyfile is None and args.ssl_ca_certs is None:
+        return None
+    if args.ssl_certfile is None or args.ssl_keyfile is None:
+        raise ValueError("TLS needs both --ssl-certfile and --ssl-keyfile")
+    return Tls(TlsFiles(certificate=args.ssl_certfile, key=args.ssl_keyfile, authorities=args.ssl_ca_certs))
 
 
 def identities(args: argparse.Namespace, environment_key: str) -> "Identities":

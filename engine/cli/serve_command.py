@@ -17,7 +17,7 @@ from ..arguments.frontend_args import FrontendArgs
 from .answer_flags import ANSWER_FLAGS, add_answer_flags
 from .failure import fail
 from .http_flags import HTTP_FLAGS, add_http_flags, http_options
-from .identity_flags import add_identity_flags, identities
+from .identity_flags import access, add_identity_flags
 from .server_flags import FLAGS, add_server_flags, given_times
 from .telemetry_flags import TELEMETRY_FLAGS, add_telemetry_flags
 
@@ -139,7 +139,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
     from .telemetry_command import told_by
 
     async def serve_model() -> int:
-        known = identities(args, api_key)
+        who = access(args, api_key)
         llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
         async with told_by(llm, args) as further:
@@ -147,7 +147,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
             def announce(addresses: str) -> None:
                 print("\n".join([f"blora is serving {args.model} on {addresses}", *further]), flush=True)
 
-            return await serve(llm, args.host, args.port, announce, times, _leave, known, http_options(args))
+            return await serve(llm, args.host, args.port, announce, times, _leave, who, http_options(args))
 
     try:
         return asyncio.run(serve_model())

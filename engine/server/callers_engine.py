@@ -175,7 +175,12 @@ class CallersEngine:
     # Rights.
 
     def _owner(self) -> Tenant | None:
-        return None if self._caller.is_operator else self._caller.tenant
+        """For whom adapters are changed. Raises PermissionDenied: a tenant that only claims to be one owns nothing."""
+        if self._caller.is_operator:
+            return None
+        if not self._caller.tenant.is_proven:
+            raise PermissionDenied("only an operator may change adapters")
+        return self._caller.tenant
 
     def _check_operator(self, what: str) -> None:
         if not self._caller.is_operator:

@@ -1,62 +1,44 @@
-"""Server: the gRPC server around an engine: its options, health and reflection, and its life from start to drain.
+"""Server: the doors around one engine, and their life from start to drain.
 
-Owns the listening port and the order of starting and stopping. Knows no message and no command line.
+Owns the order of starting and stopping. Knows no message and no command line.
 """
 
 import asyncio
 import gc
+import ipaddress
+import logging
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import grpc
-from grpc_reflection.v1alpha import reflection
-
 from ..errors import EngineUnavailable
 from ..identity.caller import Caller
 from ..identity.identities import ANYBODY, Identities
 from . import health
+from .access import OPEN, Access
 from .callers_engine import CallersEngine
 from .engine import ServedEngine
+from .grpc_door import NAMES, GrpcDoor
 from .http.door import HttpDoor
 from .http.options import HttpOptions
-from .message_sizes import largest_message, largest_of_all
-from .rpc import Calls
-from .service import AdapterServicer, EngineServicer, GenerationServicer
 from .times import DEFAULTS, LAST_WORDS, ServerTimes
+from .tls import Tls
+
+logger = logging.getLogger(__name__)
 
 ENGINE_GRACE = 4.0  # seconds for the engine to end by itself; that it is killed then takes a moment, too
-LOOK_INTERVAL = 2.0  # seconds between looks at the files of identities
+LOOK_INTERVAL = 2.0  # seconds between looks at the files of identities and certificates
 PARTING = 0.1  # seconds for what was written to leave the process
 ENDING = 0.5  # seconds for children to end at a second signal
-
-OPTIONS = (
-    # By default Linux lets two servers listen on one port, and deals connections out between them.
-    ("grpc.so_reuseport", 0),
-    # Pings find a client that vanished without a word (lost host, silent NAT). Without them the engine would generate
-    # up to max_tokens for it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # Clients ping too, also on idle connections, and no data flows while a request waits or prefills. By default gRPC
-    # tolerates one ping in five minutes; after more it closes the connection, with all its streams, as
-    # ENHANCE_YOUR_CALM.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # gRPC silently ignores the name with "recv" in it
-    ("grpc.http2.max_ping_strikes", 0),
-    # An idle connection takes tens of kilobytes and a descriptor. More are closed at once.
-    ("grpc.max_allowed_incoming_connections", 4096),
+ANYBODY_LISTENS = (
+    "ANYBODY WHO REACHES THIS MACHINE has all rights on this server: it listens on %s and asks nobody for a token. "
+    "Give --identities or --api-key, or listen on 127.0.0.1"
 )
-# Calls at once, of all services; more get RESOURCE_EXHAUSTED. Twice as many as requests that may be unfinished: others
-# watch, ask or are refused.
-MAX_CALLS = 8192
-
-
-SERVICERS = (GenerationServicer, AdapterServicer, EngineServicer)
 
 
 class Server:
-    """A server on one port. Create it inside a running event loop."""
+    """The doors around one engine. Create it inside a running event loop."""
 
     def __init__(
         self,
@@ -64,40 +46,41 @@ class Server:
         host: str,
         port: int,
         times: ServerTimes = DEFAULTS,
-        identities: Identities = ANYBODY,
+        access: Access = OPEN,
         http: HttpOptions | None = None,
     ) -> None:
         """http: None serves gRPC only."""
-        self._backend, self._times = backend, times
-        self._identities = identities
-        self._following: asyncio.Task[None] | None = None  # the files behind the identities
+        self._backend, self._times, self._access = backend, times, access
+        self._following: asyncio.Task[None] | None = None  # the files behind the access
         self._has_started = False  # whether the backend has started
         self._is_leaving = False  # whether clients are to look elsewhere
-        self._host, self._port = host, port
         max_model_len = backend.max_model_len
-        self._calls = Calls(identities, largest_message(max_model_len), times.slow_reader_timeout)
-        # gRPC allocates memory for a message before the server can check it.
-        largest = ("grpc.max_receive_message_length", largest_of_all(max_model_len))
-        self._server = grpc.aio.server(options=(*OPTIONS, largest), maximum_concurrent_rpcs=MAX_CALLS)
-        services = [servicer(self._engine_of) for servicer in SERVICERS]
-        names = [service.NAME for service in services]
-        self._health = health.Health(names)
-        self._health.add_to(self._server)
-        self._server.add_generic_rpc_handlers(tuple(service.handler(self._calls) for service in services))
-        reflection.enable_server_reflection((*names, health.NAME, reflection.SERVICE_NAME), self._server)
+        self._health = health.Health(NAMES)
+
+        def grpc_door(address: str, identities: Identities, tls: Tls | None) -> GrpcDoor:
+            return GrpcDoor(address, identities, self._engine_of, self._health, max_model_len, times, tls)
+
+        self._grpc = grpc_door(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", access.public(), access.tls)
+        self._operators: GrpcDoor | None = None
+        if access.operators_address is not None:
+            self._operators = grpc_door(access.operators_address, ANYBODY, None)
         self._http: HttpDoor | None = None
         if http is not None:
-            self._http = HttpDoor(http, max_model_len, times, identities, self._engine_of, self._is_ready)
+            self._http = HttpDoor(
+                http, max_model_len, times, access.public(), self._engine_of, self._is_ready, access.tls
+            )
+        if access.identities is ANYBODY and not _is_loopback(host):
+            logger.warning(ANYBODY_LISTENS, host)
 
     @property
     def address(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{self._port}"
+        return self._grpc.address
 
     @property
     def addresses(self) -> list[str]:
-        """Those of gRPC and of HTTP, if it is served."""
-        return [self.address] if self._http is None else [self.address, self._http.address]
+        """Those of gRPC, of HTTP, if it is served, and of the operators, if they have one."""
+        http = [] if self._http is None else [self._http.address]
+        return [self.address, *http, *([] if self._operators is None else [f"{self._operators.address} (operators)"])]
 
     def _is_ready(self) -> bool:
         return self._has_started and not self._is_leaving and self._backend.is_serving
@@ -106,15 +89,13 @@ class Server:
         """Begins to listen, with the status NOT_SERVING. Port 0 takes a free one. Raises OSError if the port is not
         available."""
         await self._health.set(False)
-        try:
-            self._port = self._server.add_insecure_port(self.address)
-        except RuntimeError:
-            raise OSError(
-                f"cannot listen on {self.address}: the port is taken, or the host is no address of this machine"
-            ) from None
-        await self._server.start()
+        for door in self._grpc_doors():
+            await door.start()
         if self._http is not None:
             self._http.start()
+
+    def _grpc_doors(self) -> list[GrpcDoor]:
+        return [self._grpc] if self._operators is None else [self._grpc, self._operators]
 
     def _engine_of(self, caller: Caller) -> CallersEngine:
         if not self._has_started:
@@ -126,16 +107,16 @@ class Server:
         self._has_started = True
         self._backend.on_serving_change(self._health.set_soon)
         await self._health.set(self._backend.is_serving)
-        if self._identities.shared_prompts:
-            await self._backend.share_prompts(self._identities.shared_prompts)
+        if self._access.identities.shared_prompts:
+            await self._backend.share_prompts(self._access.identities.shared_prompts)
         self._following = asyncio.create_task(self._follow_identities())
 
     async def _follow_identities(self) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
-            if await asyncio.to_thread(self._identities.refresh):
+            if await asyncio.to_thread(self._access.refresh):
                 with suppress(EngineUnavailable):  # the server drains
-                    await self._backend.share_prompts(self._identities.shared_prompts)
+                    await self._backend.share_prompts(self._access.identities.shared_prompts)
 
     async def drain(self) -> None:
         """Says NOT_SERVING; refuses new calls with UNAVAILABLE, until the process ends; finishes running requests, or
@@ -152,9 +133,8 @@ class Server:
         await asyncio.sleep(PARTING)
 
     async def _wait_for_none(self) -> None:
-        await self._calls.wait_for_none(LAST_WORDS)
-        if self._http is not None:
-            await self._http.wait_for_none(LAST_WORDS)
+        doors: list[GrpcDoor | HttpDoor] = [*self._grpc_doors(), *([] if self._http is None else [self._http])]
+        await asyncio.gather(*(door.wait_for_none(LAST_WORDS) for door in doors))
 
     async def stop(self) -> None:
         """Stops at once and cancels running calls. Idempotent."""
@@ -162,7 +142,8 @@ class Server:
             self._following.cancel()
         if self._http is not None:
             await self._http.stop()
-        await self._server.stop(None)
+        for door in self._grpc_doors():
+            await door.stop()
 
 
 async def serve(
@@ -172,7 +153,7 @@ async def serve(
     announce: Callable[[str], None],
     times: ServerTimes = DEFAULTS,
     leave: Callable[[int], object] | None = None,
-    identities: Identities = ANYBODY,
+    access: Access = OPEN,
     http: HttpOptions | None = None,
 ) -> int:
     """Runs until SIGTERM or SIGINT, then drains; a second signal stops at once. Returns the exit status of the process.
@@ -182,7 +163,7 @@ async def serve(
     UNAVAILABLE; gRPC's own way answers calls that come at this moment with CANCELLED. Raises the errors of the engine's
     start, or OSError.
     """
-    server = Server(backend, host, port, times, identities, http)
+    server = Server(backend, host, port, times, access, http)
     try:
         async with _signals() as (first, second):
             if await _finished(_live(server, backend, announce, first), before=second):
@@ -215,6 +196,13 @@ async def _live(
     except Exception:
         await backend.shutdown()
         raise
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _end_now(backend: ServedEngine) -> None:

@@ -8,6 +8,7 @@ from ..callers_engine import CallersEngine
 from ..message_sizes import largest_body
 from ..open_calls import OpenCalls
 from ..times import ServerTimes
+from ..tls import Tls
 from .app import make_app
 from .listener import Listener
 from .names import ModelNames
@@ -24,6 +25,7 @@ class HttpDoor:
         identities: Identities,
         engine_of: Callable[[Caller], CallersEngine],
         is_ready: Callable[[], bool],
+        tls: Tls | None = None,
     ) -> None:
         """engine_of: raises EngineUnavailable until the engine has started. is_ready: whether requests are accepted."""
         self._calls = OpenCalls()
@@ -37,7 +39,7 @@ class HttpDoor:
             slow_reader_timeout=times.slow_reader_timeout,
             calls=self._calls,
         )
-        self._listener = Listener(make_app(site, options.allowed_origins), options.host, options.port)
+        self._listener = Listener(make_app(site, options.allowed_origins), options.host, options.port, tls)
 
     @property
     def address(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..tls import Tls
 from .exchange import ABORT
 
 MAX_CONNECTIONS = 4096  # as many as over gRPC; more are closed at once
@@ -90,7 +91,7 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    def __init__(self, app: Callable[..., Any], host: str, port: int) -> None:
+    def __init__(self, app: Callable[..., Any], host: str, port: int, tls: Tls | None = None) -> None:
         self._host, self._port = host, port
         self._socket: socket.socket | None = None
         config = uvicorn.Config(
@@ -109,13 +110,17 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=1,
         )
+        if tls is not None:
+            config.load()
+            config.ssl = tls.ssl_context()
+        self._scheme = "http" if tls is None else "https"
         self._server = _Server(config)
         self._serving: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"{self._scheme}://{host}:{self._port}"
 
     def start(self) -> None:
         """Begins to listen. Port 0 takes a free one. Raises OSError if the port is not available."""

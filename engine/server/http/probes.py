@@ -23,5 +23,6 @@ async def show_version(_: Site, exchange: Exchange) -> None:
 
 
 async def load(site: Site, exchange: Exchange) -> None:
-    """The requests for tokens that are being answered."""
+    """The requests for tokens that are being answered, which is for operators to see."""
+    site.check_operator(exchange)
     await exchange.answer(msgspec.json.encode({"server_load": site.calls.number}))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...answers.answer_form import AnswerFormats
-from ...errors import InvalidRequest, Unauthenticated
+from ...errors import InvalidRequest, PermissionDenied, Unauthenticated
 from ...identity.caller import Caller
 from ...identity.identities import Identities, bearer
 from ...ipc.turns import Turns
@@ -35,6 +35,11 @@ class Site:
         """Returns the engine as the caller of a request may use it; asked for before anything of a stranger is read.
         Raises Unauthenticated, PermissionDenied, InvalidRequest, EngineUnavailable."""
         return self.engine_of(self.identities.of(_token_of(exchange), _tenant_of(exchange)))
+
+    def check_operator(self, exchange: Exchange) -> None:
+        """Raises Unauthenticated, PermissionDenied, InvalidRequest."""
+        if not self.identities.of(_token_of(exchange), _tenant_of(exchange)).is_operator:
+            raise PermissionDenied("only an operator may see the load of the server")
 
 
 def _token_of(exchange: Exchange) -> str | None:

@@ -140,7 +140,7 @@ def test_flags_of_vllm_serve_are_taken(caplog):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--ssl-keyfile", "key.pem"],
+        ["--ssl-ciphers", "NULL"],
         ["--chat-template", "mine.jinja"],
         ["--middleware", "my.Authentication"],
         ["--quantization", "awq"],

@@ -12,6 +12,7 @@ from blora.engine.errors import Unauthenticated
 from blora.engine.identity.caller import Caller
 from blora.engine.identity.identities import ApiKeys, bearer, read_api_keys
 from blora.engine.identity.tenant import Tenant
+from blora.engine.server.access import Access
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
 KEY, OTHER = "k" * 32, "o" * 32
@@ -27,7 +28,10 @@ WITHOUT_RIGHT += [(("authorization", f"Basic {KEY}"),), (("authorization", f"Bea
 
 @asynccontextmanager
 async def connected(llm, keys):
-    async with running(llm, identities=ApiKeys(keys)) as server, grpc.aio.insecure_channel(server.address) as channel:
+    async with (
+        running(llm, access=Access(identities=ApiKeys(keys))) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
         yield channel
 
 

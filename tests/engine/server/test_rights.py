@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from fake_llm import INFO, FakeLLM, adapter_info, run, running
+from fake_llm import INFO, FakeLLM, adapter_info, run, running, running_http
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.engine.identity.filed_identities import FiledIdentities
 from blora.engine.identity.identities_file import IdentitiesFile
 from blora.engine.outputs import AdapterEvent, AdapterSnapshot, AdapterUsage
+from blora.engine.server.access import Access
+from blora.engine.server.http.app import GENERATING, GOTTEN, POSTED
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
 OK, NOT_FOUND = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND
@@ -103,6 +105,9 @@ class ThreeAdapters(FakeLLM):
 
     def __init__(self):
         super().__init__()
+        self.restore()
+
+    def restore(self):
         self.adapters = {PUBLIC: adapter_info(PUBLIC), SECRET: adapter_info(SECRET)}
         self.adapters["secret/two@1"] = adapter_info("secret/two@1")
         self.adapters[OWN] = replace(adapter_info(OWN), owner="builder", num_requests=2, resident=True)
@@ -118,7 +123,10 @@ class ThreeAdapters(FakeLLM):
 
 @asynccontextmanager
 async def connected(llm, identities):
-    async with running(llm, identities=identities) as server, grpc.aio.insecure_channel(server.address) as channel:
+    async with (
+        running(llm, access=Access(identities=identities)) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
         yield channel
 
 
@@ -315,3 +323,59 @@ def test_identities_are_read_again_without_dropping_anything(identities, tmp_pat
             return await call
 
     assert run(body()) and llm.shared_prompts == ["You are helpful."]
+
+
+# HTTP: the same callers, and the same rights. (method, path, body) -> the status for a tenant, one that may upload, an
+# operator, and for nobody.
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "a"}]}
+COMPLETION = {"model": "fake", "prompt": "a"}
+HTTP_MATRIX = [
+    ("POST", "/v1/chat/completions", CHAT, (200, 200, 200, 401)),
+    ("POST", "/v1/chat/completions", CHAT | {"model": SECRET}, (404, 404, 200, 401)),
+    ("POST", "/v1/chat/completions", CHAT | {"priority": -1}, (403, 403, 200, 401)),
+    ("POST", "/v1/completions", COMPLETION, (200, 200, 200, 401)),
+    ("POST", "/v1/completions", COMPLETION | {"model": OWN}, (404, 200, 200, 401)),
+    ("POST", "/v1/completions", COMPLETION | {"model": SECRET, "stream": True}, (404, 404, 200, 401)),
+    ("POST", "/v1/completions", COMPLETION | {"prompt": ["a", "b"], "model": SECRET}, (404, 404, 200, 401)),
+    ("POST", "/v1/load_lora_adapter", {"lora_name": "builder/new", "lora_path": "/x"}, (403, 403, 200, 401)),
+    ("POST", "/v1/unload_lora_adapter", {"lora_name": PUBLIC}, (403, 403, 200, 401)),
+    ("POST", "/v1/unload_lora_adapter", {"lora_name": OWN}, (404, 200, 200, 401)),
+    ("POST", "/v1/unload_lora_adapter", {"lora_name": SECRET}, (404, 404, 200, 401)),
+    ("GET", "/v1/models", None, (200, 200, 200, 401)),
+    ("GET", "/v1/models/{model:path}", None, (404, 404, 200, 401)),
+    ("GET", "/health", None, (200, 200, 200, 200)),
+    ("GET", "/ready", None, (200, 200, 200, 200)),
+    ("GET", "/ping", None, (200, 200, 200, 200)),
+    ("GET", "/version", None, (200, 200, 200, 200)),
+    ("GET", "/load", None, (403, 403, 200, 401)),
+]
+
+
+@pytest.mark.parametrize("caller", [*TOKENS, "nobody"])
+def test_rights_are_the_same_over_http(caller, identities):
+    async def body():
+        wrong, llm = [], ThreeAdapters()
+        async with running_http(llm, access=Access(identities=identities)) as client:
+            headers = {"authorization": f"Bearer {TOKENS[caller]}"} if caller in TOKENS else {}
+            for method, path, asked, statuses in HTTP_MATRIX:
+                llm.restore()
+                target = path.replace("{model:path}", SECRET)
+                answer = await client.request(method, target, json=asked, headers=headers)
+                if answer.status_code != statuses[[*TOKENS, "nobody"].index(caller)]:
+                    wrong.append((path, asked, answer.status_code, answer.text))
+        return wrong
+
+    assert not run(body())
+
+
+def test_every_route_has_its_row():
+    assert {route for _, route, _, _ in HTTP_MATRIX} == {*GENERATING, *POSTED, *GOTTEN}
+
+
+def test_models_are_those_that_one_may_use(identities):
+    async def body():
+        async with running_http(ThreeAdapters(), access=Access(identities=identities)) as client:
+            answer = await client.get("/v1/models", headers={"authorization": f"Bearer {TOKENS['uploader']}"})
+            return {model["id"] for model in answer.json()["data"]}
+
+    assert run(body()) == {"fake", PUBLIC, OWN}
