@@ -1,6 +1,6 @@
 """Division: how the answers of one chat are divided, from the tools of the request and the model's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from blora.scheduler import SamplingParams, StructuredOutputsParams
 from ...answers.answer_form import AnswerForm
 from ...answers.tool_choice import ToolChoice
 from ...errors import InvalidRequest
+from ...grammar.source import source_of
 from ...text.user_tokenizer import UserTokenizer
 from .chat_view import DividedView
 from .requests import ChatBody, is_given, listed
@@ -39,10 +40,20 @@ def divide(site: Site, body: ChatBody, tokenizer: UserTokenizer, sampling: Sampl
     if form.is_plain():
         return None
     if choice.schema is not None:
-        sampling.structured_outputs = StructuredOutputsParams(json=choice.schema)
+        sampling.structured_outputs = _demanded(choice.schema)
     if form.hides_markers(tokenizer.all_special_tokens):
         sampling.skip_special_tokens = False
     return Division(form, tokenizer, body.include_reasoning is not False)
+
+
+def _demanded(schema: Mapping[str, Any]) -> StructuredOutputsParams:
+    """Raises InvalidRequest for tools whose schemas are too large or too deep."""
+    params = StructuredOutputsParams(json=dict(schema))
+    try:
+        source_of(params)
+    except InvalidRequest as error:
+        raise InvalidRequest("tools", f"have schemas that cannot be demanded: {error.reason}") from error
+    return params
 
 
 def _read(name: str, body: ChatBody) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 from fake_llm import HTTP, FakeLLM, run, running
+from pydantic import BaseModel
 
 QWEN = r"<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call> <think> </think>"
 MISTRAL = '{{- "[TOOL_CALLS] [" }}'
@@ -135,7 +136,47 @@ def test_demanded_calls() -> None:
 def test_wrong_tools_are_refused() -> None:
     assert refused(saying(""), tools=[{"type": "function", "function": {}}]).param == "tools"
     assert refused(saying(""), tools=TOOLS, tool_choice="perhaps").param == "tool_choice"
+    deep: Any = {}
+    for _ in range(80):
+        deep = {"properties": {"a": deep}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": deep}}
+    assert refused(saying(""), tools=[tool], tool_choice="required").param == "tools"
     assert "--tool-call-parser" in refused(saying("", ""), tools=TOOLS).message
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+def test_arguments_are_parsed_into_a_model() -> None:
+    text = '<tool_call>{"name": "Weather", "arguments": {"city": "Bonn"}}</tool_call>'
+
+    async def conversation() -> Any:
+        async with served(saying(text)) as client:
+            tools = [openai.pydantic_function_tool(Weather)]
+            return await client.chat.completions.parse(model="fake", messages=HELLO, tools=tools, max_tokens=100)
+
+    (call,) = run(conversation()).choices[0].message.tool_calls
+    assert call.function.parsed_arguments == Weather(city="Bonn")
+
+
+def test_each_choice_has_calls_of_its_own() -> None:
+    async def conversation() -> Any:
+        async with served(saying(TWO_CALLS)) as client:
+            given: Any = {"model": "fake", "messages": HELLO, "tools": TOOLS, "n": 3, "max_tokens": 1000}
+            answer = await client.chat.completions.create(**given)
+            chunks = [chunk async for chunk in await client.chat.completions.create(**given, stream=True)]
+        return answer, [choice for chunk in chunks for choice in chunk.choices]
+
+    answer, deltas = run(conversation())
+    assert len({call.id for choice in answer.choices for call in choice.message.tool_calls}) == 6
+    parts = [(choice.index, call) for choice in deltas for call in choice.delta.tool_calls or ()]
+    assert [(index, call.index) for index, call in parts if call.id] == [(i, j) for j in (0, 1) for i in range(3)]
+    for index in range(3):
+        written = [call.function.arguments for i, call in parts if (i, call.index) == (index, 0)]
+        assert "".join(written) == '{"city": "Bonn"}' and len(written) > 10  # it comes while it is written
 
 
 def test_reasoning_stands_beside_the_content() -> None:
