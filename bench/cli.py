@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_gpu(programs.add_parser("gpu", help="correctness and speed on a GPU, in a report to send back"))
     _add_roofline(programs.add_parser("roofline", help="cost of adapters to a step on GPUs, by arithmetic"))
     _add_load(programs.add_parser("load", help="open-loop load on a running server, over gRPC"))
+    _add_doors(programs.add_parser("doors", help="throughput of streams in process, over gRPC and over HTTP"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="throughput.json, as a sweep wrote it")
 
@@ -211,6 +212,16 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
         "--starts", type=_count, default=3, metavar="N", help="starts of the server (default: %(default)s)"
     )
     _add_adapter_folder(parser)
+    _add_json(parser)
+
+
+def _add_doors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
+    parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="size of the arena (default: %(default)s)")
+    parser.add_argument("--rows", type=_count, default=64, metavar="N", help="streams at once (default: %(default)s)")
+    _add_threads(parser)
+    _add_lengths(parser, output_len=128)
+    _add_rounds(parser, 5)
     _add_json(parser)
 
 

@@ -72,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
 class Server:
     """A process of `blora serve`, as a user runs it."""
 
-    def __init__(self, process: "subprocess.Popen[str]", address: str, start_seconds: float) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", addresses: Sequence[str], start_seconds: float) -> None:
         self.process = process
-        self.address = address
+        self.addresses = addresses  # of gRPC, and of HTTP where it is served
+        self.address = addresses[0]
         self.start_seconds = start_seconds  # seconds until it printed that it serves
 
     def memory(self) -> dict[str, int]:
@@ -87,17 +88,18 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, memory: str, adapters: Sequence[Path]) -> Iterator[Server]:
+def serving(model: Path, memory: str, adapters: Sequence[Path], options: Sequence[str] = ()) -> Iterator[Server]:
+    """options: further flags."""
     command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--memory", memory]
-    command += [f"--adapter={path.name}={path}" for path in adapters]
+    command += [*(f"--adapter={path.name}={path}" for path in adapters), *options]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout is not None else ""
-            match = re.search(r"is serving .* on (\S+)", line)
+            match = re.search(r"is serving .* on (\S+(?: and \S+)*)$", line)
             if match is None:
                 raise OSError(f"the server did not start: {line!r}")
-            yield Server(process, match[1], time.monotonic() - started)
+            yield Server(process, match[1].split(" and "), time.monotonic() - started)
         finally:
             process.send_signal(signal.SIGTERM)
 
