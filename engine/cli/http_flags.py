@@ -37,6 +37,12 @@ def add_http_flags(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="origins of web pages whose scripts may ask, by CORS; '*' is any (default: none)",
     )
+    group.add_argument(
+        "--open-metrics",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="show /metrics to everybody, where callers need a token otherwise (default: to operators only)",
+    )
 
 
 def _origin(text: str) -> list[str]:
@@ -58,6 +64,8 @@ def http_options(args: argparse.Namespace) -> "HttpOptions | None":
         port=args.http_port,
         formats=answer_formats(args),
         model=args.model,
+        metrics_prefix=args.metrics_prefix,
+        shows_metrics=args.open_metrics,
         model_names=names_of_model(args.model, args.served_model_name),
         allowed_origins=list(chain.from_iterable(args.allowed_origins)),
     )

@@ -16,6 +16,7 @@ from blora.scheduler import SamplingParams
 from ..adapter_store.upload import UploadedFile
 from ..errors import LimitReached, PermissionDenied
 from ..front_end.adapter_choice import Adapter, named_in
+from ..front_end.statistics import Statistics
 from ..identity.caller import Caller
 from ..identity.tenant import Tenant
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
@@ -171,6 +172,10 @@ class CallersEngine:
     async def get_info(self) -> EngineInfo:
         info = await self._engine.get_info()
         return info if self._caller.is_operator else facts_alone(info)
+
+    async def get_statistics(self) -> Statistics:
+        self._check_operator("see the metrics of the server")
+        return await self._engine.get_statistics()
 
     # Rights.
 

@@ -18,6 +18,7 @@ from .chat import chat
 from .completions import completions
 from .errors import error_body
 from .exchange import Endpoint, Exchange
+from .metrics import metrics
 from .models import list_models, show_model
 from .probes import health, load, show_version
 from .site import Site
@@ -37,6 +38,7 @@ GOTTEN: dict[str, Answer] = {
     "/ping": health,
     "/version": show_version,
     "/load": load,
+    "/metrics": metrics,
 }
 
 

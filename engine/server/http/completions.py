@@ -24,7 +24,7 @@ from .usage_options import usage_options
 
 MAX_PROMPTS = 4096  # as many as may be unfinished
 MAX_ENTRIES = 1 << 18  # of all lists of a prompt: tokens, or texts
-NUMBER = frozenset(b"0123456789-")
+FIRST_OF_TOKENS = (b"]", b"-", *(str(digit).encode() for digit in range(10)))
 
 
 async def completions(site: Site, exchange: Exchange) -> None:
@@ -61,9 +61,7 @@ def read_prompts(raw: Raw) -> list[Given]:
         return [listed("prompt", raw, str)]
     if data.count(b",") >= MAX_ENTRIES:
         raise InvalidRequest("prompt", f"has more than {MAX_ENTRIES} entries")
-    if data[1:].lstrip()[:1] in (b"", b"]"):
-        raise InvalidRequest("prompt", "is an empty list")
-    if data[1:].lstrip()[0] in NUMBER:
+    if data[1:].lstrip()[:1] in FIRST_OF_TOKENS:
         return [listed("prompt", raw, list[int])]
     prompts: list[Given] = listed("prompt", raw, list[str | list[int]])
     if len(prompts) > MAX_PROMPTS:

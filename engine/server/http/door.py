@@ -38,6 +38,8 @@ class HttpDoor:
             most_body_bytes=largest_body(max_model_len),
             slow_reader_timeout=times.slow_reader_timeout,
             calls=self._calls,
+            metrics_prefix=options.metrics_prefix,
+            shows_metrics=options.shows_metrics,
         )
         self._listener = Listener(make_app(site, options.allowed_origins), options.host, options.port, tls)
 

@@ -14,6 +14,8 @@ class HttpOptions:
     model: str  # path or hub id
     model_names: Sequence[str]  # of the base model in requests; answers have the first one
     formats: AnswerFormats = AnswerFormats()  # of reasoning and of calls of tools
+    metrics_prefix: str = "blora"
+    shows_metrics: bool = False  # to everybody, and not to operators only
     allowed_origins: Sequence[str] = ()  # of pages in browsers that may ask; "*" is any
 
 

@@ -62,6 +62,8 @@ class GenerationBody(Struct, kw_only=True):
     bad_words: Raw = Raw()
     allowed_token_ids: Raw = Raw()
     logit_bias: Raw = Raw()
+    response_format: Raw = Raw()
+    structured_outputs: Raw = Raw()
     # Not served.
     use_beam_search: Raw = Raw()
     prompt_embeds: Raw = Raw()

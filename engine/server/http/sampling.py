@@ -9,6 +9,7 @@ from blora.scheduler import SamplingParams
 from ...errors import InvalidRequest
 from ...front_end.validator import check_count
 from .requests import GenerationBody, is_given, listed
+from .structured import structured_outputs
 
 # Fields that have the same name and meaning in SamplingParams.
 SAME = (
@@ -31,6 +32,7 @@ def sampling_params(
 ) -> SamplingParams:
     """own: fields that the caller has read, of which None is what is left out. Raises InvalidRequest."""
     given = {name: getattr(body, name) for name in SAME} | _lists(body, most_listed) | own
+    given["structured_outputs"] = structured_outputs(body)
     values = {name: value for name, value in given.items() if value is not None}
     for name in ("logprobs", "prompt_logprobs"):
         if values.get(name, 0) < 0:  # it would not fit an answer

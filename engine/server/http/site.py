@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ...answers.answer_form import AnswerFormats
 from ...errors import InvalidRequest, PermissionDenied, Unauthenticated
-from ...identity.caller import Caller
+from ...identity.caller import OPERATOR, Caller
 from ...identity.identities import Identities, bearer
 from ...ipc.turns import Turns
 from ..callers_engine import CallersEngine
@@ -27,6 +27,8 @@ class Site:
     formats: AnswerFormats
     most_body_bytes: int
     slow_reader_timeout: float
+    metrics_prefix: str
+    shows_metrics: bool  # to everybody, and not to operators only
     calls: OpenCalls
     turns: Turns = field(default_factory=Turns)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -40,6 +42,10 @@ class Site:
         """Raises Unauthenticated, PermissionDenied, InvalidRequest."""
         if not self.identities.of(_token_of(exchange), _tenant_of(exchange)).is_operator:
             raise PermissionDenied("only an operator may see the load of the server")
+
+    def observed(self, exchange: Exchange) -> CallersEngine:
+        """Returns the engine for a request that only looks at figures. Raises as `engine` does."""
+        return self.engine_of(OPERATOR) if self.shows_metrics else self.engine(exchange)
 
 
 def _token_of(exchange: Exchange) -> str | None:

@@ -9,6 +9,8 @@ import pytest
 from fake_llm import HTTP, FakeLLM, run, running, running_http
 
 from blora.engine import errors
+from blora.engine.front_end.adapter_choice import read_adapters
+from blora.engine.identity.identities import ApiKeys
 from blora.engine.server.message_sizes import largest_body
 from blora.scheduler import RequestOutputKind
 
@@ -125,7 +127,7 @@ def test_forms_of_prompts(prompt, forms):
     assert [request["prompt"] for request in llm.requests] == forms
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, 7, [None], ["a", 1], [1, "a"], [[1.5]], [True], [[[1]]]])
+@pytest.mark.parametrize("prompt", [None, {}, 7, [None], ["a", 1], [1, "a"], [[1.5]], [True], [[[1]]]])
 def test_what_is_no_prompt(prompt):
     status, error = refused(post(COMPLETIONS, {"prompt": prompt}))
     assert status == 400 and error["param"].startswith("prompt") and error["type"] == "BadRequestError"
@@ -216,8 +218,6 @@ def test_what_a_model_means(body, uses):
     llm = FakeLLM()
     llm.adapters["bob"] = llm.adapters["alice"]
     assert post(COMPLETIONS, {"prompt": "a"} | body, llm).status_code == 200
-    from blora.engine.front_end.adapter_choice import read_adapters
-
     requests = read_adapters(llm.requests[0]["adapter"])
     assert [(request.lora_name, request.lora_scale) for request in requests] == uses
 
@@ -415,3 +415,83 @@ def test_pages_of_a_named_origin_may_ask():
             return asked.headers.get("access-control-allow-origin"), other.headers.get("access-control-allow-origin")
 
     assert run(body()) == ("https://a.example", None)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("response_format", {"type": "text"}, None),
+        ("response_format", {"type": "json_object"}, {"json_object": True}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, {"json": SCHEMA}),
+        ("structured_outputs", {"json": SCHEMA}, {"json": SCHEMA}),
+        ("structured_outputs", {"json": json.dumps(SCHEMA)}, {"json": SCHEMA}),
+        ("structured_outputs", {"regex": "a+"}, {"regex": "a+"}),
+        ("structured_outputs", {"choice": ["a", "b"]}, {"choice": ["a", "b"]}),
+        ("structured_outputs", {"grammar": "start: A"}, {"grammar": "start: A"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_an_answer_has_to_match(path, field, value, expected):
+    llm = FakeLLM()
+    assert post(path, {"prompt": "a", "messages": HELLO, field: value}, llm).status_code == 200
+    given = llm.requests[0]["sampling"].structured_outputs
+    if expected is None:
+        assert given is None
+    else:
+        ((name, wanted),) = expected.items()
+        seen = getattr(given, name)
+        assert (json.loads(seen) if name == "json" else seen) == wanted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "xml"}},
+        {"response_format": {"type": "json_schema"}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        {"response_format": "json"},
+        {"structured_outputs": {"regex": 7}},
+        {"structured_outputs": {"regex": "x" * (1 << 18)}},
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+    ],
+    ids=["type", "no-schema", "empty-schema", "text", "number", "large", "both"],
+)
+def test_formats_that_are_none(fields):
+    status, error = refused(post(COMPLETIONS, {"prompt": "a"} | fields))
+    assert status == 400 and error["param"].startswith(next(iter(fields)))
+
+
+def test_a_token_opens_all_but_the_probes():
+    identities = ApiKeys(["a-key-of-one-service"])
+
+    async def body():
+        async with running_http(FakeLLM(), identities=identities) as client:
+            for path in ("/health", "/ping", "/version"):
+                assert (await client.get(path)).status_code == 200
+            for path in ("/v1/models", "/metrics"):
+                assert refused(await client.get(path))[0] == 401
+                wrong = await client.get(path, headers={"authorization": "Bearer another-key"})
+                assert refused(wrong)[1]["type"] == "AuthenticationError"
+                own = await client.get(path, headers={"authorization": "Bearer a-key-of-one-service"})
+                assert own.status_code == 200
+
+    run(body())
+
+
+def test_metrics():
+    answer = get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain") and "blora:num_requests_running" in answer.text
+
+
+def test_metrics_may_be_open():
+    async def body():
+        options = replace(HTTP, shows_metrics=True, metrics_prefix="vllm")
+        async with running_http(FakeLLM(), options, identities=ApiKeys(["a-key-of-one-service"])) as client:
+            answer = await client.get("/metrics")
+            return answer.status_code, "vllm:num_requests_running" in answer.text
+
+    assert run(body()) == (200, True)
