@@ -238,9 +238,9 @@ def main() -> None:
             EngineLoop(channel, engine.core, engine.shards).run()
     except ChannelClosed:
         pass
-    except Exception as error:
+    except BaseException as error:  # panics of libraries in Rust are no Exception
         logger.error("the engine ends: %s", error, exc_info=not isinstance(error, EngineBroken))
-        channel.close()  # comes first: a hanging GPU may block the exit, and the front end then kills this process
+        channel.close()  # before the exit, which takes a while; a hanging GPU blocks it until this process is killed
         sys.exit(1)
 
 

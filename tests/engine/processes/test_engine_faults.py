@@ -301,3 +301,26 @@ def test_a_call_that_leaves_the_engine_unsound_ends_it(world: World, inject: Bre
     with pytest.raises(RuntimeError, match="is used 0 and 0 times"):
         world.give(PinAdapter(3, world.digest, True))
     world.core._residency._adapters[world.digest].num_users -= 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("why"), EngineBroken("why"), BaseException("a panic")], ids=repr)
+def test_whatever_ends_the_engine_tells_the_front_end_before_the_exit(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit of a process takes a while: its channel closes before."""
+    happened = list[str]()
+
+    class FakeChannel:
+        def close(self) -> None:
+            happened.append("closed")
+
+    def start(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine_process, "open_channel", lambda *_: FakeChannel())
+    monkeypatch.setattr(engine_process, "start", start)
+    monkeypatch.setattr(engine_process.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(engine_process.logger, "error", lambda *_, **__: happened.append("told"))
+    with pytest.raises(SystemExit):
+        engine_process.main()
+    assert happened == ["told", "closed"]
