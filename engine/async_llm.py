@@ -42,6 +42,7 @@ from .front_end.calls import (
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
+from .front_end.load_snapshot import load_snapshot
 from .identity.tenant import Tenant
 from .ipc.channel import Child, start_child
 from .ipc.deadline import Deadline
@@ -65,8 +66,19 @@ from .model.targets import adapter_targets
 from .model_files.hub import resolve_model
 from .model_files.read_config import load_model_config
 from .options import adapter_paths, checked_folder
-from .outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
+from .outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterSnapshot,
+    EngineInfo,
+    LoadSnapshot,
+    LoRARequest,
+    RequestOutput,
+    Tokens,
+)
 from .requests.async_requests import AsyncRequests
+from .requests.async_tokens import AsyncTokens
+from .requests.load_watch import LoadWatch
 from .text.tokenizer import Tokenizer, load_tokenizer
 from .text.user_tokenizer import UserTokenizer
 
@@ -104,6 +116,7 @@ class _Parts:
     adapters: AsyncAdapters
     requests: AsyncRequests
     texts: TextClients
+    tokens: AsyncTokens
 
 
 def once_started(
@@ -170,6 +183,7 @@ class AsyncLLM(TellsUnserved):
         self._guard: asyncio.Task[None] | None = None  # shuts down when the event loop ends
         self._parts_or_none: _Parts | None = None
         self._on_serving_change: list[Callable[[bool], None]] = []
+        self._load_watch = LoadWatch(self._look_at_load, self._check_can_begin)
         self._loading = asyncio.Lock()
 
     @classmethod
@@ -277,7 +291,7 @@ class AsyncLLM(TellsUnserved):
         requests = AsyncRequests(
             self._connection, front_end, adapters, texts, self._check_can_begin, self._load_missing
         )
-        return _Parts(ready, front_end, adapters, requests, texts)
+        return _Parts(ready, front_end, adapters, requests, texts, AsyncTokens(front_end, adapters, texts))
 
     def _lose_engine(self) -> None:
         self._tell_serving()
@@ -385,6 +399,7 @@ class AsyncLLM(TellsUnserved):
     def _tell_serving(self) -> None:
         for callback in self._on_serving_change:
             callback(self.is_serving)
+        self._load_watch.wake()
         if self._parts_or_none is not None:
             self._adapters.wake_watchers()
 
@@ -698,6 +713,48 @@ class AsyncLLM(TellsUnserved):
                 async with asyncio.timeout(PATIENCE_FOR_INFO):
                     info = await self.get_info()
         return statistics.statistics_of(self._config, front_end, info, self.is_serving, self._requests.num_resumed)
+
+    async def watch_load(self, most_per_second: float = 1.0) -> AsyncGenerator[LoadSnapshot, None]:
+        """Yields the load at once, then whenever it has changed, at most so often, and at most ten times a second.
+        Raises EngineUnavailable when the engine ends or drains, LimitReached, InvalidRequest."""
+        await self._become_ready()
+        async with aclosing(self._load_watch.watch(most_per_second)) as news:
+            async for snapshot in news:
+                yield snapshot
+
+    async def _look_at_load(self) -> LoadSnapshot:
+        load = None
+        if self._connection.is_open:
+            with suppress(TimeoutError, EngineUnavailable):
+                async with asyncio.timeout(PATIENCE_FOR_INFO):
+                    state: StateReply = await self._connection.call(lambda call_id: GetState(call_id, []))
+                    load = state.load
+        return load_snapshot(self._front_end, load, is_serving=self.is_serving)
+
+    @once_started
+    async def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        lora_request: Adapter = None,
+        add_special_tokens: bool = True,
+        with_texts: bool = False,
+        tenant: str | Tenant = "",
+    ) -> Tokens:
+        """Returns the tokens of a prompt for these adapters, which have to be loaded. add_special_tokens: whether the
+        tokenizer puts its own around a text; a conversation has those of its template. Raises InvalidRequest,
+        AdapterNotFound, QueueFull, EngineUnavailable."""
+        self._check_can_begin()
+        call = Call(prompt, adapter=lora_request, tenant=tenant)
+        return await self._parts.tokens.tokenize(call, add_special_tokens=add_special_tokens, with_texts=with_texts)
+
+    @once_started
+    async def detokenize(
+        self, token_ids: Sequence[int], *, lora_request: Adapter = None, skip_special_tokens: bool = False
+    ) -> str:
+        """Returns the text of tokens, as the answers of a request show it. Raises InvalidRequest, AdapterNotFound."""
+        tokens = self._parts.tokens
+        return await tokens.detokenize(token_ids, lora_request, skip_special_tokens=skip_special_tokens)
 
     def chat(
         self,

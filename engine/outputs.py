@@ -100,6 +100,15 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as the engine reads it."""
+
+    token_ids: list[int]
+    texts: list[str] | None  # of each token, as the vocabulary has it
+    max_model_len: int  # tokens of prompt and output together
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """One version of a name's weights. A request for "name@number" gets it, whichever version is active."""
 
@@ -185,6 +194,20 @@ class EngineLoad:
     num_waiting: int
     counts: CacheCounts
     step_costs: StepCosts
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSnapshot:
+    """An engine's load, for routers."""
+
+    is_serving: bool  # False while the engine is started again
+    num_running: int
+    num_waiting: int
+    num_queued_tokens: int  # of prompts that wait for their first token
+    num_refused: int  # requests refused because of a full queue or a long wait
+    num_pages: int
+    num_free_pages: int
+    resident_adapters: tuple[str, ...]  # "name@version" of those in the arena, ordered
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ module's output.
 """
 
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "v1"
-SCHEMA = FOLDER.parent / "schema"
+SCHEMA, IMPORTS = FOLDER.parent / "schema", FOLDER.parent / "imports"
 SOURCES = SCHEMA / "blora" / "v1"
 
 # The output of protoc does not pass mypy's strict checks, which would report it wherever it is imported.
@@ -30,8 +31,10 @@ def run_protoc(*outputs: str) -> None:
     """outputs: options of protoc that say what to make of the .proto files."""
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
+    of_protobuf = files("grpc_tools") / "_proto"
+    roots = [f"-I{root}" for root in (SCHEMA, IMPORTS, of_protobuf)]
     sources = [str(path.relative_to(SCHEMA)) for path in sorted(SOURCES.glob("*.proto"))]
-    if protoc.main(["protoc", f"-I{SCHEMA}", *outputs, *sources]) != 0:
+    if protoc.main(["protoc", *roots, *outputs, *sources]) != 0:
         raise SystemExit("protoc failed")
 
 

@@ -36,8 +36,10 @@ from blora.engine.outputs import (
     AdapterVersion,
     CompletionOutput,
     EngineInfo,
+    LoadSnapshot,
     Logprob,
     RequestOutput,
+    Tokens,
 )
 from blora.engine.server.access import OPEN, Access
 from blora.engine.server.engine import ServedEngine
@@ -60,6 +62,12 @@ REPORT = AdapterReport(
     modules=(ModuleReport("model.layers.0.mlp.up_proj", 4, 2.0, 0.5),), layers=(LayerReport("model.layers.0", 0.5),),
     applied_tensors=("a", "b"), ignored_tensors=("c",), num_disk_bytes=1 << 33, num_host_bytes=1 << 34,
     num_device_bytes=1 << 35, num_pages=7,
+)  # fmt: skip
+
+
+LOAD = LoadSnapshot(
+    is_serving=True, num_running=1, num_waiting=2, num_queued_tokens=3, num_refused=4, num_pages=8, num_free_pages=5,
+    resident_adapters=("alice@2", "bob@1"),
 )  # fmt: skip
 
 
@@ -268,6 +276,33 @@ class FakeLLM:
 
     async def share_prompts(self, texts: Sequence[str]) -> None:
         self.shared_prompts = list(texts)
+
+    async def tokenize(
+        self,
+        prompt: Any,
+        *,
+        lora_request: Any = None,
+        add_special_tokens: bool = True,
+        with_texts: bool = False,
+        tenant: str | Tenant = "",
+    ) -> Tokens:
+        self._raise()
+        self.requests.append({"prompt": prompt, "adapter": lora_request, "tenant": tenant})
+        token_ids = ([1] if add_special_tokens else []) + _token_ids(prompt, self.prompt_end)
+        return Tokens(token_ids, list(map(chr, token_ids)) if with_texts else None, INFO.max_model_len)
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, lora_request: Any = None, skip_special_tokens: bool = False
+    ) -> str:
+        self._raise()
+        self.requests.append({"adapter": lora_request})
+        return "".join(chr(token_id) for token_id in token_ids if not skip_special_tokens or token_id != 1)
+
+    async def watch_load(self, most_per_second: float = 1.0) -> AsyncGenerator[LoadSnapshot, None]:
+        self._raise()
+        for num_running in (int(most_per_second), 0):
+            yield replace(LOAD, num_running=num_running)
+        await self.resume.wait()
 
     async def abort(self, request_id: str | Iterable[str], *, tenant: str | None = None) -> None:
         self._raise()

@@ -17,6 +17,7 @@ from .comments import comment_of
 from .markdown import code, one_line, page, prose, table
 
 HEAD = ("field", "type", "meaning")
+PACKAGE = "blora.v1"
 FILES = ("generation", "adapters", "engine")
 CODE_LINE = re.compile(r"^ {2}([A-Z_]+) +(.*(?:\n {4}.*)*)$", re.MULTILINE)  # a status code and when it comes
 SCALARS = {
@@ -31,7 +32,8 @@ def make() -> str:
         "gRPC reference",
         "`proto/schema/blora/v1/*.proto`",
         "The package is `blora.v1`. The server also has `grpc.health.v1.Health` and reflection. Stubs are in "
-        "`blora.proto.v1`; a small synchronous client is `blora.proto.client.Client` ([Python API](python.md)). "
+        "`blora.proto.v1`; the clients for Python are `Client` and `AsyncClient` of `blora.proto.client` "
+        "([Python API](python.md)). "
         "[Errors](errors.md) explains the status codes.",
         *(part for name in FILES for part in _file(name)),
     )
@@ -69,6 +71,8 @@ def _signature(method: MethodDescriptor) -> str:
 
 
 def _link(type_: Descriptor | EnumDescriptor) -> str:
+    if type_.file.package != PACKAGE:
+        return code(type_.full_name)
     return f"[{type_.name}](#{type_.name.lower()})"
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import blora.engine
 from blora.engine import EngineArgs
-from blora.proto.client import Client, GenerationStream
+from blora.proto import results
+from blora.proto.client import Client, ErrorDetails, GenerationStream, Results
 
 from .markdown import page, prose
 from .source import alias_as_written, doc_of, fields_as_written, functions_of
@@ -18,6 +19,24 @@ GROUPS: dict[str, Sequence[str]] = {
     "Options under vLLM's names": ("EngineArgs", "AsyncEngineArgs", "EngineConfig", "FlexibleArgumentParser"),
     "Requests": ("SamplingParams", "StructuredOutputsParams", "RequestOutputKind", "LoRARequest"),
 }
+
+
+# The results of a client whose fields are not those of a message alone.
+RESULTS = (
+    results.Generation,
+    results.PromptInfo,
+    results.Timings,
+    results.Sample,
+    results.PositionLogprobs,
+    results.TokenLogprob,
+    results.BatchResult,
+    results.Refusal,
+    results.Tokens,
+    results.AdapterInfo,
+    results.AdapterSnapshot,
+    results.AdapterEvent,
+    results.LoadSnapshot,
+)
 
 
 def make() -> str:
@@ -32,9 +51,15 @@ def make() -> str:
         "outside this page may change without notice.",
         *(part for title, members in groups.items() for part in _group(title, members)),
         "## Client",
-        "From `blora.proto.client`. Its messages are in the [gRPC reference](grpc.md).",
+        "From `blora.proto.client`, which also has `AsyncClient`, with the same arguments and methods for asyncio. "
+        "What the fields of results mean is in the [gRPC reference](grpc.md).",
         *_class(Client),
         *_class(GenerationStream),
+        *_class(Results),
+        *_class(ErrorDetails),
+        "## Results of a client",
+        "From `blora.proto.results`.",
+        *(part for kind in RESULTS for part in _class(kind)),
     )
 
 

@@ -7,9 +7,6 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
-
-from google.protobuf.message import Message
 
 from blora.proto.client import Client
 
@@ -67,20 +64,5 @@ def _inspect_here(args: argparse.Namespace) -> int:
 def _inspect_there(args: argparse.Namespace) -> int:
     with open_client(args, args.target) as client:
         report = client.inspect_adapter(args.path)
-    print(json.dumps(_fields(report), indent=2) if args.json else report_text(report))
+    print(json.dumps(asdict(report), indent=2) if args.json else report_text(report))
     return 1 if report.problems else 0
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    """Returns a message's fields as `asdict` would. Protobuf's own JSON writes 64-bit integers as texts and leaves out
-    unset fields."""
-    return {field.name: _value(message, field.name, field.has_presence) for field in message.DESCRIPTOR.fields}
-
-
-def _value(message: Message, name: str, has_presence: bool) -> Any:
-    if has_presence and not message.HasField(name):
-        return None
-    value = getattr(message, name)
-    if isinstance(value, bool | int | float | str):
-        return value
-    return [_fields(entry) if isinstance(entry, Message) else entry for entry in value]

@@ -1,6 +1,7 @@
 """`blora info`: prints a server's facts, load and counters, a line each. Needs no engine."""
 
 import argparse
+from dataclasses import asdict
 
 from . import terminal
 from .connection_flags import open_client
@@ -14,6 +15,6 @@ def run(args: argparse.Namespace) -> int:
 def _print_info(args: argparse.Namespace) -> int:
     with open_client(args, args.target) as client:
         info = client.info()
-    for field in info.DESCRIPTOR.fields:  # protobuf's own text leaves out fields that are 0
-        print(f"{field.name}: {getattr(info, field.name)}")
+    for name, value in asdict(info).items():
+        print(f"{name}: {value}")
     return 0

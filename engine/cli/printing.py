@@ -1,18 +1,19 @@
-"""Printing: facts about adapters as text for a terminal, from the engine's types or messages with the same fields."""
+"""Printing: facts about adapters as text for a terminal, from the engine's types or a client's results with the same
+fields."""
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from blora.proto.v1.adapters_pb2 import Adapter, AdapterEventKind, WatchAdaptersResponse
-from blora.proto.v1.adapters_pb2 import AdapterReport as ReportMessage
-from blora.proto.v1.adapters_pb2 import ModuleReport as ModuleMessage
+from blora.proto.results import AdapterEvent, AdapterInfo, AdapterSnapshot
+from blora.proto.results import AdapterReport as ServersReport
+from blora.proto.results import ModuleReport as ServersModuleReport
 
 if TYPE_CHECKING:  # a client may have no numpy
     from blora.adapters.report import AdapterReport, ModuleReport
 
 
-def report_text(report: "AdapterReport | ReportMessage") -> str:
+def report_text(report: "AdapterReport | ServersReport") -> str:
     """Returns the report of a good adapter, with its sizes, modules and layers; or of a refused one, with its problems
     and the facts found."""
     if report.problems:
@@ -42,7 +43,7 @@ def report_text(report: "AdapterReport | ReportMessage") -> str:
     return "\n".join([*(f"{name:<15} {value}" for name, value in facts), *notes, "", *changes])
 
 
-def _known(report: "AdapterReport | ReportMessage") -> Iterable[str]:
+def _known(report: "AdapterReport | ServersReport") -> Iterable[str]:
     """Yields the facts found about a refused adapter."""
     if report.kind:
         yield f"kind {report.kind}"
@@ -55,30 +56,30 @@ def _known(report: "AdapterReport | ReportMessage") -> Iterable[str]:
         yield f"ranks {', '.join(map(str, ranks))} on {len(report.modules)} modules that fit"
 
 
-def _norms(module: "ModuleReport | ModuleMessage") -> tuple[float | None, ...]:
+def _norms(module: "ModuleReport | ServersModuleReport") -> tuple[float | None, ...]:
     return module.norm, module.gain_norm, module.shift_norm, module.rows_norm
 
 
-def adapters_text(adapters: Iterable[Adapter]) -> Iterable[str]:
+def adapters_text(adapters: Iterable[AdapterInfo]) -> Iterable[str]:
     """Yields a table with one line for each adapter."""
     head = ("name", "version", "ranks", "bytes", "resident", "running", "requests", "tokens out")
     return table([head, *(_line(adapter) for adapter in adapters)])
 
 
-def _line(adapter: Adapter) -> tuple[str, ...]:
+def _line(adapter: AdapterInfo) -> tuple[str, ...]:
     counts = (adapter.num_requests, adapter.usage.num_requests, adapter.usage.num_generated_tokens)
     ranks = ",".join(map(str, adapter.ranks))
     size, place = f"{adapter.num_bytes:,}", _place(adapter)
     return adapter.name, str(adapter.version), ranks, size, place, *map("{:,}".format, counts)
 
 
-def _place(adapter: Adapter) -> str:
+def _place(adapter: AdapterInfo) -> str:
     if adapter.set_aside:
         return "set aside"
     return "pinned" if adapter.pinned else "yes" if adapter.resident else "no" if adapter.in_host_memory else "on disk"
 
 
-def adapter_text(adapter: Adapter) -> str:
+def adapter_text(adapter: AdapterInfo) -> str:
     """Returns an adapter's facts, its versions and the usage of its requests."""
     usage = adapter.usage
     lines = [
@@ -97,14 +98,12 @@ def adapter_text(adapter: Adapter) -> str:
     return "\n".join([*lines, *(f"warning: {warning}" for warning in adapter.warnings)])
 
 
-def news_text(news: WatchAdaptersResponse) -> Iterable[str]:
-    if news.HasField("snapshot"):
-        yield f"{news.revision}  {len(news.snapshot.adapters)} adapters"
-        yield from (f"  {adapter.name}@{adapter.version}  {adapter.digest[:12]}" for adapter in news.snapshot.adapters)
+def news_text(news: AdapterSnapshot | AdapterEvent) -> Iterable[str]:
+    if isinstance(news, AdapterSnapshot):
+        yield f"{news.revision}  {len(news.adapters)} adapters"
+        yield from (f"  {adapter.name}@{adapter.version}  {adapter.digest[:12]}" for adapter in news.adapters)
     else:
-        event = news.event
-        kind = AdapterEventKind.Name(event.kind).rpartition("_")[2].lower()
-        yield f"{news.revision}  {kind}  {event.name}@{event.version}  {event.digest[:12]}"
+        yield f"{news.revision}  {news.kind}  {news.name}@{news.version}  {news.digest[:12]}"
 
 
 def _time(seconds: float) -> str:

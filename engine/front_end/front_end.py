@@ -185,11 +185,15 @@ class FrontEnd:
         """Tokenises what is short; otherwise returns what another process is to do. Raises InvalidRequest."""
         return start_work(call.parts.work, call.adapters.tokenizer, self.adapters.base_tokenizer, self.facts)
 
+    def prompt_tokens(self, call: Opened, tokens: TextTokens) -> list[int]:
+        """Returns the tokens of a call's prompt. tokens: what its text came to."""
+        return self._prompts.token_ids(call.parts, tokens, call.adapters.tokenizer)
+
     def check(self, call: Opened, tokens: TextTokens | None = None, edits: LogitEdits | None = None) -> Checked:
         """Checks the tokens of a call, which are made and packed here if they are not given. Raises InvalidRequest."""
         adapters = call.adapters
         tokens = tokens or tokenize(call.parts.work, adapters.tokenizer, self.facts)
-        token_ids = self._prompts.token_ids(call.parts, tokens, adapters.tokenizer)
+        token_ids = self.prompt_tokens(call, tokens)
         check_has_rows(token_ids, adapters.tokenizer, adapters.facts)
         if call.parts.token_ids is None:
             self._sizes.note(call.parts.work.weight, len(token_ids))

@@ -19,7 +19,16 @@ from ..front_end.adapter_choice import Adapter, named_in
 from ..front_end.statistics import Statistics
 from ..identity.caller import Caller
 from ..identity.tenant import Tenant
-from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoRARequest, RequestOutput
+from ..outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterSnapshot,
+    EngineInfo,
+    LoadSnapshot,
+    LoRARequest,
+    RequestOutput,
+    Tokens,
+)
 from ..text.user_tokenizer import UserTokenizer
 from .engine import ServedEngine
 from .sight import Sight, facts_alone
@@ -94,6 +103,35 @@ class CallersEngine:
     def get_tokenizer(self, lora_request: Adapter = None) -> UserTokenizer:
         self._check_adapter(lora_request)
         return self._engine.get_tokenizer(lora_request)
+
+    async def tokenize(
+        self,
+        prompt: str | list[int] | dict[str, Any],
+        *,
+        lora_request: Adapter = None,
+        add_special_tokens: bool = True,
+        with_texts: bool = False,
+    ) -> Tokens:
+        self._check_adapter(lora_request)
+        return await self._engine.tokenize(
+            prompt,
+            lora_request=lora_request,
+            add_special_tokens=add_special_tokens,
+            with_texts=with_texts,
+            tenant=self._caller.tenant,
+        )
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, lora_request: Adapter = None, skip_special_tokens: bool = False
+    ) -> str:
+        self._check_adapter(lora_request)
+        return await self._engine.detokenize(
+            token_ids, lora_request=lora_request, skip_special_tokens=skip_special_tokens
+        )
+
+    def watch_load(self, most_per_second: float = 1.0) -> AsyncGenerator[LoadSnapshot, None]:
+        self._check_operator("watch the load of the server")
+        return self._engine.watch_load(most_per_second)
 
     def _check_priority(self, priority: object) -> None:
         least, most = self._caller.priorities

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from blora.adapters.report import AdapterReport
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
-from blora.scheduler import RequestOutputKind, SamplingParams
+from blora.scheduler import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from ..adapter_store.upload import UploadedFile
 from ..errors import InvalidRequest
@@ -34,6 +34,7 @@ M = TypeVar("M", bound=Message)
 
 MAX_IDS = 1 << 16  # of requests to abort; more than are ever unfinished
 MAX_LABEL_BYTES = 128
+MAX_CHOICES = 1 << 15  # more cannot fit a grammar
 MOST_CHAT_HERE = 4096  # bytes of a conversation that is converted here; a longer one stays as it came
 
 EVENT_KINDS = {
@@ -66,7 +67,9 @@ def parse(message_type: type[M], data: bytes) -> M:
         raise InvalidRequest("message", f"is not a valid {message_type.DESCRIPTOR.full_name}") from None
 
 
-def streamed(request: generation_pb2.GenerateStreamRequest) -> generation_pb2.GenerateRequest:
+def inner_request(
+    request: generation_pb2.GenerateStreamRequest | generation_pb2.BatchGenerateRequest,
+) -> generation_pb2.GenerateRequest:
     if not request.HasField("request"):
         raise InvalidRequest("request", "is missing")
     return request.request
@@ -84,7 +87,7 @@ def generate_call(
         prompt=_prompt(request, most_listed),
         sampling_params=replace(defaults, **_given(request.sampling, most_listed), **lists, output_kind=output_kind),
         label=_label(request.request_id),
-        adapter=_adapter(request),
+        adapter=adapter_of(request),
         priority=request.priority,
         first_token_seconds=_first_token_seconds(request),
     )
@@ -98,11 +101,11 @@ def _prompt(request: generation_pb2.GenerateRequest, most_listed: Mapping[str, i
         case "token_ids":
             return {"prompt_token_ids": _token_ids(request, most_listed["prompt_token_ids"]), **salt}
         case "chat":
-            return {**_chat(request.chat), **salt}
+            return {**chat_of(request.chat), **salt}
     raise InvalidRequest("prompt", "is missing; send one of text, token_ids and chat")
 
 
-def _chat(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
+def chat_of(chat: generation_pb2.ChatMessages) -> dict[str, Any]:
     check_num_items(len(chat.messages))  # before anything looks at each of them
     return chat_prompt(chat) if chat.ByteSize() <= MOST_CHAT_HERE else {"wire_chat": WireChat.of(chat)}
 
@@ -131,11 +134,25 @@ def _given(message: generation_pb2.SamplingParams, most_listed: Mapping[str, int
 def _plain(name: str, value: Any, most_listed: Mapping[str, int]) -> Any:
     if isinstance(value, str | int | float):
         return value
+    if isinstance(value, generation_pb2.StructuredOutputs):
+        return _structured_outputs(value)
     check_count(name, len(value), most_listed[name])
     return tuple(value)
 
 
-def _adapter(request: generation_pb2.GenerateRequest) -> Adapter:
+def _structured_outputs(message: generation_pb2.StructuredOutputs) -> StructuredOutputsParams:
+    given = {field.name: value for field, value in message.ListFields()}
+    if message.WhichOneof("constraint") == "choice":
+        if len(message.choice.choices) > MAX_CHOICES:  # before they are copied
+            reason = f"{len(message.choice.choices)} texts are more than the {MAX_CHOICES} allowed"
+            raise InvalidRequest("structured_outputs.choice", reason)
+        given["choice"] = list(message.choice.choices)
+    return StructuredOutputsParams(**given)
+
+
+def adapter_of(
+    request: generation_pb2.GenerateRequest | generation_pb2.TokenizeRequest | generation_pb2.DetokenizeRequest,
+) -> Adapter:
     if not request.adapters:
         return request.adapter or None
     if request.adapter:
@@ -227,8 +244,8 @@ def request_ids(request: engine_pb2.AbortRequest) -> list[str]:
 
 
 def adapter(info: AdapterInfo) -> adapters_pb2.Adapter:
-    """Returns the message, whose fields have the names of AdapterInfo's; a test compares them. A report is sent beside
-    it."""
+    """Returns the message, whose fields have the names of AdapterInfo's but for the report, which is sent beside it; a
+    test compares them."""
     nested = {
         "versions": [adapters_pb2.AdapterVersion(**_fields(version)) for version in info.versions],
         "usage": adapters_pb2.AdapterUsage(**_fields(info.usage)),

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from google.protobuf.message import Message
+
 from blora.proto.v1 import generation_pb2
 
 from ..ipc.turns import Turns
-from ..outputs import CompletionOutput, Logprob, RequestOutput
+from ..outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from .pieces import MAX_SAMPLES, SAMPLE_COST
 
 FINISH_REASONS = {
@@ -34,7 +36,10 @@ class StreamConverter:
         prompt = _prompt_info(piece) if self._is_first else None
         self._is_first = False
         return generation_pb2.GenerateStreamResponse(
-            prompt=prompt, samples=map(_sample, piece.outputs), prompt_logprobs=self._positions.of(piece)
+            prompt=prompt,
+            samples=map(_sample, piece.outputs),
+            prompt_logprobs=self._positions.of(piece),
+            timings=_timings(piece.metrics) if piece.finished else None,
         )
 
 
@@ -44,6 +49,7 @@ class Answer:
 
     def __init__(self) -> None:
         self._prompt: generation_pb2.PromptInfo | None = None
+        self._timings: generation_pb2.Timings | None = None
         self._positions = _PromptPositions()
         self._prompt_logprobs: list[bytes] = []
         self._samples: dict[int, _SampleParts] = {}
@@ -54,7 +60,7 @@ class Answer:
 
     def add(self, piece: RequestOutput) -> None:
         """piece: of the outputs of a stream, or of the only one."""
-        self._prompt = _prompt_info(piece)
+        self._prompt, self._timings = _prompt_info(piece), _timings(piece.metrics)
         positions = self._positions.of(piece)
         if positions:
             self._prompt_logprobs.append(generation_pb2.GenerateResponse(prompt_logprobs=positions).SerializeToString())
@@ -63,7 +69,7 @@ class Answer:
 
     async def whole(self, turns: Turns) -> "WholeAnswer":
         """Puts it together, in several turns of the event loop if it has many samples."""
-        parts = [generation_pb2.GenerateResponse(prompt=self._prompt).SerializeToString()]
+        parts = [generation_pb2.GenerateResponse(prompt=self._prompt, timings=self._timings).SerializeToString()]
         for number, index in enumerate(sorted(self._samples), 1):
             parts += self._samples[index].serialized()
             if number % MAX_SAMPLES == 0:
@@ -78,6 +84,30 @@ class WholeAnswer:
     def SerializeToString(self) -> bytes:
         """Has the name that messages have."""
         return self.content
+
+
+class BatchAnswer:
+    """A BatchGenerateResponse."""
+
+    def __init__(self, index: int, field: int, content: bytes) -> None:
+        """field: the number of the field that holds the content."""
+        self._index, self._field, self._content = index, field, content
+
+    @staticmethod
+    def answered(index: int, answer: WholeAnswer) -> "BatchAnswer":
+        field = generation_pb2.BatchGenerateResponse.RESPONSE_FIELD_NUMBER
+        return BatchAnswer(index, field, answer.content)
+
+    @staticmethod
+    def refused(index: int, status: Message) -> "BatchAnswer":
+        field = generation_pb2.BatchGenerateResponse.ERROR_FIELD_NUMBER
+        return BatchAnswer(index, field, status.SerializeToString())
+
+    def SerializeToString(self) -> bytes:
+        """Has the name that messages have."""
+        index = generation_pb2.BatchGenerateResponse(index=self._index).SerializeToString()
+        key = _varint(self._field << 3 | LENGTH_DELIMITED)
+        return b"".join([index, key, _varint(len(self._content)), self._content])
 
 
 class _SampleParts:
@@ -129,6 +159,22 @@ def _prompt_info(output: RequestOutput) -> generation_pb2.PromptInfo:
         num_prompt_tokens=len(output.prompt_token_ids),
         num_cached_tokens=output.num_cached_tokens,
     )
+
+
+def _timings(metrics: RequestMetrics | None) -> generation_pb2.Timings | None:
+    if metrics is None:
+        return None
+    return generation_pb2.Timings(
+        queued_seconds=_between(metrics.queued_ts, metrics.scheduled_ts),
+        prefill_seconds=_between(metrics.scheduled_ts, metrics.first_token_ts),
+        first_token_seconds=_between(metrics.queued_ts, metrics.first_token_ts),
+        decode_seconds=_between(metrics.first_token_ts, metrics.last_token_ts),
+    )
+
+
+def _between(begin: float, end: float) -> float:
+    """Returns the seconds between two times; 0 if one of them has not come."""
+    return max(end - begin, 0.0) if begin and end else 0.0
 
 
 def _sample(output: CompletionOutput) -> generation_pb2.Sample:

@@ -14,7 +14,7 @@ from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
 from ..front_end.statistics import Statistics
 from ..identity.tenant import Tenant
-from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, RequestOutput
+from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoadSnapshot, RequestOutput, Tokens
 from ..text.user_tokenizer import UserTokenizer
 
 
@@ -71,6 +71,22 @@ class ServedEngine(Protocol):
     async def abort(self, request_id: str | Iterable[str], *, tenant: str | None = None) -> None: ...
 
     async def share_prompts(self, texts: Sequence[str]) -> None: ...
+
+    async def tokenize(
+        self,
+        prompt: str | list[int] | dict[str, Any],
+        *,
+        lora_request: Adapter = None,
+        add_special_tokens: bool = True,
+        with_texts: bool = False,
+        tenant: str | Tenant = "",
+    ) -> Tokens: ...
+
+    async def detokenize(
+        self, token_ids: Sequence[int], *, lora_request: Adapter = None, skip_special_tokens: bool = False
+    ) -> str: ...
+
+    def watch_load(self, most_per_second: float = 1.0) -> AsyncGenerator[LoadSnapshot, None]: ...
 
     def get_default_sampling_params(self) -> SamplingParams: ...
 

@@ -18,9 +18,14 @@ MESSAGE_COST, SAMPLE_COST, LOGPROB_COST = 200, 30, 2
 
 
 def pieces(output: RequestOutput) -> Iterator[RequestOutput]:
-    """Cuts an output into pieces, which say the same one after another. Most outputs are one piece."""
-    for part in _few_samples(output):
-        yield from _small_pieces(part)
+    """Cuts an output into pieces, which say the same one after another; only the last is finished. Most outputs are one
+    piece."""
+    small = (piece for part in _few_samples(output) for piece in _small_pieces(part))
+    last = next(small)
+    for piece in small:
+        yield replace(last, finished=False)
+        last = piece
+    yield last
 
 
 def _few_samples(output: RequestOutput) -> Iterator[RequestOutput]:

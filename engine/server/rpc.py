@@ -101,6 +101,30 @@ class Calls:
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
+    def exchanging(
+        self, request_type: type[M], method: Callable[..., AsyncGenerator[Response, None]], *facts: Fact
+    ) -> grpc.RpcMethodHandler:
+        async def handle(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+            self._begin(context)
+            try:
+                caller = self._caller(context)
+                async with (
+                    aclosing(self._parsed_one_by_one(request_type, requests)) as messages,
+                    aclosing(method(messages, caller, *(fact(context) for fact in facts))) as responses,
+                ):
+                    async for response in responses:
+                        await self._write(context, response)
+            except Exception as error:
+                await _refuse(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _parsed_one_by_one(
+        self, request_type: type[M], requests: AsyncIterator[bytes]
+    ) -> AsyncGenerator[M, None]:
+        async for data in requests:
+            yield self._parse(request_type, data)
+
     def _caller(self, context: grpc.aio.ServicerContext) -> Caller:
         """Raises Unauthenticated, PermissionDenied."""
         return self._identities.of(token_of(context), tenant_of(context))

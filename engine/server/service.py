@@ -17,16 +17,19 @@ from blora.scheduler import RequestOutputKind
 from ..identity.caller import Caller
 from ..ipc.turns import Turns
 from ..outputs import AdapterSnapshot, RequestOutput
-from . import convert
+from . import convert, convert_tokens
+from .batch import run_batch
 from .callers_engine import CallersEngine
-from .convert_output import Answer, StreamConverter, WholeAnswer
+from .convert_output import Answer, BatchAnswer, StreamConverter, WholeAnswer
 from .generation import Outcome, collected, unique_request_id
 from .long_lists import long_lists
 from .many_adapters import ManyAdapters
 from .pieces import cost, pieces
 from .rpc import Calls, deadline_of, time_after
-from .status import RequestFailed
+from .status import RequestFailed, status_message
 
+# Requests of one batch that run at once. Each holds its answer until the client has taken it.
+MOST_OF_BATCH = 128
 EngineOf = Callable[[Caller], CallersEngine]  # raises EngineUnavailable until the engine has started
 
 
@@ -41,6 +44,9 @@ class GenerationServicer:
         methods = {
             "Generate": calls.unary(generation_pb2.GenerateRequest, self.generate, deadline_of),
             "GenerateStream": calls.streaming(generation_pb2.GenerateStreamRequest, self.generate_stream, deadline_of),
+            "BatchGenerate": calls.exchanging(generation_pb2.BatchGenerateRequest, self.generate_batch, deadline_of),
+            "Tokenize": calls.unary(generation_pb2.TokenizeRequest, self.tokenize),
+            "Detokenize": calls.unary(generation_pb2.DetokenizeRequest, self.detokenize),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
@@ -60,10 +66,43 @@ class GenerationServicer:
         self, request: generation_pb2.GenerateStreamRequest, caller: Caller, deadline: float | None
     ) -> AsyncGenerator[generation_pb2.GenerateStreamResponse, None]:
         outcome, converter = Outcome(), StreamConverter()
-        async with aclosing(self._run(convert.streamed(request), caller, deadline, outcome, is_streamed=True)) as parts:
+        run = self._run(convert.inner_request(request), caller, deadline, outcome, is_streamed=True)
+        async with aclosing(run) as parts:
             async for piece in parts:
                 yield converter.response(piece)
         outcome.check()
+
+    async def generate_batch(
+        self,
+        requests: AsyncGenerator[generation_pb2.BatchGenerateRequest, None],
+        caller: Caller,
+        deadline: float | None,
+    ) -> AsyncGenerator[BatchAnswer, None]:
+        async def generate(request: generation_pb2.BatchGenerateRequest) -> WholeAnswer:
+            return await self.generate(convert.inner_request(request), caller, deadline)
+
+        async with aclosing(run_batch(requests, generate, MOST_OF_BATCH)) as ends:
+            async for ended in ends:
+                try:
+                    yield BatchAnswer.answered(ended.index, ended.result())
+                except Exception as error:
+                    yield BatchAnswer.refused(ended.index, status_message(error))
+
+    async def tokenize(
+        self, request: generation_pb2.TokenizeRequest, caller: Caller
+    ) -> generation_pb2.TokenizeResponse:
+        prompt, options = convert_tokens.tokenize_prompt(request), convert_tokens.tokenize_options(request)
+        return convert_tokens.tokenized(await self._engine_of(caller).tokenize(prompt, **options))
+
+    async def detokenize(
+        self, request: generation_pb2.DetokenizeRequest, caller: Caller
+    ) -> generation_pb2.DetokenizeResponse:
+        engine = self._engine_of(caller)
+        token_ids, adapter, skips = convert_tokens.detokenize_arguments(
+            request, engine.most_listed()["prompt_token_ids"]
+        )
+        text = await engine.detokenize(token_ids, lora_request=adapter, skip_special_tokens=skips)
+        return convert_tokens.detokenized(text)
 
     async def _run(
         self,
@@ -182,12 +221,21 @@ class EngineServicer:
     def handler(self, calls: Calls) -> grpc.GenericRpcHandler:
         methods = {
             "GetInfo": calls.unary(engine_pb2.GetInfoRequest, self.get_info),
+            "WatchLoad": calls.streaming(engine_pb2.WatchLoadRequest, self.watch_load),
             "Abort": calls.unary(engine_pb2.AbortRequest, self.abort),
         }
         return grpc.method_handlers_generic_handler(self.NAME, methods)
 
     async def get_info(self, _: engine_pb2.GetInfoRequest, caller: Caller) -> engine_pb2.GetInfoResponse:
         return convert.engine_info(await self._engine_of(caller).get_info())
+
+    async def watch_load(
+        self, request: engine_pb2.WatchLoadRequest, caller: Caller
+    ) -> AsyncGenerator[engine_pb2.WatchLoadResponse, None]:
+        most = convert_tokens.most_per_second(request)
+        async with aclosing(self._engine_of(caller).watch_load(most)) as news:
+            async for snapshot in news:
+                yield convert_tokens.load(snapshot)
 
     async def abort(self, request: engine_pb2.AbortRequest, caller: Caller) -> engine_pb2.AbortResponse:
         await self._engine_of(caller).abort(convert.request_ids(request))

@@ -76,6 +76,11 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, UNEXPECTED
 
 
+def status_message(error: Exception) -> status_pb2.Status:
+    """Returns what a call that failed so would end with."""
+    return rich_status(error, *status_of(error))
+
+
 def rich_status(error: Exception, code: grpc.StatusCode, text: str) -> status_pb2.Status:
     """Returns code and text as a message, with what programs read: the reason, the field that is wrong, the time after
     which to try again."""

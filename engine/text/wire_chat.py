@@ -29,7 +29,7 @@ class WireChat:
 
     @staticmethod
     def of(chat: generation_pb2.ChatMessages) -> "WireChat":
-        return WireChat(chat.SerializeToString(), chat.HasField("chat_template"))
+        return WireChat(chat.SerializeToString(), has_template=False)
 
     def arguments(self) -> dict[str, Any]:
         """Raises InvalidRequest."""

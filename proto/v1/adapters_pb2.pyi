@@ -202,7 +202,7 @@ class AdapterEvent(_message.Message):
     def __init__(self, kind: _Optional[_Union[AdapterEventKind, str]] = ..., name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies", "invocation_tokens", "num_copied_bytes", "copy_seconds", "in_host_memory", "report", "set_aside", "owner")
+    __slots__ = ("name", "digest", "path", "ranks", "modules", "num_bytes", "num_pages", "pinned", "resident", "num_requests", "warnings", "version", "versions", "usage", "num_copies", "invocation_tokens", "num_copied_bytes", "copy_seconds", "in_host_memory", "set_aside", "owner")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -222,7 +222,6 @@ class Adapter(_message.Message):
     NUM_COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
     COPY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     IN_HOST_MEMORY_FIELD_NUMBER: _ClassVar[int]
-    REPORT_FIELD_NUMBER: _ClassVar[int]
     SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -244,10 +243,9 @@ class Adapter(_message.Message):
     num_copied_bytes: int
     copy_seconds: float
     in_host_memory: bool
-    report: AdapterReport
     set_aside: str
     owner: str
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ..., invocation_tokens: _Optional[_Iterable[int]] = ..., num_copied_bytes: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., in_host_memory: _Optional[bool] = ..., report: _Optional[_Union[AdapterReport, _Mapping]] = ..., set_aside: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., ranks: _Optional[_Iterable[int]] = ..., modules: _Optional[_Iterable[str]] = ..., num_bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., pinned: _Optional[bool] = ..., resident: _Optional[bool] = ..., num_requests: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ..., version: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[AdapterVersion, _Mapping]]] = ..., usage: _Optional[_Union[AdapterUsage, _Mapping]] = ..., num_copies: _Optional[int] = ..., invocation_tokens: _Optional[_Iterable[int]] = ..., num_copied_bytes: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., in_host_memory: _Optional[bool] = ..., set_aside: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class AdapterUsage(_message.Message):
     __slots__ = ("num_requests", "num_prompt_tokens", "num_cached_tokens", "num_generated_tokens", "queue_seconds", "last_used")

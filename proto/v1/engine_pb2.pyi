@@ -105,6 +105,32 @@ class GetInfoResponse(_message.Message):
     num_expired: int
     def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., row_seconds: _Optional[float] = ..., token_seconds: _Optional[float] = ..., read_seconds: _Optional[float] = ..., pair_seconds: _Optional[float] = ..., adapter_page_seconds: _Optional[float] = ..., adapted_token_seconds: _Optional[float] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., num_host_bytes: _Optional[int] = ..., max_host_bytes: _Optional[int] = ..., num_host_uses: _Optional[int] = ..., num_host_hits: _Optional[int] = ..., num_host_reads: _Optional[int] = ..., num_host_failures: _Optional[int] = ..., num_host_adapters: _Optional[int] = ..., num_engine_deaths: _Optional[int] = ..., num_crashes: _Optional[int] = ..., num_stalls: _Optional[int] = ..., num_requests_set_aside: _Optional[int] = ..., num_adapters_set_aside: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_expired: _Optional[int] = ...) -> None: ...
 
+class WatchLoadRequest(_message.Message):
+    __slots__ = ("most_per_second",)
+    MOST_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    most_per_second: float
+    def __init__(self, most_per_second: _Optional[float] = ...) -> None: ...
+
+class WatchLoadResponse(_message.Message):
+    __slots__ = ("is_serving", "num_running", "num_waiting", "num_queued_tokens", "num_refused", "num_pages", "num_free_pages", "resident_adapters")
+    IS_SERVING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    is_serving: bool
+    num_running: int
+    num_waiting: int
+    num_queued_tokens: int
+    num_refused: int
+    num_pages: int
+    num_free_pages: int
+    resident_adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, is_serving: _Optional[bool] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., resident_adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)
     REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]

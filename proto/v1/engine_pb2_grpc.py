@@ -42,6 +42,11 @@ class EngineServiceStub:
                 request_serializer=blora_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
                 response_deserializer=blora_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
                 _registered_method=True)
+        self.WatchLoad = channel.unary_stream(
+                '/blora.v1.EngineService/WatchLoad',
+                request_serializer=blora_dot_v1_dot_engine__pb2.WatchLoadRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_engine__pb2.WatchLoadResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/blora.v1.EngineService/Abort',
                 request_serializer=blora_dot_v1_dot_engine__pb2.AbortRequest.SerializeToString,
@@ -56,7 +61,18 @@ class EngineServiceServicer:
 
     def GetInfo(self, request, context):
         """Returns facts about the engine and its load. UNAVAILABLE: the engine is starting, or has ended and cannot
-        be started again.
+        be started again. Callers without the operator's right get the facts, and zeros for the load and the counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLoad(self, request, context):
+        """For routers: sends the server's load at once, and then whenever it has changed, until the call is cancelled. Ends
+        with UNAVAILABLE when the server drains, or its engine cannot be started again.
+        INVALID_ARGUMENT    most_per_second is not above 0
+        PERMISSION_DENIED   the caller is no operator
+        RESOURCE_EXHAUSTED  256 clients watch the load
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +93,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.GetInfo,
                     request_deserializer=blora_dot_v1_dot_engine__pb2.GetInfoRequest.FromString,
                     response_serializer=blora_dot_v1_dot_engine__pb2.GetInfoResponse.SerializeToString,
+            ),
+            'WatchLoad': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLoad,
+                    request_deserializer=blora_dot_v1_dot_engine__pb2.WatchLoadRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_engine__pb2.WatchLoadResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -113,6 +134,33 @@ class EngineService:
             '/blora.v1.EngineService/GetInfo',
             blora_dot_v1_dot_engine__pb2.GetInfoRequest.SerializeToString,
             blora_dot_v1_dot_engine__pb2.GetInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/blora.v1.EngineService/WatchLoad',
+            blora_dot_v1_dot_engine__pb2.WatchLoadRequest.SerializeToString,
+            blora_dot_v1_dot_engine__pb2.WatchLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,9 +23,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62lora/v1/generation.proto\x12\x08\x62lora.v1\"\xdd\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.blora.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.blora.v1.ChatMessagesH\x00\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.blora.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x14.blora.v1.AdapterUse\x12$\n\x17max_first_token_seconds\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06promptB\x1a\n\x18_max_first_token_seconds\"C\n\x15GenerateStreamRequest\x12*\n\x07request\x18\x01 \x01(\x0b\x32\x19.blora.v1.GenerateRequest\"8\n\nAdapterUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x96\x02\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.blora.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x1a\n\rchat_template\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1c\n\x14\x63hat_template_kwargs\x18\x04 \x01(\t\x12$\n\x1c\x63hat_template_content_format\x18\x05 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x06 \x01(\x08H\x01\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x07 \x01(\x08\x42\x10\n\x0e_chat_templateB\x18\n\x16_add_generation_prompt\"\xc4\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.blora.v1.ContentPart\x12\x11\n\x04name\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\ntool_calls\x18\x05 \x03(\t\x12\x19\n\x0ctool_call_id\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cother_fields\x18\x07 \x01(\tB\x07\n\x05_nameB\x0f\n\r_tool_call_id\"?\n\x0b\x43ontentPart\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0cother_fields\x18\x02 \x01(\tB\x07\n\x05_text\"\xe3\x07\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.blora.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x17\n\nignore_eos\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x12\x17\n\ndetokenize\x18\x14 \x01(\x08H\x10\x88\x01\x01\x12\x19\n\x11\x61llowed_token_ids\x18\x15 \x03(\r\x12\x11\n\tbad_words\x18\x16 \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x17 \x01(\x03H\x11\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB\r\n\x0b_detokenizeB\x19\n\x17_truncate_prompt_tokens\"\x90\x01\n\x10GenerateResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"\x96\x01\n\x16GenerateStreamResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\"V\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"\x9b\x02\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.blora.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\rH\x00\x12\r\n\x05\x65rror\x18\t \x01(\tB\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"g\n\x10PositionLogprobs\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.blora.v1.TokenLogprob\x12,\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x16.blora.v1.TokenLogprob\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04text\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rankB\x07\n\x05_text*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xad\x01\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.blora.v1.GenerateRequest\x1a\x1a.blora.v1.GenerateResponse\x12U\n\x0eGenerateStream\x12\x1f.blora.v1.GenerateStreamRequest\x1a .blora.v1.GenerateStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62lora/v1/generation.proto\x12\x08\x62lora.v1\x1a\x17google/rpc/status.proto\"\xdd\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.blora.v1.TokenIdsH\x00\x12&\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x16.blora.v1.ChatMessagesH\x00\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.blora.v1.SamplingParams\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32\x14.blora.v1.AdapterUse\x12$\n\x17max_first_token_seconds\x18\n \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06promptB\x1a\n\x18_max_first_token_seconds\"C\n\x15GenerateStreamRequest\x12*\n\x07request\x18\x01 \x01(\x0b\x32\x19.blora.v1.GenerateRequest\"B\n\x14\x42\x61tchGenerateRequest\x12*\n\x07request\x18\x01 \x01(\x0b\x32\x19.blora.v1.GenerateRequest\"\x85\x01\n\x15\x42\x61tchGenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.blora.v1.GenerateResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xd8\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x16.blora.v1.ChatMessagesH\x00\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x14.blora.v1.AdapterUse\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12\x12\n\nwith_texts\x18\x06 \x01(\x08\x42\x08\n\x06promptB\x15\n\x13_add_special_tokens\"K\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\"|\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x02 \x01(\t\x12&\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x14.blora.v1.AdapterUse\x12\x1b\n\x13skip_special_tokens\x18\x04 \x01(\x08\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"8\n\nAdapterUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe8\x01\n\x0c\x43hatMessages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.blora.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x03 \x01(\t\x12$\n\x1c\x63hat_template_content_format\x18\x04 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x06 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"\xc4\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12$\n\x05parts\x18\x03 \x03(\x0b\x32\x15.blora.v1.ContentPart\x12\x11\n\x04name\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x12\n\ntool_calls\x18\x05 \x03(\t\x12\x19\n\x0ctool_call_id\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cother_fields\x18\x07 \x01(\tB\x07\n\x05_nameB\x0f\n\r_tool_call_id\"?\n\x0b\x43ontentPart\x12\x11\n\x04text\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0cother_fields\x18\x02 \x01(\tB\x07\n\x05_text\"\xce\x08\n\x0eSamplingParams\x12\x0e\n\x01n\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.blora.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\'\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x17\n\nignore_eos\x18\x10 \x01(\x08H\x0c\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x0e\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x13 \x01(\x08H\x0f\x88\x01\x01\x12\x17\n\ndetokenize\x18\x14 \x01(\x08H\x10\x88\x01\x01\x12\x19\n\x11\x61llowed_token_ids\x18\x15 \x03(\r\x12\x11\n\tbad_words\x18\x16 \x03(\t\x12#\n\x16truncate_prompt_tokens\x18\x17 \x01(\x03H\x11\x88\x01\x01\x12\x37\n\x12structured_outputs\x18\x18 \x01(\x0b\x32\x1b.blora.v1.StructuredOutputs\x12\x1c\n\x0fstream_interval\x18\x19 \x01(\x03H\x12\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x04\n\x02_nB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x1d\n\x1b_include_stop_str_in_outputB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB\r\n\x0b_detokenizeB\x19\n\x17_truncate_prompt_tokensB\x12\n\x10_stream_interval\"\xaa\x02\n\x11StructuredOutputs\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12#\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x11.blora.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x12\x18\n\x0estructural_tag\x18\x06 \x01(\tH\x00\x12\x1e\n\x16\x64isable_any_whitespace\x18\x07 \x01(\x08\x12%\n\x1d\x64isable_additional_properties\x18\x08 \x01(\x08\x12\x1f\n\x12whitespace_pattern\x18\t \x01(\tH\x01\x88\x01\x01\x42\x0c\n\nconstraintB\x15\n\x13_whitespace_pattern\"\x1a\n\x07\x43hoices\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\xb4\x01\n\x10GenerateResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\"\n\x07timings\x18\x04 \x01(\x0b\x32\x11.blora.v1.Timings\"\xba\x01\n\x16GenerateStreamResponse\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x14.blora.v1.PromptInfo\x12!\n\x07samples\x18\x02 \x03(\x0b\x32\x10.blora.v1.Sample\x12\x33\n\x0fprompt_logprobs\x18\x03 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\"\n\x07timings\x18\x04 \x01(\x0b\x32\x11.blora.v1.Timings\"V\n\nPromptInfo\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x19\n\x11num_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x03 \x01(\r\"o\n\x07Timings\x12\x16\n\x0equeued_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x1b\n\x13\x66irst_token_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\"\x9b\x02\n\x06Sample\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12,\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1a.blora.v1.PositionLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12-\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x16.blora.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\rH\x00\x12\r\n\x05\x65rror\x18\t \x01(\tB\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"g\n\x10PositionLogprobs\x12%\n\x05token\x18\x01 \x01(\x0b\x32\x16.blora.v1.TokenLogprob\x12,\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\x16.blora.v1.TokenLogprob\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04text\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rankB\x07\n\x05_text*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\x8f\x03\n\x11GenerationService\x12\x41\n\x08Generate\x12\x19.blora.v1.GenerateRequest\x1a\x1a.blora.v1.GenerateResponse\x12U\n\x0eGenerateStream\x12\x1f.blora.v1.GenerateStreamRequest\x1a .blora.v1.GenerateStreamResponse0\x01\x12T\n\rBatchGenerate\x12\x1e.blora.v1.BatchGenerateRequest\x1a\x1f.blora.v1.BatchGenerateResponse(\x01\x30\x01\x12\x41\n\x08Tokenize\x12\x19.blora.v1.TokenizeRequest\x1a\x1a.blora.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.blora.v1.DetokenizeRequest\x1a\x1c.blora.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,38 +35,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2990
-  _globals['_FINISHREASON']._serialized_end=3135
-  _globals['_GENERATEREQUEST']._serialized_start=40
-  _globals['_GENERATEREQUEST']._serialized_end=389
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=391
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=458
-  _globals['_ADAPTERUSE']._serialized_start=460
-  _globals['_ADAPTERUSE']._serialized_end=516
-  _globals['_TOKENIDS']._serialized_start=518
-  _globals['_TOKENIDS']._serialized_end=541
-  _globals['_CHATMESSAGES']._serialized_start=544
-  _globals['_CHATMESSAGES']._serialized_end=822
-  _globals['_CHATMESSAGE']._serialized_start=825
-  _globals['_CHATMESSAGE']._serialized_end=1021
-  _globals['_CONTENTPART']._serialized_start=1023
-  _globals['_CONTENTPART']._serialized_end=1086
-  _globals['_SAMPLINGPARAMS']._serialized_start=1089
-  _globals['_SAMPLINGPARAMS']._serialized_end=2084
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1734
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1782
-  _globals['_GENERATERESPONSE']._serialized_start=2087
-  _globals['_GENERATERESPONSE']._serialized_end=2231
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=2234
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=2384
-  _globals['_PROMPTINFO']._serialized_start=2386
-  _globals['_PROMPTINFO']._serialized_end=2472
-  _globals['_SAMPLE']._serialized_start=2475
-  _globals['_SAMPLE']._serialized_end=2758
-  _globals['_POSITIONLOGPROBS']._serialized_start=2760
-  _globals['_POSITIONLOGPROBS']._serialized_end=2863
-  _globals['_TOKENLOGPROB']._serialized_start=2865
-  _globals['_TOKENLOGPROB']._serialized_end=2987
-  _globals['_GENERATIONSERVICE']._serialized_start=3138
-  _globals['_GENERATIONSERVICE']._serialized_end=3311
+  _globals['_FINISHREASON']._serialized_start=4252
+  _globals['_FINISHREASON']._serialized_end=4397
+  _globals['_GENERATEREQUEST']._serialized_start=65
+  _globals['_GENERATEREQUEST']._serialized_end=414
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=416
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=483
+  _globals['_BATCHGENERATEREQUEST']._serialized_start=485
+  _globals['_BATCHGENERATEREQUEST']._serialized_end=551
+  _globals['_BATCHGENERATERESPONSE']._serialized_start=554
+  _globals['_BATCHGENERATERESPONSE']._serialized_end=687
+  _globals['_TOKENIZEREQUEST']._serialized_start=690
+  _globals['_TOKENIZEREQUEST']._serialized_end=906
+  _globals['_TOKENIZERESPONSE']._serialized_start=908
+  _globals['_TOKENIZERESPONSE']._serialized_end=983
+  _globals['_DETOKENIZEREQUEST']._serialized_start=985
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1109
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1111
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1145
+  _globals['_ADAPTERUSE']._serialized_start=1147
+  _globals['_ADAPTERUSE']._serialized_end=1203
+  _globals['_TOKENIDS']._serialized_start=1205
+  _globals['_TOKENIDS']._serialized_end=1228
+  _globals['_CHATMESSAGES']._serialized_start=1231
+  _globals['_CHATMESSAGES']._serialized_end=1463
+  _globals['_CHATMESSAGE']._serialized_start=1466
+  _globals['_CHATMESSAGE']._serialized_end=1662
+  _globals['_CONTENTPART']._serialized_start=1664
+  _globals['_CONTENTPART']._serialized_end=1727
+  _globals['_SAMPLINGPARAMS']._serialized_start=1730
+  _globals['_SAMPLINGPARAMS']._serialized_end=2832
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=2462
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=2510
+  _globals['_STRUCTUREDOUTPUTS']._serialized_start=2835
+  _globals['_STRUCTUREDOUTPUTS']._serialized_end=3133
+  _globals['_CHOICES']._serialized_start=3135
+  _globals['_CHOICES']._serialized_end=3161
+  _globals['_GENERATERESPONSE']._serialized_start=3164
+  _globals['_GENERATERESPONSE']._serialized_end=3344
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=3347
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=3533
+  _globals['_PROMPTINFO']._serialized_start=3535
+  _globals['_PROMPTINFO']._serialized_end=3621
+  _globals['_TIMINGS']._serialized_start=3623
+  _globals['_TIMINGS']._serialized_end=3734
+  _globals['_SAMPLE']._serialized_start=3737
+  _globals['_SAMPLE']._serialized_end=4020
+  _globals['_POSITIONLOGPROBS']._serialized_start=4022
+  _globals['_POSITIONLOGPROBS']._serialized_end=4125
+  _globals['_TOKENLOGPROB']._serialized_start=4127
+  _globals['_TOKENLOGPROB']._serialized_end=4249
+  _globals['_GENERATIONSERVICE']._serialized_start=4400
+  _globals['_GENERATIONSERVICE']._serialized_end=4799
 # @@protoc_insertion_point(module_scope)

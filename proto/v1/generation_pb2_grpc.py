@@ -29,7 +29,7 @@ if _version_not_supported:
 class GenerationServiceStub:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take a GenerateRequest and fail alike:
+    Generate and GenerateStream take a GenerateRequest and fail alike, and so does each request of BatchGenerate:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -40,9 +40,14 @@ class GenerationServiceStub:
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
+    UNAUTHENTICATED     the server asks who calls, and the call's authorization is missing or unknown
+    PERMISSION_DENIED   the caller may not do this
     INTERNAL            every sample failed, or the server has a fault
+    The status details of every failure have a google.rpc.ErrorInfo with the domain "blora" and a reason, which is the name
+    of the error such as "QUEUE_FULL"; INVALID_ARGUMENT has a google.rpc.BadRequest that names the field.
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
-    characters.
+    characters. authorization is "Bearer " and a token, where the server asks who calls. traceparent and tracestate (W3C
+    Trace Context) make the request a part of the caller's trace. The deadline of the call is that of the whole answer.
     A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
@@ -62,12 +67,27 @@ class GenerationServiceStub:
                 request_serializer=blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.BatchGenerate = channel.stream_stream(
+                '/blora.v1.GenerationService/BatchGenerate',
+                request_serializer=blora_dot_v1_dot_generation__pb2.BatchGenerateRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_generation__pb2.BatchGenerateResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/blora.v1.GenerationService/Tokenize',
+                request_serializer=blora_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/blora.v1.GenerationService/Detokenize',
+                request_serializer=blora_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=blora_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take a GenerateRequest and fail alike:
+    Generate and GenerateStream take a GenerateRequest and fail alike, and so does each request of BatchGenerate:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -78,9 +98,14 @@ class GenerationServiceServicer:
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
+    UNAUTHENTICATED     the server asks who calls, and the call's authorization is missing or unknown
+    PERMISSION_DENIED   the caller may not do this
     INTERNAL            every sample failed, or the server has a fault
+    The status details of every failure have a google.rpc.ErrorInfo with the domain "blora" and a reason, which is the name
+    of the error such as "QUEUE_FULL"; INVALID_ARGUMENT has a google.rpc.BadRequest that names the field.
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
-    characters.
+    characters. authorization is "Bearer " and a token, where the server asks who calls. traceparent and tracestate (W3C
+    Trace Context) make the request a part of the caller's trace. The deadline of the call is that of the whole answer.
     A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
@@ -99,6 +124,33 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchGenerate(self, request_iterator, context):
+        """Answers any number of requests, each when it is finished, in any order. A request that fails has a status of its
+        own, and the others go on. Up to 128 run at once, as as many calls of Generate would; the server reads the next one
+        when one of them has been answered. A stream of requests and no list of them: no message grows with the batch, and
+        a client that sends faster than the server works, or reads slower, is held back by gRPC's flow control. The
+        deadline of the call is for all requests.
+        INVALID_ARGUMENT    what came is no message; a message without a request is a failure of its own
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Returns the tokens that a prompt has for the engine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Returns the text of tokens.
+        INVALID_ARGUMENT    there are more tokens than the model's length, or one is none of the vocabulary
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +164,21 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     request_deserializer=blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.FromString,
                     response_serializer=blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
             ),
+            'BatchGenerate': grpc.stream_stream_rpc_method_handler(
+                    servicer.BatchGenerate,
+                    request_deserializer=blora_dot_v1_dot_generation__pb2.BatchGenerateRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_generation__pb2.BatchGenerateResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=blora_dot_v1_dot_generation__pb2.TokenizeRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_generation__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=blora_dot_v1_dot_generation__pb2.DetokenizeRequest.FromString,
+                    response_serializer=blora_dot_v1_dot_generation__pb2.DetokenizeResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'blora.v1.GenerationService', rpc_method_handlers)
@@ -123,7 +190,7 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 class GenerationService:
     """Generates text and tokens, with the base model or with any loaded adapter.
 
-    Both RPCs take a GenerateRequest and fail alike:
+    Generate and GenerateStream take a GenerateRequest and fail alike, and so does each request of BatchGenerate:
     INVALID_ARGUMENT    the request can never be served as it is; the message says which field is wrong, and why
     NOT_FOUND           no adapter is loaded under this name (nothing falls back to the base model)
     FAILED_PRECONDITION the adapter cannot be used
@@ -134,9 +201,14 @@ class GenerationService:
     DEADLINE_EXCEEDED   the deadline has passed
     UNAVAILABLE         the engine is starting or draining, or has ended and cannot be started again; try again, or try
     another server. While another engine takes over, requests wait
+    UNAUTHENTICATED     the server asks who calls, and the call's authorization is missing or unknown
+    PERMISSION_DENIED   the caller may not do this
     INTERNAL            every sample failed, or the server has a fault
+    The status details of every failure have a google.rpc.ErrorInfo with the domain "blora" and a reason, which is the name
+    of the error such as "QUEUE_FULL"; INVALID_ARGUMENT has a google.rpc.BadRequest that names the field.
     Metadata: x-tenant-id names the tenant from whose fair share of service the request is served; printable, at most 128
-    characters.
+    characters. authorization is "Bearer " and a token, where the server asks who calls. traceparent and tracestate (W3C
+    Trace Context) make the request a part of the caller's trace. The deadline of the call is that of the whole answer.
     A cancelled RPC, an expired deadline or a lost connection ends the request and frees its memory.
     """
 
@@ -184,6 +256,87 @@ class GenerationService:
             '/blora.v1.GenerationService/GenerateStream',
             blora_dot_v1_dot_generation__pb2.GenerateStreamRequest.SerializeToString,
             blora_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGenerate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/blora.v1.GenerationService/BatchGenerate',
+            blora_dot_v1_dot_generation__pb2.BatchGenerateRequest.SerializeToString,
+            blora_dot_v1_dot_generation__pb2.BatchGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blora.v1.GenerationService/Tokenize',
+            blora_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+            blora_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/blora.v1.GenerationService/Detokenize',
+            blora_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+            blora_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

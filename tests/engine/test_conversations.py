@@ -17,7 +17,7 @@ from blora.engine import LLM, AsyncLLM, Chat, InvalidRequest, SamplingParams
 from blora.engine.server import convert
 from blora.engine.text.tokenizer import load_tokenizer
 from blora.engine.text.wire_chat import MAX_ITEMS, MAX_JSON
-from blora.proto import client as clients
+from blora.proto import calls
 from blora.proto.client import Client
 from blora.proto.v1 import generation_pb2
 from blora.scheduler import RequestOutputKind
@@ -27,7 +27,6 @@ HI = {"role": "user", "content": "Hi"}
 ADD = {"name": "add", "description": "Adds numbers.", "parameters": {"type": "object", "required": ["b", "a"]}}
 TOOL = {"type": "function", "function": ADD}
 SHOW_ALL = "{% for m in messages %}{{ m | tojson }}\n{% endfor %}{{ tools | tojson }}{{ x | default('-') | tojson }}"
-SHOW_PARTS = "{% for m in messages %}{% for part in m.content %}{{ part | tojson }}{% endfor %}|{% endfor %}"
 
 
 def call(arguments: Any, **fields: Any) -> dict[str, Any]:
@@ -50,9 +49,9 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     (said(content=[{"type": "text", "text": "a"}, {"text": ""}]), {}),
     (said(content=({"text": "a", "cache_control": {"type": "ephemeral"}, "type": "input_text"},)), {}),
     (said(content=[{"type": "refusal", "refusal": "no"}]), {}),
-    (said(content="a"), {"chat_template": SHOW_PARTS}),
-    (said(content=None), {"chat_template": SHOW_PARTS}),
-    (said(content=["a", {"text": "b", "n": 1}]), {"chat_template": SHOW_PARTS}),
+    (said(content="a"), {}),
+    (said(content=None), {}),
+    (said(content=["a", {"text": "b", "n": 1}]), {}),
     (said(content=["a", "b"]), {"chat_template_content_format": "openai"}),
     ([{"role": "user", "content": "a", "name": "Ann"}, {"role": "user", "content": "b", "name": ""}], {}),
     (said(tool_calls=[call('{"b": 1, "a": [2.5, null, true]}')]), {}),
@@ -70,14 +69,12 @@ CONVERSATIONS: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
     ([HI], {"tools": []}),
     ([HI], {"chat_template_kwargs": {"x": {"b": [False, None, 3], "a": "é"}, "enable_thinking": False}}),
     ([HI], {"add_generation_prompt": False}),
-    (said(content="and so on "), {"add_generation_prompt": False, "continue_final_message": True,
-                                  "chat_template": "{% for m in messages %}<{{ m.content }}>{% endfor %}"}),
-    ([HI], {"tools": [TOOL], "chat_template": "{{ eos_token }}{{ tools[0].function.name }}"}),
+    (said(content="and so on "), {"add_generation_prompt": False, "continue_final_message": True}),
 ]  # fmt: skip
 
 
 def over_the_wire(prompt: Any, options: dict[str, Any]) -> dict[str, Any]:
-    request = clients._generate_request(prompt, None, "", 0, "", options)
+    request = calls.generate_request(prompt, None, **options)
     received = convert.parse(generation_pb2.GenerateRequest, request.SerializeToString())
     return converted(received)
 
@@ -136,7 +133,6 @@ OPTIONS = st.fixed_dictionaries(
     {},
     optional={
         "tools": ANYTHING | st.lists(st.dictionaries(TEXTS, ANYTHING, max_size=2), max_size=2),
-        "chat_template": st.none() | TEXTS,
         "chat_template_kwargs": ANYTHING,
         "add_generation_prompt": st.none() | st.booleans(),
         "continue_final_message": st.none() | st.booleans(),
@@ -200,18 +196,17 @@ def prompt_over(address: str, messages: Any, options: dict[str, Any]) -> list[in
         ([HI], {"tools": [print]}, r"tools\[0\]"),
         ([HI], {"tools": {"a": 1}}, "tools"),
         ([HI], {"chat_template_kwargs": {"a": b"x"}}, r"chat_template_kwargs\.a"),
-        ([HI], {"chat_template": 5}, "chat_template: "),
+        ([HI], {"chat_template": "a"}, "chat_template: "),  # in process only
         ([HI], {"continue_final_message": "content"}, "continue_final_message: "),
         ([HI], {"tool": []}, "tool: "),
         ("Hi", {"tools": [TOOL]}, "tools: "),
-        ([1, 2], {"chat_template": "a"}, "chat_template: "),
         ({"messages": [HI], "tool": []}, {}, "tool: "),
     ],
     ids=lambda value: f"{value!r:.60}",
 )
 def test_what_a_client_cannot_send_is_named(messages: Any, options: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}"):
-        clients._generate_request(messages, None, "", 0, "", options)
+        calls.generate_request(messages, None, **options)
 
 
 @pytest.mark.parametrize(
@@ -249,11 +244,8 @@ def test_a_faulty_conversation_is_an_invalid_argument_over_grpc(model: Path) -> 
     faulty: list[tuple[Any, dict[str, Any], str]] = [
         ([HI | {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}, "image_url"),
         ([HI], {"continue_final_message": True}, "continue_final_message: "),
-        ([HI], {"chat_template": "{% if %}"}, "chat_template: the chat template is not valid"),
-        ([HI], {"chat_template": "{{ ''.__class__ }}{{ 1 / 0 }}"}, "messages: the chat template refuses them"),
         ([HI], {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs: .messages"),
         ([HI], {"chat_template_content_format": "html"}, "chat_template_content_format: "),
-        ([HI], {"chat_template": "x" * 65537}, "chat_template: has 65537 characters"),
     ]
 
     def ask(address: str, messages: Any, options: dict[str, Any]) -> None:

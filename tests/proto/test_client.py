@@ -3,6 +3,7 @@
 The tests in tests/engine/server use the rest of the client.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import grpc
 import pytest
 
-from blora.proto import client
+from blora.proto import calls, client
 from blora.proto.v1 import generation_pb2
 
 HEAVY = ["torch", "transformers", "numpy", "blora.engine", "blora.scheduler", "blora.adapters"]
@@ -27,18 +28,18 @@ def test_a_client_imports_nothing_of_the_engine():
     [("text", "text"), ([1, 2], "token_ids"), ((), "token_ids"), ([{"role": "user", "content": "hi"}], "chat")],
 )
 def test_prompts(prompt, kind):
-    request = generation_pb2.GenerateRequest(**client._prompt_fields(prompt))
+    request = generation_pb2.GenerateRequest(**calls._prompt_fields(prompt))
     assert request.WhichOneof("prompt") == kind
 
 
 def test_none_is_not_given():
-    sampling = client._sampling({"seed": None, "n": 1})
+    sampling = calls._sampling({"seed": None, "n": 1})
     assert [field.name for field, _ in sampling.ListFields()] == ["n"]
 
 
 def test_an_unknown_sampling_parameter_is_refused():
     with pytest.raises(ValueError, match="tmeperature"):
-        client._sampling({"tmeperature": 1.0})
+        calls._sampling({"tmeperature": 1.0})
 
 
 def test_a_server_that_is_not_there():
@@ -53,7 +54,19 @@ def test_a_server_that_is_not_there():
 )
 def test_a_value_that_no_message_can_hold_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=f"^{name}: "):
-        client._sampling({"temperature": 0.0, name: value})
+        calls._sampling({"temperature": 0.0, name: value})
+
+
+def test_structured_outputs_are_given_as_values():
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    message = calls._sampling({"structured_outputs": {"json": schema, "disable_any_whitespace": True}})
+    assert json.loads(message.structured_outputs.json) == schema and message.structured_outputs.disable_any_whitespace
+    assert list(calls._sampling({"structured_outputs": {"choice": ["a", "b"]}}).structured_outputs.choice.choices) == [
+        *("a", "b")
+    ]
+    for value in ("{}", {"jsn": {}}, {"choice": "yes"}, {"json": {"a": {1}}}):
+        with pytest.raises(ValueError, match="^structured_outputs: "):
+            calls._sampling({"structured_outputs": value})
 
 
 def test_only_none_is_the_base_model():

@@ -27,12 +27,12 @@ def test_stubs_are_imported_by_their_full_name():
 def test_services_and_methods():
     services = {service.name: service for file in FILES for service in file.services_by_name.values()}
     assert {name: [method.name for method in service.methods] for name, service in services.items()} == {
-        "GenerationService": ["Generate", "GenerateStream"],
+        "GenerationService": ["Generate", "GenerateStream", "BatchGenerate", "Tokenize", "Detokenize"],
         "AdapterService": [
             *("LoadAdapter", "UploadAdapter", "InspectAdapter", "ActivateAdapter", "WarmAdapter"),
             *("UnloadAdapter", "ListAdapters", "GetAdapter", "PinAdapter", "WatchAdapters"),
         ],
-        "EngineService": ["GetInfo", "Abort"],
+        "EngineService": ["GetInfo", "WatchLoad", "Abort"],
     }
     answers = [method.output_type.name for service in services.values() for method in service.methods]
     assert len(set(answers)) == len(answers) and all(name.endswith("Response") for name in answers)

@@ -18,7 +18,6 @@ STREAMS, TOKENS = 8, 300
 ROUNDS = 5
 OPTIONS = ("--memory", "512MB", "--block-size", "16", "--threads", "1", "--max-num-batched-tokens", "512")
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
-SLOW_TEMPLATE = "{% for a in range(100000) %}{% for b in range(100000) %}{{ b }}{% endfor %}{% endfor %}"
 # Costs as much as the conversation is long, so that a short one shows nothing when the adapter is loaded.
 COSTLY_TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}{% for k in range(50) %}{% endfor %}{% endfor %}"
@@ -47,9 +46,6 @@ CASES: Cases = {
     "text of 20,000 letters": lambda client: client.generate(_prompt_of(20_000), max_tokens=1),
     "90 kB of chat": lambda client: client.generate(_chat(30, 90_000), max_tokens=1),
     "1,000 messages of chat": lambda client: client.generate(_chat(1000, 60_000), max_tokens=1),
-    "a template that never ends": lambda client: client.generate(
-        _chat(1, 9), max_tokens=1, chat_template=SLOW_TEMPLATE
-    ),
     "an adapter's costly template": lambda client: client.generate(_chat(1, 30_000), "slow", max_tokens=1),
     "n=16 with 20 logprobs": lambda client: client.generate(
         "x", n=16, logprobs=20, max_tokens=60, temperature=1.0, seed=1, ignore_eos=True

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from fake_llm import INFO, FakeLLM, adapter_info, run, running, running_http
+from fake_llm import INFO, LOAD, FakeLLM, adapter_info, run, running, running_http
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from blora.engine.identity.filed_identities import FiledIdentities
@@ -64,6 +64,10 @@ MATRIX = [
         generation_pb2.GenerateStreamRequest(request=generation_pb2.GenerateRequest(text="a")),
         (OK, OK, OK),
     ),
+    (G, "BatchGenerate", [generation_pb2.BatchGenerateRequest(request={"text": "a"})], (OK, OK, OK)),
+    (G, "Tokenize", generation_pb2.TokenizeRequest(text="a", adapter=OWN), (NOT_FOUND, OK, OK)),
+    (G, "Detokenize", generation_pb2.DetokenizeRequest(token_ids=[97], adapter=SECRET), (NOT_FOUND, NOT_FOUND, OK)),
+    (E, "WatchLoad", engine_pb2.WatchLoadRequest(), (DENIED, DENIED, OK)),
     (A, "LoadAdapter", named(adapters_pb2.LoadAdapterRequest, "builder/new", path="/x"), (DENIED, DENIED, OK)),
     (A, "UploadAdapter", UPLOAD, (DENIED, OK, OK)),
     (A, "InspectAdapter", adapters_pb2.InspectAdapterRequest(path="/x"), (DENIED, DENIED, OK)),
@@ -90,7 +94,7 @@ for rpc, message in {
         asked.CopyFrom(message)
         asked.name = name
         MATRIX.append((A, rpc, asked, codes))
-STREAMED = ("GenerateStream", "WatchAdapters")
+STREAMED = ("GenerateStream", "WatchAdapters", "WatchLoad")
 
 
 @pytest.fixture
@@ -112,6 +116,9 @@ class ThreeAdapters(FakeLLM):
         self.adapters["secret/two@1"] = adapter_info("secret/two@1")
         self.adapters[OWN] = replace(adapter_info(OWN), owner="builder", num_requests=2, resident=True)
         self.adapters[PUBLIC] = replace(self.adapters[PUBLIC], num_requests=5, resident=True, pinned=True)
+
+    async def watch_load(self, _=1.0):
+        yield LOAD
 
     async def watch_adapters(self):
         yield AdapterSnapshot(6, tuple(await self.list_adapters()))

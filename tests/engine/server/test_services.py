@@ -13,15 +13,25 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from blora.adapters.report import AdapterReport, LayerReport, ModuleReport
 from blora.engine.adapter_store.source import FILE_PATTERNS
 from blora.engine.front_end.validator import UNSERVED
-from blora.engine.outputs import AdapterEvent, AdapterInfo, AdapterUsage, AdapterVersion, EngineInfo
+from blora.engine.outputs import (
+    AdapterEvent,
+    AdapterInfo,
+    AdapterUsage,
+    AdapterVersion,
+    EngineInfo,
+    LoadSnapshot,
+    Tokens,
+)
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
-from blora.proto.client import CONFIG_FILE, DIVIDED_WEIGHTS, TOKENIZER_FILES, WEIGHTS_FILE
+from blora.proto import results
+from blora.proto.calls import CONFIG_FILE, DIVIDED_WEIGHTS, TOKENIZER_FILES, WEIGHTS_FILE
 from blora.proto.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, generation_pb2
-from blora.scheduler import SamplingParams
+from blora.scheduler import SamplingParams, StructuredOutputsParams
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+REPORT_READ = results.read(results.AdapterReport, convert.report(REPORT))
 NAMES = {servicer.NAME for servicer in (GenerationServicer, AdapterServicer, EngineServicer)}
 
 
@@ -29,7 +39,7 @@ def test_an_adapters_life():
     def question(client):
         loaded = client.load_adapter("bob", "/adapters/bob", pinned=True)
         assert (loaded.name, loaded.path, loaded.pinned) == ("bob", "/adapters/bob", True)
-        assert loaded.report == convert.report(REPORT) and not client.get_adapter("bob").HasField("report")
+        assert loaded.report == REPORT_READ and client.get_adapter("bob").report is None
         assert [adapter.name for adapter in client.list_adapters()] == ["alice", "bob"]
         assert not client.pin_adapter("bob", pinned=False).pinned
         assert client.pin_adapter("bob").pinned
@@ -54,8 +64,8 @@ def test_thousands_of_adapters_are_one_answer():
         return next(client.watch_adapters())
 
     first = ask(watch, llm)
-    assert [adapter.name for adapter in first.snapshot.adapters] == names
-    assert first.snapshot.adapters[7] == convert.adapter(llm.adapters["0007"])
+    assert [adapter.name for adapter in first.adapters] == names
+    assert first.adapters[7] == results.read(results.AdapterInfo, convert.adapter(llm.adapters["0007"]), report=None)
 
 
 def test_adapters_are_listed_by_name():
@@ -79,7 +89,7 @@ def test_an_upload_sends_the_files_of_a_folder(tmp_path):
     llm = FakeLLM()
     adapter = ask(lambda client: client.upload_adapter("bob", tmp_path, pinned=True), llm)
     assert (adapter.name, adapter.path, adapter.pinned) == ("bob", "upload:bob", True)
-    assert adapter.report == convert.report(REPORT)
+    assert adapter.report == REPORT_READ
     files, content = llm.uploaded
     assert content == b"".join(contents.values())
     assert [(file.name, file.num_bytes) for file in files] == [(name, len(c)) for name, c in contents.items()]
@@ -125,21 +135,19 @@ def test_a_router_gets_a_snapshot_and_then_events():
 
     first, second = ask(question)
     assert (first.revision, second.revision) == (6, 7)
-    assert [adapter.name for adapter in first.snapshot.adapters] == ["alice"]
-    assert second.event.kind == adapters_pb2.ADAPTER_EVENT_KIND_REMOVED
-    assert (second.event.name, second.event.version, second.event.digest) == ("alice", 2, "ab" * 32)
+    assert [adapter.name for adapter in first.adapters] == ["alice"]
+    assert second == results.AdapterEvent(7, "removed", "alice", 2, "ab" * 32)
 
 
 def test_a_report_comes_with_a_load_and_without_one():
     def question(client):
         loaded = client.load_adapter("bob", "/adapters/bob")
-        assert loaded.report == convert.report(REPORT)
-        loaded.ClearField("report")
-        assert loaded == client.get_adapter("bob")
+        assert loaded.report == REPORT_READ
+        assert replace(loaded, report=None) == client.get_adapter("bob")
         return client.inspect_adapter(REPORT.path), client.inspect_adapter("/adapters/bad")
 
     good, bad = ask(question)
-    assert good == convert.report(REPORT)
+    assert good == REPORT_READ
     assert list(bad.problems) == ["a tensor is missing", "so is another"] and not bad.digest
 
 
@@ -199,7 +207,6 @@ def test_abort_passes_the_ids_on():
 IN_PROCESS = {
     "structured_outputs",
     "output_kind",
-    "stream_interval",
     "spaces_between_special_tokens",
     "skip_clone",
     "skip_reading_prefix_cache",
@@ -210,7 +217,7 @@ IN_PROCESS = {
 @pytest.mark.parametrize(
     ("message", "ours", "ours_alone"),
     [
-        (adapters_pb2.Adapter, AdapterInfo, set()),
+        (adapters_pb2.Adapter, AdapterInfo, {"report"}),
         (adapters_pb2.AdapterVersion, AdapterVersion, set()),
         (adapters_pb2.AdapterUsage, AdapterUsage, set()),
         (adapters_pb2.AdapterEvent, AdapterEvent, {"revision"}),
@@ -218,7 +225,10 @@ IN_PROCESS = {
         (adapters_pb2.ModuleReport, ModuleReport, set()),
         (adapters_pb2.LayerReport, LayerReport, set()),
         (engine_pb2.GetInfoResponse, EngineInfo, set()),
-        (generation_pb2.SamplingParams, SamplingParams, {*IN_PROCESS, *UNSERVED}),
+        (engine_pb2.WatchLoadResponse, LoadSnapshot, set()),
+        (generation_pb2.TokenizeResponse, Tokens, set()),
+        (generation_pb2.StructuredOutputs, StructuredOutputsParams, set()),
+        (generation_pb2.SamplingParams, SamplingParams, {*IN_PROCESS, *UNSERVED} - {"structured_outputs"}),
     ],
 )
 def test_messages_have_the_fields_of_our_types(message, ours, ours_alone):

@@ -100,8 +100,11 @@ def test_bytes_that_are_no_message_are_the_clients_mistake(data):
 
 
 def test_text_that_is_no_text_is_the_clients_mistake():
-    generate = [method for method in METHODS if "Generate" in method]
-    assert set(run(_codes(generate, b"\x12\x02\xff\xfe")).values()) == {grpc.StatusCode.INVALID_ARGUMENT}
+    text = b"\x12\x02\xff\xfe"
+    inner = ["/blora.v1.GenerationService/GenerateStream", "/blora.v1.GenerationService/BatchGenerate"]
+    codes = run(_codes(["/blora.v1.GenerationService/Generate"], text))
+    codes |= run(_codes(inner, b"\x0a\x04" + text))
+    assert set(codes.values()) == {grpc.StatusCode.INVALID_ARGUMENT}
 
 
 async def _codes(methods, data):
