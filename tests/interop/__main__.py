@@ -10,9 +10,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,8 @@ class Address:
     http: str
 
 
-def openai(address: Address) -> list[Any]:
-    return [environments.python(), PROGRAMS / "openai_client.py", address.http, MODEL, ADAPTER]
-
-
-def litellm(address: Address) -> list[Any]:
-    return [environments.python(), PROGRAMS / "litellm_client.py", address.http, MODEL, ADAPTER]
+def in_python(program: str, address: Address) -> list[Any]:
+    return [environments.python(), PROGRAMS / program, address.http, MODEL, ADAPTER]
 
 
 def vllm_bench(address: Address) -> list[Any]:
@@ -49,18 +46,24 @@ def vllm_bench(address: Address) -> list[Any]:
     return [sys.executable, PROGRAMS / "vllm_bench.py", *load]
 
 
-def node(address: Address) -> list[Any] | None:
-    if environments.node_modules() is None:
-        return None
-    return ["node", PROGRAMS / "node_grpc.cjs", address.grpc, MODEL, ADAPTER]
+def in_node(program: str, address: str) -> list[Any] | None:
+    return None if environments.node_modules() is None else ["node", PROGRAMS / program, address, MODEL, ADAPTER]
 
 
 # Name -> title, and the command, or None where the machine cannot run it.
-CLIENTS = {
-    "openai": (f"OpenAI's client, {environments.OPENAI}", openai),
-    "litellm": (f"LiteLLM, {environments.LITELLM}", litellm),
+CLIENTS: dict[str, tuple[str, Callable[[Address], list[Any] | None]]] = {
+    "openai": (f"OpenAI's client, {environments.OPENAI}", partial(in_python, "openai_client.py")),
+    "litellm": (f"LiteLLM, {environments.LITELLM}", partial(in_python, "litellm_client.py")),
+    "langchain": (f"LangChain, {environments.LANGCHAIN}", partial(in_python, "langchain_client.py")),
     "vllm-bench": (f"The load tester `vllm-rs bench serve`, {environments.VLLM}", vllm_bench),
-    "node": (f"Node over gRPC, by reflection, {environments.GRPC_JS}", node),
+    "node-openai": (
+        f"OpenAI's client in Node, {environments.OPENAI_JS}",
+        lambda address: in_node("node_openai.cjs", address.http),
+    ),
+    "node-grpc": (
+        f"Node over gRPC, by reflection, {environments.GRPC_JS}",
+        lambda address: in_node("node_grpc.cjs", address.grpc),
+    ),
 }
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache/interop"
 PYTHON = CACHE / "python"
-OPENAI, LITELLM = "openai==3.57.0", "litellm==1.110.2"
-PYTHON_PACKAGES = (OPENAI, LITELLM, "pydantic==2.14.4")
+OPENAI, LITELLM, LANGCHAIN = "openai==3.57.0", "litellm==1.110.2", "langchain-openai==1.7.4"
+PYTHON_PACKAGES = (OPENAI, LITELLM, LANGCHAIN, "pydantic==2.14.4")
 NODE = CACHE / "node"
-GRPC_JS = "@grpc/grpc-js@1.14.7"
-NODE_PACKAGES = (GRPC_JS, "grpc-js-reflection-client@1.4.2")
+GRPC_JS, OPENAI_JS = "@grpc/grpc-js@1.14.7", "openai@7.59.0"
+NODE_PACKAGES = (GRPC_JS, OPENAI_JS, "grpc-js-reflection-client@1.4.2")
 VLLM = "vllm==0.33.0"  # some hundred MB, of which one program is kept, which needs neither torch nor CUDA
 VLLM_PROGRAM = "vllm/vllm-rs"
 

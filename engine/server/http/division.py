@@ -36,7 +36,7 @@ def divide(site: Site, body: ChatBody, tokenizer: UserTokenizer, sampling: Sampl
     choice = ToolChoice.read(_read("tools", body), _read("tool_choice", body), body.parallel_tool_calls)
     has_template = tokenizer.chat_template is not None
     template = tokenizer.get_chat_template(tools=choice.tools or None) if has_template else None
-    form = AnswerForm.of(site.formats, template, choice, is_structured=sampling.structured_outputs is not None)
+    form = AnswerForm.of(site.formats, template, choice, is_structured=_is_ruled(sampling.structured_outputs))
     if form.is_plain():
         return None
     if choice.schema is not None:
@@ -44,6 +44,11 @@ def divide(site: Site, body: ChatBody, tokenizer: UserTokenizer, sampling: Sampl
     if form.hides_markers(tokenizer.all_special_tokens):
         sampling.skip_special_tokens = False
     return Division(form, tokenizer, body.include_reasoning is not False)
+
+
+def _is_ruled(params: StructuredOutputsParams | None) -> bool:
+    """Returns whether a text is ruled from its first token; tags rule what comes after they were written."""
+    return params is not None and params.structural_tag is None
 
 
 def _demanded(schema: Mapping[str, Any]) -> StructuredOutputsParams:

@@ -2,24 +2,10 @@
 // It asks the server's reflection for the services.
 const grpc = require("@grpc/grpc-js");
 const { GrpcReflection } = require("grpc-js-reflection-client");
+const { check, expect } = require("./checks.cjs");
 
 const [target, , adapter] = process.argv.slice(2);
 const insecure = grpc.credentials.createInsecure();
-
-async function check(what, look) {
-  let seen, isHeld = true;
-  try {
-    seen = await look();
-  } catch (error) {
-    [seen, isHeld] = [String(error), false];
-  }
-  console.log(JSON.stringify({ what, seen: String(seen).slice(0, 200), is_held: isHeld }));
-}
-
-function expect(isHeld, seen) {
-  if (!isHeld) throw new Error(`saw ${seen}`);
-  return seen;
-}
 
 const request = (fields) => ({ text: "One, two,", sampling: { max_tokens: 8, temperature: 0 }, ...fields });
 
