@@ -11,6 +11,7 @@ from fake_llm import HTTP, FakeLLM, run, running, running_http
 from blora.engine import errors
 from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.identity.identities import ApiKeys
+from blora.engine.server.access import Access
 from blora.engine.server.message_sizes import largest_body
 from blora.scheduler import RequestOutputKind
 
@@ -466,10 +467,10 @@ def test_formats_that_are_none(fields):
 
 
 def test_a_token_opens_all_but_the_probes():
-    identities = ApiKeys(["a-key-of-one-service"])
+    access = Access(identities=ApiKeys(["a-key-of-one-service"]))
 
     async def body():
-        async with running_http(FakeLLM(), identities=identities) as client:
+        async with running_http(FakeLLM(), access=access) as client:
             for path in ("/health", "/ping", "/version"):
                 assert (await client.get(path)).status_code == 200
             for path in ("/v1/models", "/metrics"):
@@ -490,7 +491,8 @@ def test_metrics():
 def test_metrics_may_be_open():
     async def body():
         options = replace(HTTP, shows_metrics=True, metrics_prefix="vllm")
-        async with running_http(FakeLLM(), options, identities=ApiKeys(["a-key-of-one-service"])) as client:
+        access = Access(identities=ApiKeys(["a-key-of-one-service"]))
+        async with running_http(FakeLLM(), options, access=access) as client:
             answer = await client.get("/metrics")
             return answer.status_code, "vllm:num_requests_running" in answer.text
 
