@@ -22,6 +22,7 @@ from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
 from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
+from .adapter_store.signers import AdapterSigners
 from .adapter_store.upload import UploadedFile
 from .arguments.engine_args import EngineArgs, engine_config
 from .arguments.unserved import TellsUnserved
@@ -143,7 +144,8 @@ class AsyncLLM(TellsUnserved):
     adapter_roots: folders, one of which has to hold each adapter loaded later; None allows any folder, and hub ids;
     adapter_hub allows hub ids beside the roots. adapter_upload_bytes: the most bytes of an uploaded adapter; 0 takes no
     uploads. adapter_watch: a folder, each subfolder of which is loaded under its own name, again when it changes, and
-    unloaded when it goes; adapter_watch_interval: seconds between looks at it. Other options are those of EngineConfig.
+    unloaded when it goes; adapter_watch_interval: seconds between looks at it. adapter_signers: a file of public keys,
+    one of which has to have signed each adapter. Other options are those of EngineConfig.
     """
 
     _start_child = staticmethod(start_child)  # another one where time is simulated
@@ -158,13 +160,17 @@ class AsyncLLM(TellsUnserved):
         adapter_upload_bytes: int = 0,
         adapter_watch: str | Path | None = None,
         adapter_watch_interval: float = 2.0,
+        adapter_signers: str | Path | None = None,
         **options: Any,
     ) -> None:
         self._config = engine_config(model, **options)
         self._start_adapters = adapter_paths(adapters)
         roots = None if adapter_roots is None else [checked_folder("adapter_roots", root) for root in adapter_roots]
         watched = None if adapter_watch is None else checked_folder("adapter_watch", adapter_watch)
-        self._sources = AdapterSources(roots, adapter_hub, adapter_upload_bytes, watched, adapter_watch_interval)
+        signers = None if adapter_signers is None else AdapterSigners.read(adapter_signers)
+        self._sources = AdapterSources(
+            roots, adapter_hub, adapter_upload_bytes, watched, adapter_watch_interval, signers
+        )
         self._connection = EngineConnection()
         self._supervisor = EngineSupervisor(
             self._connection,

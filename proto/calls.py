@@ -35,6 +35,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
     "chat_template.jinja",
 )
+SIGNATURE_FILE = "adapter.sig"
 CHUNK_BYTES = 1 << 20
 
 
@@ -264,7 +265,7 @@ def _adapter_files(folder: Path) -> list[Path]:
     if len(checkpoints) == 1:
         folder = checkpoints[0].parent
     weights = [] if (folder / WEIGHTS_FILE).exists() else [f for glob in DIVIDED_WEIGHTS for f in folder.glob(glob)]
-    texts = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    texts = [folder / name for name in (*TOKENIZER_FILES, SIGNATURE_FILE) if (folder / name).exists()]
     return [folder / CONFIG_FILE, *(sorted(weights) or [folder / WEIGHTS_FILE]), *texts]
 
 

@@ -18,6 +18,7 @@ from .config import MAX_CONFIG_BYTES, ConfigError, PeftConfig, parse_config
 from .fingerprint import fingerprint, seconds_of_quiet
 from .folder import CONFIG_FILE, AdapterFolder, Unreadable, changed, open_folder
 from .matching import Matcher, is_targeted, warnings_of
+from .signatures import MAX_SIGNATURE_BYTES, SIGNATURE_FILE
 from .text import MAX_ADDED_TOKENS, AdapterText, TextError, encode_text, read_adapter_text
 from .token_rows import matrix_shape
 from .trained_names import TrainedNames, find_names
@@ -45,6 +46,7 @@ class Checkpoint:
     vocab_size: int | None = None  # the adapter's own, if its tables are longer or shorter than the model's
     name_changes: tuple[str, ...] = ()  # what was left out of the file's names of tensors, or put before them
     unknown_fields: tuple[str, ...] = ()  # fields of the configuration that PEFT leaves out, as blora does
+    signatures: bytes | None = None  # of the file beside it, if there is one
     fingerprint: str = ""  # taken before the files were read: while it stands, they have this content
 
     @property
@@ -134,7 +136,8 @@ def _read(
             raise changed(CONFIG_FILE)
         if len(weights) > 1 and fingerprint(folder) != before:  # one file alone is of one moment
             raise changed("one of the weights files")
-        content = _Content(str(folder), before, files, config_bytes, weights, text)
+        signatures = files.read_if_there(SIGNATURE_FILE, MAX_SIGNATURE_BYTES)
+        content = _Content(str(folder), before, files, config_bytes, weights, text, signatures)
         return replace(_judge(content, config, targets, base), configuration=config_bytes)
     except ConfigError as error:
         return Judgement(tuple(error.problems), kind)
@@ -152,11 +155,27 @@ class _Content:
     config: bytes
     weights: Sequence[bytes]
     text: AdapterText
+    signatures: bytes | None
 
     @property
     def digest(self) -> str:
-        parts = [self.config, *self.weights, *([] if self.text.is_empty else [encode_text(self.text)])]
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+        return _digest(self.config, self.weights, self.text)
+
+
+def _digest(config: bytes, weights: Sequence[bytes], text: AdapterText) -> str:
+    parts = [config, *weights, *([] if text.is_empty else [encode_text(text)])]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def digest_of(folder: Path) -> tuple[Path, str]:
+    """Returns the folder that holds an adapter's files, and the digest of their content, whatever the model is. Raises
+    AdapterRejected."""
+    try:
+        files = open_folder(folder, None)
+        config, weights = files.read(CONFIG_FILE, MAX_CONFIG_BYTES), files.read_weights(1 << 62)
+        return files.path, _digest(config, weights, read_adapter_text(files.read_if_there))
+    except (Unreadable, TextError) as error:
+        raise AdapterRejected(str(folder), [str(error)]) from None
 
 
 def _judge(
@@ -183,6 +202,7 @@ def _judge(
         vocab_size=matcher.vocab_size,
         name_changes=names.changes,
         unknown_fields=config.unknown_fields,
+        signatures=content.signatures,
         fingerprint=content.fingerprint,
     )
     return Judgement(tuple(_problems(matcher, names, tensors, config, targets)), config.kind, checkpoint)

@@ -13,6 +13,7 @@ from blora.adapters import AdapterRejected, AdapterReport
 from ..errors import QueueFull
 from .catalog import AdapterCatalog
 from .loader_client import ANYWHERE, LoaderClient, PackedAdapter, Place
+from .signers import AdapterSigners
 from .source import is_hub_id
 from .upload import IncomingAdapter, UploadedFile
 from .upload_space import UploadSpace
@@ -30,6 +31,7 @@ class AdapterSources:
     upload_bytes: int  # an uploaded adapter has at most so many; 0 takes no uploads
     watched: str | None  # a folder, each subfolder of which is an adapter
     watch_interval: float  # seconds
+    signers: AdapterSigners | None = None  # one of whom has to have signed each adapter
 
 
 class AdapterIntake:

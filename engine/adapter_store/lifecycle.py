@@ -284,6 +284,8 @@ class AsyncAdapters:
     def _expect(self, packed: PackedAdapter) -> ImageTable:
         """Closes a refused adapter."""
         try:
+            if self._sources.signers is not None:
+                self._sources.signers.check(packed.source.path, packed.table.digest, packed.signatures)
             self._catalog.check_size(packed.source.path, packed.table.num_pages)
             return self._policy.expect(packed.source.path, packed.table)
         except BaseException:

@@ -49,6 +49,7 @@ class PackedAdapter:
     report: AdapterReport
     source: Source
     descriptor: int  # of the sealed image
+    signatures: bytes | None = None  # content of the file of signatures, if there is one
     upload: UploadFolder | None = None  # the folder of the source, where it is a copy of uploaded files
 
     def close(self) -> None:
@@ -207,9 +208,9 @@ class LoaderClient:
         else:
             await child.send_with(order, descriptor)
         match await child.receive():
-            case AdapterRead(table, report, fingerprint):
+            case AdapterRead(table, report, fingerprint, signatures):
                 source = replace(_source(path, order), fingerprint=fingerprint)
-                return PackedAdapter(table, report, source, child.receive_descriptor())
+                return PackedAdapter(table, report, source, child.receive_descriptor(), signatures)
             case AdapterInspected(report):
                 return report
             case FolderSeen(adapters):

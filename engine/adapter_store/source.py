@@ -16,10 +16,11 @@ from blora.adapters.peft.folder import (
     adapter_files,
     is_adapter_file,
 )
+from blora.adapters.peft.signatures import SIGNATURE_FILE
 from blora.adapters.peft.text import MAX_FILE_BYTES
 
 HUB_HINT = "; other formats (adapter_model.bin is a pickle) and the files of subfolders are not downloaded"
-FILE_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS_GLOB, *MAX_FILE_BYTES]
+FILE_PATTERNS = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, SHARDS_GLOB, SIGNATURE_FILE, *MAX_FILE_BYTES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ def resolve_adapter(path: str) -> Path:
 
 
 def is_file_of_adapter(name: str) -> bool:
-    """Whether a file of this name is read: configuration, weights or text."""
-    return is_adapter_file(name) or name in MAX_FILE_BYTES
+    """Whether a file of this name is read: configuration, weights, text or signatures."""
+    return is_adapter_file(name) or name in MAX_FILE_BYTES or name == SIGNATURE_FILE
 
 
 def is_hub_id(path: str) -> bool:

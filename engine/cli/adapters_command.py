@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 from blora.proto.client import Client
 
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
 def _act(args: argparse.Namespace) -> int:
     if args.action == "inspect":
         return _inspect_here(args) if args.target is None else _inspect_there(args)
+    if args.action == "sign":
+        return _sign(args)
     with open_client(args, args.target) as client:
         for line in _answers(client, args):
             print(line, flush=True)
@@ -50,6 +53,13 @@ def _answers(client: Client, args: argparse.Namespace) -> Iterator[str]:
             yield adapter_text(client.pin_adapter(args.name, args.action == "pin"))
         case "unload":
             yield adapter_text(client.unload_adapter(args.name, abort=args.abort))
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from ..adapter_store.signers import sign_folder
+
+    print(f"{sign_folder(Path(args.folder), args.key)} is signed")
+    return 0
 
 
 def _inspect_here(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The flags of `blora adapters`. What it does is in adapters_command, which is imported only to do it."""
 
 import argparse
+from pathlib import Path
 
 from ..arguments.flag_types import count
 from ..config import DTYPES
@@ -18,6 +19,11 @@ ACTIONS = {
     "unload": "remove a name, or one of its versions",
     "watch": "list all loaded adapters, then print every change",
 }
+SIGN = (
+    "Writes a signature over the digest of an adapter's configuration, weights, tokens and chat template into "
+    "adapter.sig, beside those of other keys. Servers with --adapter-signers ask for it. `openssl genpkey -algorithm "
+    "ed25519` makes a key, `openssl pkey -in KEY -pubout` its public one."
+)
 INSPECT = (
     "Checks an adapter without loading it. Prints the tensors applied, ranks, bytes and per-layer norms, or every "
     "problem found."
@@ -27,6 +33,7 @@ INSPECT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_inspect(actions.add_parser("inspect", help="check an adapter without loading it", description=INSPECT))
+    _add_sign(actions.add_parser("sign", help="sign an adapter's content", description=SIGN))
     for action, text in ACTIONS.items():
         _add_action(actions.add_parser(action, help=text), action)
 
@@ -48,6 +55,11 @@ def _add_action(asking: argparse.ArgumentParser, action: str) -> None:
             asking.add_argument("version", type=count, metavar="VERSION", help="number of the version")
         case "unload":
             asking.add_argument("--abort", action="store_true", help="end its requests instead of waiting for them")
+
+
+def _add_sign(sign: argparse.ArgumentParser) -> None:
+    sign.add_argument("folder", metavar="FOLDER", help="PEFT folder of this machine")
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="private key of Ed25519 in PEM")
 
 
 def _add_pin(asking: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from .identity_flags import access, add_identity_flags
 from .server_flags import FLAGS, add_server_flags, given_times
 from .telemetry_flags import TELEMETRY_FLAGS, add_telemetry_flags
 
-ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes")  # of AsyncLLM
+ADAPTER_OPTIONS = ("adapter_hub", "adapter_watch", "adapter_upload_bytes", "adapter_signers")  # of AsyncLLM
 OWN = ("model", *FLAGS, *HTTP_FLAGS, *ANSWER_FLAGS, *TELEMETRY_FLAGS)  # what the command takes itself
 # Bounds that a server for anybody needs, and a program that asks for thousands of answers at once does not. Half a
 # minute is longer than people wait, and what a batch can bridge by trying again; the tokens take some 25 MB.
@@ -94,6 +94,13 @@ def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         type=size,
         metavar="SIZE",
         help="let clients upload adapters of at most SIZE each, such as 256M (default: no uploads)",
+    )
+    parser.add_argument(
+        "--adapter-signers",
+        type=Path,
+        metavar="FILE",
+        help="public keys of Ed25519 in PEM; load only adapters that one of them has signed, by `blora adapters sign` "
+        "(default: signatures are not looked at)",
     )
 
 

@@ -28,7 +28,7 @@ FIELDS = (
 )
 QUOTAS = ("requests", "queued_tokens", "adapters", "upload_bytes")
 MAX_TENANT_LENGTH = 128  # characters, as of the metadata x-tenant-id
-MAX_WEIGHT = 1e6
+LEAST_WEIGHT, MOST_WEIGHT = 1e-3, 1e3  # as of --tenant-weights
 MAX_QUOTA = 1 << 62
 MAX_SHARED_PROMPTS, MAX_PROMPT_BYTES = 64, 1 << 20
 HASH_LENGTH = 64  # hexadecimal digits
@@ -87,7 +87,7 @@ class IdentitiesFile:
         name = _tenant_name(fields["tenant"])
         tenant = Tenant(
             name,
-            fields["weight"].number(1e-6, MAX_WEIGHT) if "weight" in fields else None,
+            fields["weight"].number(LEAST_WEIGHT, MOST_WEIGHT) if "weight" in fields else None,
             _quotas(fields["quotas"]) if "quotas" in fields else Quotas(),
             b"" if self._are_prefixes_shared else salt_of(name),
             is_proven=True,

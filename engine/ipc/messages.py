@@ -336,6 +336,7 @@ class AdapterRead(Frame, frozen=True):
     table: ImageTable
     report: AdapterReport
     fingerprint: str  # of the files that were read
+    signatures: bytes | None = None  # of the file of signatures beside them
 
 
 class AdapterUnreadable(Frame, frozen=True):

@@ -82,7 +82,7 @@ def _read(channel: Channel[ToLoader], order: ReadAdapter, unpacked: Path | None 
         return
     descriptor = seal(image.pages)
     report = replace(report_of(checkpoint, image.table), path=order.path)
-    channel.send(AdapterRead(image.table, report, checkpoint.fingerprint), descriptor)
+    channel.send(AdapterRead(image.table, report, checkpoint.fingerprint, checkpoint.signatures), descriptor)
     os.close(descriptor)
 
 

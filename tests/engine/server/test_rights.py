@@ -355,6 +355,7 @@ HTTP_MATRIX = [
     ("GET", "/ping", None, (200, 200, 200, 200)),
     ("GET", "/version", None, (200, 200, 200, 200)),
     ("GET", "/load", None, (403, 403, 200, 401)),
+    ("GET", "/metrics", None, (403, 403, 200, 401)),
 ]
 
 

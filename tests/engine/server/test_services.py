@@ -25,7 +25,7 @@ from blora.engine.outputs import (
 from blora.engine.server import convert
 from blora.engine.server.service import AdapterServicer, EngineServicer, GenerationServicer
 from blora.proto import results
-from blora.proto.calls import CONFIG_FILE, DIVIDED_WEIGHTS, TOKENIZER_FILES, WEIGHTS_FILE
+from blora.proto.calls import CONFIG_FILE, DIVIDED_WEIGHTS, SIGNATURE_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from blora.proto.v1 import adapters_pb2, adapters_pb2_grpc, engine_pb2, generation_pb2
 from blora.scheduler import SamplingParams, StructuredOutputsParams
 
@@ -123,7 +123,7 @@ def test_malformed_uploads(parts, field):
 
 
 def test_the_files_of_a_client_are_those_that_the_server_takes():
-    assert {CONFIG_FILE, WEIGHTS_FILE, *DIVIDED_WEIGHTS, *TOKENIZER_FILES} == set(FILE_PATTERNS)
+    assert {CONFIG_FILE, WEIGHTS_FILE, *DIVIDED_WEIGHTS, *TOKENIZER_FILES, SIGNATURE_FILE} == set(FILE_PATTERNS)
 
 
 def test_a_router_gets_a_snapshot_and_then_events():
