@@ -15,7 +15,7 @@ from .chat_view import DividedView
 from .requests import ChatBody, is_given, listed
 from .site import Site
 
-MAX_TOOLS_BYTES = 512 << 10  # which are read in some milliseconds
+MAX_TOOLS_BYTES, MAX_BRACKETS = 256 << 10, 1 << 14  # which are read in some milliseconds
 NUM_LAST_TOKENS = 16  # of a prompt; they say whether it ends inside the reasoning
 
 
@@ -65,7 +65,9 @@ def _read(name: str, body: ChatBody) -> Any:
     raw = getattr(body, name)
     if not is_given(raw):
         return None
-    size = len(bytes(raw))
-    if size > MAX_TOOLS_BYTES:
-        raise InvalidRequest(name, f"has {size} bytes; at most {MAX_TOOLS_BYTES} are read")
+    data = bytes(raw)
+    if len(data) > MAX_TOOLS_BYTES:
+        raise InvalidRequest(name, f"has {len(data)} bytes; at most {MAX_TOOLS_BYTES} are read")
+    if data.count(b"{") + data.count(b"[") > MAX_BRACKETS:
+        raise InvalidRequest(name, f"has more than {MAX_BRACKETS} objects and lists")
     return listed(name, raw, Any)

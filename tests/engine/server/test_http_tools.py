@@ -141,6 +141,10 @@ def test_wrong_tools_are_refused() -> None:
         deep = {"properties": {"a": deep}}
     tool = {"type": "function", "function": {"name": "weather", "parameters": deep}}
     assert refused(saying(""), tools=[tool], tool_choice="required").param == "tools"
+    many = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [[]] * 20_000}}}]
+    assert "objects and lists" in refused(saying(""), tools=many).message
+    long = [{"type": "function", "function": {"name": "f", "description": "a" * 300_000}}]
+    assert "bytes" in refused(saying(""), tools=long).message
     assert "--tool-call-parser" in refused(saying("", ""), tools=TOOLS).message
 
 
