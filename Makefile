@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # With a compiler, kernels that do not compile are an error; without one the kernels are left out.
 KERNELS := $(if $(shell command -v c++),required,optional)
 
-.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos mutants interop peers check format model train clean
+.PHONY: demo test test-fast test-grids docs kernels-grid sanitize gpu-kernels gpu-test chaos mutants interop peers check stubs format model train clean
 
 demo: $(READY) model
 	$(BIN)/python bench/demo/run.py --model $(MODEL)
@@ -93,10 +93,21 @@ peers: $(READY) model
 	$(BIN)/python bench/peers/run.py
 	$(BIN)/python bench/peers/plot.py
 
+# What clients of blora.v1 may rely on. Nothing in it is changed or taken away; what is added is put into it here, when
+# the stubs are made again. Nothing is fetched.
+PUBLISHED := proto/blora.v1.binpb
+
+stubs: $(READY)
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against $(PUBLISHED)
+	$(BIN)/python proto/generate.py
+	$(BIN)/buf build proto --exclude-source-info --output $(PUBLISHED)
+
 check: $(READY) .mypy_path/blora
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against $(PUBLISHED)
 	$(BIN)/mypy -p blora.scheduler -p blora.adapters -p blora.proto -p blora.engine
 	$(BIN)/mypy bench docs examples
 	$(BIN)/python -m pytest tests/test_layering.py tests/docs/test_generated.py

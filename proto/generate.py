@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "v1"
-SCHEMA, IMPORTS = FOLDER.parent / "schema", FOLDER.parent / "imports"
+SCHEMA = FOLDER.parent / "schema"
 SOURCES = SCHEMA / "blora" / "v1"
 
 # The output of protoc does not pass mypy's strict checks, which would report it wherever it is imported.
@@ -32,7 +32,7 @@ def run_protoc(*outputs: str) -> None:
     from grpc_tools import protoc  # type: ignore[import-untyped]
 
     of_protobuf = files("grpc_tools") / "_proto"
-    roots = [f"-I{root}" for root in (SCHEMA, IMPORTS, of_protobuf)]
+    roots = [f"-I{root}" for root in (SCHEMA, of_protobuf)]
     sources = [str(path.relative_to(SCHEMA)) for path in sorted(SOURCES.glob("*.proto"))]
     if protoc.main(["protoc", *roots, *outputs, *sources]) != 0:
         raise SystemExit("protoc failed")
