@@ -22,6 +22,7 @@ from .metrics import metrics
 from .models import list_models, show_model
 from .probes import health, load, show_version
 from .site import Site
+from .tokens import detokenize, tokenize
 
 Answer = Callable[[Site, Exchange], Coroutine[Any, Any, None]]
 
@@ -29,6 +30,8 @@ GENERATING: dict[str, Answer] = {"/v1/chat/completions": chat, "/v1/completions"
 POSTED: dict[str, Answer] = {
     "/v1/load_lora_adapter": load_adapter,
     "/v1/unload_lora_adapter": unload_adapter,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
 }
 GOTTEN: dict[str, Answer] = {
     "/v1/models": list_models,

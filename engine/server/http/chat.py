@@ -17,7 +17,7 @@ from .division import Division, divide
 from .exchange import Exchange, unless_gone
 from .logprobs import chat_logprobs, prompt_logprobs
 from .pieces_of_json import items, joined
-from .requests import ChatBody, check_served, is_given, read
+from .requests import ChatBody, ConversationBody, check_served, is_given, read
 from .responding import Head, check_streamed, generation, respond
 from .sampling import sampling_params
 from .site import Site
@@ -39,7 +39,8 @@ async def chat(site: Site, exchange: Exchange) -> None:
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
     division = divide(site, body, engine.get_tokenizer(site.names.adapter(body.model, body.lora)), sampling)
     is_divided = division is not None
-    call = generation(site, exchange, engine, body, "chatcmpl", [_prompt(body)], sampling, comes_in_parts=is_divided)
+    prompt = conversation(body) | ({} if body.cache_salt is None else {"cache_salt": body.cache_salt})
+    call = generation(site, exchange, engine, body, "chatcmpl", [prompt], sampling, comes_in_parts=is_divided)
     await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head, division)))
 
 
@@ -62,14 +63,13 @@ def _num_logprobs(body: ChatBody) -> int | None:
     return None
 
 
-def _prompt(body: ChatBody) -> dict[str, Any]:
-    """Returns the conversation. A long one is read where it holds up nobody."""
+def conversation(body: ConversationBody) -> dict[str, Any]:
+    """Returns a prompt. A long one is read where it holds up nobody. Raises InvalidRequest."""
     if not is_given(body.messages):
         raise InvalidRequest("messages", "are missing")
     given = {name: getattr(body, name) for name in CHAT_FIELDS if is_given(getattr(body, name))}
     chat = WireChat(msgspec.json.encode(given), has_template=False, form="json")
-    salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
-    return salt | (chat.arguments() if len(chat.data) <= MOST_CHAT_HERE else {"wire_chat": chat})
+    return chat.arguments() if len(chat.data) <= MOST_CHAT_HERE else {"wire_chat": chat}
 
 
 class ChatShape:

@@ -9,8 +9,10 @@ from msgspec import Raw
 from blora.scheduler import RequestOutputKind, SamplingParams
 
 from ...errors import InvalidRequest
+from ...front_end.adapter_choice import Adapter
 from ...outputs import CompletionOutput, RequestOutput
 from ...text.user_tokenizer import UserTokenizer
+from ..callers_engine import CallersEngine
 from .answers import Completion, CompletionChoice, CompletionLogprobs, Usage, UsageCount
 from .exchange import Exchange, unless_gone
 from .logprobs import CompletionPositions, prompt_logprobs
@@ -35,7 +37,7 @@ async def completions(site: Site, exchange: Exchange) -> None:
     prompts = read_prompts(body.prompt)
     salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
     call = generation(site, exchange, engine, body, "cmpl", [_form(prompt) | salt for prompt in prompts], sampling)
-    echo = Echo(prompts, engine.get_tokenizer(call.adapter)) if body.echo else None
+    echo = await _echo(engine, prompts, call.adapter) if body.echo else None
     await unless_gone(exchange, respond(site, exchange, call, CompletionShape(body, call.head, sampling.n, echo)))
 
 
@@ -69,15 +71,19 @@ def read_prompts(raw: Raw) -> list[Given]:
     return prompts
 
 
+async def _echo(engine: CallersEngine, prompts: Sequence[Given], adapter: Adapter) -> "Echo":
+    texts = [
+        prompt if isinstance(prompt, str) else await engine.detokenize(prompt, lora_request=adapter)
+        for prompt in prompts
+    ]
+    return Echo(texts, engine.get_tokenizer(adapter))
+
+
 class Echo:
     """The texts of prompts, with which the choices begin."""
 
-    def __init__(self, prompts: Sequence[Given], tokenizer: UserTokenizer) -> None:
-        self._prompts, self._tokenizer = prompts, tokenizer
-
-    def text(self, index: int) -> str:
-        prompt = self._prompts[index]
-        return prompt if isinstance(prompt, str) else str(self._tokenizer.decode(prompt))
+    def __init__(self, texts: Sequence[str], tokenizer: UserTokenizer) -> None:
+        self.texts, self._tokenizer = texts, tokenizer
 
     def spell(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id]))
@@ -130,7 +136,7 @@ class CompletionShape:
         is_first = prompt not in self._prompts
         first, last = self._prompts.setdefault(prompt, _Prompt()).take(piece)
         token_ids = piece.prompt_token_ids[first:last]
-        text = echo.text(prompt) if is_first else ""
+        text = echo.texts[prompt] if is_first else ""
         for number in range(prompt * self._num_samples, (prompt + 1) * self._num_samples):
             logprobs = self._logprobs(number, token_ids, piece.prompt_logprobs or None)
             if is_first or logprobs is not None:

@@ -28,11 +28,24 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = False
 
 
-class GenerationBody(Struct, kw_only=True):
-    """What chat and completions have in common. None is what is left out. Raw fields are read by `listed`."""
+class ConversationBody(Struct, kw_only=True):
+    """A model, a conversation and its template. A request whose prompt is no conversation ignores the latter two, as
+    any field that it does not know. None is what is left out. Raw fields are read by `listed`."""
 
     model: str | None = None
     lora: dict[str, float] | None = None
+    messages: Raw = Raw()
+    tools: Raw = Raw()
+    documents: Raw = Raw()
+    chat_template_kwargs: Raw = Raw()
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class GenerationBody(ConversationBody, kw_only=True):
+    """What chat and completions have in common."""
+
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     priority: int | None = None
@@ -87,16 +100,9 @@ class CompletionBody(GenerationBody, kw_only=True):
 
 
 class ChatBody(GenerationBody, kw_only=True):
-    messages: Raw = Raw()
-    tools: Raw = Raw()
     tool_choice: Raw = Raw()
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = True
-    documents: Raw = Raw()
-    chat_template_kwargs: Raw = Raw()
-    reasoning_effort: str | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = None

@@ -497,3 +497,15 @@ def test_metrics_may_be_open():
             return answer.status_code, "vllm:num_requests_running" in answer.text
 
     assert run(body()) == (200, True)
+
+
+def test_texts_and_conversations_become_tokens_and_texts_again():
+    llm = FakeLLM()
+    told = post("/tokenize", {"prompt": "hi", "return_token_strs": True}, llm).json()
+    assert (told["count"], told["tokens"], told["token_strs"]) == (3, [1, 104, 105], ["\1", "h", "i"])
+    assert post("/tokenize", {"prompt": "hi", "add_special_tokens": False}, llm).json()["tokens"] == [104, 105]
+    assert told["max_model_len"] == 64
+    assert post("/tokenize", {"messages": HELLO}, llm).json()["tokens"] == [1, *HELLO_IDS]
+    assert post("/detokenize", {"tokens": [104, 105]}, llm).json() == {"prompt": "hi"}
+    for path, body in (("/tokenize", {}), ("/tokenize", {"prompt": "a", "messages": HELLO}), ("/detokenize", {})):
+        assert refused(post(path, body, llm))[0] == 400
