@@ -50,6 +50,7 @@ from .ipc.deadline import Deadline
 from .ipc.death import Death
 from .ipc.engine_connection import EngineConnection
 from .ipc.engine_supervisor import EngineSupervisor
+from .ipc.grammar_client import GrammarClient
 from .ipc.home_loop import HomeLoop
 from .ipc.home_process import HomeProcess
 from .ipc.messages import (
@@ -118,6 +119,7 @@ class _Parts:
     requests: AsyncRequests
     texts: TextClients
     tokens: AsyncTokens
+    grammars: GrammarClient
 
 
 def once_started(
@@ -294,10 +296,12 @@ class AsyncLLM(TellsUnserved):
             self._start_child,
         )
         texts = TextClients(model, ready.facts, self._start_child)
+        grammars = GrammarClient(model, ready.facts.vocab_size, self._start_child)
         requests = AsyncRequests(
-            self._connection, front_end, adapters, texts, self._check_can_begin, self._load_missing
+            self._connection, front_end, adapters, texts, grammars, self._check_can_begin, self._load_missing
         )
-        return _Parts(ready, front_end, adapters, requests, texts, AsyncTokens(front_end, adapters, texts))
+        tokens = AsyncTokens(front_end, adapters, texts)
+        return _Parts(ready, front_end, adapters, requests, texts, tokens, grammars)
 
     def _lose_engine(self) -> None:
         self._tell_serving()
@@ -369,6 +373,7 @@ class AsyncLLM(TellsUnserved):
         await self._supervisor.stop(timeout)
         if parts is not None:
             await parts.texts.close()
+            await parts.grammars.close()
             await parts.adapters.close()
 
     @property

@@ -55,7 +55,9 @@ from .front_end.calls import Call, Conversation, Prompt, chat_prompts, pair_up
 from .front_end.engine_info import engine_info
 from .front_end.front_end import Checked, FrontEnd
 from .front_end.generation_config import load_generation_defaults
+from .front_end.grammar_here import with_grammar
 from .front_end.output_processor import UserRequest
+from .grammar.grammars import Grammars
 from .ipc.sealed_memory import map_sealed, seal
 from .memory.page_size import max_elements
 from .metrics import Metric, metrics_of
@@ -112,6 +114,7 @@ class LLM(TellsUnserved):
         # The number of threads that compute is a setting of each thread that has them compute.
         self._driver = Driver(self._step, begin=partial(torch.set_num_threads, torch.get_num_threads()))
         self._front_end = FrontEnd(tokenizer, defaults, self._engine.facts, self._config)
+        self._grammars = Grammars(lambda: tokenizer, self._engine.facts.vocab_size)
         self._adapters = self._front_end.adapters
         self._policy = self._front_end.policy
         self._queue = RowStream(self._front_end.outputs, (), self._driver, self._drop)
@@ -223,7 +226,7 @@ class LLM(TellsUnserved):
         for request in self._to_load(begun, looks):  # vLLM's way: a path comes with the request
             self.load_adapter(request.lora_name, request.lora_path)
             self._note_int_id(request)
-        return self._begin_loaded(begun, kind)
+        return self._begin_loaded([with_grammar(call, self._grammars) for call in begun], kind)
 
     def _look_at(self, calls: Sequence[Call]) -> Looks:
         """calls: those that bring paths. A slow disk holds up this caller only."""
@@ -238,7 +241,8 @@ class LLM(TellsUnserved):
         """Checks calls, and begins them where no adapter has to be loaded for them."""
         calls = [self._front_end.check(self._front_end.open(call, looks)) for call in batch]
         self._front_end.check_queue([call.opened for call in calls])
-        return calls if self._front_end.adapters_to_load(calls, looks) else self._begin(calls, kind)
+        is_ready = not any(call.opened.grammar for call in calls)
+        return self._begin(calls, kind) if is_ready and not self._front_end.adapters_to_load(calls, looks) else calls
 
     @in_turn
     def _to_load(self, calls: Sequence[Checked], looks: Looks) -> list[LoRARequest]:
@@ -266,7 +270,8 @@ class LLM(TellsUnserved):
             raise
         for entry in prepared:
             for request in entry.requests:
-                self._core.add_request(request.to_request())
+                matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
+                self._core.add_request(request.to_request(matcher))
         return stream
 
     # Generation, step by step: vLLM's LLMEngine, and its queue.

@@ -10,6 +10,7 @@ from .eviction import KeepRule, Kind, ReturnCosts, Thing
 from .fair_share import DEFAULT_FAIRNESS, Fairness
 from .kv_manager import KVManager
 from .logit_edits import NO_EDITS, LogitEdits
+from .matcher import Matcher
 from .prompt_shares import PROMPT_CREDIT, PromptShares
 from .request import AdapterUse, FinishReason, History, Request, Status
 from .residency import AdapterResidency, CopyCounts, PageCopy
@@ -42,6 +43,7 @@ __all__ = [
     "Kind",
     "Limits",
     "LogitEdits",
+    "Matcher",
     "PageCopy",
     "PromptShares",
     "Request",

@@ -8,6 +8,7 @@ from enum import Enum
 
 from .bad_words import BadWords
 from .logit_edits import NO_EDITS, LogitEdits
+from .matcher import Matcher
 from .sampling_params import SamplingParams
 
 AdapterUse = tuple[str, float]  # (digest, request scale)
@@ -62,6 +63,7 @@ class Request:
     begin_by: float | None = None  # by the same clock: what is not admitted by then is dropped; None from then on
     leader: int | None = None  # id of the sample whose prompt blocks this one waits to share
     num_alone: int = 0  # tokens that the request has still to generate in steps of its own; see alone.py
+    matcher: Matcher | None = None  # of structured output, after the tokens of the answer so far
     arrival: int = 0  # order of acceptance, set by the scheduler
     status: Status = Status.WAITING
     num_computed_tokens: int = 0

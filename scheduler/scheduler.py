@@ -390,23 +390,27 @@ class Scheduler:
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._release_followers(request.request_id)
         token_id = result.token_id
-        reason = None if token_id is None else self._append(request, token_id)
+        reason = FinishReason.STOP if result.is_complete else None
+        if token_id is not None:
+            reason = self._append(request, token_id)
         if reason is not None:
             self.finish(request.request_id, reason)
         # Results are for the positions after row.start; those reported before a preemption are left out.
         prompt_logprobs = result.prompt_logprobs[max(request.num_told_prompt_logprobs - row.start, 0) :]
         request.num_told_prompt_logprobs += len(prompt_logprobs)
         is_stopped = reason is FinishReason.STOP
+        is_complete = is_stopped and token_id not in request.stop_token_ids
         return RowUpdate(
             request_id=request.request_id,
             token_ids=() if token_id is None else (token_id,),
             logprobs=() if result.logprob is None else (result.logprob,),
             prompt_logprobs=prompt_logprobs,
             finish_reason=reason,
-            stop_token_id=None if token_id is None or not is_stopped else request.stop_reason(token_id),
+            stop_token_id=None if token_id is None or not is_stopped or is_complete else request.stop_reason(token_id),
             num_cached_tokens=request.num_cached_tokens,
             num_preemptions=request.num_preemptions,
             scheduled_ts=request.scheduled_ts,
+            is_complete=is_complete,
         )
 
     def _append(self, request: Request, token_id: int) -> FinishReason | None:
@@ -415,6 +419,8 @@ class Scheduler:
         request.num_alone = max(request.num_alone - 1, 0)
         self._waiting.charge_output(request, 1)
         if token_id in request.stop_token_ids:  # such a token cannot be drawn before min_tokens
+            return FinishReason.STOP
+        if request.matcher is not None and request.matcher.take(token_id):
             return FinishReason.STOP
         return FinishReason.LENGTH if request.num_output_tokens >= request.max_tokens else None
 

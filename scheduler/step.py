@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .bad_words import NO_BAD_WORDS, BadWords
 from .logit_edits import NO_EDITS, LogitEdits
+from .matcher import Matcher
 from .request import AdapterUse, FinishReason
 from .residency import PageCopy
 from .sampling_params import SamplingParams
@@ -29,6 +30,7 @@ class ScheduledRow:
     stop_token_ids: frozenset[int]  # EOS included; none of them can be drawn before sampling.min_tokens
     bad_words: BadWords = NO_BAD_WORDS
     edits: LogitEdits = NO_EDITS
+    matcher: Matcher | None = None
 
     @property
     def end(self) -> int:
@@ -59,6 +61,11 @@ class ScheduledRow:
     def work(self) -> StepWork:
         num_adapted = (self.num_new_tokens - self.num_base_tokens) * len(self.adapters)
         return StepWork.of_row(self.start, self.num_new_tokens, num_adapted)
+
+    @property
+    def ending_token_ids(self) -> frozenset[int]:
+        """The tokens that end the answer."""
+        return frozenset(self.sampling.stop_token_ids or ()) if self.sampling.ignore_eos else self.stop_token_ids
 
     @property
     def is_sampled(self) -> bool:
@@ -99,12 +106,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """The result of a step for one row: a token if one was sampled, or the error that ends the request."""
+    """The result of a step for one row: a token if one was sampled, or what ends the request without one."""
 
     token_id: int | None = None
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # one for each of the row's scored_token_ids
     error: str | None = None
+    is_complete: bool = False  # the text matches what it has to match, and no token can follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,7 @@ class RowUpdate:
     num_preemptions: int = 0
     scheduled_ts: float = 0.0  # time of the first admission, in seconds by the caller's clock; 0 before it
     error: str | None = None
+    is_complete: bool = False  # no token ended the request, but its text, which matches what it has to match
 
     @property
     def is_news(self) -> bool:

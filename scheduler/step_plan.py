@@ -101,6 +101,7 @@ class StepPlan:
             stop_token_ids=request.all_stop_token_ids,
             bad_words=request.bad_words,
             edits=request.edits,
+            matcher=request.matcher,
         )
 
     def drop(self, request: Request) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..grammar.masks import Bits
 from ..kernels.library import Kernels
 from ..step.sampler import Best
 
@@ -12,9 +13,19 @@ class CpuPicker:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
-    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+    def best(
+        self,
+        logits: Tensor,
+        vocab_sizes: Sequence[int] | None = None,
+        masks: Sequence[Bits | None] | None = None,
+    ) -> Best:
         token_ids, is_finite = self._kernels.scan(logits, vocab_sizes)
-        return Best(token_ids.tolist(), is_finite.tolist())
+        if masks is None:
+            return Best(token_ids.tolist(), is_finite.tolist())
+        self._kernels.mask(logits, masks, token_ids, vocab_sizes)
+        sizes = vocab_sizes or [logits.shape[1]] * len(logits)
+        found = zip(token_ids.tolist(), sizes, strict=True)
+        return Best([token_id if token_id < size else None for token_id, size in found], is_finite.tolist())
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         return self._kernels.draw(logits, temperature, key)

@@ -9,17 +9,27 @@ from torch import Tensor
 
 from blora.adapters.lora import Send
 
-from ..step.sampler import Best, Draw, TorchPicker
+from ..grammar.masks import Bits
+from ..step.sampler import Best, Draw, TorchPicker, apply_masks
 
 
 class CudaPicker(TorchPicker):
-    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+    def best(
+        self,
+        logits: Tensor,
+        vocab_sizes: Sequence[int] | None = None,
+        masks: Sequence[Bits | None] | None = None,
+    ) -> Best:
         is_finite = logits.isfinite()
+        apply_masks(logits, masks)
         if vocab_sizes is not None:
             is_own = _is_own(logits, vocab_sizes)
             logits, is_finite = logits.masked_fill(~is_own, -torch.inf), is_finite | ~is_own
-        token_ids, finite = torch.stack((logits.argmax(dim=1), is_finite.all(dim=1).long())).tolist()
-        return Best(token_ids, [bool(value) for value in finite])
+        best, best_ids = logits.max(dim=1)
+        is_left = best > -torch.inf
+        token_ids, left, finite = torch.stack((best_ids, is_left.long(), is_finite.all(dim=1).long())).tolist()
+        found = zip(token_ids, left, strict=True)
+        return Best([token_id if is_left else None for token_id, is_left in found], [bool(value) for value in finite])
 
 
 class CudaUnseededPicker:

@@ -18,7 +18,9 @@ from ..adapter_store.policy import AdapterPolicy
 from ..config import EngineConfig
 from ..errors import InvalidRequest
 from ..facts import Facts
-from ..grammar.source import source_of
+from ..grammar.grammars import GrammarOrder
+from ..grammar.source import GrammarSource, source_of
+from ..grammar.vocabulary import spelled_tokens
 from ..identity.tenant import Tenant
 from ..ipc.messages import AddRequest
 from ..memory.budget import parse_memory, usable_memory
@@ -67,6 +69,12 @@ class Opened:
     tenant: Tenant
     deadline: float | None
     first_token_deadline: float | None
+    grammar: GrammarSource | None  # what the text of the answer has to match
+
+    @property
+    def spelled_tokens(self) -> tuple[tuple[int, str], ...]:
+        """The tokens of its adapters that can stand in a text that has to match something."""
+        return spelled_tokens(self.adapters.tokenizer.added_tokens)
 
     def cost_of_check(self, tokens: TextTokens) -> int:
         """The microseconds that it takes to check them, about."""
@@ -81,6 +89,7 @@ class Checked:
     token_ids: list[int]  # of the prompt, by the tokenizer of `adapters`
     bad_sequences: tuple[tuple[int, ...], ...]
     edits: LogitEdits
+    grammar: GrammarOrder | None = None  # of `opened.grammar`, once it has been found to be one
 
     @property
     def cost(self) -> int:
@@ -172,14 +181,14 @@ class FrontEnd:
         tenant = check_tenant(call.tenant)
         adapters = resolve(call.adapter, self.adapters, looks)
         check_sampling(sampling, adapters.facts, self._limits)
-        if sampling.structured_outputs is not None:
-            source_of(sampling.structured_outputs)
-            raise InvalidRequest("structured_outputs", "is not served yet; leave it out")
+        grammar = None if sampling.structured_outputs is None else source_of(sampling.structured_outputs)
         self._notice(sampling)
         lists, sampling = TokenLists.of(sampling), as_plain(sampling)
         work = TextWork(keep_last=num_kept_tokens(sampling, self.facts), bad_words=tuple(sampling.bad_strings))
         parts = self._prompts.take_apart(call.prompt, work)
-        return Opened(parts, sampling, lists, adapters, priority, tenant, call.deadline, call.first_token_deadline)
+        return Opened(
+            parts, sampling, lists, adapters, priority, tenant, call.deadline, call.first_token_deadline, grammar
+        )
 
     def start_reading(self, call: Opened) -> TextTokens | TextOrder:
         """Tokenises what is short; otherwise returns what another process is to do. Raises InvalidRequest."""
@@ -189,8 +198,15 @@ class FrontEnd:
         """Returns the tokens of a call's prompt. tokens: what its text came to."""
         return self._prompts.token_ids(call.parts, tokens, call.adapters.tokenizer)
 
-    def check(self, call: Opened, tokens: TextTokens | None = None, edits: LogitEdits | None = None) -> Checked:
-        """Checks the tokens of a call, which are made and packed here if they are not given. Raises InvalidRequest."""
+    def check(
+        self,
+        call: Opened,
+        tokens: TextTokens | None = None,
+        edits: LogitEdits | None = None,
+        grammar: GrammarOrder | None = None,
+    ) -> Checked:
+        """Checks the tokens of a call, which are made and packed here if they are not given. grammar: the one that the
+        call asks for; a caller who has it checked later replaces None. Raises InvalidRequest."""
         adapters = call.adapters
         tokens = tokens or tokenize(call.parts.work, adapters.tokenizer, self.facts)
         token_ids = self.prompt_tokens(call, tokens)
@@ -200,7 +216,7 @@ class FrontEnd:
         # Before any adapter is loaded: a call that is too long without them is too long with them.
         resolve_max_tokens(token_ids, call.sampling, self.adapters.num_pages(()), adapters.facts, self._limits)
         edits = call.lists.pack_at_once(adapters.facts) if edits is None else edits
-        return Checked(call, token_ids, tokens.bad_sequences, edits)
+        return Checked(call, token_ids, tokens.bad_sequences, edits, grammar)
 
     def _notice(self, sampling: SamplingParams) -> None:
         """Says once of each field without effect why it has none."""
@@ -225,8 +241,11 @@ class FrontEnd:
         """Checks a call whose adapters have been loaded, after others may have changed what names mean. An adapter may
         read the prompt with a tokenizer of its own. Raises AdapterNotFound, InvalidRequest."""
         opened = self.open_again(call)
-        has_same = opened.adapters.tokenizer is call.adapters.tokenizer
-        return replace(call, opened=opened) if has_same else self.check(opened, edits=call.edits)
+        tokenizer = opened.adapters.tokenizer
+        if tokenizer is call.adapters.tokenizer:
+            return replace(call, opened=opened)
+        grammar = None if call.grammar is None else replace(call.grammar, spelled=opened.spelled_tokens)
+        return self.check(opened, edits=call.edits, grammar=grammar)
 
     def open_again(self, call: Checked) -> Opened:
         """A call whose adapters have been loaded: names mean what they mean now. Raises AdapterNotFound,
@@ -310,6 +329,7 @@ class FrontEnd:
                 begin_by=None,
                 leader=None if index == 0 else ids[0],
                 num_alone=0,
+                grammar=call.grammar,
             )
             for index, sample_id in enumerate(ids)
         ]

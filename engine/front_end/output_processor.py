@@ -280,7 +280,8 @@ class OutputProcessor:
         if detokenizer is None:
             return len(update.token_ids)
         # A stop token ends the text and is no part of it.
-        is_last_shown = update.finish_reason is not FinishReason.STOP or request.sampling.include_stop_str_in_output
+        is_stopped = update.finish_reason is FinishReason.STOP and not update.is_complete
+        is_last_shown = not is_stopped or request.sampling.include_stop_str_in_output
         num_used = detokenizer.push(update.token_ids, is_last_shown)
         if update.finish_reason is not None:
             detokenizer.finish()

@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +42,7 @@ class Channel(Generic[Incoming]):
         self._descriptors = descriptors
         self._decoder = msgspec.msgpack.Decoder(incoming)
         self._buffer = bytearray()
+        self._bells: list[int] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(frames, selectors.EVENT_READ)
 
@@ -56,8 +58,18 @@ class Channel(Generic[Incoming]):
         """Makes `receive` return, too, when the other channel has something to receive or is closed."""
         self._selector.register(other._frames, selectors.EVENT_READ)
 
+    def bell(self) -> Callable[[], None]:
+        """Returns what makes `receive` return, called in another thread."""
+        bell = os.eventfd(0, os.EFD_NONBLOCK)
+        self._bells.append(bell)
+        self._selector.register(bell, selectors.EVENT_READ)
+        return partial(os.eventfd_write, bell, 1)
+
     def close(self) -> None:
         self._selector.close()
+        for bell in self._bells:
+            os.close(bell)
+        self._bells.clear()
         self._frames.close()
         self._descriptors.close()
 
@@ -75,6 +87,9 @@ class Channel(Generic[Incoming]):
                 raise ChannelClosed
             self._buffer += content
             messages += self._decode()
+        for bell in self._bells:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(bell)
         return messages
 
     def _decode(self) -> list[Incoming]:

@@ -3,6 +3,8 @@
 Holds fixed schemas and no logic.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from blora.adapters import AdapterReport, ImageTable, Layout, TargetModule
@@ -10,6 +12,7 @@ from blora.scheduler import (
     AdapterUse,
     History,
     LogitEdits,
+    Matcher,
     PageCopy,
     Request,
     RowUpdate,
@@ -21,6 +24,8 @@ from blora.scheduler import (
 
 from ..config import EngineConfig
 from ..facts import Facts
+from ..grammar.grammars import GrammarOrder
+from ..grammar.source import GrammarSource
 from ..outputs import AdapterState, EngineLoad
 from ..text.text_work import TextOrder, TextTokens
 
@@ -37,6 +42,9 @@ class Start(Frame, frozen=True):
 
     config: EngineConfig
     model: str  # folder or .gguf file
+
+
+OF_MESSAGE = ("grammar", "history")  # fields of AddRequest that a Request does not have
 
 
 class AddRequest(Frame, frozen=True):
@@ -61,12 +69,13 @@ class AddRequest(Frame, frozen=True):
     begin_by: float | None  # the same
     leader: int | None
     num_alone: int
+    grammar: GrammarOrder | None = None  # what the text has to match
     history: History | None = None  # what an engine that has ended told of it
 
     @staticmethod
     def of(request: Request) -> "AddRequest":
         return AddRequest(
-            **{name: getattr(request, name) for name in AddRequest.__struct_fields__ if name != "history"}
+            **{name: getattr(request, name) for name in AddRequest.__struct_fields__ if name not in OF_MESSAGE}
         )
 
     def after(self, history: History | None, num_alone: int) -> "AddRequest":
@@ -83,12 +92,19 @@ class AddRequest(Frame, frozen=True):
         num_told = 0 if self.history is None else len(self.history.output_token_ids)
         return len(self.prompt_token_ids) + self.edits.num_tokens + num_told
 
-    def to_request(self) -> Request:
-        fields = msgspec.structs.asdict(self)
-        history = fields.pop("history")
-        request = Request(**fields)
-        if history is not None:
-            request.resume(history)
+    @property
+    def told_token_ids(self) -> Sequence[int]:
+        """The tokens of the answer that there are already."""
+        return () if self.history is None else self.history.output_token_ids
+
+    def to_request(self, matcher: Matcher | None = None) -> Request:
+        """matcher: of `grammar`, after `told_token_ids`."""
+        if (matcher is None) is not (self.grammar is None):
+            raise RuntimeError(f"request {self.request_id} has a grammar or a matcher without the other")
+        fields = {name: value for name, value in msgspec.structs.asdict(self).items() if name not in OF_MESSAGE}
+        request = Request(**fields, matcher=matcher)
+        if self.history is not None:
+            request.resume(self.history)
         return request
 
 
@@ -408,3 +424,32 @@ class TextRefused(Frame, frozen=True):
 
 ToText = StartText | ReadText
 FromText = TextRead | TextRefused
+
+
+# Front end -> grammar process and back.
+
+
+class StartGrammars(Frame, frozen=True):
+    """The first message."""
+
+    model: str  # folder or .gguf file, for its tokenizer
+    vocab_size: int  # width of the logits
+    niceness: int  # of the process
+
+
+class CheckGrammar(Frame, frozen=True):
+    source: GrammarSource
+
+
+class GrammarAccepted(Frame, frozen=True):
+    text: str  # as the library reads it
+    num_bytes: int  # of memory that it takes
+
+
+class GrammarRefused(Frame, frozen=True):
+    field: str  # the argument to change
+    reason: str
+
+
+ToGrammar = StartGrammars | CheckGrammar
+FromGrammar = GrammarAccepted | GrammarRefused

@@ -69,6 +69,12 @@ BLORA_API void blora_replace_logits(
 BLORA_API void blora_scan(
     const float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, int64_t* ids, uint8_t* is_finite);
 
+// logits: [rows, stride]; of a row with a mask, those whose bit is 0 become -infinity. masks: [rows] of
+// [ceil(vocab / 32)], the lowest bit first; null: the row stays as it is. ids: [rows], changed for rows with masks: the
+// first of the largest logits that are left, or the size of the row's vocabulary if none is.
+BLORA_API void blora_mask(
+    float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, const uint32_t* const* masks, int64_t* ids);
+
 // Returns a token drawn from softmax(logits / temperature). logits: [vocab], without NaN. key: of (seed, sample,
 // position).
 BLORA_API int32_t blora_draw(const float* logits, int32_t vocab, double temperature, uint64_t key);

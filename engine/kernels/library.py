@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from blora.adapters.cpu import CpuLoRAMetadata
 from .instruction_sets import instruction_sets
 
 logger = logging.getLogger(__name__)
+Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 INTERFACE = 8  # entry.h has the same number
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -121,6 +124,7 @@ FUNCTIONS: Mapping[str, tuple[type | None, Sequence[type]]] = {
     "blora_embed": (None, (c_void_p, c_int32, c_void_p, c_int32, c_int32, c_void_p)),
     "blora_replace_logits": (None, (c_void_p, c_int32, c_void_p, c_int32, c_int32, c_int32, c_void_p)),
     "blora_scan": (None, (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p)),
+    "blora_mask": (None, (c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p)),
     "blora_draw": (c_int32, (c_void_p, c_int32, c_double, c_uint64)),
 }
 
@@ -150,6 +154,8 @@ class Kernels:
         if not library.blora_may_run():
             raise PermissionError(f"the system does not let this process use the registers of {instruction_set}")
         for function, (result, arguments) in FUNCTIONS.items():
+            if not hasattr(library, function):  # a build of before: only rows with structured output need it
+                continue
             bound = getattr(library, function)
             bound.restype, bound.argtypes = result, arguments
         self.library = library
@@ -334,20 +340,29 @@ class Kernels:
         vocab_sizes: [n] the number of logits that belong to each row; None: all.
         Returns the tokens, [n] int64, and [n] bool.
         """
-        check_shape("logits", logits, torch.float32, (None, None))
+        sizes = _sizes_of_rows(logits, vocab_sizes)
         num_rows, width = logits.shape
         ids = torch.empty(num_rows, dtype=torch.int64)
         is_finite = torch.empty(num_rows, dtype=torch.bool)
-        if not width:
-            raise ValueError("logits: the vocabulary is empty")
-        if vocab_sizes is None:
-            sizes = None
-        elif len(vocab_sizes) == num_rows and all(1 <= size <= width for size in vocab_sizes):
-            sizes = (c_int32 * num_rows)(*vocab_sizes)
-        else:
-            raise ValueError(f"logits: {num_rows} rows of {width} do not hold vocabularies of {list(vocab_sizes)}")
         self.library.blora_scan(logits.data_ptr(), num_rows, width, sizes, ids.data_ptr(), is_finite.data_ptr())
         return ids, is_finite
+
+    def mask(
+        self, logits: Tensor, masks: Sequence[Mask | None], ids: Tensor, vocab_sizes: Sequence[int] | None = None
+    ) -> None:
+        """Gives -infinity to the logits that a mask leaves out, and finds the best token that is left.
+
+        logits: [n, vocab] float32, changed in place.
+        masks: [n] of [ceil(vocab / 32)] uint32 or more, a bit for each token, the lowest first; None: the row stays.
+        ids: [n] int64, changed for the rows with masks: the best token, or the row's size of the vocabulary if none is
+        left.
+        vocab_sizes: [n] the number of logits that belong to each row; None: all.
+        """
+        sizes = _sizes_of_rows(logits, vocab_sizes)
+        check_shape("ids", ids, torch.int64, (len(logits),))
+        num_rows, width = logits.shape
+        addresses = (c_uint64 * num_rows)(*(_address_of_mask(mask, width) for mask in masks))
+        self.library.blora_mask(logits.data_ptr(), num_rows, width, sizes, addresses, ids.data_ptr())
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         """Draws a token from softmax(logits / temperature).
@@ -408,6 +423,27 @@ def check_shape(name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[i
         raise ValueError(
             f"{name}: {list(tensor.shape)} of {tensor.dtype} is not {list(shape)} of {dtype}, contiguous and on the CPU"
         )
+
+
+def _sizes_of_rows(logits: Tensor, vocab_sizes: Sequence[int] | None) -> Any:
+    """Checks logits, [n, vocab] float32, and the sizes of their rows; returns these as an array, None for None."""
+    check_shape("logits", logits, torch.float32, (None, None))
+    num_rows, width = logits.shape
+    if not width:
+        raise ValueError("logits: the vocabulary is empty")
+    if vocab_sizes is None:
+        return None
+    if len(vocab_sizes) != num_rows or not all(1 <= size <= width for size in vocab_sizes):
+        raise ValueError(f"logits: {num_rows} rows of {width} do not hold vocabularies of {list(vocab_sizes)}")
+    return (c_int32 * num_rows)(*vocab_sizes)
+
+
+def _address_of_mask(mask: Mask | None, width: int) -> int:
+    if mask is None:
+        return 0
+    if mask.dtype != np.uint32 or mask.ndim != 1 or not mask.flags.c_contiguous or len(mask) * 32 < width:
+        raise ValueError(f"mask: {mask.dtype} {mask.shape} is not uint32 with a bit for each of {width} tokens")
+    return int(mask.ctypes.data)
 
 
 @cache

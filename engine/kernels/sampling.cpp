@@ -32,6 +32,16 @@ void scan_row(const float* logits, int vocab, int64_t* id, uint8_t* is_finite) {
     *id = at;
 }
 
+// Gives -infinity to the logits whose bit is 0. Most words of a mask are all zeros or all ones.
+void mask_row(float* logits, int vocab, const uint32_t* mask) {
+    for (int first = 0; first < vocab; first += 32) {
+        const uint32_t bits = mask[first / 32];
+        if (bits == ~0u) continue;
+        for (int i = 0, count = std::min(32, vocab - first); i < count; ++i)
+            if (!(bits >> i & 1)) logits[first + i] = -std::numeric_limits<float>::infinity();
+    }
+}
+
 // A number in (0, 1) made from (key, token), and its distance from 1.
 struct Uniform {
     double value;
@@ -96,6 +106,21 @@ void blora_scan(
     blora::share_ranges(rows, (int64_t)rows * stride >= blora::PARALLEL_VALUES, [&](int first, int last) {
         for (int row = first; row < last; ++row)
             blora::scan_row(logits + (int64_t)row * stride, vocabs ? vocabs[row] : stride, ids + row, is_finite + row);
+    });
+}
+
+void blora_mask(
+    float* logits, int32_t rows, int32_t stride, const int32_t* vocabs, const uint32_t* const* masks, int64_t* ids) {
+    blora::share_ranges(rows, (int64_t)rows * stride >= blora::PARALLEL_VALUES, [&](int first, int last) {
+        for (int row = first; row < last; ++row) {
+            if (!masks[row]) continue;
+            float* own = logits + (int64_t)row * stride;
+            const int vocab = vocabs ? vocabs[row] : stride;
+            uint8_t is_finite;
+            blora::mask_row(own, vocab, masks[row]);
+            blora::scan_row(own, vocab, ids + row, &is_finite);
+            if (own[ids[row]] == -std::numeric_limits<float>::infinity()) ids[row] = vocab;
+        }
     });
 }
 

@@ -12,16 +12,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from blora.adapters import ImageTable
-from blora.scheduler import FinishReason, RowUpdate
+from blora.scheduler import FinishReason, Matcher, RowUpdate
 
 from ..errors import EngineBroken, EngineStartError
+from ..grammar.grammars import Grammars
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.logbook import Activity, open_logbook
 from ..ipc.messages import (
@@ -47,8 +48,10 @@ from ..ipc.messages import (
 from ..ipc.sealed_memory import map_sealed
 from ..ipc.update_frames import in_frames
 from ..parallel.shards import Shards
-from ..startup.start import StartedEngine, start_engine
+from ..startup.start import start_engine
 from ..step.core import EngineCore
+from ..text.tokenizer import load_tokenizer
+from .matchers import Matchers
 
 logger = logging.getLogger(__name__)
 IDLE_CHECK_INTERVAL = 5.0  # seconds: the check looks at every page
@@ -62,7 +65,10 @@ class EngineLoop:
         core: EngineCore,
         shards: Shards,
         now: Callable[[], float] = time.monotonic,
+        matchers: Matchers | None = None,
     ) -> None:
+        """matchers: of requests with structured output; None if there are none."""
+        self._matchers = matchers
         self._channel = channel
         self._core = core
         self._shards = shards
@@ -89,6 +95,7 @@ class EngineLoop:
         for message in self._channel.receive(wait=not self._core.has_work):
             self._handle(message)
             self._core.logbook.rest()
+        self._add_with_matchers()
         is_busy = self._core.has_work
         rows, self._refused = self._refused, []
         if is_busy:
@@ -131,11 +138,12 @@ class EngineLoop:
     def _handle(self, message: ToEngine) -> None:
         core = self._core
         match message:
+            case AddRequest() if message.grammar is not None and self._matchers is not None:
+                self._matchers.begin(message)
             case AddRequest():
                 self._add(message)
             case FinishRequests(request_ids):
-                for request_id in request_ids:
-                    core.finish(request_id)
+                self._finish(request_ids)
             case ResetPrefixCache(call_id, also_running):
                 self._answer(call_id, partial(core.reset_prefix_cache, also_running))
             case LoadAdapter(call_id, table):
@@ -155,11 +163,21 @@ class EngineLoop:
             case Start():
                 raise RuntimeError("the engine has started already")
 
-    def _add(self, message: AddRequest) -> None:
+    def _finish(self, request_ids: Sequence[int]) -> None:
+        if self._matchers is not None:
+            self._matchers.forget(request_ids)
+        for request_id in request_ids:
+            self._core.finish(request_id)
+
+    def _add_with_matchers(self) -> None:
+        for message, matcher in () if self._matchers is None else self._matchers.take():
+            self._add(message, matcher.result)
+
+    def _add(self, message: AddRequest, matcher: Callable[[], Matcher | None] = lambda: None) -> None:
         """Takes a request in. An error costs the request."""
         self._core.logbook.note(Activity.ADDING, [message.request_id])
         try:
-            self._core.add_request(message.to_request())
+            self._core.add_request(message.to_request(matcher()))
         except Exception:
             logger.exception("request %d cannot be accepted", message.request_id)
             self._core.finish(message.request_id)
@@ -210,7 +228,7 @@ class EngineLoop:
         return StateReply(call_id, self._core.load, [self._core.adapter_state(digest) for digest in digests])
 
 
-def start(channel: Channel[ToEngine]) -> StartedEngine | None:
+def start(channel: Channel[ToEngine]) -> EngineLoop | None:
     """Starts the engine of the first message and sends Ready; returns None, and sends StartFailed, if it cannot."""
     first, *rest = channel.receive(wait=True)
     if not isinstance(first, Start) or rest:
@@ -223,7 +241,8 @@ def start(channel: Channel[ToEngine]) -> StartedEngine | None:
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
     channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
-    return engine
+    grammars = Grammars(partial(load_tokenizer, Path(first.model)), engine.facts.vocab_size)
+    return EngineLoop(channel, engine.core, engine.shards, matchers=Matchers(grammars, channel.bell()))
 
 
 def main() -> None:
@@ -233,9 +252,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     channel: Channel[ToEngine] = open_channel(sys.argv[1:], ToEngine)
     try:
-        engine = start(channel)
-        if engine is not None:
-            EngineLoop(channel, engine.core, engine.shards).run()
+        loop = start(channel)
+        if loop is not None:
+            loop.run()
     except ChannelClosed:
         pass
     except BaseException as error:  # panics of libraries in Rust are no Exception

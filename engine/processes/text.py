@@ -5,12 +5,10 @@ process, and no other request has waited for it. Imports no torch.
 """
 
 import contextlib
-import resource
 import signal
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
-from math import ceil
 from pathlib import Path
 
 from ..errors import InvalidRequest
@@ -20,6 +18,7 @@ from ..ipc.messages import FromText, StartText, TextRead, TextRefused, ToText
 from ..text.text_work import TextOrder, tokenize, tokenizer_of
 from ..text.tokenizer import Tokenizer, load_tokenizer
 from .background import go_to_background
+from .limits import limit_memory, limit_time
 
 MAX_SECONDS = 20  # CPU time of one work; the sandbox stops a template much earlier
 MAX_BYTES = 2 << 30  # of this process, beside what it has when it begins
@@ -47,7 +46,7 @@ def serve(channel: Channel[ToText], begin: Callable[[StartText], TextReader]) ->
             if isinstance(order, StartText):
                 reader = begin(order)
             elif reader is not None:
-                limit_time()
+                limit_time(MAX_SECONDS)
                 channel.send(reader.read(order.order))
 
 
@@ -56,29 +55,8 @@ def begin(start: StartText) -> TextReader:
     go_to_background(start.niceness)
     tokenizer = load_tokenizer(Path(start.model))
     tokenizer.encode("")  # the library starts its threads, which take address space
-    limit_memory()
+    limit_memory(MAX_BYTES)
     return TextReader(tokenizer, start.facts)
-
-
-def limit_time() -> None:
-    """Has the kernel end this process when the next order takes too long."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    _limit(resource.RLIMIT_CPU, ceil(usage.ru_utime + usage.ru_stime) + MAX_SECONDS)
-
-
-def limit_memory() -> None:
-    _limit(resource.RLIMIT_AS, _address_space() + MAX_BYTES)
-    _limit(resource.RLIMIT_CORE, 0)
-
-
-def _address_space() -> int:
-    """The bytes that this process has mapped."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def _limit(kind: int, most: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def main() -> None:

@@ -24,8 +24,10 @@ from ..front_end.output_processor import UserRequest
 from ..front_end.resumption import Resumption
 from ..front_end.shared_prompts import beginnings, num_common
 from ..front_end.unread import furthest_behind
+from ..grammar.grammars import GrammarOrder
 from ..ipc.deadline import PASSED, Deadline
 from ..ipc.engine_connection import EngineConnection
+from ..ipc.grammar_client import GrammarClient
 from ..ipc.messages import FinishRequests
 from ..ipc.text_client import TextClients
 from ..ipc.turns import Turns
@@ -51,6 +53,7 @@ class AsyncRequests:
         front_end: FrontEnd,
         adapters: AsyncAdapters,
         texts: TextClients,
+        grammars: GrammarClient,
         check_can_begin: Callable[[], None],
         load_missing: Callable[[Sequence[Checked], Looks], Awaitable[None]],
     ) -> None:
@@ -60,6 +63,7 @@ class AsyncRequests:
         self._front_end = front_end
         self._adapters = adapters
         self._texts = texts
+        self._grammars = grammars
         self._check_can_begin = check_can_begin
         self._load_missing = load_missing
         self._resumption = Resumption(front_end.outputs, front_end.suspects)
@@ -182,7 +186,7 @@ class AsyncRequests:
         edits = await self._edits(call)
         tokens = await self._tokens(call)
         await self._turns.take(call.cost_of_check(tokens))
-        return self._front_end.check(call, tokens, edits)
+        return self._front_end.check(call, tokens, edits, await self._grammar(call))
 
     async def _edits(self, call: Opened) -> LogitEdits:
         pieces = call.lists.pack(call.adapters.facts)
@@ -196,6 +200,11 @@ class AsyncRequests:
     async def _tokens(self, call: Opened) -> TextTokens:
         tokens = self._front_end.start_reading(call)
         return tokens if isinstance(tokens, TextTokens) else await self._texts.read(tokens, call.tenant.name)
+
+    async def _grammar(self, call: Opened) -> GrammarOrder | None:
+        if call.grammar is None:
+            return None
+        return await self._grammars.check(call.grammar, call.spelled_tokens, call.tenant.name)
 
     def _submit(self, prepared: Sequence[Prepared], grown: asyncio.Event) -> "asyncio.Task[None] | None":
         """Gives accepted requests to the engine: at once, or in a task when images of their adapters have to be read

@@ -17,6 +17,7 @@ from ..parallel.shards import NO_SHARDS, Aside, Shards
 from .backend import Backend, StepGraphs
 from .copies import StepCopies
 from .inputs import build_batch, in_batch_order, plan_logits, scored_slices
+from .row_masks import row_masks
 from .sampler import sample, token_logprobs
 
 
@@ -92,7 +93,8 @@ class ModelRunner:
         results = {row.request_id: RowResult() for row in rows}
         sampled = [row for row in rows if row.is_sampled]
         if logits is not None:
-            samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled), self._unseeded)
+            masks = row_masks(sampled)
+            samples = sample(logits, sampled, self._picker, self._vocab_sizes(sampled), self._unseeded, masks)
             results |= zip((row.request_id for row in sampled), samples, strict=True)
         for request_id, logprobs in prompt_logprobs.items():
             results[request_id] = replace(results[request_id], prompt_logprobs=tuple(logprobs))

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blora.scheduler import RowResult, SamplingParams, ScheduledRow, TokenLogprob
+
+from ..grammar.masks import Bits
+from .row_masks import RowMask
 
 MASK64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15  # the increment of splitmix64
@@ -23,23 +27,29 @@ SCORED_ROWS = 8  # of logits that are scored at once: more would not stay in the
 HEAD = 1024  # the number of best tokens that filters try before they sort the whole vocabulary
 MIN_UNSEEDED_TEMPERATURE = 1e-3  # below it float32 cannot hold every logit / temperature; `Picker` uses float64
 NOT_FINITE = "the model's logits are not finite for this request"
-NONE_LEFT = "allowed_token_ids, bad_words and min_tokens together leave no token that may be drawn"
+NONE_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token that may be drawn"
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
     """The best token of each row of logits."""
 
-    token_ids: Sequence[int]  # the first token of those with the largest logit
+    token_ids: Sequence[int | None]  # the first token of those with the largest logit; None if a mask leaves none
     is_finite: Sequence[bool]  # True if all logits of the row are finite
 
 
 class Picker(Protocol):
     """The two passes over whole rows of logits, of which a backend may have faster versions."""
 
-    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+    def best(
+        self,
+        logits: Tensor,
+        vocab_sizes: Sequence[int] | None = None,
+        masks: Sequence[Bits | None] | None = None,
+    ) -> Best:
         """logits: [num_rows, widest vocab_size] float32. vocab_sizes: one for each row; None if all rows are as wide
-        as the tensor."""
+        as the tensor. masks: one for each row, or None for a row that has none; the logits of tokens that it leaves out
+        become -infinity. Whether a row is finite is found before."""
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         """Draws a token from softmax(logits / temperature). logits: [vocab_size] float32. key: from `draw_key`."""
@@ -62,11 +72,20 @@ class UnseededPicker(Protocol):
 
 
 class TorchPicker:
-    def best(self, logits: Tensor, vocab_sizes: Sequence[int] | None = None) -> Best:
+    def best(
+        self,
+        logits: Tensor,
+        vocab_sizes: Sequence[int] | None = None,
+        masks: Sequence[Bits | None] | None = None,
+    ) -> Best:
         if vocab_sizes is None:
-            return Best(logits.argmax(dim=1).tolist(), torch.isfinite(logits).all(dim=1).tolist())
+            is_finite = torch.isfinite(logits).all(dim=1).tolist()
+            apply_masks(logits, masks)
+            return Best(best_left(logits), is_finite)
         rows = [row[:size] for row, size in zip(logits, vocab_sizes, strict=True)]
-        return Best([int(row.argmax()) for row in rows], [bool(torch.isfinite(row).all()) for row in rows])
+        is_finite = [bool(torch.isfinite(row).all()) for row in rows]
+        apply_masks(logits, masks)
+        return Best([best_left(row[None])[0] for row in rows], is_finite)
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         scores = _scores(logits, temperature)
@@ -77,30 +96,74 @@ class TorchPicker:
 TORCH_PICKER = TorchPicker()
 
 
+def apply_masks(logits: Tensor, masks: Sequence[Bits | None] | None) -> None:
+    """Gives -infinity to the logits of tokens that masks leave out. logits: [num_rows, vocab_size]. masks: as for
+    `Picker.best`."""
+    given = {index: mask for index, mask in enumerate(masks or ()) if mask is not None}
+    if given:
+        bits = np.unpackbits(np.stack(list(given.values())).view(np.uint8), axis=1, bitorder="little")
+        is_left_out = torch.from_numpy(bits[:, : logits.shape[1]] == 0).to(logits.device)
+        rows = torch.tensor(list(given), device=logits.device)
+        logits[rows] = logits[rows].masked_fill(is_left_out, -torch.inf)
+
+
+def best_left(logits: Tensor) -> list[int | None]:
+    """Returns the best token of each row, None where no logit is above -infinity. logits: [num_rows, vocab_size]."""
+    best, token_ids = logits.max(dim=1)
+    pairs = zip(token_ids.tolist(), best.tolist(), strict=True)
+    return [None if value == -torch.inf else token_id for token_id, value in pairs]
+
+
 def sample(
     logits: Tensor,
     rows: Sequence[ScheduledRow],
     picker: Picker = TORCH_PICKER,
     vocab_sizes: Sequence[int] | None = None,
     unseeded: UnseededPicker | None = None,
+    masks: Sequence[RowMask | None] | None = None,
 ) -> list[RowResult]:
     """Returns one result per row. logits: [num_rows, widest vocab_size] float32, raw; changed in place. vocab_sizes:
     one for each row, if they differ; logits beyond a row's own size are ignored. unseeded: draws for rows without a
-    seed; None if the engine gives every request a seed."""
-    best = picker.best(logits, vocab_sizes)
+    seed; None if the engine gives every request a seed. masks: one for each row; None if no row has one."""
+    masks = masks or [None] * len(rows)
+    best = picker.best(logits, vocab_sizes, _first_masks(rows, masks))
     drawn = {} if unseeded is None else _draw_unseeded(logits, rows, unseeded, vocab_sizes, best)
     results = []
     for index, row in enumerate(rows):
+        mask = masks[index]
         if not best.is_finite[index]:
             results.append(RowResult(error=NOT_FINITE))
+        elif mask is not None and mask.error is not None:
+            results.append(RowResult(error=mask.error))
+        elif best.token_ids[index] is None:
+            results.append(_none_left(mask))
         elif index in drawn:
             results.append(RowResult(drawn[index]))
-        elif row.sampling.temperature == 0 and not _has_constraints(row) and row.sampling.logprobs is None:
+        elif row.sampling.temperature == 0 and _is_plain(row):
             results.append(RowResult(best.token_ids[index]))
         else:
             own = logits[index] if vocab_sizes is None else logits[index, : vocab_sizes[index]]
-            results.append(_sample_row(own, row, picker))
+            results.append(_sample_row(own, row, picker, mask))
     return results
+
+
+def _first_masks(rows: Sequence[ScheduledRow], masks: Sequence[RowMask | None]) -> list[Bits | None] | None:
+    """The masks of rows whose logits nothing else changes, and nobody else reads; the others come later."""
+    if not any(masks):
+        return None
+    return [
+        mask.bits if mask is not None and mask.error is None and _is_plain(row) else None
+        for row, mask in zip(rows, masks, strict=True)
+    ]
+
+
+def _is_plain(row: ScheduledRow) -> bool:
+    return row.sampling.logprobs is None and not _has_constraints(row)
+
+
+def _none_left(mask: RowMask | None) -> RowResult:
+    """A text that may end, and cannot go on, is complete, whatever min_tokens says."""
+    return RowResult(is_complete=True) if mask is not None and mask.may_end else RowResult(error=NONE_LEFT)
 
 
 def _draw_unseeded(
@@ -111,7 +174,11 @@ def _draw_unseeded(
     best: Best,
 ) -> dict[int, int]:
     """Returns tokens, by row index, for the rows that need no more than a random token. logits: raw."""
-    indices = [index for index, row in enumerate(rows) if best.is_finite[index] and _wants_any_draw(row)]
+    indices = [
+        index
+        for index, row in enumerate(rows)
+        if best.is_finite[index] and best.token_ids[index] is not None and _wants_any_draw(row)
+    ]
     if not indices:
         return {}
     draws = [Draw(rows[index].sampling, _draw_key(rows[index])) for index in indices]
@@ -123,20 +190,22 @@ def _draw_unseeded(
 def _wants_any_draw(row: ScheduledRow) -> bool:
     params = row.sampling
     is_warm = params.temperature >= MIN_UNSEEDED_TEMPERATURE
-    return params.seed is None and is_warm and params.logprobs is None and not _has_constraints(row)
+    return params.seed is None and is_warm and _is_plain(row)
 
 
-def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker) -> RowResult:
+def _sample_row(logits: Tensor, row: ScheduledRow, picker: Picker, mask: RowMask | None = None) -> RowResult:
     """logits: [vocab_size]."""
     params = row.sampling
     raw = logits.clone() if params.logprobs is not None else None  # users get logprobs of the raw logits
     _apply_constraints(logits, row)
-    if _is_masked(row) and not (logits > -torch.inf).any():
-        return RowResult(error=NONE_LEFT)
-    if params.temperature == 0:
-        token_id = picker.best(logits[None]).token_ids[0]
-    else:
+    token_id = None
+    if params.temperature == 0 or not _is_plain(row):
+        token_id = picker.best(logits[None], None, None if mask is None else [mask.bits]).token_ids[0]
+        if token_id is None:
+            return _none_left(mask)
+    if params.temperature != 0:
         token_id = _draw(logits, row, picker)
+    assert token_id is not None  # one of the two has been done
     if raw is None or params.logprobs is None:
         return RowResult(token_id)
     return RowResult(token_id, token_logprobs(raw[None], [token_id], params.logprobs)[0])

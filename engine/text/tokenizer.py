@@ -133,6 +133,15 @@ class Tokenizer:
         return first + token_ids[len(token_ids) - keep_last + len(first) :]
 
     @property
+    def num_tokens(self) -> int:
+        """One more than the largest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def serialized(self) -> str:
+        """Returns the content of its tokenizer.json."""
+        return str(self._backend.to_str())
+
+    @property
     def eos_token_id(self) -> int | None:
         token = self.special_tokens.get("eos_token")
         return None if token is None else self._backend.token_to_id(token)

@@ -32,8 +32,10 @@ from blora.engine.ipc.messages import (
     AdapterRead,
     AdapterUnreadable,
     AddRequest,
+    CheckGrammar,
     FolderSeen,
     FoldersSeen,
+    GrammarRefused,
     InspectAdapter,
     LocateAdapter,
     LookAt,
@@ -46,6 +48,7 @@ from blora.engine.ipc.messages import (
     StartFailed,
     StartText,
     ToEngine,
+    ToGrammar,
     ToLoader,
     ToText,
 )
@@ -136,6 +139,7 @@ class World:
             "lookout": (LookAt, lambda process: self._serve(process, self._look_at)),
             "download": (LocateAdapter, lambda process: self._serve(process, self._locate)),
             "text": (ToText, lambda process: self._serve(process, self._read_text)),
+            "grammar": (ToGrammar, lambda process: self._serve(process, self._check_grammar)),
         }
 
     def all_digests(self) -> set[str]:
@@ -285,6 +289,10 @@ class World:
     async def _locate(self, process: SimulatedProcess, order: LocateAdapter) -> None:
         await asyncio.sleep(self.seconds(2.0))
         process.send(AdapterLocated(f"/hub/{order.path}"))
+
+    async def _check_grammar(self, process: SimulatedProcess, order: ToGrammar) -> None:
+        if isinstance(order, CheckGrammar):
+            process.send(GrammarRefused("structured_outputs", "no request of a simulation has any"))
 
     async def _read_text(self, process: SimulatedProcess, order: ToText) -> None:
         match order:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_flashinfer import FakeFlashInfer
@@ -28,6 +29,21 @@ def test_best_of_rows_of_unequal_width() -> None:
         finite = [row for row, is_finite in enumerate(theirs.is_finite) if is_finite]
         assert list(ours.is_finite) == list(theirs.is_finite)
         assert [ours.token_ids[row] for row in finite] == [theirs.token_ids[row] for row in finite]
+
+
+def test_masks_leave_the_same_tokens() -> None:
+    logits = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    logits[3, 1] = torch.nan
+    draw = np.random.default_rng(1)
+    masks = [draw.integers(0, 1 << 32, 3, dtype=np.uint32), None, np.zeros(3, np.uint32), np.zeros(3, np.uint32)]
+    for vocab_sizes in (None, [40, 25, 39, 20]):
+        ours, theirs = logits.clone(), logits.clone()
+        best, expected = CudaPicker().best(ours, vocab_sizes, masks), TORCH_PICKER.best(theirs, vocab_sizes, masks)
+        assert list(best.token_ids) == list(expected.token_ids)
+        assert list(best.is_finite) == list(expected.is_finite) == [True, True, True, False]
+        assert expected.token_ids[2] is None
+        assert torch.equal(ours[:3], theirs[:3])
+        assert torch.equal(ours[1], logits[1])
 
 
 def exact(logits: torch.Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Any:

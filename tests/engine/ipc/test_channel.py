@@ -16,6 +16,8 @@ from blora.adapters.image import Chunk, PackedModule
 from blora.adapters.report import ModuleReport
 from blora.engine.config import EngineConfig
 from blora.engine.facts import Facts
+from blora.engine.grammar.grammars import GrammarOrder
+from blora.engine.grammar.source import GrammarSource, Kind
 from blora.engine.ipc import messages as frames
 from blora.engine.ipc.channel import (
     LENGTH,
@@ -102,6 +104,7 @@ MESSAGES: dict[type, list[Any]] = {
         frames.AddRequest.of(REQUEST),
         frames.AddRequest.of(Request(1, [0], SamplingParams(), 1, 0)),
         frames.AddRequest.of(REQUEST).after(History([1, 2, 3], 4, 5, 6, 7.5), 16),
+        msgspec.structs.replace(frames.AddRequest.of(REQUEST), grammar=GrammarOrder("{}", 5, ((7, "<x>"),))),
     ],
     frames.FinishRequests: [frames.FinishRequests([]), frames.FinishRequests(list(range(1000)))],
     frames.LoadAdapter: [frames.LoadAdapter(7, TABLE)],
@@ -187,6 +190,13 @@ MESSAGES[frames.ForgetAdapter] = [frames.ForgetAdapter("digest")]
 MESSAGES[frames.ShardLoaded] = [frames.ShardLoaded()]
 MESSAGES[frames.ShardReady] = [frames.ShardReady()]
 MESSAGES[frames.AdapterTaken] = [frames.AdapterTaken(), frames.AdapterTaken("MemoryError")]
+MESSAGES[frames.StartGrammars] = [frames.StartGrammars("/m", 1000, 10)]
+MESSAGES[frames.CheckGrammar] = [
+    frames.CheckGrammar(GrammarSource(Kind.JSON, "{}", is_compact=True, is_closed=True)),
+    frames.CheckGrammar(GrammarSource(Kind.REGEX, "ä", whitespace=" ?")),
+]
+MESSAGES[frames.GrammarAccepted] = [frames.GrammarAccepted("{}", 5)]
+MESSAGES[frames.GrammarRefused] = [frames.GrammarRefused("structured_outputs.json", "why")]
 UNIONS = (
     frames.ToEngine,
     frames.FromEngine,
@@ -200,6 +210,8 @@ UNIONS = (
     frames.FoldersSeen,
     frames.ToText,
     frames.FromText,
+    frames.ToGrammar,
+    frames.FromGrammar,
 )
 CASES = [pytest.param(union, kind, id=kind.__name__) for union in UNIONS for kind in (get_args(union) or (union,))]
 

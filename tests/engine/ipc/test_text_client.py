@@ -13,7 +13,7 @@ from simulation.clock import run
 
 from blora.engine.errors import EngineUnavailable, InvalidRequest, QueueFull
 from blora.engine.facts import Facts
-from blora.engine.ipc import text_client
+from blora.engine.ipc import asked_child
 from blora.engine.ipc.messages import TextRead
 from blora.engine.ipc.text_client import TextClient, TextClients
 from blora.engine.text.chat import Chat
@@ -51,7 +51,7 @@ class Asked:
 
     def __call__(self, body: Callable[[TextClient], Awaitable[None]]) -> None:
         self._runner.run(asyncio.wait_for(body(self.client), 250))
-        if self.client._child._is_closed:
+        if self.client._child._child._is_closed:
             self.client = TextClient(self._model, FACTS, 0)
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ def test_a_conversation_comes_back_as_tokens_and_a_refusal_with_its_field(ask: A
         given = order(SHOW, tools=[{"b": 1, "a": 2.0}], chat_template_kwargs={"x": -(1 << 62)})
         text = '<eos>é[{"b": 1, "a": 2.0}]-4611686018427387904'
         assert await client.read(given, "") == TextTokens(tokenizer.encode(text), ())
-        child = client._child._child
+        child = client._child._child._child
         for template, field in [
             ("{% if %}", "chat_template"),
             (FOR_EVER, "chat_template"),
@@ -79,7 +79,7 @@ def test_a_conversation_comes_back_as_tokens_and_a_refusal_with_its_field(ask: A
             with pytest.raises(InvalidRequest) as caught:
                 await client.read(order(template), "")
             assert caught.value.field == field
-        assert client._child._child is child
+        assert client._child._child._child is child
 
     ask(body)
 
@@ -87,12 +87,12 @@ def test_a_conversation_comes_back_as_tokens_and_a_refusal_with_its_field(ask: A
 def test_after_a_process_that_ends_another_one_starts(ask: Asked, tokenizer: Tokenizer) -> None:
     async def body(client: TextClient) -> None:
         await client.read(order("a"), "")
-        assert client._child._child is not None
-        os.kill(client._child._child.process.pid, signal.SIGSTOP)
+        assert client._child._child._child is not None
+        os.kill(client._child._child._child.process.pid, signal.SIGSTOP)
         stopped = asyncio.create_task(client.read(order("a"), ""))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(client.read(order("b"), ""))
-        os.kill(client._child._child.process.pid, signal.SIGKILL)
+        os.kill(client._child._child._child.process.pid, signal.SIGKILL)
         with pytest.raises(InvalidRequest, match="^chat_template: takes too long"):
             await stopped
         assert (await waiting).prompt == tokenizer.encode("b")
@@ -105,19 +105,19 @@ def test_work_that_outlasts_its_limit_or_its_caller_ends(
 ) -> None:
     async def body(client: TextClient) -> None:
         await client.read(order("a"), "")
-        for patience, is_cancelled in [("WORK_TIMEOUT", False), ("LEAVE_TIMEOUT", True)]:
-            assert client._child._child is not None
-            child, gone = client._child._child, asyncio.create_task(client.read(order("a"), ""))
+        for owner, patience, is_cancelled in [(client._child, "_timeout", False), (asked_child, "LEAVE_TIMEOUT", True)]:
+            assert client._child._child._child is not None
+            child, gone = client._child._child._child, asyncio.create_task(client.read(order("a"), ""))
             os.kill(child.process.pid, signal.SIGSTOP)
             with monkeypatch.context() as patched:
-                patched.setattr(text_client, patience, 0.01)
+                patched.setattr(owner, patience, 0.01)
                 await asyncio.sleep(0)
                 if is_cancelled:
                     gone.cancel()
                 with suppress(asyncio.CancelledError, InvalidRequest):
                     await gone
             assert (await client.read(order("b"), "")).prompt == tokenizer.encode("b")
-            assert client._child._child is not child and child.process.returncode is not None
+            assert client._child._child._child is not child and child.process.returncode is not None
 
     ask(body)
 
@@ -142,12 +142,12 @@ def test_templates_of_strangers_hold_up_no_other_texts(tiny_model: Path, runner:
         try:
             long = TextOrder(work=TextWork(text="a" * 9000), text=None, runs_strange_template=False)
             stopped = asyncio.create_task(clients.read(order("a"), ""))
-            while clients._strange._child._child is None:
+            while clients._strange._child._child._child is None:
                 await asyncio.sleep(0.01)
-            os.kill(clients._strange._child._child.process.pid, signal.SIGSTOP)
+            os.kill(clients._strange._child._child._child.process.pid, signal.SIGSTOP)
             assert len((await clients.read(long, "")).prompt) == 9000
             assert not stopped.done()
-            os.kill(clients._strange._child._child.process.pid, signal.SIGCONT)
+            os.kill(clients._strange._child._child._child.process.pid, signal.SIGCONT)
             await stopped
         finally:
             await clients.close()

@@ -1,5 +1,6 @@
 """The native passes over logits against torch: best tokens, finite rows, and seeded draws token by token."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -45,10 +46,29 @@ def test_draws_are_those_of_torch(kernels: Kernels, vocab: int, temperature: flo
             assert kernels.draw(logits, temperature, key) == TORCH_PICKER.draw(logits, temperature, key)
 
 
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_masks_leave_what_they_leave_in_torch(kernels: Kernels, vocab: int) -> None:
+    draw, num_words = np.random.default_rng(vocab), vocab // 32 + 2
+    words = np.array([0, 0xFFFFFFFF, 0x80000001, 0x12345678], dtype=np.uint32)
+    masks = [None, *(draw.choice(words, num_words) for _ in range(5)), np.zeros(num_words, np.uint32)]
+    for sizes in (None, [max(vocab - row, 1) for row in range(7)]):
+        logits = make_logits(7, vocab).round()
+        own, expected = logits.clone(), TORCH_PICKER.best(logits, sizes, masks)
+        ids, _ = kernels.scan(own, sizes)
+        kernels.mask(own, masks, ids, sizes)
+        for row, size in enumerate(sizes or [vocab] * 7):
+            assert torch.equal(own[row, :size], logits[row, :size])
+            assert ids[row] == (size if expected.token_ids[row] is None else expected.token_ids[row])
+
+
 def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
     for bad in (torch.zeros(3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T, torch.zeros(2, 0)):
         with pytest.raises(ValueError, match="^logits: "):
             kernels.scan(bad)
+    ids, full = torch.zeros(2, dtype=torch.int64), np.zeros(2, np.uint32)
+    for mask in (full[:1], full.astype(np.int32), np.zeros(4, np.uint32)[::2], full[None]):
+        with pytest.raises(ValueError, match="^mask: "):
+            kernels.mask(torch.zeros(2, 40), [None, mask], ids)
     for bad, temperature in ((torch.zeros(1, 3), 1.0), (torch.zeros(0), 1.0), (torch.zeros(3), 0.0)):
         with pytest.raises(ValueError, match="logits"):
             kernels.draw(bad, temperature, 1)

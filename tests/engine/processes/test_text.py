@@ -76,8 +76,7 @@ def test_the_process_of_texts_reads_what_the_tokenizer_of_the_request_reads(
 def test_work_without_an_end_is_ended(work: str, code: int) -> None:
     script = f"""
 from blora.engine.processes import text
-text.MAX_SECONDS = 1
-text.limit_memory()
-text.limit_time()
+text.limit_memory(text.MAX_BYTES)
+text.limit_time(1)
 {work}"""
     assert subprocess.run([sys.executable, "-c", script], timeout=200, stderr=subprocess.DEVNULL).returncode == code
