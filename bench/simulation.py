@@ -30,6 +30,7 @@ TOKEN_SECONDS = 0.28e-3  # time of a computed token
 PAGE_SECONDS = 0.1e-3  # time of a copied page
 COSTS = StepCosts(5e-3, TOKEN_SECONDS, TOKEN_SECONDS, 0.0, 0.0, 0.0, 0.0)
 BLOCK_SIZE = 16
+EOS = frozenset({-1})  # never drawn, but the scheduler does not know that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,7 @@ def _request(request_id: int, arrival: Arrival) -> Request:
         sampling=SamplingParams(),
         max_tokens=arrival.output_len,
         seed=0,
+        eos_token_ids=EOS,
         adapters=((str(arrival.adapter), 1.0),),
         tenant=arrival.tenant,
     )

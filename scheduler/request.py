@@ -103,6 +103,12 @@ class Request:
         return None if is_usual else token_id
 
     @property
+    def is_length_certain(self) -> bool:
+        """Whether nothing but max_tokens ends the answer."""
+        sampling = self.sampling
+        return not (self.stop_token_ids or sampling.stop or sampling.structured_outputs is not None)
+
+    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 

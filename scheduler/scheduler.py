@@ -85,7 +85,7 @@ class Scheduler:
             self._kv.retract(request)
         self._deadlines.forget(request)
         self._unbegun.forget(request)
-        self._forecast.note_end(request)
+        self._forecast.note_end(request, self._running)
         self._waiting.forget(request)
         self._leave(request)
         self._residency.forget(request.adapters)

@@ -9,7 +9,14 @@ from fakes import CheckingRunner, make_request, make_scheduler
 
 from blora.bench.simulation import BLOCK_SIZE, Machine, Outcome, simulate
 from blora.bench.trace import Arrival
-from blora.scheduler import DEFAULT_FAIRNESS, FinishReason, Scheduler
+from blora.scheduler import (
+    DEFAULT_FAIRNESS,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Scheduler,
+    StructuredOutputsParams,
+)
 from blora.scheduler.forecast import MemoryForecast
 
 SEATS = 16
@@ -22,6 +29,11 @@ def arrivals(num_requests: int, prompts: Lengths, outputs: Lengths, num_tenants:
         Arrival(0.001 * index, 0, draw.randint(*prompts), draw.randint(*outputs), tenant=str(index % num_tenants))
         for index in range(num_requests)
     ]
+
+
+def may_stop(request_id: int, prompt: list[int], max_tokens: int) -> Request:
+    """A request whose answer may be shorter than max_tokens."""
+    return make_request(request_id, prompt, max_tokens, eos_token_ids=frozenset({2}))
 
 
 def num_blocks(arrival: Arrival) -> int:
@@ -97,29 +109,57 @@ def test_a_preempted_request_finds_its_blocks_again() -> None:
 
 def test_what_has_ended_tells_how_long_outputs_become() -> None:
     forecast = MemoryForecast(4)
-    request = make_request(0, [1] * 8, 1000)
+    request = may_stop(0, [1] * 8, 1000)
     assert forecast.num_further_tokens(request) == 512
     for length in range(1, 101):
-        ended = make_request(1, [1], 1000)
+        ended = may_stop(1, [1], 1000)
         ended.token_ids += [7] * length
         forecast.note_end(ended)
-    assert forecast.num_further_tokens(request) == 91
+    assert forecast.num_further_tokens(request) == 90
     request.token_ids += [7] * 60
-    assert forecast.num_further_tokens(request) == 97 - 60
+    assert forecast.num_further_tokens(request) == 96 - 60
     request.token_ids += [7] * 60
     assert forecast.num_further_tokens(request) == 120
     request.num_preemptions = 1
     assert forecast.num_further_tokens(request) == 1000 - 120
-    assert forecast.num_further_tokens(make_request(2, [1], 10)) == 10
+    assert forecast.num_further_tokens(may_stop(2, [1], 10)) == 10
+
+
+def test_what_still_runs_tells_too() -> None:
+    """Short outputs end first. Of ten that began together, those of 10, 20 and 30 tokens have ended."""
+    forecast = MemoryForecast(4)
+    running = [may_stop(index, [1] * 8, 1000) for index in range(10)]
+    for length in range(1, 31):
+        for request in running:
+            request.token_ids.append(7)
+        if length % 10 == 0:
+            forecast.note_end(running.pop(), running)
+    assert [forecast.num_further_tokens(request) for request in (running[0], may_stop(0, [1], 1000))] == [482, 512]
+    for _ in range(90):
+        forecast.note_end(running[-1], [])  # 90 more outputs of 30 tokens
+    assert forecast.num_further_tokens(may_stop(0, [1], 1000)) == 30
+    assert forecast.num_further_tokens(running[0]) == 30  # nothing is known of longer ones
+
+
+def test_a_length_that_is_certain_needs_no_guess() -> None:
+    forecast = MemoryForecast(4)
+    for _ in range(100):
+        ended = may_stop(1, [1], 1000)
+        ended.token_ids.append(7)
+        forecast.note_end(ended)
+    assert forecast.num_further_tokens(make_request(0, [1], 700)) == 700
+    kinds = (SamplingParams(stop=["x"]), SamplingParams(structured_outputs=StructuredOutputsParams(regex="x")))
+    for sampling in kinds:
+        assert forecast.num_further_tokens(make_request(0, [1], 700, sampling=sampling)) == 1
 
 
 def test_only_the_latest_outputs_count() -> None:
     forecast = MemoryForecast(4)
     for length in [900] * 300 + [5] * 256:
-        ended = make_request(1, [1], 1000)
+        ended = may_stop(1, [1], 1000)
         ended.token_ids += [7] * length
         forecast.note_end(ended)
-    assert forecast.num_further_tokens(make_request(0, [1], 1000)) == 5
+    assert forecast.num_further_tokens(may_stop(0, [1], 1000)) == 5
 
 
 def test_the_need_is_greatest_before_a_request_ends() -> None:

@@ -11,6 +11,7 @@ from ..room import Room
 TIMES = (3, 5, 10)  # the KV that all requests would need at once, over what there is
 REQUESTS = 60
 PROMPT_LEN, OUTPUT_LEN = (20, 200), (100, 400)
+LENGTHS = (GREEDY, {**GREEDY, "stop": ["never comes"]})  # an answer's, that is certain, and that is not
 RECOMPUTED, PREEMPTIONS = 0.10, 3.0
 PAGE_BYTES = 4 * 2 * 2 * 8 * 4 * 4  # tiny: layers, K and V, heads, their width, float32, tokens of a block
 
@@ -30,7 +31,7 @@ def overcommit(room: Room) -> Iterator[Check]:
                 seconds=0.0,
                 prompt=room.rng.choices(range(VOCAB_SIZE), k=room.rng.randint(*PROMPT_LEN)),
                 max_tokens=room.rng.randint(*OUTPUT_LEN),
-                sampling=dict(GREEDY),
+                sampling=dict(room.rng.choice(LENGTHS)),
             )
             for _ in range(room.scaled(REQUESTS, least=20))
         ]
