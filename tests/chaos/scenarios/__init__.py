@@ -22,6 +22,7 @@ NAMES = (
     "bad_starts",
     "endurance",
     "keys",
+    "identity",
     "commands",
 )
 
