@@ -76,10 +76,10 @@ def _one_of_batch(index: int, request: Mapping[str, Any]) -> generation_pb2.Batc
 
 def _batch_result(message: generation_pb2.BatchGenerateResponse) -> results.BatchResult:
     if message.WhichOneof("result") == "response":
-        return results.BatchResult(message.index, results.generation(message.response), None)
+        return results.BatchResult(message.index, results.generation(message.response))
     error = message.error
     code = next((code.name for code in grpc.StatusCode if code.value[0] == error.code), str(error.code))
-    return results.BatchResult(message.index, None, results.Refusal(code, error.message, details_of(error)))
+    return results.BatchResult(message.index, results.Refusal(code, error.message, details_of(error)))
 
 
 def tokenize(

@@ -92,11 +92,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The end of one request of a batch: exactly one of generation and refusal is there."""
+    """The end of one request of a batch."""
 
     index: int  # the request's place in the batch
-    generation: Generation | None
-    refusal: Refusal | None
+    answer: Generation | Refusal
 
 
 @dataclass(frozen=True, slots=True)

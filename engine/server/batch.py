@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
+from ..errors import QueueFull
+
 Order = TypeVar("Order")
 Result = TypeVar("Result")
 
@@ -51,6 +53,19 @@ async def run_batch(
         for one in unfinished:
             one.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
+
+
+async def patiently(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Does work that the engine refuses while it has too much to do again, when it says that it will have room: nobody
+    waits for one part of a batch, and a batch alone can fill the queue. Other errors are raised, and a refusal without
+    a time."""
+    while True:
+        try:
+            return await work()
+        except QueueFull as refusal:
+            if refusal.retry_after is None:
+                raise
+            await asyncio.sleep(refusal.retry_after)
 
 
 def _start(work: Awaitable[Any]) -> "asyncio.Future[Any]":

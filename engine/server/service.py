@@ -18,7 +18,7 @@ from ..identity.caller import Caller
 from ..ipc.turns import Turns
 from ..outputs import AdapterSnapshot, RequestOutput
 from . import convert, convert_tokens
-from .batch import run_batch
+from .batch import Ended, patiently, run_batch
 from .callers_engine import CallersEngine
 from .convert_output import Answer, BatchAnswer, StreamConverter, WholeAnswer
 from .generation import Outcome, collected, unique_request_id
@@ -79,14 +79,14 @@ class GenerationServicer:
         deadline: float | None,
     ) -> AsyncGenerator[BatchAnswer, None]:
         async def generate(request: generation_pb2.BatchGenerateRequest) -> WholeAnswer:
-            return await self.generate(convert.inner_request(request), caller, deadline)
+            inner = convert.inner_request(request)
+            if inner.HasField("max_first_token_seconds"):  # a client that waits for it
+                return await self.generate(inner, caller, deadline)
+            return await patiently(lambda: self.generate(inner, caller, deadline))
 
         async with aclosing(run_batch(requests, generate, MOST_OF_BATCH)) as ends:
             async for ended in ends:
-                try:
-                    yield BatchAnswer.answered(ended.index, ended.result())
-                except Exception as error:
-                    yield BatchAnswer.refused(ended.index, status_message(error))
+                yield batch_answer(ended)
 
     async def tokenize(
         self, request: generation_pb2.TokenizeRequest, caller: Caller
@@ -133,6 +133,13 @@ class GenerationServicer:
                 for piece in pieces(output):
                     await self._turns.take(cost(piece))
                     yield piece
+
+
+def batch_answer(ended: Ended[WholeAnswer]) -> BatchAnswer:
+    try:
+        return BatchAnswer.answered(ended.index, ended.result())
+    except Exception as error:
+        return BatchAnswer.refused(ended.index, status_message(error))
 
 
 class AdapterServicer:

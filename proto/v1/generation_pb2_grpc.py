@@ -128,8 +128,9 @@ class GenerationServiceServicer:
         """Answers any number of requests, each when it is finished, in any order. A request that fails has a status of its
         own, and the others go on. Up to 128 run at once, as as many calls of Generate would; the server reads the next one
         when one of them has been answered. A stream of requests and no list of them: no message grows with the batch, and
-        a client that sends faster than the server works, or reads slower, is held back by gRPC's flow control. The
-        deadline of the call is for all requests.
+        a client that sends faster than the server works, or reads slower, is held back by gRPC's flow control. While the
+        queue is full a request waits until there is room, unless it has max_first_token_seconds. The deadline of the call
+        is for all requests.
         INVALID_ARGUMENT    what came is no message; a message without a request is a failure of its own
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -19,6 +19,8 @@ GENERATION, ADAPTERS, ENGINE = (f"/blora.v1.{name}Service/" for name in ("Genera
 METHODS: Sequence[tuple[str, type[Message]]] = (
     (f"{GENERATION}Generate", generation_pb2.GenerateRequest),
     (f"{GENERATION}GenerateStream", generation_pb2.GenerateStreamRequest),
+    (f"{GENERATION}Tokenize", generation_pb2.TokenizeRequest),
+    (f"{GENERATION}Detokenize", generation_pb2.DetokenizeRequest),
     (f"{ADAPTERS}LoadAdapter", adapters_pb2.LoadAdapterRequest),
     (f"{ADAPTERS}GetAdapter", adapters_pb2.GetAdapterRequest),
     (f"{ADAPTERS}PinAdapter", adapters_pb2.PinAdapterRequest),

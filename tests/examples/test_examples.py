@@ -24,6 +24,7 @@ SAID = {
 }
 SAID_OF_A_SERVER = {
     "grpc_stream": (SELECT, "Bergen"),
+    "grpc_batch": (SELECT, "Bergen", "NOT_FOUND"),
     "grpc_versions": ("uploaded version 2", "assistant@1: fix(login)", "active again: 1", "NOT_FOUND"),
 }
 

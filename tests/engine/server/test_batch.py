@@ -8,8 +8,9 @@ import grpc
 import pytest
 from fake_llm import LOAD, FakeLLM, ask, run, running
 
+from blora.engine.errors import QueueFull
 from blora.engine.server.batch import run_batch
-from blora.proto.client import AsyncClient
+from blora.proto.client import AsyncClient, Refusal
 from blora.proto.v1 import generation_pb2, generation_pb2_grpc
 
 
@@ -17,10 +18,10 @@ def test_each_request_of_a_batch_has_its_own_end():
     llm = FakeLLM()
     requests = [{"prompt": "abc"}, {"prompt": "x", "adapter": "nobody"}, {"prompt": [5, 6], "max_tokens": 1, "n": 2}]
     answers = {end.index: end for end in ask(lambda client: list(client.generate_batch(requests)), llm)}
-    assert answers[0].generation.text == "abc" and answers[0].refusal is None
-    assert answers[1].generation is None and answers[1].refusal.code == "NOT_FOUND"
-    assert answers[1].refusal.details.reason == "ADAPTER_NOT_FOUND" and "'nobody'" in answers[1].refusal.message
-    assert [sample.token_ids for sample in answers[2].generation.samples] == [(5,), (5,)]
+    assert answers[0].answer.text == "abc" and isinstance(answers[1].answer, Refusal)
+    assert answers[1].answer.code == "NOT_FOUND" and "'nobody'" in answers[1].answer.message
+    assert answers[1].answer.details.reason == "ADAPTER_NOT_FOUND"
+    assert [sample.token_ids for sample in answers[2].answer.samples] == [(5,), (5,)]
 
 
 def test_a_request_that_no_message_can_hold_is_named_before_anything_is_sent():
@@ -162,3 +163,31 @@ def test_a_rate_that_is_none_is_refused(number):
         return caught.value.code()
 
     assert ask(question) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+class FullLLM(FakeLLM):
+    """Its queue is full for the first calls."""
+
+    def __init__(self, retry_after):
+        super().__init__()
+        self.refusals = [retry_after] * 3
+
+    def generate(self, *args, **kwargs):
+        if self.refusals:
+            return self._refuse(self.refusals.pop())
+        return super().generate(*args, **kwargs)
+
+    async def _refuse(self, retry_after):
+        raise QueueFull("the queue is full", retry_after)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "fields", "num_refused"),
+    [(0.01, {}, 0), (None, {}, 3), (0.01, {"max_first_token_seconds": 5.0}, 3)],
+)
+def test_a_full_queue_holds_a_batch_back_and_refuses_who_cannot_wait(retry_after, fields, num_refused):
+    requests = [{"prompt": "ab", **fields}] * 5
+    ends = ask(lambda client: list(client.generate_batch(requests)), FullLLM(retry_after))
+    refused = [end.answer.code for end in ends if isinstance(end.answer, Refusal)]
+    assert refused == ["RESOURCE_EXHAUSTED"] * num_refused
