@@ -16,6 +16,7 @@ from blora.engine.cli.main import build_parser
 from blora.engine.identity.identities import ApiKeys
 from blora.engine.server.access import Access
 from blora.engine.server.tls import Tls, TlsFiles
+from blora.proto.client import AsyncClient, Client
 from blora.proto.v1 import adapters_pb2, engine_pb2
 
 AUTHORITY, OTHER = Authority(), Authority()
@@ -199,3 +200,32 @@ def test_an_open_door_is_said_loudly(host, is_open, caplog):
 
     run(body())
     assert caplog.text.count("ANYBODY WHO REACHES THIS MACHINE") == is_open
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_clients_of_python_bring_a_certificate_and_a_token(kind, tmp_path):
+    (tmp_path / "authorities.pem").write_bytes(AUTHORITY.certificate)
+    own = AUTHORITY.identity("client")
+    tls = tls_in(tmp_path, authorities=tmp_path / "authorities.pem")
+    certificates = {"private_key": own.key, "certificate_chain": own.certificate}
+
+    async def code(target, **arguments):
+        try:
+            if kind is AsyncClient:
+                async with AsyncClient(target, root_certificates=AUTHORITY.certificate, timeout=50, **arguments) as one:
+                    await one.info()
+            else:
+                with Client(target, root_certificates=AUTHORITY.certificate, timeout=50, **arguments) as one:
+                    await asyncio.to_thread(one.info)
+        except grpc.RpcError as error:
+            return error.code()
+        return OK
+
+    async def body():
+        access = Access(tls=tls, identities=ApiKeys(["k" * 32]))
+        async with running(FakeLLM(), access=access) as server:
+            assert await code(server.address, **certificates, token="k" * 32) is OK
+            assert await code(server.address, **certificates, token="o" * 32) is grpc.StatusCode.UNAUTHENTICATED
+            assert await code(server.address, token="k" * 32) is UNAVAILABLE
+
+    run(body())
