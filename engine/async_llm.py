@@ -28,7 +28,7 @@ from .arguments.engine_args import EngineArgs, engine_config
 from .arguments.unserved import TellsUnserved
 from .errors import EngineStartError, EngineUnavailable, InvalidRequest
 from .events import tell
-from .front_end import statistics
+from .front_end import output_processor, statistics
 from .front_end.adapter_choice import Adapter
 from .front_end.calls import (
     Call,
@@ -192,6 +192,7 @@ class AsyncLLM(TellsUnserved):
         self._parts_or_none: _Parts | None = None
         self._on_serving_change: list[Callable[[bool], None]] = []
         self._load_watch = LoadWatch(self._look_at_load, self._check_can_begin)
+        self._on_request_end: list[Callable[[output_processor.UserRequest], None]] = []
         self._loading = asyncio.Lock()
 
     @classmethod
@@ -285,6 +286,7 @@ class AsyncLLM(TellsUnserved):
     ) -> _Parts:
         defaults = load_generation_defaults(model, tokenizer.eos_token_id, self._config.generation_config)
         front_end = FrontEnd(tokenizer, defaults, ready.facts, self._config, asyncio.get_running_loop().time)
+        front_end.on_end = self._on_request_end
         adapters = AsyncAdapters(
             front_end.policy,
             front_end.adapters,
@@ -406,6 +408,11 @@ class AsyncLLM(TellsUnserved):
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
         """Calls back, in the event loop, when is_serving may have changed."""
         self._on_serving_change.append(callback)
+
+    def on_request_end(self, callback: Callable[[output_processor.UserRequest], None]) -> None:
+        """Calls back, in the event loop, with each request that has ended, however it did; what it takes, all wait
+        for."""
+        self._on_request_end.append(callback)
 
     def _tell_serving(self) -> None:
         for callback in self._on_serving_change:

@@ -153,6 +153,9 @@ class FakeLLM:
     def on_serving_change(self, callback: Callable[[bool], None]) -> None:
         self._callbacks.append(callback)
 
+    def on_request_end(self, callback: Callable[[Any], None]) -> None:
+        pass
+
     def set_serving(self, is_serving: bool) -> None:
         self.is_serving = is_serving
         for callback in self._callbacks:

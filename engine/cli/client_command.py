@@ -1,10 +1,10 @@
 """`blora client`: sends requests to a server and prints its answers. Uses only blora.proto, and needs no engine."""
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from typing import Any
-
-from google.protobuf.json_format import MessageToJson
 
 from blora.proto.client import Adapter, Client, Prompt
 
@@ -28,8 +28,8 @@ def _ask(args: argparse.Namespace) -> int:
     prompt, adapter = _prompt(args), _adapter(args.adapter)
     with open_client(args, args.target, tenant=args.tenant, timeout=args.timeout) as client:
         if args.json:
-            answer: Any = client.generate(prompt, adapter, **arguments)
-            print(MessageToJson(getattr(answer, "message", answer), preserving_proto_field_name=True))
+            answer = client.generate(prompt, adapter, **arguments)
+            print(json.dumps(asdict(answer), indent=2, ensure_ascii=False))
         else:
             _stream(client, prompt, adapter, arguments)
     return 0

@@ -5,8 +5,9 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +150,13 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
         who = access(args, api_key)
         llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
-        async with told_by(llm, args) as further:
+        async with told_by(llm, args) as telling:
 
             def announce(addresses: str) -> None:
-                print("\n".join([f"blora is serving {args.model} on {addresses}", *further]), flush=True)
+                print("\n".join([f"blora is serving {args.model} on {addresses}", *telling.lines]), flush=True)
 
-            return await serve(llm, args.host, args.port, announce, times, _leave, who, http_options(args))
+            leave = partial(_leave, telling.flush)
+            return await serve(llm, args.host, args.port, announce, times, leave, who, http_options(args))
 
     try:
         return asyncio.run(serve_model())
@@ -162,8 +164,9 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
         return fail(str(error))
 
 
-def _leave(status: int) -> None:
+def _leave(flush: Callable[[], None], status: int) -> None:
     """Ends the process here, with its connections open: see `serve`. All children have ended."""
+    flush()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)

@@ -1,8 +1,9 @@
-"""What a server tells of itself, made from its flags: the port of metrics, and the lines of its log."""
+"""What a server tells of itself, made from its flags: the port of metrics, the lines of its log, and spans."""
 
 import argparse
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 
 from ..server.engine import ServedEngine
 from ..telemetry.exposition import MetricsApp
@@ -10,15 +11,33 @@ from ..telemetry.metrics_port import metrics_port
 from ..telemetry.stats_line import stats_line
 
 
+@dataclass(slots=True)
+class Telling:
+    lines: list[str] = field(default_factory=list)  # that say where the server tells of itself
+    flush: Callable[[], None] = lambda: None  # to be called before the process ends
+
+
 @asynccontextmanager
-async def told_by(llm: ServedEngine, args: argparse.Namespace) -> AsyncGenerator[list[str], None]:
-    """Tells of an engine while the context is open. Yields lines that say where. Raises OSError."""
-    lines: list[str] = []
-    async with AsyncExitStack() as telling:
+async def told_by(llm: ServedEngine, args: argparse.Namespace) -> AsyncGenerator[Telling, None]:
+    """Tells of an engine while the context is open. Raises OSError, ModuleNotFoundError."""
+    telling = Telling()
+    async with AsyncExitStack() as contexts:
+        if args.otlp_traces_endpoint:
+            telling.flush = _send_spans(llm, args)
+            contexts.callback(telling.flush)
         if args.metrics_port is not None:
             app = MetricsApp(llm.get_statistics, args.metrics_prefix)
-            address = await telling.enter_async_context(metrics_port(app, args.host, args.metrics_port))
-            lines.append(f"blora shows metrics on http://{address}/metrics")
+            address = await contexts.enter_async_context(metrics_port(app, args.host, args.metrics_port))
+            telling.lines.append(f"blora shows metrics on http://{address}/metrics")
         if not args.disable_log_stats and args.log_stats_interval:
-            await telling.enter_async_context(stats_line(llm.get_statistics, args.log_stats_interval))
-        yield lines
+            await contexts.enter_async_context(stats_line(llm.get_statistics, args.log_stats_interval))
+        yield telling
+
+
+def _send_spans(llm: ServedEngine, args: argparse.Namespace) -> Callable[[], None]:
+    from ..telemetry.spans import Spans, otlp_exporter
+
+    exporter = otlp_exporter(args.otlp_traces_endpoint, args.otlp_traces_protocol)
+    spans = Spans(exporter, str(args.model))
+    llm.on_request_end(spans.note)
+    return spans.flush

@@ -5,7 +5,7 @@ import re
 
 from ..arguments.flag_types import port, seconds
 
-TELEMETRY_FLAGS = ("disable_log_stats",)  # names that EngineArgs has, too
+TELEMETRY_FLAGS = ("disable_log_stats", "otlp_traces_endpoint")  # names that EngineArgs has, too
 
 
 def add_telemetry_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,18 @@ def add_telemetry_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="first part of the names of metrics; vllm makes vLLM's boards and routers work unchanged "
         "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="collector that gets a span of each request by OTLP, such as http://127.0.0.1:4317; needs the extra otel "
+        "(default: no spans)",
+    )
+    group.add_argument(
+        "--otlp-traces-protocol",
+        choices=("grpc", "http/protobuf"),
+        default="grpc",
+        help="protocol of the collector (default: %(default)s)",
     )
     group.add_argument(
         "--disable-log-stats",

@@ -137,6 +137,7 @@ class FrontEnd:
         self.observations = Observations(facts.max_model_len, tuple(config.tenant_weights))
         self.outputs = OutputProcessor(self._note_first_token, self._end, now, self.observations.note_tokens)
         self._now = now
+        self.on_end: Sequence[Callable[[UserRequest], None]] = ()  # told of each request that has ended
         self.usage = AdapterUsage()  # of all requests, those for the base model included
         self.admission = Admission(
             QueueLimits(
@@ -381,6 +382,8 @@ class FrontEnd:
     def _end(self, user: UserRequest) -> None:
         self.admission.leave(user, user.num_answer_tokens, user.is_too_late or user.has_waited_too_long)
         self.observations.note_end(user, self._now())
+        for tell in self.on_end:
+            tell(user)
         self.usage = self.usage.plus(len(user.prompt_token_ids), user.num_cached_tokens, user.metrics)
         for name, digest in user.adapters:
             self.ledger.release(digest)

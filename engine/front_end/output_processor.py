@@ -4,7 +4,7 @@ A user's request is n samples; each sample is one request of the engine, with it
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from blora.scheduler import FinishReason, History, RequestOutputKind, RowUpdate, SamplingParams
@@ -13,6 +13,7 @@ from ..outputs import CompletionOutput, LoRAUse, PromptLogprobs, RequestMetrics,
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import Tokenizer
 from .named_logprobs import name_logprobs
+from .trace_context import TRACE
 
 # Estimates in microseconds of what takes in and shows a row, its tokens and logprobs, without the door's part.
 ROW_COST, TOKEN_COST, LOGPROB_COST = 50, 10, 2
@@ -53,6 +54,7 @@ class UserRequest:
     tokenizer: Tokenizer  # the model's, or that of one of its adapters
     adapters: tuple[tuple[str, str], ...] = ()  # name and digest of each
     tenant: str = ""
+    trace: Mapping[str, str] = field(default_factory=TRACE.get)  # of the span that its call is part of
     samples: list[_Sample] = field(default_factory=list)
     num_expected: int = 0  # samples that are expected from the engine
     prompt_logprobs: PromptLogprobs | None = None  # of a stream: those that were not shown yet

@@ -12,6 +12,7 @@ from blora.scheduler import SamplingParams
 
 from ..adapter_store.upload import UploadedFile
 from ..front_end.adapter_choice import Adapter
+from ..front_end.output_processor import UserRequest
 from ..front_end.statistics import Statistics
 from ..identity.tenant import Tenant
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, EngineInfo, LoadSnapshot, RequestOutput, Tokens
@@ -30,6 +31,9 @@ class ServedEngine(Protocol):
     def is_serving(self) -> bool: ...
 
     def on_serving_change(self, callback: Callable[[bool], None]) -> None: ...
+
+    def on_request_end(self, callback: Callable[[UserRequest], None]) -> None:
+        """Calls back with each request that has ended."""
 
     async def start(self) -> None: ...
 

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from ..errors import InvalidRequest, ReaderTooSlow, Unauthenticated
+from ..front_end.trace_context import note_trace
 from ..identity.caller import Caller
 from ..identity.identities import Identities, bearer
 from .convert import parse
@@ -135,6 +136,7 @@ class Calls:
 
     def _begin(self, context: grpc.aio.ServicerContext) -> None:
         self._open.begin()
+        note_trace(context.invocation_metadata() or ())
         context.add_done_callback(self._end)  # comes after the answer, which a client may take slowly
 
     def _end(self, _: grpc.aio.ServicerContext) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import DeadlineExceeded, InvalidRequest, MessageTooLarge, ReaderTooSlow
+from ...front_end.trace_context import NAMES, note_trace
 from ..generation import unique_request_id
 from ..open_calls import OpenCalls
 from .errors import answer_to
@@ -143,6 +144,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._slow_reader_timeout)
+        note_trace((name, value) for name in NAMES for value in exchange.headers(name.encode()))
         with self._calls.one(), suppress(asyncio.CancelledError):
             try:
                 await self._method(exchange)
