@@ -99,6 +99,10 @@ def _context_in(decoder: TokenDecoder, tokens: list[int]) -> list[int]:
         for start in range(end - 1, max(end - MAX_CONTEXT_TOKENS, 0) - 1, -1):
             if decoder.clean_text(tokens[start:end]):
                 return tokens[start:end]
+    # Behind wrong bytes there may be a space, which alone is no text: the next token does not complete them any more.
+    for start in range(len(tokens) - 1, max(len(tokens) - MAX_CONTEXT_TOKENS, 0) - 1, -1):
+        if (text := decoder.decode(tokens[start:])) and not text.endswith(INCOMPLETE):
+            return tokens[start:]
     return [] if decoder.decode(tokens) else tokens
 
 
