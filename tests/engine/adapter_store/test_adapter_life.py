@@ -198,6 +198,14 @@ def test_many_operations_under_traffic_give_every_reference_back(
 # Behind a process.
 
 
+def digest_of(llm: AsyncLLM, label: str) -> str:
+    """What the name of an adapter meant when the request was accepted, which may be some turns of the loop after the
+    call."""
+    (user,) = [user for user in llm._requests._readers if user.request_id == label]
+    ((_, digest),) = user.adapters
+    return digest
+
+
 @pytest.mark.grid
 def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
     tiny_model: Path, tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
@@ -211,16 +219,18 @@ def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
             digest = (await llm.load_adapter(content, tiny_adapters[content])).digest
             expected |= {(digest, prompt): await tokens(llm, prompt, content) for prompt in PROMPTS}
             await llm.unload_adapter(content)
-        num_finished = num_operations = 0
+        num_finished = num_operations = num_begun = 0
 
         async def user() -> None:
-            nonlocal num_finished
+            nonlocal num_finished, num_begun
             while num_operations < most_operations:
                 name, prompt = rng.choice(NAMES), rng.choice(PROMPTS)
                 try:
-                    digest = llm._front_end.adapters.resolve(name)
-                    outputs = llm.generate(prompt, replace(GREEDY, n=rng.choice([1, 2])), lora_request=name)
+                    num_begun += 1
+                    sampling, label = replace(GREEDY, n=rng.choice([1, 2])), str(num_begun)
+                    outputs = llm.generate(prompt, sampling, label, lora_request=name)
                     async for output in outputs:
+                        digest = digest_of(llm, label)
                         for sample in output.outputs:
                             assert sample.token_ids == expected[digest, prompt][: len(sample.token_ids)]
                         if rng.random() < 0.02:
