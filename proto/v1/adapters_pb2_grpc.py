@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class AdapterServiceStub:
-    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
+    """Loads, unloads and lists adapters. For operators, and for tenants that bring adapters of their own.
 
     Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
     requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
@@ -39,6 +39,10 @@ class AdapterServiceStub:
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
     UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+
+    A caller that the server knows as a tenant sees and changes less than an operator: adapters that it may not use are
+    NOT_FOUND, in no list and no event; paths are empty, and so is the use of adapters that others have loaded. What it may
+    not do with an adapter that it may use is PERMISSION_DENIED: it changes those that it has uploaded.
     """
 
     def __init__(self, channel):
@@ -100,7 +104,7 @@ class AdapterServiceStub:
 
 
 class AdapterServiceServicer:
-    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
+    """Loads, unloads and lists adapters. For operators, and for tenants that bring adapters of their own.
 
     Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
     requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
@@ -112,6 +116,10 @@ class AdapterServiceServicer:
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
     UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+
+    A caller that the server knows as a tenant sees and changes less than an operator: adapters that it may not use are
+    NOT_FOUND, in no list and no event; paths are empty, and so is the use of adapters that others have loaded. What it may
+    not do with an adapter that it may use is PERMISSION_DENIED: it changes those that it has uploaded.
     """
 
     def LoadAdapter(self, request, context):
@@ -272,7 +280,7 @@ def add_AdapterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdapterService:
-    """Loads, unloads and lists adapters. For operators: a deployment can keep this service from clients that only generate.
+    """Loads, unloads and lists adapters. For operators, and for tenants that bring adapters of their own.
 
     Every load under a name makes a version: 1, 2, ... One version is active: the name alone means it, here and in
     requests. "name@2" means version 2, active or not. Of each name, the server keeps the active version and those that
@@ -284,6 +292,10 @@ class AdapterService:
 
     Every RPC that names an adapter fails with NOT_FOUND when none is loaded under that name, except LoadAdapter and
     UploadAdapter. UNAVAILABLE: the engine is starting or draining, or has ended and cannot be started again.
+
+    A caller that the server knows as a tenant sees and changes less than an operator: adapters that it may not use are
+    NOT_FOUND, in no list and no event; paths are empty, and so is the use of adapters that others have loaded. What it may
+    not do with an adapter that it may use is PERMISSION_DENIED: it changes those that it has uploaded.
     """
 
     @staticmethod

@@ -1,6 +1,7 @@
 """The file of identities: every mistake is named with its place, and no token is repeated."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,9 @@ def test_a_shared_prompt_is_read_again(tmp_path):
     known = FiledIdentities(written(tmp_path, START + "shared_prompts: [one.txt]"))
     (tmp_path / "one.txt").write_text("after that")
     assert known.refresh() and known.shared_prompts == ("after that",)
+
+
+def test_the_example_is_one():
+    known = FiledIdentities(IdentitiesFile(Path(__file__).parents[3] / "examples/identities.yaml"))
+    assert known.of("operations-token").is_operator and known.of("studio-token").may_upload_as("studio/new")
+    assert known.of("acme-token").tenant.quotas.requests == 64 and not known.of("acme-token").may_use("studio/new")

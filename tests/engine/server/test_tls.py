@@ -13,6 +13,7 @@ from fake_llm import HTTP, FakeLLM, run, running
 
 from blora.engine.cli.identity_flags import access, operators_address
 from blora.engine.cli.main import build_parser
+from blora.engine.identity.filed_identities import FiledIdentities
 from blora.engine.identity.identities import ApiKeys
 from blora.engine.server.access import Access
 from blora.engine.server.tls import Tls, TlsFiles
@@ -181,6 +182,12 @@ def test_flags_of_the_doors(tmp_path):
     flags = ["--ssl-certfile", certificate, "--ssl-keyfile", key, "--admin-port", "unix:/x"]
     parsed = access(build_parser().parse_args(["serve", "m", *flags]), "")
     assert parsed.tls is not None and parsed.operators_address == "unix:/x"
+    (tmp_path / "i.yaml").write_text(f"identities: [{{tenant: a, token_sha256: [{'0' * 64}]}}]")
+    filed = ["serve", "m", "--identities", str(tmp_path / "i.yaml")]
+    assert isinstance(access(build_parser().parse_args(filed), "").identities, FiledIdentities)
+    for also, key in ((["--api-key", certificate], ""), ([], "k" * 32)):
+        with pytest.raises(ValueError, match="give one of them"):
+            access(build_parser().parse_args([*filed, *also]), key)
     assert operators_address("9000") == "127.0.0.1:9000"
     for wrong in (["--ssl-certfile", certificate], ["--ssl-ca-certs", certificate], ["--share-prefixes"]):
         with pytest.raises(ValueError, match="--ssl|--share"):
