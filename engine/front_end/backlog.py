@@ -7,7 +7,7 @@ asked for less goes first (the scheduler's PromptShares); and seats, by the whol
 time.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,14 +123,12 @@ class Backlog:
         """Returns the load of other tenants that is served while a place's tenant is served a load."""
         of_seats = _served_meanwhile(lane, place.tenant, served, place.weights[0])
         received = self._shares.received(place.party) + served.num_prompt_tokens / place.weights[0]
-        num_tokens = num_pairs = 0.0
-        for tenant, party in lane.parts.items():
-            if isinstance(tenant, str) and tenant != place.tenant:
-                behind = max(received - self._shares.received((place.urgency, tenant)), 0.0)
-                part = min(1.0, behind * party.weight / max(party.load.num_prompt_tokens, 1.0))
-                num_tokens += part * party.load.num_prompt_tokens
-                num_pairs += part * party.load.num_pairs
-        return of_seats._replace(num_prompt_tokens=num_tokens, num_pairs=num_pairs)
+        of_prompts = _sum(
+            (party.load, party.weight * (received - self._shares.received((place.urgency, tenant))) / _tokens(party))
+            for tenant, party in lane.parts.items()
+            if isinstance(tenant, str) and tenant != place.tenant
+        )
+        return of_seats._replace(num_prompt_tokens=of_prompts.num_prompt_tokens, num_pairs=of_prompts.num_pairs)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when a party counts other requests than its parts do."""
@@ -145,11 +143,27 @@ def _keys(place: Place) -> tuple[Hashable, ...]:
 def _served_meanwhile(whole: _Party, own: Hashable, served: Load, weight: float) -> Load:
     """Returns the load of the other parts of a whole that is served while one part receives so much service."""
     share = served.service / weight
-    load = NOTHING
-    for key, part in whole.parts.items():
-        if key != own:
-            load = load.plus(part.load.times(min(1.0, share * part.weight / max(part.load.service, 1.0))))
-    return load
+    return _sum(
+        (part.load, share * part.weight / max(part.load.service, 1.0))
+        for key, part in whole.parts.items()
+        if key != own
+    )
+
+
+def _tokens(party: _Party) -> float:
+    return max(party.load.num_prompt_tokens, 1.0)
+
+
+def _sum(parts: Iterable[tuple[Load, float]]) -> Load:
+    """Returns a share of each load together; from 0 to 1. It is called with hundreds of loads for each request."""
+    rows = tokens = pairs = service = 0.0
+    for load, share in parts:
+        share = min(max(share, 0.0), 1.0)
+        rows += share * load.num_rows
+        tokens += share * load.num_prompt_tokens
+        pairs += share * load.num_pairs
+        service += share * load.service
+    return Load(rows, tokens, pairs, service)
 
 
 def _check(party: _Party) -> None:
