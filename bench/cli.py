@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sweep(programs.add_parser("sweep", help="throughput over rows and numbers of adapters, with plots"))
     _add_idle(programs.add_parser("idle_adapters", help="cost of loaded but unused adapters to base requests"))
     _add_busy_core(programs.add_parser("busy_core", help="one thread and several, alone and beside a busy process"))
+    _add_grammar(programs.add_parser("grammar", help="cost of structured output to a decode step"))
     _add_footprint(programs.add_parser("footprint", help="seconds until a server serves, and the memory it takes"))
     _add_many(programs.add_parser("adapters", help="speed with up to thousands of adapters, then `loading`"))
     _add_loading(programs.add_parser("loading", help="effect of loading adapters on rows that decode"))
@@ -194,6 +195,16 @@ def _add_idle(parser: argparse.ArgumentParser) -> None:
 def _add_busy_core(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     parser.add_argument("--rows", type=_count, default=1, metavar="N", help="requests at once (default: %(default)s)")
+    _add_lengths(parser)
+    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    _add_json(parser)
+
+
+def _add_grammar(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.add_argument(
+        "--rows", type=_count, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once (default: 1 16 64)"
+    )
     _add_lengths(parser)
     parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blora.engine import LLM, SamplingParams
+from blora.engine import LLM, SamplingParams, StructuredOutputsParams
 from blora.engine.model_files.hub import resolve_model
 from blora.engine.model_files.read_config import load_model_config
 from blora.engine.step.core import EngineCore
@@ -126,10 +126,21 @@ class MeasuredEngine:
         outputs = self.llm.generate(prompts, sampling, lora_request=list(adapters), use_tqdm=False)
         return [output.metrics.first_token_ts - started for output in outputs if output.metrics is not None]
 
-    def run(self, prompts: Sequence[list[int]], adapters: Sequence[int | None], num_tokens: int) -> Pass:
+    def run(
+        self,
+        prompts: Sequence[list[int]],
+        adapters: Sequence[int | None],
+        num_tokens: int,
+        whats: Sequence[StructuredOutputsParams | None] | None = None,
+    ) -> Pass:
         """Runs all rows at once, greedily, for num_tokens each. adapters: each row's adapter by its index; None is the
-        base model."""
-        sampling = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
+        base model. whats: what each row's text has to match; None if no row has anything."""
+        sampling = [
+            SamplingParams(
+                temperature=0, max_tokens=num_tokens, ignore_eos=True, detokenize=False, structured_outputs=what
+            )
+            for what in whats or [None] * len(prompts)
+        ]
         names = [self.adapter_name(adapter) for adapter in adapters]
         with Stopwatch() as stopwatch:
             stopwatch.watch(EngineCore, "step", STEP, starts_record=True)

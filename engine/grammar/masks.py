@@ -1,7 +1,7 @@
 """Masks: the tokens that answers may go on with, of all rows of a step at once. Computed without the GIL."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,9 +31,9 @@ def masks_of(matchers: Sequence[Matcher]) -> Bits:
 
 def allowed_tokens(matcher: Matcher) -> Sequence[int]:
     """Returns the tokens of the vocabulary that can follow."""
-    (mask,) = masks_of([matcher])
-    take_end(mask, matcher.vocabulary.end)
-    token_ids: list[int] = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+    masks = masks_of([matcher])
+    take_ends(masks, matcher.vocabulary.end)
+    token_ids: list[int] = np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little")).tolist()
     return token_ids
 
 
@@ -42,14 +42,14 @@ def _executor() -> LLExecutor:
     return LLExecutor(num_threads=len(os.sched_getaffinity(0)))
 
 
-def take_end(mask: Bits, token_id: int) -> bool:
-    """Returns whether the text may end here, which the library tells by this token; takes it out of the mask."""
+def take_ends(masks: Bits, token_id: int) -> list[bool]:
+    """Returns which texts may end here, which the library tells by this token; takes it out of the masks."""
     word, bit = token_id // WORD, np.uint32(1 << token_id % WORD)
-    may_end = bool(mask[word] & bit)
-    mask[word] &= ~bit
+    may_end: list[bool] = ((masks[:, word] & bit) != 0).tolist()
+    masks[:, word] &= ~bit
     return may_end
 
 
-def allow(mask: Bits, token_ids: Sequence[int]) -> None:
+def allow(mask: Bits, token_ids: Iterable[int]) -> None:
     for token_id in token_ids:
         mask[token_id // WORD] |= np.uint32(1 << token_id % WORD)

@@ -7,7 +7,7 @@ from typing import cast
 from blora.scheduler import ScheduledRow
 
 from ..grammar.compiled import Matcher
-from ..grammar.masks import Bits, allow, masks_of, take_end
+from ..grammar.masks import Bits, allow, masks_of, take_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,17 @@ def row_masks(rows: Sequence[ScheduledRow]) -> Sequence[RowMask | None] | None:
     matchers = {index: cast(Matcher, row.matcher) for index, row in enumerate(rows) if row.matcher is not None}
     if not matchers:
         return None
+    bits = masks_of(list(matchers.values()))
+    may_end = take_ends(bits, next(iter(matchers.values())).vocabulary.end)
     masks: list[RowMask | None] = [None] * len(rows)
-    for (index, matcher), bits in zip(matchers.items(), masks_of(list(matchers.values())), strict=True):
-        masks[index] = _row_mask(rows[index], matcher, bits)
+    for place, (index, matcher) in enumerate(matchers.items()):
+        masks[index] = _row_mask(rows[index], matcher, bits[place], may_end[place])
     return masks
 
 
-def _row_mask(row: ScheduledRow, matcher: Matcher, bits: Bits) -> RowMask:
+def _row_mask(row: ScheduledRow, matcher: Matcher, bits: Bits, may_end: bool) -> RowMask:
     """Tokens that end the answer may be drawn where the text may end, and min_tokens allows it."""
-    may_end = take_end(bits, matcher.vocabulary.end)
     if may_end and row.num_output_tokens >= row.sampling.min_tokens:
-        allow(bits, sorted(row.ending_token_ids))
+        allow(bits, row.ending_token_ids)
     allow(bits, matcher.spelled_tokens())
     return RowMask(bits, may_end, matcher.error)

@@ -14,7 +14,7 @@ from blora.adapters import AddedToken
 from blora.engine import InvalidRequest, StructuredOutputsParams
 from blora.engine.grammar.compiled import TOO_COMPLEX, Grammar, Matcher
 from blora.engine.grammar.library_text import library_text
-from blora.engine.grammar.masks import allowed_tokens, masks_of, take_end
+from blora.engine.grammar.masks import allowed_tokens, masks_of, take_ends
 from blora.engine.grammar.source import source_of
 from blora.engine.grammar.vocabulary import Vocabulary, spelled_tokens
 
@@ -34,8 +34,7 @@ def random_text(way: Matcher, draw: random.Random, vocabulary: Vocabulary, ends:
     start = way.library_matcher.deep_copy()
     token_ids: list[int] = []
     while len(token_ids) < MOST:
-        (mask,) = masks_of([way])
-        may_end = take_end(mask, way.vocabulary.end)
+        (may_end,) = take_ends(masks_of([way]), way.vocabulary.end)
         allowed: Sequence[int] = allowed_tokens(way)
         assert way.error is None
         assert allowed or may_end, vocabulary.tokens.decode_str(token_ids)

@@ -205,7 +205,6 @@ def test_abort_passes_the_ids_on():
 
 
 IN_PROCESS = {
-    "structured_outputs",
     "output_kind",
     "spaces_between_special_tokens",
     "skip_clone",
@@ -228,7 +227,7 @@ IN_PROCESS = {
         (engine_pb2.WatchLoadResponse, LoadSnapshot, set()),
         (generation_pb2.TokenizeResponse, Tokens, set()),
         (generation_pb2.StructuredOutputs, StructuredOutputsParams, set()),
-        (generation_pb2.SamplingParams, SamplingParams, {*IN_PROCESS, *UNSERVED} - {"structured_outputs"}),
+        (generation_pb2.SamplingParams, SamplingParams, {*IN_PROCESS, *UNSERVED}),
     ],
 )
 def test_messages_have_the_fields_of_our_types(message, ours, ours_alone):
