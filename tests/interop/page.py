@@ -17,10 +17,19 @@ Last run: {date}.
 """
 
 
-def write_page(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    date = datetime.now(UTC).date().isoformat()
-    parts = [HEAD.format(date=date), *(_section(title, checks) for title, checks in results.items())]
-    PAGE.write_text("\n".join(parts))
+def write_page(results: Mapping[str, Sequence[Mapping[str, Any]]], titles: Sequence[str]) -> None:
+    """results: of the programs that ran; others keep what the page says of them. titles: of all, in order."""
+    sections = _kept() | {title: _section(title, checks) for title, checks in results.items()}
+    shown = [sections[title] for title in titles if title in sections]
+    PAGE.write_text("\n".join([HEAD.format(date=datetime.now(UTC).date().isoformat()), *shown]))
+
+
+def _kept() -> dict[str, str]:
+    """Returns the sections of the page by title."""
+    if not PAGE.exists():
+        return {}
+    _, *sections = PAGE.read_text().split("\n## ")
+    return {section.partition("\n")[0]: f"## {section.rstrip()}\n" for section in sections}
 
 
 def _section(title: str, checks: Sequence[Mapping[str, Any]]) -> str:
