@@ -21,9 +21,11 @@ from blora.engine.front_end.validator import (
     as_token_ids,
     check_salt,
     check_sampling,
+    check_tenant,
     resolve_max_tokens,
     with_all_logprobs,
 )
+from blora.engine.identity.tenant import Tenant
 from blora.engine.text.chat import Chat
 from blora.engine.text.sizes import MAX_BYTES_PER_TOKEN, MIN_READ, check_chat, check_text
 from blora.scheduler import SamplingParams
@@ -70,7 +72,7 @@ GOOD: dict[str, list[Any]] = {
     "stop_token_ids": [None, [], (), [0], [VOCAB - 1], list(range(256))],
     "logprobs": [None, 0, 1, 20],
     "prompt_logprobs": [None, 0, 1, 20],
-    "stream_interval": [None, 1, 100],
+    "stream_interval": [None, 1, 100, (1 << 31) - 1],
     "truncate_prompt_tokens": [None, -1, 1, 10**30],
     "skip_clone": [True, False],
     "skip_reading_prefix_cache": [None, True, False],
@@ -312,6 +314,8 @@ def test_a_default_maximum_makes_no_request_fail() -> None:
     for max_tokens, min_tokens, expected in ((20, 0, 8), (20, 8, 8), (8, 0, 8)):
         params = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens)
         assert resolve_max_tokens([1] * 40, params, 0, FACTS, limits) == expected
+    beside = SamplingParams(max_tokens=20)
+    assert resolve_max_tokens([1] * 20, beside, 3, FACTS, limits) == 16  # of 12 pages, 3 are the adapter's
     more = SamplingParams(max_tokens=20, min_tokens=30)
     check_sampling(more, FACTS, limits)
     assert resolve_max_tokens([1], more, 0, FACTS, limits) == 30
@@ -330,7 +334,18 @@ def test_adapter_pages_count() -> None:
     refused(lambda: resolve([1], num_adapter_pages=12, max_tokens=1), "max_tokens")
 
 
-# Texts and salts.
+# Texts, tenants and salts.
+
+
+@pytest.mark.parametrize("name", ["", "x" * 128, "é" * 128, "a b"])
+def test_tenants_are_short_printable_texts(name: str) -> None:
+    assert check_tenant(name) == check_tenant(check_tenant(name)) == Tenant(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 129, "a\n", "\ud800", None, 1, b"x"], ids=repr)
+def test_other_tenants_are_refused(name: Any) -> None:
+    refused(lambda: check_tenant(name), "tenant")
+    refused(lambda: check_tenant(Tenant(name)), "tenant")
 
 
 @pytest.mark.parametrize("text", ["x", "\0", "é👍", "\ufffd", "x" * 64 * 16, " "])
