@@ -1,6 +1,7 @@
 """What admission counts, and what it says when it refuses."""
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -325,3 +326,31 @@ def test_a_tenant_that_credentials_prove_counts_as_itself_however_many_there_are
     fill(admission, 1, tenant="b")
     assert admission.tenant("c") == OTHERS and admission.tenant("c", is_proven=True) == "c"
     admission.check([demand(tenant="c", is_proven=True, quotas=Quotas(requests=1))])
+
+
+def test_what_a_tenant_asks_counts_with_what_it_has() -> None:
+    admission = make(max_requests=14)
+    fill(admission, 7, tenant="a")
+    fill(admission, 5, tenant="b")
+    admission.check([demand(tenant="a", num_samples=1)])  # 8 of at most 4 times the 2 that are free
+    assert "7 requests are unfinished of this tenant, at most 8" in str(
+        refusal(admission, demand(tenant="a", num_samples=2))
+    )
+    admission.check([demand(tenant="b", num_samples=2)])
+
+
+def test_a_refusal_says_how_much_time_is_left() -> None:
+    admission = measured()
+    fill(admission, 5)
+    assert "and the deadline passes in 0.05 s;" in str(refusal(admission, demand(deadline=100.05)))
+
+
+def test_each_token_of_a_prompt_attends_to_those_before() -> None:
+    admission = make()
+    for _ in range(20):
+        admission.note_step(
+            STEP._replace(is_cut=False, num_waiting=0), StepCosts(0.0, 0.0, 0.0, 0.0, pair_seconds=1e-6)
+        )
+    fill(admission, 1)
+    late = refusal(admission, demand(2000, first_token_deadline=100.1))
+    assert float(re.findall(r"in about ([0-9.]+) s", str(late))[0]) == pytest.approx(2.0, rel=0.2)  # 2,000,000 pairs
