@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .caller import PRIORITIES, Caller, salt_of
+from .file_state import file_state
 from .tenant import Quotas, Tenant
 from .yaml_node import YamlNode
 
@@ -47,7 +48,7 @@ class IdentitiesFile:
 
     def fingerprint(self) -> tuple[tuple[int, int, int] | None, ...]:
         """Another one than before says that files may have changed. None stands for a file that cannot be looked at."""
-        return tuple(map(_fingerprint, self._files))
+        return tuple(map(file_state, self._files))
 
     def read(self) -> FileContent:
         """Raises OSError, ValueError, which name the place."""
@@ -155,11 +156,3 @@ def _patterns(node: YamlNode) -> tuple[str, ...]:
 
 def _quotas(node: YamlNode) -> Quotas:
     return Quotas(**{name: value.integer(0, MAX_QUOTA) for name, value in node.fields(*QUOTAS).items()})
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

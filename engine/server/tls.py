@@ -10,6 +10,8 @@ from pathlib import Path
 
 import grpc
 
+from ..identity.file_state import file_state
+
 logger = logging.getLogger(__name__)
 PROTOCOLS = ["http/1.1"]  # of the HTTP door; gRPC's own way says h2
 
@@ -84,7 +86,7 @@ class Tls:
             raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from None
 
     def _fingerprint(self) -> list[tuple[int, int, int] | None]:
-        return [_fingerprint(path) for path in self._files.paths()]
+        return [file_state(path) for path in self._files.paths()]
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
@@ -102,11 +104,3 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
             raise ValueError(f"{files.authorities} holds no certificates: {error}") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
