@@ -77,8 +77,9 @@ def demo_rows() -> list[Row]:
 
 @contextmanager
 def running_server(model: Path) -> Iterator[str]:
-    """Starts `blora serve` on a free port and yields its address; then stops it and checks its exit status."""
-    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--memory", "1GiB"]
+    """Starts `blora serve` on free ports and yields its gRPC address; then stops it and checks its exit status."""
+    command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(model), "--port", "0", "--http-port", "0"]
+    command += ["--memory", "1GiB"]
     for name in TASKS:
         command += ["--adapter", f"{name}={ADAPTERS / name}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -109,10 +110,11 @@ def wait_until_serving(server: "subprocess.Popen[str]", log: Sequence[str]) -> s
         line = server.stdout.readline() if server.stdout else ""
     finally:
         timer.cancel()
-    match = re.search(r"is serving .* on (\S+)", line)
+    match = re.search(r"is serving .* on (\S+) and (\S+)", line)
     if match is None:
         server.wait()
         raise RuntimeError(f"the server did not start:\n{''.join(log)}")
+    print(f"gRPC: {match[1]}, OpenAI over HTTP: {match[2]}", flush=True)
     return match[1]
 
 
