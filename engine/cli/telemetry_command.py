@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from ..errors import PermissionDenied
+from ..identity.identities import Identities, bearer
 from ..server.engine import ServedEngine
 from ..telemetry.exposition import MetricsApp
 from ..telemetry.metrics_port import metrics_port
@@ -18,7 +20,7 @@ class Telling:
 
 
 @asynccontextmanager
-async def told_by(llm: ServedEngine, args: argparse.Namespace) -> AsyncGenerator[Telling, None]:
+async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Identities) -> AsyncGenerator[Telling, None]:
     """Tells of an engine while the context is open. Raises OSError, ModuleNotFoundError."""
     telling = Telling()
     async with AsyncExitStack() as contexts:
@@ -26,12 +28,22 @@ async def told_by(llm: ServedEngine, args: argparse.Namespace) -> AsyncGenerator
             telling.flush = _send_spans(llm, args)
             contexts.callback(telling.flush)
         if args.metrics_port is not None:
-            app = MetricsApp(llm.get_statistics, args.metrics_prefix)
+            app = MetricsApp(llm.get_statistics, args.metrics_prefix, _reader_check(args, who))
             address = await contexts.enter_async_context(metrics_port(app, args.host, args.metrics_port))
             telling.lines.append(f"blora shows metrics on http://{address}/metrics")
         if not args.disable_log_stats and args.log_stats_interval:
             await contexts.enter_async_context(stats_line(llm.get_statistics, args.log_stats_interval))
         yield telling
+
+
+def _reader_check(args: argparse.Namespace, who: Identities) -> Callable[[str | None], None]:
+    """Returns what checks who reads the metrics, as over HTTP: operators, or everybody with --open-metrics."""
+
+    def check(authorization: str | None) -> None:
+        if not args.open_metrics and not who.of(bearer(authorization)).is_operator:
+            raise PermissionDenied("metrics are shown to operators; --open-metrics shows them to everybody")
+
+    return check
 
 
 def _send_spans(llm: ServedEngine, args: argparse.Namespace) -> Callable[[], None]:

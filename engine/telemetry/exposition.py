@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 
-from ..errors import EngineUnavailable
+from ..errors import EngineUnavailable, PermissionDenied, Unauthenticated
 from ..front_end.statistics import Statistics
 from .families import collect
 
@@ -49,8 +49,11 @@ async def render(statistics: Statistics, prefix: str = "blora", accept: str = ""
 class MetricsApp:
     """An ASGI app that answers GET /metrics, /health and nothing else."""
 
-    def __init__(self, get_statistics: Statistical, prefix: str = "blora") -> None:
-        self._get_statistics, self._prefix = get_statistics, prefix
+    def __init__(
+        self, get_statistics: Statistical, prefix: str = "blora", check: Callable[[str | None], None] = lambda _: None
+    ) -> None:
+        """check: of the header authorization, for /metrics; raises Unauthenticated, PermissionDenied."""
+        self._get_statistics, self._prefix, self._check = get_statistics, prefix, check
 
     async def __call__(self, scope: Message, _: object, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,11 +74,17 @@ class MetricsApp:
         return 404, b"see /metrics\n", PLAIN
 
     async def _metrics(self, scope: Message) -> tuple[int, bytes, str]:
-        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        accept = headers.get(b"accept", "")
         try:
+            self._check(headers.get(b"authorization"))
             return 200, *await render(await self._get_statistics(), self._prefix, accept)
         except EngineUnavailable as error:
             return 503, f"{error}\n".encode(), PLAIN
+        except Unauthenticated as error:
+            return 401, f"{error}\n".encode(), PLAIN
+        except PermissionDenied as error:
+            return 403, f"{error}\n".encode(), PLAIN
 
     async def _health(self) -> tuple[int, bytes, str]:
         try:

@@ -5,10 +5,11 @@ import urllib.error
 import urllib.request
 
 import pytest
+from fake_llm import FakeLLM
 from prometheus_client.parser import text_string_to_metric_families
 
 from blora.engine import AsyncLLM, SamplingParams
-from blora.engine.errors import EngineUnavailable
+from blora.engine.errors import EngineUnavailable, PermissionDenied, Unauthenticated
 from blora.engine.telemetry.exposition import MetricsApp, render
 from blora.engine.telemetry.families import FAMILIES
 from blora.engine.telemetry.metrics_port import metrics_port
@@ -105,6 +106,21 @@ def test_vllms_names_are_vllms_under_its_prefix(scraped):
         assert not family.is_vllm or any(name.startswith(f"vllm:{family.name}") for name in found), family.name
     (info,) = [name for name in found if name.startswith("vllm:lora_requests_info")]
     assert f"running_lora_adapters={scraped[4]}" in info and "max_lora=" in info
+
+
+def test_who_reads_the_metrics_is_checked() -> None:
+    def check(authorization: str | None) -> None:
+        if authorization is None:
+            raise Unauthenticated("no token")
+        if authorization != "Bearer operator":
+            raise PermissionDenied("no operator")
+
+    async def ask() -> list[int]:
+        async with metrics_port(MetricsApp(FakeLLM().get_statistics, check=check), "127.0.0.1", 0) as address:
+            tokens = [{}, {"Authorization": "Bearer somebody"}, {"Authorization": "Bearer operator"}]
+            return [(await asyncio.to_thread(get, address, "/metrics", **token))[0] for token in tokens]
+
+    assert asyncio.run(ask()) == [401, 403, 200]
 
 
 def test_before_the_start_there_is_nothing_to_tell(tiny_model):
