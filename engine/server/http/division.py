@@ -52,7 +52,7 @@ def _is_ruled(params: StructuredOutputsParams | None) -> bool:
 
 
 def _demanded(schema: Mapping[str, Any]) -> StructuredOutputsParams:
-    """Raises InvalidRequest for tools whose schemas are too large or too deep."""
+    """Raises InvalidRequest for tools whose schemas are too large."""
     params = StructuredOutputsParams(json=dict(schema))
     try:
         source_of(params)

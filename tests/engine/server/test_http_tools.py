@@ -136,10 +136,8 @@ def test_demanded_calls() -> None:
 def test_wrong_tools_are_refused() -> None:
     assert refused(saying(""), tools=[{"type": "function", "function": {}}]).param == "tools"
     assert refused(saying(""), tools=TOOLS, tool_choice="perhaps").param == "tool_choice"
-    deep: Any = {}
-    for _ in range(80):
-        deep = {"properties": {"a": deep}}
-    tool = {"type": "function", "function": {"name": "weather", "parameters": deep}}
+    large = {"type": "object", "description": "a" * 100_000}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": large}}
     assert refused(saying(""), tools=[tool], tool_choice="required").param == "tools"
     many = [{"type": "function", "function": {"name": "f", "parameters": {"enum": [[]] * 20_000}}}]
     assert "objects and lists" in refused(saying(""), tools=many).message
