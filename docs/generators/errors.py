@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from blora.engine import errors
+from blora.engine.server.http.errors import HTTP_STATUS, OWN_STATUS
 from blora.engine.server.status import STATUS_CODES
 
 from .markdown import code, one_line, page, prose, table
@@ -24,7 +25,9 @@ def make() -> str:
         "the same text. Its status details have a `google.rpc.ErrorInfo`, whose reason is the error's name, such as "
         "`INVALID_REQUEST`, and a `google.rpc.BadRequest` with the field that is wrong; "
         "`blora.proto.rich_errors.details_of` reads them. All checks of a request come before any allocation for it.",
-        table(("error", "status code", "meaning"), _rows()),
+        "Over HTTP, it receives the status beside it, in an error of OpenAI's API. MessageTooLarge has a status of "
+        "HTTP's own.",
+        table(("error", "status code", "HTTP", "meaning"), _rows()),
         "If all samples of a request fail, the request fails with `INTERNAL` and the first reason. A sample that fails "
         "beside others ends with the `finish_reason` `error`.",
         "## Other status codes",
@@ -32,8 +35,9 @@ def make() -> str:
     )
 
 
-def _rows() -> Iterator[tuple[str, str, str]]:
+def _rows() -> Iterator[tuple[str, str, str, str]]:
     for name in errors.__all__:
         error = getattr(errors, name)
-        status = next((STATUS_CODES[kind].name for kind in error.__mro__ if kind in STATUS_CODES), None)
-        yield code(name), "" if status is None else code(status), prose(one_line(error.__doc__ or ""))
+        status = next((STATUS_CODES[kind] for kind in error.__mro__ if kind in STATUS_CODES), None)
+        http = "" if status is None else str(OWN_STATUS.get(error, HTTP_STATUS[status]))
+        yield code(name), "" if status is None else code(status.name), http, prose(one_line(error.__doc__ or ""))

@@ -30,6 +30,8 @@ SERVE_FLAGS = {
     "--ssl-ca-certs": (Kind.SAME, "clients then have to show a certificate"),
     "--api-key": (Kind.SAME, "it takes a file with the keys, since flags can be read by everybody"),
     "--config": (Kind.SAME, ""),
+    "--served-model-name": (Kind.SAME, "over HTTP"),
+    "--allowed-origins": (Kind.SAME, "a list in JSON, or words"),
     "--lora-modules": (Kind.SAME, "--adapter takes the same NAME=PATH"),
 }
 

@@ -49,7 +49,7 @@ class EngineArgs:
     max_model_len: int | None = same(None)
     generation_config: str = same("auto")
     trust_remote_code: bool = no_meaning(False, "blora never runs code that comes with a model")
-    served_model_name: str | list[str] | None = no_meaning(None, "the name is the path or the hub id of the model")
+    served_model_name: str | list[str] | None = no_meaning(None, "the flag of the server names the model over HTTP")
     hf_token: bool | str | None = no_meaning(None, "log in with `hf auth login`")
     hf_config_path: str | None = not_served(None, OWN_MODELS)
     hf_overrides: dict[str, Any] | None = not_served({}, OWN_MODELS)

@@ -5,7 +5,7 @@ from typing import Any
 
 from .meaning import no_meaning, not_served
 
-HTTP = "blora serves gRPC"
+HTTP = "the HTTP server has its own way and limits"
 PROXY = "put a proxy in front of the server"
 TEXTS = "the texts of a conversation are the model's"
 PLUGINS = "no code of others runs in the server; --tool-call-parser has the formats"

@@ -23,6 +23,7 @@ SAID = {
     "sum_adapters": ("{'commit-style': 1.0, 'shop-sql': 0.3}", "None: "),
 }
 SAID_OF_A_SERVER = {
+    "openai_client": (SELECT, "Bergen", "shop-sql:0.5", "404 ['SmolLM2-135M-Instruct', 'shop-sql']"),
     "grpc_stream": (SELECT, "Bergen"),
     "grpc_batch": (SELECT, "Bergen", "NOT_FOUND"),
     "grpc_versions": ("uploaded version 2", "assistant@1: fix(login)", "active again: 1", "NOT_FOUND"),
@@ -30,15 +31,17 @@ SAID_OF_A_SERVER = {
 
 
 @pytest.fixture(scope="module")
-def server(real_model: Path) -> Iterator[str]:
+def addresses(real_model: Path) -> Iterator[list[str]]:
+    """Of gRPC and of HTTP."""
     command = [sys.executable, "-m", "blora.engine.cli.main", "serve", str(real_model), "--port", "0"]
     options = ["--adapter", "shop-sql=bench/demo/adapters/shop-sql", "--adapter-upload-bytes", "64M"]
+    options += ["--http-port", "0"]
     with subprocess.Popen([*command, *options], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            match = re.search(r" on (\S+)$", server.stdout.readline())
+            match = re.search(r" on (\S+) and (\S+)$", server.stdout.readline())
             assert match is not None, "the server did not start"
-            yield match[1]
+            yield list(match.groups())
         finally:
             server.terminate()
         assert server.wait(timeout=30) == 0
@@ -61,8 +64,8 @@ def test_an_example_runs(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAID_OF_A_SERVER)
-def test_an_example_that_asks_a_server_runs(name: str, server: str) -> None:
-    said = run(name, server)
+def test_an_example_that_asks_a_server_runs(name: str, addresses: list[str]) -> None:
+    said = run(name, addresses[name == "openai_client"])
     assert all(text in said for text in SAID_OF_A_SERVER[name]), said
 
 
