@@ -1,8 +1,12 @@
 """The flags that say how the model writes reasoning and calls of tools."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-from ..answers.answer_form import AUTO, CALL_FORMATS, NONE, REASONING_FORMATS, AnswerFormats
+from ..answers.formats import AUTO, CALL_FORMATS, NONE, REASONING_FORMATS
+
+if TYPE_CHECKING:
+    from ..answers.answer_form import AnswerFormats
 
 ANSWER_FLAGS = ("tool_call_parser", "reasoning_parser")  # fields of AnswerFormats
 
@@ -25,5 +29,7 @@ def add_answer_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def answer_formats(args: argparse.Namespace) -> AnswerFormats:
+def answer_formats(args: argparse.Namespace) -> "AnswerFormats":
+    from ..answers.answer_form import AnswerFormats  # imports numpy, which no help needs
+
     return AnswerFormats(**{name: getattr(args, name) for name in ANSWER_FLAGS})

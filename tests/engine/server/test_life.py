@@ -242,7 +242,7 @@ def test_an_address_of_ipv6_is_bracketed():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("blora.engine.cli.main", ["torch", "transformers", "numpy", "msgspec", "grpc", "google"]),
+        ("blora.engine.cli.main", ["torch", "transformers", "numpy", "msgspec", "grpc"]),
         ("blora.engine.cli.client_command", ["torch", "transformers", "numpy", "msgspec", "grpc_health"]),
         ("blora.engine.server.server", ["torch", "transformers"]),
     ],
