@@ -20,6 +20,7 @@ SAID = {
     "inspect_adapter": ("it changes model.layers.", "would be refused", "loaded: shop-sql"),
     "mixed_batch": (SELECT, "fix(login)", "billing/double-charge", "Paris"),
     "stream_rows": ("step 11:",),
+    "structured_output": ('"name": "Bob"', '"age": 33', ":", "yes"),
     "sum_adapters": ("{'commit-style': 1.0, 'shop-sql': 0.3}", "None: "),
 }
 SAID_OF_A_SERVER = {
