@@ -166,14 +166,14 @@ class AdapterCatalog:
     # Names come and go. Each method returns the digests that have lost a version, or their last pin: see
     # `is_published` and `is_pinned`.
 
-    def publish(self, name: str, source: Source, table: ImageTable) -> set[str]:
-        """Makes an adapter that the engine has the active version of a name."""
+    def publish(self, name: str, source: Source, table: ImageTable, owner: Tenant | None = None) -> set[str]:
+        """Makes an adapter that the engine has the active version of a name. owner: see `check_publisher`."""
         for warning in table.warnings:
             logger.warning("adapter %s: %s", name, warning)
         self._tables[table.digest] = table
         if name in self._registry and self._registry.resolve(name) != table.digest:
             self._int_ids.pop(name, None)
-        self._owners.note_published(name)
+        self._owners.note_published(name, owner)
         with self._noting(name):
             lost = self._registry.publish(name, table.digest, source.path, time.time())
             self._sources[name, self._registry.find(name)[1].number] = source
@@ -264,6 +264,10 @@ class AdapterCatalog:
     def claiming(self, name: str, owner: Tenant | None) -> contextlib.AbstractContextManager[None]:
         """See AdapterOwners."""
         return self._owners.claiming(name, owner)
+
+    def check_publisher(self, name: str, owner: Tenant | None) -> None:
+        """See AdapterOwners."""
+        self._owners.check_publisher(name, owner)
 
     def check_owner(self, reference: str, owner: Tenant | None) -> None:
         """Raises AdapterNotFound, PermissionDenied unless the adapter is this tenant's; None is for everything."""

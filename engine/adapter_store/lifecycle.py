@@ -256,7 +256,7 @@ class AsyncAdapters:
 
     async def load(self, name: str, path: str | Path, *, pinned: bool, owner: Tenant | None) -> AdapterInfo:
         with self._catalog.claiming(name, owner):
-            report = await self._take_in(name, await self._intake.read(name, path))
+            report = await self._take_in(name, await self._intake.read(name, path), owner)
         return await self._report(name, report, pinned, owner)
 
     async def load_from_anywhere(self, name: str, path: str | Path) -> None:
@@ -273,12 +273,12 @@ class AsyncAdapters:
         owner: Tenant | None,
     ) -> AdapterInfo:
         with self._catalog.claiming(name, owner):
-            report = await self._take_in(name, await self._intake.read_uploaded(name, files, chunks))
+            report = await self._take_in(name, await self._intake.read_uploaded(name, files, chunks), owner)
         return await self._report(name, report, pinned, owner)
 
-    async def _take_in(self, name: str, packed: PackedAdapter) -> AdapterReport:
+    async def _take_in(self, name: str, packed: PackedAdapter, owner: Tenant | None = None) -> AdapterReport:
         table = self._expect(packed)
-        await self._carry_out(self._policy.take_in(name, table, packed, packed.source))
+        await self._carry_out(self._policy.take_in(name, table, packed, packed.source, owner))
         return replace(packed.report, warnings=table.warnings, text=table.text)
 
     def _expect(self, packed: PackedAdapter) -> ImageTable:

@@ -54,10 +54,15 @@ class AdapterOwners:
         if most is not None and len(own | {name}) > most:
             raise LimitReached(f"this tenant has loaded {len(own)} names of adapters, and may have {most}; unload some")
 
-    def note_published(self, name: str) -> None:
-        """A version of a name is about to be published."""
-        if not self._is_loaded(name) and name in self._claims:
-            self._owners[name] = self._claims[name]
+    def check_publisher(self, name: str, owner: Tenant | None) -> None:
+        """A tenant may have claimed a name that an operator has loaded since. Raises PermissionDenied."""
+        if self._is_loaded(name):
+            self.check(name, owner)
+
+    def note_published(self, name: str, owner: Tenant | None) -> None:
+        """A version of a name is about to be published. Whoever publishes the first one owns the name."""
+        if owner is not None and not self._is_loaded(name):
+            self._owners[name] = owner.name
 
     def forget(self, name: str) -> None:
         """A name is not loaded any more."""

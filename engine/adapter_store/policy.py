@@ -14,6 +14,7 @@ from typing import Any
 from blora.adapters import AdapterNotFound, AdapterRejected, AdapterTooLarge, ImageTable, base_name
 
 from ..events import tell
+from ..identity.tenant import Tenant
 from .catalog import AdapterCatalog, NamedAdapter
 from .image_ledger import ImageLedger
 from .orders import (
@@ -66,12 +67,16 @@ class AdapterPolicy:
         if reason is not None:
             raise AdapterRejected(path, [f"its content is set aside: {reason}"])
 
-    def take_in(self, name: str, table: ImageTable, image: Any, source: Source) -> Operation[None]:
-        """Makes an expected adapter the active version of a name. image: see GiveImage."""
+    def take_in(
+        self, name: str, table: ImageTable, image: Any, source: Source, owner: Tenant | None = None
+    ) -> Operation[None]:
+        """Makes an expected adapter the active version of a name. image: see GiveImage. owner: the tenant that loads
+        it; None is for everything. Raises PermissionDenied for a name that was loaded meanwhile, and not by it."""
         try:
             yield GiveImage(table, image)
+            self._catalog.check_publisher(name, owner)
             self._ledger.add(table.digest, table.num_bytes, source)
-            lost = self._catalog.publish(name, source, table)
+            lost = self._catalog.publish(name, source, table, owner)
             if self._stages.of(table.digest) is not Stage.LOADED:
                 self._stages.move(table.digest, Stage.LOADED)
             yield from self._note_lost(lost)

@@ -17,7 +17,6 @@ class FiledIdentities:
         """Raises OSError, ValueError."""
         self._file = file
         self._content = file.read()
-        self._seen = file.fingerprint()
 
     @property
     def shared_prompts(self) -> tuple[str, ...]:
@@ -33,11 +32,9 @@ class FiledIdentities:
 
     def refresh(self) -> bool:
         """Calls that have begun go on as they are. A file with a mistake changes nothing."""
-        found = self._file.fingerprint()
-        if found == self._seen:
+        if not self._file.has_changed():
             return False
         content = self._read()
-        self._seen = self._file.fingerprint()
         if content is None or content == self._content:
             return False
         self._content = content

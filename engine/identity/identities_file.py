@@ -44,15 +44,15 @@ class FileContent:
 class IdentitiesFile:
     def __init__(self, path: Path, are_prefixes_shared: bool = False) -> None:
         self._path, self._are_prefixes_shared = path, are_prefixes_shared
-        self._files = [path]  # that were read
+        self._seen: dict[Path, tuple[int, int, int] | None] = {}  # each file that was read, as it was before
 
-    def fingerprint(self) -> tuple[tuple[int, int, int] | None, ...]:
-        """Another one than before says that files may have changed. None stands for a file that cannot be looked at."""
-        return tuple(map(file_state, self._files))
+    def has_changed(self) -> bool:
+        """Whether files may have changed since reading began, so that a file that is written meanwhile is read again."""
+        return any(file_state(path) != seen for path, seen in self._seen.items())
 
     def read(self) -> FileContent:
         """Raises OSError, ValueError, which name the place."""
-        self._files = [self._path]  # a mistake in one of them is looked at again when that one changes
+        self._seen = {self._path: file_state(self._path)}  # after a mistake, too: it may be mended
         root = YamlNode.read(self._path)
         fields = root.fields("identities", "shared_prompts")
         if "identities" not in fields:
@@ -108,7 +108,7 @@ class IdentitiesFile:
     def _prompt(self, node: YamlNode) -> str:
         """The text of a file, whose path is relative to the folder of the identities."""
         path = self._path.parent / node.text()
-        self._files.append(path)
+        self._seen.setdefault(path, file_state(path))
         try:
             data = path.read_bytes()
             if len(data) > MAX_PROMPT_BYTES:

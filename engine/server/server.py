@@ -69,8 +69,10 @@ class Server:
             self._http = HttpDoor(
                 http, max_model_len, times, access.public(), self._engine_of, self._is_ready, access.tls
             )
-        if access.identities is ANYBODY and not _is_loopback(host):
-            logger.warning(ANYBODY_LISTENS, host)
+        if access.identities is ANYBODY:
+            for open_host in dict.fromkeys((host, *([] if http is None else [http.host]))):
+                if not _is_loopback(open_host):
+                    logger.warning(ANYBODY_LISTENS, open_host)
 
     @property
     def address(self) -> str:

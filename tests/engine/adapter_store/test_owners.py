@@ -18,8 +18,12 @@ class Names(set[str]):
 
     def load(self, name: str, owner: Tenant | None) -> None:
         with self.owners.claiming(name, owner):
-            self.owners.note_published(name)
-            self.add(name)
+            self.publish(name, owner)
+
+    def publish(self, name: str, owner: Tenant | None) -> None:
+        self.owners.check_publisher(name, owner)
+        self.owners.note_published(name, owner)
+        self.add(name)
 
 
 def test_a_name_is_its_loaders() -> None:
@@ -42,6 +46,16 @@ def test_what_operators_have_loaded_is_no_tenants() -> None:
     for owner in (RED, Tenant("")):
         with pytest.raises(PermissionDenied):
             names.load("a", owner)
+
+
+def test_what_operators_load_while_a_tenant_loads_it_is_no_tenants() -> None:
+    names = Names()
+    with names.owners.claiming("a", RED):
+        names.load("a", None)
+        assert names.owners.of("a") == ""
+        with pytest.raises(PermissionDenied):
+            names.publish("a", RED)
+    assert names.owners.of("a") == ""
 
 
 def test_of_two_that_load_a_new_name_at_once_one_is_refused() -> None:

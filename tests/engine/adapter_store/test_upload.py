@@ -19,6 +19,8 @@ from blora.engine import AdapterRejected, AsyncLLM, InvalidRequest, QueueFull, S
 from blora.engine.adapter_store import intake as module
 from blora.engine.adapter_store import loader_client
 from blora.engine.adapter_store.upload import NUM_FREE_CHUNKS, IncomingAdapter, UploadedFile
+from blora.engine.errors import PermissionDenied
+from blora.engine.identity.tenant import Tenant
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +126,26 @@ def test_uploads_are_refused_unless_allowed_and_too_many_at_once(
         monkeypatch.setattr(intake, "_sources", replace(intake._sources, upload_bytes=0))
         with pytest.raises(AdapterRejected, match="no uploads are taken"):
             await llm.upload_adapter("mine", files, silence())
+
+    shared_engine.run(tiny_model, body, {}, adapter_upload_bytes=MAX_BYTES)
+
+
+def test_what_an_operator_loads_during_an_upload_is_not_replaced_by_it(
+    tiny_model: Path, tiny_adapters: dict[str, Path]
+) -> None:
+    contents = read(tiny_adapters["r4"])
+
+    async def body(llm: AsyncLLM) -> None:
+        async def meanwhile() -> AsyncIterator[bytes]:
+            await llm.upload_adapter("new", announced(others), pieces(b"".join(others.values()), 1 << 20))
+            yield b"".join(contents.values())
+
+        others = read(tiny_adapters["r24"])
+        with pytest.raises(PermissionDenied):
+            await llm.upload_adapter("new", announced(contents), meanwhile(), owner=Tenant("red"))
+        kept = await llm.get_adapter("new")
+        assert (kept.version, kept.ranks, kept.owner) == (1, (24,), "")
+        llm._adapters.check_idle()
 
     shared_engine.run(tiny_model, body, {}, adapter_upload_bytes=MAX_BYTES)
 

@@ -10,6 +10,7 @@ from blora.engine.identity.caller import salt_of
 from blora.engine.identity.filed_identities import FiledIdentities
 from blora.engine.identity.identities_file import IdentitiesFile
 from blora.engine.identity.tenant import Quotas
+from blora.engine.identity.yaml_node import YamlNode
 
 TOKEN = "a token of acme, long and random"
 HASH = hashlib.sha256(TOKEN.encode()).hexdigest()
@@ -131,6 +132,23 @@ def test_a_shared_prompt_is_read_again(tmp_path):
     known = FiledIdentities(written(tmp_path, START + "shared_prompts: [one.txt]"))
     (tmp_path / "one.txt").write_text("after that")
     assert known.refresh() and known.shared_prompts == ("after that",)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    known = FiledIdentities(written(tmp_path, START))
+    written(tmp_path, START.replace("acme", "half"))
+    read = YamlNode.read
+
+    def read_too_early(path):
+        found = read(path)
+        written(tmp_path, START.replace("acme", "complete"))
+        return found
+
+    monkeypatch.setattr(YamlNode, "read", read_too_early)
+    assert known.refresh() and known.of(TOKEN).tenant.name == "half"
+    monkeypatch.undo()
+    assert known.refresh() and known.of(TOKEN).tenant.name == "complete"
+    assert not known.refresh()
 
 
 def test_the_example_is_one():

@@ -209,6 +209,17 @@ def test_an_open_door_is_said_loudly(host, is_open, caplog):
     assert caplog.text.count("ANYBODY WHO REACHES THIS MACHINE") == is_open
 
 
+def test_an_open_door_for_http_alone_is_said_loudly(caplog):
+    from blora.engine.server.http.options import HttpOptions
+    from blora.engine.server.server import Server
+
+    async def body():
+        Server(FakeLLM(), "127.0.0.1", 0, http=HttpOptions(host="0.0.0.0", port=0, model="m", model_names=["m"]))
+
+    run(body())
+    assert "listens on 0.0.0.0" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_clients_of_python_bring_a_certificate_and_a_token(kind, tmp_path):
     (tmp_path / "authorities.pem").write_bytes(AUTHORITY.certificate)
