@@ -32,8 +32,9 @@ class MessageTooLarge(ValueError):
 
 class QueueFull(RuntimeError):
     """The engine has more to do than a request can wait for, or the queue is full. `retry_after`: seconds after which
-    the same request is expected to be accepted; None if that is not predicted. `cause`: what there is too much of, in a
-    word, by which refusals are counted: requests, tokens, tenant, wait, deadline, or work of another kind."""
+    the same request is expected to be accepted; None if that is not predicted, or never. `cause`: what there is too
+    much of, in a word, by which refusals are counted: requests, tokens, tenant, wait, deadline, or work of another
+    kind."""
 
     cause = "work"
 

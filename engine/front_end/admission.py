@@ -92,8 +92,8 @@ class Admission:
             tenant = self._tenant_of(demand)
             requests[tenant] += demand.num_samples
             tokens[tenant] += demand.num_prompt_tokens
-            self._check_quota("requests", self._requests[tenant] + requests[tenant], demand.quotas.requests)
-            self._check_quota("queued tokens", self._tokens[tenant] + tokens[tenant], demand.quotas.queued_tokens)
+            self._check_quota("requests", self._requests[tenant], requests[tenant], demand.quotas.requests)
+            self._check_quota("queued tokens", self._tokens[tenant], tokens[tenant], demand.quotas.queued_tokens)
         self._check_bound("requests", "are unfinished", self._requests, requests, self._limits.max_requests)
         if self._limits.max_tokens is not None and self._entries:
             self._check_bound("tokens", "of prompts wait", self._tokens, tokens, self._limits.max_tokens)
@@ -101,15 +101,16 @@ class Admission:
     def _tenant_of(self, demand: Demand) -> str:
         return self.tenant(demand.tenant, demand.is_proven)
 
-    def _check_quota(self, what: str, number: int, most: int | None) -> None:
-        if most is not None and number > most:
-            reason = f"the tenant would have {number} {what}, and its quota is {most}"
-            raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
+    def _check_quota(self, what: str, held: int, asked: int, most: int | None) -> None:
+        if most is not None and held + asked > most:
+            reason = f"the tenant would have {held + asked} {what}, and its quota is {most}"
+            raise QueueFull.of("tenant", reason, self._when_others_have_ended(asked, most))
 
     def _check_bound(self, unit: str, state: str, held: Counter[str], asked: Counter[str], limit: int) -> None:
         total, what = held.total(), f"{unit} {state}"
         if total + asked.total() > limit:
-            raise QueueFull.of(unit, f"{total} {what}, at most {limit}", self._retry_after(0.0, NOTHING))
+            after = self._when_others_have_ended(asked.total(), limit)
+            raise QueueFull.of(unit, f"{total} {what}, at most {limit}", after)
         most = SHARE_OF_FREE * (limit - total)
         for tenant, num in asked.items():
             if held[tenant] and held[tenant] + num > most:
@@ -117,6 +118,11 @@ class Admission:
                     f"{held[tenant]} {what} of this tenant, at most {most} while others have {total - held[tenant]}"
                 )
                 raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
+
+    def _when_others_have_ended(self, asked: int, most: int) -> float | None:
+        """Returns the seconds after which what is refused is expected to fit; None for what alone is too much, so that
+        nobody tries it again and again."""
+        return None if asked > most else self._retry_after(0.0, NOTHING)
 
     def _check_time(self, demand: Demand) -> None:
         """Predicts nothing for an idle engine, or for one that has hardly computed yet: it has to learn."""

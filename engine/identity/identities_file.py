@@ -47,7 +47,7 @@ class IdentitiesFile:
         self._seen: dict[Path, tuple[int, int, int] | None] = {}  # each file that was read, as it was before
 
     def has_changed(self) -> bool:
-        """Whether files may have changed since reading began, so that a file that is written meanwhile is read again."""
+        """Whether files may have changed since reading began: one that was written meanwhile is to be read again."""
         return any(file_state(path) != seen for path, seen in self._seen.items())
 
     def read(self) -> FileContent:

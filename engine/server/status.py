@@ -62,6 +62,8 @@ STATUS_CODES: dict[type[Exception], grpc.StatusCode] = {
 # The text of an unexpected error can hold paths, addresses and prompts, so it goes to the log and not to the client.
 UNEXPECTED = "internal error; the server's log says more"
 
+PUSHBACK_KEY, NEVER = "grpc-retry-pushback-ms", "-1"  # gRPC's own: a number below 0 ends a channel's retries
+
 # The text travels in the trailers twice: percent-encoded (up to three bytes for one), and in the status details in
 # base64. Clients accept 8 KiB of trailers; for a longer text they would report that limit instead of the error.
 MAX_DETAILS_BYTES = 1500
@@ -91,9 +93,10 @@ def trailers(error: Exception, code: grpc.StatusCode, text: str) -> tuple[tuple[
     """Returns the trailing metadata of a failed call: the status details, and gRPC's own number for when to try again,
     which channels obey that retry by a service config."""
     details = ((rich_errors.KEY, rich_status(error, code, text).SerializeToString()),)
-    if not isinstance(error, QueueFull) or error.retry_after is None:
+    if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return details
-    return (*details, ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1e3))))
+    seconds = error.retry_after if isinstance(error, QueueFull) else None
+    return (*details, (PUSHBACK_KEY, NEVER if seconds is None else str(math.ceil(seconds * 1e3))))
 
 
 def reason_of(error: Exception) -> str:

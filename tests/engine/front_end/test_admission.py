@@ -320,6 +320,15 @@ def test_a_quota_bounds_a_tenant_and_nobody_else() -> None:
     admission.check([demand(800, tenant="acme", quotas=quotas), demand(5000, tenant="other", num_samples=9)])
 
 
+def test_what_alone_is_too_much_is_not_to_be_tried_again() -> None:
+    admission, quotas = make(max_requests=8), Quotas(requests=3, queued_tokens=1000)
+    never = [demand(num_samples=9), demand(num_samples=4, quotas=quotas), demand(1001, quotas=quotas)]
+    assert [refusal(admission, one).retry_after for one in never] == [None] * 3
+    fill(admission, 2, quotas=quotas)
+    later = [demand(num_samples=8), demand(num_samples=3, quotas=quotas), demand(1000, quotas=quotas)]
+    assert None not in [refusal(admission, one).retry_after for one in later]
+
+
 def test_a_tenant_that_credentials_prove_counts_as_itself_however_many_there_are() -> None:
     admission = make(max_tenants=2)
     fill(admission, 1, tenant="a")

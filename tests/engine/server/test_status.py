@@ -147,8 +147,11 @@ def test_a_refusal_says_when_to_try_again(call):
     metadata = dict(ask(question, llm))
     assert details_in(metadata.items()) == ErrorDetails("QUEUE_FULL", {}, 2.5)
     assert metadata["grpc-retry-pushback-ms"] == "2500"
-    llm.error = errors.QueueFull("queue is full")
-    assert details_in(ask(question, llm)) == ErrorDetails("QUEUE_FULL")
+    for error, reason in (errors.QueueFull("never fits"), "QUEUE_FULL"), (errors.LimitReached("full"), "LIMIT_REACHED"):
+        llm.error = error
+        metadata = dict(ask(question, llm))
+        assert details_in(metadata.items()) == ErrorDetails(reason)
+        assert metadata["grpc-retry-pushback-ms"] == "-1"
 
 
 @pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
