@@ -149,13 +149,12 @@ class Kernels:
         self.instruction_set = instruction_set
         self.seconds: Tensor | None = None  # [3] float64: `decoder` adds the seconds of linear, attention and norm
         library = ctypes.PyDLL(str(path))
-        if not hasattr(library, "blora_interface") or library.blora_interface() != INTERFACE:
+        has_all = all(hasattr(library, function) for function in FUNCTIONS)
+        if not has_all or library.blora_interface() != INTERFACE:
             raise ValueError(f"{path.name} was built from other sources than this library.py")
         if not library.blora_may_run():
             raise PermissionError(f"the system does not let this process use the registers of {instruction_set}")
         for function, (result, arguments) in FUNCTIONS.items():
-            if not hasattr(library, function):  # a build of before: only rows with structured output need it
-                continue
             bound = getattr(library, function)
             bound.restype, bound.argtypes = result, arguments
         self.library = library

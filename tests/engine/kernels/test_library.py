@@ -57,6 +57,11 @@ def test_a_library_of_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert library.load_kernels.__wrapped__() is None
 
 
+def test_a_library_that_lacks_a_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "FUNCTIONS", {**library.FUNCTIONS, "blora_of_later": (None, ())})
+    assert library.load_kernels.__wrapped__() is None
+
+
 @pytest.mark.parametrize("name", ["nothing", "*", library.instruction_sets()[0]])
 def test_what_the_machine_does_not_run_is_not_loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "instruction_sets", lambda: ["other"])
