@@ -125,14 +125,17 @@ class Admission:
         return None if asked > most else self._retry_after(0.0, NOTHING)
 
     def _check_time(self, demand: Demand) -> None:
-        """Predicts nothing for an idle engine, or for one that has hardly computed yet: it has to learn."""
+        """Predicts nothing for an idle engine, or for one that has hardly computed yet: it has to learn. For the same
+        reason a prompt that finds no other waiting is not refused for its own length: who refuses all long prompts
+        never finds out that they take less time."""
         limits = (self._limits.max_seconds, demand.first_token_deadline, demand.deadline)
         prediction = None if limits == (None, None, None) else self._predict(demand)
         if prediction is None:
             return
         caution = self._cautions.of_tenant(self.tenant(demand.tenant))
         wait = caution.first_token.of(prediction.wait)
-        first = caution.first_token.of(prediction.wait + prediction.prompt)
+        prompt = prediction.prompt if self._backlog.load.num_rows else 0.0
+        first = caution.first_token.of(prediction.wait + prompt)
         num_later = self._num_answer_tokens(demand) - 1
         end = first + caution.token.of(num_later * prediction.token)
         if self._limits.max_seconds is not None and wait > self._limits.max_seconds:

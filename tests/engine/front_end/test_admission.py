@@ -68,6 +68,21 @@ def test_an_idle_engine_and_one_that_has_not_computed_refuse_nothing() -> None:
     unmeasured.check([hopeless])
 
 
+def test_a_prompt_is_not_refused_for_its_own_length_where_no_other_waits() -> None:
+    """Costs that a slow start has spoiled are learned anew from such prompts."""
+    admission = measured()
+    fill(admission, 1)
+    long = demand(8192, first_token_deadline=103.0)
+    assert "first token" in str(refusal(admission, long))
+    decoding, waiting = demand(), demand()
+    other = measured()
+    other.enter("decoding", decoding)
+    other.note_first_token("decoding", 0)
+    other.check([long])
+    other.enter("waiting", waiting)
+    assert "first token" in str(refusal(other, long))
+
+
 def test_costs_that_are_all_in_the_context_still_predict() -> None:
     """The fit may leave nothing to steps and rows. Then a step is predicted to take what steps took."""
     admission = make(max_seconds=5.0)
