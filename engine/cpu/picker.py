@@ -1,5 +1,6 @@
 """CpuPicker: the passes over whole rows of logits, on the native kernels."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -20,12 +21,15 @@ class CpuPicker:
         masks: Sequence[Bits | None] | None = None,
     ) -> Best:
         token_ids, is_finite = self._kernels.scan(logits, vocab_sizes)
-        if masks is None:
-            return Best(token_ids.tolist(), is_finite.tolist())
-        self._kernels.mask(logits, masks, token_ids, vocab_sizes)
-        sizes = vocab_sizes or [logits.shape[1]] * len(logits)
-        found = zip(token_ids.tolist(), sizes, strict=True)
-        return Best([token_id if token_id < size else None for token_id, size in found], is_finite.tolist())
+        if masks is not None:
+            self._kernels.mask(logits, masks, token_ids, vocab_sizes)
+        sizes = vocab_sizes or [logits.shape[1]] * len(logits)  # a token that is the size: the mask leaves none
+        finite = is_finite.tolist()
+        best = [
+            token_id if token_id < size and (finite[row] or float(logits[row, token_id]) != -math.inf) else None
+            for row, (token_id, size) in enumerate(zip(token_ids.tolist(), sizes, strict=True))
+        ]
+        return Best(best, finite)
 
     def draw(self, logits: Tensor, temperature: float, key: int) -> int:
         return self._kernels.draw(logits, temperature, key)

@@ -34,7 +34,7 @@ NONE_LEFT = "structured_outputs, allowed_token_ids, bad_words and min_tokens tog
 class Best:
     """The best token of each row of logits."""
 
-    token_ids: Sequence[int | None]  # the first token of those with the largest logit; None if a mask leaves none
+    token_ids: Sequence[int | None]  # the first of those with the largest logit; None if none is above -infinity
     is_finite: Sequence[bool]  # True if all logits of the row are finite
 
 

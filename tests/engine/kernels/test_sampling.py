@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from blora.engine.cpu.picker import CpuPicker
 from blora.engine.kernels.library import Kernels
 from blora.engine.step.sampler import TORCH_PICKER, draw_key
 
@@ -59,6 +60,17 @@ def test_masks_leave_what_they_leave_in_torch(kernels: Kernels, vocab: int) -> N
         for row, size in enumerate(sizes or [vocab] * 7):
             assert torch.equal(own[row, :size], logits[row, :size])
             assert ids[row] == (size if expected.token_ids[row] is None else expected.token_ids[row])
+
+
+def test_a_row_of_which_nothing_is_left_has_no_best(kernels: Kernels) -> None:
+    """Whether a mask has left nothing, or what changed the logits before: allowed_token_ids, bad_words, and so on."""
+    logits = make_logits(4, 70)
+    logits[1], logits[2, 5] = -torch.inf, -torch.inf
+    nothing = np.zeros(3, dtype=np.uint32)
+    for masks in (None, [None] * 4, [None, None, None, nothing]):
+        expected = TORCH_PICKER.best(logits.clone(), None, masks)
+        assert expected.token_ids[1] is None
+        assert CpuPicker(kernels).best(logits.clone(), None, masks) == expected
 
 
 def test_what_does_not_fit_is_refused(kernels: Kernels) -> None:
