@@ -87,6 +87,9 @@ class EngineLoop:
             if self._shards.were_killed:
                 self._core.logbook.rest()
             raise
+        finally:
+            if self._matchers is not None:
+                self._matchers.close()
 
     def turn(self) -> None:
         """Handles what has come, waiting for it if there is no work; then computes one step and sends its news."""

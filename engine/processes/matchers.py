@@ -47,6 +47,12 @@ class Matchers:
             del self._begun[message.request_id]
         return done
 
+    def close(self) -> None:
+        """Begins no other matcher, and wakes nobody any more: the process ends, and would wait for all of them."""
+        self._wake = lambda: None
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
 
 def _go_to_background() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)  # 0 is the calling thread
