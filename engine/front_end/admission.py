@@ -132,7 +132,7 @@ class Admission:
         prediction = None if limits == (None, None, None) else self._predict(demand)
         if prediction is None:
             return
-        caution = self._cautions.of_tenant(self.tenant(demand.tenant))
+        caution = self._cautions.of_tenant(self._tenant_of(demand))
         wait = caution.first_token.of(prediction.wait)
         prompt = prediction.prompt if self._backlog.load.num_rows else 0.0
         first = caution.first_token.of(prediction.wait + prompt)

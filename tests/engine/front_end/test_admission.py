@@ -352,6 +352,15 @@ def test_a_tenant_that_credentials_prove_counts_as_itself_however_many_there_are
     admission.check([demand(tenant="c", is_proven=True, quotas=Quotas(requests=1))])
 
 
+def test_such_a_tenant_is_judged_by_its_own_outcomes() -> None:
+    admission = measured(max_tenants=1)
+    fill(admission, 3, tenant="stranger")
+    one = demand(tenant="proven", is_proven=True, first_token_deadline=101.0)
+    admission.check([one])
+    admission._cautions.of_tenant("proven").first_token.factor = Caution.MOST
+    assert "first token" in str(refusal(admission, one))
+
+
 def test_what_a_tenant_asks_counts_with_what_it_has() -> None:
     admission = make(max_requests=14)
     fill(admission, 7, tenant="a")
