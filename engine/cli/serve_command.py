@@ -150,7 +150,7 @@ def _serve(args: argparse.Namespace, options: dict[str, Any], api_key: str) -> i
         who = access(args, api_key)
         llm = AsyncLLM(args.model, **SERVED_BY_DEFAULT | options)
         times = ServerTimes(**given_times(args))
-        async with told_by(llm, args, who.identities) as telling:
+        async with told_by(llm, args, who) as telling:
 
             def announce(addresses: str) -> None:
                 print("\n".join([f"blora is serving {args.model} on {addresses}", *telling.lines]), flush=True)

@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from ..errors import PermissionDenied
-from ..identity.identities import Identities, bearer
+from ..identity.identities import bearer
+from ..server.access import Access
 from ..server.engine import ServedEngine
 from ..telemetry.exposition import MetricsApp
 from ..telemetry.metrics_port import metrics_port
@@ -20,7 +21,7 @@ class Telling:
 
 
 @asynccontextmanager
-async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Identities) -> AsyncGenerator[Telling, None]:
+async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Access) -> AsyncGenerator[Telling, None]:
     """Tells of an engine while the context is open. Raises OSError, ModuleNotFoundError."""
     telling = Telling()
     async with AsyncExitStack() as contexts:
@@ -28,7 +29,7 @@ async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Identities) 
             telling.flush = _send_spans(llm, args)
             contexts.callback(telling.flush)
         if args.metrics_port is not None:
-            app = MetricsApp(llm.get_statistics, args.metrics_prefix, _reader_check(args, who))
+            app = MetricsApp(llm.get_statistics, args.metrics_prefix, reader_check(args, who))
             address = await contexts.enter_async_context(metrics_port(app, args.host, args.metrics_port))
             telling.lines.append(f"blora shows metrics on http://{address}/metrics")
         if not args.disable_log_stats and args.log_stats_interval:
@@ -36,11 +37,11 @@ async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Identities) 
         yield telling
 
 
-def _reader_check(args: argparse.Namespace, who: Identities) -> Callable[[str | None], None]:
+def reader_check(args: argparse.Namespace, who: Access) -> Callable[[str | None], None]:
     """Returns what checks who reads the metrics, as over HTTP: operators, or everybody with --open-metrics."""
 
     def check(authorization: str | None) -> None:
-        if not args.open_metrics and not who.of(bearer(authorization)).is_operator:
+        if not args.open_metrics and not who.public().of(bearer(authorization)).is_operator:
             raise PermissionDenied("metrics are shown to operators; --open-metrics shows them to everybody")
 
     return check

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import stat
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import grpc
 import httpx
@@ -13,6 +13,8 @@ from fake_llm import HTTP, FakeLLM, run, running
 
 from blora.engine.cli.identity_flags import access, operators_address
 from blora.engine.cli.main import build_parser
+from blora.engine.cli.telemetry_command import reader_check
+from blora.engine.errors import PermissionDenied
 from blora.engine.identity.filed_identities import FiledIdentities
 from blora.engine.identity.identities import ApiKeys
 from blora.engine.server.access import Access
@@ -207,6 +209,17 @@ def test_an_open_door_is_said_loudly(host, is_open, caplog):
 
     run(body())
     assert caplog.text.count("ANYBODY WHO REACHES THIS MACHINE") == is_open
+
+
+def test_metrics_are_not_for_everybody_where_operators_have_a_door_of_their_own():
+    for flags, is_open in (
+        ([], True),
+        (["--admin-port", "9000"], False),
+        (["--admin-port", "9000", "--open-metrics"], True),
+    ):
+        args = build_parser().parse_args(["serve", "m", "--metrics-port", "0", *flags])
+        with nullcontext() if is_open else pytest.raises(PermissionDenied):
+            reader_check(args, access(args, ""))(None)
 
 
 def test_an_open_door_for_http_alone_is_said_loudly(caplog):
