@@ -10,7 +10,8 @@ from .shelf import Shelf
 from .vocabulary import Vocabulary
 
 MAX_BYTES = 256 << 20  # of grammars, as they were found when they were checked
-BYTES_PER_CHARACTER = 64  # of a grammar, at least
+LEAST_BYTES = 128 << 10  # of a grammar: a schema of two properties takes 80 kB; so the shelf has 2048 at most, too
+BYTES_PER_CHARACTER = 64  # of a grammar, at least, besides: memory that was free is not seen where it was checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Grammars:
         found = self._grammars.get(order.text)
         if found is None:
             found = Grammar(order.text, self.vocabulary)
-            self._grammars.put(order.text, found, max(order.num_bytes, BYTES_PER_CHARACTER * len(order.text)))
+            least = LEAST_BYTES + BYTES_PER_CHARACTER * len(order.text)
+            self._grammars.put(order.text, found, max(order.num_bytes, least))
         return found
 
     def matcher(self, order: GrammarOrder, token_ids: Sequence[int] = ()) -> Matcher:

@@ -22,6 +22,7 @@ class Shelf(Generic[Thing]):
         return entry[0]
 
     def put(self, key: Hashable, thing: Thing, weight: int) -> None:
+        """Looks at all that is kept, so its weights allow some thousand things at most."""
         self._entries[key] = (thing, weight)
         weights = [(key, weight) for key, (_, weight) in list(self._entries.items())]
         total = sum(weight for _, weight in weights)

@@ -18,7 +18,7 @@ MAX_WAITING = 4 << 20  # characters of grammars
 MAX_KEPT = 16 << 20  # characters of grammars whose answers are kept
 NICENESS = 10  # on a busy core, a tenth of the time
 TIMEOUT = 30.0  # seconds of one grammar; the process ends itself after 2 s of work
-WEIGHT = 256  # of a grammar, besides its characters
+WEIGHT = 4096  # of a grammar, besides its characters: all streams wait while the oldest are found among 4096
 TOO_MUCH = "takes too long, or too much memory, to compile"
 
 
