@@ -4,6 +4,7 @@ A request is refused at once when the queue is full, when its tenant's share of 
 wait longer than the server or its own deadlines allow. Synchronous, without I/O; knows no text and no engine.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ class Admission:
     def _check_bound(self, unit: str, state: str, held: Counter[str], asked: Counter[str], limit: int) -> None:
         total, what = held.total(), f"{unit} {state}"
         if total + asked.total() > limit:
-            after = self._when_others_have_ended(asked.total(), limit)
+            most_alone = limit if held is self._requests else math.inf  # an idle engine takes a prompt of any length
+            after = self._when_others_have_ended(asked.total(), most_alone)
             raise QueueFull.of(unit, f"{total} {what}, at most {limit}", after)
         most = SHARE_OF_FREE * (limit - total)
         for tenant, num in asked.items():
@@ -119,7 +121,7 @@ class Admission:
                 )
                 raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
 
-    def _when_others_have_ended(self, asked: int, most: int) -> float | None:
+    def _when_others_have_ended(self, asked: int, most: float) -> float | None:
         """Returns the seconds after which what is refused is expected to fit; None for what alone is too much, so that
         nobody tries it again and again."""
         return None if asked > most else self._retry_after(0.0, NOTHING)

@@ -344,6 +344,13 @@ def test_what_alone_is_too_much_is_not_to_be_tried_again() -> None:
     assert None not in [refusal(admission, one).retry_after for one in later]
 
 
+def test_a_prompt_longer_than_the_queue_is_taken_when_the_engine_is_idle() -> None:
+    admission = make(max_tokens=1000)
+    admission.check([demand(5000)])
+    fill(admission, 1)
+    assert refusal(admission, demand(5000)).retry_after is not None
+
+
 def test_a_tenant_that_credentials_prove_counts_as_itself_however_many_there_are() -> None:
     admission = make(max_tenants=2)
     fill(admission, 1, tenant="a")
