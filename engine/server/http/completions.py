@@ -33,6 +33,8 @@ async def completions(site: Site, exchange: Exchange) -> None:
     engine, body = site.engine(exchange), read(CompletionBody, await exchange.body(site.most_body_bytes))
     check_served(body)
     check_streamed(body)
+    if body.add_special_tokens is False:
+        raise InvalidRequest("add_special_tokens", "is always true for a text; send the tokens of /tokenize instead")
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
     prompts = read_prompts(body.prompt)
     salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
@@ -65,10 +67,19 @@ def read_prompts(raw: Raw) -> list[Given]:
         raise InvalidRequest("prompt", f"has more than {MAX_ENTRIES} entries")
     if data[1:].lstrip()[:1] in FIRST_OF_TOKENS:
         return [listed("prompt", raw, list[int])]
-    prompts: list[Given] = listed("prompt", raw, list[str | list[int]])
+    prompts: list[Given] = listed("prompt", raw, list[_kind_of_prompts(data)])  # type: ignore[misc]
     if len(prompts) > MAX_PROMPTS:
         raise InvalidRequest("prompt", f"is a list of {len(prompts)} prompts; at most {MAX_PROMPTS} are taken")
     return prompts
+
+
+def _kind_of_prompts(data: bytes) -> Any:
+    """Lists are slow to make, and are counted before. Texts have brackets, too: with many, all prompts are texts."""
+    if data.count(b"[") <= MAX_PROMPTS + 1:
+        return str | list[int]
+    if data[1:].lstrip().startswith(b"["):
+        raise InvalidRequest("prompt", f"is a list of more than {MAX_PROMPTS} lists; at most so many prompts are taken")
+    return str
 
 
 async def _echo(engine: CallersEngine, prompts: Sequence[Given], adapter: Adapter) -> "Echo":

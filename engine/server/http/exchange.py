@@ -47,11 +47,15 @@ class Exchange:
     def headers(self, name: bytes) -> list[str]:
         return [value.decode("latin-1") for key, value in self._scope["headers"] if key == name]
 
-    def label(self) -> str:
-        """Returns the client's id of the request, or "". Raises InvalidRequest."""
-        label = self.header(ID_HEADER) or ""
-        if len(label) > MAX_ID_BYTES or not label.isprintable():
-            raise InvalidRequest("X-Request-Id", f"must be at most {MAX_ID_BYTES} bytes of printable text")
+    def label(self, in_body: str | None) -> str:
+        """Returns the client's id of the request, or "". in_body: the one in its body; that of the header wins. Raises
+        InvalidRequest."""
+        in_header = self.header(ID_HEADER)
+        label = in_header or in_body or ""
+        size = len(label) if in_header else len(label.encode())  # a header has a character for each byte
+        if size > MAX_ID_BYTES or not label.isprintable():
+            name = "X-Request-Id" if in_header else "request_id"
+            raise InvalidRequest(name, f"must be at most {MAX_ID_BYTES} bytes of printable text")
         return label
 
     def deadline(self) -> float | None:

@@ -6,6 +6,8 @@ from ...errors import InvalidRequest
 from ...front_end.adapter_choice import Adapter, check_number
 from ...outputs import LoRARequest
 
+MAX_SCALE_LENGTH = 32  # characters; a double has at most 24
+
 
 class ModelNames:
     def __init__(self, names: Sequence[str], root: str) -> None:
@@ -53,6 +55,8 @@ def _part(text: str) -> LoRARequest:
 
 def _scale(text: str) -> float:
     try:
+        if len(text) > MAX_SCALE_LENGTH:  # each part of an answer repeats it
+            raise ValueError
         return float(text)
     except ValueError:
         raise InvalidRequest("model", f"{text!r:.140} is not the scale of an adapter") from None

@@ -149,8 +149,8 @@ def _decoded(name: str, data: bytes, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         text = str(error)
         found = PLACE.search(text)
-        place = found["place"].removeprefix("$").removeprefix(".") if found else ""
-        field = place if name == "body" and place else f"{name}{place}"
+        place = found["place"].removeprefix("$") if found else ""
+        field = place.removeprefix(".") if name == "body" and place else f"{name}{place}"
         raise InvalidRequest(field, "is no " + PLACE.sub("", text).removeprefix("Expected ").replace("`", "")) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(name, f"is not JSON: {error}") from None

@@ -75,7 +75,7 @@ def generation(
     comes_in_parts: bool = False,
 ) -> Generation:
     """kind: the first part of the ids of such answers. Raises InvalidRequest."""
-    label = unique_request_id(exchange.label() or body.request_id or "")
+    label = unique_request_id(exchange.label(body.request_id))
     return Generation(
         head=Head(id=f"{kind}-{label}", created=now(), model=site.names.shown(body.model, body.lora)),
         prompts=prompts,

@@ -7,11 +7,14 @@ from dataclasses import replace
 import httpx
 import pytest
 from fake_llm import HTTP, FakeLLM, run, running, running_http
+from msgspec import Raw
 
 from blora.engine import errors
 from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.identity.identities import ApiKeys
 from blora.engine.server.access import Access
+from blora.engine.server.http import completions as http_completions
+from blora.engine.server.http.requests import listed
 from blora.engine.server.message_sizes import largest_body
 from blora.scheduler import RequestOutputKind
 
@@ -229,6 +232,7 @@ def test_what_a_model_means(body, uses):
         ({"model": "nobody"}, 404, "model"),
         ({"model": "alice:x"}, 400, "model"),
         ({"model": "alice+"}, 400, "model"),
+        ({"model": "alice:1." + "0" * 40}, 400, "model"),
         ({"model": "alice+alice"}, 400, "model"),
         ({"model": "+".join("abcdefghij")}, 400, "model"),
         ({"model": "alice", "lora": {"alice": 1}}, 400, "lora"),
@@ -248,6 +252,51 @@ def test_ids():
     assert answer.headers["x-request-id"] == "mine"
     assert answer.json()["id"] == llm.requests[0]["id"] and answer.json()["id"].startswith("cmpl-mine-")
     assert refused(post(COMPLETIONS, {"prompt": "a"}, headers={"x-request-id": "x" * 200}))[0] == 400
+
+
+@pytest.mark.parametrize("label", ["x" * 200, "\u00e4" * 100, "two\nlines"], ids=["long", "many-bytes", "lines"])
+def test_an_id_in_a_body_has_the_limits_of_the_header(label):
+    status, error = refused(post(COMPLETIONS, {"prompt": "a", "request_id": label}))
+    assert (status, error["param"]) == (400, "request_id")
+    answer = post(COMPLETIONS, {"prompt": "a", "request_id": "mine"}).json()
+    assert answer["id"].startswith("cmpl-mine-")
+
+
+def test_a_text_without_its_special_tokens_is_refused():
+    status, error = refused(post(COMPLETIONS, {"prompt": "a", "add_special_tokens": False}))
+    assert (status, error["param"]) == (400, "add_special_tokens")
+    assert post(COMPLETIONS, {"prompt": "a", "add_special_tokens": None}).status_code == 200
+
+
+MANY = 5000
+
+
+@pytest.mark.parametrize("prompts", [[[]] * MANY, ["a"] + [[]] * MANY, ["a"] * MANY], ids=["lists", "mixed", "texts"])
+def test_too_many_prompts(monkeypatch, prompts):
+    kinds = []
+
+    def noted(name, raw, kind):
+        kinds.append(kind)
+        return listed(name, raw, kind)
+
+    monkeypatch.setattr(http_completions, "listed", noted)
+    with pytest.raises(errors.InvalidRequest, match="at most|is no str"):
+        http_completions.read_prompts(Raw(json.dumps(prompts).encode()))
+    assert prompts[-1] == "a" or list[str | list[int]] not in kinds  # no list was made
+
+
+def test_texts_may_have_many_brackets():
+    prompts = ["[" * MANY, "a"]
+    assert http_completions.read_prompts(Raw(json.dumps(prompts).encode())) == prompts
+
+
+def test_the_place_of_a_wrong_value_is_named():
+    for field, value, place in [
+        ("response_format", {"type": None}, "response_format.type"),
+        ("structured_outputs", {"choice": [1]}, "structured_outputs.choice[0]"),
+        ("stop_token_ids", ["x"], "stop_token_ids[0]"),
+    ]:
+        assert refused(post(COMPLETIONS, {"prompt": "a", field: value}))[1]["param"] == place
 
 
 def test_deadlines():
