@@ -19,7 +19,7 @@ class AdapterNotFound(AdapterError, LookupError):
         self.name = name
 
     def __str__(self) -> str:
-        return f"no adapter is loaded under the name {self.name!r}"
+        return f"no adapter is loaded under the name {self.name!r:.140}"
 
 
 class AdapterRejected(AdapterError, ValueError):

@@ -117,7 +117,6 @@ class ChatChunk(Struct, kw_only=True, omit_defaults=True):
     model: str
     choices: list[DeltaChoice]
     usage: Usage | None = None
-    prompt_logprobs: list[Any] | None = None
     prompt_token_ids: list[int] | None = None
 
 

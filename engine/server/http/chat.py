@@ -118,12 +118,22 @@ class ChatShape:
     def events(self, piece: RequestOutput, usage: UsageCount) -> bytes:
         counts = self._usage.of_chunk(usage)
         choices = (self._delta(piece, sample) for sample in piece.outputs)
-        return b"".join(event(self._chunk([choice], counts)) for choice in choices if choice is not None)
+        chunks = (self._chunk([choice], counts, self._prompt_once(piece)) for choice in choices if choice is not None)
+        return b"".join(map(event, chunks))
 
     def last_events(self, usage: UsageCount) -> bytes:
         return event(self._chunk([], usage.usage())) if self._usage.at_end else b""
 
-    def _chunk(self, choices: list[DeltaChoice], usage: Usage | None) -> ChatChunk:
+    def _prompt_once(self, piece: RequestOutput) -> list[int] | None:
+        """The first chunk tells the prompt."""
+        if not self._shows_tokens or self._prompt_token_ids is not None:
+            return None
+        self._prompt_token_ids = piece.prompt_token_ids
+        return self._prompt_token_ids
+
+    def _chunk(
+        self, choices: list[DeltaChoice], usage: Usage | None, prompt_token_ids: list[int] | None = None
+    ) -> ChatChunk:
         head = self._head
         return ChatChunk(
             id=head.id,
@@ -132,6 +142,7 @@ class ChatShape:
             model=head.model,
             choices=choices,
             usage=usage,
+            prompt_token_ids=prompt_token_ids,
         )
 
     def _delta(self, piece: RequestOutput, sample: CompletionOutput) -> DeltaChoice | None:

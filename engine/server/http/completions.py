@@ -129,6 +129,7 @@ class CompletionShape:
         self._prompts: dict[int, _Prompt] = {}
         self._positions: dict[int, CompletionPositions] = {}
         self._choices: dict[int, _Choice] = {}
+        self._begun: set[int] = set()  # choices of a stream that have a chunk
 
     def _parts(self, piece: RequestOutput) -> Iterator[Part]:
         prompt = int(piece.request_id)
@@ -192,10 +193,13 @@ class CompletionShape:
 
     def events(self, piece: RequestOutput, usage: UsageCount) -> bytes:
         counts = self._usage.of_chunk(usage)
-        return b"".join(event(self._completion([self._chunk(part)], counts)) for part in self._parts(piece))
+        choices = (self._chunk(part, piece) for part in self._parts(piece))
+        return b"".join(event(self._completion([choice], counts)) for choice in choices)
 
-    def _chunk(self, part: Part) -> CompletionChoice:
-        sample = part.sample
+    def _chunk(self, part: Part, piece: RequestOutput) -> CompletionChoice:
+        """The first chunk of a choice tells its prompt."""
+        sample, tells_prompt = part.sample, self._shows_tokens and part.number not in self._begun
+        self._begun.add(part.number)
         return CompletionChoice(
             index=part.number,
             text=part.text,
@@ -203,6 +207,7 @@ class CompletionShape:
             finish_reason=None if sample is None else sample.finish_reason,
             stop_reason=None if sample is None else sample.stop_reason,
             token_ids=part.token_ids if self._shows_tokens else None,
+            prompt_token_ids=piece.prompt_token_ids if tells_prompt else None,
         )
 
     def last_events(self, usage: UsageCount) -> bytes:

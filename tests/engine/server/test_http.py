@@ -96,6 +96,22 @@ def test_counts_in_every_chunk():
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 2]
 
 
+def test_a_stream_tells_the_tokens_of_its_prompt_once():
+    body = {"max_tokens": 3, "n": 2, "stream": True, "return_token_ids": True}
+    first, *others = events(post(CHAT, body | {"messages": HELLO}))
+    assert first["prompt_token_ids"] == HELLO_IDS and not any("prompt_token_ids" in chunk for chunk in others)
+    choices = [chunk["choices"][0] for chunk in events(post(COMPLETIONS, body | {"prompt": "abc"}))]
+    for index in range(2):
+        first, *others = [choice for choice in choices if choice["index"] == index]
+        assert first["prompt_token_ids"] == [97, 98, 99] and others
+        assert not any("prompt_token_ids" in choice for choice in others)
+
+
+def test_a_name_as_long_as_a_body_is_not_repeated():
+    status, error = refused(post(CHAT, {"model": "x" * 5000, "messages": HELLO}))
+    assert status == 404 and len(error["message"]) < 300
+
+
 def test_options_of_a_stream_without_a_stream_are_refused():
     status, error = refused(post(CHAT, {"messages": HELLO, "stream_options": {"include_usage": True}}))
     assert (status, error["param"]) == (400, "stream_options")
