@@ -97,7 +97,7 @@ def test_lengths_are_those_of_the_engine_in_process(server: Served) -> None:
     cut = server.client.generate("0123456789" * 100, **GREEDY | {"truncate_prompt_tokens": -1})
     assert (cut.prompt.num_prompt_tokens, len(cut.samples[0].token_ids)) == (248, 8)
     long = server.client.generate([1] * 250, **GREEDY | {"max_tokens": 10_000})
-    assert (len(long.samples[0].token_ids), long.samples[0].finish_reason) == (6, 2)
+    assert (len(long.samples[0].token_ids), long.samples[0].finish_reason) == (6, "length")
     more = server.client.generate("x", temperature=0, ignore_eos=True, min_tokens=30)  # than the default maximum
     assert len(more.samples[0].token_ids) == 30
 
@@ -108,7 +108,7 @@ def test_masked_tokens_are_those_of_the_engine_in_process(server: Served, make_l
     for fields in ({"allowed_token_ids": letters}, {"allowed_token_ids": letters, "bad_words": ["a", "bc", "ff"]}):
         (expected,) = llm.generate("x", SamplingParams(**GREEDY, **fields), use_tqdm=False)
         answer = server.client.generate("x", **GREEDY, **fields)
-        assert answer.samples[0].token_ids == expected.outputs[0].token_ids
+        assert [*answer.samples[0].token_ids] == expected.outputs[0].token_ids
     assert set(answer.samples[0].text) <= set("bcdef")
 
 
@@ -199,7 +199,7 @@ def test_abort_ends_a_stream(server: Served) -> None:
         assert stream.prompt is not None
         server.client.abort(stream.prompt.request_id, "unknown")
         reasons.append(sample.finish_reason)
-    assert len(reasons) < 200 and reasons[-1] == 3  # FINISH_REASON_ABORT
+    assert len(reasons) < 200 and reasons[-1] == "abort"
 
 
 def test_an_engine_that_is_killed_comes_back_with_its_adapters_and_requests(server: Served) -> None:
