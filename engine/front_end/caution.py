@@ -18,7 +18,7 @@ class Caution:
     What waits together is late together: a machine that stands still for a second says no more to ten requests than to
     one. So an outcome counts only if it was predicted after the last move."""
 
-    STEP, SHARE, LEAST, MOST = 0.04, 32, 1.05, 6.0
+    STEP, SHARE, LEAST, MOST = 0.12, 32, 1.05, 6.0
 
     def __init__(self) -> None:
         self.factor = 1.1
