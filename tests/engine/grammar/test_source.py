@@ -100,11 +100,11 @@ def test_what_cannot_be_a_grammar_is_refused_by_name(fields: dict[str, Any], nam
 
 @pytest.mark.parametrize("regex", [r"\(" * 100, "[^](]" * 100, "(a|[(]+)*", "[(]" * 100])
 def test_brackets_that_nest_nothing_do_not_count(regex: str) -> None:
-    library_text(GrammarSource(Kind.REGEX, regex))
+    assert library_text(GrammarSource(Kind.REGEX, regex))
 
 
 def test_the_deepest_schema_is_read() -> None:
-    library_text(source_of(StructuredOutputsParams(json=nested(MAX_DEPTH))))
+    assert library_text(source_of(StructuredOutputsParams(json=nested(MAX_DEPTH))))
 
 
 def test_the_event_loop_does_not_wait_for_what_is_too_large() -> None:

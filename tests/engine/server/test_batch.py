@@ -68,6 +68,7 @@ def test_a_client_that_leaves_a_batch_ends_its_requests():
                 await asyncio.sleep(0.01)
 
     run(body())
+    assert len(llm.closed) == len(llm.requests) == 3
 
 
 def test_no_more_than_some_run_at_once_and_their_ends_are_taken_first():

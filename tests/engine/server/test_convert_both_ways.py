@@ -92,7 +92,7 @@ def test_any_bytes_are_a_request_or_a_refusal(data: bytes) -> None:
     for kind in (generation_pb2.GenerateRequest, generation_pb2.SamplingParams):
         message = data if kind is generation_pb2.GenerateRequest else b"\x32" + bytes([len(data)]) + data
         try:
-            call_of(convert.parse(generation_pb2.GenerateRequest, message))
+            assert call_of(convert.parse(generation_pb2.GenerateRequest, message)).prompt is not None
         except InvalidRequest:
             continue
 

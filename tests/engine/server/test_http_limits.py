@@ -99,6 +99,7 @@ def test_a_client_that_does_not_read_loses_its_stream():
                     await asyncio.sleep(0.02)
 
     run(body())
+    assert len(llm.closed) == 1
 
 
 COSTLY = {
