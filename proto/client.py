@@ -151,8 +151,8 @@ class Client:
     token: sent with each call as `authorization: Bearer`; a plain connection shows it to the network. tenant: name of
     the tenant from whose fair share of service the requests are served. metadata: sent with each call, besides.
     timeout: seconds that any call but a watch may last; None sets no limit. attempts: how often, at most 5 times, a
-    generation is tried that is refused because the server has too much to do, or is not available; never one of which a
-    message has come. The server says how long to wait in between, and the timeout is for all attempts together.
+    generation is tried while the server is not available; never one of which a message has come, nor one that a full
+    server refuses, which says when to ask again. The timeout is for all attempts together.
     channel_options: gRPC's own, by name, over those that the client sets.
     Every method takes a timeout and metadata of its own, too.
     """

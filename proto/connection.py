@@ -136,14 +136,15 @@ class Wire:
 
 
 def service_config(attempts: int) -> str:
-    """Returns the service config with which gRPC itself tries generations again, but for streams that have begun. Where
-    a refusal says how long to wait, that counts in place of the backoff."""
+    """Returns the service config with which gRPC itself tries generations again while no server is available, but for
+    streams that have begun. A refusal of a full server is the caller's to answer: channels that try again by themselves
+    would keep it full."""
     policy = {
         "maxAttempts": attempts,
         "initialBackoff": "0.5s",
         "maxBackoff": "10s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"],
+        "retryableStatusCodes": ["UNAVAILABLE"],
     }
     service = {"service": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name}
     return json.dumps({"methodConfig": [{"name": [service], "retryPolicy": policy}]})

@@ -97,6 +97,7 @@ def test_a_token_goes_with_every_call_and_is_not_shown():
     ("arguments", "reason"),
     [
         ({"attempts": 0}, "attempts"),
+        ({"attempts": 6}, "attempts"),
         ({"private_key": b"x"}, "private_key"),
         ({"credentials": grpc.local_channel_credentials(), "root_certificates": b"x"}, "credentials"),
     ],

@@ -1,8 +1,6 @@
 """The status code of each error, as a client sees it."""
 
-import asyncio
 import logging
-import time
 
 import grpc
 import pytest
@@ -13,6 +11,7 @@ from blora.engine import errors
 from blora.engine.server import rpc, status
 from blora.engine.server.message_sizes import largest_message, largest_of_all
 from blora.proto.client import Client
+from blora.proto.connection import service_config
 from blora.proto.rich_errors import KEY, ErrorDetails, details_in, details_of
 from blora.proto.v1 import adapters_pb2, engine_pb2, generation_pb2
 
@@ -155,37 +154,34 @@ def test_a_refusal_says_when_to_try_again(call):
 
 
 @pytest.mark.parametrize("call", [CALLS["stream"], CALLS["unary"]], ids=["stream", "unary"])
-def test_a_client_may_try_again_when_the_server_says_so(call):
-    """Without what the server says, gRPC would wait for up to half a second."""
-    llm = ReluctantLLM([0.02, 0.3])
+def test_a_client_tries_again_what_met_no_server_and_not_what_a_full_one_refuses(call, monkeypatch):
+    quick = service_config(3).replace('"0.5s"', '"0.01s"')
+    monkeypatch.setattr("blora.proto.connection.service_config", lambda _: quick)
 
-    async def conversation():
-        async with running(llm) as server:
-            return await asyncio.to_thread(try_with, 3, server.address)
+    def question(client):
+        with Client(client.target, timeout=100, attempts=3) as patient:
+            return call(patient)
 
-    def try_with(attempts, target):
-        with Client(target, timeout=100, attempts=attempts) as client:
-            return call(client)
-
-    run(conversation())
-    first, second, third = llm.asked
-    assert second - first > 0.015 and third - second > 0.29
-    with pytest.raises(ValueError, match="attempts"):
-        Client("127.0.0.1:1", attempts=6)
+    unavailable = ReluctantLLM(errors.EngineUnavailable("restarting"))
+    ask(question, unavailable)
+    assert unavailable.num_asked == 3
+    full = ReluctantLLM(errors.QueueFull("wait", 0.01))
+    with pytest.raises(grpc.RpcError, match="wait"):
+        ask(question, full)
+    assert full.num_asked == 1
 
 
 class ReluctantLLM(FakeLLM):
-    """Refuses the first requests, for so many seconds each."""
+    """Refuses the first two requests."""
 
-    def __init__(self, delays):
+    def __init__(self, refusal):
         super().__init__()
-        self.delays = delays
-        self.asked = []
+        self.refusal, self.num_asked = refusal, 0
 
     def _raise(self):
-        self.asked.append(time.monotonic())
-        if self.delays:
-            raise errors.QueueFull("wait", self.delays.pop(0))
+        self.num_asked += 1
+        if self.num_asked <= 2:
+            raise self.refusal
 
 
 @pytest.mark.parametrize(
