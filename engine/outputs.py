@@ -208,6 +208,13 @@ class LoadSnapshot:
     num_pages: int
     num_free_pages: int
     resident_adapters: tuple[str, ...]  # "name@version" of those in the arena, ordered
+    num_requests: int = 0  # that have ended since the start
+    num_generated_tokens: int = 0  # since the start
+    num_prompt_tokens: int = 0  # of admitted requests, since this engine started; 0 without one
+    num_cached_tokens: int = 0  # of these, found in the prefix cache
+    num_preemptions: int = 0  # since this engine started; 0 without one
+    num_engine_deaths: int = 0  # since the start
+    num_crashes: int = 0  # of these, those that nothing outside had ended
 
 
 @dataclass(frozen=True, slots=True)

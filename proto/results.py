@@ -272,6 +272,13 @@ class LoadSnapshot:
     num_pages: int
     num_free_pages: int
     resident_adapters: tuple[str, ...]
+    num_requests: int
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    num_engine_deaths: int
+    num_crashes: int
 
 
 def generation(message: generation_pb2.GenerateResponse) -> Generation:

@@ -67,7 +67,8 @@ REPORT = AdapterReport(
 
 LOAD = LoadSnapshot(
     is_serving=True, num_running=1, num_waiting=2, num_queued_tokens=3, num_refused=4, num_pages=8, num_free_pages=5,
-    resident_adapters=("alice@2", "bob@1"),
+    resident_adapters=("alice@2", "bob@1"), num_requests=6, num_generated_tokens=7, num_prompt_tokens=9,
+    num_cached_tokens=3, num_preemptions=8, num_engine_deaths=2, num_crashes=1,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .identity_flags import API_KEY_VARIABLE
 
 if TYPE_CHECKING:
+    from blora.proto.async_client import AsyncClient
     from blora.proto.client import Client
 
 
@@ -40,6 +41,17 @@ def open_client(args: argparse.Namespace, target: str, **options: Any) -> "Clien
     """Raises OSError for a file that cannot be read, ValueError."""
     from blora.proto.client import Client
 
+    return Client(target, **_secrets(args), **options)
+
+
+def open_async_client(args: argparse.Namespace, target: str, **options: Any) -> "AsyncClient":
+    """As `open_client`."""
+    from blora.proto.async_client import AsyncClient
+
+    return AsyncClient(target, **_secrets(args), **options)
+
+
+def _secrets(args: argparse.Namespace) -> dict[str, Any]:
     files = {
         "root_certificates": args.ssl_ca_certs,
         "certificate_chain": args.ssl_certfile,
@@ -47,6 +59,4 @@ def open_client(args: argparse.Namespace, target: str, **options: Any) -> "Clien
     }
     secrets: dict[str, Any] = {name: path.read_bytes() for name, path in files.items() if path is not None}
     token = args.environment_key if args.token is None else args.token.read_text().strip()
-    if token:
-        secrets["token"] = token
-    return Client(target, **secrets, **options)
+    return secrets | ({"token": token} if token else {})

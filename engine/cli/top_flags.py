@@ -13,6 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=1.0,
         metavar="SECONDS",
-        help="time between two pictures (default: %(default)s)",
+        help="time between two pictures at least; twice as long when nothing changes (default: %(default)s)",
     )
     parser.add_argument("--once", action="store_true", help="print one picture and end, for scripts")

@@ -112,7 +112,7 @@ class WatchLoadRequest(_message.Message):
     def __init__(self, most_per_second: _Optional[float] = ...) -> None: ...
 
 class WatchLoadResponse(_message.Message):
-    __slots__ = ("is_serving", "num_running", "num_waiting", "num_queued_tokens", "num_refused", "num_pages", "num_free_pages", "resident_adapters")
+    __slots__ = ("is_serving", "num_running", "num_waiting", "num_queued_tokens", "num_refused", "num_pages", "num_free_pages", "resident_adapters", "num_requests", "num_generated_tokens", "num_prompt_tokens", "num_cached_tokens", "num_preemptions", "num_engine_deaths", "num_crashes")
     IS_SERVING_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,13 @@ class WatchLoadResponse(_message.Message):
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_PAGES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ENGINE_DEATHS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CRASHES_FIELD_NUMBER: _ClassVar[int]
     is_serving: bool
     num_running: int
     num_waiting: int
@@ -129,7 +136,14 @@ class WatchLoadResponse(_message.Message):
     num_pages: int
     num_free_pages: int
     resident_adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, is_serving: _Optional[bool] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., resident_adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    num_requests: int
+    num_generated_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_preemptions: int
+    num_engine_deaths: int
+    num_crashes: int
+    def __init__(self, is_serving: _Optional[bool] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_pages: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., resident_adapters: _Optional[_Iterable[str]] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., num_engine_deaths: _Optional[int] = ..., num_crashes: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)

@@ -53,6 +53,22 @@ def test_the_load_is_told_when_a_request_and_an_adapter_come(tiny_model: Path, t
     shared_engine.run(tiny_model, body, tiny_adapters)
 
 
+def test_a_watcher_can_tell_rates_by_counts(tiny_model: Path, tiny_adapters: Any) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        async with aclosing(llm.watch_load(10)) as news:
+            idle = await anext(news)
+            async for _ in llm.generate([5, 6, 7], SamplingParams(max_tokens=4, ignore_eos=True)):
+                pass
+            while (seen := await anext(news)).num_requests == idle.num_requests:
+                pass
+        assert seen.num_requests == idle.num_requests + 1
+        assert seen.num_generated_tokens == idle.num_generated_tokens + 4
+        assert seen.num_prompt_tokens == idle.num_prompt_tokens + 3
+        assert (seen.num_engine_deaths, seen.num_crashes) == (0, 0)
+
+    shared_engine.run(tiny_model, body, tiny_adapters)
+
+
 def test_watchers_share_looks_and_hear_of_changes_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_watch, "MOST_PER_SECOND", 200.0)
     looks, is_over = 0, False

@@ -1,16 +1,17 @@
 """`blora client` and `blora top`: what their flags send, and what they print."""
 
 import json
-from dataclasses import fields
-from typing import Any
+from contextlib import aclosing
+from dataclasses import fields, replace
 
 import pytest
-from fake_llm import INFO, FakeLLM, adapter_info, ask
+from fake_llm import INFO, LOAD, FakeLLM, adapter_info, ask, run, running
 
 from blora.engine.cli import main as cli
-from blora.engine.cli import top_command
 from blora.engine.cli.sampling_flags import HELP, given_sampling
-from blora.engine.cli.top_command import Picture, Rates, screen, size_text
+from blora.engine.cli.top_command import Picture, Rates, pictures, screen, size_text
+from blora.engine.errors import EngineUnavailable
+from blora.proto.async_client import AsyncClient
 from blora.proto.v1.generation_pb2 import SamplingParams as Message
 from blora.scheduler import SamplingParams
 
@@ -66,36 +67,60 @@ def test_a_prompt_from_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == "typed\n"
 
 
-def test_top_prints_one_picture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_command.time, "sleep", lambda _: None)
-    assert main(FakeLLM(), "top", "--once") == 0
+def test_top_prints_one_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(FakeLLM(), "top", "--once", "--interval", "0.1") == 0
     shown = capsys.readouterr().out
-    for words in ("1 running", "2 waiting", "alice", "1 loaded, 0 resident", "of 8 pages, 32.0 KiB"):
+    for words in (
+        *("0 running", "2 waiting", "3 tokens queued", "prefix hits 33%", "2 deaths, 1 crashes, 8 preemptions"),
+        *("alice", "1 loaded, 0 resident", "free of 8 pages, 32.0 KiB"),
+    ):
         assert words in shown
     assert "\x1b" not in shown
 
 
-class Told:
-    """An info of other counts than the fake's."""
+def test_top_draws_again_what_has_changed_and_what_has_not() -> None:
+    """The fake's load changes once."""
 
-    def __init__(self, **values: Any) -> None:
-        self.__dict__.update({field.name: getattr(INFO, field.name) for field in fields(INFO)} | values)
+    async def body() -> list[Picture]:
+        async with (
+            running(FakeLLM()) as server,
+            AsyncClient(server.address) as client,
+            aclosing(pictures(client, 0.01)) as news,
+        ):
+            return [await anext(news) for _ in range(4)]
+
+    seen = run(body())
+    assert [picture.load.num_running for picture in seen] == [100, 0, 0, 0]
+    assert [picture.load for picture in seen[2:]] == [seen[1].load] * 2
+    assert seen[0].time < seen[1].time < seen[2].time
+
+
+def test_top_ends_with_the_server(capsys: pytest.CaptureFixture[str]) -> None:
+    llm = FakeLLM()
+    llm.error = EngineUnavailable("the server drains")
+    assert main(llm, "top") == 1
+    assert capsys.readouterr().err == "blora: UNAVAILABLE: the server drains\n"
+
+
+def loaded(time: float, **counts: int) -> Picture:
+    return Picture(time, INFO, replace(LOAD, **counts), [])
 
 
 def test_rates_are_differences_and_never_negative() -> None:
-    before = Picture(10.0, Told(num_prompt_tokens=100, num_generated_tokens=10, num_requests=1), [])
-    after = Picture(12.0, Told(num_prompt_tokens=50, num_generated_tokens=30, num_requests=2, num_refused=4), [])
+    before = loaded(10.0, num_prompt_tokens=100, num_generated_tokens=10, num_requests=1, num_refused=0)
+    after = loaded(12.0, num_prompt_tokens=50, num_generated_tokens=30, num_requests=2, num_refused=4)
     assert Rates.between(before, after) == Rates(prompt_tokens=0.0, answer_tokens=10.0, requests=0.5, refused=2.0)
+
+
+def test_an_engine_that_is_started_again_is_shown() -> None:
+    first, *_ = screen(loaded(1.0), Picture(2.0, INFO, replace(LOAD, is_serving=False), []), "host", 80)
+    assert first.endswith("(not serving now)")
 
 
 @pytest.mark.parametrize("width", [20, 80, 200])
 def test_the_bar_shows_adapters_and_requests(width: int) -> None:
-    class Adapter:
-        def __init__(self) -> None:
-            info = adapter_info("bob")
-            self.__dict__.update({field.name: getattr(info, field.name) for field in fields(info)} | {"resident": True})
-
-    picture = Picture(1.0, Told(num_pages=8, num_free_pages=2), [Adapter()])
+    adapter = replace(adapter_info("bob"), resident=True)
+    picture = Picture(1.0, INFO, replace(LOAD, num_pages=8, num_free_pages=2), [adapter])
     (bar,) = [line for line in screen(picture, picture, "host", width) if line.startswith("arena")]
     cells = bar[bar.index("[") + 1 : -1]
     assert len(cells) == max(min(width - 12, 80), 10)

@@ -94,3 +94,10 @@ def test_adapters_by_the_rights_of_the_token(
     ask = ("client", "hello", "--max-tokens", "2", "--adapter")
     assert blora(secured, "acme", *ask, "acme/one") == 0
     assert blora(secured, "acme", *ask, "shared") == 1
+
+
+def test_the_load_is_shown_to_operators(secured: Secured, capsys: pytest.CaptureFixture[str]) -> None:
+    assert blora(secured, "ops", "top", "--once", "--interval", "0.05") == 0
+    assert "running" in capsys.readouterr().out
+    assert blora(secured, "acme", "top", "--once", "--interval", "0.05") == 1
+    assert "PERMISSION_DENIED" in capsys.readouterr().err
