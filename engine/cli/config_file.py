@@ -5,7 +5,7 @@ Values become the texts that the flags take, so a file says nothing that a comma
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,25 @@ class ConfigError(ValueError):
     """A file of flags that is none, or says what no flag does. The message names the key."""
 
 
-def add_config_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="YAML file of flags by their names without dashes, such as max-model-len: 4096; flags given beside it win "
-        "(default: none)",
-    )
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Lets every command below a parser that has flags take them from a file."""
+    for command in _commands(parser).values():
+        add_config_flags(command)
+    if not _commands(parser) and _options(parser):
+        parser.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="YAML file of flags by their names without dashes, such as timeout: 60; flags given beside it win "
+            "(default: none)",
+        )
 
 
 def with_config(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """Returns the arguments of a command with those of its --config. Raises ConfigError, OSError."""
-    path = _config_of(argv)
+    """Returns the arguments of a command line with those of its --config. Raises ConfigError."""
+    if argv and (command := _commands(parser).get(argv[0])) is not None:
+        return [argv[0], *with_config(argv[1:], command)]
+    path = _config_of(argv, parser)
     if path is None:
         return list(argv)
     given = {action.dest for argument in argv if (action := _action_of(argument, parser)) is not None}
@@ -40,10 +46,16 @@ def with_config(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[st
     return [*before, *argv, *after]
 
 
-def _config_of(argv: Sequence[str]) -> Path | None:
+def _commands(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    (group,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)] or (None,)
+    return {} if group is None else group.choices
+
+
+def _config_of(argv: Sequence[str], parser: argparse.ArgumentParser) -> Path | None:
     for index, argument in enumerate(argv):
-        name, equals, value = argument.partition("=")
-        if name == "--config":
+        action = _action_of(argument, parser)
+        if action is not None and action.dest == "config":
+            _, equals, value = argument.partition("=")
             return Path(value) if equals else Path(argv[index + 1]) if index + 1 < len(argv) else None
     return None
 
@@ -57,6 +69,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a text") from None
+    except OSError as error:
+        raise ConfigError(f"the file of flags {path} cannot be read: {error.strerror}") from None
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
@@ -123,7 +137,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    """The value of a flag: JSON for what has a structure, but for the weights of names."""
+    """The value of a flag: JSON for what has a structure, but for the weights of names, and lists of plain values."""
     if isinstance(value, dict) and value and all(isinstance(weight, int | float) for weight in value.values()):
         return ",".join(f"{name}={weight}" for name, weight in value.items())
+    if isinstance(value, list) and not any(isinstance(entry, dict | list) for entry in value):
+        return ",".join(map(_text, value))
     return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)

@@ -15,13 +15,12 @@ from typing import Any
 
 from ..arguments.parser import FlexibleArgumentParser
 from . import adapters_flags, chat_flags, client_flags, serve_command, top_flags
-from .config_file import ConfigError, add_config_flag, with_config
+from .config_file import ConfigError, add_config_flags, with_config
 from .connection_flags import add_target
 from .failure import fail
 from .identity_flags import API_KEY_VARIABLE
 
 INSTALL = "pip install '.[engine]'"
-WITH_CONFIG = ("serve", "chat", "client", "top")
 OWN_COMMANDS = ("serve", "chat", "client", "adapters", "info", "top", "collect-env")
 
 
@@ -31,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     further = {} if argv and argv[0] in OWN_COMMANDS else further_commands()
     parser = build_parser(further)
     try:
-        args = parser.parse_args(_expanded(argv, parser))
-    except (ConfigError, OSError) as error:
-        parser.error(str(error))
+        args = parser.parse_args(with_config(argv, parser))
+    except ConfigError as error:
+        parser.error(f"--config: {error}")
     args.environment_key = os.environ.get(API_KEY_VARIABLE, "")
     _add_tools()
     try:
@@ -75,14 +74,6 @@ def _run(args: argparse.Namespace, parser: argparse.ArgumentParser, further: Map
     return int(further[args.command].run(args))
 
 
-def _expanded(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The arguments with those of a --config of a command that takes one. Raises ConfigError, OSError."""
-    if not argv or argv[0] not in WITH_CONFIG:
-        return list(argv)
-    (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return [argv[0], *with_config(argv[1:], commands[argv[0]])]
-
-
 def _add_tools() -> None:
     """Adds the folder of this command to PATH. FlashInfer runs ninja, which is installed there, and PATH has the folder
     only in an activated environment."""
@@ -110,10 +101,9 @@ def build_parser(further: Mapping[str, Any] | None = None) -> argparse.ArgumentP
     add_target(commands.add_parser("info", help="show the limits, load and counters of a server's engine"))
     top_flags.add_arguments(commands.add_parser("top", help="show a server's load, live"))
     commands.add_parser("collect-env", help="print what a report of a bug needs")
-    for name in WITH_CONFIG:
-        add_config_flag(commands.choices[name])
     for name, module in further.items():
         module.add_arguments(commands.add_parser(name, help=module.HELP))
+    add_config_flags(parser)
     return parser
 
 

@@ -25,7 +25,7 @@ revision:
 
 def parse(*argv: str):
     parser = cli.build_parser()
-    return parser.parse_args(cli._expanded(argv, parser))
+    return parser.parse_args(with_config(argv, parser))
 
 
 @pytest.fixture
@@ -86,7 +86,30 @@ def test_a_value_of_a_wrong_type_is_the_flags_error(tmp_path: Path, capsys) -> N
 def test_a_file_that_is_not_there(tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "m", "--config", str(tmp_path / "none.yaml")])
-    assert "No such file" in capsys.readouterr().err
+    path = tmp_path / "none.yaml"
+    assert f"--config: the file of flags {path} cannot be read: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", ["client hi", "info", "top", "adapters list", "adapters load a /x"])
+def test_commands_below_commands_take_a_file_too(argv: str, tmp_path: Path) -> None:
+    path = tmp_path / "client.yaml"
+    path.write_text("target: there:1\nssl-ca-certs: /ca.pem\n")
+    args = parse(*argv.split(), "--conf", str(path))  # flags may be shortened
+    assert args.target == "there:1" and args.ssl_ca_certs == Path("/ca.pem")
+
+
+def test_programs_of_bench_take_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "bench.yaml"
+    path.write_text("rows: 4\nranks: [8, 16]\n")
+    parser = cli.build_parser(cli.further_commands())
+    args = parser.parse_args(with_config(["bench", "throughput", "m", "--config", str(path)], parser))
+    assert args.rows == 4 and args.ranks == (8, 16)
+
+
+def test_commands_without_flags_take_no_file(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["collect-env", "--config", "x"])
+    assert "unrecognized arguments: --config" in capsys.readouterr().err
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
