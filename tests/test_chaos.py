@@ -1,13 +1,16 @@
 """The program that tries the gates: it tells failures as failures, and the page shows what the file of results says."""
 
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 import pytest
 from chaos import scenarios
 from chaos.gates import GATES, PARTS, Check, Gate, at_least, at_most, none_of
+from chaos.many_requests import bytes_left
 from chaos.results import PAGE, page_with, read_results, summary_of, table_of, try_gate, write_results
 from chaos.room import Room
+from simulation.clock import run
 
 assert scenarios  # importing them fills GATES
 
@@ -56,3 +59,7 @@ def test_results_are_kept_by_gate(tmp_path: Path) -> None:
 def test_a_scenario_runs_from_its_server_to_its_oracle() -> None:
     result = try_gate(GATES["G1"], seed=3, scale=0.01)
     assert result["is_passed"], result["checks"]
+
+
+def test_many_requests_are_sent_in_simulation() -> None:
+    assert isfinite(run(lambda: bytes_left(128)))

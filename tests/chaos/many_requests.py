@@ -10,7 +10,7 @@ import sys
 
 from processes import resident_bytes
 from simulation.clock import run
-from simulation.run import model_folder
+from simulation.model import make_llm
 from simulation.world import Sizes, World
 
 from blora.engine import AsyncLLM, SamplingParams
@@ -21,17 +21,13 @@ SIZES = Sizes(num_pages=512, max_num_seqs=64, max_num_batched_tokens=512, copied
 
 def main() -> None:
     count = int(sys.argv[1])
-    print(f"{run(lambda: _bytes_left(count)):.2f}")
+    print(f"{run(lambda: bytes_left(count)):.2f}")
 
 
-async def _bytes_left(count: int) -> float:
+async def bytes_left(count: int) -> float:
     """Returns the bytes that a request leaves."""
     world = World(0, SIZES)
-
-    class SimulatedLLM(AsyncLLM):
-        _start_child = staticmethod(world.start_child)
-
-    llm = SimulatedLLM(model_folder(), block_size=4, max_num_queued_reqs=BATCH * 2)
+    llm = make_llm(world, block_size=4, max_num_queued_reqs=BATCH * 2)
     await llm.start()
     await _send(llm, world, 0, count // 4)
     before = _resident()
