@@ -9,6 +9,7 @@ from ..room import Room
 
 INJECTIONS = 200
 RATE, GUILTY_RATE = 30.0, 5.0
+OPTIONS = ("--memory", "32MB", "--max-queue-seconds", "600")  # more comes than two cores carry: full batches
 GUILTY = {"temperature": 1.0, "seed": 666, "ignore_eos": True}
 
 
@@ -21,7 +22,7 @@ GUILTY = {"temperature": 1.0, "seed": 666, "ignore_eos": True}
 )
 def guilty_rows(room: Room) -> Iterator[Check]:
     adapters = room.adapters(4)
-    with room.server(room.tiny, "--memory", "32MB", adapters=adapters, planted="guilty") as server:
+    with room.server(room.tiny, *OPTIONS, adapters=adapters, planted="guilty") as server:
         engine = server.engine_pid()
         seconds = room.scaled(INJECTIONS) / GUILTY_RATE
         innocent = mixed_plan(room, list(adapters), RATE, seconds)
