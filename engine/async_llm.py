@@ -18,7 +18,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from blora.adapters import AdapterReport
 from blora.scheduler import SamplingParams
 
-from .adapter_store.catalog import Looks
 from .adapter_store.intake import AdapterSources
 from .adapter_store.lifecycle import AsyncAdapters
 from .adapter_store.loader_client import LoaderClient
@@ -512,10 +511,12 @@ class AsyncLLM(TellsUnserved):
         await Deadline(first_deadline(calls), first_token_deadline(calls)).bound(self._become_ready())
         return self._requests
 
-    async def _load_missing(self, calls: Sequence[Checked], looks: Looks) -> None:
-        """vLLM's way: a path comes with the request. Calls that come together load an adapter once."""
+    async def _load_missing(self, calls: Sequence[Checked]) -> None:
+        """vLLM's way: a path comes with the request. Calls that come together load an adapter once: where another one
+        has loaded it meanwhile, the files may have changed since that one read them."""
         self._adapters.expect_looks()
         async with self._loading:
+            looks = await self._adapters.look_at(self._front_end.folders_to_look_at_again(calls))
             for request in self._front_end.adapters_to_load(calls, looks):
                 await self.load_adapter(request.lora_name, request.lora_path)
                 self._front_end.adapters.note_int_id(request)
@@ -626,9 +627,9 @@ class AsyncLLM(TellsUnserved):
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Loads an adapter as a request with it would. Returns True, also if it is loaded already. Raises as
         `load_adapter` does, AdapterNotFound for an unknown name without a path."""
-        looks = await self._adapters.look_at(self._front_end.folders_to_look_at([Call("", adapter=lora_request)]))
         self._adapters.expect_looks()
         async with self._loading:
+            looks = await self._adapters.look_at(self._front_end.folders_to_look_at([Call("", adapter=lora_request)]))
             for request in self._front_end.lora_to_load(lora_request, looks):
                 await self.load_adapter(request.lora_name, request.lora_path)
             self._front_end.adapters.note_int_id(lora_request)

@@ -226,6 +226,11 @@ class FrontEnd:
                 logger.warning("SamplingParams.%s has no effect: %s", name, WITHOUT_EFFECT[name])
                 self._noticed.add(name)
 
+    def folders_to_look_at_again(self, calls: Sequence[Checked]) -> list[str]:
+        """Folders of the adapters that had to be loaded for calls, and that others have loaded meanwhile."""
+        found = [self.adapters.folder_to_look_at(request) for call in calls for request in call.adapters.to_load]
+        return [folder for folder in dict.fromkeys(found) if folder is not None]
+
     def adapters_to_load(self, calls: Sequence[Checked], looks: Looks) -> list[LoRARequest]:
         """The adapters that have still to be loaded before these calls can be prepared, each name once."""
         requests = {request.lora_name: request for call in calls for request in call.adapters.to_load}

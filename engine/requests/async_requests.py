@@ -14,7 +14,6 @@ from itertools import chain
 
 from blora.scheduler import FinishReason, LogitEdits, RequestOutputKind, RowUpdate
 
-from ..adapter_store.catalog import Looks
 from ..adapter_store.lifecycle import AsyncAdapters
 from ..errors import DeadlineExceeded, EngineUnavailable, InvalidRequest, ReaderTooSlow
 from ..events import tell
@@ -55,7 +54,7 @@ class AsyncRequests:
         texts: TextClients,
         grammars: GrammarClient,
         check_can_begin: Callable[[], None],
-        load_missing: Callable[[Sequence[Checked], Looks], Awaitable[None]],
+        load_missing: Callable[[Sequence[Checked]], Awaitable[None]],
     ) -> None:
         """check_can_begin: raises EngineUnavailable unless a request can begin. load_missing: loads the adapters that
         calls bring paths of."""
@@ -156,8 +155,8 @@ class AsyncRequests:
         opened = [self._front_end.open(call, looks) for call in calls]
         self._front_end.check_queue(opened)  # before anything takes long
         checked = await self._read(opened)
-        if self._front_end.adapters_to_load(checked, looks):
-            await self._load_missing(checked, looks)
+        if any(call.adapters.to_load for call in checked):
+            await self._load_missing(checked)
             # They may have tokenizers and templates of their own.
             checked = await self._read([self._front_end.open_again(call) for call in checked])
         await self._turns.take(sum(call.cost for call in checked))

@@ -1,16 +1,16 @@
 """Facts about the life of an engine that a simulation shows at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from simulation.clock import run
 from simulation.model import make_llm
-from simulation.world import Sizes, World
+from simulation.world import AdapterFiles, Sizes, World
 
-from blora.engine import AsyncLLM, QueueFull, SamplingParams
+from blora.engine import AsyncLLM, LoRARequest, QueueFull, SamplingParams
 
 Body = Callable[[AsyncLLM, World], Awaitable[None]]
 SIZES = Sizes(num_pages=32, max_num_seqs=8, max_num_batched_tokens=64, copied_pages=2)
@@ -118,3 +118,31 @@ def test_calls_of_a_batch_wait_for_one_another() -> None:
         assert ends == ["length"] * 20
 
     simulate(body, ONE_SEAT, max_queue_seconds=0.1)
+
+
+async def ask_by_path(llm: AsyncLLM, use: LoRARequest) -> None:
+    async for _ in llm.generate([1, 2], LONG, lora_request=use):
+        pass
+
+
+@pytest.mark.parametrize("take", [ask_by_path, AsyncLLM.add_lora])
+def test_files_that_change_while_another_call_loads_them_are_news(
+    take: Callable[[AsyncLLM, LoRARequest], Coroutine[Any, Any, Any]],
+) -> None:
+    async def body(llm: AsyncLLM, world: World) -> None:
+        use, later = LoRARequest("q", 1, "/sim/one"), list[asyncio.Task[Any]]()
+        read = world._read
+
+        def read_and_change(process: Any, path: str, found: AdapterFiles | None) -> None:
+            read(process, path, found)
+            if not later:  # this load has not ended
+                world.files[path] = AdapterFiles("new", 1)
+                later.append(asyncio.create_task(take(llm, use)))
+
+        world.files["/sim/one"] = AdapterFiles("old", 1)
+        world._read = read_and_change  # type: ignore[method-assign]
+        await take(llm, use)
+        await later[0]
+        assert [info.digest for info in await llm.list_adapters()] == ["new"]
+
+    simulate(body)
