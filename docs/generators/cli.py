@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from blora.engine.cli.main import build_parser, further_commands
 
-from .markdown import code, page, sentence, table
+from .markdown import code, page, prose, sentence, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Flag:
     dest: str
     names: str  # such as "--host HOST"
     text: str
+    default: str
 
 
 def make() -> str:
@@ -53,7 +54,17 @@ def flags_of(command: Command) -> Iterator[Flag]:
     for action in sorted(command.parser._actions, key=lambda action: bool(action.option_strings)):
         if not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
             text = "" if action.help is None else action.help % {**vars(action), "prog": command.name}
-            yield Flag(action.dest, _names(action), text)
+            meaning, _, words = text.removesuffix(")").partition(" (default: ")
+            yield Flag(action.dest, _names(action), meaning if words else text, words or _default(action))
+
+
+def _default(action: argparse.Action) -> str:
+    """The default of an action whose help text does not tell it."""
+    if action.required:
+        return "required"
+    if action.nargs == 0:
+        return "off"
+    return "none" if action.default in (None, "", [], argparse.SUPPRESS) else str(action.default)
 
 
 def _names(action: argparse.Action) -> str:
@@ -75,6 +86,6 @@ def _value(action: argparse.Action) -> str:
 def _section(command: Command) -> Iterator[str]:
     yield f"## {command.name}"
     yield sentence(command.summary)
-    rows = [(code(flag.names), sentence(flag.text)) for flag in flags_of(command)]
+    rows = [(code(flag.names), prose(flag.default), sentence(flag.text)) for flag in flags_of(command)]
     if rows:
-        yield table(("argument or flag", "meaning"), rows)
+        yield table(("argument or flag", "default", "meaning"), rows)

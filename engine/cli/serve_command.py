@@ -39,8 +39,8 @@ class ServeArgs(AsyncEngineArgs, FrontendArgs):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     # SUPPRESS: an argument that is not given leaves what its other form has set.
     model: dict[str, Any] = {"dest": "model", "metavar": "MODEL", "default": argparse.SUPPRESS}
-    parser.add_argument(nargs="?", **model, help="Hugging Face folder, hub id or .gguf file")
-    parser.add_argument("--model", **model, help="the same as MODEL, as vLLM has it")
+    parser.add_argument(nargs="?", **model, help="Hugging Face folder, hub id or .gguf file (default: that of --model)")
+    parser.add_argument("--model", **model, help="the same as MODEL, as vLLM has it (default: MODEL)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=port, default=50051, help="port; 0 takes a free one (default: %(default)s)")
     _add_adapter_flags(parser)
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_identity_flags(parser)
     add_telemetry_flags(parser)
     engine = parser.add_argument_group("engine", ENGINE)
-    add_flags(engine, [entry for entry in fields(ServeArgs) if entry.name not in OWN], with_defaults=False)
+    options = [entry for entry in fields(ServeArgs) if entry.name not in OWN]
+    add_flags(engine, options, with_defaults=False, defaults=SERVED_BY_DEFAULT)
 
 
 def _add_adapter_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,10 @@ import re
 
 import pytest
 
+from blora.engine.cli.main import build_parser
+from blora.engine.cli.serve_command import SERVED_BY_DEFAULT
 from docs.generate import FOLDER, PAGES
+from docs.generators.cli import commands_of, flags_of
 from docs.generators.markdown import prose, sentence, table
 
 
@@ -24,6 +27,18 @@ def test_every_row_of_a_table_says_something(name: str) -> None:
     assert rows
     silent = [row for row in rows if re.search(r"\|\s*\|$|SUPPRESS", row)]
     assert not silent
+
+
+def test_every_flag_has_its_default() -> None:
+    """That of the server where it has one of its own, and each in words where it is no value."""
+    serve = next(command for command in commands_of(build_parser()) if command.name == "blora serve")
+    defaults = {flag.dest: flag.default for flag in flags_of(serve)}
+    assert all(defaults.values())
+    assert {name: float(defaults[name]) for name in SERVED_BY_DEFAULT} == SERVED_BY_DEFAULT
+    some = {"max_num_seqs": "128", "host_cache": "0.25", "adapter_copy_bytes": "64M", "max_tenants": "256"}
+    some |= {"enable_prefix_caching": "yes", "share_prefixes": "each tenant has its own", "disable_log_stats": "off"}
+    some |= {"port": "50051", "ssl_certfile": "none", "adapter": "none", "max_model_len": "those of the model"}
+    assert defaults.items() >= some.items()
 
 
 def test_what_means_something_in_markdown_is_text_on_a_page() -> None:
