@@ -41,7 +41,7 @@ def reader_check(args: argparse.Namespace, who: Access) -> Callable[[str | None]
     """Returns what checks who reads the metrics, as over HTTP: operators, or everybody with --open-metrics."""
 
     def check(authorization: str | None) -> None:
-        if not args.open_metrics and not who.public().of(bearer(authorization)).is_operator:
+        if not args.open_metrics and not who.public().of(bearer([authorization or ""])).is_operator:
             raise PermissionDenied("metrics are shown to operators; --open-metrics shows them to everybody")
 
     return check

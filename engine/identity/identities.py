@@ -80,21 +80,17 @@ def token_hash(token: str) -> bytes:
 def hash_of_given(token: str | None) -> bytes:
     """The hash of the token that came with a call. Raises Unauthenticated if none came."""
     if not token:
-        raise Unauthenticated("the call has no token; send the header or metadata authorization: Bearer TOKEN")
+        raise Unauthenticated("the call has no token; send one header or metadata of the form authorization: Bearer TOKEN")
     if len(token) > MOST_TOKEN_BYTES:
         raise Unauthenticated("the token is not known")
     return token_hash(token)
 
 
-def bearer(authorization: str | None) -> str | None:
-    """The token in the value of an authorization header, None without a header. Raises Unauthenticated for another
-    scheme."""
-    if authorization is None:
-        return None
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise Unauthenticated("authorization is not of the form: Bearer TOKEN")
-    return token.strip()
+def bearer(authorizations: Sequence[str]) -> str | None:
+    """The token in the values of a call's authorization headers. None if there is not exactly one, of another scheme or
+    not, which is a mistake only where tokens are asked for."""
+    scheme, _, token = authorizations[0].partition(" ") if len(authorizations) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _checked(key: str) -> str:

@@ -17,7 +17,7 @@ from ..adapter_store.upload import UploadedFile
 from ..errors import LimitReached, PermissionDenied
 from ..front_end.adapter_choice import Adapter, named_in
 from ..front_end.statistics import Statistics
-from ..identity.caller import Caller
+from ..identity.caller import PRIORITIES, Caller
 from ..identity.tenant import Tenant
 from ..outputs import (
     AdapterEvent,
@@ -135,7 +135,9 @@ class CallersEngine:
 
     def _check_priority(self, priority: object) -> None:
         least, most = self._caller.priorities
-        if isinstance(priority, int) and not least <= priority <= most:
+        if self._caller.priorities == PRIORITIES or not isinstance(priority, int):
+            return  # what is no priority at all is the validator's matter
+        if not least <= priority <= most:
             raise PermissionDenied(f"priority {priority} is not from {least} to {most}, which this caller may ask for")
 
     def _check_adapter(self, adapter: Adapter) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from ..errors import InvalidRequest, ReaderTooSlow, Unauthenticated
+from ..errors import InvalidRequest, ReaderTooSlow
 from ..front_end.trace_context import note_trace
 from ..identity.caller import Caller
 from ..identity.identities import Identities, bearer
@@ -155,11 +155,8 @@ class Calls:
 
 
 def token_of(context: grpc.aio.ServicerContext) -> str | None:
-    """Returns the token in the call's metadata, or None if there is none. Raises Unauthenticated."""
-    values = _values(context, AUTHORIZATION_KEY)
-    if len(values) > 1:
-        raise Unauthenticated("the call has several authorizations; send one")
-    return bearer(values[0] if values else None)
+    """Returns the token in the call's metadata, or None if there is none."""
+    return bearer(_values(context, AUTHORIZATION_KEY))
 
 
 def tenant_of(context: grpc.aio.ServicerContext) -> str:

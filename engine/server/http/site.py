@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...answers.answer_form import AnswerFormats
-from ...errors import InvalidRequest, PermissionDenied, Unauthenticated
+from ...errors import InvalidRequest, PermissionDenied
 from ...identity.caller import OPERATOR, Caller
 from ...identity.identities import Identities, bearer
 from ...ipc.turns import Turns
@@ -49,10 +49,7 @@ class Site:
 
 
 def _token_of(exchange: Exchange) -> str | None:
-    given = exchange.headers(b"authorization")
-    if len(given) > 1:
-        raise Unauthenticated("the request has several authorizations; send one")
-    return bearer(given[0] if given else None)
+    return bearer(exchange.headers(b"authorization"))
 
 
 def _tenant_of(exchange: Exchange) -> str:

@@ -548,6 +548,12 @@ def test_a_token_opens_all_but_the_probes():
     run(body())
 
 
+@pytest.mark.parametrize("value", ["Basic YTpi", "abc", ""])
+def test_without_identities_credentials_of_any_kind_do_not_matter(value):
+    """As vLLM without --api-key; a proxy may leave its own."""
+    assert post(COMPLETIONS, {"prompt": "a"}, headers={"authorization": value}).status_code == 200
+
+
 def test_metrics():
     answer = get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain") and "blora:num_requests_running" in answer.text

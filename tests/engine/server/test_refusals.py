@@ -94,3 +94,12 @@ def test_refusals_are_the_same_through_all_doors(tiny_model, tiny_adapters, case
         assert {details, message} == {text}
 
     shared_engine.run(tiny_model, body, {"r4": tiny_adapters["r4"]})
+
+
+def test_a_number_that_is_no_priority_is_a_mistake_and_no_matter_of_rights(tiny_model, tiny_adapters):
+    async def body(llm):
+        async with running(llm, http=HTTP) as server:
+            status, message = await over_http(server.addresses[1], {"priority": 1 << 31})
+        assert status == 400 and message.startswith("priority: ")
+
+    shared_engine.run(tiny_model, body, {"r4": tiny_adapters["r4"]})
