@@ -3,6 +3,7 @@
 Raises InvalidRequest with the name of the argument of OpenAI's API.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -68,9 +69,9 @@ def _functions(tools: Any) -> tuple[Mapping[str, Any], ...]:
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest("tools", f"are {len(tools)}; at most {MAX_TOOLS} are taken")
     functions = tuple(_function(f"[{index}]", tool) for index, tool in enumerate(tools))
-    names = [function["name"] for function in functions]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    counts = Counter(function["name"] for function in functions)  # in one pass: names may be many
+    twice = next((name for name, number in counts.items() if number > 1), None)
+    if twice is not None:
         raise InvalidRequest("tools", f"has {twice!r:.80} more than once")
     return functions
 

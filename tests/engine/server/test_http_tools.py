@@ -136,6 +136,7 @@ def test_demanded_calls() -> None:
 def test_wrong_tools_are_refused() -> None:
     assert refused(saying(""), tools=[{"type": "function", "function": {}}]).param == "tools"
     assert refused(saying(""), tools=TOOLS, tool_choice="perhaps").param == "tool_choice"
+    assert "'time' more than once" in refused(saying(""), tools=[*TOOLS, TOOLS[1]]).message
     large = {"type": "object", "description": "a" * 100_000}
     tool = {"type": "function", "function": {"name": "weather", "parameters": large}}
     assert refused(saying(""), tools=[tool], tool_choice="required").param == "tools"
