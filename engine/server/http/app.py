@@ -43,6 +43,7 @@ GOTTEN: dict[str, Answer] = {
     "/load": load,
     "/metrics": metrics,
 }
+SHOWN_HEADERS = ["X-Request-Id", "Retry-After", "Retry-After-Ms"]  # to the scripts of pages that may ask
 
 
 def make_app(site: Site, allowed_origins: Sequence[str]) -> Starlette:
@@ -50,9 +51,19 @@ def make_app(site: Site, allowed_origins: Sequence[str]) -> Starlette:
     routes = [_route(site, path, ["POST"], answer, site.calls) for path, answer in GENERATING.items()]
     routes += [_route(site, path, ["POST"], answer, others) for path, answer in POSTED.items()]
     routes += [_route(site, path, _methods(path), answer, others) for path, answer in GOTTEN.items()]
-    cors = [Middleware(CORSMiddleware, allow_origins=list(allowed_origins), allow_methods=["*"], allow_headers=["*"])]
     handlers: Any = {HTTPException: _refuse}
-    return Starlette(routes=routes, middleware=cors if allowed_origins else [], exception_handlers=handlers)
+    middleware = [_cors(allowed_origins)] if allowed_origins else []
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+def _cors(allowed_origins: Sequence[str]) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=list(allowed_origins),
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=SHOWN_HEADERS,
+    )
 
 
 def _methods(path: str) -> list[str]:

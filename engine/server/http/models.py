@@ -18,7 +18,7 @@ async def list_models(site: Site, exchange: Exchange) -> None:
     engine = site.engine(exchange)
     infos = sorted(await engine.list_adapters(), key=lambda info: info.name)
     max_model_len = engine.max_model_len
-    parts = [items([_base(site, name, max_model_len) for name in site.names.names[:1]])]
+    parts = [items([_base(site, name, max_model_len) for name in site.names.listed])]
     for some in _parts(infos):
         await site.turns.take(MODEL_COST * len(some))
         parts.append(items([_adapter(site, info, max_model_len) for info in some]))

@@ -18,6 +18,11 @@ class ModelNames:
     def base(self) -> str:
         return self.names[0]
 
+    @property
+    def listed(self) -> list[str]:
+        """The names that clients are told of. The path is known besides, for those who send it as they gave it."""
+        return [name for name in self.names if name == self.base or name != self.root]
+
     def adapter(self, model: str | None, lora: Mapping[str, float] | None) -> Adapter:
         """Returns the adapters of a request. A name that is not the base model's is an adapter's, or, as in
         "a:1.0+b:0.5", several with their scales. Raises InvalidRequest."""

@@ -406,6 +406,17 @@ def test_models():
     assert refused(get("/v1/models/no/body"))[0] == 404
 
 
+def test_all_names_of_the_model_are_listed_and_its_path_is_not():
+    options = replace(HTTP, model_names=["a", "b", HTTP.model])
+
+    async def body():
+        async with running_http(FakeLLM(), options) as client:
+            return (await client.get("/v1/models")).json()["data"]
+
+    models = run(body())
+    assert [(model["id"], model["parent"]) for model in models] == [("a", None), ("b", None), ("alice", "a")]
+
+
 def test_adapters_are_loaded_and_unloaded():
     llm = FakeLLM()
     load = {"lora_name": "bob", "lora_path": "/adapters/bob"}
@@ -481,6 +492,15 @@ def test_pages_of_a_named_origin_may_ask():
             return asked.headers.get("access-control-allow-origin"), other.headers.get("access-control-allow-origin")
 
     assert run(body()) == ("https://a.example", None)
+
+
+def test_pages_see_the_id_and_when_to_try_again():
+    async def body():
+        async with running_http(FakeLLM(), options=replace(HTTP, allowed_origins=["*"])) as client:
+            return await client.get("/version", headers={"origin": "https://a.example"})
+
+    shown = run(body()).headers["access-control-expose-headers"].lower()
+    assert shown.split(", ") == ["x-request-id", "retry-after", "retry-after-ms"]
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
