@@ -80,7 +80,7 @@ def token_hash(token: str) -> bytes:
 def hash_of_given(token: str | None) -> bytes:
     """The hash of the token that came with a call. Raises Unauthenticated if none came."""
     if not token:
-        raise Unauthenticated("the call has no token; send one header or metadata of the form authorization: Bearer TOKEN")
+        raise Unauthenticated("the call has no token; send one header or metadata authorization: Bearer TOKEN")
     if len(token) > MOST_TOKEN_BYTES:
         raise Unauthenticated("the token is not known")
     return token_hash(token)

@@ -28,12 +28,12 @@ from ..outputs import (
     LoRARequest,
 )
 from ..text.wire_chat import WireChat, chat_prompt, check_num_items
+from .generation import checked_label
 from .long_lists import LONG_LISTS
 
 M = TypeVar("M", bound=Message)
 
 MAX_IDS = 1 << 16  # of requests to abort; more than are ever unfinished
-MAX_LABEL_BYTES = 128
 MAX_CHOICES = 1 << 15  # more cannot fit a grammar
 MOST_CHAT_HERE = 4096  # bytes of a conversation that is converted here; a longer one stays as it came
 
@@ -86,7 +86,7 @@ def generate_call(
     return GenerateCall(
         prompt=_prompt(request, most_listed),
         sampling_params=replace(defaults, **_given(request.sampling, most_listed), **lists, output_kind=output_kind),
-        label=_label(request.request_id),
+        label=checked_label("request_id", request.request_id),
         adapter=adapter_of(request),
         priority=request.priority,
         first_token_seconds=_first_token_seconds(request),
@@ -173,12 +173,6 @@ def _first_token_seconds(request: generation_pb2.GenerateRequest) -> float | Non
     if not 0 < seconds < math.inf:
         raise InvalidRequest("max_first_token_seconds", f"{seconds} is not a number of seconds above 0")
     return seconds
-
-
-def _label(request_id: str) -> str:
-    if len(request_id.encode()) > MAX_LABEL_BYTES or not request_id.isprintable():
-        raise InvalidRequest("request_id", f"must be at most {MAX_LABEL_BYTES} bytes of printable text")
-    return request_id
 
 
 def load_arguments(request: adapters_pb2.LoadAdapterRequest) -> tuple[str, str, bool]:

@@ -8,11 +8,13 @@ from uuid import uuid4
 
 from blora.scheduler import RequestOutputKind, SamplingParams
 
+from ..errors import InvalidRequest
 from ..outputs import RequestOutput
 from .status import RequestFailed
 
 # Tokens of an answer with logprobs that are converted at once. Each time costs as much as some tens of logprobs.
 COLLECTED_TOKENS = 16
+MAX_LABEL_BYTES = 128
 LONGEST = (1 << 31) - 1  # tokens: each sample is shown when it begins and when it ends
 COLLECTED_SAMPLES = 64  # that are shown at once when all of them have ended
 
@@ -28,6 +30,18 @@ def collected(sampling: SamplingParams, in_parts: bool = False) -> SamplingParam
     if sampling.n > COLLECTED_SAMPLES:
         return replace(sampling, stream_interval=LONGEST)
     return replace(sampling, output_kind=RequestOutputKind.FINAL_ONLY)
+
+
+def is_label(text: str, encoding: str = "utf-8") -> bool:
+    """Returns whether a text may be a client's id of a request. encoding: in which it came."""
+    return text.isprintable() and len(text.encode(encoding)) <= MAX_LABEL_BYTES  # a lone surrogate is not printable
+
+
+def checked_label(name: str, text: str, encoding: str = "utf-8") -> str:
+    """Returns the id in a field. Raises InvalidRequest."""
+    if not is_label(text, encoding):
+        raise InvalidRequest(name, f"must be at most {MAX_LABEL_BYTES} bytes of printable text")
+    return text
 
 
 def unique_request_id(label: str) -> str:

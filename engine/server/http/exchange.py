@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import DeadlineExceeded, InvalidRequest, MessageTooLarge, ReaderTooSlow
 from ...front_end.trace_context import NAMES, note_trace
-from ..generation import unique_request_id
+from ..generation import checked_label, is_label, unique_request_id
 from ..open_calls import OpenCalls
 from .errors import answer_to
 
@@ -22,7 +22,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
 BODY_TIMEOUT = 30.0  # seconds for a client to send its body
-MAX_ID_BYTES = 128
 ID_HEADER, JSON, EVENTS = b"x-request-id", b"application/json", b"text/event-stream; charset=utf-8"
 ABORT = "blora.abort"  # the extension of a scope that ends its connection at once
 
@@ -50,13 +49,9 @@ class Exchange:
     def label(self, in_body: str | None) -> str:
         """Returns the client's id of the request, or "". in_body: the one in its body; that of the header wins. Raises
         InvalidRequest."""
-        in_header = self.header(ID_HEADER)
-        label = in_header or in_body or ""
-        size = len(label) if in_header else len(label.encode())  # a header has a character for each byte
-        if size > MAX_ID_BYTES or not label.isprintable():
-            name = "X-Request-Id" if in_header else "request_id"
-            raise InvalidRequest(name, f"must be at most {MAX_ID_BYTES} bytes of printable text")
-        return label
+        if in_header := self.header(ID_HEADER):
+            return checked_label("X-Request-Id", in_header, "latin-1")
+        return checked_label("request_id", in_body or "")
 
     def deadline(self) -> float | None:
         """Returns the time of the event loop at which the client stops waiting. Raises InvalidRequest."""
@@ -117,8 +112,7 @@ class Exchange:
     async def _begin(self, status: int, headers: Headers) -> None:
         self.has_begun = True
         label = self.header(ID_HEADER)
-        is_sound = label is not None and len(label) <= MAX_ID_BYTES and label.isprintable()
-        shown = label if label is not None and is_sound else unique_request_id("")
+        shown = label if label is not None and is_label(label, "latin-1") else unique_request_id("")
         own = (ID_HEADER, shown.encode("latin-1"))
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
 
