@@ -6,8 +6,10 @@ from pathlib import Path
 
 from blora.engine.config import BACKENDS
 
+from . import serve
 from .workload import POPULARITIES
 
+EXTRAS = ("aiohttp", "hdrh", "matplotlib")  # packages of the extra `bench`
 HELP = "measure throughput, kernels and steps on this machine"
 
 
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_triton(programs.add_parser("triton", help="resources of the GPU's compiled LoRA kernels; needs no GPU"))
     _add_gpu(programs.add_parser("gpu", help="correctness and speed on a GPU, in a report to send back"))
     _add_roofline(programs.add_parser("roofline", help="cost of adapters to a step on GPUs, by arithmetic"))
-    _add_load(programs.add_parser("load", help="open-loop load on a running server, over gRPC"))
+    serve.add_arguments(programs.add_parser("serve", help=serve.HELP))
     _add_doors(programs.add_parser("doors", help="throughput of streams in process, over gRPC and over HTTP"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="throughput.json, as a sweep wrote it")
@@ -38,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         return int(import_module(f".{args.program}", __package__).run(args))
     except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("matplotlib"):
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        needs = "needs matplotlib; in a checkout of blora, run: pip install '.[dev]'"
+        needs = f"needs {package}: pip install 'blora[bench]'"
         raise SystemExit(f"blora bench {args.program} {needs}") from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"blora bench {args.program}: {error}") from None
@@ -304,59 +307,6 @@ def _add_gpu(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_load(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="HOST:PORT", help="a running server")
-    parser.add_argument("--rate", type=float, default=1.0, metavar="N", help="requests/s (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of arrivals (default: %(default)s)")
-    parser.add_argument(
-        "--cv", type=float, default=1.0, help="variation of the times between arrivals; 1 is Poisson (default: 1)"
-    )
-    parser.add_argument(
-        "--adapters", type=_words, default=(), metavar="LIST", help="names of loaded adapters (default: the base model)"
-    )
-    parser.add_argument(
-        "--alpha", type=float, default=0.0, help="adapter i is asked in proportion to i^-ALPHA (default: 0, evenly)"
-    )
-    parser.add_argument(
-        "--tenants",
-        type=_weights,
-        default={"": 1.0},
-        metavar="NAME=SHARE,...",
-        help="tenants and their shares of the rate (default: no tenant)",
-    )
-    for name, tokens in (("prompt", "64"), ("output", "32")):
-        parser.add_argument(
-            f"--{name}-len",
-            type=_bounds,
-            default=_bounds(tokens),
-            metavar="N-M",
-            help=f"tokens of the {name}, evenly between two bounds (default: {tokens})",
-        )
-    parser.add_argument(
-        "--prefix-len",
-        type=_number,
-        default=0,
-        metavar="N",
-        help="tokens that prompts of an adapter share (default: 0)",
-    )
-    parser.add_argument(
-        "--vocab-size", type=_count, default=256, metavar="N", help="prompts are token ids below N (default: 256)"
-    )
-    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="gRPC deadline, from the planned arrival")
-    parser.add_argument(
-        "--ttft", type=float, default=1.0, metavar="SECONDS", help="objective for the first token (default: 1)"
-    )
-    parser.add_argument(
-        "--itl", type=float, default=0.1, metavar="SECONDS", help="objective for each later token (default: 0.1)"
-    )
-    parser.add_argument("--connections", type=_count, default=1, metavar="N", help="connections (default: 1)")
-    _add_seed(parser)
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the plan here, a request a line")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="take the plan from here; other options are unused")
-    parser.add_argument("--records", type=Path, metavar="FILE", help="write the times of each request here")
-    _add_json(parser)
-
-
 def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
     parser.add_argument(
@@ -463,18 +413,6 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
-
-
-def _weights(text: str) -> dict[str, float]:
-    try:
-        return {name: float(share) for name, _, share in (part.partition("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE,...") from None
-
-
-def _bounds(text: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    return _count(low), _count(high if dash else low)
 
 
 def _modules(text: str) -> tuple[str, ...] | None:

@@ -24,7 +24,7 @@ from blora.proto.v1 import generation_pb2
 
 from . import machine
 from .footprint import Server, serving
-from .load.grpc_target import METHOD
+from .load.targets.blora import METHOD
 from .table import Cell, format_table, write_json
 
 Prompts = Sequence[Sequence[int]]

@@ -2,27 +2,34 @@
 the next one. Imports no torch and no engine.
 
 plan -> Load.run -> records -> summarize. A target sends one request and notes its answer; further kinds of servers are
-further targets.
+further targets. `send` runs a plan in processes of its own.
 """
 
+from .arrivals import Ramp, arrival_seconds
+from .counts import Counts
 from .driver import Load, Target
-from .grpc_target import GrpcTarget
 from .plan import Planned, Traffic, make_plan, read_plan, write_plan
-from .program import run
 from .record import Record
 from .summary import Objective, summarize
+from .targets import BloraTarget, TargetSpec
+from .workers import Sent, send
 
 __all__ = [
-    "GrpcTarget",
+    "BloraTarget",
+    "Counts",
     "Load",
     "Objective",
     "Planned",
+    "Ramp",
     "Record",
+    "Sent",
     "Target",
+    "TargetSpec",
     "Traffic",
+    "arrival_seconds",
     "make_plan",
     "read_plan",
-    "run",
+    "send",
     "summarize",
     "write_plan",
 ]

@@ -25,6 +25,7 @@ class Planned:
     cancel_after: int | None = None  # the client leaves after so many tokens
     cancel_seconds: float | None = None  # the client leaves so many seconds after its arrival
     read_pause: float = 0.0  # seconds that the client rests after each message
+    expected: str | None = None  # the right answer, where there is one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ class Answer:
 @dataclass(slots=True)
 class Record:
     planned: Planned
+    released: float = 0.0  # when it might be sent: later than planned where a run bounds the requests at once
     sent: float | None = None
     token_times: list[float] = field(default_factory=list)  # of each message with tokens
     token_counts: list[int] = field(default_factory=list)  # tokens of the message
@@ -30,6 +31,7 @@ class Record:
     details: str = ""
     retry_after: float | None = None  # seconds after which the server asks to try again
     request_id: str = ""  # the server's
+    told_prompt_tokens: int | None = None  # of the prompt, as the server counted them
     answers: list[Answer] = field(default_factory=list)  # by sample
 
     def note_tokens(self, now: float, count: int) -> None:
@@ -39,14 +41,31 @@ class Record:
     def note_end(self, now: float, status: str, details: str = "") -> None:
         self.ended, self.status, self.details = now, status, details
 
+    def answer(self, index: int) -> Answer:
+        """The sample of this number, made where it is the first news of it."""
+        while len(self.answers) <= index:
+            self.answers.append(Answer())
+        return self.answers[index]
+
     @property
     def lag(self) -> float | None:
-        """Seconds by which the client sent the request late."""
-        return None if self.sent is None else self.sent - self.planned.seconds
+        """Seconds by which the client sent the request late, without those that it had to wait for others."""
+        return None if self.sent is None else self.sent - max(self.planned.seconds, self.released)
 
     @property
     def ttft(self) -> float | None:
         return self.token_times[0] - self.planned.seconds if self.token_times else None
+
+    @property
+    def sent_ttft(self) -> float | None:
+        """From the sending, as other load testers count it."""
+        return self.token_times[0] - self.sent if self.token_times and self.sent is not None else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds of a token after the first one, as `vllm bench serve` counts them; None without one."""
+        later = self.num_tokens - 1
+        return (self.token_times[-1] - self.token_times[0]) / later if later > 0 else None
 
     @property
     def seconds(self) -> float | None:
@@ -61,6 +80,13 @@ class Record:
     @property
     def num_tokens(self) -> int:
         return sum(self.token_counts)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """As the server counted them; of a text that it did not count, 0."""
+        if self.told_prompt_tokens is not None:
+            return self.told_prompt_tokens
+        return 0 if isinstance(self.planned.prompt, str) else len(self.planned.prompt)
 
     @property
     def token_seconds(self) -> float | None:

@@ -46,8 +46,8 @@ def canary(room: Room, server: Server, plan: Sequence[Planned]) -> Iterator[Cana
     """Runs while the body does, and longer if its plan is."""
     planned, recorded = room.folder / "canary-plan", room.folder / "canary-records"
     write_plan(planned, plan)
-    command = [sys.executable, "-P", "-m", "blora.engine.cli.main", "bench", "load", server.address]
-    command += ["--replay", str(planned), "--records", str(recorded)]
+    command = [sys.executable, "-P", "-m", "blora.engine.cli.main", "bench", "serve"]
+    command += ["--base-url", server.address, "--replay", str(planned), "--records", str(recorded)]
     found = Canary()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from served import Served, serving
 from tiny import make_adapter, make_model
 
-from blora.bench.load import GrpcTarget, Load, Planned, Record
+from blora.bench.load import BloraTarget, Load, Planned, Record
 
 from .oracle import Oracle
 from .process_facts import ProcessFacts
@@ -136,7 +136,7 @@ class Room:
         """Sends a plan. beside: what happens meanwhile; it begins with the load, and the drive waits for it."""
 
         async def whole() -> Load:
-            async with GrpcTarget(server.address, num_connections=4) as target:
+            async with BloraTarget(server.address, num_connections=4) as target:
                 load = Load(plan, target)
                 await asyncio.gather(load.run(), *(coroutine(load) for coroutine in beside))
                 return load

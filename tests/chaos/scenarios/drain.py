@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from blora.bench.load import GrpcTarget, Load, Planned, Record
+from blora.bench.load import BloraTarget, Load, Planned, Record
 
 from ..gates import Check, at_most, gate, none_of, shown
 from ..health import watched
@@ -76,7 +76,7 @@ def drain(room: Room) -> Iterator[Check]:
 
 def _round(room: Room, server: Server, adapters: list[str], kind: str, drains: Drains) -> None:
     async def end(_: Load) -> None:
-        async with watched(server.address) as health, GrpcTarget(server.address) as target:
+        async with watched(server.address) as health, BloraTarget(server.address) as target:
             await asyncio.sleep(room.rng.uniform(SECONDS, SECONDS + 0.2))
             engine = server.engine_pid()
             if kind == "standing engine":
@@ -106,7 +106,7 @@ def _round(room: Room, server: Server, adapters: list[str], kind: str, drains: D
         drains.records += load.records
 
 
-async def _refusal(target: GrpcTarget, drains: Drains) -> float:
+async def _refusal(target: BloraTarget, drains: Drains) -> float:
     """Sends a request that comes too late; returns the seconds until it is refused."""
     began = time.monotonic()
     late = Record(Planned(seconds=began, prompt=[1], max_tokens=1, deadline=10.0))

@@ -10,8 +10,8 @@ import pytest
 
 from blora.bench.load import Load, Objective, Planned, Record, Traffic, make_plan, read_plan, summarize, write_plan
 from blora.bench.load.driver import Clock
-from blora.bench.load.grpc_target import GrpcTarget
 from blora.bench.load.summary import percentile
+from blora.bench.load.targets.blora import BloraTarget
 from blora.bench.trace import TraceShape
 from blora.proto.v1 import generation_pb2
 
@@ -128,7 +128,7 @@ async def ask_generation(plan: list[Planned]) -> list[Record]:
     server.add_generic_rpc_handlers((handlers,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with GrpcTarget(f"127.0.0.1:{port}", num_connections=2) as target:
+    async with BloraTarget(f"127.0.0.1:{port}", num_connections=2) as target:
         records = await Load(plan, target).run()
     await server.stop(None)
     return records

@@ -1,4 +1,4 @@
-"""GrpcTarget: a blora server, asked over gRPC with streams."""
+"""BloraTarget: a blora server, asked over gRPC with streams."""
 
 import asyncio
 from itertools import cycle
@@ -9,9 +9,9 @@ import grpc
 from blora.proto.rich_errors import details_of
 from blora.proto.v1 import generation_pb2
 
-from .driver import Clock
-from .plan import Planned
-from .record import OK, Answer, Record
+from ..driver import CANCELLED, Clock
+from ..plan import Planned
+from ..record import OK, Record
 
 METHOD = "/blora.v1.GenerationService/GenerateStream"
 OPTIONS = (
@@ -21,8 +21,8 @@ OPTIONS = (
 LEAST_TIMEOUT = 1e-3  # seconds; a request whose deadline has passed is sent all the same
 
 
-class GrpcTarget:
-    """Use as `async with GrpcTarget("host:port") as target`. Requests take the connections in turn."""
+class BloraTarget:
+    """Use as `async with BloraTarget("host:port") as target`. Requests take the connections in turn."""
 
     def __init__(self, address: str, num_connections: int = 1) -> None:
         self._address = address
@@ -57,7 +57,7 @@ async def _read(call: Any, record: Record, clock: Clock) -> None:
     while (response := await call.read()) is not grpc.aio.EOF:
         note(response, record, clock())
         if cancel_after is not None and record.num_tokens >= cancel_after:
-            record.note_end(clock(), "CANCELLED", "the client left")
+            record.note_end(clock(), CANCELLED, "the client left")
             return
         if pause:
             await asyncio.sleep(pause)
@@ -68,11 +68,10 @@ def note(response: generation_pb2.GenerateStreamResponse, record: Record, now: f
     """Adds the news of a message to the record."""
     if response.HasField("prompt"):
         record.request_id = response.prompt.request_id
+        record.told_prompt_tokens = response.prompt.num_prompt_tokens
     count = 0
     for sample in response.samples:
-        while len(record.answers) <= sample.index:
-            record.answers.append(Answer())
-        answer = record.answers[sample.index]
+        answer = record.answer(sample.index)
         answer.token_ids.extend(sample.token_ids)
         answer.logprobs.extend(position.token.logprob for position in sample.logprobs)
         answer.text += sample.text

@@ -1,0 +1,120 @@
+"""The program of `blora bench serve`: makes a plan or reads one, sends it, and tells what came of it."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ..load import Planned, Sent, TargetSpec, read_plan, send, write_plan
+from ..load.arrivals import Ramp, arrival_seconds, check_rates
+from ..load.datasets import Dataset, RandomTokens
+from ..load.mix import Mix
+from ..load.result import Goal, result_of
+from .progress import Progress
+from .report import detailed, format_result
+from .served import Served, look_at
+from .store import store, write_records
+from .verdict import faults_of, is_generator_late
+
+FAULTY, INTERRUPTED = 1, 130  # exit statuses
+
+
+def run(args: argparse.Namespace) -> int:
+    served = look_at(args)
+    spec = served.spec
+    asyncio.run(served.wait(args.ready_check_timeout_sec))
+    plan = read_plan(args.replay) if args.replay is not None else make_plan(args, served)
+    if args.record is not None:
+        write_plan(args.record, plan)
+    if args.num_warmups:
+        send(_at_once(plan[: args.num_warmups]), spec)
+    sent = _send(args, plan, spec)
+    result = _header(args, served, plan) | _figures(args, sent)
+    print(format_result(result))
+    if args.records is not None:
+        write_records(args.records, sent.records)
+    if args.save_detailed:
+        result |= detailed(sent.records)
+    if args.save_result or args.save_detailed or args.append_result:
+        print(f"written to {store(result, args)}")
+    for fault in result["faults"]:
+        print(f"NOT VALID: {fault}", file=sys.stderr)
+    return INTERRUPTED if not sent.is_whole else FAULTY if result["faults"] else 0
+
+
+def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
+    """Raises ValueError for options that make no plan."""
+    ramp = None
+    if args.ramp_up_strategy is not None:
+        if args.ramp_up_start_rps is None or args.ramp_up_end_rps is None:
+            raise ValueError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
+        ramp = Ramp(args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)
+    check_rates(args.request_rate, args.burstiness, ramp)
+    samples = _dataset(args, served).draw(args.num_prompts, args.seed)
+    seconds = arrival_seconds(len(samples), args.request_rate, args.burstiness, args.seed, ramp)
+    is_random = not isinstance(samples[0].prompt, str)
+    if is_random and args.backend == "openai-chat":
+        raise ValueError("prompts of token ids cannot be sent to a chat: ask --backend openai, or a dataset of texts")
+    sampling = {"temperature": args.temperature} | ({"ignore_eos": True} if args.ignore_eos or is_random else {})
+    mix = Mix(
+        adapters=args.lora_modules,
+        popularity=args.lora_assignment,
+        alpha=args.lora_alpha,
+        base_share=args.base_share,
+        tenants=args.tenants,
+        deadline=args.deadline,
+        sampling=sampling,
+    )
+    return mix.plan(samples, seconds, args.seed)
+
+
+def _dataset(args: argparse.Namespace, served: Served) -> Dataset:
+    return RandomTokens(
+        vocab_size=args.vocab_size or served.vocab_size(),
+        input_len=args.random_input_len,
+        output_len=args.random_output_len,
+        range_ratio=args.random_range_ratio,
+        prefix_len=args.random_prefix_len,
+    )
+
+
+def _at_once(plan: Sequence[Planned]) -> list[Planned]:
+    return [replace(planned, seconds=0.0, deadline=None) for planned in plan]
+
+
+def _send(args: argparse.Namespace, plan: Sequence[Planned], spec: TargetSpec) -> Sent:
+    with Progress(len(plan), is_shown=not args.disable_tqdm) as progress:
+        return send(plan, spec, num_workers=args.workers, max_concurrency=args.max_concurrency, progress=progress.show)
+
+
+def _header(args: argparse.Namespace, served: Served, plan: Sequence[Planned]) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
+        "endpoint_type": args.backend,
+        "backend": args.backend,
+        "label": args.label,
+        "model_id": served.model,
+        "tokenizer_id": served.model,
+        "num_prompts": len(plan),
+        "request_rate": "inf" if args.request_rate == float("inf") else args.request_rate,
+        "burstiness": args.burstiness,
+        "max_concurrency": args.max_concurrency,
+        "seed": args.seed,
+        **dict(args.metadata),
+    }
+
+
+def _figures(args: argparse.Namespace, sent: Sent) -> dict[str, Any]:
+    goal = Goal(dict(args.goodput))
+    result = result_of(sent.records, goal, args.percentile_metrics, args.metric_percentiles)
+    result["generator"] = {
+        "workers": args.workers,
+        "cpu_shares": sent.cpu_shares,
+        "is_late": is_generator_late(sent),
+        "is_whole": sent.is_whole,
+    }
+    result["faults"] = faults_of(sent)
+    return result
