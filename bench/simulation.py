@@ -28,7 +28,7 @@ from .trace import Arrival
 
 TOKEN_SECONDS = 0.28e-3  # time of a computed token
 PAGE_SECONDS = 0.1e-3  # time of a copied page
-COSTS = StepCosts(5e-3, TOKEN_SECONDS, TOKEN_SECONDS, 0.0, 0.0, 0.0, 0.0)
+COSTS = StepCosts(5e-3, TOKEN_SECONDS, TOKEN_SECONDS, *[0.0] * 5)
 BLOCK_SIZE = 16
 EOS = frozenset({-1})  # never drawn, but the scheduler does not know that
 

@@ -278,6 +278,7 @@ class EngineInfo:
     pair_seconds: float = 0.0
     adapter_page_seconds: float = 0.0
     adapted_token_seconds: float = 0.0
+    scored_token_seconds: float = 0.0
     # Sums over all requests that have ended, for adapters and the base model, across restarts of the engine.
     num_requests: int = 0
     num_generated_tokens: int = 0  # those of unfinished requests included

@@ -240,6 +240,7 @@ class EngineInfo:
     pair_seconds: float
     adapter_page_seconds: float
     adapted_token_seconds: float
+    scored_token_seconds: float
     num_requests: int
     num_generated_tokens: int
     queue_seconds: float

@@ -44,13 +44,13 @@ class ScheduledRow:
     @property
     def scored_token_ids(self) -> Sequence[int]:
         """The prompt tokens at the positions start + 1 to end, if their logprobs are requested; else nothing."""
-        if self.sampling.prompt_logprobs is None:
-            return ()
-        return self.token_ids[self.start + 1 : min(self.end + 1, self.num_prompt_tokens)]
+        return self.token_ids[self.start + 1 : self.start + 1 + self.num_scored_tokens]
 
     @property
     def num_scored_tokens(self) -> int:
-        return len(self.scored_token_ids)
+        if self.sampling.prompt_logprobs is None:
+            return 0
+        return max(min(self.num_new_tokens, self.num_prompt_tokens - self.start - 1), 0)
 
     @property
     def num_base_tokens(self) -> int:
@@ -60,7 +60,7 @@ class ScheduledRow:
     @property
     def work(self) -> StepWork:
         num_adapted = (self.num_new_tokens - self.num_base_tokens) * len(self.adapters)
-        return StepWork.of_row(self.start, self.num_new_tokens, num_adapted)
+        return StepWork.of_row(self.start, self.num_new_tokens, num_adapted, self.num_scored_tokens)
 
     @property
     def ending_token_ids(self) -> frozenset[int]:

@@ -72,9 +72,11 @@ class StepPlan:
     def _seconds_of_chunk(self, request: Request) -> Callable[[int], float]:
         """Returns the function that predicts the time of so many further tokens of a request."""
         num_pages, start = self._num_new_pages(request.adapters), request.num_computed_tokens
+        is_scored = request.sampling.prompt_logprobs is not None
 
         def seconds(num_tokens: int) -> float:
-            row = StepWork.of_row(start, num_tokens, num_tokens * len(request.adapters))
+            num_adapted, num_scored = num_tokens * len(request.adapters), num_tokens if is_scored else 0
+            row = StepWork.of_row(start, num_tokens, num_adapted, num_scored)
             return self._pace.seconds(row._replace(num_adapter_pages=num_pages))
 
         return seconds

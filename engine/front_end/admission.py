@@ -167,7 +167,7 @@ class Admission:
         num_answer, prices = demand.num_samples * self._num_answer_tokens(demand), DEFAULT_FAIRNESS
         num_tokens = demand.num_prompt_tokens
         service = num_tokens * prices.input_price + num_answer * prices.output_price
-        return Load(demand.num_samples, num_tokens, num_tokens**2 // 2, round(service))
+        return Load(demand.num_samples, num_tokens, num_tokens**2 // 2, round(service), demand.num_scored_tokens)
 
     def _place(self, demand: Demand) -> Place:
         return self._backlog.place(demand.priority, self._tenant_of(demand), demand.flow, demand.weights)

@@ -21,6 +21,7 @@ class Load(NamedTuple):
     num_prompt_tokens: float = 0
     num_pairs: float = 0  # of a token of a prompt and one that it attends to
     service: float = 0  # priced tokens, as the scheduler's fair shares count them
+    num_scored_tokens: float = 0  # of the prompts: their logprobs are told
 
     def plus(self, other: "Load") -> "Load":
         return Load(*(one + another for one, another in zip(self, other, strict=True)))
@@ -128,7 +129,7 @@ class Backlog:
             for tenant, party in lane.parts.items()
             if isinstance(tenant, str) and tenant != place.tenant
         )
-        return of_seats._replace(num_prompt_tokens=of_prompts.num_prompt_tokens, num_pairs=of_prompts.num_pairs)
+        return of_prompts._replace(num_rows=of_seats.num_rows, service=of_seats.service)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when a party counts other requests than its parts do."""
@@ -156,14 +157,15 @@ def _tokens(party: _Party) -> float:
 
 def _sum(parts: Iterable[tuple[Load, float]]) -> Load:
     """Returns a share of each load together; from 0 to 1. It is called with hundreds of loads for each request."""
-    rows = tokens = pairs = service = 0.0
+    rows = tokens = pairs = service = scored = 0.0
     for load, share in parts:
         share = min(max(share, 0.0), 1.0)
         rows += share * load.num_rows
         tokens += share * load.num_prompt_tokens
         pairs += share * load.num_pairs
         service += share * load.service
-    return Load(rows, tokens, pairs, service)
+        scored += share * load.num_scored_tokens
+    return Load(rows, tokens, pairs, service, scored)
 
 
 def _check(party: _Party) -> None:

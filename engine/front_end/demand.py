@@ -17,6 +17,7 @@ class Demand:
     quotas: Quotas = Quotas()  # of the tenant
     is_proven: bool = False  # whether credentials prove the tenant
     num_prompt_tokens: int
+    num_scored_tokens: int = 0  # of the prompt: their logprobs are told
     num_samples: int
     max_tokens: int
     num_certain_tokens: int  # of its answer, that are computed in any case

@@ -97,8 +97,10 @@ class Forecast:
     def prompt_seconds(self, load: Load, num_decoding: float) -> float:
         """Predicts the time until the prompts of a load are computed, beside rows that decode."""
         share = 1.0 if self._computed.value is None else self._computed.value
-        costs = self.costs
-        seconds = share * (load.num_prompt_tokens * costs.token_seconds + load.num_pairs * costs.pair_seconds)
+        costs, num_scored = self.costs, load.num_scored_tokens
+        num_tokens = share * (load.num_prompt_tokens - num_scored) + num_scored  # no scored token is found in the cache
+        seconds = num_tokens * costs.token_seconds + share * load.num_pairs * costs.pair_seconds
+        seconds += num_scored * costs.scored_token_seconds
         num_steps = 1 if self._chunk.value is None else max(math.ceil(seconds / self._chunk.value), 1)
         return seconds + num_steps * self._rows_seconds(num_decoding)
 

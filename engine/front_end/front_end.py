@@ -278,6 +278,7 @@ class FrontEnd:
             is_proven=call.tenant.is_proven,
             weights=self._weights(call),
             num_prompt_tokens=num_prompt_tokens,
+            num_scored_tokens=0 if call.sampling.prompt_logprobs is None else num_prompt_tokens,
             num_samples=call.sampling.n,
             max_tokens=max_tokens,
             num_certain_tokens=num_certain_tokens(call.sampling, max_tokens),

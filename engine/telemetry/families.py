@@ -65,6 +65,7 @@ def step_parts(info: EngineInfo) -> Values:
         ("pair",): info.pair_seconds,
         ("adapter_page",): info.adapter_page_seconds,
         ("adapted_token",): info.adapted_token_seconds,
+        ("scored_token",): info.scored_token_seconds,
     }
 
 

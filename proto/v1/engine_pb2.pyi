@@ -12,7 +12,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version", "num_prompt_tokens", "num_cached_tokens", "num_adapter_uses", "num_adapter_hits", "num_copied_pages", "num_evicted_blocks", "num_evicted_adapters", "num_preemptions", "copy_seconds", "step_seconds", "row_seconds", "token_seconds", "read_seconds", "pair_seconds", "adapter_page_seconds", "adapted_token_seconds", "num_requests", "num_generated_tokens", "queue_seconds", "num_host_bytes", "max_host_bytes", "num_host_uses", "num_host_hits", "num_host_reads", "num_host_failures", "num_host_adapters", "num_engine_deaths", "num_crashes", "num_stalls", "num_requests_set_aside", "num_adapters_set_aside", "num_queued_tokens", "num_refused", "num_expired")
+    __slots__ = ("model", "dtype", "vocab_size", "max_model_len", "block_size", "num_pages", "page_bytes", "num_free_pages", "num_running", "num_waiting", "version", "num_prompt_tokens", "num_cached_tokens", "num_adapter_uses", "num_adapter_hits", "num_copied_pages", "num_evicted_blocks", "num_evicted_adapters", "num_preemptions", "copy_seconds", "step_seconds", "row_seconds", "token_seconds", "read_seconds", "pair_seconds", "adapter_page_seconds", "adapted_token_seconds", "scored_token_seconds", "num_requests", "num_generated_tokens", "queue_seconds", "num_host_bytes", "max_host_bytes", "num_host_uses", "num_host_hits", "num_host_reads", "num_host_failures", "num_host_adapters", "num_engine_deaths", "num_crashes", "num_stalls", "num_requests_set_aside", "num_adapters_set_aside", "num_queued_tokens", "num_refused", "num_expired")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,7 @@ class GetInfoResponse(_message.Message):
     PAIR_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_PAGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ADAPTED_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +86,7 @@ class GetInfoResponse(_message.Message):
     pair_seconds: float
     adapter_page_seconds: float
     adapted_token_seconds: float
+    scored_token_seconds: float
     num_requests: int
     num_generated_tokens: int
     queue_seconds: float
@@ -103,7 +105,7 @@ class GetInfoResponse(_message.Message):
     num_queued_tokens: int
     num_refused: int
     num_expired: int
-    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., row_seconds: _Optional[float] = ..., token_seconds: _Optional[float] = ..., read_seconds: _Optional[float] = ..., pair_seconds: _Optional[float] = ..., adapter_page_seconds: _Optional[float] = ..., adapted_token_seconds: _Optional[float] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., num_host_bytes: _Optional[int] = ..., max_host_bytes: _Optional[int] = ..., num_host_uses: _Optional[int] = ..., num_host_hits: _Optional[int] = ..., num_host_reads: _Optional[int] = ..., num_host_failures: _Optional[int] = ..., num_host_adapters: _Optional[int] = ..., num_engine_deaths: _Optional[int] = ..., num_crashes: _Optional[int] = ..., num_stalls: _Optional[int] = ..., num_requests_set_aside: _Optional[int] = ..., num_adapters_set_aside: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_expired: _Optional[int] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., block_size: _Optional[int] = ..., num_pages: _Optional[int] = ..., page_bytes: _Optional[int] = ..., num_free_pages: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., version: _Optional[str] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ..., num_adapter_uses: _Optional[int] = ..., num_adapter_hits: _Optional[int] = ..., num_copied_pages: _Optional[int] = ..., num_evicted_blocks: _Optional[int] = ..., num_evicted_adapters: _Optional[int] = ..., num_preemptions: _Optional[int] = ..., copy_seconds: _Optional[float] = ..., step_seconds: _Optional[float] = ..., row_seconds: _Optional[float] = ..., token_seconds: _Optional[float] = ..., read_seconds: _Optional[float] = ..., pair_seconds: _Optional[float] = ..., adapter_page_seconds: _Optional[float] = ..., adapted_token_seconds: _Optional[float] = ..., scored_token_seconds: _Optional[float] = ..., num_requests: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., num_host_bytes: _Optional[int] = ..., max_host_bytes: _Optional[int] = ..., num_host_uses: _Optional[int] = ..., num_host_hits: _Optional[int] = ..., num_host_reads: _Optional[int] = ..., num_host_failures: _Optional[int] = ..., num_host_adapters: _Optional[int] = ..., num_engine_deaths: _Optional[int] = ..., num_crashes: _Optional[int] = ..., num_stalls: _Optional[int] = ..., num_requests_set_aside: _Optional[int] = ..., num_adapters_set_aside: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_refused: _Optional[int] = ..., num_expired: _Optional[int] = ...) -> None: ...
 
 class WatchLoadRequest(_message.Message):
     __slots__ = ("most_per_second",)

@@ -14,6 +14,7 @@ from blora.scheduler import (
     PROMPT_CREDIT,
     Request,
     RowResult,
+    SamplingParams,
     Scheduler,
     Step,
     StepWork,
@@ -44,12 +45,13 @@ def chunk_sizes(scheduler: Scheduler, num_steps: int) -> list[dict[int, int]]:
     return [{row.request_id: row.num_new_tokens for row in step.rows if row.request_id < 1000} for step in steps]
 
 
+@pytest.mark.parametrize("num_told", [None, 0], ids=["plain", "with logprobs"])
 @pytest.mark.parametrize("num_rows", [1, 8, 40])
-def test_a_step_takes_twice_as_long_as_its_decoding_rows_at_most(num_rows: int) -> None:
+def test_a_step_takes_twice_as_long_as_its_decoding_rows_at_most(num_rows: int, num_told: int | None) -> None:
     scheduler, *_ = make_scheduler(**PACED)
     start_decoding(scheduler, num_rows)
     costs = scheduler.step_time.costs
-    scheduler.add(prompt(0, 3000))
+    scheduler.add(prompt(0, 3000, sampling=SamplingParams(prompt_logprobs=num_told)))
     for _ in range(20):
         step = run_step(scheduler)
         decoding = [row.work for row in step.rows if row.num_output_tokens]

@@ -5,12 +5,12 @@ import random
 import pytest
 from fakes import make_request, make_scheduler
 
-from blora.scheduler import DEFAULT_COSTS, RowResult, Scheduler, StepCosts, StepTime, StepWork
+from blora.scheduler import DEFAULT_COSTS, RowResult, SamplingParams, Scheduler, StepCosts, StepTime, StepWork
 
-SMALL = StepCosts(7e-3, 1e-4, 3e-4, 1e-6, 5e-8, 3e-5, 2e-5)  # a small model on two cores
-TINY = StepCosts(2e-4, 1e-5, 2e-6, 1e-8, 1e-9, 3e-6, 2e-7)
-LARGE = StepCosts(12e-3, 1e-5, 2.5e-5, 3e-8, 1e-10, 3e-5, 1e-6)  # a large model on a GPU
-SLOW = StepCosts(0.4, 6e-3, 2e-2, 5e-5, 1e-5, 1e-3, 1e-4)
+SMALL = StepCosts(7e-3, 1e-4, 3e-4, 1e-6, 5e-8, 3e-5, 2e-5, 2e-4)  # a small model on two cores
+TINY = StepCosts(2e-4, 1e-5, 2e-6, 1e-8, 1e-9, 3e-6, 2e-7, 4e-6)
+LARGE = StepCosts(12e-3, 1e-5, 2.5e-5, 3e-8, 1e-10, 3e-5, 1e-6, 1e-5)  # a large model on a GPU
+SLOW = StepCosts(0.4, 6e-3, 2e-2, 5e-5, 1e-5, 1e-3, 1e-4, 2e-3)
 
 
 class Trace:
@@ -26,12 +26,13 @@ class Trace:
         num_pages = self.draw.choice([0, self.draw.randint(1, 300)]) if len(rows) > 1 else 0
         return StepWork.total([StepWork(1, num_adapter_pages=num_pages), *rows])
 
-    def with_prompt(self) -> StepWork:
-        prompt = StepWork.of_row(self.draw.choice([0, self.draw.randint(0, 4000)]), self.draw.randint(16, 512))
+    def with_prompt(self, is_scored: bool = False) -> StepWork:
+        start, num_tokens = self.draw.choice([0, self.draw.randint(0, 4000)]), self.draw.randint(16, 512)
+        prompt = StepWork.of_row(start, num_tokens, num_scored_tokens=num_tokens if is_scored else 0)
         return StepWork.total([self.decoding(), prompt])
 
     def any(self) -> StepWork:
-        return self.with_prompt() if self.draw.random() < 0.3 else self.decoding()
+        return self.with_prompt(self.draw.random() < 0.3) if self.draw.random() < 0.3 else self.decoding()
 
     def run(self, work: StepWork, slower: float = 1.0) -> None:
         self.model.note(work, self.truth.seconds(work) * slower * self.draw.lognormvariate(0, 0.05))
@@ -81,6 +82,30 @@ def test_a_long_time_of_decoding_leaves_what_is_known_of_prompts() -> None:
     assert trace.error(prompts) < 0.15
 
 
+def test_prompts_whose_logprobs_are_told_leave_what_is_known_of_others() -> None:
+    trace = Trace(SMALL)
+    for _ in range(100):
+        trace.run(trace.with_prompt())
+    for _ in range(200):
+        trace.run(trace.with_prompt(is_scored=True))
+    assert trace.error([trace.with_prompt() for _ in range(100)]) < 0.15
+    assert trace.error([trace.with_prompt(is_scored=True) for _ in range(100)]) < 0.15
+
+
+@pytest.mark.parametrize("truth", [SMALL, SLOW], ids=["small", "slow"])
+def test_a_busy_start_is_forgotten(truth: StepCosts) -> None:
+    """What no step has had yet is known by the proportions of the default costs, which are about those of both."""
+    trace = Trace(truth)
+    rows = [StepWork.of_row(100, 1) for _ in range(8)]
+    work = StepWork.total([StepWork(1), *rows])
+    for index in range(100):
+        trace.run(work, slower=10 if index < 40 else 1)
+    assert trace.error([work]) < 0.15
+    assert trace.error([trace.decoding() for _ in range(100)]) < 0.7
+    for work in [trace.with_prompt() for _ in range(100)]:
+        assert 0.2 < trace.model.costs.seconds(work) / trace.truth.seconds(work) < 5
+
+
 def test_a_machine_that_becomes_slower_is_followed() -> None:
     trace = Trace(SMALL)
     for _ in range(200):
@@ -125,6 +150,13 @@ def test_a_step_tells_its_work() -> None:
     scheduler.add(make_request(0, [1] * 6, adapters=(("a", 1.0),), activation=4))
     assert step(scheduler, 0.01) == StepWork(1, 1, 5, 6, 15, 2, 2)
     assert step(scheduler, 0.01) == StepWork(1, 1, 0, 7, 0, 2, 1)
+
+
+def test_a_step_tells_the_tokens_whose_logprobs_are_told() -> None:
+    """The first token of a prompt has no logprob, and none is told of an answer here."""
+    scheduler, *_ = make_scheduler(num_pages=64, max_num_batched_tokens=4)
+    scheduler.add(make_request(0, [1] * 6, sampling=SamplingParams(prompt_logprobs=0)))
+    assert [step(scheduler, 0.01).num_scored_tokens for _ in range(3)] == [4, 1, 0]
 
 
 def test_a_step_without_a_token_is_measured_with_the_next() -> None:

@@ -394,3 +394,18 @@ def test_each_token_of_a_prompt_attends_to_those_before() -> None:
     fill(admission, 1)
     late = refusal(admission, demand(2000, first_token_deadline=100.1))
     assert float(re.findall(r"in about ([0-9.]+) s", str(late))[0]) == pytest.approx(2.0, rel=0.2)  # 2,000,000 pairs
+
+
+def test_logprobs_of_a_prompt_take_time_and_are_not_cached() -> None:
+    admission = make()
+    for _ in range(20):
+        costs = StepCosts(0.0, 0.0, 0.001, 0.0, 0.0, scored_token_seconds=0.0005)
+        admission.note_step(STEP._replace(is_cut=False, num_waiting=0), costs)
+    for number in range(200):
+        admission.enter(number, demand())
+        admission.note_first_token(number, 100)
+        admission.leave(number, 1, is_too_late=False)
+    fill(admission, 1)
+    admission.check([demand(2000, first_token_deadline=100.1)])
+    late = refusal(admission, demand(2000, num_scored_tokens=2000, first_token_deadline=100.1))
+    assert float(re.findall(r"in about ([0-9.]+) s", str(late))[0]) == pytest.approx(3.0, rel=0.2)
