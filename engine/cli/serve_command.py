@@ -127,7 +127,7 @@ def adapters_by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser, api_key: str = "") -> int:
     """api_key: that of the environment, "" if it has none."""
-    from ..telemetry.logs import set_up
+    from ..logs import set_up
 
     set_up(args.log_format, args.log_level)
     if "model" not in args:

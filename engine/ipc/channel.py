@@ -11,13 +11,15 @@ import selectors
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import msgspec
+
+from ..logs import as_here
 
 Incoming = TypeVar("Incoming")
 LENGTH = struct.Struct("<I")
@@ -194,13 +196,13 @@ class Child(Generic[Incoming]):
 
 
 async def start_child(module: str, incoming: Any) -> Child[Any]:
-    """Runs `python -m module FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that the child sends."""
+    """Runs `python -m module LOG FRAMES_FD DESCRIPTORS_FD`. incoming: the type of the messages that the child sends."""
     frames, child_frames = socket.socketpair()
     descriptors, child_descriptors = socket.socketpair()
     try:
         with child_frames, child_descriptors:
             numbers = (child_frames.fileno(), child_descriptors.fileno())
-            command = [sys.executable, "-m", module, *map(str, numbers)]
+            command = [sys.executable, "-m", module, as_here(), *map(str, numbers)]
             process = await asyncio.create_subprocess_exec(*command, pass_fds=numbers, stdin=asyncio.subprocess.DEVNULL)
         descriptors.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=frames)
@@ -215,7 +217,7 @@ async def start_child(module: str, incoming: Any) -> Child[Any]:
 StartChild = Callable[[str, Any], Awaitable[Child[Any]]]
 
 
-def open_channel(arguments: list[str], incoming: Any) -> Channel[Any]:
-    """Returns, in the child, the channel whose two descriptors are the arguments of the command line."""
+def open_channel(arguments: Sequence[str], incoming: Any) -> Channel[Any]:
+    """Returns, in the child, the channel of two descriptors, which are arguments of its command line."""
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in arguments)
     return Channel(frames, descriptors, incoming)

@@ -27,7 +27,7 @@ def load_tensors(
     """Loads a model's weights.
 
     device: where the weights go.
-    progress: whether a bar is shown on stderr.
+    progress: whether a bar is shown on stderr, if that is a terminal: in a file it would be no line of a log.
     shard: the shard to load; None: the whole model.
     Raises CheckpointError that tells of tensors that are missing, unused, of another shape or not finite.
     """
@@ -36,7 +36,8 @@ def load_tensors(
     problems = _problems(config, wanted, source)
     if problems:
         raise CheckpointError(problems)
-    for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=not progress):
+    is_left_out = None if progress else True  # None: where stderr is no terminal
+    for name, place in tqdm(wanted.items(), desc="loading weights", unit=" tensors", disable=is_left_out):
         _fill(place, source, name)
     spoilt = [name for name, place in wanted.items() if not _is_finite(place.view)]
     if spoilt:

@@ -45,6 +45,7 @@ from ..ipc.messages import (
     TakeAdapter,
 )
 from ..ipc.sealed_memory import raise_descriptor_limit
+from ..logs import as_here
 from ..model.meeting import Meeting, create_meeting
 from ..model.shard_group import ShardGroup
 
@@ -338,7 +339,7 @@ def _start(index: int, meeting: Meeting) -> ShardProcess:
     try:
         with child_frames, child_descriptors:
             numbers = (child_frames.fileno(), child_descriptors.fileno(), child_lifeline, meeting.descriptor)
-            command = [sys.executable, "-m", MODULE, *map(str, numbers), meeting.name]
+            command = [sys.executable, "-m", MODULE, as_here(), *map(str, numbers), meeting.name]
             process = subprocess.Popen(command, pass_fds=numbers, stdin=subprocess.DEVNULL)
     finally:
         os.close(child_lifeline)

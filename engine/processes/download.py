@@ -14,6 +14,7 @@ from blora.adapters import AdapterRejected
 from ..adapter_store.source import resolve_adapter
 from ..ipc.channel import ChannelClosed, open_channel
 from ..ipc.messages import AdapterLocated, AdapterUnreadable, LocateAdapter
+from ..logs import set_up_as_told
 from .background import go_to_background
 
 
@@ -32,7 +33,8 @@ def locate(order: LocateAdapter) -> AdapterLocated | AdapterUnreadable:
 def main() -> None:
     go_to_background()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a process asked to end need not finish its download
-    channel = open_channel(sys.argv[1:], LocateAdapter)
+    set_up_as_told(sys.argv[1])
+    channel = open_channel(sys.argv[2:], LocateAdapter)
     with contextlib.suppress(ChannelClosed):
         for order in channel.receive(wait=True):
             channel.send(locate(order))

@@ -47,6 +47,7 @@ from ..ipc.messages import (
 )
 from ..ipc.sealed_memory import map_sealed
 from ..ipc.update_frames import in_frames
+from ..logs import set_up_as_told
 from ..parallel.shards import Shards
 from ..startup.start import start_engine
 from ..step.core import EngineCore
@@ -249,11 +250,11 @@ def start(channel: Channel[ToEngine]) -> EngineLoop | None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
+    set_up_as_told(sys.argv[1], logging.DEBUG)
     # The front end drains and then closes the channel; a signal to the whole group must not end running requests.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    channel: Channel[ToEngine] = open_channel(sys.argv[1:], ToEngine)
+    channel: Channel[ToEngine] = open_channel(sys.argv[2:], ToEngine)
     try:
         loop = start(channel)
         if loop is not None:

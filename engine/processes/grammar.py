@@ -19,6 +19,7 @@ from ..grammar.source import GrammarSource, refused
 from ..grammar.vocabulary import Vocabulary
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.messages import CheckGrammar, FromGrammar, GrammarAccepted, GrammarRefused, StartGrammars, ToGrammar
+from ..logs import set_up_as_told
 from ..text.tokenizer import load_tokenizer
 from .background import go_to_background
 from .limits import limit_memory, limit_time, resident_bytes
@@ -78,8 +79,9 @@ def main() -> None:
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    set_up_as_told(sys.argv[1])
     with contextlib.suppress(ChannelClosed):
-        serve(open_channel(sys.argv[1:], ToGrammar))
+        serve(open_channel(sys.argv[2:], ToGrammar))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from ..ipc.messages import (
     ToLoader,
 )
 from ..ipc.sealed_memory import seal
+from ..logs import set_up_as_told
 from ..model.shard import module_cuts
 from ..model_files.base_tensors import BaseTensorFiles
 from ..model_files.read_config import load_model_config
@@ -143,8 +144,9 @@ def main() -> None:
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    set_up_as_told(sys.argv[1])
     with contextlib.suppress(ChannelClosed):
-        serve(open_channel(sys.argv[1:], ToLoader))
+        serve(open_channel(sys.argv[2:], ToLoader))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ from blora.adapters.peft.fingerprint import fingerprint
 
 from ..ipc.channel import ChannelClosed, open_channel
 from ..ipc.messages import FoldersSeen, LookAt
+from ..logs import set_up_as_told
 
 
 def main() -> None:
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    channel = open_channel(sys.argv[1:], LookAt)
+    set_up_as_told(sys.argv[1])
+    channel = open_channel(sys.argv[2:], LookAt)
     with contextlib.suppress(ChannelClosed):
         while True:
             for order in channel.receive(wait=True):

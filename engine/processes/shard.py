@@ -32,6 +32,7 @@ from ..ipc.messages import (
     ToShard,
 )
 from ..ipc.sealed_memory import map_sealed
+from ..logs import set_up_as_told
 from ..model.meeting import Meeting
 from ..model.shard import Shard
 from ..parallel.lifeline import hang_on
@@ -135,11 +136,11 @@ def _orders(channel: Channel[ToShard]) -> Iterator[ToShard]:
 
 
 def main() -> None:
-    """Arguments: the descriptors of the channel's two sockets, of the lifeline, and of the meeting's file; then the
-    meeting's name."""
-    *sockets, lifeline, meeting_file, meeting_name = sys.argv[1:]
+    """Arguments: how to write the log; the descriptors of the channel's two sockets, of the lifeline, and of the
+    meeting's file; then the meeting's name."""
+    log, *sockets, lifeline, meeting_file, meeting_name = sys.argv[1:]
     hang_on(int(lifeline))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(asctime)s %(name)s: %(message)s")
+    set_up_as_told(log, logging.DEBUG)
     # The first shard decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -15,6 +15,7 @@ from ..errors import InvalidRequest
 from ..facts import Facts
 from ..ipc.channel import Channel, ChannelClosed, open_channel
 from ..ipc.messages import FromText, StartText, TextRead, TextRefused, ToText
+from ..logs import set_up_as_told
 from ..text.text_work import TextOrder, tokenize, tokenizer_of
 from ..text.tokenizer import Tokenizer, load_tokenizer
 from .background import go_to_background
@@ -63,8 +64,9 @@ def main() -> None:
     # The front end decides when this process ends: it closes the channel.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    set_up_as_told(sys.argv[1])
     with contextlib.suppress(ChannelClosed):
-        serve(open_channel(sys.argv[1:], ToText), begin)
+        serve(open_channel(sys.argv[2:], ToText), begin)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Loading Hugging Face folders: shards, strictness, ties, dtypes."""
 
+import sys
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,12 +176,16 @@ def test_files_that_cannot_be_read_are_named(tiny: Any) -> None:
             open_checkpoint(tiny.folder)
 
 
-def test_progress_goes_to_stderr(tiny: Any, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_goes_to_a_terminal_at_stderr(
+    is_terminal: bool, tiny: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from blora.engine.model.loader import load_tensors
 
     tiny.save("LlamaForCausalLM")
     config, source = load_model_config(tiny.folder), open_checkpoint(tiny.folder)
     capfd.readouterr()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     load_tensors(config, source, torch.float32, progress=True)
     output = capfd.readouterr()
-    assert output.out == "" and "loading weights" in output.err
+    assert output.out == "" and ("loading weights" in output.err) == is_terminal

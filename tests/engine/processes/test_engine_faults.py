@@ -317,6 +317,8 @@ def test_whatever_ends_the_engine_tells_the_front_end_before_the_exit(
     def start(_: object) -> None:
         raise error
 
+    monkeypatch.setattr(engine_process, "set_up_as_told", lambda *_: None)
+    monkeypatch.setattr(engine_process.sys, "argv", ["engine", "text:INFO"])
     monkeypatch.setattr(engine_process, "open_channel", lambda *_: FakeChannel())
     monkeypatch.setattr(engine_process, "start", start)
     monkeypatch.setattr(engine_process.signal, "signal", lambda *_: None)

@@ -1,5 +1,6 @@
 """`blora serve` as a process with a real engine, as clients see it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -244,3 +245,20 @@ def test_a_standing_engine_holds_up_no_drain(tiny_model: Path) -> None:
         server.process.send_signal(signal.SIGTERM)  # or it would wait some seconds for the engine to end by itself
         assert server.process.wait(timeout=100) == 1
         assert not is_there(engine)
+
+
+def test_every_line_of_the_log_is_json_those_of_children_too(
+    tiny_model: Path, tiny_adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = f"--adapter=r4={tiny_adapters['r4']}"
+    with (
+        (tmp_path / "log").open("w") as log,
+        serving(tiny_model, adapter, "--log-format=json", stderr=log) as server,
+    ):
+        assert tokens(server, "a row", "r4")
+        server.process.terminate()
+        server.process.wait()
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    loggers = {record["logger"] for record in records}
+    assert any(name.startswith("blora.engine.startup") for name in loggers), loggers  # the engine's process
+    assert "adapter_loaded" in {record.get("event") for record in records}

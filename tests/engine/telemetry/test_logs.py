@@ -4,14 +4,15 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from blora.engine import AsyncLLM, SamplingParams
+from blora.engine import AsyncLLM, SamplingParams, logs
 from blora.engine.events import tell
-from blora.engine.telemetry import logs
-from blora.engine.telemetry.logs import MOST, JsonFormatter, Limit, TextFormatter
+from blora.engine.logs import MOST, JsonFormatter, Limit, TextFormatter
 from blora.engine.telemetry.stats_line import Reading, StatsLine, stats_line
 
 SECRET = "swordfish"
@@ -132,3 +133,37 @@ def test_a_line_tells_rates_in_vllms_words() -> None:
         "Waiting: 1 reqs, KV cache usage: 25.0%, Prefix cache hit rate: 25.0%, Adapters: 2 resident of 9, "
         "Refused: 3 reqs"
     )
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_children_write_as_their_parent_does(format: str) -> None:
+    """A record, a warning and the end of a process in JSON are objects, each on a line."""
+    child = """
+import logging, sys, warnings
+from blora.engine.logs import set_up_as_told
+set_up_as_told(sys.argv[1])
+logging.getLogger("blora.x").warning("a record")
+logging.getLogger("library").info("chatter")
+warnings.warn("a warning")
+raise ValueError("the end")
+"""
+    parent = """
+import subprocess, sys
+from blora.engine.logs import as_here, set_up
+set_up(sys.argv[1], "debug")
+sys.exit(subprocess.run([sys.executable, "-c", sys.argv[2], as_here()]).returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", parent, format, child], capture_output=True, text=True)
+    assert done.returncode == 1
+    if format == "text":
+        assert " WARNING blora.x: a record\n" in done.stderr and "\nValueError: the end" in done.stderr
+    else:
+        record, warning, end = map(json.loads, done.stderr.splitlines())
+        assert (record["message"], record["logger"]) == ("a record", "blora.x")
+        assert "a warning" in warning["message"] and "ValueError: the end" in end["exception"]
+    assert "chatter" not in done.stderr
+
+
+def test_a_program_with_a_log_of_its_own_says_nothing_to_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(io.StringIO())])
+    assert logs.as_here() == "text:INFO"

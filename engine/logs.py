@@ -1,4 +1,7 @@
-"""Logs: how records of the log are written, as text for people or as JSON for programs, and how many at most."""
+"""Logs: how records of the log are written, as text for people or as JSON for programs, and how many at most.
+
+A process tells those that it starts how it writes, so that all lines of a server are alike.
+"""
 
 import json
 import logging
@@ -6,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("text", "json")
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -73,3 +78,27 @@ def set_up(format: str, level: str, stream: TextIO | None = None) -> None:
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     handler.addFilter(Limit())
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    if format == "json":  # what Python writes by itself would be no JSON
+        logging.captureWarnings(True)
+        sys.excepthook = _log_end
+
+
+def _log_end(*error: Any) -> None:
+    logger.critical("the process ends", exc_info=error)
+
+
+def as_here() -> str:
+    """Returns the argument that tells a child how this process writes its log. Where a program has set up a log of its
+    own, or none, a child writes text."""
+    root = logging.getLogger()
+    formatters = {type(handler.formatter) for handler in root.handlers}
+    if formatters.isdisjoint({JsonFormatter, TextFormatter}):
+        return "text:INFO"
+    return f"{'json' if JsonFormatter in formatters else 'text'}:{logging.getLevelName(root.level)}"
+
+
+def set_up_as_told(argument: str, least: int = logging.WARNING) -> None:
+    """Does `set_up` in a child, by what its parent has told. least: level of the records that are written at all: the
+    libraries of some children tell much that is of no use."""
+    format, _, level = argument.partition(":")
+    set_up(format, logging.getLevelName(max(logging.getLevelNamesMapping()[level], least)))
