@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,11 +18,16 @@ from enum import Enum
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from hypothesis import Phase, settings
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The plugins that are imported already would be warned of, and warnings are errors.
 OPTIONS = (
     "-x",
     "-q",
+    "-m",
+    "not slow",
     "-p",
     "no:cacheprovider",
     "-W",
@@ -46,11 +52,12 @@ def warm_up() -> None:
         raise RuntimeError("blora is imported already: its sources can no longer be changed")
 
 
-def run_tests(sources: Mapping[str, str], tests: Sequence[str], seconds: float) -> Verdict:
+def run_tests(sources: Mapping[str, str], tests: Sequence[str], seconds: float, cpu_seconds: int = 600) -> Verdict:
     """sources: new texts of files, by paths from the root. tests: as pytest's command line has them. seconds: the
-    limit."""
+    limit. cpu_seconds: of computing, which a loop without an end uses up; the kernel ends it."""
     pid = os.fork()
     if not pid:
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, resource.RLIM_INFINITY))
         _run(sources, tests)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -70,17 +77,24 @@ def _verdict(code: int) -> Verdict:
 
 def _run(sources: Mapping[str, str], tests: Sequence[str]) -> None:
     """Never returns."""
-    import pytest
-
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     sys.meta_path.insert(0, _Changed(sources))
     os.chdir(ROOT)
     try:
-        os._exit(pytest.main([*OPTIONS, *tests]))
+        os._exit(pytest.main([*OPTIONS, *tests], plugins=[_NoShrinking()]))
     finally:
         os._exit(pytest.ExitCode.INTERNAL_ERROR)
+
+
+class _NoShrinking:
+    """Has random cases only fail: nobody reads the shortest one."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self) -> None:
+        settings.register_profile("trial", settings.get_profile("few"), phases=(Phase.explicit, Phase.generate))
+        settings.load_profile("trial")
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):

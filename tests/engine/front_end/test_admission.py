@@ -9,7 +9,7 @@ import pytest
 from blora.engine.errors import QueueFull
 from blora.engine.front_end.admission import OTHERS, Admission, QueueLimits
 from blora.engine.front_end.backlog import Backlog, Load
-from blora.engine.front_end.caution import Caution, Cautions
+from blora.engine.front_end.caution import SLACK, Caution, Cautions
 from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
 from blora.engine.identity.tenant import Quotas
 from blora.scheduler import PROMPT_CREDIT, SamplingParams, StepCosts, StepReport
@@ -409,3 +409,79 @@ def test_logprobs_of_a_prompt_take_time_and_are_not_cached() -> None:
     admission.check([demand(2000, first_token_deadline=100.1)])
     late = refusal(admission, demand(2000, num_scored_tokens=2000, first_token_deadline=100.1))
     assert float(re.findall(r"in about ([0-9.]+) s", str(late))[0]) == pytest.approx(3.0, rel=0.2)
+
+
+def test_an_accepted_request_waits_twice_as_long_as_any_may_be_predicted_to() -> None:
+    clock = Clock()
+    admission = measured(clock, max_seconds=2.5)
+    assert admission.begin_by() == 100.0 + 5.0 and make().begin_by() is None
+    late = admission.waited_too_long()
+    assert "has waited 5.0 s" in str(late) and late.retry_after == 0.1
+
+
+def test_what_waits_is_counted_with_its_samples_and_the_prices_of_its_tokens() -> None:
+    admission = make()
+    admission.enter("one", demand(100, num_samples=3, num_certain_tokens=20, max_tokens=20))
+    assert admission._backlog.load == Load(3, 100, 5000, 100 * 1 + 3 * 20 * 2)
+
+
+def seconds(error: QueueFull) -> float:
+    return float(re.findall(r"in about ([0-9.]+) s", str(error))[0])
+
+
+def test_an_answer_of_one_token_is_complete_with_its_first() -> None:
+    admission = measured()
+    fill(admission, 5)
+    fields = {"num_certain_tokens": 1, "max_tokens": 1}
+    first = seconds(refusal(admission, demand(first_token_deadline=100.0, **fields)))
+    assert seconds(refusal(admission, demand(deadline=100.0, **fields))) == pytest.approx(first + SLACK, abs=0.006)
+
+
+def outcome(clock: Clock, num_tokens: int | None, token_seconds: float) -> tuple[Admission, float, float]:
+    """The admission and its cautions, of first tokens and others, after a request whose first token came 0.3 s late."""
+    admission = measured(clock)
+    admission.enter("before", demand())  # for an idle engine nothing is predicted
+    admission.enter("late", demand())
+    prediction = admission._entries["late"].prediction
+    assert prediction is not None
+    clock.now += prediction.wait + prediction.prompt + 0.3
+    admission.note_first_token("late", 0)
+    clock.now += token_seconds * 9
+    admission.leave("late", num_tokens, False)
+    caution = admission._cautions.of_tenant("")
+    return admission, caution.first_token.factor, caution.token.factor
+
+
+def test_outcomes_are_compared_with_what_was_predicted_of_them() -> None:
+    fresh, raised = Caution().factor, Caution().factor * (1 + Caution.STEP)
+    admission, first_token, token = outcome(Clock(), 10, 5.0)
+    assert (first_token, token) == (pytest.approx(raised), pytest.approx(raised))
+    assert admission.outcomes.predicted.num == admission.outcomes.measured.num == 1
+    assert admission.outcomes.measured.sum == pytest.approx(admission.outcomes.predicted.sum + 0.3)
+    assert outcome(Clock(), 10, 0.001)[2] < fresh
+    assert outcome(Clock(), 2, 0.001)[2] < fresh  # one token came after the first
+    assert outcome(Clock(), 1, 5.0)[2] == outcome(Clock(), None, 5.0)[2] == fresh
+
+
+def test_an_answer_that_nobody_awaited_is_compared_with_nothing() -> None:
+    clock = Clock()
+    admission = measured(clock)
+    admission.enter("alone", demand())
+    clock.now += 100
+    admission.note_first_token("alone", 0)
+    clock.now += 100
+    admission.leave("alone", 10, False)
+    assert admission._cautions.of_tenant("").first_token.factor == Caution().factor
+    assert admission.outcomes.predicted.num == 0 and admission.facts.num_expired == 0
+
+
+def test_refusals_ask_to_wait_within_bounds() -> None:
+    admission = measured(max_seconds=0.5)
+    fill(admission, 3)
+    with pytest.raises(QueueFull):
+        fill(admission, 100)
+    waits = [refusal(admission, demand(2000)).retry_after for _ in range(50)]
+    assert waits == sorted(waits, key=lambda wait: wait or 0.0) and waits[-1] == 30.0
+    small = make(max_requests=2)
+    fill(small, 2)
+    assert refusal(small, demand()).retry_after == 0.1
