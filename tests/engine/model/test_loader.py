@@ -1,7 +1,6 @@
 """Loading Hugging Face folders: shards, strictness, ties, dtypes."""
 
 import sys
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
