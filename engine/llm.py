@@ -238,11 +238,13 @@ class LLM(TellsUnserved):
 
     @in_turn
     def _check(self, batch: Sequence[Call], looks: Looks, kind: RequestOutputKind | None) -> RowStream | list[Checked]:
-        """Checks calls, and begins them where no adapter has to be loaded for them."""
+        """Checks calls, and begins them where nothing has to be loaded or compiled for them."""
         calls = [self._front_end.check(self._front_end.open(call, looks)) for call in batch]
         self._front_end.check_queue([call.opened for call in calls])
-        is_ready = not any(call.opened.grammar for call in calls)
-        return self._begin(calls, kind) if is_ready and not self._front_end.adapters_to_load(calls, looks) else calls
+        if not any(call.opened.grammar for call in calls) and not self._front_end.adapters_to_load(calls, looks):
+            return self._begin(calls, kind)
+        self._front_end.check_ahead(calls)
+        return calls
 
     @in_turn
     def _to_load(self, calls: Sequence[Checked], looks: Looks) -> list[LoRARequest]:

@@ -263,6 +263,22 @@ class FrontEnd:
         tokenised yet."""
         self.admission.check([self._estimated(call) for call in calls])
 
+    def check_ahead(self, calls: Sequence[Checked]) -> None:
+        """Raises what `prepare` and `accept` would raise now, changing nothing. Of adapters that are still to be loaded
+        it knows nothing yet."""
+        self.admission.check([self._checked_demand(call) for call in calls])
+
+    def _checked_demand(self, call: Checked) -> Demand:
+        """Raises InvalidRequest for a call that does not fit beside its adapters, or does not invoke an activated
+        LoRA."""
+        adapters, sampling = call.adapters, call.sampling
+        check_sampled_tokens(sampling, adapters.facts, self._limits)
+        check_edits(call.edits, adapters.facts)
+        num_pages = self.adapters.num_pages(adapters.digests)
+        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_pages, adapters.facts, self._limits)
+        adapters.find_activation(call.token_ids)
+        return self._demand(call.opened, len(call.token_ids), max_tokens)
+
     def _estimated(self, call: Opened) -> Demand:
         tokens, room = call.parts.token_ids, self.facts.max_model_len
         num_tokens = len(tokens) if tokens is not None else min(self._sizes.num_tokens(call.parts.work.weight), room)
@@ -289,24 +305,19 @@ class FrontEnd:
     def prepare(self, call: Checked, request_id: str | None = None) -> Prepared:
         """Makes requests of a checked call whose adapters are loaded; changes nothing but the count of ids. Raises
         InvalidRequest for a call that does not fit beside its adapters, or does not invoke an activated LoRA."""
-        adapters, sampling = call.adapters, call.sampling
-        check_sampled_tokens(sampling, adapters.facts, self._limits)
-        check_edits(call.edits, adapters.facts)
-        num_adapter_pages = self.adapters.num_pages(adapters.digests)
-        max_tokens = resolve_max_tokens(call.token_ids, sampling, num_adapter_pages, adapters.facts, self._limits)
-        sampling = with_all_logprobs(sampling, len(call.token_ids), adapters.facts)
+        demand = self._checked_demand(call)
+        sampling = with_all_logprobs(call.sampling, len(call.token_ids), call.adapters.facts)
         call = replace(call, opened=replace(call.opened, sampling=sampling))
-        activation = adapters.find_activation(call.token_ids)
         ids = list(range(self._next_id, self._next_id + sampling.n))
         self._next_id += sampling.n
-        requests = self._requests(call, ids, max_tokens, activation)
+        requests = self._requests(call, ids, demand.max_tokens)
         label = str(ids[0]) if request_id is None else request_id
-        demand = self._demand(call.opened, len(call.token_ids), max_tokens)
         return Prepared(_user_request(call, ids, label), requests, demand)
 
-    def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int, activation: int) -> list[AddRequest]:
+    def _requests(self, call: Checked, ids: Sequence[int], max_tokens: int) -> list[AddRequest]:
         """One request for each sample of a call, under these ids."""
         adapters, sampling = call.adapters, call.sampling
+        activation = adapters.find_activation(call.token_ids)
         eos_token_ids, weights = self._eos_token_ids(adapters), self._weights(call.opened)
         of_tokenizers = {tokenizer.eos_token_id for tokenizer in (self.adapters.base_tokenizer, adapters.tokenizer)}
         bad = drawable(call.bad_sequences, adapters.facts.vocab_size)

@@ -178,14 +178,20 @@ class AsyncRequests:
         self._front_end.shared_prompts.replace(shared)
 
     async def _read(self, calls: Sequence[Opened]) -> list[Checked]:
-        """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them."""
-        return [await self._read_one(call) for call in calls]
+        """Tokenises the texts of calls, long ones in a child: here all other requests would wait for them. Then has
+        their grammars checked, unless one of the calls is to be refused anyway."""
+        checked = [await self._read_one(call) for call in calls]
+        if not any(call.grammar for call in calls):
+            return checked
+        await self._turns.take(sum(call.cost for call in checked))
+        self._front_end.check_ahead(checked)
+        return [replace(call, grammar=await self._grammar(call.opened)) for call in checked]
 
     async def _read_one(self, call: Opened) -> Checked:
         edits = await self._edits(call)
         tokens = await self._tokens(call)
         await self._turns.take(call.cost_of_check(tokens))
-        return self._front_end.check(call, tokens, edits, await self._grammar(call))
+        return self._front_end.check(call, tokens, edits)
 
     async def _edits(self, call: Opened) -> LogitEdits:
         pieces = call.lists.pack(call.adapters.facts)

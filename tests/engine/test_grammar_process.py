@@ -13,9 +13,24 @@ from processes import child_that_runs, children_that_run
 from shared_engine import run_alone, shared_engine
 
 from blora.engine import AsyncLLM, InvalidRequest, SamplingParams, StructuredOutputsParams
+from blora.engine.errors import QueueFull
+from blora.engine.front_end.admission import Admission
+from blora.engine.ipc.grammar_client import GrammarClient
 
 LETTERS = StructuredOutputsParams(regex="[a-f]{40}!")
 MODULE = "blora.engine.processes.grammar"
+
+
+class FullLater:
+    """An admission whose queue has room by the estimate that comes first, and none by the demand that comes then."""
+
+    def __init__(self) -> None:
+        self._is_estimate = True
+
+    def check(self, _: Any) -> None:
+        if not self._is_estimate:
+            raise QueueFull("full")
+        self._is_estimate = False
 
 
 async def answer(llm: AsyncLLM, what: StructuredOutputsParams | None, **fields: Any) -> Any:
@@ -44,6 +59,36 @@ def test_texts_match_and_what_is_bad_is_refused(tiny_model: Path) -> None:
             assert isinstance(bad, InvalidRequest)
             assert bad.field.startswith("structured_outputs")
             assert beside.token_ids == free.token_ids
+
+    shared_engine.run(tiny_model, body, {})
+
+
+def test_nothing_is_compiled_for_what_is_refused_anyway(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what, asked = StructuredOutputsParams(regex="[l-p]{7}!"), []
+    check = GrammarClient.check
+
+    async def noted(client: GrammarClient, *given: Any) -> Any:
+        asked.append(given)
+        return await check(client, *given)
+
+    monkeypatch.setattr(GrammarClient, "check", noted)
+    params = SamplingParams(max_tokens=20, structured_outputs=what)
+
+    async def refused(llm: AsyncLLM, error: type[Exception], *prompts: Any) -> None:
+        with pytest.raises(error):
+            async for _ in llm.stream(list(prompts), params):
+                pass
+        assert asked == []
+
+    async def body(llm: AsyncLLM) -> None:
+        too_long = "a" * (llm._front_end.facts.max_model_len + 1)
+        await refused(llm, InvalidRequest, too_long)
+        await refused(llm, InvalidRequest, "short", too_long)
+        with monkeypatch.context() as patch:
+            patch.setattr(Admission, "check", FullLater().check)
+            await refused(llm, QueueFull, "short")
+        assert (await answer(llm, what)).finish_reason == "stop"
+        assert len(asked) == 1
 
     shared_engine.run(tiny_model, body, {})
 
