@@ -2,7 +2,8 @@
 what has to go wrong. Faults are known by content, so that they come back in the next engine.
 
 The file is JSON, named by BLORA_TEST_FAULTS: a list of {"at", "what", "how"}. at: "execute", for a step with a row
-whose prompt has the token `what`; "register" or "copy", for the adapter with the digest `what`. how: see HOW.
+whose prompt has the token `what`; "compile", for the grammar of such a request; "register" or "copy", for the adapter
+with the digest `what`. how: see HOW.
 """
 
 import ctypes
@@ -17,7 +18,9 @@ from typing import Any
 
 from blora.adapters import ImageTable
 from blora.adapters.device_pool import DevicePool
+from blora.engine.ipc.messages import AddRequest
 from blora.engine.processes import engine
+from blora.engine.processes.matchers import Matchers
 from blora.engine.step.core import EngineCore
 from blora.engine.step.runner import ModelRunner
 from blora.scheduler import Step
@@ -53,6 +56,7 @@ def fall_into(at: str, *there: Any) -> None:
 
 def plant() -> None:
     execute, load, copy = ModelRunner.execute, EngineCore.load_adapter, DevicePool.copy
+    make = Matchers._make
 
     def faulty_execute(self: ModelRunner, step: Step) -> Any:
         fall_into("execute", *(token for row in step.rows for token in row.token_ids[: row.num_prompt_tokens]))
@@ -68,6 +72,11 @@ def plant() -> None:
         fall_into("copy", digest)
         copy(self, digest, first, page_ids)
 
+    def faulty_make(self: Matchers, message: AddRequest) -> Any:
+        fall_into("compile", *message.prompt_token_ids)
+        return make(self, message)
+
+    Matchers._make = faulty_make  # type: ignore[method-assign]
     ModelRunner.execute, EngineCore.load_adapter, DevicePool.copy = faulty_execute, faulty_load, faulty_copy  # type: ignore[method-assign]
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 WORD = 8  # bytes
-_ACTIVITY, _NUM_BEATS, _EXPECTED, _NUM_IDS, _DIGEST_BYTES = range(5)  # words of the head
-_DIGEST = 5 * WORD  # where the digest begins, in bytes
+_ACTIVITY, _NUM_BEATS, _EXPECTED, _NUM_IDS, _DIGEST_BYTES, _COMPILED = range(6)  # words of the head
+_DIGEST = 6 * WORD  # where the digest begins, in bytes
 MAX_DIGEST_BYTES = 64
 _IDS = (_DIGEST + MAX_DIGEST_BYTES) // WORD  # the first word of the ids
 
@@ -28,6 +28,7 @@ class Activity(IntEnum):
     COPYING = 4  # an adapter into the arena
     EXECUTING = 5  # rows
     COMMITTING = 6  # the result of a row
+    COMPILING = 7  # the grammar of a request, beside all that
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def num_bytes_of(max_rows: int) -> int:
 
 
 class Logbook:
-    """Has one writer. Words are written whole, so that a reader in another process never sees half of one."""
+    """Has one writer, and another one for what is compiled. Words are written whole, so that a reader in another
+    process never sees half of one."""
 
     def __init__(self, memory: "mmap.mmap | bytearray") -> None:
         """memory: zeroed, as large as `num_bytes_of` says."""
@@ -93,10 +95,18 @@ class Logbook:
         self._reals[_EXPECTED] = 0.0
         self._words[_NUM_BEATS] += 1
 
+    def note_compiled(self, request_id: int | None) -> None:
+        """Begins to compile the grammar of a request, or ends it: None. Another thread than that of all other notes may
+        tell it."""
+        self._words[_COMPILED] = 0 if request_id is None else request_id + 1
+
     # Readers.
 
     def entry(self) -> Entry:
-        """The present activity, or the last one of an engine that has ended."""
+        """The present activity, or the last one of an engine that has ended. A grammar that is being compiled is named
+        alone: it is the work of a stranger, lasts some milliseconds, and what runs beside it is what always runs."""
+        if self._words[_COMPILED]:
+            return Entry(Activity.COMPILING, (self._words[_COMPILED] - 1,))
         activity = Activity(self._words[_ACTIVITY])
         if activity is Activity.WAITING:
             return Entry(activity)

@@ -246,7 +246,8 @@ def start(channel: Channel[ToEngine]) -> EngineLoop | None:
         return None
     channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
     grammars = Grammars(partial(load_tokenizer, Path(first.model)), engine.facts.vocab_size)
-    return EngineLoop(channel, engine.core, engine.shards, matchers=Matchers(grammars, channel.bell()))
+    matchers = Matchers(grammars, channel.bell(), engine.core.logbook.note_compiled)
+    return EngineLoop(channel, engine.core, engine.shards, matchers=matchers)
 
 
 def main() -> None:

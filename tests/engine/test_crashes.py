@@ -15,7 +15,15 @@ import pytest
 from processes import children_of
 from settled import check_settled
 
-from blora.engine import AdapterRejected, AdapterSetAside, AsyncLLM, EngineInfo, RequestOutput, SamplingParams
+from blora.engine import (
+    AdapterRejected,
+    AdapterSetAside,
+    AsyncLLM,
+    EngineInfo,
+    RequestOutput,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from blora.engine.ipc import engine_process
 
 pytestmark = pytest.mark.slow
@@ -105,6 +113,25 @@ def test_a_request_that_crashes_engines_is_set_aside_and_the_others_go_on(
         info = await llm.get_info()
         assert info.num_crashes - before.num_crashes in (2, 3)  # it may have been alone at once
         assert info.num_requests_set_aside - before.num_requests_set_aside == 1
+
+    serve(body)
+
+
+@pytest.mark.parametrize("how", ["segv", "raise"])
+def test_a_grammar_over_which_engines_crash_is_blamed_on_its_request(
+    how: str, serve: Callable[[Body], None], faults: Faults
+) -> None:
+    async def body(llm: AsyncLLM, before: EngineInfo, expected: list[list[int]]) -> None:
+        faults.plant({"at": "compile", "what": GUILTY[0], "how": how})
+        what = StructuredOutputsParams(regex="[a-f]{9}")
+        rows = asyncio.create_task(innocent(llm))
+        output = (await last(llm, GUILTY, structured_outputs=what)).outputs[0]
+        assert output.finish_reason == "error"
+        assert await rows == expected
+        info = await llm.get_info()
+        assert info.num_crashes - before.num_crashes == (2 if how == "segv" else 0)
+        assert info.num_requests_set_aside - before.num_requests_set_aside == (how == "segv")
+        assert len((await last(llm, INNOCENT[0], structured_outputs=what)).outputs[0].token_ids) == 9
 
     serve(body)
 

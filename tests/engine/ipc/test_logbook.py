@@ -24,6 +24,19 @@ def test_what_is_noted_is_read() -> None:
     assert logbook.entry() == Entry(Activity.WAITING)
 
 
+def test_a_grammar_that_is_compiled_is_named_alone() -> None:
+    logbook = private_logbook(4)
+    for request_id in (0, 9):
+        logbook.note(Activity.EXECUTING, [1, 2])
+        logbook.note_compiled(request_id)
+        assert logbook.entry() == Entry(Activity.COMPILING, (request_id,))
+        logbook.rest()
+        assert logbook.entry() == Entry(Activity.COMPILING, (request_id,))
+        logbook.note(Activity.EXECUTING, [1, 2])
+        logbook.note_compiled(None)
+        assert logbook.entry() == Entry(Activity.EXECUTING, (1, 2))
+
+
 def test_an_entry_is_a_line_of_the_log() -> None:
     assert str(Entry(Activity.WAITING)) == "waiting"
     assert str(Entry(Activity.COPYING, (), "ab")) == "copying adapter ab"

@@ -36,8 +36,8 @@ class Bell:
         self.has_rung.release()
 
 
-def message(request_id: int, grammar: str) -> Any:
-    return SimpleNamespace(request_id=request_id, grammar=grammar, told_token_ids=[request_id])
+def message(request_id: int, grammar: str, tenant: str = "") -> Any:
+    return SimpleNamespace(request_id=request_id, grammar=grammar, tenant=tenant, told_token_ids=[request_id])
 
 
 def test_matchers_come_in_order_and_an_error_is_its_requests_own() -> None:
@@ -70,3 +70,30 @@ def test_what_was_not_begun_is_left_when_its_request_or_the_process_ends() -> No
     assert matchers._thread is not None
     matchers._thread.shutdown(wait=True)
     assert (grammars.begun, bell.num_rung) == (["a"], num_rung)
+
+
+def test_tenants_take_turns() -> None:
+    grammars, bell = Grammars(), Bell()
+    matchers = Matchers(grammars, bell)  # type: ignore[arg-type]
+    matchers.begin(message(0, "a0", "a"))
+    assert grammars.has_begun.wait(LIMIT)
+    for request_id, name in enumerate(("a1", "a2", "a3", "b0", "b1", "c0"), 1):
+        matchers.begin(message(request_id, name, name[0]))
+    matchers.forget([1])
+    grammars.may_end.set()
+    assert all(bell.has_rung.acquire(timeout=LIMIT) for _ in range(7))
+    assert grammars.begun == ["a0", "b0", "c0", "a2", "b1", "a3"]
+    matchers.close()
+
+
+def test_what_it_is_at_is_noted() -> None:
+    grammars, bell, noted = Grammars(), Bell(), list[int | None]()
+    matchers = Matchers(grammars, bell, noted.append)  # type: ignore[arg-type]
+    matchers.begin(message(3, "a"))
+    assert grammars.has_begun.wait(LIMIT)
+    assert noted == [3]
+    matchers.begin(message(4, "bad"))
+    grammars.may_end.set()
+    assert all(bell.has_rung.acquire(timeout=LIMIT) for _ in range(2))
+    assert noted == [3, None, 4, None]
+    matchers.close()
