@@ -3,7 +3,7 @@
 import json
 from random import Random
 
-from bench.demo.example import Example
+from .example import Example
 
 EVENTS = (
     "lunch",

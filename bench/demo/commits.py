@@ -2,7 +2,7 @@
 
 from random import Random
 
-from bench.demo.example import Example
+from .example import Example
 
 SCOPES = (
     "login",

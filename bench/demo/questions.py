@@ -6,7 +6,7 @@ products(name, category, price, stock)
 
 from random import Random
 
-from bench.demo.example import Example
+from .example import Example
 
 CITIES = (
     "Berlin",

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from bench.demo.appointments import is_same_json, make_appointment
-from bench.demo.commits import make_commit
-from bench.demo.example import Example, is_same_line
-from bench.demo.questions import is_same_query, make_question
-from bench.demo.tickets import make_ticket
+from .appointments import is_same_json, make_appointment
+from .commits import make_commit
+from .example import Example, is_same_line
+from .questions import is_same_query, make_question
+from .tickets import make_ticket
 
 HELD_OUT_SEED = 2024
 # Training sees seven subjects in eight; it never sees the others, in any wording.

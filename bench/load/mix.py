@@ -38,6 +38,7 @@ class Mix:
                 deadline=self.deadline,
                 sampling={**self.sampling, **sample.sampling},
                 expected=sample.expected,
+                check=sample.check,
             )
             for sample, second, adapter, tenant in zip(samples, seconds, adapters, tenants, strict=True)
         ]

@@ -26,6 +26,7 @@ class Planned:
     cancel_seconds: float | None = None  # the client leaves so many seconds after its arrival
     read_pause: float = 0.0  # seconds that the client rests after each message
     expected: str | None = None  # the right answer, where there is one
+    check: str = ""  # the task of the demo that compares with it; empty: the same text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,12 +41,25 @@ def result_of(
     records: Sequence[Record], goal: Goal, metrics: Sequence[str] = tuple(METRICS), percents: Sequence[float] = (99.0,)
 ) -> dict[str, Any]:
     """Returns plain data for JSON. The duration is from second 0 of the plan to the end of the last request."""
-    finished = [record for record in records if record.status == OK]
     duration = max((record.ended or 0.0 for record in records), default=0.0)
+    finished = [record for record in records if record.status == OK]
+    return {
+        "duration": duration,
+        **figures_of(records, goal, duration, metrics, percents),
+        "max_output_tokens_per_s": _most_tokens_in_a_second(finished),
+        "max_concurrent_requests": _most_at_once(records),
+        **_spread("lag", [record.lag for record in records], percents),
+    }
+
+
+def figures_of(
+    records: Sequence[Record], goal: Goal, duration: float, metrics: Sequence[str], percents: Sequence[float]
+) -> dict[str, Any]:
+    """Returns what also a part of a run has. duration: seconds over which rates are taken."""
+    finished = [record for record in records if record.status == OK]
     num_input = sum(record.num_prompt_tokens for record in finished)
     num_output = sum(record.num_tokens for record in finished)
     return {
-        "duration": duration,
         "completed": len(finished),
         "failed": len(records) - len(finished),
         "statuses": dict(sorted(Counter(record.status for record in records).items())),
@@ -56,11 +69,8 @@ def result_of(
         "request_goodput": _rate(sum(map(goal.is_met, records)), duration) if goal.limits else None,
         "output_throughput": _rate(num_output, duration),
         "total_token_throughput": _rate(num_input + num_output, duration),
-        "max_output_tokens_per_s": _most_tokens_in_a_second(finished),
-        "max_concurrent_requests": _most_at_once(records),
         **_spreads(finished, metrics, percents),
         **_spread("refusal", [r.seconds for r in records if r.status == "RESOURCE_EXHAUSTED"], percents),
-        **_spread("lag", [record.lag for record in records], percents),
     }
 
 

@@ -13,7 +13,7 @@ from ..load.result import GOAL_METRICS, METRICS
 from ..load.targets.spec import BACKENDS
 
 HELP = "open-loop load on a running server, over gRPC or HTTP, or in process"
-DATASETS = ("random",)
+DATASETS = ("random", "prefix_repetition", "sharegpt", "custom", "timed_trace", "demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,9 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset-name", choices=DATASETS, default="random", help="where prompts come from (default: %(default)s)"
     )
-    group.add_argument("--dataset-path", type=Path, metavar="FILE", help="of a dataset that is a file")
+    group.add_argument(
+        "--dataset-path", type=Path, metavar="FILE", help="of sharegpt, custom and timed_trace, which are files"
+    )
     group.add_argument("--num-prompts", type=_count, default=1000, metavar="N", help="requests (default: %(default)s)")
     group.add_argument(
         "--random-input-len", "--input-len", type=_count, default=1024, metavar="TOKENS", help="(default: %(default)s)"
@@ -73,6 +75,28 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--random-prefix-len", type=_number, default=0, metavar="TOKENS", help="that all prompts share (default: 0)"
     )
+    for name, tokens, what in (
+        ("prefix", 256, "that the prompts of a group share"),
+        ("suffix", 256, "of a prompt after them"),
+        ("output", 128, "of an answer"),
+    ):
+        group.add_argument(
+            f"--prefix-repetition-{name}-len",
+            type=_count,
+            default=tokens,
+            metavar="TOKENS",
+            help=f"{what} (default: %(default)s)",
+        )
+    group.add_argument(
+        "--prefix-repetition-num-prefixes", type=_count, default=10, metavar="N", help="groups (default: %(default)s)"
+    )
+    group.add_argument(
+        "--custom-output-len", type=_count, default=256, metavar="TOKENS", help="where a line says none (default: 256)"
+    )
+    group.add_argument(
+        "--sharegpt-output-len", type=_count, metavar="TOKENS", help="(default: that of the answer in the file)"
+    )
+    group.add_argument("--trace-speed", type=float, default=1.0, metavar="X", help="of timed_trace (default: 1)")
     group.add_argument(
         "--vocab-size", type=_count, metavar="N", help="random token ids are below N (default: as the server says)"
     )

@@ -3,22 +3,27 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..load import Planned, Sent, TargetSpec, read_plan, send, write_plan
+from ..load import Planned, Record, Sent, TargetSpec, read_plan, send, write_plan
 from ..load.arrivals import Ramp, arrival_seconds, check_rates
-from ..load.datasets import Dataset, RandomTokens
+from ..load.groups import answers_of, by_group, fairness_of, refusals_of
 from ..load.mix import Mix
 from ..load.result import Goal, result_of
+from .datasets import dataset_of
 from .progress import Progress
 from .report import detailed, format_result
 from .served import Served, look_at
 from .store import store, write_records
 from .verdict import faults_of, is_generator_late
 
+GROUPS: dict[str, Callable[[Record], str]] = {
+    "adapters": lambda record: record.planned.adapter,
+    "tenants": lambda record: record.planned.tenant,
+}
 FAULTY, INTERRUPTED = 1, 130  # exit statuses
 
 
@@ -53,7 +58,7 @@ def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
             raise ValueError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
         ramp = Ramp(args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)
     check_rates(args.request_rate, args.burstiness, ramp)
-    samples = _dataset(args, served).draw(args.num_prompts, args.seed)
+    samples = dataset_of(args, served).draw(args.num_prompts, args.seed)
     seconds = arrival_seconds(len(samples), args.request_rate, args.burstiness, args.seed, ramp)
     is_random = not isinstance(samples[0].prompt, str)
     if is_random and args.backend == "openai-chat":
@@ -69,16 +74,6 @@ def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
         sampling=sampling,
     )
     return mix.plan(samples, seconds, args.seed)
-
-
-def _dataset(args: argparse.Namespace, served: Served) -> Dataset:
-    return RandomTokens(
-        vocab_size=args.vocab_size or served.vocab_size(),
-        input_len=args.random_input_len,
-        output_len=args.random_output_len,
-        range_ratio=args.random_range_ratio,
-        prefix_len=args.random_prefix_len,
-    )
 
 
 def _at_once(plan: Sequence[Planned]) -> list[Planned]:
@@ -110,6 +105,11 @@ def _header(args: argparse.Namespace, served: Served, plan: Sequence[Planned]) -
 def _figures(args: argparse.Namespace, sent: Sent) -> dict[str, Any]:
     goal = Goal(dict(args.goodput))
     result = result_of(sent.records, goal, args.percentile_metrics, args.metric_percentiles)
+    result |= answers_of(sent.records)
+    result["refusals"] = refusals_of(sent.records)
+    for name, key in GROUPS.items():
+        result[name] = groups = by_group(sent.records, key, goal, result["duration"])
+        result[f"{name}_fairness"] = fairness_of(groups)
     result["generator"] = {
         "workers": args.workers,
         "cpu_shares": sent.cpu_shares,

@@ -7,6 +7,8 @@ from ..load import Record
 from ..load.record import OK
 from ..table import Cell, format_table
 
+OF_GROUPS = ("p50_ttft_ms", "p99_ttft_ms", "p50_itl_ms", "p99_itl_ms")
+MOST_GROUPS = 10  # shown; the result has all
 FIGURES = ("ttft", "sent_ttft", "tpot", "itl", "e2el", "refusal", "lag")
 
 
@@ -28,8 +30,33 @@ def format_result(result: dict[str, Any]) -> str:
         f"the generator used {shares or '0%'} of a core",
         "",
         format_table(["ms", *columns], rows),
+        *_groups(result, "adapters", "(base model)"),
+        *_groups(result, "tenants", "(no tenant)"),
     ]
+    if result["checked_answers"]:
+        lines.insert(2, f"{result['wrong_answers']} of {result['checked_answers']} answers are wrong")
     return "\n".join(lines)
+
+
+def _groups(result: dict[str, Any], kind: str, unnamed: str) -> list[str]:
+    """Returns a table of the groups that were asked most, where there are several."""
+    groups = sorted(result[kind].items(), key=lambda item: -item[1]["share"])
+    if len(groups) < 2:
+        return []
+    rows: list[list[Cell]] = [
+        [name or unnamed, group["completed"], group["failed"], *(group.get(figure) for figure in OF_GROUPS)]
+        for name, group in groups[:MOST_GROUPS]
+    ]
+    fairness = result[f"{kind}_fairness"]
+    return [
+        "",
+        format_table([kind, "ok", "failed", *(name.removesuffix("_ms").replace("_", " ") for name in OF_GROUPS)], rows),
+        f"{len(groups)} {kind}; fairness by Jain {fairness['jain']:.3f}, max/min {_ratio(fairness['max_min'])}",
+    ]
+
+
+def _ratio(value: float | None) -> str:
+    return "without end" if value is None else f"{value:.2f}"
 
 
 def detailed(records: Sequence[Record]) -> dict[str, Any]:

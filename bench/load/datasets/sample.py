@@ -13,6 +13,7 @@ class Sample:
     seconds: float | None = None  # when it arrives, in data with times
     sampling: Mapping[str, Any] = field(default_factory=dict)  # further fields of SamplingParams
     expected: str | None = None  # the right answer, where there is one
+    check: str = ""  # the task of the demo that compares with it; empty: the same text
 
 
 class Dataset(Protocol):
