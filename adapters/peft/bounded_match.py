@@ -5,10 +5,13 @@ Python's matcher backtracks over all ways to match, which can take practically f
 
 import re
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
-MAX_SECONDS = 1.0  # CPU time of this process; all patterns of an adapter on all modules take a few milliseconds
+# CPU time of this process. All patterns of an adapter on all modules take some milliseconds, a rank and an alpha for
+# each module of 80 layers a tenth of a second. Whoever waits for the loader waits for a hostile pattern, too.
+MAX_SECONDS = 0.4
 
 
 class PatternTooSlow(Exception):
@@ -21,25 +24,33 @@ class BoundedMatcher:
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._left = seconds
+        self._compiled: dict[str, re.Pattern[str]] = {}  # there can be more of them than re keeps
 
     def match(self, pattern: str, text: str) -> re.Match[str] | None:
         """Matches as re.match does. Raises PatternTooSlow."""
-        return self._bounded(lambda: re.match(pattern, text))
+        return self._bounded(self._of(pattern).match, text)
 
     def fullmatch(self, pattern: str, text: str) -> re.Match[str] | None:
         """Matches as re.fullmatch does. Raises PatternTooSlow."""
-        return self._bounded(lambda: re.fullmatch(pattern, text))
+        return self._bounded(self._of(pattern).fullmatch, text)
 
-    def _bounded(self, evaluate: Callable[[], re.Match[str] | None]) -> re.Match[str] | None:
+    def _of(self, pattern: str) -> re.Pattern[str]:
+        if pattern not in self._compiled:
+            self._compiled[pattern] = re.compile(pattern)
+        return self._compiled[pattern]
+
+    def _bounded(self, evaluate: Callable[[str], re.Match[str] | None], text: str) -> re.Match[str] | None:
         try:
             before = signal.signal(signal.SIGVTALRM, _stop)
         except ValueError:  # this is not the main thread
-            return evaluate()
+            return evaluate(text)
+        began = time.process_time()
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, max(self._left, 1e-6))  # 0 would be no limit
-            return evaluate()
+            return evaluate(text)
         finally:
-            self._left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # what it says is left is rounded up, to more than there was
+            self._left -= time.process_time() - began
             signal.signal(signal.SIGVTALRM, before)
 
 

@@ -29,6 +29,7 @@ PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mi
 # How PEFT puts a pattern into a larger one.
 WHOLE = "{}"
 AT_THE_END = r"(.*\.)?({})$"
+PLAIN_NAME = re.compile(r"[\w.]+", re.ASCII)  # its dots match any character
 BEFORE_A_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 
 Value = TypeVar("Value", int, float)
@@ -126,7 +127,8 @@ class PeftConfig:
 
     def _first_match(self, field_name: str, patterns: Mapping[str, Value], module: str, default: Value) -> Value:
         name = self.trained_as.get(module, module)
-        matching = (value for key, value in patterns.items() if self._match(field_name, key, AT_THE_END, name))
+        likely = ((key, value) for key, value in patterns.items() if _may_end(name, key))
+        matching = (value for key, value in likely if self._match(field_name, key, AT_THE_END, name))
         return next(matching, default)
 
     def _is_named(self, field_name: str, names: str | tuple[str, ...], module: str) -> bool:
@@ -141,6 +143,12 @@ class PeftConfig:
             return match(form.format(pattern), module)
         except PatternTooSlow:
             raise ConfigError([f"{field_name}: {pattern!r} takes too long to match {module!r}"]) from None
+
+
+def _may_end(name: str, pattern: str) -> bool:
+    """Whether a pattern can match a name at its end. Patterns that are plain names, of which there can be one for each
+    module, are mostly told apart without the matcher."""
+    return PLAIN_NAME.fullmatch(pattern) is None or name.endswith(pattern.rpartition(".")[2])
 
 
 def parse_config(content: bytes) -> PeftConfig:

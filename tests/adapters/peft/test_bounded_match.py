@@ -28,6 +28,13 @@ def test_the_time_is_of_all_matches_together_and_the_timer_is_off_afterwards() -
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0) and signal.getsignal(signal.SIGVTALRM) == before
 
 
+def test_matches_that_end_give_no_time_back() -> None:
+    matcher = BoundedMatcher(0.1)
+    for _ in range(100):
+        matcher.match(r".*\.(q|v)", "layers.0.q_proj")
+    assert matcher._left < 0.1
+
+
 def test_another_thread_matches_without_a_limit() -> None:
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(BoundedMatcher().match("a", "ab")))

@@ -408,7 +408,7 @@ def refusal(folder: Path, targets: Targets, roots: Sequence[Path] | None = None)
     return str(caught.value)
 
 
-# A pattern without an end is searched for a second.
+# A pattern without an end is searched for 0.4 s.
 KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if "without an end" in kind else []) for kind in CORRUPTIONS]
 
 

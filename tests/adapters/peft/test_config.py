@@ -38,6 +38,7 @@ SELECTIONS: list[dict[str, Any]] = [
 ]
 
 PATTERNS: list[dict[str, Any]] = [
+    {"q.proj": 2, "layers.1.self_attn": 3, "self_attn.q_proj.": 5, "proj": 7},
     {},
     {"q_proj": 3},
     {"self_attn.q_proj": 3, "q_proj": 5},
