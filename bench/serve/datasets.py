@@ -1,14 +1,30 @@
-"""The dataset that the flags name."""
+"""The samples of the dataset that the flags name."""
 
 import argparse
 from pathlib import Path
 
-from ..load.datasets import Custom, Dataset, DemoTasks, RandomTokens, SharedPrefix, ShareGPT, TimedTrace
+from ..load.datasets import Custom, Dataset, DemoTasks, RandomTokens, Sample, SharedPrefix, ShareGPT, TimedTrace
+from ..load.slora import SLoRA
 from .served import Served
 
 
-def dataset_of(args: argparse.Namespace, served: Served) -> Dataset:
+def samples_of(args: argparse.Namespace, served: Served) -> list[Sample]:
     """Raises ValueError for a file that is not named, and where the size of the vocabulary is not known."""
+    if args.dataset_name == "slora":
+        shape = SLoRA(
+            num_adapters=len(args.lora_modules),
+            alpha=args.slora_alpha,
+            req_rate=args.slora_req_rate,
+            cv=args.slora_cv,
+            duration=args.slora_duration,
+            input_range=tuple(args.slora_input_range),
+            output_range=tuple(args.slora_output_range),
+        )
+        return shape.draw(list(args.lora_modules), _vocab_size(args, served), args.seed)
+    return _dataset(args, served).draw(args.num_prompts, args.seed)
+
+
+def _dataset(args: argparse.Namespace, served: Served) -> Dataset:
     match args.dataset_name:
         case "sharegpt":
             return ShareGPT(path=_path(args), output_len=args.sharegpt_output_len)

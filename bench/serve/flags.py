@@ -13,7 +13,7 @@ from ..load.result import GOAL_METRICS, METRICS
 from ..load.targets.spec import BACKENDS
 
 HELP = "open-loop load on a running server, over gRPC or HTTP, or in process"
-DATASETS = ("random", "prefix_repetition", "sharegpt", "custom", "timed_trace", "demo")
+DATASETS = ("random", "prefix_repetition", "sharegpt", "custom", "timed_trace", "demo", "slora")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_requests(parser)
     _add_arrivals(parser)
     _add_adapters(parser)
+    _add_clients(parser)
     _add_generator(parser)
     _add_result(parser)
 
@@ -96,6 +97,24 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sharegpt-output-len", type=_count, metavar="TOKENS", help="(default: that of the answer in the file)"
     )
+    for name, value, what in (
+        ("alpha", 1.0, "power of its popularity; 1 is uniform, less favours the first adapters"),
+        ("req-rate", 2.0, "requests/s"),
+        ("cv", 1.0, "variation of the gaps; 1 is Poisson"),
+        ("duration", 60.0, "seconds of arrivals"),
+    ):
+        group.add_argument(
+            f"--slora-{name}", type=float, default=value, metavar="X", help=f"{what} (default: %(default)s)"
+        )
+    for name in ("input", "output"):
+        group.add_argument(
+            f"--slora-{name}-range",
+            type=_count,
+            nargs=2,
+            default=(8, 512),
+            metavar=("LOW", "HIGH"),
+            help=f"tokens of an {name} (default: 8 512)",
+        )
     group.add_argument("--trace-speed", type=float, default=1.0, metavar="X", help="of timed_trace (default: 1)")
     group.add_argument(
         "--vocab-size", type=_count, metavar="N", help="random token ids are below N (default: as the server says)"
@@ -161,6 +180,24 @@ def _add_adapters(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--deadline", type=float, metavar="SECONDS", help="of each request, from its planned arrival (default: none)"
+    )
+
+
+def _add_clients(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("clients")
+    for name, what in (
+        ("cancelling", "that leave after some tokens"),
+        ("leaving", "that break off at some time"),
+        ("slow-readers", "that rest after each message"),
+    ):
+        group.add_argument(
+            f"--{name}", type=float, default=0.0, metavar="SHARE", help=f"of clients {what} (default: 0)"
+        )
+    group.add_argument(
+        "--leave-within", type=float, default=2.0, metavar="SECONDS", help="of --leaving (default: %(default)s)"
+    )
+    group.add_argument(
+        "--read-pause", type=float, default=0.2, metavar="SECONDS", help="of --slow-readers (default: %(default)s)"
     )
 
 

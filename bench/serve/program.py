@@ -10,10 +10,11 @@ from typing import Any
 
 from ..load import Planned, Record, Sent, TargetSpec, read_plan, send, write_plan
 from ..load.arrivals import Ramp, arrival_seconds, check_rates
+from ..load.clients import Clients
 from ..load.groups import answers_of, by_group, fairness_of, refusals_of
 from ..load.mix import Mix
 from ..load.result import Goal, result_of
-from .datasets import dataset_of
+from .datasets import samples_of
 from .progress import Progress
 from .report import detailed, format_result
 from .served import Served, look_at
@@ -58,7 +59,9 @@ def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
             raise ValueError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
         ramp = Ramp(args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps)
     check_rates(args.request_rate, args.burstiness, ramp)
-    samples = dataset_of(args, served).draw(args.num_prompts, args.seed)
+    samples = samples_of(args, served)
+    if not samples:
+        raise ValueError("the plan has no request: its rate or its duration is too small")
     seconds = arrival_seconds(len(samples), args.request_rate, args.burstiness, args.seed, ramp)
     is_random = not isinstance(samples[0].prompt, str)
     if is_random and args.backend == "openai-chat":
@@ -73,7 +76,14 @@ def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
         deadline=args.deadline,
         sampling=sampling,
     )
-    return mix.plan(samples, seconds, args.seed)
+    clients = Clients(
+        cancelling=args.cancelling,
+        leaving=args.leaving,
+        slow=args.slow_readers,
+        leave_within=args.leave_within,
+        read_pause=args.read_pause,
+    )
+    return clients.behave(mix.plan(samples, seconds, args.seed), args.seed)
 
 
 def _at_once(plan: Sequence[Planned]) -> list[Planned]:
