@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from google.protobuf.descriptor import Descriptor
 
 from blora.engine.outputs import RequestMetrics
-from blora.engine.telemetry.families import FAMILIES, Family
+from blora.engine.telemetry.families import ABSENT, FAMILIES, Family
 
 from .comments import proto_comments
 from .grpc_services import HEAD, descriptor_of, message_rows
@@ -37,6 +37,8 @@ def make() -> str:
         table(METRICS_HEAD, map(_metric_row, (family for family in FAMILIES if family.is_vllm))),
         "Names of blora:",
         table(METRICS_HEAD, map(_metric_row, (family for family in FAMILIES if not family.is_vllm))),
+        "Names of vLLM that have no meaning here, and are not shown:",
+        table(("name", "why"), ((code(name), sentence(why)) for name, why in ABSENT.items())),
         "## Of a request",
         "`RequestOutput.metrics`, in process. Times are seconds: `arrival_time` is `time.time()`, names that end in "
         "`_ts` are `time.monotonic()`, and 0 means not yet. `first_token_latency` is the time from `queued_ts` to "

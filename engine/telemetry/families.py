@@ -42,7 +42,7 @@ def histogram(name: str, help: str, read: Callable[[Statistics], Tally], *, is_v
     return Family(name, "histogram", help, read, (), is_vllm)
 
 
-def of_engine(read: Callable[[EngineInfo], float]) -> Callable[[Statistics], float | None]:
+def of_engine(read: Callable[[EngineInfo], Any]) -> Callable[[Statistics], Any]:
     """What only the engine knows, and nobody while there is none."""
     return lambda statistics: None if statistics.info is None else read(statistics.info)
 
@@ -78,6 +78,13 @@ def step_seconds(statistics: Statistics) -> Values | None:
     return {("prompt",): seen.prompt_seconds, ("decode",): rest, ("adapter_copy",): copies}
 
 
+def prompt_sources(info: EngineInfo) -> Values:
+    return {
+        ("local_compute",): info.num_prompt_tokens - info.num_cached_tokens,
+        ("local_cache_hit",): info.num_cached_tokens,
+    }
+
+
 def lora_info(statistics: Statistics) -> Values:
     adapters = statistics.adapters
     key = (str(adapters.num_fitting), ",".join(adapters.resident), ",".join(adapters.waiting))
@@ -88,6 +95,17 @@ def cache_info(statistics: Statistics) -> Values:
     is_caching = str(statistics.is_prefix_caching)
     return {(str(statistics.block_size), str(statistics.num_pages), is_caching): 1}
 
+
+# Metrics of vLLM that mean nothing here -> why.
+ABSENT = {
+    "num_requests_waiting_by_reason": "a request gets its blocks and its adapters together, and waits for both",
+    "engine_sleep_state": "an engine does not sleep",
+    "watermark_requests": "answers have no watermark",
+    "num_requests_kv_fetch_by_stage": "KV comes from no other server",
+    "kv_block_lifetime_seconds": "the age of blocks is not measured",
+    "kv_block_idle_before_evict_seconds": "the age of blocks is not measured",
+    "kv_block_reuse_gap_seconds": "the age of blocks is not measured",
+}
 
 FAMILIES = (
     # Of vLLM: what routers and boards read.
@@ -119,6 +137,10 @@ FAMILIES = (
     counter(
         "prompt_tokens_cached", "Prompt tokens found in the prefix cache.", of_engine(lambda i: i.num_cached_tokens),
         is_vllm=True,
+    ),
+    counter(
+        "prompt_tokens_by_source", "Prompt tokens of requests with memory: computed, or found in the prefix cache.",
+        of_engine(prompt_sources), "source", is_vllm=True,
     ),
     counter("generation_tokens", "Tokens generated.", lambda s: s.observations.num_answer_tokens, is_vllm=True),
     counter(
