@@ -15,6 +15,7 @@ from .answers import ChatAnswer, ChatChoice, ChatChunk, Delta, DeltaChoice, Usag
 from .chat_view import TextView, View
 from .division import Division, divide
 from .exchange import Exchange, unless_gone
+from .field_names import DEMANDED_CALL, client_names
 from .logprobs import chat_logprobs, prompt_logprobs
 from .pieces_of_json import items, joined
 from .requests import ChatBody, ConversationBody, check_served, is_given, read
@@ -34,13 +35,15 @@ MOST_CHAT_HERE = 4096  # bytes of a conversation that is read here; a longer one
 
 async def chat(site: Site, exchange: Exchange) -> None:
     engine, body = site.engine(exchange), read(ChatBody, await exchange.body(site.most_body_bytes))
+    exchange.field_names = client_names(body)
     check_served(body)
     check_streamed(body)
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
     division = divide(site, body, engine.get_tokenizer(site.names.adapter(body.model, body.lora)), sampling)
-    is_divided = division is not None
+    if division is not None and division.form.choice.schema is not None:
+        exchange.field_names = client_names(body) | DEMANDED_CALL
     prompt = conversation(body) | ({} if body.cache_salt is None else {"cache_salt": body.cache_salt})
-    call = generation(site, exchange, engine, body, "chatcmpl", [prompt], sampling, comes_in_parts=is_divided)
+    call = generation(site, exchange, engine, body, "chatcmpl", [prompt], sampling, comes_in_parts=division is not None)
     await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head, division)))
 
 

@@ -15,6 +15,7 @@ from ...text.user_tokenizer import UserTokenizer
 from ..callers_engine import CallersEngine
 from .answers import Completion, CompletionChoice, CompletionLogprobs, Usage, UsageCount
 from .exchange import Exchange, unless_gone
+from .field_names import client_names
 from .logprobs import CompletionPositions, prompt_logprobs
 from .pieces_of_json import items, joined
 from .requests import CompletionBody, check_served, is_given, listed, read
@@ -31,6 +32,7 @@ FIRST_OF_TOKENS = (b"]", b"-", *(str(digit).encode() for digit in range(10)))
 
 async def completions(site: Site, exchange: Exchange) -> None:
     engine, body = site.engine(exchange), read(CompletionBody, await exchange.body(site.most_body_bytes))
+    exchange.field_names = client_names(body)
     check_served(body)
     check_streamed(body)
     if body.add_special_tokens is False:

@@ -58,7 +58,7 @@ def answer_to(error: Exception) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
 def parameter_of(error: Exception) -> str | None:
     """Returns the field of a request that is to be changed."""
     if isinstance(error, InvalidRequest):
-        return "model" if error.field == "lora_request" else error.field
+        return error.field
     return "model" if isinstance(error, AdapterNotFound) else None
 
 

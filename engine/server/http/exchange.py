@@ -15,6 +15,7 @@ from ...front_end.trace_context import NAMES, note_trace
 from ..generation import checked_label, is_label, unique_request_id
 from ..open_calls import OpenCalls
 from .errors import answer_to
+from .field_names import OF_EVERY_BODY, Names, renamed
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,6 +34,7 @@ class Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._slow_reader_timeout = slow_reader_timeout
         self.has_begun = False  # whether a part of the answer is under way
+        self.field_names: Names = OF_EVERY_BODY  # the client's; a route sets them when it has read the body
 
     @property
     def path_parameters(self) -> MutableMapping[str, str]:
@@ -155,7 +157,7 @@ async def _refuse(exchange: Exchange, error: Exception) -> None:
         logger.warning("an answer was broken off: %s", error)
         exchange.abort()
         return
-    status, body, headers = answer_to(error)
+    status, body, headers = answer_to(renamed(error, exchange.field_names))
     with suppress(ReaderTooSlow):
         await exchange.answer(body, status, headers)
 

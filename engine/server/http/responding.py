@@ -23,6 +23,7 @@ from ..status import RequestFailed
 from .answers import Usage, UsageCount
 from .errors import error_body, http_status, parameter_of
 from .exchange import Exchange
+from .field_names import renamed
 from .requests import GenerationBody
 from .site import Site, now
 from .sse import DONE, raw_event
@@ -132,8 +133,9 @@ async def _stream(site: Site, exchange: Exchange, call: Generation, shape: Shape
     except Exception as error:
         if not exchange.has_begun:
             raise
-        status, text = http_status(error)
-        await exchange.end(raw_event(error_body(status, text, parameter_of(error))) + DONE)
+        told = renamed(error, exchange.field_names)
+        status, text = http_status(told)
+        await exchange.end(raw_event(error_body(status, text, parameter_of(told))) + DONE)
     else:
         await exchange.end(shape.last_events(usage) + DONE)
 

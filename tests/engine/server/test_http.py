@@ -252,9 +252,9 @@ def test_what_a_model_means(body, uses):
         ({"model": "alice+alice"}, 400, "model"),
         ({"model": "+".join("abcdefghij")}, 400, "model"),
         ({"model": "alice", "lora": {"alice": 1}}, 400, "lora"),
-        ({"lora": {}}, 400, "model"),
+        ({"lora": {}}, 400, "lora"),
         ({"lora": {"alice": "x"}}, 400, "lora[...]"),
-        ({"lora": {"alice": 1e9}}, 400, "model"),
+        ({"lora": {"alice": 1e9}}, 400, "lora"),
     ],
 )
 def test_what_a_model_cannot_mean(body, status, param):
@@ -313,6 +313,30 @@ def test_the_place_of_a_wrong_value_is_named():
         ("stop_token_ids", ["x"], "stop_token_ids[0]"),
     ]:
         assert refused(post(COMPLETIONS, {"prompt": "a", field: value}))[1]["param"] == place
+
+
+RENAMED = [
+    (CHAT, {"response_format": {"type": "json_object"}}, "structured_outputs.json", "response_format"),
+    (CHAT, {"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "structured_outputs.regex"),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}, "logprobs", "top_logprobs"),
+    (CHAT, {"max_completion_tokens": 7, "max_tokens": 5}, "max_tokens", "max_completion_tokens"),
+    (CHAT, {"max_tokens": 5}, "max_tokens", "max_tokens"),
+    (CHAT, {}, "prompt", "messages"),
+    (CHAT, {"lora": {"alice": 1}}, "lora_request", "lora"),
+    (CHAT, {"model": "alice"}, "lora_request", "model"),
+    (COMPLETIONS, {"echo": True, "logprobs": 21}, "prompt_logprobs", "logprobs"),
+    (COMPLETIONS, {"echo": True, "logprobs": 1, "prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs"),
+    (COMPLETIONS, {"logprobs": 21}, "logprobs", "logprobs"),
+    (COMPLETIONS, {}, "prompt", "prompt"),
+]
+
+
+@pytest.mark.parametrize(("path", "fields", "field", "shown"), RENAMED)
+def test_errors_name_what_the_client_sent(path, fields, field, shown):
+    llm = FakeLLM()
+    llm.error = errors.InvalidRequest(field, "is wrong")
+    status, told = refused(post(path, {"messages": HELLO, "prompt": "a"} | fields, llm))
+    assert (status, told["param"], told["message"]) == (400, shown, f"{shown}: is wrong")
 
 
 def test_deadlines():

@@ -9,6 +9,8 @@ import pytest
 from fake_llm import HTTP, FakeLLM, run, running
 from pydantic import BaseModel
 
+from blora.engine.errors import InvalidRequest
+
 QWEN = r"<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call> <think> </think>"
 MISTRAL = '{{- "[TOOL_CALLS] [" }}'
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
@@ -145,6 +147,12 @@ def test_wrong_tools_are_refused() -> None:
     long = [{"type": "function", "function": {"name": "f", "description": "a" * 300_000}}]
     assert "bytes" in refused(saying(""), tools=long).message
     assert "--tool-call-parser" in refused(saying("", ""), tools=TOOLS).message
+
+
+def test_a_schema_that_the_grammar_refuses_is_one_of_the_tools() -> None:
+    llm = saying("")
+    llm.error = InvalidRequest("structured_outputs.json", "is no schema")
+    assert refused(llm, tools=TOOLS, tool_choice="required").param == "tools"
 
 
 class Weather(BaseModel):
