@@ -155,13 +155,16 @@ class Model(Struct, kw_only=True):
 class UsageCount:
     """Counts the tokens of a request, of all its prompts and samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_generated: bool = True) -> None:
+        """counts_generated: False where answers do not show what is generated."""
+        self._counts_generated = counts_generated
         self._prompts: dict[str, tuple[int, int]] = {}  # request id -> tokens of the prompt, and those found in a cache
         self._num_generated = 0
 
     def note(self, output: RequestOutput) -> None:
         self._prompts[output.request_id] = (len(output.prompt_token_ids), output.num_cached_tokens)
-        self._num_generated += sum(len(sample.token_ids) for sample in output.outputs)
+        if self._counts_generated:
+            self._num_generated += sum(len(sample.token_ids) for sample in output.outputs)
 
     def usage(self) -> Usage:
         num_prompt = sum(number for number, _ in self._prompts.values())

@@ -41,7 +41,7 @@ async def chat(site: Site, exchange: Exchange) -> None:
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
     division = divide(site, body, engine.get_tokenizer(site.names.adapter(body.model, body.lora)), sampling)
     if division is not None and division.form.choice.schema is not None:
-        exchange.field_names = client_names(body) | DEMANDED_CALL
+        exchange.field_names = {**client_names(body), **DEMANDED_CALL}
     prompt = conversation(body) | ({} if body.cache_salt is None else {"cache_salt": body.cache_salt})
     call = generation(site, exchange, engine, body, "chatcmpl", [prompt], sampling, comes_in_parts=division is not None)
     await unless_gone(exchange, respond(site, exchange, call, ChatShape(body, call.head, division)))
@@ -80,6 +80,7 @@ class ChatShape:
 
     def __init__(self, body: ChatBody, head: Head, division: Division | None) -> None:
         """division: None where the text is the content."""
+        self.usage = UsageCount()
         self._head = head
         self._division = division
         self._num_top = body.top_logprobs or 0

@@ -16,7 +16,7 @@ from ..callers_engine import CallersEngine
 from .answers import Completion, CompletionChoice, CompletionLogprobs, Usage, UsageCount
 from .exchange import Exchange, unless_gone
 from .field_names import client_names
-from .logprobs import CompletionPositions, prompt_logprobs
+from .logprobs import CompletionPositions, most_likely, prompt_logprobs
 from .pieces_of_json import items, joined
 from .requests import CompletionBody, check_served, is_given, listed, read
 from .responding import Head, check_streamed, generation, respond
@@ -48,8 +48,8 @@ async def completions(site: Site, exchange: Exchange) -> None:
 def _sampling(body: CompletionBody, defaults: SamplingParams, most_listed: Mapping[str, int]) -> SamplingParams:
     defaults.output_kind = RequestOutputKind.DELTA
     own: dict[str, int | None] = {"logprobs": body.logprobs}
-    if body.echo and body.logprobs is not None:
-        own["prompt_logprobs"] = body.logprobs
+    if body.echo and body.logprobs is not None and (body.prompt_logprobs or 0) >= 0:  # a number below is refused
+        own["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if body.echo and body.max_tokens == 0:
         own["max_tokens"] = 1  # which is not shown
     return sampling_params(body, defaults, most_listed, **own)
@@ -126,7 +126,8 @@ class CompletionShape:
         self._num_top = body.logprobs
         self._shows_tokens = bool(body.return_token_ids)
         self._says = not (body.echo and body.max_tokens == 0)
-        self._shows_prompt = body.prompt_logprobs is not None
+        self.usage = UsageCount(counts_generated=self._says)
+        self._num_prompt_top = body.prompt_logprobs  # in vLLM's form; None where that is not shown
         self._usage = usage_options(body)
         self._prompts: dict[int, _Prompt] = {}
         self._positions: dict[int, CompletionPositions] = {}
@@ -171,8 +172,8 @@ class CompletionShape:
             self._choices.setdefault(part.number, _Choice()).add(part)
         if self._echo is None:
             self._prompts.setdefault(int(piece.request_id), _Prompt()).take(piece)
-        if self._shows_prompt and piece.prompt_logprobs:
-            self._prompts[int(piece.request_id)].logprobs.append(items(prompt_logprobs(piece.prompt_logprobs)))
+        if self._num_prompt_top is not None and piece.prompt_logprobs:
+            self._prompts[int(piece.request_id)].keep(piece, self._num_prompt_top)
 
     def answer(self, usage: Usage) -> Completion:
         return self._completion([self._shown(number) for number in sorted(self._choices)], usage)
@@ -184,11 +185,11 @@ class CompletionShape:
             index=number,
             text="".join(choice.texts),
             logprobs=choice.logprobs() if self._num_top is not None else None,
-            finish_reason=choice.last.finish_reason if self._says else "length",
-            stop_reason=choice.last.stop_reason,
+            finish_reason=self._finish_reason(choice.last),
+            stop_reason=choice.last.stop_reason if self._says else None,
             token_ids=choice.token_ids if self._shows_tokens else None,
             prompt_token_ids=prompt.token_ids if self._shows_tokens else None,
-            prompt_logprobs=joined(prompt.logprobs) if self._shows_prompt else None,
+            prompt_logprobs=None if self._num_prompt_top is None else joined(prompt.logprobs),
         )
 
     # In a stream.
@@ -206,11 +207,16 @@ class CompletionShape:
             index=part.number,
             text=part.text,
             logprobs=part.logprobs,
-            finish_reason=None if sample is None else sample.finish_reason,
-            stop_reason=None if sample is None else sample.stop_reason,
+            finish_reason=None if sample is None else self._finish_reason(sample),
+            stop_reason=sample.stop_reason if sample is not None and self._says else None,
             token_ids=part.token_ids if self._shows_tokens else None,
             prompt_token_ids=piece.prompt_token_ids if tells_prompt else None,
         )
+
+    def _finish_reason(self, sample: CompletionOutput) -> str | None:
+        """The token that is not shown says nothing about the end, unless the request failed."""
+        is_told = self._says or sample.finish_reason in (None, "error")
+        return sample.finish_reason if is_told else "length"
 
     def last_events(self, usage: UsageCount) -> bytes:
         return event(self._completion([], usage.usage())) if self._usage.at_end else b""
@@ -241,6 +247,13 @@ class _Prompt:
         first = self._num_positions
         self._num_positions += len(piece.prompt_logprobs or ())
         return first, self._num_positions
+
+    def keep(self, piece: RequestOutput, num_top: int) -> None:
+        """Keeps the logprobs of a piece that has been taken."""
+        positions = piece.prompt_logprobs or []
+        last = self._num_positions
+        token_ids = piece.prompt_token_ids[last - len(positions) : last]
+        self.logprobs.append(items(prompt_logprobs(most_likely(token_ids, positions, num_top))))
 
 
 class _Choice:

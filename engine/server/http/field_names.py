@@ -21,7 +21,7 @@ def client_names(body: GenerationBody) -> dict[str, str]:
         names["structured_outputs"] = "response_format"
     match body:
         case ChatBody():
-            names |= CONVERSATION | {"logprobs": "top_logprobs"}
+            names |= {**CONVERSATION, "logprobs": "top_logprobs"}
             if body.max_completion_tokens is not None:
                 names["max_tokens"] = "max_completion_tokens"
         case CompletionBody(echo=True, prompt_logprobs=None):

@@ -83,5 +83,17 @@ def prompt_logprobs(positions: Sequence[Candidates | None]) -> list[Any]:
     ]
 
 
+def most_likely(
+    token_ids: Sequence[int], positions: Sequence[Candidates | None], num_top: int
+) -> list[Candidates | None]:
+    """Returns the positions of these tokens with their most likely candidates and the token itself: another part of the
+    answer may have asked for more."""
+    pairs = zip(token_ids, positions, strict=True)
+    return [
+        candidates and {t: entry for t, entry in candidates.items() if entry.rank <= num_top or t == token_id}
+        for token_id, candidates in pairs
+    ]
+
+
 def _entry(logprob: Logprob) -> dict[str, Any]:
     return {"logprob": _finite(logprob.logprob), "rank": logprob.rank, "decoded_token": logprob.decoded_token}

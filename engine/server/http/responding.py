@@ -54,6 +54,8 @@ class Generation:
 
 
 class Shape(Protocol):
+    usage: UsageCount
+
     def add(self, piece: RequestOutput) -> None:
         """Keeps a part of an answer that is given at once."""
 
@@ -104,7 +106,7 @@ async def respond(site: Site, exchange: Exchange, call: Generation, shape: Shape
 
 
 async def _answer(site: Site, exchange: Exchange, call: Generation, shape: Shape) -> None:
-    outcome, usage = Outcome(), UsageCount()
+    outcome, usage = Outcome(), shape.usage
     async with aclosing(_outputs(site, call, outcome)) as parts:
         async for piece in parts:
             usage.note(piece)
@@ -116,7 +118,7 @@ async def _answer(site: Site, exchange: Exchange, call: Generation, shape: Shape
 
 
 async def _stream(site: Site, exchange: Exchange, call: Generation, shape: Shape) -> None:
-    outcome, usage = Outcome(), UsageCount()
+    outcome, usage = Outcome(), shape.usage
     try:
         async with aclosing(_outputs(site, call, outcome)) as parts:
             async for piece in parts:

@@ -12,8 +12,10 @@ from msgspec import Raw
 from blora.engine import errors
 from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.identity.identities import ApiKeys
+from blora.engine.outputs import Logprob
 from blora.engine.server.access import Access
 from blora.engine.server.http import completions as http_completions
+from blora.engine.server.http.logprobs import most_likely
 from blora.engine.server.http.requests import listed
 from blora.engine.server.message_sizes import largest_body
 from blora.scheduler import RequestOutputKind
@@ -162,6 +164,32 @@ def test_echo_shows_the_prompt_and_its_logprobs():
     streamed = events(post(COMPLETIONS, body | {"stream": True}))
     assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == "abcab"
     assert post(COMPLETIONS, body | {"max_tokens": 0}).json()["choices"][0]["text"] == "abc"
+
+
+def test_an_echo_alone_counts_no_token_and_ends_by_its_length():
+    llm = FakeLLM()
+    llm.finish_reason, llm.stop_reason = "stop", 7
+    body = {"prompt": "abc", "max_tokens": 0, "echo": True}
+    answer = post(COMPLETIONS, body, llm).json()
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = events(post(COMPLETIONS, body | options, llm))
+    for choice, usage in ((answer["choices"][0], answer["usage"]), (chunks[-1]["choices"][0], last["usage"])):
+        assert (usage["completion_tokens"], usage["total_tokens"]) == (0, 3)
+        assert choice["finish_reason"] == "length" and "stop_reason" not in choice
+
+
+@pytest.mark.parametrize(("logprobs", "of_prompt"), [(0, 3), (3, 1)])
+def test_an_echo_with_logprobs_leaves_those_of_the_prompt(logprobs, of_prompt):
+    llm = FakeLLM()
+    body = {"prompt": "abc", "max_tokens": 3, "echo": True, "logprobs": logprobs, "prompt_logprobs": of_prompt}
+    (choice,) = post(COMPLETIONS, body, llm).json()["choices"]
+    assert llm.requests[0]["sampling"].prompt_logprobs == 3 and len(choice["prompt_logprobs"]) == 3
+    assert refused(post(COMPLETIONS, body | {"prompt_logprobs": -1}))[1]["param"] == "prompt_logprobs"
+
+
+def test_more_candidates_than_were_asked_for_are_left_out():
+    four = {token_id: Logprob(-1.0 * token_id, token_id) for token_id in (1, 2, 3, 9)}
+    assert [list(kept or ()) for kept in most_likely([5, 9], [None, four], 1)] == [[], [1, 9]]
 
 
 def test_logprobs_of_a_chat():
