@@ -16,8 +16,9 @@ def explain(seed: int, steps: int) -> str:
     """The shortest trace of a seed that fails."""
     script = shortest(operations(seed, steps), lambda script: bool(simulate(seed, script).violations))
     outcome = simulate(seed, script)
-    lines = [f"seed {seed} with {steps} steps fails after {len(script)} operations:", *map(str, script)]
-    return "\n".join([*lines, "violations:", *outcome.violations[:8]])
+    head = f"seed {seed} with {steps} steps fails after {len(script)} operations:"
+    last = f"seed {seed} fails: {next(iter(outcome.violations), 'no longer')}"  # the line that a gate shows
+    return "\n".join([head, *map(str, script), "violations:", *outcome.violations[:8], last])
 
 
 def main() -> int:
