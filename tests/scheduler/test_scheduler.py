@@ -4,6 +4,7 @@ import pytest
 from fakes import CheckingRunner, make_request, make_scheduler
 
 from blora.scheduler import CopyCounts, FinishReason, Request, RowUpdate, SamplingParams, Scheduler, Step
+from blora.scheduler.prompt_turns import MAX_TENANTS
 
 
 def run_step(scheduler: Scheduler, runner: CheckingRunner) -> tuple[Step, list[RowUpdate]]:
@@ -531,3 +532,21 @@ def test_adapters_keep_a_shared_beginning_apart_from_the_base_model(activation: 
     scheduler.add(make_request(1, [7] * 13, 1, cache_salt=b"blue", num_unsalted_tokens=8, **adapted))
     _, updates = run_step(scheduler, runner)
     assert [update.num_cached_tokens for update in updates] == [num_cached]
+
+
+def test_no_more_than_eight_tenants_have_prompts_computed_in_turns() -> None:
+    scheduler, *_ = make_scheduler(num_pages=128, max_num_seqs=32)
+    for request_id in range(12):
+        scheduler.add(make_request(request_id, [request_id] * 20, 2, tenant=str(request_id)))
+    run_step(scheduler, CheckingRunner(4))
+    assert scheduler.num_running == MAX_TENANTS == 8
+
+
+def test_a_request_without_adapters_does_not_keep_those_behind_it_from_being_copied() -> None:
+    scheduler, residency, _ = make_scheduler(num_pages=16, max_num_seqs=1, policy="fcfs")
+    residency.register("next", 2)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1, 2], 9))
+    scheduler.add(make_request(1, [1] * 60, 2))
+    scheduler.add(make_request(2, [1], 2, adapters=(("next", 1.0),)))
+    assert [copy.digest for copy in run_step(scheduler, runner)[0].copies] == ["next"]
