@@ -209,7 +209,7 @@ def _add_grammar(parser: argparse.ArgumentParser) -> None:
         "--rows", type=_count, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once (default: 1 16 64)"
     )
     _add_lengths(parser)
-    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)
 
 
