@@ -244,8 +244,9 @@ def start(channel: Channel[ToEngine]) -> EngineLoop | None:
         is_ours = isinstance(error, EngineStartError)  # its text is complete without the name of its type
         channel.send(StartFailed(str(error) if is_ours else f"{type(error).__name__}: {error}"))
         return None
-    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
     grammars = Grammars(partial(load_tokenizer, Path(first.model)), engine.facts.vocab_size)
+    grammars.warm()  # later it would hold up the steps of all others
+    channel.send(Ready(engine.facts, engine.dtype, engine.page_bytes, engine.layout, engine.shards.size))
     matchers = Matchers(grammars, channel.bell(), engine.core.logbook.note_compiled)
     return EngineLoop(channel, engine.core, engine.shards, matchers=matchers)
 

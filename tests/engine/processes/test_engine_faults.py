@@ -21,6 +21,8 @@ from blora.engine.ipc.messages import (
     GetState,
     LoadAdapter,
     PinAdapter,
+    Ready,
+    Start,
     StateReply,
     UnloadAdapter,
     Updates,
@@ -301,6 +303,28 @@ def test_a_call_that_leaves_the_engine_unsound_ends_it(world: World, inject: Bre
     with pytest.raises(RuntimeError, match="is used 0 and 0 times"):
         world.give(PinAdapter(3, world.digest, True))
     world.core._residency._adapters[world.digest].num_users -= 1
+
+
+def test_the_vocabulary_of_grammars_is_made_before_the_engine_is_ready(
+    engine: StartedEngine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made beside steps, it would hold them up."""
+    channel, load, num_sent = FakeChannel(), engine_process.load_tokenizer, list[int]()
+    channel.messages.append(Start(EngineConfig(model=str(tiny_model)), str(tiny_model)))
+    channel.descriptors.append(-1)
+
+    def noted(path: Path) -> Any:
+        num_sent.append(len(channel.sent))
+        return load(path)
+
+    monkeypatch.setattr(engine_process, "start_engine", lambda *_: engine)
+    monkeypatch.setattr(engine_process, "open_logbook", lambda _: None)
+    monkeypatch.setattr(engine_process, "load_tokenizer", noted)
+    monkeypatch.setattr(FakeChannel, "bell", lambda _: lambda: None, raising=False)
+    loop = engine_process.start(channel)  # type: ignore[arg-type]
+    assert loop is not None and loop._matchers is not None
+    assert loop._matchers._grammars.vocabulary.width >= 260
+    assert num_sent == [0] and isinstance(channel.sent[0], Ready)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("why"), EngineBroken("why"), BaseException("a panic")], ids=repr)
