@@ -30,8 +30,10 @@ async def told_by(llm: ServedEngine, args: argparse.Namespace, who: Access) -> A
             contexts.callback(telling.flush)
         if args.metrics_port is not None:
             app = MetricsApp(llm.get_statistics, args.metrics_prefix, reader_check(args, who))
-            address = await contexts.enter_async_context(metrics_port(app, args.host, args.metrics_port))
-            telling.lines.append(f"blora shows metrics on http://{address}/metrics")
+            tls = None if who.tls is None else who.tls.ssl_context()
+            address = await contexts.enter_async_context(metrics_port(app, args.host, args.metrics_port, tls))
+            scheme = "http" if tls is None else "https"
+            telling.lines.append(f"blora shows metrics on {scheme}://{address}/metrics")
         if not args.disable_log_stats and args.log_stats_interval:
             await contexts.enter_async_context(stats_line(llm.get_statistics, args.log_stats_interval))
         yield telling

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -20,8 +21,11 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def metrics_port(app: MetricsApp, host: str, port: int) -> AsyncGenerator[str, None]:
-    """Serves while the context is open. Yields the address; port 0 takes a free one. Raises OSError."""
+async def metrics_port(
+    app: MetricsApp, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> AsyncGenerator[str, None]:
+    """Serves while the context is open. tls: None serves plain HTTP. Yields the address; port 0 takes a free one.
+    Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
@@ -37,6 +41,9 @@ async def metrics_port(app: MetricsApp, host: str, port: int) -> AsyncGenerator[
         limit_concurrency=64,
         timeout_graceful_shutdown=PARTING,
     )
+    if tls is not None:
+        config.load()
+        config.ssl = tls
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:

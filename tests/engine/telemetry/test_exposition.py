@@ -1,17 +1,19 @@
 """/metrics: what an engine's work becomes there, in the text that scrapers read."""
 
 import asyncio
+import ssl
 import urllib.error
 import urllib.request
 
 import pytest
+from certificates import Authority
 from fake_llm import FakeLLM
 from prometheus_client.parser import text_string_to_metric_families
 
 from blora.engine import AsyncLLM, SamplingParams
 from blora.engine.errors import EngineUnavailable, PermissionDenied, Unauthenticated
 from blora.engine.telemetry.exposition import MetricsApp, render
-from blora.engine.telemetry.families import FAMILIES
+from blora.engine.telemetry.families import ABSENT, FAMILIES
 from blora.engine.telemetry.metrics_port import metrics_port
 
 pytestmark = pytest.mark.slow
@@ -132,3 +134,38 @@ def test_before_the_start_there_is_nothing_to_tell(tiny_model):
             return [await asyncio.to_thread(get, address, path) for path in ("/metrics", "/health")]
 
     assert [status for status, _, _ in asyncio.run(ask())] == [503, 503]
+
+
+def test_prompts_are_told_by_the_source_of_their_tokens(scraped):
+    found = values(scraped[0][1])
+    computed, cached = (
+        found[f"blora:prompt_tokens_by_source_total{{source={source}}}"]
+        for source in ("local_compute", "local_cache_hit")
+    )
+    assert computed + cached == found["blora:prefix_cache_queries_total"] > 0
+    assert cached == found["blora:prefix_cache_hits_total"]
+
+
+def test_names_of_vllm_are_shown_or_said_to_be_absent():
+    assert ABSENT.keys().isdisjoint(family.name for family in FAMILIES)
+
+
+def test_the_port_speaks_tls_where_it_is_given_certificates(tmp_path):
+    authority = Authority()
+    certificate, key = authority.identity("server").write(tmp_path)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(certificate, key)
+    trusting = ssl.create_default_context(cadata=authority.certificate.decode())
+
+    def ask(url: str, context: ssl.SSLContext | None = None) -> int:
+        with urllib.request.urlopen(f"{url}/health", context=context) as answer:
+            return answer.status
+
+    async def body():
+        app = MetricsApp(FakeLLM().get_statistics)
+        async with metrics_port(app, "127.0.0.1", 0, served) as address:
+            assert await asyncio.to_thread(ask, f"https://{address}", trusting) == 200
+            with pytest.raises(OSError):
+                await asyncio.to_thread(ask, f"http://{address}")
+
+    asyncio.run(body())
