@@ -43,6 +43,7 @@ GOTTEN: dict[str, Answer] = {
     "/load": load,
     "/metrics": metrics,
 }
+INSTEAD = {"/v1/responses": "/v1/responses is not served; send the conversation to /v1/chat/completions"}
 SHOWN_HEADERS = ["X-Request-Id", "Retry-After", "Retry-After-Ms"]  # to the scripts of pages that may ask
 
 
@@ -75,6 +76,7 @@ def _route(site: Site, path: str, methods: list[str], answer: Answer, calls: Ope
     return Route(path, endpoint, methods=methods)
 
 
-async def _refuse(_: Request, error: HTTPException) -> Response:
-    text = f"{error.detail}; the guide to HTTP lists the routes" if error.status_code == 404 else error.detail
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    place = INSTEAD.get(request.url.path, "the guide to HTTP lists the routes")
+    text = f"{error.detail}; {place}" if error.status_code == 404 else error.detail
     return Response(error_body(error.status_code, text), error.status_code, error.headers, "application/json")

@@ -502,6 +502,8 @@ def test_probes():
 def test_other_routes_and_methods():
     assert refused(get("/v1/nothing"))[0] == 404
     assert refused(get(CHAT))[0] == 405
+    status, error = refused(post("/v1/responses", {"input": "hi"}))
+    assert status == 404 and CHAT in error["message"]
 
 
 def test_a_drain_finishes_streams_and_refuses_new_requests():
