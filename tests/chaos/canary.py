@@ -46,6 +46,7 @@ def canary(room: Room, server: Server, plan: Sequence[Planned]) -> Iterator[Cana
     """Runs while the body does, and longer if its plan is."""
     planned, recorded = room.folder / "canary-plan", room.folder / "canary-records"
     write_plan(planned, plan)
+    recorded.unlink(missing_ok=True)  # of an earlier canary: one that cannot start leaves no records
     command = [sys.executable, "-P", "-m", "blora.engine.cli.main", "bench", "serve"]
     command += ["--base-url", server.address, "--replay", str(planned), "--records", str(recorded)]
     found = Canary()
