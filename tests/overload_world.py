@@ -10,9 +10,12 @@ from fakes import make_scheduler
 from blora.engine.errors import QueueFull
 from blora.engine.front_end.admission import Admission, QueueLimits
 from blora.engine.front_end.demand import Demand
-from blora.scheduler import FinishReason, Request, RowResult, RowUpdate, SamplingParams, Step, StepCosts
+from blora.scheduler import AdapterUse, FinishReason, Request, RowResult, RowUpdate, SamplingParams, Step, StepCosts
 
 OK, REFUSED, EXPIRED = "OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"
+DROPPED = "dropped"  # RESOURCE_EXHAUSTED, after it had waited
+ENDS = {FinishReason.DEADLINE: EXPIRED, FinishReason.UNBEGUN: DROPPED}
+ADAPTER_PAGES = 2
 MACHINE = StepCosts(step_seconds=5e-3, row_seconds=3e-4, token_seconds=3e-4, read_seconds=0.0, pair_seconds=0.0)
 
 
@@ -25,12 +28,17 @@ class Asked:
     num_answer_tokens: int
     max_tokens: int | None = None  # None: the server knows the length of the answer
     tenant: str = ""
+    adapter: str = ""  # none: the base model
     priority: int = 0
     patience: float | None = None  # from the arrival to the end of the answer
     first_token_patience: float | None = None
     status: str = ""
     retry_after: float | None = None
     token_times: list[float] = field(default_factory=list)
+
+    @property
+    def adapters(self) -> tuple[AdapterUse, ...]:
+        return ((self.adapter, 1.0),) if self.adapter else ()
 
     @property
     def wait(self) -> float:
@@ -73,12 +81,15 @@ class OverloadWorld:
         target_itl: float | None = None,
         noise: float = 0.1,
         costs: StepCosts = MACHINE,
+        adapters: Sequence[str] = (),
     ) -> None:
         self.now = 0.0
         self._costs, self._noise, self._draw = costs, noise, random.Random(0)
-        self.scheduler, _, _ = make_scheduler(
+        self.scheduler, residency, _ = make_scheduler(
             num_pages, 16, num_batched_tokens, num_seats, is_timed=True, target_itl=target_itl
         )
+        for adapter in adapters:
+            residency.register(adapter, ADAPTER_PAGES)
         limits = QueueLimits(max_requests, max_tokens, max_seconds)
         self.admission = Admission(limits, "fair", num_seats, (), lambda: self.now)
         self._asked: dict[int, Asked] = {}  # unfinished
@@ -110,7 +121,7 @@ class OverloadWorld:
         demand = Demand(
             tenant=asked.tenant,
             priority=asked.priority,
-            flow=(),
+            flow=asked.adapters,
             weights=(1.0, 1.0),
             num_prompt_tokens=asked.num_prompt_tokens,
             num_samples=1,
@@ -137,7 +148,9 @@ class OverloadWorld:
             seed=0,
             priority=asked.priority,
             tenant=asked.tenant,
+            adapters=asked.adapters,
             deadline=demand.deadline,
+            begin_by=self.admission.begin_by(),
         )
 
     def _plan(self) -> tuple[Step, float]:
@@ -165,7 +178,7 @@ class OverloadWorld:
                 self.admission.note_first_token(update.request_id, update.num_cached_tokens)
             asked.token_times.append(self.now)
         if update.finish_reason is not None:
-            self._leave(update.request_id, EXPIRED if update.finish_reason is FinishReason.DEADLINE else OK)
+            self._leave(update.request_id, ENDS.get(update.finish_reason, OK))
 
     def _end_late(self, now: float) -> None:
         """The front end's alarm for first tokens that nobody waits for any more."""
@@ -179,7 +192,7 @@ class OverloadWorld:
     def _leave(self, request_id: int, status: str) -> None:
         asked = self._asked.pop(request_id)
         asked.status = status
-        self.admission.leave(request_id, len(asked.token_times) if status == OK else None, status == EXPIRED)
+        self.admission.leave(request_id, len(asked.token_times) if status == OK else None, status != OK)
 
 
 def _after(time: float, patience: float | None) -> float | None:

@@ -5,6 +5,7 @@ wait longer than the server or its own deadlines allow. Synchronous, without I/O
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -160,8 +161,11 @@ class Admission:
     def _predict(self, demand: Demand) -> Prediction | None:
         if not self._entries or not self._forecast.is_measured:
             return None
-        load = self._load(demand)
-        return self._forecast.predict(load, self._backlog.ahead(self._place(demand), load), self._num_decoding)
+        load, place = self._load(demand), self._place(demand)
+        now = self._forecast.predict(load, self._backlog.ahead(place, load), self._num_decoding)
+        # Those that decode now have come within the time of an answer, and as many will come within the next one.
+        coming = now.wait / (self._forecast.num_answer_tokens(1, sys.maxsize) * now.token)
+        return self._forecast.predict(load, self._backlog.ahead(place, load, coming), self._num_decoding)
 
     def _load(self, demand: Demand) -> Load:
         num_answer, prices = demand.num_samples * self._num_answer_tokens(demand), DEFAULT_FAIRNESS
@@ -208,17 +212,21 @@ class Admission:
         entry, now = self._entries[key], self._now()
         entry.first_token = now
         self._backlog.serve(entry.place, entry.load)
-        self._stop_waiting(entry)
+        self._stop_counting_tokens(entry)
         self._num_decoding += entry.demand.num_samples
         self._forecast.note_prompt(entry.demand.num_prompt_tokens, num_cached_tokens)
+        self._note_wait(entry)
         if entry.prediction is not None:
-            predicted = entry.prediction.wait + entry.prediction.prompt
-            caution = self._cautions.of_tenant(entry.demand.tenant).first_token
-            caution.note(predicted, now - entry.entered, entry.entered, now)
-            self.outcomes.note(predicted, now - entry.entered)
+            self.outcomes.note(entry.prediction.wait + entry.prediction.prompt, now - entry.entered)
 
-    def _stop_waiting(self, entry: _Entry) -> None:
-        self._backlog.remove(entry.place, entry.load)
+    def _note_wait(self, entry: _Entry) -> None:
+        """Notes that a request waits no more: its first token has come, or it has waited too long, which is the worst
+        miss of a prediction."""
+        if entry.prediction is not None:
+            now, caution = self._now(), self._cautions.of_tenant(entry.demand.tenant).first_token
+            caution.note(entry.prediction.wait + entry.prediction.prompt, now - entry.entered, entry.entered, now)
+
+    def _stop_counting_tokens(self, entry: _Entry) -> None:
         _subtract(self._tokens, entry.demand.tenant, entry.demand.num_prompt_tokens)
 
     def leave(self, key: Hashable, num_tokens: int | None, is_too_late: bool) -> None:
@@ -228,8 +236,12 @@ class Admission:
         _subtract(self._requests, entry.demand.tenant, entry.demand.num_samples)
         self._num_expired += is_too_late
         if entry.first_token is None:
-            self._stop_waiting(entry)
+            self._backlog.remove(entry.place, entry.load)
+            self._stop_counting_tokens(entry)
+            if is_too_late:
+                self._note_wait(entry)
             return
+        self._backlog.end(entry.place, entry.load)
         self._num_decoding -= entry.demand.num_samples
         if num_tokens is not None:
             self._forecast.note_answer(num_tokens)

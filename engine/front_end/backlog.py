@@ -7,7 +7,7 @@ asked for less goes first (the scheduler's PromptShares); and seats, by the whol
 time.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,9 +51,32 @@ class _Party:
     """Requests that share service: all of an urgency, of a tenant or of a flow."""
 
     weight: float = 1.0
-    load: Load = NOTHING
-    num_requests: int = 0
+    load: Load = NOTHING  # that waits
+    num_waiting: int = 0
+    running: Load = NOTHING  # of requests that wait no more and have not ended
+    num_running: int = 0
     parts: "dict[Hashable, _Party]" = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.num_waiting and not self.num_running
+
+    def expected(self, coming: float) -> Load:
+        return self.load.plus(self.running.times(coming)) if coming and self.num_running else self.load
+
+    def wait(self, load: Load) -> None:
+        self.load, self.num_waiting = self.load.plus(load), self.num_waiting + 1
+
+    def stop_waiting(self, load: Load) -> None:
+        self.num_waiting -= 1
+        self.load = self.load.plus(load.times(-1)) if self.num_waiting else NOTHING
+
+    def run(self, load: Load) -> None:
+        self.running, self.num_running = self.running.plus(load), self.num_running + 1
+
+    def stop_running(self, load: Load) -> None:
+        self.num_running -= 1
+        self.running = self.running.plus(load.times(-1)) if self.num_running else NOTHING
 
     def part(self, key: Hashable, weight: float = 1.0) -> "_Party":
         part = self.parts.setdefault(key, _Party())
@@ -80,24 +103,30 @@ class Backlog:
     def add(self, place: Place, load: Load) -> None:
         self._shares.enter(place.party, place.weights[0])
         for party in self._path(place):
-            party.load = party.load.plus(load)
-            party.num_requests += 1
+            party.wait(load)
 
     def serve(self, place: Place, load: Load) -> None:
-        """Counts a load that was computed for its tenant."""
+        """Has a load that was added run: it was computed for its tenant."""
         self._shares.charge(place.party, load.num_prompt_tokens)
+        for party in self._path(place):
+            party.run(load)
+        self.remove(place, load)
 
     def remove(self, place: Place, load: Load) -> None:
-        """Removes a load that was added."""
+        """Removes a load that waits."""
         path = list(self._path(place))
         for party in path:
-            party.num_requests -= 1
-            party.load = party.load.plus(load.times(-1)) if party.num_requests else NOTHING
-        for whole, key, part in zip(path, _keys(place), path[1:], strict=False):
-            if not part.num_requests:
-                del whole.parts[key]
-        if place.tenant not in self._lane(place).parts:
+            party.stop_waiting(load)
+        if not path[-2].num_waiting:
             self._shares.leave(place.party)
+        _forget_empty(path, place)
+
+    def end(self, place: Place, load: Load) -> None:
+        """Removes a load that runs."""
+        path = list(self._path(place))
+        for party in path:
+            party.stop_running(load)
+        _forget_empty(path, place)
 
     def _path(self, place: Place) -> Iterator[_Party]:
         yield self._all
@@ -108,8 +137,10 @@ class Backlog:
     def _lane(self, place: Place) -> _Party:
         return self._all.parts.get(place.urgency, _Party())
 
-    def ahead(self, place: Place, own: Load) -> Load:
-        """Returns the load that is served before a new request of this place has been. own: of the request."""
+    def ahead(self, place: Place, own: Load, coming: float = 0.0) -> Load:
+        """Returns the load that is served before a new request of this place has been. own: of the request. coming:
+        how many times what the tenant's other flows have running is expected to come meanwhile: it can be served
+        earlier, up to their shares."""
         load = NOTHING
         for urgency, party in self._all.parts.items():
             if isinstance(urgency, int) and urgency < place.urgency:
@@ -117,7 +148,7 @@ class Backlog:
         lane = self._lane(place)
         tenant = lane.parts.get(place.tenant, _Party())
         flow = tenant.parts.get(place.flow, _Party())
-        of_tenant = flow.load.plus(_served_meanwhile(tenant, place.flow, flow.load.plus(own), place.weights[1]))
+        of_tenant = flow.load.plus(_served_meanwhile(tenant, place.flow, flow.load.plus(own), place.weights[1], coming))
         return load.plus(of_tenant).plus(self._served_meanwhile(lane, place, of_tenant.plus(own)))
 
     def _served_meanwhile(self, lane: _Party, place: Place, served: Load) -> Load:
@@ -141,14 +172,18 @@ def _keys(place: Place) -> tuple[Hashable, ...]:
     return (place.urgency, place.tenant, place.flow)
 
 
-def _served_meanwhile(whole: _Party, own: Hashable, served: Load, weight: float) -> Load:
-    """Returns the load of the other parts of a whole that is served while one part receives so much service."""
+def _served_meanwhile(whole: _Party, own: Hashable, served: Load, weight: float, coming: float = 0.0) -> Load:
+    """Returns the load of the other parts of a whole that is served while one part receives so much service. coming:
+    as `Backlog.ahead` has it."""
     share = served.service / weight
-    return _sum(
-        (part.load, share * part.weight / max(part.load.service, 1.0))
-        for key, part in whole.parts.items()
-        if key != own
-    )
+    loads = ((part, part.expected(coming)) for key, part in whole.parts.items() if key != own)
+    return _sum((load, share * part.weight / max(load.service, 1.0)) for part, load in loads)
+
+
+def _forget_empty(path: Sequence[_Party], place: Place) -> None:
+    for whole, key, part in zip(path, _keys(place), path[1:], strict=False):
+        if part.is_empty:
+            del whole.parts[key]
 
 
 def _tokens(party: _Party) -> float:
@@ -169,9 +204,11 @@ def _sum(parts: Iterable[tuple[Load, float]]) -> Load:
 
 
 def _check(party: _Party) -> None:
-    if party.parts and party.num_requests != sum(part.num_requests for part in party.parts.values()):
-        raise RuntimeError(f"{party.num_requests} requests wait, but the parts of the backlog count others")
-    for part in party.parts.values():
-        if not part.num_requests:
+    counts = (party.num_waiting, party.num_running)
+    parts = party.parts.values()
+    if parts and counts != (sum(part.num_waiting for part in parts), sum(part.num_running for part in parts)):
+        raise RuntimeError(f"{counts} requests wait and run, but the parts of the backlog count others")
+    for part in parts:
+        if part.is_empty:
             raise RuntimeError("a part of the backlog is kept without a request")
         _check(part)

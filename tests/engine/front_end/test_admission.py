@@ -8,7 +8,7 @@ import pytest
 
 from blora.engine.errors import QueueFull
 from blora.engine.front_end.admission import OTHERS, Admission, QueueLimits
-from blora.engine.front_end.backlog import Backlog, Load
+from blora.engine.front_end.backlog import Backlog, Load, Place
 from blora.engine.front_end.caution import SLACK, Caution, Cautions
 from blora.engine.front_end.demand import Demand, TextSizes, num_certain_tokens
 from blora.engine.identity.tenant import Quotas
@@ -205,6 +205,11 @@ def put(backlog: Backlog, num: int, priority: int = 0, tenant: str = "", flow: s
         backlog.add(backlog.place(priority, tenant, flow, (weight, 1.0)), Load(1, 10, 50, 10))
 
 
+def serve(backlog: Backlog, place: Place, load: Load) -> None:
+    backlog.add(place, load)
+    backlog.serve(place, load)
+
+
 def test_a_request_waits_for_more_urgent_ones_and_its_own_tenants() -> None:
     backlog = Backlog("fair")
     put(backlog, 3, priority=0)
@@ -230,15 +235,14 @@ def test_a_tenant_that_asked_for_less_waits_for_less() -> None:
     backlog = Backlog("fair")
     flood, alone, own = (backlog.place(0, tenant, "", (1.0, 1.0)) for tenant in ("flood", "alone", "own"))
     put(backlog, 3, tenant="flood")
-    backlog.add(flood, Load(1, 1000, 0, 1000))
-    backlog.serve(flood, Load(1, 1000, 0, 1000))
+    serve(backlog, flood, Load(1, 1000, 0, 1000))
     assert ahead(backlog, tenant="new") == 0
     assert backlog.ahead(own, Load(1, PROMPT_CREDIT + 10, 0, 0)).num_prompt_tokens == 10
     put(backlog, 1, tenant="alone")
     assert ahead(backlog, tenant="new") == 10
-    backlog.serve(alone, Load(1, 7, 0, 0))
+    serve(backlog, alone, Load(1, 7, 0, 0))
     assert ahead(backlog, tenant="new") == 3
-    assert backlog.ahead(flood, Load(1, 10, 0, 10)).num_prompt_tokens == 1030 + 10
+    assert backlog.ahead(flood, Load(1, 10, 0, 10)).num_prompt_tokens == 30 + 10
     backlog.check_integrity()
 
 
@@ -248,6 +252,24 @@ def test_within_a_tenant_the_same_holds_for_adapters() -> None:
     put(backlog, 1, flow="rare")
     assert ahead(backlog, flow="rare") == 10 + 20
     assert ahead(backlog, flow="new") == 10 + 10
+
+
+def test_requests_of_other_adapters_that_will_come_are_served_before_those_that_queue_for_one() -> None:
+    """They come as often as those that run have come, up to their adapter's share."""
+    backlog, own = Backlog("fair"), Load(1, 10, 50, 10)
+    popular, rare, other = (backlog.place(0, "", flow, (1.0, 1.0)) for flow in ("popular", "rare", "other"))
+    put(backlog, 5, flow="popular")
+    for place in (popular, rare, rare):
+        serve(backlog, place, own)
+    assert backlog.ahead(popular, own).num_prompt_tokens == 50
+    assert backlog.ahead(popular, own, coming=1.5).num_prompt_tokens == 50 + 30
+    assert backlog.ahead(popular, own, coming=9.0).num_prompt_tokens == 50 + 60
+    assert backlog.ahead(other, own, coming=9.0).num_prompt_tokens == 10 + 10
+    backlog.check_integrity()
+    for place in (popular, rare, rare):
+        backlog.end(place, own)
+    assert backlog.ahead(popular, own, coming=9.0).num_prompt_tokens == 50
+    backlog.check_integrity()
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("fcfs", 60), ("priority", 30)])
@@ -313,6 +335,16 @@ def test_a_tenants_errors_are_its_own_and_tenants_are_forgotten() -> None:
         cautions.of_tenant("flood")
     assert len(cautions._tenants) == 3
     assert cautions.of_tenant("flood").first_token.factor > Caution().factor
+
+
+def test_what_was_dropped_after_it_had_waited_widens_the_margin() -> None:
+    """Who learns only from what was served learns nothing from the worst misses."""
+    admission = measured(clock := Clock(), max_seconds=10.0)
+    fill(admission, 1)
+    admission.enter("one", demand())
+    clock.now += 5.0
+    admission.leave("one", None, True)
+    assert admission._cautions.of_tenant("").first_token.factor > Caution().factor
 
 
 def test_a_fit_that_leaves_no_time_to_rows_still_predicts() -> None:

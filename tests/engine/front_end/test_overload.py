@@ -3,6 +3,7 @@
 `make chaos` tries the same on a real server.
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from overload_world import EXPIRED, OK, REFUSED, Asked, OverloadWorld, arrivals
+from overload_world import DROPPED, EXPIRED, OK, REFUSED, Asked, OverloadWorld, arrivals
 
 from blora.scheduler import StepCosts
 
@@ -130,6 +131,27 @@ def test_the_others_keep_their_goodput_beside_a_flood_of_long_prompts(times: flo
     assert num_good(beside, 1.0) >= 0.95 * num_good(calm, 1.0)
     assert late(beside, 0.95) <= 2 * late(calm, 0.95)
     assert world.num_steps > 500
+
+
+ADAPTERS = ("", "a0", "a1", "a2", "a3")
+
+
+def test_first_tokens_come_in_time_where_adapters_overtake_each_other() -> None:
+    """Gate E1 at twice the capacity: adapters share what their tenant gets, so a request that has others of its own
+    adapter before it is overtaken by those of other adapters that come later."""
+    draw, capacity = random.Random(0), 13.0
+    fields: dict[str, Any] = {"prompt": (16, 112), "answer": (16, 48)}
+    warm = arrivals(0.9 * capacity, 15.0, seed=1, **fields)
+    asked = list(arrivals(2 * capacity, 30.0, seed=2, start=15.0, **fields))
+    options = {"num_seats": 256, "num_batched_tokens": 2048, "num_pages": 2000, "costs": DEFAULT_MODEL}
+    world = OverloadWorld(max_seconds=0.5, adapters=ADAPTERS[1:], **options)
+    for one in (everything := [*warm, *asked]):
+        one.adapter = draw.choice(ADAPTERS)
+    world.run(everything)
+    statuses = Counter(one.status for one in asked)
+    assert late(asked, 0.99) < 0.9
+    assert statuses[DROPPED] < 0.005 * (statuses[REFUSED] + statuses[DROPPED])
+    assert num_good(asked, 1.0) > 0.9 * 30.0 * capacity
 
 
 def test_urgent_requests_do_not_wait_for_the_others() -> None:
