@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        needs = f"needs {package}: pip install 'blora[bench]'"
+        needs = f"needs {package}: pip install '.[bench]'"
         raise SystemExit(f"blora bench {args.program} {needs}") from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"blora bench {args.program}: {error}") from None

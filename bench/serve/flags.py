@@ -46,7 +46,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="ask a request again until the server answers it, so long (default: 0, once)",
+        help="wait so long until the server answers a short request (default: 0, do not ask)",
     )
     group.add_argument("--extra-body", type=_object, default={}, metavar="JSON", help="fields of each body of HTTP")
 

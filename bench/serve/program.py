@@ -31,7 +31,8 @@ FAULTY, INTERRUPTED = 1, 130  # exit statuses
 def run(args: argparse.Namespace) -> int:
     served = look_at(args)
     spec = served.spec
-    asyncio.run(served.wait(args.ready_check_timeout_sec))
+    if args.ready_check_timeout_sec:
+        asyncio.run(served.wait(args.ready_check_timeout_sec))
     plan = read_plan(args.replay) if args.replay is not None else make_plan(args, served)
     if args.record is not None:
         write_plan(args.record, plan)

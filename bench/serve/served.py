@@ -8,10 +8,13 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
 from blora.proto.client import Client
 
 from ..load import Load, Planned, Record, TargetSpec
 from ..load.record import OK
+from ..load.summary import REFUSED
 
 PORTS = {"blora": 50051, "openai": 8000, "openai-chat": 8000}
 LOOK_SECONDS = 10.0  # for a question to the server
@@ -26,8 +29,11 @@ class Served:
     def vocab_size(self) -> int:
         """Raises ValueError where the server does not say it."""
         if self.spec.backend == "blora":
-            with Client(self.spec.address, timeout=LOOK_SECONDS) as client:
-                return client.info().vocab_size
+            try:
+                with Client(self.spec.address, timeout=LOOK_SECONDS) as client:
+                    return client.info().vocab_size
+            except grpc.RpcError as error:
+                raise OSError(f"the server at {self.spec.address} does not answer: {error.details()}") from None
         if self.spec.backend == "in-process":
             from blora.engine.model_files.hub import resolve_model
             from blora.engine.model_files.read_config import load_model_config
@@ -36,7 +42,8 @@ class Served:
         raise ValueError("a server of HTTP does not say how many tokens its vocabulary has; give --vocab-size")
 
     async def wait(self, seconds: float) -> None:
-        """Asks a short request until it is answered. Raises OSError where it is not, `seconds` after the first try."""
+        """Asks a short request until it is answered, or refused for too much load. Raises OSError where it is not,
+        `seconds` after the first try."""
         end = time.monotonic() + seconds
         prompt: Any = "Hello" if self.spec.backend == "openai-chat" else [1]
         planned = Planned(seconds=0.0, prompt=prompt, max_tokens=1)
@@ -45,7 +52,7 @@ class Served:
         while True:
             async with self.spec.open() as target:
                 (record,) = await Load([planned], target).run()
-            if record.status == OK:
+            if record.status in (OK, REFUSED):
                 return
             if time.monotonic() > end:
                 raise OSError(f"the server at {self.spec.address} does not answer: {_failure(record)}")

@@ -20,6 +20,8 @@ from simulation.operations import FAULTS, FOLDERS, INVOCATION, NAMES, Operation
 from simulation.verdict import history, unfounded
 from simulation.world import PAGE_BYTES, AdapterFiles, Sizes, World
 
+from blora.engine.adapter_store.loader_client import READ_TIMEOUT
+
 LONGEST = 3600.0  # virtual seconds for what is left to end
 ENDS = ("idle", "drain", "shutdown")
 
@@ -183,7 +185,7 @@ class Simulation:
             await self.llm.unload_adapter(info.name)
         while (info := await self.llm.get_info()).num_running + info.num_waiting or not self.llm.is_serving:
             await asyncio.sleep(0.1)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0 + self._seconds_of_hung_reads())
         self._check("the front end", self.llm.check_idle)
         assert world.core is not None
         self._check("the engine", world.core.check_idle)
@@ -192,6 +194,11 @@ class Simulation:
                 f"{world.core.num_free_pages} of {self.sizes.num_pages} pages are free, images {world.core.images()}"
             )
         await self.llm.shutdown()
+
+    def _seconds_of_hung_reads(self) -> float:
+        """A read whose callers have left goes on; one that hangs ends at its time."""
+        hangs = any(operation.values.get("hangs") for operation in self.script if operation.kind == "fault_child")
+        return READ_TIMEOUT if hangs else 0.0
 
     async def _end_by_drain(self) -> None:
         if self.kills_at_the_end:
