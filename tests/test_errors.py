@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("scheduler", "adapters", "proto", "engine", "bench")
 
 
+@cache
 def classes() -> list[tuple[str, str, set[str]]]:
     """The module, the name and the names of the bases of each class of the packages."""
     found = []
@@ -26,6 +28,7 @@ def classes() -> list[tuple[str, str, set[str]]]:
     return found
 
 
+@cache
 def exceptions() -> list[type[BaseException]]:
     names = {name for name, value in vars(builtins).items() if inspect.isclass(value) and is_exception(value)}
     ours: dict[str, str] = {}  # name -> module

@@ -110,23 +110,23 @@ def is_below(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_leaves_import_no_sibling_and_nothing_imports_the_engine(path: Path) -> None:
-    own = path.relative_to(ROOT).parts[0]
-    allowed = PACKAGES if own == "engine" else (own,)
-    for module in imports(path):
-        if is_below(module, "blora"):
-            assert any(is_below(module, f"blora.{package}") for package in allowed), module
-        assert module.split(".")[0] not in PACKAGES, f"{module}: import it as blora.{module}"
+def test_leaves_import_no_sibling_and_nothing_imports_the_engine() -> None:
+    for path in SOURCES:
+        own, name = path.relative_to(ROOT).parts[0], relative(path)
+        allowed = PACKAGES if own == "engine" else (own,)
+        for module in imports(path):
+            if is_below(module, "blora"):
+                assert any(is_below(module, f"blora.{package}") for package in allowed), (name, module)
+            assert module.split(".")[0] not in PACKAGES, f"{name}: {module}: import it as blora.{module}"
 
 
-@pytest.mark.parametrize("path", ENGINE_FILES, ids=relative)
-def test_a_room_imports_only_from_floors_below(path: Path) -> None:
-    room = room_of(path)
-    imported = rooms_imported(path) - {room}
-    assert not {other for other in imported if FLOOR_OF[other] >= FLOOR_OF[room]}, (
-        f"{room} is on floor {FLOOR_OF[room]}"
-    )
+def test_a_room_imports_only_from_floors_below() -> None:
+    for path in ENGINE_FILES:
+        room = room_of(path)
+        imported = rooms_imported(path) - {room}
+        assert not {other for other in imported if FLOOR_OF[other] >= FLOOR_OF[room]}, (
+            f"{relative(path)}: {room} is on floor {FLOOR_OF[room]}"
+        )
 
 
 def test_every_room_has_a_floor() -> None:
@@ -151,36 +151,40 @@ def test_files_of_a_package_import_in_no_circle(package: str) -> None:
     assert set(order.static_order()) == graph.keys()  # a circle is a CycleError
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_each_library_stays_where_it_belongs(path: Path) -> None:
+def test_each_library_stays_where_it_belongs() -> None:
+    for path in SOURCES:
+        check_libraries(path)
+
+
+def check_libraries(path: Path) -> None:
     name = relative(path)
     found = {module.split(".")[0] for module in imports(path)}
     if name.startswith("scheduler/"):
-        assert found.isdisjoint({"torch", "numpy"})
+        assert found.isdisjoint({"torch", "numpy"}), name
     if name.startswith("proto/"):
-        assert found.isdisjoint({"torch", "numpy", "transformers"})
+        assert found.isdisjoint({"torch", "numpy", "transformers"}), name
     if name.startswith("engine/"):
-        assert not {library for library in found & ROOMS_OF.keys() if room_of(path) not in ROOMS_OF[library]}
+        assert not {library for library in found & ROOMS_OF.keys() if room_of(path) not in ROOMS_OF[library]}, name
     elif not name.startswith("proto/"):
-        assert found.isdisjoint({"grpc", "asyncio"})
-    assert found.isdisjoint({"pickle", "dill", "marshal"})
+        assert found.isdisjoint({"grpc", "asyncio"}), name
+    assert found.isdisjoint({"pickle", "dill", "marshal"}), name
     # The threads of ours are that which an LLM starts when several threads call it, and that which compiles grammars.
-    assert "threading" not in found or name in ("engine/step/driver.py", "engine/step/engine_thread.py")
-    assert "concurrent" not in found or name == "engine/processes/matchers.py"
+    assert "threading" not in found or name in ("engine/step/driver.py", "engine/step/engine_thread.py"), name
+    assert "concurrent" not in found or name == "engine/processes/matchers.py", name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_only_the_device_names_torch_cuda(path: Path) -> None:
+def naming(*words: str) -> list[str]:
+    """Returns the files in which one of the words stands."""
+    return [relative(path) for path in SOURCES if any(word in path.read_text() for word in words)]
+
+
+def test_only_the_device_names_torch_cuda() -> None:
     """A call that bypasses the device could not be watched; see tests/recording_device.py."""
-    if relative(path) != "engine/cuda/device.py":
-        assert "torch.cuda" not in path.read_text()
+    assert naming("torch.cuda") == ["engine/cuda/device.py"]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_only_the_command_line_reads_the_environment(path: Path) -> None:
-    if relative(path) != "engine/cli/main.py":
-        text = path.read_text()
-        assert "os.environ" not in text and "getenv" not in text
+def test_only_the_command_line_reads_the_environment() -> None:
+    assert naming("os.environ", "getenv") == ["engine/cli/main.py"]
 
 
 @pytest.mark.parametrize(
@@ -227,15 +231,16 @@ def test_type_checkers_are_told_that_the_package_is_typed(package: str) -> None:
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["*"]  # otherwise it would not be installed
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bench").rglob("*.py")), ids=relative)
-def test_programs_measure_through_public_names(path: Path) -> None:
+def test_programs_measure_through_public_names() -> None:
     """Programs use public names, as a user's would, so that a user can measure all that they measure."""
     private = re.compile("_[^_]")
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Attribute) and private.match(node.attr):
-            assert isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"), ast.unparse(node)
-        if isinstance(node, ast.ImportFrom):
-            assert not [alias.name for alias in node.names if private.match(alias.name)]
+    for path in sorted((ROOT / "bench").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and private.match(node.attr):
+                is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert is_own, f"{relative(path)}: {ast.unparse(node)}"
+            if isinstance(node, ast.ImportFrom):
+                assert not [alias.name for alias in node.names if private.match(alias.name)], relative(path)
 
 
 def test_modules_of_bench_are_not_run_as_files() -> None:

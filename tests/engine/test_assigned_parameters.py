@@ -56,6 +56,7 @@ def test_calls_of_async_llm_keep_what_they_were_given(tiny_model: Path) -> None:
     shared_engine.run(tiny_model, body, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE])
 def test_streamed_outputs_have_an_intervals_tokens(tiny_model: Path, kind: RequestOutputKind) -> None:
     async def body(llm: AsyncLLM) -> None:

@@ -17,6 +17,7 @@ from blora.engine.requests.load_watch import LoadWatch
 LONG = "a long text of many words. " * 1000  # is read in a child
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_a_request_and_lead_back_to_the_text(tiny_model: Path) -> None:
     async def body(llm: AsyncLLM) -> None:
         (answer,) = [o async for o in llm.generate("Hello, world", SamplingParams(max_tokens=1))][-1:]
@@ -38,6 +39,7 @@ def test_tokens_are_those_of_a_request_and_lead_back_to_the_text(tiny_model: Pat
     shared_engine.run(tiny_model, body, {})
 
 
+@pytest.mark.slow
 def test_the_load_is_told_when_a_request_and_an_adapter_come(tiny_model: Path, tiny_adapters: Any) -> None:
     async def body(llm: AsyncLLM) -> None:
         async with aclosing(llm.watch_load(10)) as news:
@@ -53,6 +55,7 @@ def test_the_load_is_told_when_a_request_and_an_adapter_come(tiny_model: Path, t
     shared_engine.run(tiny_model, body, tiny_adapters)
 
 
+@pytest.mark.slow
 def test_a_watcher_can_tell_rates_by_counts(tiny_model: Path, tiny_adapters: Any) -> None:
     async def body(llm: AsyncLLM) -> None:
         async with aclosing(llm.watch_load(10)) as news:

@@ -240,6 +240,7 @@ def test_a_faulty_message_of_another_client_is_refused_by_its_place(chat: Any, p
         Chat.read(converted(request))
 
 
+@pytest.mark.slow
 def test_a_faulty_conversation_is_an_invalid_argument_over_grpc(model: Path) -> None:
     faulty: list[tuple[Any, dict[str, Any], str]] = [
         ([HI | {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}], {}, "image_url"),

@@ -42,6 +42,7 @@ async def answer(llm: AsyncLLM, what: StructuredOutputsParams | None, **fields: 
     return last.outputs[0]
 
 
+@pytest.mark.slow
 def test_texts_match_and_what_is_bad_is_refused(tiny_model: Path) -> None:
     async def body(llm: AsyncLLM) -> None:
         free = await answer(llm, None)

@@ -100,6 +100,7 @@ def test_long_texts_and_strange_templates_are_read_elsewhere_into_the_same_token
     assert read_here
 
 
+@pytest.mark.slow
 def test_many_bad_words_are_read_elsewhere(model: Path, read_here: list[int]) -> None:
     async def body(llm: AsyncLLM) -> None:
         async for output in llm.generate([1, 2, 3], SamplingParams(max_tokens=4, bad_words=WORDS)):
@@ -109,6 +110,7 @@ def test_many_bad_words_are_read_elsewhere(model: Path, read_here: list[int]) ->
     assert not read_here
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("read_here")
 def test_what_cannot_fit_is_refused_before_another_process_reads_it(model: Path) -> None:
     async def body(llm: AsyncLLM) -> None:
@@ -121,6 +123,7 @@ def test_what_cannot_fit_is_refused_before_another_process_reads_it(model: Path)
     shared_engine.run(model, body, {}, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_call_that_leaves_while_its_text_is_read_leaves_nothing(model: Path) -> None:
     async def body(llm: AsyncLLM) -> None:
         calls = [asyncio.create_task(anext(llm.generate(LONG, ONE, tenant=f"t{number % 3}"))) for number in range(9)]

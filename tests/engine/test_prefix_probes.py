@@ -3,15 +3,18 @@
 The attacker sees more than a clock would show: how many tokens of its own prompt were cached.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from shared_engine import shared_engine
 
 from blora.engine import AsyncLLM, SamplingParams, Tenant
 from blora.engine.identity.caller import salt_of
 
+pytestmark = pytest.mark.slow  # it starts an engine process
 ONE = SamplingParams(temperature=0, max_tokens=1)
 VICTIM, ATTACKER = (Tenant(name, salt=salt_of(name), is_proven=True) for name in ("victim", "attacker"))
 NUM_PROBES = 12
@@ -33,13 +36,15 @@ def auc(of_sent: Sequence[int], of_others: Sequence[int]) -> float:
 async def probed(llm: AsyncLLM, attacker: Tenant, adapter: str | None, seed: int) -> float:
     """How well an attacker tells prompts that the victim has just sent from others."""
     draw = random.Random(seed)
-    found: dict[bool, list[int]] = {True: [], False: []}
-    for _ in range(NUM_PROBES):
-        prompt, is_sent = [draw.randrange(200) for _ in range(17)], draw.random() < 0.5
-        if is_sent:
-            await num_cached(llm, prompt, VICTIM, adapter)
-        found[is_sent].append(await num_cached(llm, prompt, attacker, adapter))
-    return auc(found[True], found[False])
+    drawn = [([draw.randrange(200) for _ in range(17)], draw.random() < 0.5) for _ in range(NUM_PROBES)]
+    await asyncio.gather(*(num_cached(llm, prompt, VICTIM, adapter) for prompt, is_sent in drawn if is_sent))
+    found = await asyncio.gather(*(num_cached(llm, prompt, attacker, adapter) for prompt, _ in drawn))
+    of_sent, of_others = (
+        [number for number, (_, is_sent) in zip(found, drawn, strict=True) if is_sent is wanted]
+        for wanted in (True, False)
+    )
+    assert of_sent and of_others
+    return auc(of_sent, of_others)
 
 
 def test_a_probe_tells_nothing_across_tenants(tiny_model: Path, tiny_adapters: dict[str, Path]) -> None:

@@ -83,6 +83,7 @@ STATUSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_refusals_are_the_same_through_all_doors(tiny_model, tiny_adapters, case):
     async def body(llm):

@@ -268,6 +268,7 @@ def test_the_loader_child_hands_the_text_on(tiny_model: Path, tooled: str) -> No
     shared_engine.run(tiny_model, body, {"tooled": Path(tooled)})
 
 
+@pytest.mark.slow
 def test_a_requests_own_template_has_the_special_tokens_of_an_adapter_that_it_loads(
     tiny_model: Path, make_folder: Callable[..., str], make_llm: Callable[..., LLM]
 ) -> None:
@@ -290,6 +291,7 @@ def test_a_requests_own_template_has_the_special_tokens_of_an_adapter_that_it_lo
     check(make_llm().generate(prompt, GREEDY, LoRARequest("ended", 1, folder), use_tqdm=False)[0])
 
 
+@pytest.mark.slow
 def test_text_is_kept_while_the_same_adapter_leaves_under_another_name(
     tiny_model: Path, tooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
