@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blora.engine.config import BACKENDS
 
-from . import serve
+from . import serve, sweep_rate
 from .workload import POPULARITIES
 
 EXTRAS = ("aiohttp", "hdrh", "matplotlib")  # packages of the extra `bench`
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_gpu(programs.add_parser("gpu", help="correctness and speed on a GPU, in a report to send back"))
     _add_roofline(programs.add_parser("roofline", help="cost of adapters to a step on GPUs, by arithmetic"))
     serve.add_arguments(programs.add_parser("serve", help=serve.HELP))
+    _add_sweep_rate(programs.add_parser("sweep-rate", help="highest request rate that meets a goal, by bisection"))
+    _add_compare(programs.add_parser("compare", help="two results beside each other, and what of it is noise"))
     _add_doors(programs.add_parser("doors", help="throughput of streams in process, over gRPC and over HTTP"))
     plots = programs.add_parser("plots", help="draw the plots of a sweep again")
     plots.add_argument("file", type=Path, metavar="FILE", help="throughput.json, as a sweep wrote it")
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the program; returns its exit status. A mistake in its options ends it with one line and no traceback."""
     try:
-        return int(import_module(f".{args.program}", __package__).run(args))
+        return int(import_module(f".{args.program.replace('-', '_')}", __package__).run(args))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -305,6 +307,18 @@ def _add_gpu(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the report here (default: %(default)s)",
     )
+
+
+def _add_sweep_rate(parser: argparse.ArgumentParser) -> None:
+    serve.add_arguments(parser)
+    sweep_rate.add_arguments(parser)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "before", type=Path, metavar="A.json", help="results of `blora bench serve`, a run a line or one"
+    )
+    parser.add_argument("after", type=Path, metavar="B.json", help="results to compare with them")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from blora.engine.cpu.backend import kernels_of
+
+from .host import cpu_model
 
 PACKAGES = ("blora", "torch", "numpy", "transformers", "tokenizers")
 
@@ -22,7 +23,7 @@ def describe(backend: str = "auto") -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -41,16 +42,3 @@ def summary(description: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {kernels} kernels, "
         f"torch {versions['torch']}, blora {versions['blora']}"
     )
-
-
-def _cpu_model() -> str:
-    """Returns name, family and model number: the name in a virtual machine is often only the maker's."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), value.strip())
-    name = fields.get("model name", platform.processor() or platform.machine())
-    pairs = (("family", "cpu family"), ("model", "model"))
-    numbers = [f"{label} {fields[field]}" for label, field in pairs if field in fields]
-    return f"{name} ({', '.join(numbers)})" if numbers else name

@@ -10,7 +10,7 @@ Cell = str | float | None
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Returns a table with columns as wide as their cells, the first one aligned left. None is an empty cell."""
-    texts = [list(header), *([_text(cell) for cell in row] for row in rows)]
+    texts = [list(header), *([text_of(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     return "\n".join(_line(line, widths) for line in texts)
 
@@ -20,7 +20,7 @@ def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([texts[0].ljust(widths[0]), *rest]).rstrip()
 
 
-def _text(cell: Cell) -> str:
+def text_of(cell: Cell) -> str:
     """Returns a number with three significant digits, or as an integer from 100 on."""
     if cell is None or isinstance(cell, str):
         return cell or ""

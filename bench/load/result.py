@@ -57,6 +57,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """Returns what also a part of a run has. duration: seconds over which rates are taken."""
     finished = [record for record in records if record.status == OK]
+    good = sum(map(goal.is_met, records))
     num_input = sum(record.num_prompt_tokens for record in finished)
     num_output = sum(record.num_tokens for record in finished)
     return {
@@ -66,7 +67,8 @@ def figures_of(
         "total_input_tokens": num_input,
         "total_output_tokens": num_output,
         "request_throughput": _rate(len(finished), duration),
-        "request_goodput": _rate(sum(map(goal.is_met, records)), duration) if goal.limits else None,
+        "good": good,
+        "request_goodput": _rate(good, duration) if goal.limits else None,
         "output_throughput": _rate(num_output, duration),
         "total_token_throughput": _rate(num_input + num_output, duration),
         **_spreads(finished, metrics, percents),

@@ -241,6 +241,9 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--result-dir", type=Path, metavar="DIR", help="of the result (default: this folder)")
     group.add_argument("--result-filename", metavar="NAME", help="(default: BACKEND-RATEqps-MODEL-DATE.json)")
+    group.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with charts of the run, which needs no network"
+    )
     group.add_argument("--label", help="name of the run in its result")
     group.add_argument("--metadata", nargs="+", type=_pair, default=(), metavar="KEY=VALUE", help="of the result")
 

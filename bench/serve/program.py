@@ -8,12 +8,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..load import Planned, Record, Sent, TargetSpec, read_plan, send, write_plan
+from ..host import describe_host
+from ..load import Planned, Record, Sent, read_plan, send, write_plan
 from ..load.arrivals import Ramp, arrival_seconds, check_rates
 from ..load.clients import Clients
 from ..load.groups import answers_of, by_group, fairness_of, refusals_of
 from ..load.mix import Mix
 from ..load.result import Goal, result_of
+from .counters import change, read_counters
 from .datasets import samples_of
 from .progress import Progress
 from .report import detailed, format_result
@@ -30,19 +32,21 @@ FAULTY, INTERRUPTED = 1, 130  # exit statuses
 
 def run(args: argparse.Namespace) -> int:
     served = look_at(args)
-    spec = served.spec
     if args.ready_check_timeout_sec:
         asyncio.run(served.wait(args.ready_check_timeout_sec))
     plan = read_plan(args.replay) if args.replay is not None else make_plan(args, served)
     if args.record is not None:
         write_plan(args.record, plan)
     if args.num_warmups:
-        send(_at_once(plan[: args.num_warmups]), spec)
-    sent = _send(args, plan, spec)
-    result = _header(args, served, plan) | _figures(args, sent)
+        send(_at_once(plan[: args.num_warmups]), served.spec)
+    result, sent = measure(args, served, plan)
     print(format_result(result))
     if args.records is not None:
         write_records(args.records, sent.records)
+    if args.html is not None:
+        from ..report import run_page  # imports matplotlib
+
+        run_page(result, sent.records).write(args.html)
     if args.save_detailed:
         result |= detailed(sent.records)
     if args.save_result or args.save_detailed or args.append_result:
@@ -50,6 +54,21 @@ def run(args: argparse.Namespace) -> int:
     for fault in result["faults"]:
         print(f"NOT VALID: {fault}", file=sys.stderr)
     return INTERRUPTED if not sent.is_whole else FAULTY if result["faults"] else 0
+
+
+def measure(args: argparse.Namespace, served: Served, plan: Sequence[Planned]) -> tuple[dict[str, Any], Sent]:
+    """Sends a plan; returns its result, and what it is of."""
+    before = read_counters(served.spec)
+    with Progress(len(plan), is_shown=not args.disable_tqdm) as progress:
+        sent = send(
+            plan,
+            served.spec,
+            num_workers=args.workers,
+            max_concurrency=args.max_concurrency,
+            progress=progress.show,
+        )
+    counted = {"server": change(before, read_counters(served.spec))}
+    return _header(args, served, plan) | describe_host() | _figures(args, sent) | counted, sent
 
 
 def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
@@ -89,11 +108,6 @@ def make_plan(args: argparse.Namespace, served: Served) -> list[Planned]:
 
 def _at_once(plan: Sequence[Planned]) -> list[Planned]:
     return [replace(planned, seconds=0.0, deadline=None) for planned in plan]
-
-
-def _send(args: argparse.Namespace, plan: Sequence[Planned], spec: TargetSpec) -> Sent:
-    with Progress(len(plan), is_shown=not args.disable_tqdm) as progress:
-        return send(plan, spec, num_workers=args.workers, max_concurrency=args.max_concurrency, progress=progress.show)
 
 
 def _header(args: argparse.Namespace, served: Served, plan: Sequence[Planned]) -> dict[str, Any]:
