@@ -117,9 +117,7 @@ class Admission:
         most = SHARE_OF_FREE * (limit - total)
         for tenant, num in asked.items():
             if held[tenant] and held[tenant] + num > most:
-                reason = (
-                    f"{held[tenant]} {what} of this tenant, at most {most} while others have {total - held[tenant]}"
-                )
+                reason = f"{held[tenant]} {what} of this tenant, at most {most} beside those of others"
                 raise QueueFull.of("tenant", reason, self._retry_after(0.0, NOTHING))
 
     def _when_others_have_ended(self, asked: int, most: float) -> float | None:

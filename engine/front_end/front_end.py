@@ -74,7 +74,8 @@ class Opened:
     @property
     def spelled_tokens(self) -> tuple[tuple[int, str], ...]:
         """The tokens of its adapters that can stand in a text that has to match something."""
-        return spelled_tokens(self.adapters.tokenizer.added_tokens)
+        grammar = "" if self.grammar is None else self.grammar.text
+        return spelled_tokens(self.adapters.tokenizer.added_tokens, grammar)
 
     def cost_of_check(self, tokens: TextTokens) -> int:
         """The microseconds that it takes to check them, about."""

@@ -38,6 +38,10 @@ class Vocabulary:
         return list(self.tokens.greedy_tokenize(text))
 
 
-def spelled_tokens(tokens: Sequence[AddedToken]) -> tuple[tuple[int, str], ...]:
-    """The tokens of an adapter that are text, with their texts."""
-    return tuple((token.id, token.content) for token in tokens if not token.special)[:MAX_SPELLED]
+def spelled_tokens(tokens: Sequence[AddedToken], grammar: str) -> tuple[tuple[int, str], ...]:
+    """The tokens of an adapter that can stand in a text of this grammar, with their texts: those that are text, and of
+    the special ones, such as the marks around a call of a tool, those that the grammar spells out."""
+    plain = [token for token in tokens if not token.special]
+    special = [token for token in tokens if token.special][:MAX_SPELLED]  # each is looked for in up to 64 kB
+    named = [token for token in special if token.content in grammar]
+    return tuple((token.id, token.content) for token in (named + plain)[:MAX_SPELLED])

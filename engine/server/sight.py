@@ -6,6 +6,7 @@ they are: not where they lie, who uses them, or whether they are in memory.
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from ..identity.caller import Caller
 from ..outputs import AdapterEvent, AdapterInfo, AdapterSnapshot, AdapterUsage, EngineInfo
@@ -70,7 +71,13 @@ def _as_what_it_is(info: AdapterInfo) -> AdapterInfo:
     )
 
 
+def name_of(model: str) -> str:
+    """The last part of a path; the id of a model of the hub as it is."""
+    path = Path(model)
+    return path.name if path.is_absolute() or path.exists() else model
+
+
 def facts_alone(info: EngineInfo) -> EngineInfo:
-    """An engine without its load and counts, which are 0 or unset."""
-    facts = {name: getattr(info, name) for name in FACTS}
+    """An engine without its load and counts, which are 0 or unset, and without the folder that its model lies in."""
+    facts = {name: getattr(info, name) for name in FACTS} | {"model": name_of(info.model)}
     return EngineInfo(**facts, num_pages=0, page_bytes=0, num_free_pages=0, num_running=0, num_waiting=0)

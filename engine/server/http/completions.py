@@ -18,16 +18,13 @@ from .exchange import Exchange, unless_gone
 from .field_names import client_names
 from .logprobs import CompletionPositions, most_likely, prompt_logprobs
 from .pieces_of_json import items, joined
-from .requests import CompletionBody, check_served, is_given, listed, read
+from .prompts import Given, read_prompts
+from .requests import CompletionBody, check_served, read
 from .responding import Head, check_streamed, generation, respond
 from .sampling import sampling_params
 from .site import Site
 from .sse import event
 from .usage_options import usage_options
-
-MAX_PROMPTS = 4096  # as many as may be unfinished
-MAX_ENTRIES = 1 << 18  # of all lists of a prompt: tokens, or texts
-FIRST_OF_TOKENS = (b"]", b"-", *(str(digit).encode() for digit in range(10)))
 
 
 async def completions(site: Site, exchange: Exchange) -> None:
@@ -37,6 +34,8 @@ async def completions(site: Site, exchange: Exchange) -> None:
     check_streamed(body)
     if body.add_special_tokens is False:
         raise InvalidRequest("add_special_tokens", "is always true for a text; send the tokens of /tokenize instead")
+    if body.echo and body.truncate_prompt_tokens is not None:
+        raise InvalidRequest("echo", "is not served beside truncate_prompt_tokens; send the tokens to be echoed")
     sampling = _sampling(body, engine.get_default_sampling_params(), engine.most_listed())
     prompts = read_prompts(body.prompt)
     salt = {} if body.cache_salt is None else {"cache_salt": body.cache_salt}
@@ -53,35 +52,6 @@ def _sampling(body: CompletionBody, defaults: SamplingParams, most_listed: Mappi
     if body.echo and body.max_tokens == 0:
         own["max_tokens"] = 1  # which is not shown
     return sampling_params(body, defaults, most_listed, **own)
-
-
-Given = str | list[int]
-
-
-def read_prompts(raw: Raw) -> list[Given]:
-    """Returns the prompts of a request: a text, tokens, or a list of these. Raises InvalidRequest."""
-    if not is_given(raw):
-        raise InvalidRequest("prompt", "is missing")
-    data = bytes(raw)
-    if not data.startswith(b"["):
-        return [listed("prompt", raw, str)]
-    if data.count(b",") >= MAX_ENTRIES:
-        raise InvalidRequest("prompt", f"has more than {MAX_ENTRIES} entries")
-    if data[1:].lstrip()[:1] in FIRST_OF_TOKENS:
-        return [listed("prompt", raw, list[int])]
-    prompts: list[Given] = listed("prompt", raw, list[_kind_of_prompts(data)])  # type: ignore[misc]
-    if len(prompts) > MAX_PROMPTS:
-        raise InvalidRequest("prompt", f"is a list of {len(prompts)} prompts; at most {MAX_PROMPTS} are taken")
-    return prompts
-
-
-def _kind_of_prompts(data: bytes) -> Any:
-    """Lists are slow to make, and are counted before. Texts have brackets, too: with many, all prompts are texts."""
-    if data.count(b"[") <= MAX_PROMPTS + 1:
-        return str | list[int]
-    if data[1:].lstrip().startswith(b"["):
-        raise InvalidRequest("prompt", f"is a list of more than {MAX_PROMPTS} lists; at most so many prompts are taken")
-    return str
 
 
 async def _echo(engine: CallersEngine, prompts: Sequence[Given], adapter: Adapter) -> "Echo":

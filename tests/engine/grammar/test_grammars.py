@@ -246,9 +246,20 @@ def test_masks_of_many_rows_are_those_of_each_alone(vocabulary: Vocabulary) -> N
         assert (mask == own).all()
 
 
+def test_a_special_token_of_an_adapter_stands_where_the_grammar_spells_it(vocabulary: Vocabulary) -> None:
+    added = [AddedToken(300, "<call>", special=True), AddedToken(301, "<end>", special=True), AddedToken(302, "a")]
+    spelled = spelled_tokens(added, "<call>[abc]{1,9}")
+    assert spelled == ((300, "<call>"), (302, "a"))
+    way = grammar(vocabulary, regex="<call>[abc]{1,9}").begin(spelled)
+    assert way.spelled_tokens() == [300]
+    assert not way.take(300)
+    assert way.spelled_tokens() == [302]
+    assert spelled_tokens(added, "[a-z]+") == ((302, "a"),)
+
+
 def test_tokens_of_an_adapter_are_spelled_by_those_of_the_model(vocabulary: Vocabulary) -> None:
     added = [AddedToken(300, "yes", special=False), AddedToken(301, "<end>", special=True), AddedToken(302, "ye")]
-    spelled = spelled_tokens(added)
+    spelled = spelled_tokens(added, "yes?!")
     assert spelled == ((300, "yes"), (302, "ye"))
     way = grammar(vocabulary, regex="yes?!").begin(spelled)
     assert way.spelled_tokens() == [300, 302]

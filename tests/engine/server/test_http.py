@@ -14,7 +14,7 @@ from blora.engine.front_end.adapter_choice import read_adapters
 from blora.engine.identity.identities import ApiKeys
 from blora.engine.outputs import Logprob
 from blora.engine.server.access import Access
-from blora.engine.server.http import completions as http_completions
+from blora.engine.server.http import prompts as http_prompts
 from blora.engine.server.http.logprobs import most_likely
 from blora.engine.server.http.requests import listed
 from blora.engine.server.message_sizes import largest_body
@@ -178,6 +178,14 @@ def test_an_echo_alone_counts_no_token_and_ends_by_its_length():
         assert choice["finish_reason"] == "length" and "stop_reason" not in choice
 
 
+def test_an_echo_of_a_prompt_that_is_cut_is_refused():
+    """Its text would be that of the whole prompt, and its logprobs those of the tokens that are left."""
+    body = {"prompt": "abc", "max_tokens": 3, "echo": True, "truncate_prompt_tokens": 2}
+    status, error = refused(post(COMPLETIONS, body))
+    assert (status, error["param"]) == (400, "echo") and "truncate_prompt_tokens" in error["message"]
+    assert post(COMPLETIONS, body | {"echo": False}).status_code == 200
+
+
 @pytest.mark.parametrize(("logprobs", "of_prompt"), [(0, 3), (3, 1)])
 def test_an_echo_with_logprobs_leaves_those_of_the_prompt(logprobs, of_prompt):
     llm = FakeLLM()
@@ -323,15 +331,15 @@ def test_too_many_prompts(monkeypatch, prompts):
         kinds.append(kind)
         return listed(name, raw, kind)
 
-    monkeypatch.setattr(http_completions, "listed", noted)
+    monkeypatch.setattr(http_prompts, "listed", noted)
     with pytest.raises(errors.InvalidRequest, match="at most|is no str"):
-        http_completions.read_prompts(Raw(json.dumps(prompts).encode()))
+        http_prompts.read_prompts(Raw(json.dumps(prompts).encode()))
     assert prompts[-1] == "a" or list[str | list[int]] not in kinds  # no list was made
 
 
 def test_texts_may_have_many_brackets():
     prompts = ["[" * MANY, "a"]
-    assert http_completions.read_prompts(Raw(json.dumps(prompts).encode())) == prompts
+    assert http_prompts.read_prompts(Raw(json.dumps(prompts).encode())) == prompts
 
 
 def test_the_place_of_a_wrong_value_is_named():
