@@ -550,3 +550,17 @@ def test_a_request_without_adapters_does_not_keep_those_behind_it_from_being_cop
     scheduler.add(make_request(1, [1] * 60, 2))
     scheduler.add(make_request(2, [1], 2, adapters=(("next", 1.0),)))
     assert [copy.digest for copy in run_step(scheduler, runner)[0].copies] == ["next"]
+
+
+def test_an_adapter_of_a_request_that_has_no_room_yet_is_given_back() -> None:
+    """Pages of the adapter are free, and those of the blocks beside them are not."""
+    scheduler, residency, pool = make_scheduler(num_pages=6, is_blind=True)
+    residency.register("wide", 3)
+    runner = CheckingRunner(4)
+    scheduler.add(make_request(0, [1] * 9, 3))
+    run_step(scheduler, runner)
+    scheduler.add(make_request(1, [2] * 5, 2, adapters=(("wide", 1.0),)))
+    assert scheduled(run_step(scheduler, runner)[0]) == {0: 1}
+    assert residency.num_held_pages == 0
+    assert set(run_all(scheduler, runner)) == {0, 1}
+    assert pool.num_free == 6
