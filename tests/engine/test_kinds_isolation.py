@@ -50,7 +50,7 @@ def test_rows_of_all_kinds_in_random_batches_equal_their_solo_runs(
         make_llm(memory=scarce(solo.llm), **options),
     ]
     num_compared, rng = 0, random.Random(0)
-    while num_compared < cases(200, 1000) or (num_evicted(llms) <= 20 and num_compared < 2000):
+    while num_compared < cases(120, 1000) or (num_evicted(llms) <= 20 and num_compared < 2000):
         rows = [random_use(rng, [*kinds]) for _ in range(rng.randint(8, 40))]
         for index, output in run_batch(rng.choice(llms), rows, rng).items():
             expected = solo.run(rows[index])

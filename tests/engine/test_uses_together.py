@@ -100,7 +100,7 @@ def test_every_row_of_a_random_batch_is_its_solo_run(
     expected: dict[str, RequestOutput] = {}
     is_bitwise = backend == "cpu"
     num_compared, troubles, seed, least = 0, Troubles(), 0, cases(5, 21)
-    while num_compared < cases(150, 500) or (not troubles.are_many(least) and seed < 100):  # samples
+    while num_compared < cases(90, 500) or (not troubles.are_many(least) and seed < 100):  # samples
         rng = random.Random(seed)
         memory, loaded = MEMORY[seed % 3]
         llm = make_llm(
@@ -184,7 +184,7 @@ def versions(tiny_model: Path, tmp_path: Path, make_llm: Callable[..., LLM]) -> 
 def test_no_token_of_a_replaced_adapter_comes_from_a_warm_prefix(
     make_llm: Callable[..., LLM], versions: list[str], cases: Callable[[int, int], int]
 ) -> None:
-    num_replacements = cases(80, 500)
+    num_replacements = cases(50, 500)
     sampling = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=2)
     prompts = ["a warm prefix of many blocks, " + INVOCATION + tail for tail in (" one", " two", "")]
     fresh = make_llm(enable_prefix_caching=False)

@@ -170,7 +170,7 @@ class Traffic:
 def test_many_operations_under_traffic_give_every_reference_back(
     make_llm: Callable[..., LLM], tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:
-    num_operations = cases(500, 2000)
+    num_operations = cases(320, 2000)
     llm = make_llm(memory="400KB")
     traffic = Traffic(llm, tiny_adapters, seed=0)
     num_refused = 0
@@ -210,7 +210,7 @@ def digest_of(llm: AsyncLLM, label: str) -> str:
 def test_operations_under_traffic_neither_mix_versions_nor_lock_up(
     tiny_model: Path, tiny_adapters: dict[str, Path], cases: Callable[[int, int], int]
 ) -> None:
-    most_operations = cases(400, 2000)
+    most_operations = cases(260, 2000)
     rng = random.Random(1)
 
     async def body(llm: AsyncLLM) -> None:
