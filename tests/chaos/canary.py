@@ -35,9 +35,11 @@ class Canary:
         return [f"{record.status}: {record.details}" for record in self.records if record.status != "OK"]
 
 
-def streams(num_streams: int, num_tokens: int, prompt: Sequence[int] = (1, 2, 3), start: float = 0.0) -> list[Planned]:
+def streams(
+    num_streams: int, num_tokens: int, prompt: Sequence[int] = (1, 2, 3), start: float = 0.0, tenant: str = ""
+) -> list[Planned]:
     """Greedy requests of one prompt that begin together."""
-    request = Planned(seconds=start, prompt=list(prompt), max_tokens=num_tokens, sampling=dict(GREEDY))
+    request = Planned(seconds=start, prompt=list(prompt), max_tokens=num_tokens, tenant=tenant, sampling=dict(GREEDY))
     return [request] * num_streams
 
 
