@@ -7,6 +7,7 @@ from pathlib import Path
 from blora.engine.config import BACKENDS
 
 from . import serve, sweep_rate
+from .flag_types import count, whole_number
 from .workload import POPULARITIES
 
 EXTRAS = ("aiohttp", "hdrh", "matplotlib")  # packages of the extra `bench`
@@ -53,9 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
-    parser.add_argument("--rows", type=_count, default=16, metavar="N", help="requests at once (default: %(default)s)")
+    parser.add_argument("--rows", type=count, default=16, metavar="N", help="requests at once (default: %(default)s)")
     parser.add_argument(
-        "--adapters", type=_number, default=0, metavar="N", help="adapters to use (default: 0, the base model only)"
+        "--adapters",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="adapters to use (default: 0, the base model only)",
     )
     _add_adapters(parser)
     parser.add_argument(
@@ -93,7 +98,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--adapter-rows",
-        type=_count,
+        type=count,
         default=64,
         metavar="N",
         help="rows of the sweep over adapters (default: %(default)s)",
@@ -111,9 +116,9 @@ def _add_many(parser: argparse.ArgumentParser) -> None:
         help="numbers of adapters (default: 1,8,64,512,2000)",
     )
     parser.add_argument(
-        "--requests", type=_count, default=128, metavar="N", help="requests of a pass (default: %(default)s)"
+        "--requests", type=count, default=128, metavar="N", help="requests of a pass (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="passes (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, metavar="N", help="passes (default: %(default)s)")
     _add_lengths(parser, output_len=32)
 
 
@@ -121,7 +126,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder")
     _add_rank(parser)
     parser.add_argument(
-        "--loads", type=_count, default=200, metavar="N", help="adapters to load under traffic (default: %(default)s)"
+        "--loads", type=count, default=200, metavar="N", help="adapters to load under traffic (default: %(default)s)"
     )
     parser.add_argument(
         "--memory", default="600M", metavar="SIZE", help="arena for KV and adapters (default: %(default)s)"
@@ -132,7 +137,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fairness(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapters", type=_count, default=200, metavar="N", help="adapters (default: %(default)s)")
+    parser.add_argument("--adapters", type=count, default=200, metavar="N", help="adapters (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=6.0, metavar="N", help="requests/s (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=300.0, help="seconds of arrivals (default: %(default)s)")
     _add_seed(parser)
@@ -179,9 +184,7 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     _add_row_numbers(parser)
-    parser.add_argument(
-        "--adapters", type=_count, default=8, metavar="N", help="adapters to use (default: %(default)s)"
-    )
+    parser.add_argument("--adapters", type=count, default=8, metavar="N", help="adapters to use (default: %(default)s)")
     _add_adapters(parser)
     _add_lengths(parser)
     _add_json(parser)
@@ -190,28 +193,28 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 def _add_idle(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     _add_row_numbers(parser)
-    parser.add_argument("--adapters", type=_count, default=64, metavar="N", help="idle adapters (default: %(default)s)")
+    parser.add_argument("--adapters", type=count, default=64, metavar="N", help="idle adapters (default: %(default)s)")
     _add_adapters(parser)
     _add_lengths(parser)
-    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)
 
 
 def _add_busy_core(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
-    parser.add_argument("--rows", type=_count, default=1, metavar="N", help="requests at once (default: %(default)s)")
+    parser.add_argument("--rows", type=count, default=1, metavar="N", help="requests at once (default: %(default)s)")
     _add_lengths(parser)
-    parser.add_argument("--rounds", type=_count, default=7, metavar="N", help="measured passes (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=7, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)
 
 
 def _add_grammar(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
     parser.add_argument(
-        "--rows", type=_count, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once (default: 1 16 64)"
+        "--rows", type=count, nargs="+", default=[1, 16, 64], metavar="N", help="requests at once (default: 1 16 64)"
     )
     _add_lengths(parser)
-    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measured passes (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, metavar="N", help="measured passes (default: %(default)s)")
     _add_json(parser)
 
 
@@ -219,13 +222,13 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
     parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="size of the arena (default: %(default)s)")
     parser.add_argument(
-        "--requests", type=_count, default=10_000, metavar="N", help="requests to send (default: %(default)s)"
+        "--requests", type=count, default=10_000, metavar="N", help="requests to send (default: %(default)s)"
     )
     parser.add_argument(
-        "--adapters", type=_count, default=4, metavar="N", help="adapters to load (default: %(default)s)"
+        "--adapters", type=count, default=4, metavar="N", help="adapters to load (default: %(default)s)"
     )
     parser.add_argument(
-        "--starts", type=_count, default=3, metavar="N", help="starts of the server (default: %(default)s)"
+        "--starts", type=count, default=3, metavar="N", help="starts of the server (default: %(default)s)"
     )
     _add_adapter_folder(parser)
     _add_json(parser)
@@ -234,7 +237,7 @@ def _add_footprint(parser: argparse.ArgumentParser) -> None:
 def _add_doors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder or hub id")
     parser.add_argument("--memory", default="512MiB", metavar="SIZE", help="size of the arena (default: %(default)s)")
-    parser.add_argument("--rows", type=_count, default=64, metavar="N", help="streams at once (default: %(default)s)")
+    parser.add_argument("--rows", type=count, default=64, metavar="N", help="streams at once (default: %(default)s)")
     _add_threads(parser)
     _add_lengths(parser, output_len=128)
     _add_rounds(parser, 5)
@@ -275,10 +278,10 @@ def _add_roofline(parser: argparse.ArgumentParser) -> None:
         help="numbers of adapters in the batch (default: 1,2,4,...,64)",
     )
     parser.add_argument(
-        "--rows", type=_count, default=64, metavar="N", help="rows of a decode step (default: %(default)s)"
+        "--rows", type=count, default=64, metavar="N", help="rows of a decode step (default: %(default)s)"
     )
     parser.add_argument(
-        "--context", type=_count, default=512, metavar="TOKENS", help="length of each row (default: %(default)s)"
+        "--context", type=count, default=512, metavar="TOKENS", help="length of each row (default: %(default)s)"
     )
     _add_rank(parser)
     _add_json(parser)
@@ -354,12 +357,12 @@ def _add_row_numbers(parser: argparse.ArgumentParser) -> None:
 
 def _add_rank(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--rank", type=_count, default=16, metavar="R", help="rank of the adapters (default: %(default)s)"
+        "--rank", type=count, default=16, metavar="R", help="rank of the adapters (default: %(default)s)"
     )
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_count, metavar="N", help="compute threads (default: torch's choice)")
+    parser.add_argument("--threads", type=count, metavar="N", help="compute threads (default: torch's choice)")
 
 
 def _add_adapter_folder(parser: argparse.ArgumentParser) -> None:
@@ -374,11 +377,11 @@ def _add_adapter_folder(parser: argparse.ArgumentParser) -> None:
 
 def _add_lengths(parser: argparse.ArgumentParser, output_len: int = 64) -> None:
     parser.add_argument(
-        "--prompt-len", type=_count, default=64, metavar="TOKENS", help="tokens of a prompt (default: %(default)s)"
+        "--prompt-len", type=count, default=64, metavar="TOKENS", help="tokens of a prompt (default: %(default)s)"
     )
     parser.add_argument(
         "--output-len",
-        type=_count,
+        type=count,
         default=output_len,
         metavar="TOKENS",
         help="tokens of an output (default: %(default)s)",
@@ -392,10 +395,10 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 def _add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument(
-        "--rounds", type=_count, default=rounds, metavar="N", help="measured passes (default: %(default)s)"
+        "--rounds", type=count, default=rounds, metavar="N", help="measured passes (default: %(default)s)"
     )
     parser.add_argument(
-        "--warmups", type=_number, default=1, metavar="N", help="unmeasured passes before (default: %(default)s)"
+        "--warmups", type=whole_number, default=1, metavar="N", help="unmeasured passes before (default: %(default)s)"
     )
 
 
@@ -409,20 +412,8 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here as JSON")
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if _number(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(map(_count, text.split(",")))
+    return tuple(map(count, text.split(",")))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..flag_types import count, whole_number
 from ..load.arrivals import RAMPS
 from ..load.popularity import KINDS
 from ..load.result import GOAL_METRICS, METRICS
@@ -19,6 +20,7 @@ DATASETS = ("random", "prefix_repetition", "sharegpt", "custom", "timed_trace", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_server(parser)
     _add_requests(parser)
+    _add_datasets(parser)
     _add_arrivals(parser)
     _add_adapters(parser)
     _add_clients(parser)
@@ -39,7 +41,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "--model", help="the base model: its name at a server of HTTP, its folder in process (default: as it is served)"
     )
     group.add_argument(
-        "--connections", type=_count, default=1, metavar="N", help="connections over gRPC, by worker (default: 1)"
+        "--connections", type=count, default=1, metavar="N", help="connections over gRPC, by worker (default: 1)"
     )
     group.add_argument(
         "--ready-check-timeout-sec",
@@ -59,12 +61,26 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset-path", type=Path, metavar="FILE", help="of sharegpt, custom and timed_trace, which are files"
     )
-    group.add_argument("--num-prompts", type=_count, default=1000, metavar="N", help="requests (default: %(default)s)")
+    group.add_argument("--num-prompts", type=count, default=1000, metavar="N", help="requests (default: %(default)s)")
     group.add_argument(
-        "--random-input-len", "--input-len", type=_count, default=1024, metavar="TOKENS", help="(default: %(default)s)"
+        "--vocab-size", type=count, metavar="N", help="random token ids are below N (default: as the server says)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, help="of all requests (default: 0, greedy)")
+    group.add_argument(
+        "--ignore-eos", action="store_true", help="answers go on to their planned length (random prompts: always)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    group.add_argument("--record", type=Path, metavar="FILE", help="write the plan here, a request a line")
+    group.add_argument("--replay", type=Path, metavar="FILE", help="send the plan of this file in place of a new one")
+
+
+def _add_datasets(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("datasets")
+    group.add_argument(
+        "--random-input-len", "--input-len", type=count, default=1024, metavar="TOKENS", help="(default: %(default)s)"
     )
     group.add_argument(
-        "--random-output-len", "--output-len", type=_count, default=128, metavar="TOKENS", help="(default: %(default)s)"
+        "--random-output-len", "--output-len", type=count, default=128, metavar="TOKENS", help="(default: %(default)s)"
     )
     group.add_argument(
         "--random-range-ratio",
@@ -74,7 +90,11 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         help="lengths are even from (1 - R) to (1 + R) times theirs (default: 0)",
     )
     group.add_argument(
-        "--random-prefix-len", type=_number, default=0, metavar="TOKENS", help="that all prompts share (default: 0)"
+        "--random-prefix-len",
+        type=whole_number,
+        default=0,
+        metavar="TOKENS",
+        help="that all prompts share (default: 0)",
     )
     for name, tokens, what in (
         ("prefix", 256, "that the prompts of a group share"),
@@ -83,19 +103,19 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     ):
         group.add_argument(
             f"--prefix-repetition-{name}-len",
-            type=_count,
+            type=count,
             default=tokens,
             metavar="TOKENS",
             help=f"{what} (default: %(default)s)",
         )
     group.add_argument(
-        "--prefix-repetition-num-prefixes", type=_count, default=10, metavar="N", help="groups (default: %(default)s)"
+        "--prefix-repetition-num-prefixes", type=count, default=10, metavar="N", help="groups (default: %(default)s)"
     )
     group.add_argument(
-        "--custom-output-len", type=_count, default=256, metavar="TOKENS", help="where a line says none (default: 256)"
+        "--custom-output-len", type=count, default=256, metavar="TOKENS", help="where a line says none (default: 256)"
     )
     group.add_argument(
-        "--sharegpt-output-len", type=_count, metavar="TOKENS", help="(default: that of the answer in the file)"
+        "--sharegpt-output-len", type=count, metavar="TOKENS", help="(default: that of the answer in the file)"
     )
     for name, value, what in (
         ("alpha", 1.0, "power of its popularity; 1 is uniform, less favours the first adapters"),
@@ -109,23 +129,13 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
     for name in ("input", "output"):
         group.add_argument(
             f"--slora-{name}-range",
-            type=_count,
+            type=count,
             nargs=2,
             default=(8, 512),
             metavar=("LOW", "HIGH"),
             help=f"tokens of an {name} (default: 8 512)",
         )
     group.add_argument("--trace-speed", type=float, default=1.0, metavar="X", help="of timed_trace (default: 1)")
-    group.add_argument(
-        "--vocab-size", type=_count, metavar="N", help="random token ids are below N (default: as the server says)"
-    )
-    group.add_argument("--temperature", type=float, default=0.0, help="of all requests (default: 0, greedy)")
-    group.add_argument(
-        "--ignore-eos", action="store_true", help="answers go on to their planned length (random prompts: always)"
-    )
-    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    group.add_argument("--record", type=Path, metavar="FILE", help="write the plan here, a request a line")
-    group.add_argument("--replay", type=Path, metavar="FILE", help="send the plan of this file in place of a new one")
 
 
 def _add_arrivals(parser: argparse.ArgumentParser) -> None:
@@ -143,10 +153,14 @@ def _add_arrivals(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ramp-up-start-rps", type=float, metavar="N", help="requests/s at the start of a ramp")
     group.add_argument("--ramp-up-end-rps", type=float, metavar="N", help="requests/s at its end")
     group.add_argument(
-        "--max-concurrency", type=_count, metavar="N", help="requests at once; others wait in the generator"
+        "--max-concurrency", type=count, metavar="N", help="requests at once; others wait in the generator"
     )
     group.add_argument(
-        "--num-warmups", type=_number, default=0, metavar="N", help="requests before, which do not count (default: 0)"
+        "--num-warmups",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="requests before, which do not count (default: 0)",
     )
 
 
@@ -204,7 +218,7 @@ def _add_clients(parser: argparse.ArgumentParser) -> None:
 def _add_generator(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("generator")
     group.add_argument(
-        "--workers", type=_count, default=1, metavar="N", help="processes that send the load (default: 1)"
+        "--workers", type=count, default=1, metavar="N", help="processes that send the load (default: 1)"
     )
     group.add_argument("--disable-tqdm", action="store_true", help="show no progress")
 
@@ -246,18 +260,6 @@ def _add_result(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--label", help="name of the run in its result")
     group.add_argument("--metadata", nargs="+", type=_pair, default=(), metavar="KEY=VALUE", help="of the result")
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if _number(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -21,16 +21,14 @@ STEPS = 40
 @pytest.mark.parametrize("first", range(0, 100, 10))
 def test_a_seed(first: int) -> None:
     for seed in range(first, first + 10):
-        if simulate(seed, operations(seed, STEPS)).violations:
-            pytest.fail(explain(seed, STEPS))
+        assert not simulate(seed, operations(seed, STEPS)).violations, explain(seed, STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [257, 424, 1012])
 def test_a_seed_that_failed_once(seed: int) -> None:
     """257 and 424: old weights for a request by path. 1012: a read that hung, and outlived its callers."""
-    if simulate(seed, operations(seed, 300)).violations:
-        pytest.fail(explain(seed, 300))
+    assert not simulate(seed, operations(seed, 300)).violations, explain(seed, 300)
 
 
 def test_a_seed_has_one_trace() -> None:
